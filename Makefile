@@ -1,0 +1,28 @@
+# `make demo` and `make test` work on a fresh clone: both make the environment first.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo test env lint clean
+
+demo: env
+	$(BIN)/python -m pretrain.run --resume
+
+test: env lint
+	$(BIN)/python -m pytest -n 2
+
+lint: env
+	$(BIN)/ruff check .
+
+env: $(VENV)/installed
+
+# torch first and alone: what comes after builds and resolves against it.
+$(VENV)/installed: requirements.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements.txt)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

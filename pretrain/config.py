@@ -1,0 +1,128 @@
+"""The sizes of the two-stream model, under the names of the published JSON files."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+
+from shards.errors import UserError
+from shards.files import read_json
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Published names: plain ones are the text stream's, v_ the image stream's, bi_ the co-attention's.
+
+    The defaults are the published configuration (bert_base_6layer_6conect.json). task_tokens is ours: how many
+    task tokens the text embedding has, 0 for a model without.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    v_feature_size: int = 2048
+    v_target_size: int = 1601
+    v_hidden_size: int = 1024
+    v_num_hidden_layers: int = 6
+    v_num_attention_heads: int = 8
+    v_intermediate_size: int = 1024
+    v_hidden_dropout_prob: float = 0.1
+    v_attention_probs_dropout_prob: float = 0.1
+    v_initializer_range: float = 0.02
+    bi_hidden_size: int = 1024
+    bi_num_attention_heads: int = 8
+    v_biattention_id: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    t_biattention_id: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
+    fusion_method: str = "mul"
+    task_tokens: int = 0
+
+    def __post_init__(self):
+        for size, heads in (
+            ("hidden_size", "num_attention_heads"),
+            ("v_hidden_size", "v_num_attention_heads"),
+            ("bi_hidden_size", "bi_num_attention_heads"),
+        ):
+            if getattr(self, size) % getattr(self, heads):
+                raise UserError(
+                    f"model config: {size} {getattr(self, size)} is not a multiple of {heads} {getattr(self, heads)}"
+                )
+        if len(self.v_biattention_id) != len(self.t_biattention_id):
+            raise UserError("model config: v_biattention_id and t_biattention_id should have the same length")
+        for ids, layers in (
+            ("v_biattention_id", self.v_num_hidden_layers),
+            ("t_biattention_id", self.num_hidden_layers),
+        ):
+            places = getattr(self, ids)
+            if list(places) != sorted(places) or any(not 0 <= place <= layers for place in places):
+                raise UserError(f"model config: {ids} {list(places)} should ascend between 0 and {layers}")
+        if self.fusion_method not in ("mul", "sum"):
+            raise UserError(f"model config: fusion_method {self.fusion_method} should be mul or sum")
+
+    def to_dict(self) -> dict:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def replace(self, **changes) -> "ModelConfig":
+        return dataclasses.replace(self, **changes)
+
+
+# Small enough for a laptop's processor, with every part of the published model in it.
+TINY = ModelConfig(
+    vocab_size=1000,
+    hidden_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=512,
+    max_position_embeddings=128,
+    v_hidden_size=128,
+    v_num_hidden_layers=2,
+    v_num_attention_heads=4,
+    v_intermediate_size=256,
+    bi_hidden_size=128,
+    bi_num_attention_heads=4,
+    v_biattention_id=(0, 1),
+    t_biattention_id=(1, 2),
+)
+
+CONFIGS = {"base": ModelConfig(), "tiny": TINY}
+
+# Keys of published files that this model has no use for: read by nothing there either, or fixed here.
+_IGNORED = {"pooling_method", "bi_attention_type", "bi_intermediate_size", "fast_mode", "with_coattention"}
+_FIXED = {"hidden_act": "gelu", "v_hidden_act": "gelu"}
+
+
+def read_model_config(name: str) -> ModelConfig:
+    """A configuration by name (base, tiny) or from a JSON file with published or our own keys."""
+    if name in CONFIGS:
+        return CONFIGS[name]
+    if not os.path.exists(name):
+        raise UserError(f"--config {name}: should be {', '.join(CONFIGS)} or a JSON file that exists")
+    return model_config_from(read_json(name), name)
+
+
+def model_config_from(values: dict, where: str) -> ModelConfig:
+    """A configuration from the keys of a JSON file; keys that change the model and are not known are refused."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: should be a JSON object of model sizes")
+    known = {field.name: field for field in dataclasses.fields(ModelConfig)}
+    chosen = {}
+    for key, value in values.items():
+        if key in known:
+            kind = type(known[key].default)
+            value = tuple(value) if kind is tuple and isinstance(value, list) else value
+            value = float(value) if kind is float and type(value) is int else value
+            if type(value) is not kind:
+                raise UserError(f"{where}: {key} is {value!r}; should be a {kind.__name__}")
+            chosen[key] = value
+        elif key in _FIXED:
+            if value != _FIXED[key]:
+                raise UserError(f"{where}: {key} {value!r} is not supported; only {_FIXED[key]} is")
+        elif key not in _IGNORED and not key.startswith(("visual_target", "model", "in_batch", "dynamic", "fixed_", "task_spec")):
+            raise UserError(f"{where}: {key} is not a key of the model's configuration")
+    return ModelConfig(**chosen)

@@ -1,0 +1,72 @@
+"""What a run says while it goes: metrics.jsonl, TensorBoard events, and lines on the screen."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+def duration(seconds: float) -> str:
+    """75 -> 1:15, 4000 -> 1:06:40."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class RunLog:
+    """Writes a run's metrics. On a resume, lines after the checkpoint's step are cut off."""
+
+    def __init__(self, run, first_step: int):
+        self.path = Path(run) / "metrics.jsonl"
+        self._cut(first_step)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
+        self.events = SummaryWriter(str(run), purge_step=first_step or None, max_queue=1000, flush_secs=10)
+
+    def _cut(self, first_step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= first_step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                break  # a line cut short by a crash
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def write(self, step: int, kind: str, values: dict) -> None:
+        """One line of metrics.jsonl, and a TensorBoard scalar `kind/name` for every number."""
+        line = {"step": step, "kind": kind} | {name: _short(value) for name, value in values.items()}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self.events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.events.close()
+
+
+def _short(value):
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+class Clock:
+    """Samples per second, and the share of the time that was spent waiting for data, since the last reading."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.began, self.waited, self.samples = time.perf_counter(), 0.0, 0
+
+    def reading(self) -> dict:
+        elapsed = max(time.perf_counter() - self.began, 1e-9)
+        values = {"samples_per_second": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
+        self.restart()
+        return values

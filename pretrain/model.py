@@ -1,0 +1,139 @@
+"""The two-stream model (ViLBERT, as 12-in-1 configures it): a text stream, an image stream, co-attention between.
+
+The model knows nothing of tasks, devices or ranks: heads take what `TwoStream.forward` returns.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import ModelConfig
+from pretrain.layers import Connection, ImageEmbedding, Layer, Pooler, TextEmbedding
+
+
+@dataclass
+class AttentionMaps:
+    """Attention probabilities by layer; each tensor is (B, heads, looking positions, looked-at positions)."""
+
+    text: list[Tensor] = field(default_factory=list)
+    image: list[Tensor] = field(default_factory=list)
+    text_over_image: list[Tensor] = field(default_factory=list)
+    image_over_text: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Encoded:
+    """text (B, L, h_t) and image (B, R, h_v): the last states; pooled_text and pooled_image (B, bi_hidden)."""
+
+    text: Tensor
+    image: Tensor
+    pooled_text: Tensor
+    pooled_image: Tensor
+
+
+def steps(config: ModelConfig) -> list[tuple[str, int]]:
+    """The order of the blocks, as ("text" | "image" | "connection", number).
+
+    Connection i comes after the text layers below t_biattention_id[i] and the image layers below
+    v_biattention_id[i]; what is left of either stream comes after the last connection.
+    """
+    order, text, image = [], 0, 0
+    pairs = list(zip(config.t_biattention_id, config.v_biattention_id, strict=True))
+    for number, (text_end, image_end) in enumerate(pairs):
+        order += [("text", layer) for layer in range(text, text_end)]
+        order += [("image", layer) for layer in range(image, image_end)]
+        order.append(("connection", number))
+        text, image = text_end, image_end
+    order += [("text", layer) for layer in range(text, config.num_hidden_layers)]
+    order += [("image", layer) for layer in range(image, config.v_num_hidden_layers)]
+    return order
+
+
+class TwoStream(nn.Module):
+    """Encodes a text and the regions of an image together; see `forward`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.steps = steps(config)
+        self.text_embedding = TextEmbedding(config)
+        self.image_embedding = ImageEmbedding(config)
+        self.text_layers = nn.ModuleList(
+            Layer(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_dropout_prob,
+                config.attention_probs_dropout_prob,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
+        self.image_layers = nn.ModuleList(
+            Layer(
+                config.v_hidden_size,
+                config.v_num_attention_heads,
+                config.v_intermediate_size,
+                config.v_hidden_dropout_prob,
+                config.v_attention_probs_dropout_prob,
+            )
+            for _ in range(config.v_num_hidden_layers)
+        )
+        self.connections = nn.ModuleList(Connection(config) for _ in config.v_biattention_id)
+        self.text_pooler = Pooler(config.hidden_size, config.bi_hidden_size)
+        self.image_pooler = Pooler(config.v_hidden_size, config.bi_hidden_size)
+        self.fusion_dropout = nn.Dropout(0.1)
+        initialise(self, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        features: Tensor,
+        locations: Tensor,
+        image_mask: Tensor,
+        segment_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        maps: AttentionMaps | None = None,
+    ) -> Encoded:
+        """input_ids int64 (B, L), text_mask bool (B, L): true on words; features (B, R, D), locations (B, R, 5),
+        image_mask bool (B, R), row 0 being the whole image; segment_ids int64 (B, L); task_ids int64 (B,).
+
+        With task_ids the text is one position longer. `maps` collects exact attention maps, at the cost of
+        fused attention.
+        """
+        text = self.text_embedding(input_ids, segment_ids, task_ids)
+        image = self.image_embedding(features, locations)
+        if task_ids is not None:
+            text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
+        keep = maps or AttentionMaps(None, None, None, None)
+        for kind, number in self.steps:
+            if kind == "text":
+                text = self.text_layers[number](text, text_mask, keep.text)
+            elif kind == "image":
+                image = self.image_layers[number](image, image_mask, keep.image)
+            else:
+                text, image = self.connections[number](
+                    text, text_mask, image, image_mask, keep.text_over_image, keep.image_over_text
+                )
+        return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
+
+    def fuse(self, encoded: Encoded) -> Tensor:
+        """The two pooled vectors as one, (B, bi_hidden), with dropout."""
+        if self.config.fusion_method == "sum":
+            return self.fusion_dropout(encoded.pooled_text + encoded.pooled_image)
+        return self.fusion_dropout(encoded.pooled_text * encoded.pooled_image)
+
+
+def initialise(module: nn.Module, deviation: float) -> None:
+    """Weights from normal(0, deviation), biases 0, LayerNorm 1 and 0; the padding word's embedding stays 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=deviation)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            nn.init.zeros_(part.weight[part.padding_idx])
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

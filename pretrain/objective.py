@@ -1,0 +1,165 @@
+"""The pretraining losses: masked words and masked regions on aligned pairs alone, and alignment (paper, 8.2)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain import masking
+from pretrain.batches import Batch
+from pretrain.heads import PretrainingModel
+
+REGION_TARGETS = ("classes", "features", "none")
+
+
+@dataclass
+class Inputs:
+    """A masked batch on the device: the encoder's arguments, and where and what to predict.
+
+    word_positions, region_positions: int64 (n,), flat indexes into (B, L) and (B, N); word_labels int64 (n,).
+    """
+
+    input_ids: Tensor
+    text_mask: Tensor
+    features: Tensor
+    locations: Tensor
+    image_mask: Tensor
+    word_positions: Tensor
+    word_labels: Tensor
+    region_positions: Tensor
+    hidden: masking.HiddenRegions
+
+
+@dataclass
+class Losses:
+    """Sums over the batch, float32 scalars on the device, and the counts they are divided by, whole numbers.
+
+    The trainer divides by the counts of the whole global batch, so that ranks and accumulation steps with
+    unequal counts still give one true mean.
+    """
+
+    words: Tensor
+    regions: Tensor
+    alignment: Tensor
+    word_count: int
+    region_count: int
+    pair_count: int
+    words_right: Tensor
+    alignment_right: Tensor
+
+    def total(self, word_count: int, region_count: int, pair_count: int) -> Tensor:
+        """The training loss, as a part of the means over these counts; a count of zero adds nothing."""
+        return (
+            self.words / max(word_count, 1)
+            + self.regions / max(region_count, 1)
+            + self.alignment / max(pair_count, 1)
+        )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is hidden and what is predicted.
+
+    mask_id, ordinary_ids: of the tokenizer; region_target: REGION_TARGETS; overlap: the IoU from which regions
+    are hidden with a chosen one, None for the chosen alone; aligned_only: masked losses on aligned pairs alone;
+    predict_overlapped: predict the regions hidden by overlap as well as the chosen ones.
+    """
+
+    mask_id: int
+    ordinary_ids: Tensor
+    region_target: str = "classes"
+    overlap: float | None = masking.OVERLAP
+    aligned_only: bool = True
+    predict_overlapped: bool = False
+
+    def mask(self, batch: Batch) -> Inputs:
+        """Hides words and regions of a batch that is already on its device."""
+        counted = ~batch.misaligned if self.aligned_only else torch.ones_like(batch.misaligned)
+        chosen = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1])
+        input_ids = masking.mask_words(
+            batch.input_ids, chosen, batch.keys, self.mask_id, self.ordinary_ids.to(batch.input_ids.device)
+        )
+        word_positions = positions(chosen & counted[:, None], batch.word_count)
+        hidden = masking.hide_regions(batch.keys, batch.boxes, batch.valid, self.overlap)
+        predicted = hidden.chosen | hidden.hidden if self.predict_overlapped else hidden.chosen
+        if self.region_target == "none":
+            region_positions = word_positions[:0]
+        else:
+            region_positions = positions(predicted & counted[:, None], batch.region_count)
+        features, locations = masking.image_rows(batch.features.float(), batch.boxes, batch.valid & ~hidden.hidden)
+        position = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
+        return Inputs(
+            input_ids=input_ids,
+            text_mask=position < batch.lengths[:, None],
+            features=features,
+            locations=locations,
+            image_mask=F.pad(batch.valid, (1, 0), value=True),
+            word_positions=word_positions,
+            word_labels=batch.input_ids.flatten()[word_positions],
+            region_positions=region_positions,
+            hidden=hidden,
+        )
+
+    def count(self, batch: Batch) -> tuple[int, int]:
+        """How many words and regions will be predicted; a collating process works this out ahead, on the CPU.
+
+        Known counts keep the step on a GPU free of waiting: the shapes of what is predicted depend on them.
+        """
+        counted = ~batch.misaligned if self.aligned_only else torch.ones_like(batch.misaligned)
+        words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1]) & counted[:, None]
+        if self.region_target == "none":
+            return int(words.sum()), 0
+        if self.predict_overlapped:
+            hidden = masking.hide_regions(batch.keys, batch.boxes, batch.valid, self.overlap)
+            regions = hidden.chosen | hidden.hidden
+        else:
+            regions = masking.choose_regions(batch.keys, batch.valid)
+        return int(words.sum()), int((regions & counted[:, None]).sum())
+
+    def losses(self, model: PretrainingModel, batch: Batch, inputs: Inputs) -> Losses:
+        """One pass of the model over a masked batch."""
+        encoder = model.encoder
+        encoded = encoder(
+            inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask
+        )
+        word_scores = model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]).float()
+        alignment = model.alignment(encoder.fuse(encoded)).float()
+        labels = batch.misaligned.long()
+        return Losses(
+            words=F.cross_entropy(word_scores, inputs.word_labels, reduction="sum"),
+            regions=self._region_loss(model, batch, inputs, encoded.image[:, 1:].flatten(0, 1)),
+            alignment=F.cross_entropy(alignment, labels, reduction="sum"),
+            word_count=batch.word_count,
+            region_count=batch.region_count,
+            pair_count=len(labels),
+            words_right=(word_scores.detach().argmax(-1) == inputs.word_labels).sum(),
+            alignment_right=(alignment.detach().argmax(-1) == labels).sum(),
+        )
+
+    def _region_loss(self, model: PretrainingModel, batch: Batch, inputs: Inputs, states: Tensor) -> Tensor:
+        if self.region_target == "none":
+            return states.new_zeros((), dtype=torch.float32)
+        chosen = inputs.region_positions
+        scores = model.regions(states[chosen]).float()
+        if self.region_target == "features":
+            target = batch.features.flatten(0, 1)[chosen].float()
+            return F.mse_loss(scores, target, reduction="none").mean(-1).sum()
+        target = class_distribution(
+            batch.class_ids.flatten(0, 1)[chosen], batch.class_probs.flatten(0, 1)[chosen], scores.shape[-1]
+        )
+        return F.kl_div(scores.log_softmax(-1), target, reduction="sum")
+
+
+def positions(mask: Tensor, count: int) -> Tensor:
+    """Flat indexes int64 (count,) of the true places of a bool tensor, without asking the device how many."""
+    return mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:count]
+
+
+def class_distribution(class_ids: Tensor, class_probs: Tensor, num_classes: int) -> Tensor:
+    """Distributions (n, num_classes) from the likeliest classes (n, k); what these leave is spread evenly."""
+    probs = class_probs.float()
+    rest = (1 - probs.sum(-1, keepdim=True)).clamp(min=0)
+    others = max(num_classes - class_ids.shape[-1], 1)
+    target = (rest / others).expand(-1, num_classes).scatter(1, class_ids.long(), probs)
+    return target / target.sum(-1, keepdim=True)

@@ -1,0 +1,59 @@
+"""The flags of pretraining, and the settings that come with a model configuration."""
+
+import os
+from dataclasses import dataclass, replace
+
+from pretrain.objective import REGION_TARGETS
+from shards.flags import flag
+
+DEFAULT_DATA = "data/world"
+
+# What --config brings along where the flags do not say otherwise. Base is the published run.
+BATCH_SIZE = {"base": 512, "tiny": 64}
+EPOCHS = {"base": 10, "tiny": 30}
+LR = {"base": 1e-4, "tiny": 1e-3}
+
+
+@dataclass
+class PretrainConfig:
+    """Flags of pretrain.run. None: what the model configuration brings along (settings.py)."""
+
+    data: str | None = flag(None, f"region shards with captions: a folder or a pattern (else {DEFAULT_DATA}, made)")
+    out: str = flag("runs/pretrain", "the run directory")
+    config: str = flag("tiny", "sizes of the model: base (as published), tiny, or a JSON file")
+    bert: str | None = flag(None, "a Hugging Face BERT (a directory, or a hub name): tokenizer and text stream")
+    vocabulary: int = flag(8000, "word pieces to learn from the captions where there is no --bert", low=100)
+    batch_size: int | None = flag(None, "pairs a step", low=1)
+    epochs: int | None = flag(None, "passes over the pairs", low=1)
+    lr: float | None = flag(None, "peak learning rate", above=0)
+    warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
+    weight_decay: float = flag(0.01, "of all weights but biases and LayerNorm", low=0)
+    clip: float = flag(1.0, "largest gradient norm, 0 for no limit", low=0)
+    bert_lr_scale: float = flag(1.0, "factor on the learning rate of weights that came from BERT", above=0)
+    words: int = flag(36, "word pieces of a caption at the most, with [CLS] and [SEP]", low=3)
+    regions: int = flag(36, "regions of an image at the most, the best first", low=1)
+    region_target: str = flag("classes", "what masked regions are to be told", choices=REGION_TARGETS)
+    overlap: float = flag(0.4, "IoU from which regions are hidden with a chosen one; above 1: the chosen alone", above=0)
+    predict_overlapped: bool = flag(False, "predict the regions hidden by overlap too")
+    validation_pairs: int = flag(2000, "pairs held out by caption text (a tenth at the most), 0 for none", low=0)
+    precision: str = flag("float32", "of matrix work", choices=("float32", "bf16"))
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that read batches, 0: none", low=0)
+    log_every: int = flag(50, "steps between two lines of the log", low=1)
+    save_every: int = flag(1000, "steps between two validations with a checkpoint", low=1)
+    seed: int = flag(0, "of weights, order, masks and swaps")
+    resume: bool = flag(False, "go on from the run's newest checkpoint, where there is one")
+
+    def settled(self) -> "PretrainConfig":
+        """The same flags with every None that the model configuration answers filled in."""
+        kind = self.config if self.config in LR else "base"
+        return replace(
+            self,
+            batch_size=self.batch_size or BATCH_SIZE[kind],
+            epochs=self.epochs or EPOCHS[kind],
+            lr=self.lr or LR[kind],
+        )
+
+
+# Flags that may differ between a run and its continuation: they do not change what is computed.
+FREE_FLAGS = {"resume", "workers", "log_every", "out"}

@@ -1,0 +1,85 @@
+"""Texts to word-piece numbers: BERT's own tokenizer from a directory, or a vocabulary learned from the captions."""
+
+import os
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from shards.errors import UserError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class WordPieces:
+    """A tokenizer with what pretraining must know of its vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer, where: str):
+        self.tokenizer = tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.special = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+        missing = [token for token, number in self.special.items() if number is None]
+        if missing:
+            raise UserError(f"{where}: its vocabulary has no {missing[0]}; a BERT vocabulary is needed")
+        if self.special["[PAD]"] != 0:
+            raise UserError(f"{where}: [PAD] should be word piece 0 and is {self.special['[PAD]']}")
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    @property
+    def mask_id(self) -> int:
+        return self.special["[MASK]"]
+
+    def ordinary_ids(self) -> torch.Tensor:
+        """int64: every word piece that is not special, from which random words are drawn."""
+        special = set(self.special.values())
+        return torch.tensor([number for number in range(len(self)) if number not in special])
+
+    def encode(self, texts: list[str], limit: int) -> list[list[int]]:
+        """[CLS] pieces [SEP] of every text, `limit` numbers at the most."""
+        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        begin, end = self.special["[CLS]"], self.special["[SEP]"]
+        return [[begin, *text.ids[: limit - 2], end] for text in encoded]
+
+    def save(self, folder) -> None:
+        self.tokenizer.save(str(Path(folder) / "tokenizer.json"))
+
+
+def load_pieces(folder) -> WordPieces:
+    """The tokenizer of a run directory."""
+    path = Path(folder) / "tokenizer.json"
+    try:
+        return WordPieces(Tokenizer.from_file(str(path)), str(path))
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception for a missing or broken file
+        raise UserError(f"{path}: is not a tokenizer ({error})") from None
+
+
+def bert_pieces(name: str) -> WordPieces:
+    """The tokenizer of a Hugging Face BERT: a directory, or a name that the hub or its cache knows."""
+    from transformers import AutoTokenizer  # takes seconds to import, and most runs do not need it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        return WordPieces(tokenizer.backend_tokenizer, f"--bert {name}")
+    except (OSError, ValueError) as error:
+        kind = "has no tokenizer that can be read" if os.path.isdir(name) else "is neither a directory nor to be had"
+        raise UserError(f"--bert {name}: {kind} ({str(error).splitlines()[0]})") from None
+
+
+def learn_pieces(texts, size: int) -> WordPieces:
+    """A lower-case WordPiece vocabulary of at most `size` pieces from texts; the same texts give the same one."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=list(SPECIAL), show_progress=False, continuing_subword_prefix="##"
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    return WordPieces(tokenizer, "the learned vocabulary")

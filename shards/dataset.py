@@ -1,0 +1,216 @@
+"""A data set of region shards: dataset.json, the list of captions, and opening it by path or pattern."""
+
+import contextlib
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.files import expand, read_json, whole_file, write_json
+from shards.index import load_index
+from shards.sample import MEMBERS, read_npy
+
+FORMAT = 1
+UNFINISHED = "unfinished.json"
+
+
+@dataclass
+class Shard:
+    """One tar of a data set; sha256 is empty where it came without one."""
+
+    path: str
+    samples: int
+    bytes: int
+    sha256: str = ""
+
+
+@dataclass
+class Dataset:
+    """What a reader must know before it reads: the shards in sample order and what all samples share.
+
+    feature_size: D; num_classes: of the class distribution, 0 where the shards have none;
+    classes_per_region: k; detector: the name of what made the regions; captions: samples that have one;
+    extra: what the maker of the shards wants to be known, its plan among it.
+    """
+
+    shards: list[Shard]
+    feature_size: int
+    num_classes: int = 0
+    classes_per_region: int = 0
+    detector: str = "unknown"
+    captions: int = 0
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.shards[0].path).parent
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.array([shard.samples for shard in self.shards], np.int64)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+
+def begin_dataset(folder, plan: dict) -> None:
+    """Marks `folder` as being written; a plan other than the one that was begun there is refused.
+
+    The mark stays until `finish_dataset`, so that a half-written folder is never taken for a data set.
+    """
+    folder = Path(folder)
+    for name in (UNFINISHED, "dataset.json"):
+        if (folder / name).exists():
+            begun = read_json(folder / name)
+            begun = begun if name == UNFINISHED else begun.get("extra", {}).get("plan")
+            if begun != plan:
+                raise UserError(
+                    f"{folder}: holds shards made with other settings or other input; give another --out or remove it"
+                )
+    if not (folder / "dataset.json").exists():
+        write_json(folder / UNFINISHED, plan)
+
+
+def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dict) -> Dataset:
+    """Writes captions.txt and dataset.json for the shards at `paths`, in that order, and takes the mark away."""
+    folder = Path(folder)
+    dataset = _scan_dataset(paths, num_classes)
+    dataset.detector, dataset.extra = detector, extra
+    with whole_file(folder / "captions.txt", "w", encoding="utf-8") as file:
+        for path in paths:
+            file.writelines(" ".join(caption.split()) + "\n" for caption in _captions_in_tar(load_index(path)))
+    described = asdict(dataset) | {"format": FORMAT}
+    for shard in described["shards"]:
+        shard["path"] = Path(shard["path"]).name
+    write_json(folder / "dataset.json", described)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    return dataset
+
+
+def _captions_in_tar(index):
+    """The caption of every sample of a shard, '' where it has none."""
+    with open(index.path, "rb") as file:
+        for offset, size in index.members[:, MEMBERS.index("txt")]:
+            file.seek(offset)
+            yield file.read(size).decode(errors="replace")
+
+
+def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
+    """A data set from its tars alone: what all samples share is read off the first of them.
+
+    num_classes: where it is not known, one more than the largest class id in the shards.
+    """
+    indexes = [load_index(path) for path in paths]
+    shards = [Shard(index.path, len(index), index.bytes, index.sha256) for index in indexes]
+    first, row = indexes[0], indexes[0].members[0]
+    with open(first.path, "rb") as file:
+
+        def member(name):
+            offset, size = row[MEMBERS.index(name)]
+            file.seek(offset)
+            return read_npy(file.read(size)) if size else None
+
+        try:
+            features, class_ids = member("features.npy"), member("class_ids.npy")
+        except ValueError as error:
+            raise UserError(f"{first.path}: features.npy of {first.ids[0]} {error}") from None
+    captions = sum(int((index.members[:, MEMBERS.index("txt"), 1] > 0).sum()) for index in indexes)
+    if class_ids is None:
+        num_classes = 0
+    elif num_classes is None:
+        num_classes = 1 + max(_largest_class(index) for index in indexes)
+    per_region = 0 if class_ids is None else class_ids.shape[1]
+    return Dataset(shards, features.shape[1], num_classes, per_region, captions=captions)
+
+
+def _largest_class(index) -> int:
+    with open(index.path, "rb") as file:
+        largest = -1
+        for offset, size in index.members[:, MEMBERS.index("class_ids.npy")]:
+            file.seek(offset)
+            if size:
+                largest = max(largest, int(read_npy(file.read(size)).max(initial=-1)))
+    return largest
+
+
+def open_dataset(pattern: str) -> Dataset:
+    """The local data set that a folder, a tar, a glob or a brace pattern names.
+
+    dataset.json beside the tars is used where it is there; otherwise the tars are scanned once.
+    """
+    paths = [Path(path) for path in expand(pattern)]
+    folder = paths[0].parent
+    if (folder / UNFINISHED).exists():
+        raise UserError(f"{folder}: was not written to the end; run the command that makes it again to finish it")
+    if not (folder / "dataset.json").exists():
+        return _scan_dataset(paths)
+    dataset = read_dataset(folder)
+    known = {Path(shard.path).name: shard for shard in dataset.shards}
+    chosen = []
+    for path in paths:
+        if path.parent != folder or path.name not in known:
+            raise UserError(f"{path}: is not in {folder / 'dataset.json'}; remove that file to have the tars scanned")
+        shard = known[path.name]
+        if not path.exists():
+            raise UserError(f"{path}: is in dataset.json but not on disk")
+        if path.stat().st_size != shard.bytes:
+            raise UserError(
+                f"{path}: has {path.stat().st_size} bytes and not the {shard.bytes} of dataset.json; "
+                "it was cut short or changed, make or fetch it again"
+            )
+        chosen.append(shard)
+    dataset.shards = chosen
+    return dataset
+
+
+def read_dataset(folder) -> Dataset:
+    """dataset.json of a folder, with the shards' full paths."""
+    path = Path(folder) / "dataset.json"
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        version = value.get("format") if isinstance(value, dict) else None
+        raise UserError(f"{path}: format {version} is not {FORMAT}, the one this version reads")
+    try:
+        shards = [Shard(**shard | {"path": str(Path(folder) / shard["path"])}) for shard in value.pop("shards")]
+        value.pop("format")
+        return Dataset(shards=shards, **value)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: does not have the fields of a data set ({error})") from None
+
+
+def read_captions(dataset: Dataset) -> list[str]:
+    """The caption of every sample of the data set in sample order, '' where it has none."""
+    lines = _captions_file(dataset)
+    if lines is None:
+        lines = []
+        for shard in dataset.shards:
+            lines += [" ".join(text.split()) for text in _captions_in_tar(load_index(shard.path))]
+    return lines
+
+
+def _captions_file(dataset: Dataset) -> list[str] | None:
+    """captions.txt cut down to the data set's shards, or None where it is missing or of another data set."""
+    path = dataset.folder / "captions.txt"
+    if not path.exists() or not (dataset.folder / "dataset.json").exists():
+        return None
+    with contextlib.suppress(UnicodeDecodeError), open(path, encoding="utf-8", newline="\n") as file:
+        lines = file.read().split("\n")[:-1]
+        begin, places = 0, {}
+        for shard in read_dataset(dataset.folder).shards:
+            places[shard.path] = begin, begin + shard.samples
+            begin += shard.samples
+        if len(lines) == begin:
+            return [line for shard in dataset.shards for line in lines[slice(*places[shard.path])]]
+    raise UserError(f"{path}: does not have one line for every sample; remove it to have it read from the shards")
+
+
+def checksum_errors(dataset: Dataset):
+    """Yields a sentence for every shard whose bytes are not those that were written."""
+    for shard in dataset.shards:
+        if shard.sha256:
+            with open(shard.path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != shard.sha256:
+                yield f"{shard.path}: its SHA-256 is not the one in dataset.json; make or fetch it again"

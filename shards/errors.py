@@ -1,0 +1,8 @@
+"""Mistakes that a user can mend."""
+
+
+class UserError(Exception):
+    """One sentence for the user: what is wrong, where (file, line, key or flag), what would be right.
+
+    Commands print it without a traceback and exit with status 2.
+    """

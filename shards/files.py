@@ -1,0 +1,85 @@
+"""Paths as users type them, and files that are either whole or not there."""
+
+import contextlib
+import glob
+import json
+import os
+import re
+from pathlib import Path
+
+import braceexpand
+
+from shards.errors import UserError
+
+_REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
+
+
+def is_remote(url: str) -> bool:
+    """True for whatever webdataset opens that is not a local path: `pipe:...`, `http://...`, `s3://...`."""
+    return bool(_REMOTE.match(url)) and not url.startswith("file://")
+
+
+@contextlib.contextmanager
+def whole_file(path, mode: str = "wb", **options):
+    """Opens a temporary file beside `path` and renames it when the block ends well.
+
+    A reader sees the old file, or no file, or the whole new one. An error in the block leaves nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value) -> None:
+    with whole_file(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path):
+    """The value in a JSON file; a file that is missing or is not JSON is a UserError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not valid JSON ({error})") from None
+
+
+def expand(pattern: str, suffix: str = ".tar") -> list[str]:
+    """The files that a path, a glob, a brace pattern or a folder (of `suffix` files) names, in order.
+
+    Remote addresses are expanded by braces alone and not looked at.
+    """
+    if not pattern:
+        raise UserError("an empty path names no file; give a path, a folder or a pattern such as a-{0..3}.tar")
+    try:
+        parts = list(braceexpand.braceexpand(pattern))
+    except braceexpand.UnbalancedBracesError:
+        raise UserError(f"{pattern}: the braces do not match; write for instance name-{{00000..00003}}.tar") from None
+    names = []
+    for part in parts:
+        if is_remote(part):
+            names.append(part)
+        elif os.path.isdir(part):
+            found = sorted(str(path) for path in Path(part).glob(f"*{suffix}") if not path.name.startswith("."))
+            if not found:
+                raise UserError(f"{part}: the folder holds no {suffix} files")
+            names += found
+        elif os.path.exists(part):
+            names.append(part)
+        else:
+            found = sorted(glob.glob(part))
+            if not found:
+                raise UserError(f"{part}: no such file or folder")
+            names += found
+    return names

@@ -1,0 +1,151 @@
+"""Command-line flags from a dataclass: the same names in Python, on the command line and in config.json.
+
+fire splits the command line into names and texts; the types, the ranges and the messages are ours, because
+fire alone would take any text for any field and answer a mistake with a page of usage.
+"""
+
+import dataclasses
+import difflib
+import signal
+import sys
+import types
+import typing
+
+import fire
+
+from shards.errors import UserError
+
+_YES = {"true", "yes", "1", "on"}
+_NO = {"false", "no", "0", "off"}
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def flag(default, help: str, *, low=None, above=None, high=None, choices=None, first: bool = False):
+    """A dataclass field with its help, its range and its choices; `first` lets it be given without its name."""
+    metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices, "first": first}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+REQUIRED = dataclasses.MISSING
+
+
+def _type_of(config_type, field):
+    """(the plain type of a field, whether None is allowed)."""
+    hint = typing.get_type_hints(config_type)[field.name]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        return parts[0], True
+    return hint, False
+
+
+def _convert(name: str, text, kind, optional: bool):
+    if not isinstance(text, str):
+        value = text
+    elif optional and text.lower() == "none":
+        return None
+    elif kind is bool:
+        value = True if text.lower() in _YES else False if text.lower() in _NO else text
+    else:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text
+    if value is None and optional:
+        return None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"--{name} {text}: should be {_NAMES[kind]}")
+    return value
+
+
+def _check(name: str, value, rules) -> None:
+    if value is None:
+        return
+    if rules.get("choices") and value not in rules["choices"]:
+        raise UserError(f"--{name} {value}: should be one of {', '.join(map(str, rules['choices']))}")
+    if rules.get("low") is not None and not value >= rules["low"]:
+        raise UserError(f"--{name} {value}: should be {rules['low']} or more")
+    if rules.get("above") is not None and not value > rules["above"]:
+        raise UserError(f"--{name} {value}: should be more than {rules['above']}")
+    if rules.get("high") is not None and not value <= rules["high"]:
+        raise UserError(f"--{name} {value}: should be {rules['high']} or less")
+
+
+def build(config_type, values: dict, positional: tuple = ()):
+    """An instance of `config_type` from texts or values; any mistake is a UserError that names the flag."""
+    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    firsts = [name for name, field in fields.items() if field.metadata.get("first")]
+    if len(positional) > len(firsts):
+        hint = f" (only {' '.join(firsts).upper()} goes without one)" if firsts else ""
+        raise UserError(f"{positional[len(firsts)]}: every value needs a flag before it{hint}; --help lists the flags")
+    values = dict(values)
+    for name, value in zip(firsts, positional, strict=False):
+        if name in values:
+            raise UserError(f"{value}: {name} is given twice")
+        values[name] = value
+    result = {}
+    for name, value in values.items():
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            mend = f"did you mean --{close[0]}?" if close else "--help lists the flags"
+            raise UserError(f"--{name}: no such flag; {mend}")
+        result[name] = _convert(name, value, *_type_of(config_type, fields[name]))
+        _check(name, result[name], fields[name].metadata)
+    for name, field in fields.items():
+        if field.default is REQUIRED and name not in result:
+            given = name.upper() if field.metadata.get("first") else f"--{name} {name.upper()}"
+            raise UserError(f"{given} is missing: {field.metadata['help']}")
+    return config_type(**result)
+
+
+def usage(config_type, command: str, summary: str) -> str:
+    """The text of --help."""
+    fields = dataclasses.fields(config_type)
+    firsts = "".join(f" {field.name.upper()}" for field in fields if field.metadata.get("first"))
+    lines = [f"python -m {command}{firsts} [--flag value ...]", "", summary, ""]
+    for field in fields:
+        default = "needed" if field.default is REQUIRED else f"default {field.default}"
+        choices = field.metadata.get("choices")
+        choices = f" ({', '.join(map(str, choices))})" if choices else ""
+        lines.append(f"  --{field.name:<18} {field.metadata.get('help', '')}{choices} [{default}]")
+    return "\n".join(lines)
+
+
+def _parse(argv: list[str]) -> tuple[tuple, dict]:
+    """Positional texts and flags as texts, split by fire."""
+    found = {}
+
+    @fire.decorators.SetParseFn(str)
+    def collect(*positional, **flags):
+        found["positional"], found["flags"] = positional, flags
+
+    fire.Fire(collect, command=argv)
+    return found["positional"], found["flags"]
+
+
+def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda flags: {}) -> typing.NoReturn:
+    """Runs a command: flags to a config, `run(config)`, and an exit status.
+
+    0 or what `run` returns, 2 for a user's mistake (one sentence on stderr), 130 for Ctrl-C. `inherit` is given
+    the flags as typed and returns values for flags that were not (those of a run that is resumed).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(usage(config_type, name, summary))
+        sys.exit(0)
+    try:
+        positional, values = _parse(argv)
+        values = inherit(values) | values
+        sys.exit(run(build(config_type, values, positional)) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(128 + signal.SIGPIPE)

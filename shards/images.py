@@ -1,0 +1,165 @@
+"""Finding and decoding images: a folder of files, or tars in img2dataset's layout."""
+
+import io
+import os
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from shards.errors import UserError
+from shards.files import expand, is_remote
+from shards.index import read_headers, split_name
+
+SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
+MAX_PIXELS = 100_000_000
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded, with the reason in words."""
+
+
+@dataclass
+class Record:
+    """One image before it is decoded. source: where its bytes came from, `FILE` or `TAR#MEMBER`."""
+
+    id: str
+    data: bytes
+    source: str
+    caption: str | None = None
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """RGB uint8 (H, W, 3), upright (EXIF), transparent pixels on white; BadImage where that cannot be had.
+
+    The size is checked in the header, before any pixel is decoded: a small file can claim a huge picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            image.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        raise BadImage(f"cannot be decoded ({error or type(error).__name__})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values = values / 257
+        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+@dataclass
+class Part:
+    """What one task of an extraction reads: some files of a folder, or one tar. count: its images."""
+
+    files: list[str]
+    root: str | None
+    count: int
+
+
+def find_parts(images: str, per_part: int) -> list[Part]:
+    """The images that a path or pattern names, divided into parts that are read independently of each other.
+
+    A folder is searched through its subfolders; its tars count where it holds no images.
+    """
+    if os.path.isdir(images):
+        files = _image_files(images)
+        if files:
+            return [
+                Part(files[begin : begin + per_part], images, len(files[begin : begin + per_part]))
+                for begin in range(0, len(files), per_part)
+            ]
+        if not any(Path(images).glob("*.tar")):
+            raise UserError(f"{images}: holds no images ({', '.join(SUFFIXES)}) and no .tar files")
+    names = expand(images)
+    if all(name.lower().endswith(SUFFIXES) for name in names):
+        return [Part(names[i : i + per_part], None, len(names[i : i + per_part])) for i in range(0, len(names), per_part)]
+    parts = []
+    for name in names:
+        if is_remote(name) or not name.endswith(".tar"):
+            raise UserError(f"{name}: should be a folder of images, images, or local .tar files")
+        count = sum(_is_image(entry) for entry, _, _ in read_headers(name))
+        if not count:
+            raise UserError(f"{name}: holds no images ({', '.join(SUFFIXES)})")
+        parts.append(Part([name], None, count))
+    return parts
+
+
+def _is_image(name: str) -> bool:
+    return split_name(name)[1].lower() in SUFFIXES
+
+
+def _image_files(folder: str) -> list[str]:
+    """Image files below a folder, 2 before 10."""
+    found = [
+        os.path.join(base, name)
+        for base, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES)) and not name.startswith(".")
+    ]
+    return sorted(found, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
+
+
+def read_records(part: Part):
+    """Yields the Record of every image of a part."""
+    for name in part.files:
+        if name.endswith(".tar"):
+            yield from _records_of_tar(name)
+        else:
+            yield _record_of_file(name, part.root)
+
+
+def _record_of_file(name: str, root: str | None) -> Record:
+    path = Path(name)
+    text = path.with_suffix(".txt")
+    image_id = str(path.relative_to(root).with_suffix("")) if root else path.stem
+    try:
+        caption = text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else None
+        return Record(image_id, path.read_bytes(), name, caption)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def _records_of_tar(name: str):
+    key, image, caption = None, None, None
+    with tarfile.open(name, "r:") as tar:
+        for entry in tar:
+            if not entry.isfile():
+                continue
+            entry_key, suffix = split_name(entry.name)
+            if entry_key != key:
+                if image:
+                    yield Record(key, image[1], f"{name}#{image[0]}", caption)
+                key, image, caption = entry_key, None, None
+            if suffix.lower() in SUFFIXES:
+                image = entry.name, tar.extractfile(entry).read()
+            elif suffix == "txt":
+                caption = tar.extractfile(entry).read().decode(errors="replace").strip()
+        if image:
+            yield Record(key, image[1], f"{name}#{image[0]}", caption)
+
+
+def read_source(source: str) -> bytes:
+    """The bytes of an image from a Record's source; UserError where they are not there any more."""
+    name, _, member = source.partition("#")
+    try:
+        if member:
+            with tarfile.open(name, "r:") as tar:
+                return tar.extractfile(member).read()
+        return Path(name).read_bytes()
+    except (OSError, KeyError, tarfile.TarError) as error:
+        raise UserError(f"{source}: the image cannot be read ({error})") from None

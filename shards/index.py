@@ -1,0 +1,115 @@
+"""Where each member of each sample lies in a shard, so that local shards are read in place.
+
+A tar holds its members uncompressed at 512-byte boundaries: with their offsets known, an array is a view of
+the memory-mapped file. The index stands beside the tar (NAME.index.npz) and is made by a scan of the tar's
+headers where it is missing or does not fit the tar any more.
+"""
+
+import contextlib
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.files import whole_file
+from shards.sample import MEMBERS
+
+
+@dataclass
+class ShardIndex:
+    """members: int64 (samples, 6, 2), offset and size of each of sample.MEMBERS, 0 0 where there is none.
+
+    sha256 is empty where the index came from a scan (checksums are written by those who write the shard).
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    ids: np.ndarray
+    members: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def save(self) -> None:
+        with whole_file(index_path(self.path)) as file:
+            np.savez(file, bytes=self.bytes, sha256=self.sha256, ids=self.ids, members=self.members)
+
+
+def index_path(tar_path) -> Path:
+    return Path(tar_path).with_suffix(".index.npz")
+
+
+def read_headers(tar_path):
+    """Yields (name, offset of the data, size) for every file in a local tar; a cut tar is a UserError."""
+    try:
+        with tarfile.open(tar_path, "r:") as tar:
+            end = 0
+            for member in tar:
+                if member.isfile():
+                    yield member.name, member.offset_data, member.size
+                end = member.offset_data + -(-member.size // 512) * 512
+            tar.fileobj.seek(end)
+            if tar.fileobj.read(512) != bytes(512):
+                raise UserError(f"{tar_path}: the tar ends without its end mark; it was cut short, fetch it again")
+    except tarfile.TarError as error:
+        raise UserError(f"{tar_path}: is not a whole tar ({error}); fetch or make it again") from None
+    except OSError as error:
+        raise UserError(f"{tar_path}: cannot be read ({error.strerror})") from None
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's name as webdataset splits it: the key ends at the first dot of the last path part."""
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), suffix
+
+
+def scan(tar_path) -> ShardIndex:
+    """The index of a tar from its headers; image ids are then the keys (reading every .json would be slow)."""
+    rows: dict[str, np.ndarray] = {}
+    for name, offset, size in read_headers(tar_path):
+        key, suffix = split_name(name)
+        if suffix in MEMBERS:
+            rows.setdefault(key, np.zeros((len(MEMBERS), 2), np.int64))[MEMBERS.index(suffix)] = offset, size
+    rows = {key: row for key, row in rows.items() if row[0, 1]}
+    if not rows:
+        raise UserError(f"{tar_path}: holds no region features (KEY.features.npy); make shards with shards.extract")
+    return ShardIndex(
+        path=str(tar_path),
+        bytes=Path(tar_path).stat().st_size,
+        sha256="",
+        ids=np.array(list(rows), dtype=np.str_),
+        members=np.stack(list(rows.values())),
+    )
+
+
+def load_index(tar_path) -> ShardIndex:
+    """The index beside the tar, or one from a scan, saved beside it where that can be written."""
+    tar_path = Path(tar_path)
+    index = saved_index(tar_path)
+    if index is None:
+        index = scan(tar_path)
+        with contextlib.suppress(OSError):
+            index.save()
+    return index
+
+
+def saved_index(tar_path) -> ShardIndex | None:
+    """The index beside the tar, or None where it is missing, broken, or of another tar (by the tar's size)."""
+    path = index_path(tar_path)
+    try:
+        size = Path(tar_path).stat().st_size
+    except OSError as error:
+        raise UserError(f"{tar_path}: cannot be read ({error.strerror})") from None
+    try:
+        with np.load(path) as saved:
+            index = ShardIndex(
+                str(tar_path), int(saved["bytes"]), str(saved["sha256"]), saved["ids"], saved["members"]
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return index if index.bytes == size else None

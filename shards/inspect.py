@@ -1,0 +1,117 @@
+"""python -m shards.inspect DIR: what is in a data set, and a picture of an image with its regions drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from shards.dataset import checksum_errors, open_dataset, read_captions
+from shards.errors import UserError
+from shards.files import whole_file
+from shards.flags import REQUIRED, command, flag
+from shards.images import SUFFIXES, BadImage, decode_image, read_source
+from shards.index import split_name
+from shards.reader import RegionReader
+from shards.sample import Sample
+
+LONG_SIDE = 1000  # pixels of the drawn picture
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#000075")
+
+
+@dataclass
+class InspectConfig:
+    """Flags of shards.inspect."""
+
+    data: str = flag(REQUIRED, "a folder of region shards, or a pattern of tars", first=True)
+    image: str | None = flag(None, "id of the image to draw (the first one otherwise)")
+    picture: str | None = flag(None, "where the picture goes (DATA/inspect.png otherwise)")
+    check: bool = flag(False, "compare every shard with its checksum")
+
+
+def describe(config: InspectConfig, reader: RegionReader) -> str:
+    """A page of plain text on a data set."""
+    dataset = reader.dataset
+    looked_at = [reader[int(i)] for i in np.linspace(0, len(reader) - 1, min(len(reader), 1000))]
+    regions = np.array([len(sample.features) for sample in looked_at])
+    size = sum(shard.bytes for shard in dataset.shards)
+    classes = (
+        f"{dataset.num_classes}, the {dataset.classes_per_region} likeliest of each region kept"
+        if dataset.num_classes
+        else "none"
+    )
+    lines = [
+        f"data set    {config.data}",
+        f"shards      {len(dataset.shards)}, {size / 1e6:.1f} MB",
+        f"images      {len(dataset)}",
+        f"detector    {dataset.detector}",
+        f"features    {dataset.feature_size} numbers a region",
+        f"classes     {classes}",
+        f"regions     {regions.min()} to {regions.max()} an image, {regions.mean():.1f} on average "
+        f"(over {len(looked_at)} images)",
+    ]
+    if dataset.num_classes:
+        mass = np.mean([sample.class_probs.astype(float).sum(1).mean() for sample in looked_at])
+        lines.append(f"mass        {mass:.3f} of the class distribution is kept on average")
+    captions = [caption for caption in read_captions(dataset) if caption]
+    if captions:
+        words = np.mean([len(caption.split()) for caption in captions])
+        lines.append(f"captions    {len(captions)}, {len(set(captions))} different, {words:.1f} words on average")
+    else:
+        lines.append("captions    none")
+    return "\n".join(lines)
+
+
+def draw(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
+    """The image with its regions, the best drawn last, and a line on it. Without the image, a blank of its size."""
+    width, height = sample.info.get("width", 640), sample.info.get("height", 640)
+    note = ""
+    try:
+        name, hash_sign, member = sample.info.get("source", "").partition("#")
+        if split_name(member or name)[1].lower() not in SUFFIXES:
+            raise UserError("the shards were made from features")
+        pixels = decode_image(read_source(f"{folder / name}{hash_sign}{member}"))
+        image = Image.fromarray(pixels)
+    except (UserError, BadImage) as error:
+        image = Image.new("RGB", (width, height), "white")
+        note = f" (the image itself is not at hand: {error})"
+    scale = LONG_SIDE / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC if scale < 2 else Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(image)
+    for number in reversed(range(len(sample.boxes))):
+        box = (sample.boxes[number].reshape(2, 2) * (np.array(size) - 1)).ravel().tolist()
+        colour = COLOURS[number % len(COLOURS)]
+        pen.rectangle(box, outline=colour, width=2 if number < 12 else 1)
+        if number < 12:
+            pen.text((box[0] + 3, box[1] + 1), str(number), fill=colour, stroke_width=1, stroke_fill="white")
+    return image, f"{sample.info.get('id', sample.key)}: {len(sample.boxes)} regions, {width} x {height}{note}"
+
+
+def run(config: InspectConfig) -> None:
+    dataset = open_dataset(config.data)
+    if config.check:
+        errors = list(checksum_errors(dataset))
+        if errors:
+            raise UserError("; ".join(errors))
+    reader = RegionReader(dataset)
+    try:
+        number = 0 if config.image is None else reader.number_of(config.image)
+    except KeyError:
+        first = reader[0].info.get("id", reader[0].key)
+        raise UserError(f"--image {config.image}: no image has this id in {config.data} (the first is {first})") from None
+    print(describe(config, reader))
+    if config.check:
+        print(f"checksums   all {len(dataset.shards)} right")
+    sample = reader[number]
+    image, line = draw(sample, dataset.folder)
+    path = Path(config.picture or dataset.folder / "inspect.png")
+    with whole_file(path) as file:
+        image.save(file, "PNG")
+    print(f"picture     {path}\n            {line}")
+    if sample.caption:
+        print(f'            "{sample.caption}"')
+
+
+if __name__ == "__main__":
+    command(InspectConfig, run, "shards.inspect", "What is in a data set, and a picture of one image with its regions.")

@@ -1,0 +1,53 @@
+"""Work divided over processes, with one progress bar and clean ends for errors and Ctrl-C."""
+
+import concurrent.futures
+import multiprocessing
+import signal
+import time
+
+from tqdm import tqdm
+
+from shards.errors import UserError
+
+_counter = None
+
+
+def _start(counter):
+    global _counter
+    _counter = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+
+
+def advance(amount: int = 1) -> None:
+    """Called by a task to move the progress bar."""
+    with _counter.get_lock():
+        _counter.value += amount
+
+
+def run_tasks(function, tasks: list, processes: int, total: int, unit: str, done: int = 0):
+    """Yields (index, function(task)) as the tasks finish, in `processes` processes (1: in one, all the same).
+
+    total and done are in the unit that tasks report by `advance`. A UserError of a task ends the run and is
+    raised here; what finished before it was yielded.
+    """
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", done)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        max_workers=max(1, min(processes, len(tasks))), mp_context=context, initializer=_start, initargs=(counter,)
+    )
+    bar = tqdm(total=total, initial=done, unit=f" {unit}", mininterval=0.5, dynamic_ncols=True)
+    try:
+        waiting = {pool.submit(function, task): index for index, task in enumerate(tasks)}
+        while waiting:
+            finished, _ = concurrent.futures.wait(
+                waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            bar.update(counter.value - bar.n)
+            for future in finished:
+                yield waiting.pop(future), future.result()
+        bar.update(counter.value - bar.n)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError("a working process was killed (out of memory?); run again to go on, or use fewer --processes") from None
+    finally:
+        bar.close()
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,113 @@
+"""One image as the shards hold it, and its members in a tar.
+
+A sample is written as KEY.features.npy float16 (N, D), KEY.boxes.npy float32 (N, 4), KEY.class_ids.npy int16
+(N, k), KEY.class_probs.npy float16 (N, k), KEY.json and, where there is a caption, KEY.txt: a plain
+webdataset sample.
+"""
+
+import io
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shards.errors import UserError
+
+MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt")
+
+
+@dataclass
+class Sample:
+    """One image: N regions of D features each.
+
+    features: float16 (N, D); boxes: float32 (N, 4), x1 y1 x2 y2 as shares of width and height;
+    class_ids: int16 (N, k), class_probs: float16 (N, k), the k likeliest classes of each region, or None;
+    info: width and height in pixels, id, source; caption: None where the image has none.
+    """
+
+    key: str
+    features: np.ndarray
+    boxes: np.ndarray
+    class_ids: np.ndarray | None = None
+    class_probs: np.ndarray | None = None
+    info: dict = field(default_factory=dict)
+    caption: str | None = None
+
+
+def _npy(array: np.ndarray, dtype) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(array, dtype=dtype))
+    return file.getvalue()
+
+
+def encode(sample: Sample) -> dict[str, bytes]:
+    """Member suffix -> bytes, in the order in which they are written."""
+    members = {"features.npy": _npy(sample.features, "<f2"), "boxes.npy": _npy(sample.boxes, "<f4")}
+    if sample.class_ids is not None:
+        members["class_ids.npy"] = _npy(sample.class_ids, "<i2")
+        members["class_probs.npy"] = _npy(sample.class_probs, "<f2")
+    members["json"] = json.dumps(sample.info, ensure_ascii=False).encode()
+    if sample.caption is not None:
+        members["txt"] = sample.caption.encode()
+    return members
+
+
+_headers: dict[bytes, tuple[np.dtype, tuple[int, ...], int]] = {}
+
+
+def _header(data) -> tuple[np.dtype, tuple[int, ...], int]:
+    """(dtype, shape, where the values begin) of an npy file; parsed once for each distinct header."""
+    length = int.from_bytes(data[8:10], "little") + 10
+    raw = bytes(data[:length])
+    if raw not in _headers:
+        file = io.BytesIO(raw)
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("is not an npy file of version 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if fortran:
+            raise ValueError("is stored in column order")
+        if len(_headers) >= 4096:
+            _headers.clear()
+        _headers[raw] = dtype, shape, length
+    return _headers[raw]
+
+
+def read_npy(data) -> np.ndarray:
+    """The array of an npy file's bytes, without a copy (read-only where the bytes are).
+
+    Several times faster than np.load, which parses the header anew each time.
+    """
+    dtype, shape, begin = _header(data)
+    if len(data) - begin != dtype.itemsize * int(np.prod(shape)):
+        raise ValueError("is cut short")
+    return np.frombuffer(data, dtype, offset=begin).reshape(shape)
+
+
+def decode(key: str, members: dict, where: str) -> Sample:
+    """The Sample of one image's members; `where` names the shard for the error messages."""
+    arrays = {}
+    for name in MEMBERS[:4]:
+        if name in members:
+            try:
+                arrays[name] = read_npy(members[name])
+            except ValueError as error:
+                raise UserError(f"{where}: {key}.{name} {error}; make the shard again") from None
+    for name in MEMBERS[:2]:
+        if name not in arrays:
+            raise UserError(f"{where}: {key} has no member {name}; is this a region shard?")
+    features, boxes = arrays["features.npy"], arrays["boxes.npy"]
+    if features.ndim != 2 or boxes.shape != (len(features), 4):
+        raise UserError(
+            f"{where}: {key} has features {features.shape} and boxes {boxes.shape}; should be (N, D) and (N, 4)"
+        )
+    class_ids, class_probs = arrays.get("class_ids.npy"), arrays.get("class_probs.npy")
+    if class_ids is not None and (
+        class_probs is None or class_ids.shape != class_probs.shape or len(class_ids) != len(features)
+    ):
+        raise UserError(f"{where}: {key} has classes that do not fit its {len(features)} regions")
+    try:
+        info = json.loads(bytes(members["json"])) if "json" in members else {}
+        caption = bytes(members["txt"]).decode().strip() if "txt" in members else None
+    except ValueError:
+        raise UserError(f"{where}: {key} has a .json or .txt member that cannot be read") from None
+    return Sample(key, features, boxes, class_ids, class_probs, info, caption)
