@@ -1,11 +1,14 @@
 """Texts to word-piece numbers: BERT's own tokenizer from a directory, or a vocabulary learned from the captions."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from pretrain.wordpiece import learn_vocabulary
 from shards.errors import UserError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -70,16 +73,14 @@ def bert_pieces(name: str) -> WordPieces:
         raise UserError(f"--bert {name}: {kind} ({str(error).splitlines()[0]})") from None
 
 
-def learn_pieces(texts, size: int) -> WordPieces:
-    """A lower-case WordPiece vocabulary of at most `size` pieces from texts; the same texts give the same one."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+def learn_pieces(texts: Iterable[str], size: int) -> WordPieces:
+    """A lower-case WordPiece vocabulary of about `size` pieces from texts; the same texts give the same one."""
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words: Counter = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    vocabulary = {piece: number for number, piece in enumerate(learn_vocabulary(words, size, SPECIAL))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), show_progress=False, continuing_subword_prefix="##"
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     return WordPieces(tokenizer, "the learned vocabulary")

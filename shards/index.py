@@ -20,14 +20,16 @@ from shards.sample import MEMBERS
 
 @dataclass
 class ShardIndex:
-    """members: int64 (samples, 6, 2), offset and size of each of sample.MEMBERS, 0 0 where there is none.
+    """keys and ids: texts (samples,), the keys in the tar and the image ids of the .json members.
 
+    members: int64 (samples, 6, 2), offset and size of each of sample.MEMBERS, 0 0 where there is none;
     sha256 is empty where the index came from a scan (checksums are written by those who write the shard).
     """
 
     path: str
     bytes: int
     sha256: str
+    keys: np.ndarray
     ids: np.ndarray
     members: np.ndarray
 
@@ -36,7 +38,7 @@ class ShardIndex:
 
     def save(self) -> None:
         with whole_file(index_path(self.path)) as file:
-            np.savez(file, bytes=self.bytes, sha256=self.sha256, ids=self.ids, members=self.members)
+            np.savez(file, **{name: value for name, value in vars(self).items() if name != "path"})
 
 
 def index_path(tar_path) -> Path:
@@ -82,6 +84,7 @@ def scan(tar_path) -> ShardIndex:
         path=str(tar_path),
         bytes=Path(tar_path).stat().st_size,
         sha256="",
+        keys=np.array(list(rows), dtype=np.str_),
         ids=np.array(list(rows), dtype=np.str_),
         members=np.stack(list(rows.values())),
     )
@@ -107,9 +110,8 @@ def saved_index(tar_path) -> ShardIndex | None:
         raise UserError(f"{tar_path}: cannot be read ({error.strerror})") from None
     try:
         with np.load(path) as saved:
-            index = ShardIndex(
-                str(tar_path), int(saved["bytes"]), str(saved["sha256"]), saved["ids"], saved["members"]
-            )
+            arrays = {name: saved[name] for name in ("keys", "ids", "members")}
+            index = ShardIndex(str(tar_path), int(saved["bytes"]), str(saved["sha256"]), **arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return index if index.bytes == size else None

@@ -47,7 +47,7 @@ class RegionReader:
             for name, (offset, size) in zip(MEMBERS, index.members[row].tolist(), strict=True)
             if size
         }
-        return decode(str(index.ids[row]), members, index.path)
+        return decode(str(index.keys[row]), members, index.path)
 
     def _map(self, shard: int) -> memoryview:
         if shard not in self._maps:

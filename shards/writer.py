@@ -41,7 +41,9 @@ def check_sample(sample: Sample) -> None:
         raise UserError(f"{sample.key}: has no regions")
     if sample.boxes.shape != (n, 4):
         raise UserError(f"{sample.key}: has {n} features and boxes of shape {sample.boxes.shape}")
-    if not np.isfinite(sample.features.astype(np.float16)).all():
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(sample.features, np.float16)).all()
+    if not finite:
         raise UserError(f"{sample.key}: has features that are not finite in float16")
     if not np.isfinite(sample.boxes).all():
         raise UserError(f"{sample.key}: has boxes that are not finite")
@@ -53,15 +55,16 @@ def write_shard(path, samples) -> ShardIndex:
     The index is written beside it as NAME.index.npz. Equal samples give equal bytes.
     """
     path = Path(path)
-    keys, offsets, seen = [], [], set()
+    keys: dict[str, None] = {}
+    ids, offsets = [], []
     with whole_file(path) as file:
         out = _Hashing(file)
         with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             for sample in samples:
                 check_sample(sample)
-                if sample.key in seen:
+                if sample.key in keys:
                     raise UserError(f"{path}: the key {sample.key} comes twice; keys must differ within a data set")
-                seen.add(sample.key)
+                keys[sample.key] = None
                 places = np.zeros((len(MEMBERS), 2), np.int64)
                 for name, data in encode(sample).items():
                     entry = tarfile.TarInfo(f"{sample.key}.{name}")
@@ -69,13 +72,14 @@ def write_shard(path, samples) -> ShardIndex:
                     header = len(entry.tobuf(tar.format, tar.encoding, tar.errors))
                     places[MEMBERS.index(name)] = tar.offset + header, len(data)
                     tar.addfile(entry, BytesIO(data))
-                keys.append(str(sample.info.get("id", sample.key)))
+                ids.append(str(sample.info.get("id", sample.key)))
                 offsets.append(places)
     index = ShardIndex(
         path=str(path),
         bytes=out.position,
         sha256=out.sha256.hexdigest(),
-        ids=np.array(keys, dtype=np.str_),
+        keys=np.array(list(keys), dtype=np.str_),
+        ids=np.array(ids, dtype=np.str_),
         members=np.array(offsets, np.int64).reshape(-1, len(MEMBERS), 2),
     )
     index.save()

@@ -1,0 +1,50 @@
+"""What many tests share: the parity files, the real data where it is, and small data sets made on the spot."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from data_sets import make_dataset
+from safetensors.torch import load_file
+
+PARITY = Path(__file__).parent / "parity"
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def parity():
+    """The published implementation's inputs, outputs and weights on small random models."""
+    return {path.stem: load_file(path) for path in PARITY.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"the real data is not there ({REAL_DATA})")
+    return REAL_DATA
+
+
+@pytest.fixture
+def dataset_folder(tmp_path):
+    folder = tmp_path / "data"
+    make_dataset(folder, (60, 37))
+    return folder
+
+
+@pytest.fixture
+def run_command(monkeypatch, capfd):
+    """Calls a command's main as `python -m NAME ARGS` would, in this process: (status, stdout, stderr)."""
+    import runpy
+
+    def call(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        sys.modules.pop(name, None)
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module(name, run_name="__main__")
+        out, err = capfd.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return call

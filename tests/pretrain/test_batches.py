@@ -1,0 +1,110 @@
+"""From shards to batches: swaps, limits, padding, and samples that the model cannot take."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from data_sets import make_dataset, make_samples
+
+from pretrain import masking
+from pretrain.batches import Limits, PairBatches, check_sample, stack
+from pretrain.objective import Objective
+from pretrain.pairs import Captions
+from pretrain.tokenizer import learn_pieces, load_pieces
+from shards.dataset import open_dataset, read_captions
+from shards.errors import UserError
+from shards.reader import RegionReader
+
+LIMITS = Limits(words=10, regions=4, feature_size=12)
+
+
+@pytest.fixture
+def batches(dataset_folder):
+    dataset = open_dataset(str(dataset_folder))
+    captions = Captions(read_captions(dataset))
+    pieces = learn_pieces(captions.texts, 200)
+    objective = Objective(mask_id=pieces.mask_id, ordinary_ids=pieces.ordinary_ids())
+    return PairBatches(RegionReader(dataset), captions, np.arange(97), pieces, objective, 0, LIMITS)
+
+
+def test_a_batch_holds_its_samples_padded(batches):
+    numbers = np.array([5, 96, 0])
+    batch = batches.read(0, numbers)
+    samples = make_samples(60, seed=0) + make_samples(37, seed=1)
+    for row, number in enumerate(numbers):
+        sample = samples[number]
+        count = min(len(sample.features), 4)
+        assert batch.valid[row].sum() == count
+        assert np.array_equal(batch.features[row, :count], sample.features[:count])
+        assert np.array_equal(batch.boxes[row, :count], sample.boxes[:count])
+        assert batch.features[row, count:].abs().sum() == 0
+        length = int(batch.lengths[row])
+        assert batch.input_ids[row, length:].sum() == 0
+    assert batch.input_ids.shape[1] == batch.lengths.max()
+    assert batch.valid.shape[1] == batch.valid.sum(1).max()
+
+
+def test_captions_are_swapped_where_the_label_says_so(batches):
+    numbers = np.arange(97)
+    batch = batches.read(3, numbers)
+    own = batches.pieces.encode([batches.captions[n] for n in numbers], 10)
+    for row, ids in enumerate(own):
+        same = batch.input_ids[row, : batch.lengths[row]].tolist() == ids
+        assert same != bool(batch.misaligned[row])
+    assert 30 < batch.misaligned.sum() < 67
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_numbers(batches):
+    one, two = batches.read(1, np.array([3, 4, 5])), batches.read(1, np.array([5, 4, 3]))
+    assert torch.equal(one.keys.flip(0), two.keys) and torch.equal(one.misaligned.flip(0), two.misaligned)
+    assert not torch.equal(batches.read(2, np.array([3, 4, 5])).keys, one.keys)
+
+
+def test_counts_are_those_that_the_mask_has(batches):
+    for epoch in range(5):
+        batch = batches.read(epoch, np.arange(40))
+        counted = ~batch.misaligned[:, None]
+        words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1]) & counted
+        assert batch.word_count == words.sum()
+        assert batch.region_count == (masking.choose_regions(batch.keys, batch.valid) & counted).sum()
+
+
+def test_a_caption_longer_than_the_limit_is_cut_and_keeps_its_end_mark():
+    pieces = learn_pieces(["one two three four five six"] * 2, 100)
+    ids = pieces.encode(["one two three four five six", "one"], 5)
+    assert [len(x) for x in ids] == [5, 3]
+    assert ids[0][0] == ids[1][0] == pieces.special["[CLS]"]
+    assert ids[0][-1] == ids[1][-1] == pieces.special["[SEP]"]
+
+
+def test_a_learned_vocabulary_is_the_same_every_time_and_survives_saving(tmp_path):
+    texts = [f"word{n % 17} and word{n % 5}s" for n in range(200)]
+    one, two = learn_pieces(texts, 60), learn_pieces(texts, 60)
+    assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
+    one.save(tmp_path)
+    assert load_pieces(tmp_path).encode(texts, 30) == one.encode(texts, 30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"features": np.zeros((0, 12), np.float16)}, "no regions"),
+        ({"features": np.zeros((2, 13), np.float16)}, "13 wide and the model's 12"),
+        ({"features": np.full((2, 12), np.nan, np.float16)}, "NaN"),
+        ({"features": np.full((2, 12), np.inf, np.float16)}, "NaN or infinite"),
+        ({"class_ids": None}, "--region_target features"),
+    ],
+)
+def test_samples_that_the_model_cannot_take_are_named(changes, words):
+    sample = dataclasses.replace(make_samples(1)[0], **changes)
+    with pytest.raises(UserError, match=words) as error:
+        check_sample(sample, LIMITS, needs_classes=True)
+    assert sample.key in str(error.value)
+
+
+def test_shards_without_classes_make_batches_without_classes(tmp_path):
+    make_dataset(tmp_path, (3,), classes=0)
+    reader = RegionReader(open_dataset(str(tmp_path)))
+    batch = stack([reader[0], reader[1]], [[2, 3], [2, 5, 3]], [1, 2], [False, True], LIMITS)
+    assert batch.class_ids.shape[-1] == 0

@@ -1,0 +1,228 @@
+"""Whole runs: what resumes is what went on, a fixed batch can be learned, files are whole or not there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from data_sets import make_dataset
+from safetensors.torch import load_file
+
+from pretrain import load
+from pretrain.batches import Limits, stack
+from pretrain.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
+from pretrain.config import TINY
+from pretrain.heads import PretrainingModel
+from pretrain.masking import sample_keys
+from pretrain.objective import Objective
+from pretrain.optimizer import lr_factor, make_optimizer, parameter_groups
+from shards.errors import UserError
+
+SMALL = ["--epochs", 3, "--batch_size", 8, "--log_every", 1, "--save_every", 100, "--workers", 0, "--validation_pairs", 9]
+
+
+def losses_of(run) -> dict:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = ("loss", "loss_words", "loss_regions", "loss_alignment", "gradient_norm")
+    return {line["step"]: [line[name] for name in names] for line in lines if line["kind"] == "train"}
+
+
+def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
+    run = tmp_path / "run"
+    status, out, err = run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
+    assert (status, err) == (0, "")
+    assert "87 pairs to train on, 10 held out" in out and f"the run is in {run}" in out
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 33 and result["validation"]["pairs"] == 10
+    assert {"config.json", "metrics.jsonl", "result.json", "tokenizer.json", "checkpoints"} <= set(os.listdir(run))
+    assert any(name.startswith("events.out.tfevents") for name in os.listdir(run))
+    assert sorted(losses_of(run)) == list(range(1, 34))
+    model = load(run)
+    weights = load_file(best_checkpoint(run) / MODEL)
+    assert all(torch.equal(value, weights[f"encoder.{name}"]) for name, value in model.state_dict().items())
+    status, _, err = run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
+    assert status == 2 and "--resume" in err
+    status, out, _ = run_command("pretrain.run", "--out", run, "--resume")
+    assert status == 0 and "finished before" in out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(dataset_folder, tmp_path, run_command, workers, monkeypatch):
+    flags = ["--data", dataset_folder, *SMALL, "--workers", workers]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_command("pretrain.run", *flags, "--out", whole)[0] == 0
+    import pretrain.trainer as trainer
+
+    plain = trainer.step
+
+    def interrupt_at_14(job, batch, number, sums):
+        plain(job, batch, number, sums)
+        if number == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "step", interrupt_at_14)
+    status, out, _ = run_command("pretrain.run", *flags, "--out", parts)
+    assert status == 130 and "stopped at step 14" in out
+    monkeypatch.setattr(trainer, "step", plain)
+    assert run_command("pretrain.run", "--out", parts, "--resume", "--workers", workers)[0] == 0
+    assert losses_of(parts) == losses_of(whole)
+    one, two = (load_file(run / "checkpoints" / "step-00000033" / MODEL) for run in (whole, parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert json.loads((whole / "result.json").read_text())["validation"] == json.loads((parts / "result.json").read_text())["validation"]
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pretrain.run", "--data", dataset_folder, "--out", run, "--epochs", "100000", "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.time() + 120
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+            assert process.poll() is None and time.time() < until, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (status, "")
+    assert "--resume goes on" in out and len(checkpoints(run)) == 1
+
+
+def test_flags_that_change_the_run_are_refused_on_resume(dataset_folder, tmp_path, run_command):
+    run = tmp_path / "run"
+    run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
+    status, _, err = run_command("pretrain.run", "--out", run, "--resume", "--lr", "0.5")
+    assert status == 2 and "--lr 0.5" in err and "0.001" in err
+
+
+def test_a_damaged_checkpoint_is_refused(dataset_folder, tmp_path, run_command):
+    run = tmp_path / "run"
+    run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
+    path = checkpoints(run)[-1]
+    data = bytearray((path / MODEL).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / MODEL).write_bytes(data)
+    with pytest.raises(UserError, match="SHA-256"):
+        read_tensors(path, MODEL)
+    assert read_tensors(path, TRAINING)
+    status, _, err = run_command("pretrain.run", "--out", run, "--resume")
+    assert status == 2 and "SHA-256" in err
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for name in ("step-00000001", ".step-00000003.77.part"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / FACTS).write_text('{"score": null}')
+    (folder / "step-00000002").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(dataset_folder, tmp_path, run_command):
+    run = tmp_path / "run"
+    flags = [*SMALL, "--save_every", 4]
+    run_command("pretrain.run", "--data", dataset_folder, "--out", run, *flags)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["loss"] for line in lines if line["kind"] == "validation"}
+    assert len(scores) == 9
+    best = min(scores, key=scores.get)
+    assert {int(path.name[5:]) for path in checkpoints(run)} == {best, 33}
+    assert best_checkpoint(run).name == f"step-{best:08d}"
+
+
+@pytest.mark.parametrize("count", [1, 2, 13, 41])
+def test_small_and_prime_data_sets(tmp_path, run_command, count):
+    make_dataset(tmp_path / "data", (count,))
+    status, out, err = run_command("pretrain.run", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL)
+    if count == 1:
+        assert status == 2 and "at least two different" in err
+    else:
+        assert status == 0 and "the run is in" in out
+
+
+def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "cat", "dog", "number", "1", "0"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    bert = tmp_path / "bert"
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(bert)
+    sizes = BertConfig(
+        vocab_size=len(words), hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512,
+        max_position_embeddings=128,
+    )
+    BertModel(sizes).save_pretrained(bert)
+    flags = ["--data", dataset_folder, "--out", tmp_path / "run", *SMALL, "--bert", bert, "--bert_lr_scale", 0.1]
+    status, out, err = run_command("pretrain.run", *flags)
+    assert status == 0, err
+    assert "weights of the text stream come from" in out and f"{len(words)} word pieces" in out
+
+
+@pytest.mark.parametrize("target", ["features", "none"])
+def test_regions_without_classes(tmp_path, run_command, target):
+    make_dataset(tmp_path / "data", (50,), classes=0)
+    flags = ["--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL]
+    status, _, err = run_command("pretrain.run", *flags)
+    assert status == 2 and "--region_target features" in err and "--region_target none" in err
+    assert run_command("pretrain.run", *flags, "--region_target", target)[0] == 0
+    assert load(tmp_path / "run")
+
+
+def test_a_fixed_batch_without_masking_can_be_learned():
+    """The words are all there to be copied, so every loss must go to nothing."""
+    from data_sets import make_samples
+
+    torch.manual_seed(0)
+    sizes = TINY.replace(vocab_size=40, v_feature_size=12, v_target_size=9, hidden_dropout_prob=0.0, v_hidden_dropout_prob=0.0)
+    model = PretrainingModel(sizes).train()
+    model.encoder.fusion_dropout.p = 0.0
+    rng = np.random.default_rng(0)
+    samples = make_samples(16, per_region=1, regions=(4, 8))
+    for sample in samples:
+        sample.class_probs = np.ones_like(sample.class_probs)
+    ids = [[2, *rng.integers(5, 40, 6).tolist(), 3] for _ in samples]
+    batch = stack(samples, ids, sample_keys(0, 0, np.arange(16)), np.arange(16) % 2 == 1, Limits(20, 36, 12))
+    objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, 40))
+    batch.word_count, batch.region_count = objective.count(batch)
+    inputs = objective.mask(batch)
+    unmasked = type(inputs)(**vars(inputs) | {"input_ids": batch.input_ids})
+    optimizer = make_optimizer(model, 1e-3, (0.9, 0.98), 1e-8, 0.0)
+    for _ in range(150):
+        losses = objective.losses(model, batch, unmasked)
+        loss = losses.total(losses.word_count, losses.region_count, losses.pair_count)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses.word_count > 3 and losses.region_count > 3
+    assert loss.item() < 0.05
+
+
+def test_learning_rate_rises_and_falls_in_straight_lines():
+    factors = [lr_factor(step, 100, 0.1) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5) and factors[100] == 0
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert lr_factor(0, 1, 0.0) == 1.0
+
+
+def test_biases_and_layer_norms_do_not_decay():
+    model = PretrainingModel(TINY)
+    groups = parameter_groups(model, 0.01, lambda name: 0.1 if "text" in name else 1.0)
+    of = {id(p): (g["weight_decay"], g["scale"]) for g in groups for p in g["params"]}
+    named = dict(model.named_parameters())
+    assert len(of) == len(named)
+    assert of[id(named["encoder.text_layers.0.norm.weight"])] == (0.0, 0.1)
+    assert of[id(named["encoder.text_layers.0.output.bias"])] == (0.0, 0.1)
+    assert of[id(named["encoder.image_layers.0.output.weight"])] == (0.01, 1.0)
+    assert of[id(named["words.bias"])] == (0.0, 1.0)
+    assert of[id(named["encoder.image_embedding.norm.weight"])] == (0.0, 1.0)

@@ -1,0 +1,52 @@
+"""Whole files and patterns."""
+
+import pytest
+
+from shards.errors import UserError
+from shards.files import expand, is_remote, read_json, whole_file
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), whole_file(path, "w") as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with whole_file(path, "w") as file:
+        file.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_patterns_name_files_in_order(tmp_path):
+    for name in ("b-1.tar", "b-0.tar", "b-10.tar", "c.txt", ".b-3.tar.part"):
+        (tmp_path / name).touch()
+    names = [str(tmp_path / name) for name in ("b-0.tar", "b-1.tar")]
+    assert expand(f"{tmp_path}/b-{{0..1}}.tar") == names
+    assert expand(f"{tmp_path}/b-?.tar") == names
+    assert len(expand(str(tmp_path))) == 3
+    assert expand("http://x/{0..1}.tar") == ["http://x/0.tar", "http://x/1.tar"]
+
+
+@pytest.mark.parametrize("pattern", ["missing", "missing-{0..3}.tar", "a{b", ""])
+def test_what_names_nothing_is_an_error(tmp_path, pattern, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        expand(pattern)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"holds no \.tar files"):
+        expand(str(tmp_path))
+
+
+def test_remote_addresses_are_told_from_paths():
+    assert all(map(is_remote, ["pipe:cat x", "http://a/b.tar", "s3://b/c.tar", "gs://b/c"]))
+    assert not any(map(is_remote, ["a/b.tar", "/a.tar", "file:///a.tar", "c:x"]))
+
+
+def test_broken_json_names_the_file(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,84 @@
+"""Flags: every mistake is one sentence that names the flag and what would be right."""
+
+from dataclasses import asdict, dataclass
+
+import pytest
+
+from shards.errors import UserError
+from shards.flags import REQUIRED, build, command, flag
+
+
+@dataclass
+class Config:
+    source: str = flag(REQUIRED, "where from", first=True)
+    batch_size: int = flag(8, "pairs a step", low=1)
+    share: float = flag(0.5, "of the pairs", low=0, high=1)
+    lr: float | None = flag(None, "learning rate", above=0)
+    kind: str = flag("a", "which", choices=("a", "b"))
+    resume: bool = flag(False, "go on")
+
+
+def parsed(*argv, status=0):
+    found = {}
+    with pytest.raises(SystemExit) as stopped:
+        command(Config, lambda config: found.update(asdict(config)), "some.command", "Does it.", list(argv))
+    assert stopped.value.code == status
+    return found
+
+
+def test_texts_become_values_of_the_fields_types():
+    assert parsed("here", "--batch_size", "3", "--lr=1e-3", "--resume", "--share", "1") == {
+        "source": "here",
+        "batch_size": 3,
+        "share": 1.0,
+        "lr": 1e-3,
+        "kind": "a",
+        "resume": True,
+    }
+
+
+def test_names_that_look_like_numbers_stay_texts():
+    assert parsed("007", "--batch_size", "3")["source"] == "007"
+    assert parsed("--source", "1e5")["source"] == "1e5"
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("True", True), ("0", False), ("yes", True)])
+def test_booleans_are_real(text, value):
+    assert parsed("here", "--resume", text)["resume"] is value
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["here", "--batch_size", "0"], ["--batch_size 0", "1 or more"]),
+        (["here", "--batch_size", "abc"], ["--batch_size abc", "whole number"]),
+        (["here", "--batch_size", "2.5"], ["--batch_size 2.5", "whole number"]),
+        (["here", "--share", "1.5"], ["--share 1.5", "1 or less"]),
+        (["here", "--share", "nan"], ["--share nan"]),
+        (["here", "--lr", "0"], ["--lr 0", "more than 0"]),
+        (["here", "--kind", "c"], ["--kind c", "a, b"]),
+        (["here", "--resume", "perhaps"], ["--resume perhaps", "true or false"]),
+        (["here", "--batchsize", "3"], ["--batchsize", "did you mean --batch_size"]),
+        (["here", "--zzz", "3"], ["--zzz", "--help"]),
+        (["here", "there"], ["there", "SOURCE"]),
+        ([], ["SOURCE is missing", "where from"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr_and_status_2(argv, words, capsys):
+    parsed(*argv, status=2)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+def test_help_lists_every_flag_with_its_default(capsys):
+    parsed("--help")
+    out = capsys.readouterr().out
+    assert all(f"--{name}" in out for name in asdict(Config(source="x")))
+    assert "needed" in out and "default 8" in out and "(a, b)" in out
+
+
+def test_values_from_python_are_checked_like_texts():
+    assert build(Config, {"source": "x", "share": 1}).share == 1.0
+    with pytest.raises(UserError, match="--batch_size"):
+        build(Config, {"source": "x", "batch_size": "many"})

@@ -1,0 +1,230 @@
+"""Region shards: what is written is read back, in place and as a stream, and damage is named."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+import webdataset
+from data_sets import make_dataset, make_samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.dataset import (
+    UNFINISHED,
+    begin_dataset,
+    checksum_errors,
+    open_dataset,
+    read_captions,
+)
+from shards.errors import UserError
+from shards.index import index_path, load_index
+from shards.order import epoch_order
+from shards.reader import RegionReader
+from shards.sample import Sample
+from shards.stream import open_stream, read_stream, reader_ranges, stream_epoch
+from shards.writer import safe_key, write_shard
+
+
+def same(a: Sample, b: Sample) -> bool:
+    def equal(x, y):
+        return (x is None and y is None) or np.array_equal(x, np.asarray(y, x.dtype))
+
+    return (
+        (a.key, a.info, a.caption) == (b.key, b.info, b.caption)
+        and equal(a.features, b.features)
+        and equal(a.boxes, b.boxes)
+        and equal(a.class_ids, b.class_ids)
+        and equal(a.class_probs, b.class_probs)
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": 0}, {"captions": False}])
+def test_what_is_written_is_read_back(tmp_path, options):
+    make_dataset(tmp_path, (7, 5), **options)
+    written = make_samples(7, seed=0, **options) + make_samples(5, seed=1, **options)
+    reader = RegionReader(open_dataset(str(tmp_path)))
+    assert len(reader) == 12
+    assert all(same(reader[number], sample) for number, sample in enumerate(written))
+    streamed = [sample for shard in reader.dataset.shards for sample in read_stream(shard.path)]
+    assert all(same(a, b) for a, b in zip(streamed, written, strict=True))
+    assert reader.number_of("image.1.3") == 10
+    with pytest.raises(KeyError):
+        reader.number_of("image.9.9")
+
+
+def test_webdataset_reads_the_shards(tmp_path):
+    make_dataset(tmp_path)
+    pattern = str(tmp_path / "part-{00000..00001}.tar")
+    theirs = list(webdataset.WebDataset(pattern, shardshuffle=False).decode())
+    ours = RegionReader(open_dataset(pattern))
+    assert [x["__key__"] for x in theirs] == [ours[n].key for n in range(len(ours))]
+    assert all(np.array_equal(x["features.npy"], ours[n].features) for n, x in enumerate(theirs))
+    assert all(x["txt"] == ours[n].caption for n, x in enumerate(theirs))
+
+
+def test_arrays_are_views_of_the_file(tmp_path):
+    make_dataset(tmp_path)
+    features = RegionReader(open_dataset(str(tmp_path)))[0].features
+    assert not features.flags.owndata and not features.flags.writeable
+
+
+def test_equal_samples_give_equal_bytes(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        write_shard(tmp_path / name, make_samples(4))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_foreign_tars_are_scanned_once_and_give_the_same(tmp_path):
+    known = make_dataset(tmp_path)
+    for path in [*tmp_path.glob("*.npz"), tmp_path / "dataset.json", tmp_path / "captions.txt"]:
+        path.unlink()
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.counts.tolist() == [7, 5]
+    assert (dataset.feature_size, dataset.num_classes, dataset.captions) == (12, 9, 12)
+    assert read_captions(dataset) == [s.caption for s in make_samples(7, seed=0) + make_samples(5, seed=1)]
+    assert index_path(dataset.shards[0].path).exists()
+    assert np.array_equal(load_index(known.shards[1].path).members, RegionReader(dataset).indexes[1].members)
+
+
+def test_part_of_a_data_set_has_the_captions_of_that_part(tmp_path):
+    make_dataset(tmp_path)
+    dataset = open_dataset(str(tmp_path / "part-00001.tar"))
+    assert read_captions(dataset) == [sample.caption for sample in make_samples(5, seed=1)]
+
+
+def test_long_and_odd_names_survive(tmp_path):
+    sample = dataclasses.replace(make_samples(1)[0], key=safe_key("x" * 180 + "/ÿ.b c"), caption="zwei\nZeilen ÿ")
+    write_shard(tmp_path / "a.tar", [sample])
+    reader = RegionReader(open_dataset(str(tmp_path / "a.tar")))
+    assert same(reader[0], sample)
+    assert read_captions(reader.dataset) == ["zwei Zeilen ÿ"]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 600, 5000])
+def test_a_cut_tar_is_named(tmp_path, cut):
+    """Cut inside its last member, or right behind it, where only the end mark is missing."""
+    dataset = make_dataset(tmp_path)
+    path = dataset.shards[1].path
+    end_of_data = load_index(path).members.sum(-1).max()
+    os.truncate(path, -(-end_of_data // 512) * 512 - cut)
+    with pytest.raises(UserError, match=r"part-00001\.tar: has \d+ bytes"):
+        open_dataset(str(tmp_path))
+    (tmp_path / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"part-00001\.tar"):
+        open_dataset(str(tmp_path))
+
+
+def test_a_stream_that_breaks_off_is_named(tmp_path):
+    path = make_dataset(tmp_path).shards[0].path
+    os.truncate(path, 3000)
+    with pytest.raises(UserError, match=r"part-00000\.tar"):
+        list(read_stream(path))
+
+
+def test_a_flipped_byte_is_found_by_its_checksum(tmp_path):
+    dataset = make_dataset(tmp_path)
+    assert list(checksum_errors(dataset)) == []
+    with open(dataset.shards[0].path, "r+b") as file:
+        file.seek(2000)
+        byte = file.read(1)
+        file.seek(2000)
+        file.write(bytes([byte[0] ^ 1]))
+    assert [line.split(":")[0] for line in checksum_errors(dataset)] == [dataset.shards[0].path]
+
+
+def test_a_folder_that_was_not_finished_is_refused(tmp_path):
+    begin_dataset(tmp_path, {"images": 1})
+    write_shard(tmp_path / "part-00000.tar", make_samples(3))
+    with pytest.raises(UserError, match="not written to the end"):
+        open_dataset(str(tmp_path))
+    with pytest.raises(UserError, match="other settings"):
+        begin_dataset(tmp_path, {"images": 2})
+    begin_dataset(tmp_path, {"images": 1})
+    assert json.loads((tmp_path / UNFINISHED).read_text()) == {"images": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"features": np.zeros((0, 12)), "boxes": np.zeros((0, 4))}, "no regions"),
+        ({"features": np.full((2, 12), np.nan), "boxes": np.zeros((2, 4))}, "not finite"),
+        ({"features": np.full((2, 12), 1e6), "boxes": np.zeros((2, 4))}, "not finite in float16"),
+        ({"features": np.zeros((2, 12)), "boxes": np.zeros((3, 4))}, "boxes of shape"),
+    ],
+)
+def test_samples_that_no_reader_could_use_are_not_written(tmp_path, changes, words):
+    sample = dataclasses.replace(make_samples(1)[0], class_ids=None, class_probs=None, **changes)
+    with pytest.raises(UserError, match=words):
+        write_shard(tmp_path / "a.tar", [sample])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="comes twice"):
+        write_shard(tmp_path / "a.tar", make_samples(1) * 2)
+
+
+def test_a_tar_without_regions_is_named(tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("x.png"))
+    with pytest.raises(UserError, match=r"a\.tar: holds no region features"):
+        open_dataset(str(tmp_path))
+
+
+counts = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(sum)
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts, st.integers(0, 5), st.integers(1, 50))
+def test_an_epochs_order_holds_every_sample_once(counts, epoch, window):
+    order = epoch_order(counts, seed=3, epoch=epoch, window=window)
+    assert sorted(order.tolist()) == list(range(sum(counts)))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = {tuple(epoch_order([50, 50], seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+def test_a_window_keeps_reading_local():
+    order = epoch_order([10] * 100, seed=0, epoch=0, window=20)
+    assert all(len(np.unique(part // 10)) == 2 for part in order.reshape(-1, 20))
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts, st.integers(1, 9), st.integers(0, 3))
+def test_readers_parts_are_disjoint_equal_and_whole(counts, readers, epoch):
+    parts = []
+    for reader in range(readers):
+        ranges = list(reader_ranges(counts, readers, reader, 0, epoch))
+        parts.append([(shard, row) for shard, begin, end in ranges for row in range(begin, end)])
+    assert sorted(sum(parts, [])) == [(s, row) for s, count in enumerate(counts) for row in range(count)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("readers", [1, 3, 8])
+def test_one_shard_and_many_readers(tmp_path, readers):
+    make_dataset(tmp_path, (13,))
+    dataset = open_dataset(str(tmp_path))
+    reader = RegionReader(dataset)
+    seen = []
+    for part in range(readers):
+        for number, sample in stream_epoch(dataset, 0, 0, readers, part, buffer=4):
+            assert same(sample, reader[number])
+            seen.append(number)
+    assert sorted(seen) == list(range(13))
+    assert seen != sorted(seen)
+
+
+def test_streams_through_a_pipe(tmp_path):
+    dataset = make_dataset(tmp_path)
+    (tmp_path / "dataset.json").rename(tmp_path / "other.json")
+    remote = open_stream(f"pipe:cat {tmp_path}/part-0000{{0..1}}.tar")
+    assert remote.counts.tolist() == [7, 5]
+    assert (remote.feature_size, remote.num_classes, remote.captions) == (12, 9, 12)
+    seen = sorted(number for number, _ in stream_epoch(remote, 0, 0))
+    assert seen == list(range(len(dataset)))

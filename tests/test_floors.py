@@ -1,0 +1,40 @@
+"""The structure that design and README promise: floors import downwards only, commands exist, names are kept."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ["ops", "shards", "pretrain", "finetune"]
+FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_floor_imports_only_floors_below_it(path):
+    floor = path.relative_to(ROOT).parts[0]
+    above = set(FLOORS[FLOORS.index(floor) + 1 :])
+    assert not imported(path) & above
+
+
+def test_the_shards_floor_needs_no_torch():
+    """Extraction processes start in a fraction of a second because of it."""
+    users = [path.name for path in FILES if path.is_relative_to(ROOT / "shards") and "torch" in imported(path)]
+    assert users == []
+
+
+def test_every_file_says_what_it_is():
+    silent = [str(path) for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
