@@ -29,7 +29,11 @@ def load_bert(model: PretrainingModel, name: str) -> list[str]:
     weights, _ = from_published(_read(name))
     own = dict(model.named_parameters())
     taken = {key: value for key, value in weights.items() if key in own and from_bert(key)}
-    missing = [key for key in own if key.startswith(("encoder.text_embedding.", "encoder.text_layers.")) and from_bert(key) and key not in taken]
+    missing = [
+        key
+        for key in own
+        if key.startswith(("encoder.text_embedding.", "encoder.text_layers.")) and from_bert(key) and key not in taken
+    ]
     if missing:
         raise UserError(f"--bert {name}: has no weights for {missing[0]}; is it a BERT with {_layers(model)} layers?")
     for key, value in taken.items():

@@ -1,8 +1,8 @@
 """Checkpoints: a folder that is renamed into place when it is whole, tensors in safetensors, checksums in JSON.
 
-    checkpoints/step-00001000/model.safetensors     the weights
-                              training.safetensors  the optimiser's moments and the random generators
-                              checkpoint.json       step, scores, SHA-256 of both files
+checkpoints/step-00001000/model.safetensors     the weights
+                          training.safetensors  the optimiser's moments and the random generators
+                          checkpoint.json       step, scores, SHA-256 of both files
 """
 
 import hashlib
@@ -69,7 +69,9 @@ def newest_checkpoint(run) -> Path | None:
 
 def best_checkpoint(run) -> Path | None:
     """The checkpoint with the lowest score; the newest where none has a score."""
-    scored = [(facts["score"], path) for path in checkpoints(run) if (facts := read_json(path / FACTS))["score"] is not None]
+    scored = [
+        (facts["score"], path) for path in checkpoints(run) if (facts := read_json(path / FACTS))["score"] is not None
+    ]
     return min(scored)[1] if scored else newest_checkpoint(run)
 
 

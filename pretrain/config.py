@@ -35,7 +35,6 @@ class ModelConfig:
     v_intermediate_size: int = 1024
     v_hidden_dropout_prob: float = 0.1
     v_attention_probs_dropout_prob: float = 0.1
-    v_initializer_range: float = 0.02
     bi_hidden_size: int = 1024
     bi_num_attention_heads: int = 8
     v_biattention_id: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
@@ -82,6 +81,7 @@ TINY = ModelConfig(
     attention_probs_dropout_prob=0.0,
     v_attention_probs_dropout_prob=0.0,
     max_position_embeddings=128,
+    initializer_range=0.05,
     v_hidden_size=128,
     v_num_hidden_layers=2,
     v_num_attention_heads=4,
@@ -95,7 +95,10 @@ TINY = ModelConfig(
 CONFIGS = {"base": ModelConfig(), "tiny": TINY}
 
 # Keys of published files that this model has no use for: read by nothing there either, or fixed here.
-_IGNORED = {"pooling_method", "bi_attention_type", "bi_intermediate_size", "fast_mode", "with_coattention"}
+_IGNORED = {
+    *("pooling_method", "bi_attention_type", "bi_intermediate_size", "v_initializer_range"),
+    *("fast_mode", "with_coattention"),
+}
 _FIXED = {"hidden_act": "gelu", "v_hidden_act": "gelu"}
 
 
@@ -125,6 +128,8 @@ def model_config_from(values: dict, where: str) -> ModelConfig:
         elif key in _FIXED:
             if value != _FIXED[key]:
                 raise UserError(f"{where}: {key} {value!r} is not supported; only {_FIXED[key]} is")
-        elif key not in _IGNORED and not key.startswith(("visual_target", "model", "in_batch", "dynamic", "fixed_", "task_spec")):
+        elif key not in _IGNORED and not key.startswith(
+            ("visual_target", "model", "in_batch", "dynamic", "fixed_", "task_spec")
+        ):
             raise UserError(f"{where}: {key} is not a key of the model's configuration")
     return ModelConfig(**chosen)

@@ -26,5 +26,7 @@ def load_pretraining(run) -> PretrainingModel:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit {run}/config.json ({str(error).splitlines()[-1].strip()})") from None
+        raise UserError(
+            f"{path}: its weights do not fit {run}/config.json ({str(error).splitlines()[-1].strip()})"
+        ) from None
     return model.eval()

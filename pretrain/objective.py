@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain import masking
-from pretrain.batches import Batch
+from pretrain.batch import Batch
 from pretrain.heads import PretrainingModel
 
 REGION_TARGETS = ("classes", "features", "none")
@@ -51,9 +51,7 @@ class Losses:
     def total(self, word_count: int, region_count: int, pair_count: int) -> Tensor:
         """The training loss, as a part of the means over these counts; a count of zero adds nothing."""
         return (
-            self.words / max(word_count, 1)
-            + self.regions / max(region_count, 1)
-            + self.alignment / max(pair_count, 1)
+            self.words / max(word_count, 1) + self.regions / max(region_count, 1) + self.alignment / max(pair_count, 1)
         )
 
 
@@ -120,9 +118,7 @@ class Objective:
     def losses(self, model: PretrainingModel, batch: Batch, inputs: Inputs) -> Losses:
         """One pass of the model over a masked batch."""
         encoder = model.encoder
-        encoded = encoder(
-            inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask
-        )
+        encoded = encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)
         word_scores = model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]).float()
         alignment = model.alignment(encoder.fuse(encoded)).float()
         labels = batch.misaligned.long()

@@ -22,22 +22,24 @@ class Captions:
         return self.texts[number]
 
 
-def split_pairs(captions: Captions, validation_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+def split_pairs(captions: Captions, validation_pairs: int, among: int) -> tuple[np.ndarray, np.ndarray]:
     """Sample numbers (training, validation), both ascending, split by caption text.
+
+    Held-out pairs are of the first `among` samples; pairs beyond them that have a held-out text are left out of
+    both sides.
 
     All pairs of a text are on one side, so that neither a sentence nor other pictures of its scene are in both.
     About validation_pairs of them are held out, at most a tenth, in the order of the texts' hashes: the same
     whatever the seed. Fewer than 20 distinct texts are not split.
     """
     captioned = np.flatnonzero(captions.text_ids >= 0)
-    keys, inverse, counts = np.unique(captions.text_ids[captioned], return_inverse=True, return_counts=True)
-    wanted = min(validation_pairs, len(captioned) // 10)
+    near = captioned[captioned < among]
+    keys, counts = np.unique(captions.text_ids[near], return_counts=True)
+    wanted = min(validation_pairs, len(near) // 10)
     if wanted < 1 or len(keys) < 20:
         return captioned, captioned[:0]
-    held = np.zeros(len(keys), bool)
-    begins = np.cumsum(counts) - counts
-    held[begins < wanted] = True
-    return captioned[~held[inverse]], captioned[held[inverse]]
+    held = np.isin(captions.text_ids, keys[np.cumsum(counts) - counts < wanted])
+    return captioned[~held[captioned]], near[held[near]]
 
 
 class Swaps:

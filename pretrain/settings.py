@@ -33,7 +33,9 @@ class PretrainConfig:
     words: int = flag(36, "word pieces of a caption at the most, with [CLS] and [SEP]", low=3)
     regions: int = flag(36, "regions of an image at the most, the best first", low=1)
     region_target: str = flag("classes", "what masked regions are to be told", choices=REGION_TARGETS)
-    overlap: float = flag(0.4, "IoU from which regions are hidden with a chosen one; above 1: the chosen alone", above=0)
+    overlap: float = flag(
+        0.4, "IoU from which regions are hidden with a chosen one; above 1: the chosen alone", above=0
+    )
     predict_overlapped: bool = flag(False, "predict the regions hidden by overlap too")
     validation_pairs: int = flag(2000, "pairs held out by caption text (a tenth at the most), 0 for none", low=0)
     precision: str = flag("float32", "of matrix work", choices=("float32", "bf16"))

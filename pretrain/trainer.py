@@ -1,93 +1,20 @@
 """The pretraining loop: steps, logs, validation, checkpoints, and stopping when asked to."""
 
-import contextlib
 import math
 import signal
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from pretrain.batches import Batch, PairBatches
+from pretrain.batch import Batch
 from pretrain.checkpoint import save_checkpoint
-from pretrain.heads import PretrainingModel
+from pretrain.job import Job
 from pretrain.logs import Clock, RunLog, duration
-from pretrain.objective import Objective
 from pretrain.optimizer import lr_factor, set_lr
-from pretrain.settings import PretrainConfig
+from pretrain.sources import training_batches
 from pretrain.validate import validate
 from shards.errors import UserError
-from shards.order import epoch_order
-
-
-@dataclass
-class Job:
-    """Everything a run is made of."""
-
-    config: PretrainConfig
-    model: PretrainingModel
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    batches: PairBatches
-    validation_batches: PairBatches
-    counts: np.ndarray
-    training: np.ndarray
-    validation: np.ndarray
-    frequent_word: int
-    device: torch.device
-    first_step: int = 0
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.training) / self.config.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
-
-    def autocast(self):
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
-
-
-class Requests:
-    """(epoch, sample numbers) of every step from the first on; the order of an epoch is shards.order's."""
-
-    def __init__(self, job: Job):
-        self.job = job
-        self.member = np.zeros(int(job.counts.sum()), bool)
-        self.member[job.training] = True
-
-    def __iter__(self):
-        job, size = self.job, self.job.config.batch_size
-        first_epoch, skip = divmod(job.first_step, job.steps_per_epoch)
-        for epoch in range(first_epoch, job.config.epochs):
-            order = epoch_order(job.counts, job.config.seed, epoch)
-            order = order[self.member[order]]
-            for begin in range(skip * size, len(order), size):
-                yield epoch, order[begin : begin + size]
-            skip = 0
-
-
-def _start_worker(_) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process to answer
-    torch.set_num_threads(1)
-
-
-def _loader(job: Job) -> torch.utils.data.DataLoader:
-    workers = job.config.workers
-    return torch.utils.data.DataLoader(
-        job.batches,
-        batch_size=None,
-        sampler=Requests(job),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=job.device.type == "cuda",
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # not the global one, whose state belongs to dropout
-    )
 
 
 @dataclass
@@ -170,33 +97,43 @@ def step(job: Job, batch: Batch, number: int, sums: Sums) -> None:
     )
 
 
-def train(job: Job, log: RunLog) -> tuple[int | None, dict]:
-    """Trains from job.first_step to the end; returns the signal that stopped it (None: done) and the last scores."""
+def train(job: Job, log: RunLog) -> tuple[int | None, int, dict]:
+    """Trains from job.first_step to the end.
+
+    Returns the signal that stopped it (None: it is done), the steps that are done, and the last scores.
+    """
     config, run = job.config, job.config.out
     sums, clock, scores = Sums(), Clock(), {}
     began = time.perf_counter()
-    loader = iter(_loader(job))
+    batches = training_batches(
+        job.pairs,
+        job.collator,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        first_step=job.first_step,
+        workers=config.workers,
+        pin=job.device.type == "cuda",
+    )
     job.model.train()
     with Stop() as stop:
         for number in range(job.first_step, job.total_steps):
             waiting = time.perf_counter()
-            batch = next(loader)
+            batch = next(batches)
             clock.waited += time.perf_counter() - waiting
-            if isinstance(batch, UserError):
-                raise batch
             step(job, batch, number, sums)
             clock.samples += len(batch)
             done = number + 1
-            last = done == job.total_steps or stop.signal is not None
+            stopped = stop.signal  # read once: it may come at any moment, also while this step is being logged
+            last = done == job.total_steps or stopped is not None
             if done % config.log_every == 0 or last:
                 _log_training(job, log, done, sums.reading(), clock, began)
             if done % config.save_every == 0 or last:
-                scores = _validate(job, log, done) if stop.signal is None else {}
+                scores = _validate(job, log, done) if stopped is None else {}
                 save_checkpoint(run, done, job.model, job.optimizer, _facts(job, done, scores), scores.get("loss"))
                 clock.restart()
-            if stop.signal is not None:
-                return stop.signal, scores
-    return None, scores
+            if stopped is not None:
+                return stopped, done, scores
+    return None, done, scores
 
 
 def _facts(job: Job, done: int, scores: dict) -> dict:
@@ -208,9 +145,8 @@ def _log_training(job: Job, log: RunLog, done: int, means: dict, clock: Clock, b
         raise UserError(f"the loss is not finite at step {done}; lower --lr, or look for bad features in the data")
     rates = clock.reading()
     epoch = (done - 1) // job.steps_per_epoch
-    samples = epoch * len(job.training) + min(
-        (done - epoch * job.steps_per_epoch) * job.config.batch_size, len(job.training)
-    )
+    pairs = len(job.pairs.training)
+    samples = epoch * pairs + min((done - epoch * job.steps_per_epoch) * job.config.batch_size, pairs)
     lr = job.config.lr * lr_factor(done - 1, job.total_steps, job.config.warmup)
     log.write(done, "train", {"epoch": done / job.steps_per_epoch, "samples": samples, "lr": lr} | means | rates)
     left = (time.perf_counter() - began) / (done - job.first_step) * (job.total_steps - done)
@@ -226,16 +162,7 @@ def _log_training(job: Job, log: RunLog, done: int, means: dict, clock: Clock, b
 def _validate(job: Job, log: RunLog, done: int) -> dict:
     if not len(job.validation):
         return {}
-    scores = validate(
-        job.model,
-        job.objective,
-        job.validation_batches,
-        job.validation,
-        job.config.batch_size,
-        job.device,
-        job.frequent_word,
-        job.autocast,
-    )
+    scores = validate(job.model, job.objective, job.validation, job.device, job.frequent_word, job.autocast)
     log.write(done, "validation", scores)
     print(f"step {done}/{job.total_steps}  held out: {describe_scores(scores)}", flush=True)
     return scores

@@ -3,11 +3,9 @@
 import numpy as np
 import torch
 
-from pretrain.batches import PairBatches
 from pretrain.heads import PretrainingModel
 from pretrain.objective import Objective
-
-EPOCH = -1  # held-out pairs are masked and swapped in one way, whatever the training epoch
+from pretrain.sources import ValidationBatches
 
 
 def most_frequent_word(captions, numbers, pieces, limit: int, at_most: int = 100_000) -> int:
@@ -22,9 +20,9 @@ def most_frequent_word(captions, numbers, pieces, limit: int, at_most: int = 100
 
 @torch.no_grad()
 def validate(
-    model: PretrainingModel, objective: Objective, batches: PairBatches, numbers, batch_size, device, frequent, autocast
+    model: PretrainingModel, objective: Objective, batches: ValidationBatches, device, frequent: int, autocast
 ) -> dict:
-    """Losses and accuracies on the pairs `numbers`, in evaluation mode.
+    """Losses and accuracies on the held-out pairs, in evaluation mode.
 
     alignment_chance: the share of the more frequent of the two labels; word_chance: the accuracy of always
     saying `frequent`, the most frequent training word, at the very positions that are predicted.
@@ -33,8 +31,8 @@ def validate(
     model.eval()
     sums = {name: 0.0 for name in ("words", "regions", "alignment", "words_right", "alignment_right")}
     word_count = region_count = misaligned = frequent_right = 0
-    for begin in range(0, len(numbers), batch_size):
-        batch = batches.read(EPOCH, numbers[begin : begin + batch_size]).to(device)
+    for batch in batches:
+        batch = batch.to(device)
         inputs = objective.mask(batch)
         with autocast():
             losses = objective.losses(model, batch, inputs)
@@ -45,7 +43,7 @@ def validate(
         misaligned += int(batch.misaligned.sum())
         frequent_right += int((inputs.word_labels == frequent).sum())
     model.train(training)
-    pairs = len(numbers)
+    pairs = len(batches)
     words, regions = max(word_count, 1), max(region_count, 1)
     values = {
         "loss_words": sums["words"] / words,

@@ -5,6 +5,7 @@ one set of captions get two vocabularies; a run could not be repeated.
 """
 
 import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
@@ -26,7 +27,7 @@ def learn_vocabulary(word_counts: dict[str, int], size: int, special: Iterable[s
     pairs: Counter = Counter()
     places = defaultdict(set)
     for number, split in enumerate(pieces):
-        for pair in zip(split, split[1:], strict=False):
+        for pair in itertools.pairwise(split):
             pairs[pair] += counts[number]
             places[pair].add(number)
     heap = [(-count, pair) for pair, count in pairs.items()]
@@ -45,9 +46,9 @@ def learn_vocabulary(word_counts: dict[str, int], size: int, special: Iterable[s
         for number in places.pop(pair):
             before = pieces[number]
             pieces[number] = after = _merge(before, pair, merged)
-            for old in zip(before, before[1:], strict=False):
+            for old in itertools.pairwise(before):
                 pairs[old] -= counts[number]
-            for new in zip(after, after[1:], strict=False):
+            for new in itertools.pairwise(after):
                 pairs[new] += counts[number]
                 places[new].add(number)
                 changed.add(new)

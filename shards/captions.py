@@ -24,7 +24,7 @@ def _one(options, rng: np.random.Generator) -> str:
 
 
 def noun_phrase(thing: Thing, rng: np.random.Generator, article: bool = True) -> str:
-    """"a small striped red ring"; size and pattern are said about half of the time, the colour always."""
+    """ "a small striped red ring"; size and pattern are said about half of the time, the colour always."""
     words = []
     if rng.random() < 0.5:
         words.append(_one(SIZES[thing.size], rng))

@@ -1,5 +1,6 @@
 """python -m shards.convert SOURCE --out DIR: published features become region shards."""
 
+import contextlib
 import itertools
 import os
 from dataclasses import dataclass
@@ -46,15 +47,12 @@ def convert(config: ConvertConfig) -> Dataset:
         return dataset
     rows = _Rows(config, str(out))
     paths = []
-    for number in itertools.count():
-        path = out / f"regions-{number:05d}.tar"
-        lines = rows.take(config.per_shard)
-        if not lines:
-            break
-        if not path.exists() or saved_index(path) is None:
-            write_shard(path, rows.samples(lines))
-        paths.append(str(path))
-    rows.bar.close()
+    with contextlib.closing(rows.bar):
+        while lines := rows.take(config.per_shard):
+            path = out / f"regions-{len(paths):05d}.tar"
+            if not path.exists() or saved_index(path) is None:
+                write_shard(path, rows.samples(lines))
+            paths.append(str(path))
     return _finish(config, out, plan, paths, rows.skipped)
 
 
@@ -90,7 +88,9 @@ def _finish(config: ConvertConfig, out: Path, plan: dict, paths: list[str], skip
     paths = [path for path, index in zip(paths, indexes, strict=True) if len(index)]
     if not paths:
         raise UserError(f"{config.source}: holds no usable row")
-    dataset = finish_dataset(out, paths, detector="bottom-up attention", num_classes=tsv.NUM_CLASSES, extra={"plan": plan})
+    dataset = finish_dataset(
+        out, paths, detector="bottom-up attention", num_classes=tsv.NUM_CLASSES, extra={"plan": plan}
+    )
     print(f"{out}: {len(dataset)} images in {len(paths)} shards" + (f"; {skipped} rows skipped" if skipped else ""))
     return dataset
 

@@ -54,7 +54,9 @@ def extract(config: ExtractConfig) -> Dataset:
     total = sum(part.count for part in parts)
     plan = {
         "command": "shards.extract",
-        "images": [[os.path.abspath(name) for name in (part.files[0], part.files[-1])] + [part.count] for part in parts],
+        "images": [
+            [os.path.abspath(name) for name in (part.files[0], part.files[-1])] + [part.count] for part in parts
+        ],
         "regions": config.regions,
         "words": config.words,
         "words_file": config.words_file and os.path.abspath(config.words_file),
@@ -67,8 +69,7 @@ def extract(config: ExtractConfig) -> Dataset:
         return dataset
     words_path = _words(config, parts, out)
     tasks = [
-        Task(part, str(out / f"regions-{number:05d}.tar"), str(words_path), config)
-        for number, part in enumerate(parts)
+        Task(part, str(out / f"regions-{number:05d}.tar"), str(words_path), config) for number, part in enumerate(parts)
     ]
     waiting = [task for task in tasks if not _is_done(task)]
     done = total - sum(task.part.count for task in waiting)

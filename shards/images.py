@@ -15,7 +15,7 @@ from shards.files import expand, is_remote
 from shards.index import read_headers, split_name
 
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 80_000_000  # below the size at which Pillow begins to warn by itself
 
 
 class BadImage(Exception):
@@ -87,7 +87,9 @@ def find_parts(images: str, per_part: int) -> list[Part]:
             raise UserError(f"{images}: holds no images ({', '.join(SUFFIXES)}) and no .tar files")
     names = expand(images)
     if all(name.lower().endswith(SUFFIXES) for name in names):
-        return [Part(names[i : i + per_part], None, len(names[i : i + per_part])) for i in range(0, len(names), per_part)]
+        return [
+            Part(names[i : i + per_part], None, len(names[i : i + per_part])) for i in range(0, len(names), per_part)
+        ]
     parts = []
     for name in names:
         if is_remote(name) or not name.endswith(".tar"):

@@ -85,7 +85,10 @@ def draw(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
         pen.rectangle(box, outline=colour, width=2 if number < 12 else 1)
         if number < 12:
             pen.text((box[0] + 3, box[1] + 1), str(number), fill=colour, stroke_width=1, stroke_fill="white")
-    return image, f"{sample.info.get('id', sample.key)}: {len(sample.boxes)} regions, {width} x {height}{note}"
+    return (
+        image,
+        f"{sample.info.get('id', sample.key)}: {len(sample.boxes)} regions, {width} x {height}{note}",
+    )
 
 
 def run(config: InspectConfig) -> None:
@@ -99,7 +102,9 @@ def run(config: InspectConfig) -> None:
         number = 0 if config.image is None else reader.number_of(config.image)
     except KeyError:
         first = reader[0].info.get("id", reader[0].key)
-        raise UserError(f"--image {config.image}: no image has this id in {config.data} (the first is {first})") from None
+        raise UserError(
+            f"--image {config.image}: no image has this id in {config.data} (the first is {first})"
+        ) from None
     print(describe(config, reader))
     if config.check:
         print(f"checksums   all {len(dataset.shards)} right")
@@ -114,4 +119,9 @@ def run(config: InspectConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(InspectConfig, run, "shards.inspect", "What is in a data set, and a picture of one image with its regions.")
+    command(
+        InspectConfig,
+        run,
+        "shards.inspect",
+        "What is in a data set, and a picture of one image with its regions.",
+    )

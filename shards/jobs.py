@@ -3,7 +3,6 @@
 import concurrent.futures
 import multiprocessing
 import signal
-import time
 
 from tqdm import tqdm
 
@@ -33,21 +32,24 @@ def run_tasks(function, tasks: list, processes: int, total: int, unit: str, done
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", done)
     pool = concurrent.futures.ProcessPoolExecutor(
-        max_workers=max(1, min(processes, len(tasks))), mp_context=context, initializer=_start, initargs=(counter,)
+        max_workers=max(1, min(processes, len(tasks))),
+        mp_context=context,
+        initializer=_start,
+        initargs=(counter,),
     )
     bar = tqdm(total=total, initial=done, unit=f" {unit}", mininterval=0.5, dynamic_ncols=True)
     try:
         waiting = {pool.submit(function, task): index for index, task in enumerate(tasks)}
         while waiting:
-            finished, _ = concurrent.futures.wait(
-                waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
-            )
+            finished, _ = concurrent.futures.wait(waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
             bar.update(counter.value - bar.n)
             for future in finished:
                 yield waiting.pop(future), future.result()
         bar.update(counter.value - bar.n)
     except concurrent.futures.process.BrokenProcessPool:
-        raise UserError("a working process was killed (out of memory?); run again to go on, or use fewer --processes") from None
+        raise UserError(
+            "a working process was killed (out of memory?); run again to go on, or use fewer --processes"
+        ) from None
     finally:
         bar.close()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -213,7 +213,7 @@ def _crop(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def _pool(values: np.ndarray, cells: int) -> np.ndarray:
     """(N, S, S, ...) averaged to (N, cells, cells, ...)."""
-    n, side = values.shape[:2]
+    _n, side = values.shape[:2]
     width = side // cells
     rows = np.add.reduceat(values, np.arange(0, side, width), axis=1)
     return np.add.reduceat(rows, np.arange(0, side, width), axis=2) / width**2
@@ -243,7 +243,9 @@ def _orientations(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cell = row[:, None] * 4 + row[None, :]
     cells = _counts(cell[None] * 8 + direction, 128, strength)
     overall = cells.reshape(n, 16, 8).sum(1)
-    return tuple(x / (np.linalg.norm(x, axis=1, keepdims=True) + 0.5) * scale for x, scale in ((cells, 4), (overall, 2)))
+    return tuple(
+        x / (np.linalg.norm(x, axis=1, keepdims=True) + 0.5) * scale for x, scale in ((cells, 4), (overall, 2))
+    )
 
 
 def _local_patterns(grey: np.ndarray) -> np.ndarray:

@@ -22,9 +22,7 @@ class RegionReader:
         self.indexes = [load_index(shard.path) for shard in dataset.shards]
         for shard, index in zip(dataset.shards, self.indexes, strict=True):
             if shard.samples != len(index):
-                raise UserError(
-                    f"{shard.path}: holds {len(index)} samples and not the {shard.samples} of dataset.json"
-                )
+                raise UserError(f"{shard.path}: holds {len(index)} samples and not the {shard.samples} of dataset.json")
         self.ends = np.cumsum([len(index) for index in self.indexes])
         self._maps: dict[int, mmap.mmap] = {}
         self._numbers: dict[str, int] | None = None

@@ -106,7 +106,8 @@ def _mask(thing: Thing) -> Image.Image:
     if corners:
         cos, sin = np.cos(thing.angle), np.sin(thing.angle)
         pen.polygon(
-            [(x + radius * (a * cos - b * sin), y + radius * (a * sin + b * cos)) for a, b in corners], fill=255
+            [(x + radius * (a * cos - b * sin), y + radius * (a * sin + b * cos)) for a, b in corners],
+            fill=255,
         )
     else:
         disc(0, 1, 255)

@@ -1,8 +1,8 @@
 """Reading shards from front to back, for tars that cannot be mapped: http, pipes, object stores.
 
-Every reader (a data worker of a rank) is given a range of the epoch's samples, by number, and opens only the
-shards that the range touches: all readers get the same number of samples within one, whatever the number and
-the sizes of the shards, none is read twice, and one shard with eight readers is as well as any.
+Every reader (a data worker) is given a range of positions in the epoch's sequence of samples and opens only the
+shards that the range touches: the ranges are as long as whoever divides them likes, whatever the number and the
+sizes of the shards, no sample is read twice, and one shard with eight readers is as well as any.
 """
 
 import json
@@ -21,43 +21,64 @@ from shards.index import split_name
 from shards.sample import MEMBERS, Sample, decode
 
 
-def open_stream(pattern: str) -> Dataset:
-    """The data set behind addresses that webdataset opens; its dataset.json is looked for in the first's folder.
+def open_stream(pattern: str) -> tuple[Dataset, list[str]]:
+    """The data set behind addresses that webdataset opens, and the caption of every sample in order.
 
-    Without one, the streams are read through once to count their samples.
+    dataset.json and captions.txt are looked for in the first address's folder. Where either is missing the
+    streams are read through once, to count their samples and collect their captions.
     """
     urls = expand(pattern)
     folder = urls[0].rpartition("/")[0]
+    value, lines = _read(f"{folder}/dataset.json"), _read(f"{folder}/captions.txt")
     try:
-        with webdataset.gopen(f"{folder}/dataset.json") as file:
-            value = json.loads(file.read())
-    except (OSError, ValueError, AssertionError):
-        value = None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        return _count(urls)
+        value = json.loads(value or b"null")
+        texts = None if lines is None else lines.decode().split("\n")[:-1]
+    except ValueError:
+        raise UserError(f"{folder}: its dataset.json or captions.txt cannot be read; remove it or mend it") from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT or texts is None:
+        return _read_through(urls)
     shards = {shard["path"]: Shard(**shard) for shard in value.pop("shards")}
     value.pop("format")
-    missing = [url for url in urls if url.rpartition("/")[2] not in shards]
-    if missing:
-        raise UserError(f"{missing[0]}: is not in {folder}/dataset.json")
-    return Dataset([replace(shards[url.rpartition("/")[2]], path=url) for url in urls], **value)
-
-
-def _count(urls) -> Dataset:
-    shards, largest, captions = [], -1, 0
-    sample = None
+    if len(texts) != sum(shard.samples for shard in shards.values()):
+        raise UserError(f"{folder}/captions.txt: does not have one line for every sample of dataset.json")
+    places, captions, begin = {}, [], 0
+    for name, shard in shards.items():
+        places[name] = slice(begin, begin + shard.samples)
+        begin += shard.samples
     for url in urls:
-        samples = 0
+        name = url.rpartition("/")[2]
+        if name not in shards:
+            raise UserError(f"{url}: is not in {folder}/dataset.json")
+        captions += texts[places[name]]
+    return Dataset([replace(shards[url.rpartition("/")[2]], path=url) for url in urls], **value), captions
+
+
+def _read(url: str) -> bytes | None:
+    """What is behind an address, or None where nothing can be had."""
+    if url.startswith("pipe:"):
+        return None  # a command line has no folder
+    try:
+        with webdataset.gopen(url) as file:
+            return file.read() or None
+    except (OSError, ValueError):
+        return None
+
+
+def _read_through(urls) -> tuple[Dataset, list[str]]:
+    print(f"reading {len(urls)} streams once to count their samples (dataset.json and captions.txt would save that)")
+    shards, captions, largest, sample = [], [], -1, None
+    for url in urls:
+        before = len(captions)
         for sample in read_stream(url):
-            samples += 1
-            captions += bool(sample.caption)
+            captions.append(" ".join((sample.caption or "").split()))
             if sample.class_ids is not None:
                 largest = max(largest, int(sample.class_ids.max(initial=-1)))
-        if not samples:
+        if len(captions) == before:
             raise UserError(f"{url}: holds no region samples (KEY.features.npy)")
-        shards.append(Shard(url, samples, 0))
+        shards.append(Shard(url, len(captions) - before, 0))
     per_region = 0 if sample.class_ids is None else sample.class_ids.shape[1]
-    return Dataset(shards, sample.features.shape[1], largest + 1, per_region, captions=captions)
+    counted = sum(map(bool, captions))
+    return Dataset(shards, sample.features.shape[1], largest + 1, per_region, captions=counted), captions
 
 
 def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sample]:
@@ -100,33 +121,46 @@ def _group(tar, begin: int):
         yield key, members
 
 
-def reader_ranges(counts: np.ndarray, readers: int, reader: int, seed: int, epoch: int):
-    """Yields (shard, begin, end) for one of `readers` equal parts of an epoch; shards come in shuffled order.
+def stream_ranges(member: np.ndarray, counts: np.ndarray, seed: int, epoch: int, begin: int, end: int):
+    """Yields (shard, wanted rows) for positions `begin` to `end` of an epoch's sequence of samples.
 
-    The parts are disjoint and cover all samples; their sizes differ by one at most.
+    The sequence has the samples that `member` bool (sum of counts,) allows, shard after shard in shuffled order;
+    rows are int64, ascending, within the shard.
     """
     counts = np.asarray(counts, np.int64)
-    shards = hashing.permutation(hashing.key(seed, epoch, 0), len(counts))
-    ends = np.cumsum(counts[shards])
-    total = int(ends[-1])
-    low, high = total * reader // readers, total * (reader + 1) // readers
-    for shard, stop in zip(shards.tolist(), ends.tolist(), strict=True):
-        start = stop - int(counts[shard])
-        if start < high and stop > low:
-            yield shard, max(low, start) - start, min(high, stop) - start
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    position = 0
+    for shard in hashing.permutation(hashing.key(seed, epoch, 0), len(counts)).tolist():
+        rows = np.flatnonzero(member[begins[shard] : begins[shard + 1]])
+        part = rows[max(begin - position, 0) : max(end - position, 0)]
+        position += len(rows)
+        if len(part):
+            yield shard, part
 
 
 def stream_epoch(
-    dataset: Dataset, seed: int, epoch: int, readers: int = 1, reader: int = 0, buffer: int = 1000
+    dataset: Dataset,
+    seed: int,
+    epoch: int,
+    member: np.ndarray,
+    begin: int,
+    end: int,
+    reader: int = 0,
+    buffer: int = 1000,
 ) -> Iterator[tuple[int, Sample]]:
-    """(sample number, sample) for one reader's part of an epoch, shuffled through a buffer of samples."""
+    """(sample number, sample) at positions `begin` to `end` of an epoch (see stream_ranges), shuffled in a buffer.
+
+    reader: a number of its own for each reader, from which the shuffling is drawn.
+    """
     begins = np.concatenate([[0], np.cumsum(dataset.counts)])
     random_key, drawn = hashing.key(seed, epoch, 2, reader), 0
     held: list[tuple[int, Sample]] = []
-    for shard, begin, end in reader_ranges(dataset.counts, readers, reader, seed, epoch):
-        numbers = range(int(begins[shard]) + begin, int(begins[shard]) + end)
-        for number, sample in zip(numbers, read_stream(dataset.shards[shard].path, begin, end), strict=True):
-            held.append((number, sample))
+    for shard, rows in stream_ranges(member, dataset.counts, seed, epoch, begin, end):
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        wanted = set(rows.tolist())
+        for row, sample in zip(range(first, last), read_stream(dataset.shards[shard].path, first, last), strict=True):
+            if row in wanted:
+                held.append((int(begins[shard]) + row, sample))
             if len(held) > buffer:
                 yield held.pop(_pick(random_key, drawn, len(held)))
                 drawn += 1

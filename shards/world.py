@@ -69,4 +69,9 @@ def run(config: WorldConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(WorldConfig, run, "shards.world", "The miniature world: drawn images with captions, and their regions.")
+    command(
+        WorldConfig,
+        run,
+        "shards.world",
+        "The miniature world: drawn images with captions, and their regions.",
+    )

@@ -1,6 +1,9 @@
 """What many tests share: the parity files, the real data where it is, and small data sets made on the spot."""
 
+import functools
+import http.server
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,8 +46,30 @@ def run_command(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         sys.modules.pop(name, None)
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_module(name, run_name="__main__")
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
         out, err = capfd.readouterr()
         return stopped.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture
+def http_folder():
+    """Serves folders on this machine: http_folder(PATH) -> address."""
+    servers = []
+
+    def serve(folder) -> str:
+        handler = functools.partial(QuietHandler, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass

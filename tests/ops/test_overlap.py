@@ -27,12 +27,17 @@ def obvious(boxes, seeds, valid, threshold: Fraction):
     ]
 
 
-box = st.tuples(*[st.integers(0, 12)] * 4).map(lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])))
+box = st.tuples(*[st.integers(0, 12)] * 4).map(
+    lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3]))
+)
 region = st.tuples(box, st.booleans(), st.booleans())
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(region, max_size=9), st.sampled_from([Fraction(2, 5), Fraction(1, 2), Fraction(1, 4), Fraction(1)]))
+@given(
+    st.lists(region, max_size=9),
+    st.sampled_from([Fraction(2, 5), Fraction(1, 2), Fraction(1, 4), Fraction(1)]),
+)
 def test_equals_the_double_loop_on_whole_number_boxes(regions, threshold):
     boxes, seeds, valid = (list(column) for column in zip(*regions, strict=True)) if regions else ([], [], [])
     found = ops.mask_overlapping(

@@ -40,8 +40,13 @@ def test_hidden_states_equal_berts_up_to_the_first_connection(bert, pickled, tmp
     theirs, folder = bert
     if pickled:
         (tmp_path / "model.safetensors").unlink()
-        state = {f"bert.{name}" if isinstance(theirs, BertModel) else name: v for name, v in theirs.state_dict().items()}
-        old = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v for n, v in state.items()}
+        state = {
+            f"bert.{name}" if isinstance(theirs, BertModel) else name: v for name, v in theirs.state_dict().items()
+        }
+        old = {
+            n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+            for n, v in state.items()
+        }
         torch.save(old, tmp_path / "pytorch_model.bin")
     ours = PretrainingModel(SIZES).eval()
     load_bert(ours, folder)
@@ -81,7 +86,7 @@ def test_fewer_layers_are_refused_by_name(tmp_path):
 
 
 def test_a_directory_without_weights_is_refused(tmp_path):
-    with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load_bert(PretrainingModel(SIZES), str(tmp_path))
 
 

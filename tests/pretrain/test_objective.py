@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from data_sets import make_samples
 
-from pretrain.batches import Limits, stack
+from pretrain.collate import Limits, stack
 from pretrain.config import TINY
 from pretrain.heads import PretrainingModel
 from pretrain.masking import sample_keys
 from pretrain.objective import Objective, class_distribution, positions
 
-SIZES = TINY.replace(vocab_size=40, v_feature_size=12, v_target_size=9, hidden_size=32, v_hidden_size=32, bi_hidden_size=32)
+SIZES = TINY.replace(
+    vocab_size=40, v_feature_size=12, v_target_size=9, hidden_size=32, v_hidden_size=32, bi_hidden_size=32
+)
 LIMITS = Limits(words=20, regions=36, feature_size=12)
 
 

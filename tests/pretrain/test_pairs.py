@@ -16,7 +16,7 @@ from shards.errors import UserError
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=300), st.integers(0, 100))
 def test_no_text_is_on_both_sides_and_no_pair_is_lost(texts, wanted):
     captions = Captions([f"caption {text}" if text else "" for text in texts])
-    training, validation = split_pairs(captions, wanted)
+    training, validation = split_pairs(captions, wanted, len(texts))
     together = sorted([*training.tolist(), *validation.tolist()])
     assert together == [number for number, text in enumerate(texts) if text]
     assert not {texts[n] for n in training} & {texts[n] for n in validation}
@@ -31,14 +31,22 @@ def test_case_and_spaces_make_no_other_text():
 
 def test_about_as_many_as_asked_are_held_out_whatever_the_order():
     texts = [f"number {n}" for n in range(2000)]
-    held = {texts[n] for n in split_pairs(Captions(texts), 100)[1]}
+    held = {texts[n] for n in split_pairs(Captions(texts), 100, 2000)[1]}
     assert len(held) == 100
     backwards = texts[::-1]
-    assert {backwards[n] for n in split_pairs(Captions(backwards), 100)[1]} == held
+    assert {backwards[n] for n in split_pairs(Captions(backwards), 100, 2000)[1]} == held
+
+
+def test_held_out_pairs_of_a_part_leave_their_texts_nowhere():
+    texts = [f"number {n % 100}" for n in range(300)]
+    training, validation = split_pairs(Captions(texts), 10, 100)
+    assert len(validation) == 10 and validation.max() < 100
+    assert len(training) == 270
+    assert not {texts[n] for n in training} & {texts[n] for n in validation}
 
 
 def test_few_texts_are_not_split():
-    training, validation = split_pairs(Captions(["a", "b"] * 50), 10)
+    training, validation = split_pairs(Captions(["a", "b"] * 50), 10, 100)
     assert len(training) == 100 and len(validation) == 0
 
 

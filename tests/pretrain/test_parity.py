@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import PARITY
 
-from pretrain.batches import Batch
+from pretrain.batch import Batch
 from pretrain.config import ModelConfig, model_config_from
 from pretrain.heads import PretrainingModel
 from pretrain.masking import HiddenRegions
@@ -139,7 +139,9 @@ def test_gradients(parity, pretraining):
     encoder = pretraining.encoder
     ours = {
         "bert.embeddings.word_embeddings.weight": encoder.text_embedding.word.weight.grad,
-        "bert.encoder.c_layer.0.biattention.query1.weight": encoder.connections[0].image_query_key_value.weight.grad[:third],
+        "bert.encoder.c_layer.0.biattention.query1.weight": encoder.connections[0].image_query_key_value.weight.grad[
+            :third
+        ],
         "bert.t_pooler.dense.weight": encoder.text_pooler.dense.weight.grad,
         "bert.v_embeddings.image_embeddings.weight": encoder.image_embedding.feature.weight.grad,
     }

@@ -1,5 +1,6 @@
 """Whole runs: what resumes is what went on, a fixed batch can be learned, files are whole or not there."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,8 +15,8 @@ from data_sets import make_dataset
 from safetensors.torch import load_file
 
 from pretrain import load
-from pretrain.batches import Limits, stack
 from pretrain.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
+from pretrain.collate import Limits, stack
 from pretrain.config import TINY
 from pretrain.heads import PretrainingModel
 from pretrain.masking import sample_keys
@@ -23,7 +24,20 @@ from pretrain.objective import Objective
 from pretrain.optimizer import lr_factor, make_optimizer, parameter_groups
 from shards.errors import UserError
 
-SMALL = ["--epochs", 3, "--batch_size", 8, "--log_every", 1, "--save_every", 100, "--workers", 0, "--validation_pairs", 9]
+SMALL = [
+    "--epochs",
+    3,
+    "--batch_size",
+    8,
+    "--log_every",
+    1,
+    "--save_every",
+    100,
+    "--workers",
+    0,
+    "--validation_pairs",
+    9,
+]
 
 
 def losses_of(run) -> dict:
@@ -52,7 +66,9 @@ def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(dataset_folder, tmp_path, run_command, workers, monkeypatch):
+def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(
+    dataset_folder, tmp_path, run_command, workers, monkeypatch
+):
     flags = ["--data", dataset_folder, *SMALL, "--workers", workers]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_command("pretrain.run", *flags, "--out", whole)[0] == 0
@@ -73,14 +89,29 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(dataset_fo
     assert losses_of(parts) == losses_of(whole)
     one, two = (load_file(run / "checkpoints" / "step-00000033" / MODEL) for run in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert json.loads((whole / "result.json").read_text())["validation"] == json.loads((parts / "result.json").read_text())["validation"]
+    assert (
+        json.loads((whole / "result.json").read_text())["validation"]
+        == json.loads((parts / "result.json").read_text())["validation"]
+    )
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "pretrain.run", "--data", dataset_folder, "--out", run, "--epochs", "100000", "--workers", "1"],
+        [
+            sys.executable,
+            "-m",
+            "pretrain.run",
+            "--data",
+            dataset_folder,
+            "--out",
+            run,
+            "--epochs",
+            "100000",
+            "--workers",
+            "1",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -153,16 +184,44 @@ def test_small_and_prime_data_sets(tmp_path, run_command, count):
 def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "cat", "dog", "number", "1", "0"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "red",
+        "green",
+        "cat",
+        "dog",
+        "number",
+        "1",
+        "0",
+    ]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     bert = tmp_path / "bert"
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(bert)
     sizes = BertConfig(
-        vocab_size=len(words), hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512,
+        vocab_size=len(words),
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=512,
         max_position_embeddings=128,
     )
     BertModel(sizes).save_pretrained(bert)
-    flags = ["--data", dataset_folder, "--out", tmp_path / "run", *SMALL, "--bert", bert, "--bert_lr_scale", 0.1]
+    flags = [
+        "--data",
+        dataset_folder,
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--bert",
+        bert,
+        "--bert_lr_scale",
+        0.1,
+    ]
     status, out, err = run_command("pretrain.run", *flags)
     assert status == 0, err
     assert "weights of the text stream come from" in out and f"{len(words)} word pieces" in out
@@ -183,7 +242,9 @@ def test_a_fixed_batch_without_masking_can_be_learned():
     from data_sets import make_samples
 
     torch.manual_seed(0)
-    sizes = TINY.replace(vocab_size=40, v_feature_size=12, v_target_size=9, hidden_dropout_prob=0.0, v_hidden_dropout_prob=0.0)
+    sizes = TINY.replace(
+        vocab_size=40, v_feature_size=12, v_target_size=9, hidden_dropout_prob=0.0, v_hidden_dropout_prob=0.0
+    )
     model = PretrainingModel(sizes).train()
     model.encoder.fusion_dropout.p = 0.0
     rng = np.random.default_rng(0)
@@ -211,7 +272,7 @@ def test_learning_rate_rises_and_falls_in_straight_lines():
     factors = [lr_factor(step, 100, 0.1) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5) and factors[100] == 0
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     assert lr_factor(0, 1, 0.0) == 1.0
 
 

@@ -1,5 +1,6 @@
 """The learned vocabulary against recounting every pair before every merge."""
 
+import itertools
 from collections import Counter
 
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ def obvious(word_counts, size, special):
     while len(vocabulary) < size:
         pairs = Counter()
         for word, split in pieces.items():
-            for pair in zip(split, split[1:], strict=False):
+            for pair in itertools.pairwise(split):
                 pairs[pair] += word_counts[word]
         if not pairs:
             break
@@ -40,7 +41,10 @@ def obvious(word_counts, size, special):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.text("abc", min_size=1, max_size=7), st.integers(1, 6), max_size=12), st.integers(5, 30))
+@given(
+    st.dictionaries(st.text("abc", min_size=1, max_size=7), st.integers(1, 6), max_size=12),
+    st.integers(5, 30),
+)
 def test_equals_recounting_before_every_merge(words, size):
     assert learn_vocabulary(words, size, ["[UNK]"]) == obvious(words, size, ["[UNK]"])
 

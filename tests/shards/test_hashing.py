@@ -23,7 +23,7 @@ def test_numbers_are_those_of_splitmix64():
         9817491932198370423,
     ]
     for seed in (0, 1234567, -5):
-        found = hashing.draw(np.array([seed]), np.arange(50)) .astype(np.uint64).tolist()
+        found = hashing.draw(np.array([seed]), np.arange(50)).astype(np.uint64).tolist()
         assert found == [splitmix(seed, n) for n in range(50)]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from shards.index import index_path, load_index
 from shards.order import epoch_order
 from shards.reader import RegionReader
 from shards.sample import Sample
-from shards.stream import open_stream, read_stream, reader_ranges, stream_epoch
+from shards.stream import open_stream, read_stream, stream_epoch, stream_ranges
 from shards.writer import safe_key, write_shard
 
 
@@ -196,14 +197,19 @@ def test_a_window_keeps_reading_local():
 
 
 @settings(max_examples=100, deadline=None)
-@given(counts, st.integers(1, 9), st.integers(0, 3))
-def test_readers_parts_are_disjoint_equal_and_whole(counts, readers, epoch):
-    parts = []
-    for reader in range(readers):
-        ranges = list(reader_ranges(counts, readers, reader, 0, epoch))
-        parts.append([(shard, row) for shard, begin, end in ranges for row in range(begin, end)])
-    assert sorted(sum(parts, [])) == [(s, row) for s, count in enumerate(counts) for row in range(count)]
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+@given(counts, st.integers(1, 9), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_stretches_of_a_stream_are_disjoint_and_whole(counts, readers, epoch, random):
+    """Whatever part of the samples is wanted, and wherever the readers' stretches begin and end."""
+    member = np.array([random.random() < 0.7 for _ in range(sum(counts))])
+    total = int(member.sum())
+    cuts = [0, *sorted(random.randint(0, total) for _ in range(readers - 1)), total]
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    seen = []
+    for low, high in pairwise(cuts):
+        rows = [(s, r) for s, part in stream_ranges(member, counts, 0, epoch, low, high) for r in part.tolist()]
+        assert len(rows) == high - low
+        seen += [int(begins[shard]) + row for shard, row in rows]
+    assert sorted(seen) == np.flatnonzero(member).tolist()
 
 
 @pytest.mark.parametrize("readers", [1, 3, 8])
@@ -211,20 +217,36 @@ def test_one_shard_and_many_readers(tmp_path, readers):
     make_dataset(tmp_path, (13,))
     dataset = open_dataset(str(tmp_path))
     reader = RegionReader(dataset)
+    member = np.ones(13, bool)
+    member[4] = False
     seen = []
     for part in range(readers):
-        for number, sample in stream_epoch(dataset, 0, 0, readers, part, buffer=4):
+        low, high = 12 * part // readers, 12 * (part + 1) // readers
+        for number, sample in stream_epoch(dataset, 0, 0, member, low, high, part, buffer=4):
             assert same(sample, reader[number])
             seen.append(number)
-    assert sorted(seen) == list(range(13))
+    assert sorted(seen) == [n for n in range(13) if n != 4]
     assert seen != sorted(seen)
 
 
-def test_streams_through_a_pipe(tmp_path):
-    dataset = make_dataset(tmp_path)
-    (tmp_path / "dataset.json").rename(tmp_path / "other.json")
-    remote = open_stream(f"pipe:cat {tmp_path}/part-0000{{0..1}}.tar")
+def test_streams_without_a_description_are_read_through_once(tmp_path, capsys):
+    make_dataset(tmp_path)
+    remote, captions = open_stream(f"pipe:cat {tmp_path}/part-0000{{0..1}}.tar")
+    assert "reading 2 streams once" in capsys.readouterr().out
     assert remote.counts.tolist() == [7, 5]
     assert (remote.feature_size, remote.num_classes, remote.captions) == (12, 9, 12)
-    seen = sorted(number for number, _ in stream_epoch(remote, 0, 0))
-    assert seen == list(range(len(dataset)))
+    assert captions == [sample.caption for sample in make_samples(7, seed=0) + make_samples(5, seed=1)]
+    seen = sorted(number for number, _ in stream_epoch(remote, 0, 0, np.ones(12, bool), 0, 12))
+    assert seen == list(range(12))
+
+
+def test_streams_with_a_description_are_opened_without_reading_them(tmp_path, capsys, http_folder):
+    local = make_dataset(tmp_path)
+    remote, captions = open_stream(f"{http_folder(tmp_path)}/part-0000{{0..1}}.tar")
+    assert capsys.readouterr().out == ""
+    assert remote.counts.tolist() == [7, 5] and remote.shards[1].sha256 == local.shards[1].sha256
+    assert captions == read_captions(local)
+    one, captions = open_stream(f"{http_folder(tmp_path)}/part-00001.tar")
+    assert one.counts.tolist() == [5] and captions == read_captions(local)[7:]
+    with pytest.raises(UserError, match="part-00007"):
+        open_stream(f"{http_folder(tmp_path)}/part-00007.tar")

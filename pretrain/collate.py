@@ -1,53 +1,17 @@
-"""From samples to the tensors of a batch: reading, swapping captions, cutting to the limits, padding."""
+"""From samples to the tensors of a batch: swapping captions, cutting to the limits, padding."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pretrain import masking
+from pretrain.batch import Batch
+from pretrain.objective import Objective
 from pretrain.pairs import Captions, Swaps
 from pretrain.tokenizer import WordPieces
 from shards.errors import UserError
-from shards.reader import RegionReader
 from shards.sample import Sample
-
-
-@dataclass
-class Batch:
-    """Pairs as read, nothing masked yet; B pairs, L words of the longest caption, N regions of the richest image.
-
-    keys int64 (B,): the samples' random keys; input_ids int64 (B, L); lengths int64 (B,), with [CLS] and [SEP];
-    features float16 (B, N, D); boxes float32 (B, N, 4); valid bool (B, N); class_ids int16 and class_probs
-    float16 (B, N, k), or (B, N, 0) where there are no classes; misaligned bool (B,). word_count and
-    region_count: how many of them will be predicted.
-    """
-
-    keys: Tensor
-    input_ids: Tensor
-    lengths: Tensor
-    features: Tensor
-    boxes: Tensor
-    valid: Tensor
-    class_ids: Tensor
-    class_probs: Tensor
-    misaligned: Tensor
-    word_count: int = 0
-    region_count: int = 0
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def _map(self, function) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
-
-    def pin_memory(self) -> "Batch":
-        return self._map(Tensor.pin_memory)
-
-    def to(self, device) -> "Batch":
-        return self._map(lambda x: x.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -114,32 +78,24 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
     )
 
 
-class PairBatches(torch.utils.data.Dataset):
-    """Batches by (epoch, sample numbers), for a DataLoader whose workers do the reading.
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches of samples: swaps captions, encodes texts, pads, and counts what will be predicted."""
 
-    A UserError is returned instead of raised: torch would wrap it in a worker's traceback.
-    """
+    captions: Captions
+    swaps: Swaps
+    pieces: WordPieces
+    objective: Objective
+    seed: int
+    limits: Limits
 
-    def __init__(self, reader: RegionReader, captions: Captions, numbers, pieces: WordPieces, objective, seed, limits):
-        self.reader, self.captions, self.pieces = reader, captions, pieces
-        self.swaps = Swaps(captions, numbers)
-        self.objective, self.seed, self.limits = objective, seed, limits
-
-    def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch | UserError:
-        epoch, numbers = request
-        try:
-            return self.read(epoch, numbers)
-        except UserError as error:
-            return error
-
-    def read(self, epoch: int, numbers: np.ndarray) -> Batch:
+    def __call__(self, epoch: int, numbers: np.ndarray, samples: list[Sample]) -> Batch:
+        """The batch of `samples`, whose sample numbers are `numbers` int64 (B,), in an epoch."""
         keys = masking.sample_keys(self.seed, epoch, numbers)
         swapped = masking.swapped(keys)
-        samples, texts = [], []
-        for number, key, swap in zip(numbers.tolist(), keys.tolist(), swapped.tolist(), strict=True):
-            sample = self.reader[number]
+        texts = []
+        for sample, number, key, swap in zip(samples, numbers.tolist(), keys.tolist(), swapped.tolist(), strict=True):
             check_sample(sample, self.limits, self.objective.region_target == "classes")
-            samples.append(sample)
             texts.append(self.captions[self.swaps.partner(number, key) if swap else number])
         token_ids = self.pieces.encode(texts, self.limits.words)
         batch = stack(samples, token_ids, keys, swapped, self.limits)

@@ -8,9 +8,9 @@ import torch
 from data_sets import make_dataset, make_samples
 
 from pretrain import masking
-from pretrain.batches import Limits, PairBatches, check_sample, stack
+from pretrain.collate import Collator, Limits, check_sample, stack
 from pretrain.objective import Objective
-from pretrain.pairs import Captions
+from pretrain.pairs import Captions, Swaps
 from pretrain.tokenizer import learn_pieces, load_pieces
 from shards.dataset import open_dataset, read_captions
 from shards.errors import UserError
@@ -25,7 +25,19 @@ def batches(dataset_folder):
     captions = Captions(read_captions(dataset))
     pieces = learn_pieces(captions.texts, 200)
     objective = Objective(mask_id=pieces.mask_id, ordinary_ids=pieces.ordinary_ids())
-    return PairBatches(RegionReader(dataset), captions, np.arange(97), pieces, objective, 0, LIMITS)
+    return Reading(
+        RegionReader(dataset), Collator(captions, Swaps(captions, np.arange(97)), pieces, objective, 0, LIMITS)
+    )
+
+
+class Reading:
+    """Batches by epoch and sample numbers."""
+
+    def __init__(self, reader, collator):
+        self.reader, self.collator = reader, collator
+
+    def read(self, epoch, numbers):
+        return self.collator(epoch, numbers, [self.reader[number] for number in numbers.tolist()])
 
 
 def test_a_batch_holds_its_samples_padded(batches):
@@ -48,7 +60,7 @@ def test_a_batch_holds_its_samples_padded(batches):
 def test_captions_are_swapped_where_the_label_says_so(batches):
     numbers = np.arange(97)
     batch = batches.read(3, numbers)
-    own = batches.pieces.encode([batches.captions[n] for n in numbers], 10)
+    own = batches.collator.pieces.encode([batches.collator.captions[n] for n in numbers], 10)
     for row, ids in enumerate(own):
         same = batch.input_ids[row, : batch.lengths[row]].tolist() == ids
         assert same != bool(batch.misaligned[row])

@@ -1,0 +1,23 @@
+"""Timing for the benchmarks: variants in turn, several times over, so that a machine's drift hits all alike."""
+
+import statistics
+import time
+
+
+def time_in_turn(variants: dict, repeats: int, warmup: int = 1) -> dict[str, float]:
+    """Median seconds of each function, called in turn `repeats` times after `warmup` uncounted rounds."""
+    seconds = {name: [] for name in variants}
+    for round_number in range(warmup + repeats):
+        for name, function in variants.items():
+            began = time.perf_counter()
+            function()
+            if round_number >= warmup:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def print_table(seconds: dict[str, float], baseline: str, per: float = 1.0, unit: str = "s") -> None:
+    """One line a variant: its median, and how many times as fast as the baseline it is."""
+    width = max(map(len, seconds))
+    for name, value in seconds.items():
+        print(f"{name:<{width}}  {value / per:10.4g} {unit}  {seconds[baseline] / value:6.2f}x")

@@ -1,0 +1,318 @@
+"""extract, convert, inspect and world as a user runs them, on good input and on bad."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.dataset import open_dataset, read_captions
+from shards.reader import RegionReader
+from shards.scenes import draw_scene, make_scene
+
+
+def draw_images(folder, count, captions=True):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        draw_scene(make_scene(rng), rng).save(folder / f"img_{number}.png")
+        if captions:
+            (folder / f"img_{number}.txt").write_text(f"caption {number}")
+
+
+def test_a_folder_of_images_becomes_region_shards(tmp_path, run_command):
+    draw_images(tmp_path / "in", 7)
+    (tmp_path / "in" / "img_2.png").write_bytes(b"damaged")
+    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--per_shard", 3, "--regions", 20]
+    status, out, err = run_command(*flags)
+    assert status == 0, err
+    assert "6 images, 6 with captions, in 3 shards; 1 skipped" in out and "img_2.png" in out
+    (skipped,) = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert skipped["id"] == "img_2" and "cannot be decoded" in skipped["reason"]
+    dataset = open_dataset(str(tmp_path / "out"))
+    reader = RegionReader(dataset)
+    assert [reader[n].info["id"] for n in range(6)] == [f"img_{n}" for n in (0, 1, 3, 4, 5, 6)]
+    assert read_captions(dataset)[2] == "caption 3"
+    assert all(1 <= len(reader[n].features) <= 20 for n in range(6))
+    assert (reader[0].boxes >= 0).all() and (reader[0].boxes <= 1).all()
+    status, out, _ = run_command(*flags)
+    assert status == 0 and "nothing to do" in out
+    status, _, err = run_command(*flags[:-1], 21)
+    assert status == 2 and "other settings" in err
+
+
+def test_one_process_and_two_give_the_same_bytes(tmp_path, run_command):
+    draw_images(tmp_path / "in", 6)
+    for processes in (1, 2):
+        status, _, err = run_command(
+            "shards.extract",
+            tmp_path / "in",
+            "--out",
+            tmp_path / f"out{processes}",
+            "--per_shard",
+            2,
+            "--processes",
+            processes,
+        )
+        assert status == 0, err
+    for number in range(3):
+        name = f"regions-{number:05d}.tar"
+        assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
+
+
+def test_a_killed_extraction_goes_on_with_the_shards_that_are_left(tmp_path, run_command):
+    draw_images(tmp_path / "in", 60)
+    out = tmp_path / "out"
+    command = ["shards.extract", tmp_path / "in", "--out", out, "--per_shard", "4", "--processes", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until = time.time() + 60
+        while len(list(out.glob("regions-*.index.npz"))) < 3 and time.time() < until:
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("regions-*.index.npz")}
+    assert 3 <= len(done) < 15 and not (out / "dataset.json").exists()
+    status, _, err = run_command("pretrain.run", "--data", out, "--out", tmp_path / "run")
+    assert status == 2 and "not written to the end" in err
+    status, printed, err = run_command(*command)
+    assert status == 0 and "60 images, 60 with captions, in 15 shards" in printed
+    kept = [path for path in done if path.stat().st_mtime_ns == done[path]]
+    assert len(kept) >= len(done) - 1
+    assert sorted(read_captions(open_dataset(str(out)))) == sorted(f"caption {n}" for n in range(60))
+    assert not [name for name in os.listdir(out) if name.endswith(".part") and "dataset" in name]
+
+
+def test_the_real_caption_tars(tmp_path, real_data, run_command):
+    """One shard of real images with human sentences, cut to forty."""
+    source = real_data / "captions" / "nlvr-00000.tar"
+    with tarfile.open(source) as tar, tarfile.open(tmp_path / "in.tar", "w") as part:
+        for member in list(tar)[:120]:
+            part.addfile(member, tar.extractfile(member))
+    status, out, err = run_command("shards.extract", tmp_path / "in.tar", "--out", tmp_path / "out")
+    assert status == 0 and "40 images, 40 with captions, in 1 shards" in out, err
+    reader = RegionReader(open_dataset(str(tmp_path / "out")))
+    assert reader[0].caption == "Each grey box contains atleast one yellow object touching the edge"
+    assert (reader[0].info["width"], reader[0].info["height"]) == (400, 100)
+    status, out, _ = run_command("shards.inspect", tmp_path / "out", "--image", "00000000008", "--check")
+    assert status == 0 and "There is a tower with four blocks." in out and "all 1 right" in out
+    picture = Image.open(tmp_path / "out" / "inspect.png").convert("RGB")
+    assert picture.size == (1000, 250)
+    # The yellow block of the first box is in the picture, not a blank.
+    assert picture.getpixel((125, 225))[2] < 60
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda folder: None, "no such file or folder"),
+        (lambda folder: folder.mkdir(), "holds no images"),
+        (lambda folder: draw_bad(folder), "none of the images"),
+    ],
+)
+def test_extracting_nothing_is_one_sentence(tmp_path, run_command, prepare, words):
+    prepare(tmp_path / "in")
+    status, _out, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out")
+    assert status == 2 and words in err and "Traceback" not in err
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def draw_bad(folder):
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no")
+
+
+def test_one_image_is_enough(tmp_path, run_command):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "in" / "dot.v2.png")
+    status, out, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out")
+    assert status == 0 and "1 images, 0 with captions" in out, err
+    sample = RegionReader(open_dataset(str(tmp_path / "out")))[0]
+    assert sample.info["id"] == "dot.v2" and sample.key == "dot_v2" and len(sample.features) >= 1
+    status, _, err = run_command("pretrain.run", "--data", tmp_path / "out", "--out", tmp_path / "run")
+    assert status == 2 and "has no captions" in err and not (tmp_path / "run").exists()
+
+
+# --- features in TSV
+
+
+def base64_of(array, dtype) -> str:
+    return base64.b64encode(np.asarray(array, dtype).tobytes()).decode()
+
+
+def row(image_id="1", columns=10, n=3, width=100, height=50, box=(0, 0, 99, 49), features=8):
+    boxes = base64_of([box] * n, "<f4")
+    values = base64_of(np.arange(n * features), "<f4")
+    if columns == 6:
+        return "\t".join([image_id, str(width), str(height), str(n), boxes, values])
+    objects = [base64_of(np.arange(n) + 4, "<i8"), base64_of(np.full(n, 0.5), "<f4")] * 2
+    return "\t".join([image_id, str(height), str(width), *objects, str(n), boxes, values])
+
+
+@pytest.mark.parametrize("columns", [6, 10])
+def test_both_orders_of_columns(tmp_path, run_command, columns):
+    (tmp_path / "f.tsv").write_text("".join(row(f"im{n}", columns) + "\n" for n in range(5)))
+    status, out, err = run_command("shards.convert", tmp_path / "f.tsv", "--out", tmp_path / "out", "--per_shard", 2)
+    assert status == 0 and "5 images in 3 shards" in out, err
+    reader = RegionReader(open_dataset(str(tmp_path / "out")))
+    sample = reader[reader.number_of("im3")]
+    assert (sample.info["width"], sample.info["height"]) == (100, 50)
+    np.testing.assert_allclose(sample.boxes, [[0, 0, 0.99, 0.98]] * 3, rtol=1e-6)
+    assert sample.features.tolist() == np.arange(24).reshape(3, 8).tolist()
+    if columns == 10:
+        assert sample.class_ids.tolist() == [[5], [6], [7]] and sample.class_probs.tolist() == [[0.5]] * 3
+        assert reader.dataset.num_classes == 1601
+    else:
+        assert sample.class_ids is None and reader.dataset.num_classes == 0
+
+
+def test_gzip_gives_the_same(tmp_path, run_command):
+    import gzip
+
+    text = "".join(row(f"im{n}") + "\n" for n in range(3))
+    (tmp_path / "f.tsv").write_text(text)
+    (tmp_path / "f.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("f.tsv", "f.tsv.gz"):
+        assert run_command("shards.convert", tmp_path / name, "--out", tmp_path / f"{name}.out")[0] == 0
+    one, two = (RegionReader(open_dataset(str(tmp_path / f"{name}.out"))) for name in ("f.tsv", "f.tsv.gz"))
+    assert all(np.array_equal(one[n].features, two[n].features) for n in range(3))
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("only\ttwo", "2 columns"),
+        (row(width=30, height=200), "outside its 30 x 200 image"),
+        (row(n=0), "no boxes"),
+        (row()[:-7], "base64"),
+        (row(features=8).replace("\t3\t", "\t5\t"), "num_boxes asks for 20"),
+        (row().replace("\t50\t", "\ttall\t"), "not a whole number"),
+        (row(box=(0, 0, float("nan"), 4)), "outside"),
+    ],
+)
+def test_a_bad_row_is_named_and_skipped_only_on_request(tmp_path, run_command, bad, words):
+    (tmp_path / "f.tsv").write_text(f"{row('a')}\n{bad}\n{row('b')}\n")
+    flags = ["shards.convert", tmp_path / "f.tsv", "--out"]
+    status, _, err = run_command(*flags, tmp_path / "stop")
+    assert status == 2 and "f.tsv, line 2" in err and words in err and "--on_bad_row skip" in err
+    assert not (tmp_path / "stop" / "dataset.json").exists()
+    status, out, err = run_command(*flags, tmp_path / "skip", "--on_bad_row", "skip")
+    assert status == 0 and "2 images in 1 shards; 1 rows skipped" in out and "line 2" in out + err
+
+
+def test_the_real_features(tmp_path, real_data, run_command):
+    source = real_data / "butd" / "train2014_obj36.tsv"
+    assert run_command("shards.convert", source, "--out", tmp_path / "out")[0] == 0
+    reader = RegionReader(open_dataset(str(tmp_path / "out")))
+    lines = source.read_text().splitlines()
+    assert len(reader) == len(lines) == 10
+    for number, line in enumerate(lines):
+        columns = line.split("\t")
+        sample = reader[number]
+        height, width = int(columns[1]), int(columns[2])
+        assert (sample.info["id"], sample.info["height"], sample.info["width"]) == (columns[0], height, width)
+        features = np.frombuffer(base64.b64decode(columns[9]), "<f4").reshape(36, 2048)
+        assert np.array_equal(sample.features, features.astype(np.float16))
+        boxes = np.frombuffer(base64.b64decode(columns[8]), "<f4").reshape(36, 4)
+        np.testing.assert_allclose(sample.boxes * [width, height, width, height], boxes, rtol=1e-5, atol=1e-4)
+        assert sample.class_ids[:, 0].tolist() == (np.frombuffer(base64.b64decode(columns[3]), "<i8") + 1).tolist()
+    status, out, _ = run_command("shards.inspect", tmp_path / "out")
+    assert status == 0 and "not at hand" in out and "2048 numbers a region" in out
+
+
+# --- inspect, world, and mistakes with data sets
+
+
+def test_inspect_names_an_image_that_is_not_there(dataset_folder, run_command):
+    status, _, err = run_command("shards.inspect", dataset_folder, "--image", "nobody")
+    assert status == 2 and "--image nobody" in err and "image.0.0" in err
+
+
+def test_the_world_is_drawn_once_and_is_the_same_every_time(tmp_path, run_command):
+    for name in ("one", "two"):
+        status, _out, err = run_command("shards.world", "--out", tmp_path / name, "--pairs", 12)
+        assert status == 0, err
+    tars = [tmp_path / name / "regions" / "pairs" / "regions-00000.tar" for name in ("one", "two")]
+    assert tars[0].read_bytes() == tars[1].read_bytes()
+    texts = [path.read_text().strip() for path in sorted((tmp_path / "one" / "images" / "pairs").glob("*.txt"))]
+    assert len(texts) == 12 and len(set(texts)) > 8
+    before = tars[0].stat().st_mtime_ns
+    assert run_command("shards.world", "--out", tmp_path / "one", "--pairs", 12)[0] == 0
+    assert tars[0].stat().st_mtime_ns == before
+    status, _, err = run_command("shards.world", "--out", tmp_path / "one", "--pairs", 13)
+    assert status == 2 and "other settings" in err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    status, _, err = run_command("shards.world", "--out", tmp_path / "mine")
+    assert status == 2 and "not a world" in err
+
+
+def cut(folder):
+    path = folder / "part-00001.tar"
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def other_width(folder):
+    from data_sets import make_samples
+
+    from shards.writer import write_shard
+
+    for path in (folder / "dataset.json", folder / "captions.txt"):
+        path.unlink()
+    write_shard(folder / "part-00001.tar", make_samples(37, seed=1, features=13))
+
+
+def nan_in_features(folder):
+    """Overwrites the features of one sample, as a damaged disk would."""
+    from shards.index import load_index
+
+    index = load_index(folder / "part-00001.tar")
+    with open(folder / "part-00001.tar", "r+b") as file:
+        file.seek(int(index.members[3, 0, 0]) + 128)
+        file.write(np.full(4, np.nan, np.float16).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags", "words"),
+    [
+        (None, ["--data", "missing"], "missing: no such file or folder"),
+        (None, ["--data", "."], "holds no .tar files"),
+        (cut, [], "part-00001.tar: has"),
+        (other_width, ["--workers", 2], "13 wide and the model's 12"),
+        (nan_in_features, ["--workers", 0], "k1_00003: has features that are NaN"),
+        (nan_in_features, ["--workers", 2], "k1_00003: has features that are NaN"),
+        (None, ["--batch_size", 0], "--batch_size 0: should be 1 or more"),
+        (None, ["--batch_size", "abc"], "--batch_size abc: should be a whole number"),
+        (None, ["--learning_rate", 1], "--learning_rate: no such flag"),
+        (None, ["--config", "huge"], "--config huge: should be base, tiny"),
+        (None, ["--bert", "no/such"], "--bert no/such"),
+        (None, ["--words", 999], "--words 999: the model has 128 positions"),
+    ],
+)
+def test_mistakes_in_pretraining_are_one_sentence(
+    dataset_folder, tmp_path, run_command, monkeypatch, damage, flags, words
+):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if damage:
+        damage(dataset_folder)
+    data = [] if "--data" in flags else ["--data", dataset_folder]
+    run = tmp_path / "run"
+    status, _, err = run_command("pretrain.run", *data, "--out", run, "--log_every", 1000, *flags)
+    assert status == 2, err
+    assert words in err and err.startswith("error: ") and err.count("\n") == 1, err
+    assert not list(run.glob("checkpoints/*")) and not (run / "result.json").exists()

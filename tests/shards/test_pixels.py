@@ -1,0 +1,125 @@
+"""The built-in detector: it finds what is drawn, and describes a crop the same wherever it lies."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from shards import pixels
+from shards.scenes import draw_scene, make_scene
+from shards.visual_words import fit_words, load_words
+
+
+def iou(a, b) -> float:
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    shared = np.prod((high - low).clip(0))
+    return shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
+
+
+def test_drawn_objects_are_among_the_best_regions():
+    found = wanted = 0
+    for number in range(40):
+        rng = np.random.default_rng(number)
+        things = make_scene(rng)
+        boxes, _ = pixels.detect(np.asarray(draw_scene(things, rng)))
+        for thing in things:
+            if thing.kind in ("circle", "ring", "square", "cross"):
+                around = np.array([thing.x, thing.y, thing.x, thing.y]) + thing.radius * np.array([-1, -1, 1, 1])
+                found += max(iou(around, box) for box in boxes[:18]) > 0.6
+                wanted += 1
+    assert wanted > 30 and found / wanted > 0.9
+
+
+def test_proposals_overlap_as_a_detectors_do():
+    """Most regions have another with an IoU of 0.4 or more: that is what overlap masking is for."""
+    rng = np.random.default_rng(0)
+    boxes, scores = pixels.detect(np.asarray(draw_scene(make_scene(rng), rng)))
+    overlapped = [max(iou(a, b) for j, b in enumerate(boxes) if j != i) >= 0.4 for i, a in enumerate(boxes)]
+    assert np.mean(overlapped) > 0.6
+    assert (np.diff(scores) <= 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3))),
+    st.integers(1, 40),
+)
+def test_any_image_has_regions_inside_it(image, limit):
+    boxes, scores = pixels.detect(image, limit)
+    height, width = image.shape[:2]
+    assert 1 <= len(boxes) <= limit and len(scores) == len(boxes)
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [width, height]).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    features = pixels.describe(image, boxes)
+    assert features.shape == (len(boxes), pixels.FEATURES) and np.isfinite(features).all()
+
+
+def test_the_same_image_gives_the_same_and_another_seed_gives_other_proposals():
+    rng = np.random.default_rng(1)
+    image = np.asarray(draw_scene(make_scene(rng), rng))
+    one, two, other = (pixels.detect(image, seed=seed)[0] for seed in (0, 0, 1))
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
+
+
+def test_a_descriptor_does_not_know_where_the_crop_lies():
+    image = np.full((60, 80, 3), 128, np.uint8)
+    image[10:20, 10:22] = image[35:45, 50:62] = (200, 30, 30)
+    features = pixels.describe(image, np.array([[8, 8, 24, 22], [48, 33, 64, 47]]))
+    np.testing.assert_allclose(features[0], features[1], atol=1e-5)
+
+
+def test_colour_shape_and_size_tell_crops_apart():
+    image = np.full((60, 200, 3), 128, np.uint8)
+    image[20:40, 20:40] = (200, 30, 30)
+    image[20:40, 80:100] = (30, 30, 200)
+    image[20:40, 140:160] = (200, 30, 30)
+    image[20:30, 140:150] = 128
+    boxes = np.array([[15, 15, 45, 45], [75, 15, 105, 45], [135, 15, 165, 45]])
+    red, blue, bitten = pixels.describe(image, boxes)
+    assert np.linalg.norm(red - blue) > 1 and np.linalg.norm(red - bitten) > 1
+
+
+def test_crops_average_areas_exactly():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    whole = pixels._crop(image, np.array([[0.0, 0, 96, 64]]))[0]
+    expected = image.reshape(32, 2, 32, 3, 3).astype(float).mean((1, 3))
+    np.testing.assert_allclose(whole, expected, atol=1e-9)
+    enlarged = pixels._crop(image, np.array([[3.0, 5, 5, 7]]))[0]
+    np.testing.assert_allclose(enlarged[:16, :16], np.broadcast_to(image[5, 3], (16, 16, 3)), atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def words_and_features():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(20, 40)) * 3
+    features = (centres[rng.integers(0, 20, 3000)] + rng.normal(size=(3000, 40))).astype(np.float32)
+    return fit_words(features, 20, seed=0), features
+
+
+def test_the_listed_words_hold_99_percent_of_the_mass(words_and_features):
+    words, features = words_and_features
+    ids, probs = words.classify(features)
+    assert ids.shape == probs.shape == (3000, 8) and ids.max() < len(words)
+    assert 0.985 <= probs.astype(float).sum(1).mean() <= 0.9999
+    assert (np.diff(probs.astype(float), axis=1) <= 0).all()
+    assert len(np.unique(ids[:, 0])) > 15
+
+
+def test_words_survive_saving_and_are_the_same_every_time(words_and_features, tmp_path):
+    words, features = words_and_features
+    words.save(tmp_path / "w.npz")
+    again = fit_words(features, 20, seed=0)
+    for other in (load_words(tmp_path / "w.npz"), again):
+        assert all(
+            np.array_equal(a, b) for a, b in zip(words.classify(features), other.classify(features), strict=True)
+        )
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_words_from_very_few_regions(count):
+    words = fit_words(np.random.default_rng(0).normal(size=(count, 12)), 256, seed=0)
+    ids, probs = words.classify(np.zeros((3, 12)))
+    assert len(words) == max(1, count // 4) and ids.shape == (3, words.per_region)
+    assert np.isfinite(probs.astype(float)).all()
