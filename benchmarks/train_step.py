@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import pretrain.layers
 from benchmarks.timing import print_table, time_in_turn
 from pretrain.attention import attend
-from pretrain.batches import Batch
+from pretrain.batch import Batch
 from pretrain.config import read_model_config
 from pretrain.heads import PretrainingModel
 from pretrain.masking import sample_keys, swapped

@@ -9,7 +9,7 @@ from shards.flags import flag
 DEFAULT_DATA = "data/world"
 
 # What --config brings along where the flags do not say otherwise. Base is the published run.
-BATCH_SIZE = {"base": 512, "tiny": 64}
+BATCH_SIZE = {"base": 512, "tiny": 32}
 EPOCHS = {"base": 10, "tiny": 30}
 LR = {"base": 1e-4, "tiny": 1e-3}
 

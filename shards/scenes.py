@@ -41,9 +41,9 @@ class Thing:
 
 
 def make_scene(rng: np.random.Generator) -> list[Thing]:
-    """One to four objects that do not touch."""
+    """One to three objects that do not touch."""
     things: list[Thing] = []
-    wanted = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.25, 0.15]))
+    wanted = int(rng.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
     for _ in range(200):
         size = str(rng.choice(list(RADII)))
         radius = rng.uniform(*RADII[size])

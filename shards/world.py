@@ -3,11 +3,11 @@
 Images are drawn and written as PNG files with their captions; everything after that is the path of real data.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.captions import make_caption
 from shards.dataset import UNFINISHED
@@ -15,7 +15,11 @@ from shards.errors import UserError
 from shards.extract import ExtractConfig, extract
 from shards.files import read_json, write_json
 from shards.flags import command, flag
+from shards.jobs import advance, run_tasks
 from shards.scenes import draw_scene, make_scene
+
+PER_TASK = 250  # drawings of one task
+REGIONS = 24  # per image: ample for three objects, and a third less work than the usual 36
 
 
 @dataclass
@@ -51,17 +55,39 @@ def make_world(config: WorldConfig) -> Path:
         write_json(out / "world.json", settings)
         (out / UNFINISHED).unlink()
     if not (pairs_folder(out) / "dataset.json").exists():
-        extract(ExtractConfig(images=str(out / "images" / "pairs"), out=str(pairs_folder(out)), seed=config.seed))
+        images = str(out / "images" / "pairs")
+        extract(ExtractConfig(images=images, out=str(pairs_folder(out)), regions=REGIONS, seed=config.seed))
     return out
 
 
 def _draw_pairs(folder: Path, config: WorldConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(range(config.pairs), unit=" images", desc="drawing", mininterval=0.5, dynamic_ncols=True):
-        rng = np.random.default_rng([config.seed, 1, number])
+    tasks = [
+        DrawTask(folder, config.seed, begin, min(begin + PER_TASK, config.pairs))
+        for begin in range(0, config.pairs, PER_TASK)
+    ]
+    for _ in run_tasks(draw_pairs, tasks, os.cpu_count() or 1, config.pairs, "drawings"):
+        pass
+
+
+@dataclass
+class DrawTask:
+    """Pairs `begin` to `end`, to be drawn into a folder."""
+
+    folder: Path
+    seed: int
+    begin: int
+    end: int
+
+
+def draw_pairs(task: DrawTask) -> None:
+    """Draws a task's scenes and writes their captions; each depends on the seed and its number alone."""
+    for number in range(task.begin, task.end):
+        rng = np.random.default_rng([task.seed, 1, number])
         things = make_scene(rng)
-        draw_scene(things, rng).save(folder / f"{number:06d}.png")
-        (folder / f"{number:06d}.txt").write_text(make_caption(things, rng) + "\n", encoding="utf-8")
+        draw_scene(things, rng).save(task.folder / f"{number:06d}.png")
+        (task.folder / f"{number:06d}.txt").write_text(make_caption(things, rng) + "\n", encoding="utf-8")
+        advance()
 
 
 def run(config: WorldConfig) -> None:

@@ -207,7 +207,7 @@ def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
         hidden_size=128,
         num_hidden_layers=3,
         num_attention_heads=4,
-        intermediate_size=512,
+        intermediate_size=256,
         max_position_embeddings=128,
     )
     BertModel(sizes).save_pretrained(bert)
