@@ -1,6 +1,38 @@
-"""Packaging: the floors as packages, ranges of versions, extras for what only some users need."""
+"""Packaging: the floors as packages, ranges of versions, extras, and the compiled operator where one can be built."""
+
+import os
+import shutil
 
 from setuptools import find_packages, setup
+
+
+def extension() -> dict:
+    """What builds ops._compiled: nothing without torch or a compiler, CUDA too with nvcc and a CUDA torch."""
+    if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        print("no C++ compiler: overlap masking will be pure torch")
+        return {}
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        print("torch is not here (pip's --no-build-isolation shows it): overlap masking will be pure torch")
+        return {}
+    sources = ["ops/csrc/binding.cpp", "ops/csrc/cpu.cpp"]
+    # -ffp-contract and -fmad: CPU and GPU must give the same bits, and so must every processor.
+    flags = {"cxx": ["-O3", "-ffp-contract=off"]}
+    if torch.version.cuda and cpp_extension.CUDA_HOME:
+        kind = cpp_extension.CUDAExtension
+        sources.append("ops/csrc/cuda.cu")
+        flags["nvcc"] = ["-O3", "-fmad=false"]
+        macros = [("WITH_CUDA", None)]
+    else:
+        kind, macros = cpp_extension.CppExtension, []
+    module = kind("ops._compiled", sources, define_macros=macros, extra_compile_args=flags, optional=True)
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=False)},
+    }
+
 
 setup(
     name="twelve-in-one",
@@ -24,4 +56,5 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "tensorboard>=2.16"],
     },
+    **extension(),
 )

@@ -1,12 +1,31 @@
-"""mask_overlapping against a double loop in exact fractions."""
+"""mask_overlapping, compiled and pure, against a double loop in exact fractions and against each other."""
 
+import shutil
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ops
+from ops import library, pure
+
+SOURCES = Path(__file__).parents[2] / "ops" / "csrc"
+
+implementations = pytest.mark.parametrize(
+    "mask", [ops.mask_overlapping, pure.mask_overlapping], ids=["as installed", "pure torch"]
+)
+
+
+def test_the_compiled_operator_is_the_one_in_use():
+    """The environment that the README makes has a compiler."""
+    if not shutil.which("c++"):
+        pytest.skip("no C++ compiler here: the pure version serves")
+    assert library.backends["CPU"] == "compiled"
 
 
 def iou(a, b) -> Fraction:
@@ -27,20 +46,23 @@ def obvious(boxes, seeds, valid, threshold: Fraction):
     ]
 
 
-box = st.tuples(*[st.integers(0, 12)] * 4).map(
-    lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3]))
-)
-region = st.tuples(box, st.booleans(), st.booleans())
+def ordered(corners):
+    x1, y1, x2, y2 = corners
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
-@settings(max_examples=400, deadline=None)
+region = st.tuples(st.tuples(*[st.integers(0, 12)] * 4).map(ordered), st.booleans(), st.booleans())
+
+
+@implementations
+@settings(max_examples=300, deadline=None)
 @given(
-    st.lists(region, max_size=9),
-    st.sampled_from([Fraction(2, 5), Fraction(1, 2), Fraction(1, 4), Fraction(1)]),
+    regions=st.lists(region, max_size=9),
+    threshold=st.sampled_from([Fraction(2, 5), Fraction(1, 2), Fraction(1, 4), Fraction(1)]),
 )
-def test_equals_the_double_loop_on_whole_number_boxes(regions, threshold):
+def test_equals_the_double_loop_on_whole_number_boxes(mask, regions, threshold):
     boxes, seeds, valid = (list(column) for column in zip(*regions, strict=True)) if regions else ([], [], [])
-    found = ops.mask_overlapping(
+    found = mask(
         torch.tensor(boxes).reshape(1, -1, 4).float(),
         torch.tensor(seeds, dtype=torch.bool).reshape(1, -1),
         torch.tensor(valid, dtype=torch.bool).reshape(1, -1),
@@ -49,24 +71,172 @@ def test_equals_the_double_loop_on_whole_number_boxes(regions, threshold):
     assert found[0].tolist() == obvious(boxes, seeds, valid, threshold)
 
 
-def test_an_iou_of_exactly_two_fifths_is_masked():
+@implementations
+def test_an_iou_of_exactly_two_fifths_is_masked(mask):
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 4], [0, 0, 10, 3.99]]])
-    seeds = torch.tensor([[True, False, False]])
-    assert ops.mask_overlapping(boxes, seeds).tolist() == [[True, True, False]]
+    assert mask(boxes, torch.tensor([[True, False, False]]), None, 0.4).tolist() == [[True, True, False]]
 
 
-def test_boxes_without_area_and_nan_overlap_nothing_but_are_masked_as_seeds():
+@implementations
+def test_boxes_without_area_and_nan_overlap_nothing_but_are_masked_as_seeds(mask):
     nan = float("nan")
-    boxes = torch.tensor([[[5.0, 5, 5, 5], [5, 5, 5, 5], [0, 0, nan, 9], [0, 0, 9, 9], [0, 0, nan, 9]]])
-    seeds = torch.tensor([[True, False, True, False, False]])
-    assert ops.mask_overlapping(boxes, seeds).tolist() == [[True, False, True, False, False]]
+    boxes = torch.tensor([[[5.0, 5, 5, 5], [5, 5, 5, 5], [0, 0, nan, 9], [0, 0, 9, 9], [0, 0, nan, 9], [nan, 0, 9, 9]]])
+    seeds = torch.tensor([[True, False, True, False, False, False]])
+    assert mask(boxes, seeds, None, 0.4).tolist() == [[True, False, True, False, False, False]]
+    seeds = torch.tensor([[False, False, False, True, False, False]])
+    assert mask(boxes, seeds, None, 0.0).tolist() == seeds.tolist()
 
 
-def test_images_do_not_touch_each_other():
+@implementations
+def test_images_do_not_touch_each_other(mask):
     boxes = torch.tensor([[0.0, 0, 1, 1]]).expand(2, 1, 4)
-    assert ops.mask_overlapping(boxes, torch.tensor([[True], [False]])).tolist() == [[True], [False]]
+    assert mask(boxes, torch.tensor([[True], [False]]), None, 0.4).tolist() == [[True], [False]]
 
 
-def test_no_regions_and_no_images():
-    assert ops.mask_overlapping(torch.zeros(3, 0, 4), torch.zeros(3, 0, dtype=torch.bool)).shape == (3, 0)
-    assert ops.mask_overlapping(torch.zeros(0, 5, 4), torch.zeros(0, 5, dtype=torch.bool)).shape == (0, 5)
+@implementations
+@pytest.mark.parametrize("shape", [(3, 0), (0, 5), (0, 0)])
+def test_no_regions_and_no_images(mask, shape):
+    none = torch.zeros(shape, dtype=torch.bool)
+    assert mask(torch.zeros(*shape, 4), none, none, 0.4).shape == shape
+
+
+def random_case(batch: int, n: int, seed: int = 0):
+    """Boxes of all kinds: random, nested, touching, equal, empty, +0 and -0, NaN, infinite, inside out."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.rand(batch, n, 4, generator=generator)
+    boxes[..., 2:] = boxes[..., :2] + 0.5 * boxes[..., 2:]
+    kind = torch.randint(0, 16, (batch, n), generator=generator)
+    other = boxes.roll(1, 1)
+    centre = (other[..., :2] + other[..., 2:]) / 2
+    boxes = torch.where((kind == 0)[..., None], other, boxes)
+    boxes = torch.where((kind == 1)[..., None], torch.cat([other[..., :2], centre], -1), boxes)
+    boxes = torch.where((kind == 2)[..., None], torch.cat([other[..., 2:], other[..., 2:] + 0.1], -1), boxes)
+    boxes = torch.where((kind == 3)[..., None], (boxes * 8).round() / 8, boxes)
+    boxes = torch.where((kind == 4)[..., None], boxes * torch.tensor([-0.0, 0.0, 1, 1]), boxes)
+    boxes = torch.where((kind == 5)[..., None], boxes[..., [2, 3, 0, 1]], boxes)
+    boxes[..., 3] = torch.where((kind == 6), torch.tensor([float("nan"), float("inf")])[kind % 2], boxes[..., 3])
+    boxes[..., 2] = torch.where((kind == 7), float("inf"), boxes[..., 2])
+    boxes = torch.where((kind == 8)[..., None], boxes * 1e-22, boxes)
+    seeds = torch.rand(batch, n, generator=generator) < 0.15
+    valid = torch.rand(batch, n, generator=generator) < 0.9
+    return boxes, seeds, valid
+
+
+@pytest.mark.parametrize(("batch", "n"), [(14_000, 36), (4000, 100), (2, 1024), (1, 2500), (50_000, 3)])
+def test_compiled_and_pure_agree_to_the_bit_on_a_million_boxes(batch, n):
+    boxes, seeds, valid = random_case(batch, n)
+    for mask in (None, valid):
+        for threshold in (0.4, 0.0, 0.7):
+            found = ops.mask_overlapping(boxes, seeds, mask, threshold)
+            assert torch.equal(found, pure.mask_overlapping(boxes, seeds, mask, threshold))
+    assert found.sum() > 1.01 * (seeds & valid).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_are_computed_in_float32(dtype):
+    boxes, seeds, valid = random_case(50, 20)
+    boxes = boxes.to(dtype)
+    assert torch.equal(ops.mask_overlapping(boxes, seeds, valid), ops.mask_overlapping(boxes.float(), seeds, valid))
+
+
+def test_inputs_need_not_be_contiguous():
+    boxes, seeds, valid = random_case(20, 30)
+    expected = ops.mask_overlapping(boxes, seeds, valid)
+    turned = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (boxes, seeds, valid)]
+    assert torch.equal(ops.mask_overlapping(*turned), expected)
+    shifted = torch.cat([torch.zeros(1), boxes.flatten()])[1:].view_as(boxes)
+    assert torch.equal(ops.mask_overlapping(shifted, seeds, valid), expected)
+    assert torch.equal(
+        ops.mask_overlapping(boxes[::2, 3:], seeds[::2, 3:]),
+        ops.mask_overlapping(boxes[::2, 3:].contiguous(), seeds[::2, 3:].contiguous()),
+    )
+
+
+def test_any_number_of_threads_gives_the_same():
+    boxes, seeds, valid = random_case(500, 36)
+    expected = ops.mask_overlapping(boxes, seeds, valid)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(ops.mask_overlapping(boxes, seeds, valid), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "seeds", "valid", "words"),
+    [
+        (torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.bool), None, "boxes should be"),
+        (torch.zeros(3, 4), torch.zeros(3, dtype=torch.bool), None, "boxes should be"),
+        (torch.zeros(2, 3, 4, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.bool), None, "boxes should be"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3), None, "seeds should be bool"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.bool), None, "seeds should be bool"),
+        (
+            torch.zeros(2, 3, 4),
+            torch.zeros(2, 3, dtype=torch.bool),
+            torch.zeros(1, 3, dtype=torch.bool),
+            "valid should",
+        ),
+    ],
+)
+def test_wrong_shapes_and_types_are_refused(boxes, seeds, valid, words):
+    with pytest.raises(ValueError, match=words):
+        ops.mask_overlapping(boxes, seeds, valid)
+
+
+def test_opcheck():
+    boxes, seeds, valid = random_case(4, 7)
+    operator = torch.ops.twelve_in_one.mask_overlapping.default
+    for mask in (None, valid):
+        torch.library.opcheck(operator, (boxes, seeds, mask, 0.4))
+
+
+def test_under_compile_without_a_graph_break():
+    boxes, seeds, valid = random_case(4, 7)
+
+    def hidden(boxes, seeds, valid):
+        return ops.mask_overlapping(boxes * 1.0, seeds & valid, valid) | ~valid
+
+    compiled = torch.compile(hidden, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(boxes, seeds, valid), hidden(boxes, seeds, valid))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize(("batch", "n"), [(4096, 36), (512, 100), (2, 1024), (1, 2500), (3, 1), (0, 5), (5, 0)])
+def test_gpu_and_cpu_agree_to_the_bit(batch, n):
+    boxes, seeds, valid = random_case(batch, n)
+    for mask in (None, valid):
+        on_gpu = ops.mask_overlapping(boxes.cuda(), seeds.cuda(), None if mask is None else mask.cuda())
+        assert torch.equal(on_gpu.cpu(), ops.mask_overlapping(boxes, seeds, mask))
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_cuda_kernel_compiles_without_torch(tmp_path, architecture):
+    if not shutil.which("nvcc"):
+        pytest.skip("no nvcc here")
+    command = ["nvcc", "-cubin", "-O3", "-fmad=false", f"-arch={architecture}", "-o", tmp_path / "cuda.cubin"]
+    done = subprocess.run([*command, SOURCES / "cuda.cu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cuda.cubin").stat().st_size > 1000
+
+
+def test_python_m_ops_says_what_is_in_use():
+    done = subprocess.run([sys.executable, "-m", "ops"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert f"CPU   {library.backends['CPU']}; self-check passed" in done.stdout
+    assert "CUDA  " in done.stdout
+
+
+def test_where_nothing_is_compiled_the_pure_version_serves_under_the_same_name(tmp_path):
+    """A copy of the package without the extension, in a process of its own."""
+    shutil.copytree(SOURCES.parent, tmp_path / "ops", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    script = (
+        "import logging; logging.basicConfig(level=logging.INFO); import ops, torch; "
+        "from ops import library; print(ops.__file__, library.backends); "
+        "b = torch.tensor([[[0.,0,1,1],[0,0,1,1]]]); print(ops.mask_overlapping(b, torch.tensor([[True,False]])))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout and "{'CPU': 'pure torch', 'CUDA': 'pure torch'}" in done.stdout
+    assert "tensor([[True, True]])" in done.stdout
+    assert done.stderr.count("overlap masking: CPU pure torch") == 1 and "was not built" in done.stderr
