@@ -87,6 +87,33 @@ def test_losses_equal_a_loop_over_every_position(model, options):
     assert losses.regions.item() == pytest.approx(regions, abs=1e-3)
 
 
+def test_regions_that_overlap_a_hidden_one_are_hidden_from_the_model():
+    """Their features do not reach it by their own row, nor by the mean of row 0 (which the published code forgets)."""
+    batch = make_batch(make_objective(), regions=(5, 6))
+    batch.boxes[:] = torch.tensor([0.2, 0.2, 0.6, 0.6])  # any zeroed region hides all of its image
+    batch.boxes[:, 0] = torch.tensor([0.7, 0.7, 0.9, 0.9])  # but the first
+    inputs = make_objective().mask(batch)
+    hidden = inputs.hidden.hidden
+    overlapped = hidden & ~inputs.hidden.chosen
+    assert overlapped.any()
+    assert (inputs.features[:, 1:][hidden] == 0).all()
+    rows = overlapped.any(1)
+    changed = dataclasses.replace(batch, features=batch.features + 7 * overlapped[..., None].half())
+    assert torch.equal(make_objective().mask(changed).features, inputs.features)
+    plain = make_objective(overlap=None).mask(batch)
+    assert not torch.equal(plain.features[rows], inputs.features[rows])
+
+
+def test_the_model_looks_at_what_is_there_and_at_no_padding():
+    objective = make_objective()
+    batch = make_batch(objective)
+    inputs = objective.mask(batch)
+    lengths = batch.lengths.tolist()
+    assert inputs.text_mask.tolist() == [[i < n for i in range(max(lengths))] for n in lengths]
+    regions = batch.valid.sum(1).tolist()
+    assert inputs.image_mask.tolist() == [[i <= n for i in range(max(regions) + 1)] for n in regions]
+
+
 def test_labels_of_misaligned_pairs_change_no_loss_and_no_gradient(model):
     """Their words and regions are masked in the input all the same: only what was under the masks is changed."""
     objective = make_objective()
