@@ -33,6 +33,7 @@ def save_checkpoint(run, step: int, model: nn.Module, optimizer, facts: dict, sc
         sums = {name: _sha256(temporary / name) for name in (MODEL, TRAINING)}
         write_json(temporary / FACTS, {"step": step, "score": score, "sha256": sums} | facts)
         for name in (MODEL, TRAINING):
+            (temporary / name).chmod((temporary / FACTS).stat().st_mode)  # safetensors lets the owner alone read
             _sync(temporary / name)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)

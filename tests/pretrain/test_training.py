@@ -58,6 +58,8 @@ def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
     assert sorted(losses_of(run)) == list(range(1, 34))
     model = load(run)
     weights = load_file(best_checkpoint(run) / MODEL)
+    modes = {path.stat().st_mode for path in best_checkpoint(run).iterdir()}
+    assert modes == {(run / "config.json").stat().st_mode}
     assert all(torch.equal(value, weights[f"encoder.{name}"]) for name, value in model.state_dict().items())
     status, _, err = run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
     assert status == 2 and "--resume" in err
