@@ -79,8 +79,8 @@ def build(config_type, values: dict, positional: tuple = ()):
     fields = {field.name: field for field in dataclasses.fields(config_type)}
     firsts = [name for name, field in fields.items() if field.metadata.get("first")]
     if len(positional) > len(firsts):
-        hint = f" (only {' '.join(firsts).upper()} goes without one)" if firsts else ""
-        raise UserError(f"{positional[len(firsts)]}: every value needs a flag before it{hint}; --help lists the flags")
+        hint = f"only {' '.join(firsts).upper()} goes without one, a pattern in quotes; " if firsts else ""
+        raise UserError(f"{positional[len(firsts)]}: every value needs a flag before it; {hint}--help lists the flags")
     values = dict(values)
     for name, value in zip(firsts, positional, strict=False):
         if name in values:
@@ -149,3 +149,8 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
+        if not error.strerror:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)

@@ -1,6 +1,7 @@
 """extract, convert, inspect and world as a user runs them, on good input and on bad."""
 
 import base64
+import errno
 import json
 import os
 import signal
@@ -133,6 +134,26 @@ def test_extracting_nothing_is_one_sentence(tmp_path, run_command, prepare, word
 def draw_bad(folder):
     folder.mkdir()
     (folder / "a.png").write_bytes(b"no")
+
+
+def test_a_file_where_the_output_folder_should_be_is_one_sentence(dataset_folder, tmp_path, run_command):
+    draw_images(tmp_path / "in", 1)
+    (tmp_path / "out").write_text("a file")
+    for flags in (["shards.extract", tmp_path / "in"], ["pretrain.run", "--data", dataset_folder]):
+        status, _, err = run_command(*flags, "--out", tmp_path / "out")
+        assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and str(tmp_path / "out") in err
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, run_command, monkeypatch):
+    draw_images(tmp_path / "in", 2)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out")
+    assert status == 2 and "No space left" in err
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".tar", ".npz", ".part")]
 
 
 def test_one_image_is_enough(tmp_path, run_command):
