@@ -17,7 +17,7 @@ lint: env
 env: $(VENV)/installed
 
 # torch first and alone: what comes after builds and resolves against it.
-$(VENV)/installed: requirements.txt setup.py
+$(VENV)/installed: requirements.txt setup.py $(wildcard ops/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements.txt)
 	$(BIN)/python -m pip install --quiet -r requirements.txt

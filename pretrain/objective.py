@@ -85,7 +85,7 @@ class Objective:
             region_positions = word_positions[:0]
         else:
             region_positions = positions(predicted & counted[:, None], batch.region_count)
-        features, locations = masking.image_rows(batch.features.float(), batch.boxes, batch.valid & ~hidden.hidden)
+        features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~hidden.hidden)
         position = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
         return Inputs(
             input_ids=input_ids,
