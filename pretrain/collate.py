@@ -16,43 +16,54 @@ from shards.sample import Sample
 
 @dataclass(frozen=True)
 class Limits:
-    """words: of a caption with [CLS] and [SEP]; regions: of an image, the best first; feature_size: D."""
+    """What the model takes. words: of a caption with [CLS] and [SEP]; regions: of an image, the best first.
+
+    feature_size: D; num_classes and per_region: of the class distribution, both 0 where none is needed.
+    """
 
     words: int
     regions: int
     feature_size: int
+    num_classes: int = 0
+    per_region: int = 0
 
 
-def check_sample(sample: Sample, limits: Limits, needs_classes: bool) -> None:
+def check_sample(sample: Sample, limits: Limits) -> None:
     """Refuses a sample that the model cannot take, by name."""
+    name = f"{sample.shard}: {sample.key}"
     if not len(sample.features):
-        raise UserError(f"{sample.key}: the image has no regions; extract it again, or leave it out")
+        raise UserError(f"{name} has no regions; extract it again, or leave it out")
     if sample.features.shape[1] != limits.feature_size:
         raise UserError(
-            f"{sample.key}: its features are {sample.features.shape[1]} wide and the model's {limits.feature_size}; "
+            f"{name} has features {sample.features.shape[1]} wide and the model's are {limits.feature_size}; "
             "use shards of one detector"
         )
-    if needs_classes and sample.class_ids is None:
-        raise UserError(
-            f"{sample.key}: has no class distribution; use --region_target features (or none) for such shards"
-        )
-    if _not_finite(sample.features):
-        raise UserError(f"{sample.key}: has features that are NaN or infinite; extract it again")
+    if not np.isfinite(sample.boxes).all():
+        raise UserError(f"{name} has boxes that are NaN or infinite; extract it again")
+    if limits.num_classes:
+        if sample.class_ids is None:
+            raise UserError(f"{name} has no class distribution; use --region_target features (or none) for such shards")
+        if sample.class_ids.shape[1] != limits.per_region:
+            raise UserError(f"{name} has {sample.class_ids.shape[1]} classes a region and others {limits.per_region}")
+        if sample.class_ids.min() < 0 or sample.class_ids.max() >= limits.num_classes:
+            raise UserError(f"{name} has a class beyond the {limits.num_classes} of its data set")
 
 
-def _not_finite(features: np.ndarray) -> bool:
-    """Whether any float16 is NaN or infinite, by its exponent bits: several times faster than numpy's isfinite."""
-    if features.dtype == np.float16:
-        return bool(((features.view(np.uint16) & 0x7FFF) >= 0x7C00).any())
-    return not np.isfinite(features).all()
+def not_finite(features: np.ndarray) -> np.ndarray:
+    """bool (B,): which images of float16 features (B, N, D) have a NaN or an infinity, by the exponents' bits.
+
+    Several times faster than numpy's isfinite.
+    """
+    return ((features.view(np.uint16) & 0x7FFF) >= 0x7C00).any((1, 2))
 
 
 def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, limits: Limits) -> Batch:
-    """Pads samples and their word pieces to a batch."""
+    """Pads samples and their word pieces to a batch; a sample that the model cannot take is a UserError."""
+    for sample in samples:
+        check_sample(sample, limits)
     counts = [min(len(sample.features), limits.regions) for sample in samples]
     length, regions = max(map(len, token_ids)), max(counts)
-    per_region = 0 if samples[0].class_ids is None else samples[0].class_ids.shape[1]
-    size = len(samples)
+    size, per_region = len(samples), limits.per_region
     input_ids = np.zeros((size, length), np.int64)
     features = np.zeros((size, regions, limits.feature_size), np.float16)
     boxes = np.zeros((size, regions, 4), np.float32)
@@ -65,6 +76,8 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
         if per_region:
             class_ids[row, :count] = sample.class_ids[:count]
             class_probs[row, :count] = sample.class_probs[:count]
+    for row in np.flatnonzero(not_finite(features)):
+        raise UserError(f"{samples[row].shard}: {samples[row].key} has features that are NaN or infinite in float16")
     return Batch(
         keys=torch.from_numpy(np.asarray(keys, np.int64)),
         input_ids=torch.from_numpy(input_ids),
@@ -94,8 +107,7 @@ class Collator:
         keys = masking.sample_keys(self.seed, epoch, numbers)
         swapped = masking.swapped(keys)
         texts = []
-        for sample, number, key, swap in zip(samples, numbers.tolist(), keys.tolist(), swapped.tolist(), strict=True):
-            check_sample(sample, self.limits, self.objective.region_target == "classes")
+        for number, key, swap in zip(numbers.tolist(), keys.tolist(), swapped.tolist(), strict=True):
             texts.append(self.captions[self.swaps.partner(number, key) if swap else number])
         token_ids = self.pieces.encode(texts, self.limits.words)
         batch = stack(samples, token_ids, keys, swapped, self.limits)

@@ -88,9 +88,11 @@ def prepare(config: PretrainConfig) -> Job:
         ordinary_ids=pieces.ordinary_ids(),
         region_target=config.region_target,
         overlap=config.overlap if config.overlap <= 1 else None,
+        aligned_only=config.aligned_only,
         predict_overlapped=config.predict_overlapped,
     )
-    limits = Limits(config.words, config.regions, sizes.v_feature_size)
+    classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
+    limits = Limits(config.words, config.regions, sizes.v_feature_size, *classes)
 
     def collator(numbers) -> Collator:
         return Collator(pairs.captions, Swaps(pairs.captions, numbers), pieces, objective, config.seed, limits)
@@ -102,7 +104,7 @@ def prepare(config: PretrainConfig) -> Job:
         validation=ValidationBatches(pairs, collator(pairs.validation), config.batch_size),
         model=model,
         optimizer=optimizer,
-        objective=objective,
+        objective=objective.to(device),
         frequent_word=most_frequent_word(pairs.captions, pairs.training, pieces, config.words),
         device=device,
         first_step=restore(newest, model, optimizer)["step"] if newest else 0,

@@ -1,6 +1,6 @@
 """The pretraining losses: masked words and masked regions on aligned pairs alone, and alignment (paper, 8.2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -71,49 +71,46 @@ class Objective:
     aligned_only: bool = True
     predict_overlapped: bool = False
 
-    def mask(self, batch: Batch) -> Inputs:
-        """Hides words and regions of a batch that is already on its device."""
-        counted = ~batch.misaligned if self.aligned_only else torch.ones_like(batch.misaligned)
-        chosen = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1])
-        input_ids = masking.mask_words(
-            batch.input_ids, chosen, batch.keys, self.mask_id, self.ordinary_ids.to(batch.input_ids.device)
-        )
-        word_positions = positions(chosen & counted[:, None], batch.word_count)
+    def to(self, device) -> "Objective":
+        return replace(self, ordinary_ids=self.ordinary_ids.to(device))
+
+    def choose(self, batch: Batch) -> tuple[Tensor, masking.HiddenRegions, Tensor, Tensor]:
+        """Chosen words (B, L), hidden regions, and what is predicted of both: bool (B, L) and (B, N)."""
+        words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1])
         hidden = masking.hide_regions(batch.keys, batch.boxes, batch.valid, self.overlap)
-        predicted = hidden.chosen | hidden.hidden if self.predict_overlapped else hidden.chosen
+        regions = hidden.chosen | hidden.hidden if self.predict_overlapped else hidden.chosen
         if self.region_target == "none":
-            region_positions = word_positions[:0]
-        else:
-            region_positions = positions(predicted & counted[:, None], batch.region_count)
-        features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~hidden.hidden)
-        position = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
-        return Inputs(
-            input_ids=input_ids,
-            text_mask=position < batch.lengths[:, None],
-            features=features,
-            locations=locations,
-            image_mask=F.pad(batch.valid, (1, 0), value=True),
-            word_positions=word_positions,
-            word_labels=batch.input_ids.flatten()[word_positions],
-            region_positions=region_positions,
-            hidden=hidden,
-        )
+            regions = torch.zeros_like(regions)
+        if not self.aligned_only:
+            return words, hidden, words, regions
+        aligned = ~batch.misaligned[:, None]
+        return words, hidden, words & aligned, regions & aligned
 
     def count(self, batch: Batch) -> tuple[int, int]:
         """How many words and regions will be predicted; a collating process works this out ahead, on the CPU.
 
         Known counts keep the step on a GPU free of waiting: the shapes of what is predicted depend on them.
         """
-        counted = ~batch.misaligned if self.aligned_only else torch.ones_like(batch.misaligned)
-        words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1]) & counted[:, None]
-        if self.region_target == "none":
-            return int(words.sum()), 0
-        if self.predict_overlapped:
-            hidden = masking.hide_regions(batch.keys, batch.boxes, batch.valid, self.overlap)
-            regions = hidden.chosen | hidden.hidden
-        else:
-            regions = masking.choose_regions(batch.keys, batch.valid)
-        return int(words.sum()), int((regions & counted[:, None]).sum())
+        _, _, words, regions = self.choose(batch)
+        return int(words.sum()), int(regions.sum())
+
+    def mask(self, batch: Batch) -> Inputs:
+        """Hides words and regions of a batch that is already on the device (and so must the objective be)."""
+        chosen, hidden, words, regions = self.choose(batch)
+        features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~hidden.hidden)
+        word_positions = positions(words, batch.word_count)
+        place = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
+        return Inputs(
+            input_ids=masking.mask_words(batch.input_ids, chosen, batch.keys, self.mask_id, self.ordinary_ids),
+            text_mask=place < batch.lengths[:, None],
+            features=features,
+            locations=locations,
+            image_mask=F.pad(batch.valid, (1, 0), value=True),
+            word_positions=word_positions,
+            word_labels=batch.input_ids.flatten()[word_positions],
+            region_positions=positions(regions, batch.region_count),
+            hidden=hidden,
+        )
 
     def losses(self, model: PretrainingModel, batch: Batch, inputs: Inputs) -> Losses:
         """One pass of the model over a masked batch."""

@@ -36,6 +36,7 @@ class PretrainConfig:
     overlap: float = flag(
         0.4, "IoU from which regions are hidden with a chosen one; above 1: the chosen alone", above=0
     )
+    aligned_only: bool = flag(True, "predict words and regions on aligned pairs alone, as the paper does")
     predict_overlapped: bool = flag(False, "predict the regions hidden by overlap too")
     validation_pairs: int = flag(2000, "pairs held out by caption text (a tenth at the most), 0 for none", low=0)
     precision: str = flag("float32", "of matrix work", choices=("float32", "bf16"))

@@ -22,7 +22,8 @@ class Sample:
 
     features: float16 (N, D); boxes: float32 (N, 4), x1 y1 x2 y2 as shares of width and height;
     class_ids: int16 (N, k), class_probs: float16 (N, k), the k likeliest classes of each region, or None;
-    info: width and height in pixels, id, source; caption: None where the image has none.
+    info: width and height in pixels, id, source; caption: None where the image has none; shard: the tar that it
+    was read from, for messages.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Sample:
     class_probs: np.ndarray | None = None
     info: dict = field(default_factory=dict)
     caption: str | None = None
+    shard: str = ""
 
 
 def _npy(array: np.ndarray, dtype) -> bytes:
@@ -110,4 +112,4 @@ def decode(key: str, members: dict, where: str) -> Sample:
         caption = bytes(members["txt"]).decode().strip() if "txt" in members else None
     except ValueError:
         raise UserError(f"{where}: {key} has a .json or .txt member that cannot be read") from None
-    return Sample(key, features, boxes, class_ids, class_probs, info, caption)
+    return Sample(key, features, boxes, class_ids, class_probs, info, caption, where)

@@ -8,7 +8,7 @@ import torch
 from data_sets import make_dataset, make_samples
 
 from pretrain import masking
-from pretrain.collate import Collator, Limits, check_sample, stack
+from pretrain.collate import Collator, Limits, stack
 from pretrain.objective import Objective
 from pretrain.pairs import Captions, Swaps
 from pretrain.tokenizer import learn_pieces, load_pieces
@@ -16,7 +16,7 @@ from shards.dataset import open_dataset, read_captions
 from shards.errors import UserError
 from shards.reader import RegionReader
 
-LIMITS = Limits(words=10, regions=4, feature_size=12)
+LIMITS = Limits(words=10, regions=4, feature_size=12, num_classes=9, per_region=3)
 
 
 @pytest.fixture
@@ -102,21 +102,27 @@ def test_a_learned_vocabulary_is_the_same_every_time_and_survives_saving(tmp_pat
     ("changes", "words"),
     [
         ({"features": np.zeros((0, 12), np.float16)}, "no regions"),
-        ({"features": np.zeros((2, 13), np.float16)}, "13 wide and the model's 12"),
-        ({"features": np.full((2, 12), np.nan, np.float16)}, "NaN"),
-        ({"features": np.full((2, 12), np.inf, np.float16)}, "NaN or infinite"),
+        ({"features": np.zeros((2, 13), np.float16)}, "13 wide and the model's are 12"),
+        ({"features": np.full((2, 12), np.nan, np.float16)}, "NaN or infinite"),
+        ({"features": np.full((2, 12), -np.inf, np.float16)}, "NaN or infinite"),
+        ({"features": np.full((2, 12), 1e9, np.float32)}, "infinite in float16"),
+        ({"boxes": np.full((2, 4), np.nan, np.float32)}, "boxes that are NaN"),
         ({"class_ids": None}, "--region_target features"),
+        ({"class_ids": np.full((2, 3), 9)}, "beyond the 9"),
+        ({"class_ids": np.zeros((2, 2), np.int16)}, "2 classes a region and others 3"),
     ],
 )
-def test_samples_that_the_model_cannot_take_are_named(changes, words):
-    sample = dataclasses.replace(make_samples(1)[0], **changes)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_samples_that_the_model_cannot_take_are_named_with_their_shard(changes, words):
+    good, bad = make_samples(2, regions=(2, 2))
+    bad = dataclasses.replace(bad, shard="a/part.tar", **changes)
     with pytest.raises(UserError, match=words) as error:
-        check_sample(sample, LIMITS, needs_classes=True)
-    assert sample.key in str(error.value)
+        stack([good, bad], [[2, 3], [2, 3]], [1, 2], [False, True], LIMITS)
+    assert str(error.value).startswith(f"a/part.tar: {bad.key} has")
 
 
 def test_shards_without_classes_make_batches_without_classes(tmp_path):
     make_dataset(tmp_path, (3,), classes=0)
     reader = RegionReader(open_dataset(str(tmp_path)))
-    batch = stack([reader[0], reader[1]], [[2, 3], [2, 5, 3]], [1, 2], [False, True], LIMITS)
+    batch = stack([reader[0], reader[1]], [[2, 3], [2, 5, 3]], [1, 2], [False, True], Limits(10, 4, 12))
     assert batch.class_ids.shape[-1] == 0

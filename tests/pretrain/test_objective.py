@@ -17,7 +17,7 @@ from pretrain.objective import Objective, class_distribution, positions
 SIZES = TINY.replace(
     vocab_size=40, v_feature_size=12, v_target_size=9, hidden_size=32, v_hidden_size=32, bi_hidden_size=32
 )
-LIMITS = Limits(words=20, regions=36, feature_size=12)
+LIMITS = Limits(words=20, regions=36, feature_size=12, num_classes=9, per_region=3)
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def make_objective(**options) -> Objective:
     return Objective(mask_id=4, ordinary_ids=torch.arange(5, 40), **options)
 
 
-def make_batch(objective, count=24, words=12, misaligned=None, **options):
+def make_batch(objective, count=24, words=12, misaligned=None, limits=LIMITS, **options):
     rng = np.random.default_rng(5)
     samples = make_samples(count, **options)
     ids = [[2, *rng.integers(5, 40, rng.integers(1, words)).tolist(), 3] for _ in samples]
     swapped = np.arange(count) % 2 == 1 if misaligned is None else misaligned
-    batch = stack(samples, ids, sample_keys(0, 0, np.arange(count)), swapped, LIMITS)
+    batch = stack(samples, ids, sample_keys(0, 0, np.arange(count)), swapped, limits)
     batch.word_count, batch.region_count = objective.count(batch)
     return batch
 
@@ -169,7 +169,7 @@ def test_a_caption_of_one_word_and_an_image_with_one_region(model):
 def test_regression_of_features_is_the_mean_squared_error(model):
     objective = make_objective(region_target="features")
     model.regions = type(model.regions)(SIZES, 12)
-    batch = make_batch(objective, classes=0)
+    batch = make_batch(objective, classes=0, limits=Limits(words=20, regions=36, feature_size=12))
     inputs = objective.mask(batch)
     losses = objective.losses(model, batch, inputs)
     encoded = model.encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)

@@ -19,7 +19,7 @@ from shards.errors import UserError
 def collator_of(pairs, numbers) -> Collator:
     pieces = learn_pieces(pairs.captions.texts, 100)
     objective = Objective(mask_id=pieces.mask_id, ordinary_ids=pieces.ordinary_ids())
-    return Collator(pairs.captions, Swaps(pairs.captions, numbers), pieces, objective, 0, Limits(20, 36, 12))
+    return Collator(pairs.captions, Swaps(pairs.captions, numbers), pieces, objective, 0, Limits(20, 36, 12, 9, 3))
 
 
 def batches_of(pairs, first_step=0, epochs=3, workers=0):

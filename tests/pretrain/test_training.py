@@ -254,7 +254,7 @@ def test_a_fixed_batch_without_masking_can_be_learned():
     for sample in samples:
         sample.class_probs = np.ones_like(sample.class_probs)
     ids = [[2, *rng.integers(5, 40, 6).tolist(), 3] for _ in samples]
-    batch = stack(samples, ids, sample_keys(0, 0, np.arange(16)), np.arange(16) % 2 == 1, Limits(20, 36, 12))
+    batch = stack(samples, ids, sample_keys(0, 0, np.arange(16)), np.arange(16) % 2 == 1, Limits(20, 36, 12, 9, 1))
     objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, 40))
     batch.word_count, batch.region_count = objective.count(batch)
     inputs = objective.mask(batch)
