@@ -140,10 +140,10 @@ def open_dataset(pattern: str) -> Dataset:
 
     dataset.json beside the tars is used where it is there; otherwise the tars are scanned once.
     """
+    _refuse_unfinished(Path(pattern))
     paths = [Path(path) for path in expand(pattern)]
     folder = paths[0].parent
-    if (folder / UNFINISHED).exists():
-        raise UserError(f"{folder}: was not written to the end; run the command that makes it again to finish it")
+    _refuse_unfinished(folder)
     if not (folder / "dataset.json").exists():
         return _scan_dataset(paths)
     dataset = read_dataset(folder)
@@ -163,6 +163,11 @@ def open_dataset(pattern: str) -> Dataset:
         chosen.append(shard)
     dataset.shards = chosen
     return dataset
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if (folder / UNFINISHED).exists():
+        raise UserError(f"{folder}: was not written to the end; run the command that makes it again to finish it")
 
 
 def read_dataset(folder) -> Dataset:

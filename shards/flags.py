@@ -133,10 +133,10 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
     the flags as typed and returns values for flags that were not (those of a run that is resumed).
     """
     argv = sys.argv[1:] if argv is None else argv
-    if "--help" in argv or "-h" in argv:
-        print(usage(config_type, name, summary))
-        sys.exit(0)
     try:
+        if "--help" in argv or "-h" in argv:
+            print(usage(config_type, name, summary), flush=True)
+            sys.exit(0)
         positional, values = _parse(argv)
         values = inherit(values) | values
         sys.exit(run(build(config_type, values, positional)) or 0)

@@ -137,6 +137,8 @@ def test_a_flipped_byte_is_found_by_its_checksum(tmp_path):
 
 def test_a_folder_that_was_not_finished_is_refused(tmp_path):
     begin_dataset(tmp_path, {"images": 1})
+    with pytest.raises(UserError, match="not written to the end"):
+        open_dataset(str(tmp_path))
     write_shard(tmp_path / "part-00000.tar", make_samples(3))
     with pytest.raises(UserError, match="not written to the end"):
         open_dataset(str(tmp_path))
