@@ -15,9 +15,10 @@ from pretrain.pairs import Captions, split_pairs
 from shards.dataset import Dataset as Shards
 from shards.dataset import open_dataset, read_captions
 from shards.errors import UserError
+from shards.files import is_remote
 from shards.order import epoch_order
 from shards.reader import RegionReader
-from shards.stream import is_stream, open_stream, read_stream, stream_epoch
+from shards.stream import open_stream, read_stream, stream_epoch
 
 VALIDATION_EPOCH = -1  # held-out pairs are masked and swapped in one way, whatever the training epoch
 
@@ -42,7 +43,7 @@ class Pairs:
 
 def open_pairs(data: str, validation_pairs: int) -> Pairs:
     """Opens region shards with captions. Of streams, only pairs of the first shard are held out: one can be read."""
-    streamed = is_stream(data)
+    streamed = is_remote(data)
     shards, texts = open_stream(data) if streamed else (open_dataset(data), None)
     if not shards.captions:
         raise UserError(f"{data}: has no captions; pretraining needs image-caption pairs (KEY.txt)")

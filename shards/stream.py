@@ -16,7 +16,7 @@ import webdataset
 from shards import hashing
 from shards.dataset import FORMAT, Dataset, Shard
 from shards.errors import UserError
-from shards.files import expand, is_remote
+from shards.files import expand
 from shards.index import split_name
 from shards.sample import MEMBERS, Sample, decode
 
@@ -171,8 +171,3 @@ def stream_epoch(
 
 def _pick(random_key: int, counter: int, limit: int) -> int:
     return int(hashing.below(hashing.draw(np.array([random_key]), np.array([counter])), limit)[0])
-
-
-def is_stream(pattern: str) -> bool:
-    """Whether a --data pattern must be streamed, because any part of it is not a local file."""
-    return any(is_remote(name) for name in expand(pattern))

@@ -4,6 +4,7 @@ import base64
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,10 @@ def test_a_killed_extraction_goes_on_with_the_shards_that_are_left(tmp_path, run
     done = {path: path.stat().st_mtime_ns for path in out.glob("regions-*.index.npz")}
     assert 3 <= len(done) < 15 and not (out / "dataset.json").exists()
     status, _, err = run_command("pretrain.run", "--data", out, "--out", tmp_path / "run")
+    assert status == 2 and "not written to the end" in err
+    (tmp_path / "begun").mkdir()
+    shutil.copy(out / "unfinished.json", tmp_path / "begun")
+    status, _, err = run_command("pretrain.run", "--data", tmp_path / "begun", "--out", tmp_path / "run")
     assert status == 2 and "not written to the end" in err
     status, printed, err = run_command(*command)
     assert status == 0 and "60 images, 60 with captions, in 15 shards" in printed
