@@ -1,5 +1,6 @@
 """The pretraining loop: steps, logs, validation, checkpoints, and stopping when asked to."""
 
+import contextlib
 import math
 import signal
 import time
@@ -115,7 +116,7 @@ def train(job: Job, log: RunLog) -> tuple[int | None, int, dict]:
         pin=job.device.type == "cuda",
     )
     job.model.train()
-    with Stop() as stop:
+    with Stop() as stop, contextlib.closing(batches):  # closing ends the data workers
         for number in range(job.first_step, job.total_steps):
             waiting = time.perf_counter()
             batch = next(batches)
