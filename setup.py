@@ -9,20 +9,20 @@ from setuptools import find_packages, setup
 def extension() -> dict:
     """What builds ops._compiled: nothing without torch or a compiler, CUDA too with nvcc and a CUDA torch."""
     if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
-        print("no C++ compiler: overlap masking will be pure torch")
+        print("no C++ compiler: the operators will be pure torch")
         return {}
     try:
         import torch
         from torch.utils import cpp_extension
     except ImportError:
-        print("torch is not here (pip's --no-build-isolation shows it): overlap masking will be pure torch")
+        print("torch is not here (pip's --no-build-isolation shows it): the operators will be pure torch")
         return {}
-    sources = ["ops/csrc/binding.cpp", "ops/csrc/cpu.cpp"]
+    sources = [f"ops/csrc/{name}.cpp" for name in ("binding", "overlap_cpu", "regions_cpu")]
     # -ffp-contract and -fmad: CPU and GPU must give the same bits, and so must every processor.
     flags = {"cxx": ["-O3", "-ffp-contract=off"]}
     if torch.version.cuda and cpp_extension.CUDA_HOME:
         kind = cpp_extension.CUDAExtension
-        sources.append("ops/csrc/cuda.cu")
+        sources += ["ops/csrc/overlap_cuda.cu", "ops/csrc/regions_cuda.cu"]
         flags["nvcc"] = ["-O3", "-fmad=false"]
         macros = [("WITH_CUDA", None)]
     else:

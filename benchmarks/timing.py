@@ -21,3 +21,18 @@ def print_table(seconds: dict[str, float], baseline: str, per: float = 1.0, unit
     width = max(map(len, seconds))
     for name, value in seconds.items():
         print(f"{name:<{width}}  {value / per:10.4g} {unit}  {seconds[baseline] / value:6.2f}x")
+
+
+def kernel_time(function, repeats: int = 50) -> float:
+    """Seconds that the GPU works on one call."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(5):
+        function()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            function()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / repeats * 1e-6

@@ -1,5 +1,5 @@
 """Operators of the toolkit under the names by which everything above calls them."""
 
-from ops.library import mask_overlapping
+from ops.library import mask_overlapping, mask_regions
 
-__all__ = ["mask_overlapping"]
+__all__ = ["mask_overlapping", "mask_regions"]

@@ -4,19 +4,22 @@ import sys
 
 import torch
 
-from ops import mask_overlapping, pure
+from ops import mask_overlapping, mask_regions, pure
 from ops.library import backends
 
 
 def self_check(device: str) -> bool:
-    """Compares the operator with its pure torch version on random boxes."""
+    """Compares the operators with their pure torch versions on random boxes and features."""
     generator = torch.Generator().manual_seed(0)
     boxes = torch.rand(64, 50, 4, generator=generator)
     boxes[..., 2:] += boxes[..., :2]
     seeds, valid = (torch.rand(64, 50, generator=generator) < share for share in (0.15, 0.9))
     expected = pure.mask_overlapping(boxes, seeds, valid, 0.4)
     found = mask_overlapping(boxes.to(device), seeds.to(device), valid.to(device))
-    return torch.equal(found.cpu(), expected)
+    features = torch.rand(64, 50, 24, generator=generator)
+    rows = mask_regions(features.to(device), valid.to(device)).cpu()
+    same = torch.allclose(rows, pure.mask_regions(features, valid, torch.float32))
+    return torch.equal(found.cpu(), expected) and same
 
 
 def main() -> int:

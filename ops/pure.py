@@ -1,4 +1,4 @@
-"""Overlap masking in plain torch operations, for where no compiled operator is to be had."""
+"""The operators in plain torch operations, for where no compiled ones are to be had."""
 
 import torch
 from torch import Tensor
@@ -22,3 +22,13 @@ def mask_overlapping(boxes: Tensor, seeds: Tensor, valid: Tensor | None, thresho
         near = (shared > 0) & (shared >= threshold * union)
         hit[:, part] |= (near & seeds[:, None, :]).any(-1)
     return hit if valid is None else hit & valid
+
+
+def mask_regions(features: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same as the compiled operator but for the order in which row 0 is summed: see ops.mask_regions."""
+    size, regions, width = features.shape
+    rows = features.new_empty(size, regions + 1, width, dtype=torch.float32)
+    rows[:, 1:] = features.masked_fill(~visible[..., None], 0)
+    torch.sum(rows[:, 1:], 1, out=rows[:, 0])
+    rows[:, 0] /= visible.sum(1, keepdim=True).clamp(min=1)
+    return rows.to(dtype)

@@ -88,22 +88,18 @@ def hide_regions(keys: Tensor, boxes: Tensor, valid: Tensor, overlap: float | No
     return HiddenRegions(chosen, zeroed, hidden)
 
 
-def image_rows(features: Tensor, boxes: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """What the image stream gets: features float32 (B, N + 1, D) and locations float32 (B, N + 1, 5).
+def image_rows(
+    features: Tensor, boxes: Tensor, visible: Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """What the image stream gets: features (B, N + 1, D) of type `dtype` and locations float32 (B, N + 1, 5).
 
     Row 0 is the whole image: the mean of the visible regions (zeros where none is). Regions that are not
-    visible are zeroed. features: (B, N, D) of any floating type, without a gradient; boxes: (B, N, 4) as shares;
-    visible: bool (B, N).
+    visible are zeroed. features: (B, N, D) of any floating type; boxes: (B, N, 4) as shares; visible: bool (B, N).
     """
-    size, regions, width = features.shape
-    rows = features.new_empty(size, regions + 1, width, dtype=torch.float32)
-    # Straight into their place: one pass after another takes more than twice as long (benchmarks/image_rows.py).
-    torch.mul(features, visible[..., None], out=rows[:, 1:])
-    torch.sum(rows[:, 1:], 1, out=rows[:, 0])
-    rows[:, 0] /= visible.sum(1, keepdim=True).clamp(min=1)
+    size, regions = visible.shape
     locations = boxes.new_empty(size, regions + 1, 5, dtype=torch.float32)
     locations[:, 0, :2] = 0.0
     locations[:, 0, 2:] = 1.0
     locations[:, 1:, :4] = boxes
     locations[:, 1:, 4] = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    return rows, locations
+    return ops.mask_regions(features, visible, dtype), locations

@@ -94,10 +94,13 @@ class Objective:
         _, _, words, regions = self.choose(batch)
         return int(words.sum()), int(regions.sum())
 
-    def mask(self, batch: Batch) -> Inputs:
-        """Hides words and regions of a batch that is already on the device (and so must the objective be)."""
+    def mask(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Inputs:
+        """Hides words and regions of a batch that is already on the device (and so must the objective be).
+
+        dtype: of the features that come out; the type that autocast computes in saves a pass over them.
+        """
         chosen, hidden, words, regions = self.choose(batch)
-        features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~hidden.hidden)
+        features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~hidden.hidden, dtype)
         word_positions = positions(words, batch.word_count)
         place = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
         return Inputs(

@@ -4,11 +4,7 @@
 // not to fuse a multiplication with an addition (-ffp-contract=off, -fmad=false).
 #pragma once
 
-#ifdef __CUDACC__
-#define HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 // The area of a box; NaN where a coordinate is.
 HOST_DEVICE float box_area(float x1, float y1, float x2, float y2) { return (x2 - x1) * (y2 - y1); }

@@ -1,4 +1,4 @@
-// The CPU loops, without torch: one image at a time, arrays as torch lays them out.
+// The CPU loop of overlap masking, without torch: one image at a time, arrays as torch lays them out.
 
 #include <cstdint>
 #include <cstring>
@@ -6,14 +6,7 @@
 
 #include "kernels.h"
 #include "overlap.h"
-
-// One build serves old and new processors: the loops are compiled once for each of these, and the best is chosen
-// when the library is loaded.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EVERY_PROCESSOR
-#endif
+#include "processors.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-// The CUDA kernel. Includes nothing of torch: nvcc alone compiles this file.
+// The CUDA kernel of overlap masking. Includes nothing of torch: nvcc alone compiles this file.
 
 #include <cuda_runtime.h>
 
