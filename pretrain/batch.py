@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 
@@ -12,7 +13,7 @@ class Batch:
     keys int64 (B,): the samples' random keys; input_ids int64 (B, L); lengths int64 (B,), with [CLS] and [SEP];
     features float16 (B, N, D); boxes float32 (B, N, 4); valid bool (B, N); class_ids int16 and class_probs
     float16 (B, N, k), or (B, N, 0) where there are no classes; misaligned bool (B,). word_count and
-    region_count: how many of them will be predicted.
+    region_count: how many of them will be predicted; problems: why samples that belong here were left out.
     """
 
     keys: Tensor
@@ -26,6 +27,7 @@ class Batch:
     misaligned: Tensor
     word_count: int = 0
     region_count: int = 0
+    problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -39,3 +41,9 @@ class Batch:
 
     def to(self, device) -> "Batch":
         return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the tensors' memory until what is queued in `stream` is done."""
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                value.record_stream(stream)

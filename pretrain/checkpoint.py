@@ -1,8 +1,10 @@
 """Checkpoints: a folder that is renamed into place when it is whole, tensors in safetensors, checksums in JSON.
 
 checkpoints/step-00001000/model.safetensors     the weights
-                          training.safetensors  the optimiser's moments and the random generators
-                          checkpoint.json       step, scores, SHA-256 of both files
+                          training.safetensors  the optimiser's moments
+                          checkpoint.json       step, scores, how the epoch is divided, SHA-256 of both files
+
+There are no generators in it: order, masks and dropout follow from the seed and the step.
 """
 
 import hashlib
@@ -10,11 +12,11 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pretrain.optimizer import optimizer_state, restore_optimizer
 from shards.errors import UserError
 from shards.files import read_json, write_json
 
@@ -22,27 +24,44 @@ MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoin
 
 
 def save_checkpoint(run, step: int, model: nn.Module, optimizer, facts: dict, score: float | None) -> Path:
-    """Writes checkpoints/step-N of a run and removes all but the newest and the best (lowest score)."""
+    """Writes checkpoints/step-N of a run and removes all but the newest and the best (lowest score).
+
+    Where it cannot be written, the older ones stay as they are and a UserError says so.
+    """
     folder = Path(run) / "checkpoints"
     path = folder / f"step-{step:08d}"
     temporary = folder / f".{path.name}.{os.getpid()}.part"
     try:
+        for left in folder.glob(".step-*.part"):  # of a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary / MODEL)
-        save_file(_training_state(model, optimizer), temporary / TRAINING)
-        sums = {name: _sha256(temporary / name) for name in (MODEL, TRAINING)}
-        write_json(temporary / FACTS, {"step": step, "score": score, "sha256": sums} | facts)
-        for name in (MODEL, TRAINING):
-            (temporary / name).chmod((temporary / FACTS).stat().st_mode)  # safetensors lets the owner alone read
-            _sync(temporary / name)
+        _write(temporary, model, optimizer, {"step": step, "score": score} | facts)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
         _sync(folder)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        last = newest_checkpoint(run)
+        raise UserError(
+            f"{path}: the checkpoint could not be written ({reason}); "
+            + (f"{last.name} is whole: make room, and --resume goes on from it" if last else "there is none before it")
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in set(checkpoints(run)) - {path, best_checkpoint(run)}:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def _write(folder: Path, model: nn.Module, optimizer, facts: dict) -> None:
+    """The three files of a checkpoint, on the disk when this returns."""
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / MODEL)
+    save_file(optimizer_state(model, optimizer), folder / TRAINING)
+    sums = {name: _sha256(folder / name) for name in (MODEL, TRAINING)}
+    write_json(folder / FACTS, facts | {"sha256": sums})
+    for name in (MODEL, TRAINING):
+        (folder / name).chmod((folder / FACTS).stat().st_mode)  # safetensors lets the owner alone read
+        _sync(folder / name)
 
 
 def _sync(path: Path) -> None:
@@ -88,29 +107,7 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def restore(path: Path, model: nn.Module, optimizer) -> dict:
-    """Brings model, optimiser and random generators back to a checkpoint; returns its facts."""
+    """Brings model and optimiser back to a checkpoint; returns its facts."""
     model.load_state_dict(read_tensors(path, MODEL))
-    state = read_tensors(path, TRAINING)
-    facts = read_json(path / FACTS)
-    for name, parameter in model.named_parameters():
-        if f"moment1.{name}" in state:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(facts["optimizer_steps"]), device=parameter.device),
-                "exp_avg": state[f"moment1.{name}"].to(parameter.device),
-                "exp_avg_sq": state[f"moment2.{name}"].to(parameter.device),
-            }
-    torch.set_rng_state(state["random.cpu"])
-    if "random.cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["random.cuda"])
-    return facts
-
-
-def _training_state(model: nn.Module, optimizer) -> dict[str, Tensor]:
-    state = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["random.cuda"] = torch.cuda.get_rng_state()
-    for name, parameter in model.named_parameters():
-        if parameter in optimizer.state:
-            state[f"moment1.{name}"] = optimizer.state[parameter]["exp_avg"].contiguous()
-            state[f"moment2.{name}"] = optimizer.state[parameter]["exp_avg_sq"].contiguous()
-    return state
+    restore_optimizer(model, optimizer, read_tensors(path, TRAINING))
+    return read_json(path / FACTS)

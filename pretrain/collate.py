@@ -28,6 +28,12 @@ class Limits:
     per_region: int = 0
 
 
+def finite(features: np.ndarray) -> bool:
+    """Whether features (N, D) are all finite in float16, by the bits of their exponents: faster than np.isfinite."""
+    bits = np.ascontiguousarray(features, np.float16).view(np.uint16)
+    return not ((bits & 0x7FFF) >= 0x7C00).any()
+
+
 def check_sample(sample: Sample, limits: Limits) -> None:
     """Refuses a sample that the model cannot take, by name."""
     name = f"{sample.shard}: {sample.key}"
@@ -38,6 +44,8 @@ def check_sample(sample: Sample, limits: Limits) -> None:
             f"{name} has features {sample.features.shape[1]} wide and the model's are {limits.feature_size}; "
             "use shards of one detector"
         )
+    if not finite(sample.features[: limits.regions]):
+        raise UserError(f"{name} has features that are NaN or infinite in float16; extract it again")
     if not np.isfinite(sample.boxes).all():
         raise UserError(f"{name} has boxes that are NaN or infinite; extract it again")
     if limits.num_classes:
@@ -49,20 +57,10 @@ def check_sample(sample: Sample, limits: Limits) -> None:
             raise UserError(f"{name} has a class beyond the {limits.num_classes} of its data set")
 
 
-def not_finite(features: np.ndarray) -> np.ndarray:
-    """bool (B,): which images of float16 features (B, N, D) have a NaN or an infinity, by the exponents' bits.
-
-    Several times faster than numpy's isfinite.
-    """
-    return ((features.view(np.uint16) & 0x7FFF) >= 0x7C00).any((1, 2))
-
-
 def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, limits: Limits) -> Batch:
-    """Pads samples and their word pieces to a batch; a sample that the model cannot take is a UserError."""
-    for sample in samples:
-        check_sample(sample, limits)
+    """Pads samples (that check_sample accepts) and their word pieces to a batch; there may be none."""
     counts = [min(len(sample.features), limits.regions) for sample in samples]
-    length, regions = max(map(len, token_ids)), max(counts)
+    length, regions = max(map(len, token_ids), default=2), max(counts, default=1)
     size, per_region = len(samples), limits.per_region
     input_ids = np.zeros((size, length), np.int64)
     features = np.zeros((size, regions, limits.feature_size), np.float16)
@@ -76,15 +74,13 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
         if per_region:
             class_ids[row, :count] = sample.class_ids[:count]
             class_probs[row, :count] = sample.class_probs[:count]
-    for row in np.flatnonzero(not_finite(features)):
-        raise UserError(f"{samples[row].shard}: {samples[row].key} has features that are NaN or infinite in float16")
     return Batch(
         keys=torch.from_numpy(np.asarray(keys, np.int64)),
         input_ids=torch.from_numpy(input_ids),
-        lengths=torch.tensor([len(ids) for ids in token_ids]),
+        lengths=torch.tensor([len(ids) for ids in token_ids], dtype=torch.int64),
         features=torch.from_numpy(features),
         boxes=torch.from_numpy(boxes),
-        valid=torch.arange(regions) < torch.tensor(counts)[:, None],
+        valid=torch.arange(regions) < torch.tensor(counts, dtype=torch.int64)[:, None],
         class_ids=torch.from_numpy(class_ids),
         class_probs=torch.from_numpy(class_probs),
         misaligned=torch.from_numpy(np.asarray(misaligned, bool)),
@@ -93,7 +89,10 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes batches of samples: swaps captions, encodes texts, pads, and counts what will be predicted."""
+    """Makes batches of samples: swaps captions, encodes texts, pads, and counts what will be predicted.
+
+    skip_bad: leave out samples that cannot be read or that the model cannot take, instead of raising UserError.
+    """
 
     captions: Captions
     swaps: Swaps
@@ -101,9 +100,20 @@ class Collator:
     objective: Objective
     seed: int
     limits: Limits
+    skip_bad: bool = False
 
-    def __call__(self, epoch: int, numbers: np.ndarray, samples: list[Sample]) -> Batch:
-        """The batch of `samples`, whose sample numbers are `numbers` int64 (B,), in an epoch."""
+    def __call__(self, epoch: int, numbers: np.ndarray, samples: list[Sample | UserError]) -> Batch:
+        """The batch of `samples`, whose sample numbers are `numbers` int64 (B,), in an epoch.
+
+        An error in a sample's place says why it could not be read.
+        """
+        errors = [self._error(sample) for sample in samples]
+        problems = tuple(str(error) for error in errors if error)
+        if problems:
+            if not self.skip_bad:
+                raise next(error for error in errors if error)
+            good = [row for row, error in enumerate(errors) if error is None]
+            numbers, samples = numbers[good], [samples[row] for row in good]
         keys = masking.sample_keys(self.seed, epoch, numbers)
         swapped = masking.swapped(keys)
         texts = []
@@ -112,4 +122,13 @@ class Collator:
         token_ids = self.pieces.encode(texts, self.limits.words)
         batch = stack(samples, token_ids, keys, swapped, self.limits)
         batch.word_count, batch.region_count = self.objective.count(batch)
+        batch.problems = problems
         return batch
+
+    def _error(self, sample: Sample | UserError) -> UserError | None:
+        try:
+            if isinstance(sample, UserError):
+                return sample
+            return check_sample(sample, self.limits)
+        except UserError as error:
+            return error

@@ -13,8 +13,8 @@ from shards.files import read_json
 class ModelConfig:
     """Published names: plain ones are the text stream's, v_ the image stream's, bi_ the co-attention's.
 
-    The defaults are the published configuration (bert_base_6layer_6conect.json). task_tokens is ours: how many
-    task tokens the text embedding has, 0 for a model without.
+    The defaults are the published configuration (bert_base_6layer_6conect.json). Ours are fusion_dropout_prob (the
+    published code has it fixed) and task_tokens: how many task tokens the text embedding has, 0 for a model without.
     """
 
     vocab_size: int = 30522
@@ -40,6 +40,7 @@ class ModelConfig:
     v_biattention_id: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     t_biattention_id: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
     fusion_method: str = "mul"
+    fusion_dropout_prob: float = 0.1
     task_tokens: int = 0
 
     def __post_init__(self):
@@ -63,6 +64,11 @@ class ModelConfig:
                 raise UserError(f"model config: {ids} {list(places)} should ascend between 0 and {layers}")
         if self.fusion_method not in ("mul", "sum"):
             raise UserError(f"model config: fusion_method {self.fusion_method} should be mul or sum")
+
+    def with_dropout(self, probability: float) -> "ModelConfig":
+        """The same sizes with one dropout probability everywhere."""
+        names = [field.name for field in dataclasses.fields(self) if field.name.endswith("dropout_prob")]
+        return self.replace(**dict.fromkeys(names, probability))
 
     def to_dict(self) -> dict:
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -1,129 +1,182 @@
 """Everything that a pretraining run is made of, put together from its flags."""
 
-import contextlib
 import dataclasses
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from pretrain.bert import from_bert, load_bert
-from pretrain.checkpoint import newest_checkpoint, restore
+from pretrain.checkpoint import FACTS, newest_checkpoint, restore
 from pretrain.collate import Collator, Limits
 from pretrain.config import CONFIGS, ModelConfig, read_model_config
+from pretrain.distributed import on_first, replicate, same_everywhere
 from pretrain.heads import PretrainingModel
 from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
 from pretrain.pairs import Swaps
+from pretrain.plan import Plan, Stage
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.sources import Pairs, ValidationBatches, open_pairs
+from pretrain.step import Engine, Pass, Precision, Skipped
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces, load_pieces
 from pretrain.validate import most_frequent_word
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.files import read_json, write_json
+from shards.ranks import Ranks
 
 BETAS, EPSILON = (0.9, 0.98), 1e-8
 
 
 @dataclass
 class Job:
-    """A run that is ready to go on from `first_step`."""
+    """A run that is ready to go on from plan.first_step. bad_samples: left out so far, on all ranks."""
 
     config: PretrainConfig
+    ranks: Ranks
+    device: torch.device
     pairs: Pairs
+    plan: Plan
     collator: Collator
     validation: ValidationBatches
-    model: PretrainingModel
-    optimizer: torch.optim.Optimizer
-    objective: Objective
+    engine: Engine
     frequent_word: int
-    device: torch.device
-    first_step: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.pairs.training) // self.config.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
-
-    def autocast(self):
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+    bad_samples: int = 0
 
 
-def prepare(config: PretrainConfig) -> Job:
+def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
     """Opens the data, makes or restores the model, and puts the run directory in order."""
     run = Path(config.out)
-    newest = newest_checkpoint(run)
+    newest = on_first(ranks, lambda: newest_checkpoint(run))
     if newest and not config.resume:
         raise UserError(f"{run}: holds a run already; --resume goes on with it, or give another --out")
-    device = choose_device(config.device)
-    pairs = open_pairs(config.data, config.validation_pairs)
+    if newest and not (newest / FACTS).exists():
+        raise UserError(f"{newest}: is not to be seen from rank {ranks.rank}; --out should be shared by all machines")
+    pairs = _open_pairs(config, ranks)
     if newest:
         _check_resume(config, run, pairs)
-        pieces = load_pieces(run)
-    elif config.bert:
-        pieces = bert_pieces(config.bert)
-    else:
-        texts = (pairs.captions[number] for number in pairs.training.tolist())
-        pieces = learn_pieces(texts, config.vocabulary)
+    pieces = _pieces(config, ranks, pairs, run if newest else None)
     sizes = model_config(config, pairs.shards, pieces)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    engine = _engine(config, ranks, device, sizes, pieces, newest)
+    facts = read_json(newest / FACTS) if newest else {}
+    if newest:
+        restore(newest, engine.model, engine.optimizer)
+        engine.scaler.load_state_dict(facts["scaler"])
+        engine.skipped = Skipped(facts["skipped_steps"])
+    classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
+    limits = Limits(config.words, config.regions, sizes.v_feature_size, *classes)
+    collator = partial(
+        Collator,
+        captions=pairs.captions,
+        pieces=pieces,
+        objective=engine.objective.to("cpu"),
+        seed=config.seed,
+        limits=limits,
+        skip_bad=config.on_bad_shard == "skip",
+    )
+    plan = Plan(
+        pairs=len(pairs.training),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        first_step=facts.get("step", 0),
+        ranks=ranks,
+        workers=config.workers,
+        accumulate=config.accumulate,
+        stages=tuple(map(Stage.from_dict, facts.get("stages", ()))),
+    )
+    at_once = -(-config.batch_size // (ranks.count * config.accumulate))
+    job = Job(
+        config=config,
+        ranks=ranks,
+        device=device,
+        pairs=pairs,
+        plan=plan,
+        collator=collator(swaps=Swaps(pairs.captions, pairs.training)),
+        validation=ValidationBatches(pairs, collator(swaps=Swaps(pairs.captions, pairs.validation)), at_once, ranks),
+        engine=engine,
+        frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.training, pieces, config.words)),
+        bad_samples=facts.get("bad_samples", 0),
+    )
+    if not newest:
+        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces))
+    _describe(job, len(pieces))
+    return job
+
+
+def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
+    """The pairs as the first rank finds them (streams), or as every rank does (local shards)."""
+    pairs = on_first(ranks, lambda: open_pairs(config.data, config.validation_pairs))
+    if not pairs.streamed and not ranks.first:
+        pairs = open_pairs(config.data, config.validation_pairs)
+    same_everywhere(ranks, _facts(pairs), f"{config.data}: is not the same data set here as on the first rank")
+    readers = ranks.count * max(config.workers, 1)
+    if pairs.streamed and len(pairs.shards.shards) < readers:
+        ranks.say(
+            f"{len(pairs.shards.shards)} shards for {ranks.count} ranks with {max(config.workers, 1)} readers each: "
+            "some will be opened by several; more, smaller shards or fewer --workers would spare traffic"
+        )
+    return pairs
+
+
+def _pieces(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None) -> WordPieces:
+    """The run's own tokenizer where it goes on, BERT's where one is given, else one learned from the captions."""
+    if run:
+        return load_pieces(run)
+    if config.bert:
+        return bert_pieces(config.bert)
+    texts = (pairs.captions[number] for number in pairs.training.tolist())
+    return on_first(ranks, lambda: learn_pieces(texts, config.vocabulary))
+
+
+def _engine(
+    config: PretrainConfig, ranks: Ranks, device: torch.device, sizes: ModelConfig, pieces: WordPieces, newest
+) -> Engine:
     torch.manual_seed(config.seed)
     model = PretrainingModel(sizes, sizes.v_feature_size if config.region_target == "features" else None)
+    if config.region_target == "none":
+        model.regions.requires_grad_(False)
     if config.bert and not newest:
-        print(f"{len(load_bert(model, config.bert))} weights of the text stream come from {config.bert}")
-    model.to(device)
+        ranks.say(f"{len(load_bert(model, config.bert))} weights of the text stream come from {config.bert}")
+    precision = Precision(config.precision, device)
+    model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
+    model.encoder.recompute = config.activation_checkpointing
 
     def scale(name: str) -> float:
         return config.bert_lr_scale if config.bert and from_bert(name) else 1.0
 
-    optimizer = make_optimizer(model, config.lr, BETAS, EPSILON, config.weight_decay, scale)
+    optimizer = make_optimizer(model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
+    if config.compile:
+        model.encoder.compile(dynamic=True)
     objective = Objective(
         mask_id=pieces.mask_id,
-        ordinary_ids=pieces.ordinary_ids(),
+        ordinary_ids=pieces.ordinary_ids().to(device),
         region_target=config.region_target,
         overlap=config.overlap if config.overlap <= 1 else None,
         aligned_only=config.aligned_only,
         predict_overlapped=config.predict_overlapped,
     )
-    classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
-    limits = Limits(config.words, config.regions, sizes.v_feature_size, *classes)
-
-    def collator(numbers) -> Collator:
-        return Collator(pairs.captions, Swaps(pairs.captions, numbers), pieces, objective, config.seed, limits)
-
-    job = Job(
-        config=config,
-        pairs=pairs,
-        collator=collator(pairs.training),
-        validation=ValidationBatches(pairs, collator(pairs.validation), config.batch_size),
+    return Engine(
+        replica=replicate(Pass(model, objective), ranks),
         model=model,
+        objective=objective,
         optimizer=optimizer,
-        objective=objective.to(device),
-        frequent_word=most_frequent_word(pairs.captions, pairs.training, pieces, config.words),
-        device=device,
-        first_step=restore(newest, model, optimizer)["step"] if newest else 0,
+        precision=precision,
+        scaler=precision.scaler(),
+        ranks=ranks,
+        seed=config.seed,
+        clip=config.clip,
     )
-    if not newest:
-        _begin_run(run, config, pairs, sizes, pieces)
-    _describe(job, len(pieces))
-    return job
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) -> ModelConfig:
     """The model's sizes: a named configuration takes vocabulary and widths from the data, a file must fit them."""
     sizes = read_model_config(config.config)
+    if config.dropout is not None:
+        sizes = sizes.with_dropout(config.dropout)
     fitting = {"v_feature_size": shards.feature_size}
     if config.region_target == "classes":
         if not shards.num_classes:
@@ -158,9 +211,8 @@ def _facts(pairs: Pairs) -> dict:
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
     """Refuses to go on with flags or data that would make it another run."""
     stored = read_json(run / "config.json")
-    free = FREE_FLAGS - ({"workers"} if pairs.streamed else set())  # a stream is divided among its readers
     for name, value in dataclasses.asdict(config).items():
-        if name not in free and stored["flags"].get(name, value) != value:
+        if name not in FREE_FLAGS and stored["flags"].get(name, value) != value:
             raise UserError(
                 f"--{name} {value}: the run in {run} has {stored['flags'][name]}; "
                 "leave the flag out, or begin another run with another --out"
@@ -180,13 +232,15 @@ def _begin_run(run: Path, config: PretrainConfig, pairs: Pairs, sizes: ModelConf
 
 
 def _describe(job: Job, pieces: int) -> None:
-    pairs, total = job.pairs, len(job.pairs.shards)
-    left_out = total - len(pairs.training) - len(pairs.validation)
-    print(
+    pairs, plan, say = job.pairs, job.plan, job.ranks.say
+    left_out = len(pairs.shards) - len(pairs.training) - len(pairs.validation)
+    say(
         f"{job.config.data}: {len(pairs.training)} pairs to train on, {len(pairs.validation)} held out"
         + (f", {left_out} without a caption or with a held-out one left out" if left_out else "")
     )
-    parameters = sum(parameter.numel() for parameter in job.model.parameters())
-    print(f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, {pieces} word pieces, on {job.device}")
-    if job.first_step:
-        print(f"going on after step {job.first_step}")
+    parameters = sum(parameter.numel() for parameter in job.engine.model.parameters())
+    say(f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, {pieces} word pieces, on {job.device}")
+    if job.ranks.count > 1 or plan.accumulate > 1:
+        say(f"{plan.batch_size} pairs a step, in {job.ranks.count} ranks x {plan.accumulate} accumulated parts")
+    if plan.first_step:
+        say(f"going on after step {plan.first_step}")

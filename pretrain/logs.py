@@ -1,5 +1,6 @@
 """What a run says while it goes: metrics.jsonl, TensorBoard events, and lines on the screen."""
 
+import contextlib
 import json
 import os
 import time
@@ -40,8 +41,7 @@ class RunLog:
 
     def write(self, step: int, kind: str, values: dict) -> None:
         """One line of metrics.jsonl, and a TensorBoard scalar `kind/name` for every number."""
-        line = {"step": step, "kind": kind} | {name: _short(value) for name, value in values.items()}
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
         self.file.flush()
         for name, value in values.items():
             if isinstance(value, int | float):
@@ -52,10 +52,6 @@ class RunLog:
         self.events.close()
 
 
-def _short(value):
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
 class Clock:
     """Samples per second, and the share of the time that was spent waiting for data, since the last reading."""
 
@@ -64,6 +60,13 @@ class Clock:
 
     def restart(self) -> None:
         self.began, self.waited, self.samples = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """A block in which the run waits for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
     def reading(self) -> dict:
         elapsed = max(time.perf_counter() - self.began, 1e-9)

@@ -91,7 +91,7 @@ def hide_regions(keys: Tensor, boxes: Tensor, valid: Tensor, overlap: float | No
 def image_rows(
     features: Tensor, boxes: Tensor, visible: Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """What the image stream gets: features (B, N + 1, D) of type `dtype` and locations float32 (B, N + 1, 5).
+    """What the image stream gets: features (B, N + 1, D) and locations (B, N + 1, 5), of type `dtype`.
 
     Row 0 is the whole image: the mean of the visible regions (zeros where none is). Regions that are not
     visible are zeroed. features: (B, N, D) of any floating type; boxes: (B, N, 4) as shares; visible: bool (B, N).
@@ -102,4 +102,4 @@ def image_rows(
     locations[:, 0, 2:] = 1.0
     locations[:, 1:, :4] = boxes
     locations[:, 1:, 4] = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    return ops.mask_regions(features, visible, dtype), locations
+    return ops.mask_regions(features, visible, dtype), locations.to(dtype)

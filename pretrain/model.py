@@ -4,9 +4,11 @@ The model knows nothing of tasks, devices or ranks: heads take what `TwoStream.f
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
 from pretrain.layers import Connection, ImageEmbedding, Layer, Pooler, TextEmbedding
@@ -57,6 +59,7 @@ class TwoStream(nn.Module):
         super().__init__()
         self.config = config
         self.steps = steps(config)
+        self.recompute = False  # true: in training, work activations out again in the backward pass to save memory
         self.text_embedding = TextEmbedding(config)
         self.image_embedding = ImageEmbedding(config)
         self.text_layers = nn.ModuleList(
@@ -82,7 +85,7 @@ class TwoStream(nn.Module):
         self.connections = nn.ModuleList(Connection(config) for _ in config.v_biattention_id)
         self.text_pooler = Pooler(config.hidden_size, config.bi_hidden_size)
         self.image_pooler = Pooler(config.v_hidden_size, config.bi_hidden_size)
-        self.fusion_dropout = nn.Dropout(0.1)
+        self.fusion_dropout = nn.Dropout(config.fusion_dropout_prob)
         initialise(self, config.initializer_range)
 
     def forward(
@@ -107,14 +110,16 @@ class TwoStream(nn.Module):
         if task_ids is not None:
             text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
         keep = maps or AttentionMaps(None, None, None, None)
+        call = partial(checkpoint, use_reentrant=False) if self.recompute and self.training else _call
         for kind, number in self.steps:
             if kind == "text":
-                text = self.text_layers[number](text, text_mask, keep.text)
+                text = call(self.text_layers[number], text, text_mask, keep.text)
             elif kind == "image":
-                image = self.image_layers[number](image, image_mask, keep.image)
+                image = call(self.image_layers[number], image, image_mask, keep.image)
             else:
-                text, image = self.connections[number](
-                    text, text_mask, image, image_mask, keep.text_over_image, keep.image_over_text
+                connection = self.connections[number]
+                text, image = call(
+                    connection, text, text_mask, image, image_mask, keep.text_over_image, keep.image_over_text
                 )
         return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
 
@@ -123,6 +128,10 @@ class TwoStream(nn.Module):
         if self.config.fusion_method == "sum":
             return self.fusion_dropout(encoded.pooled_text + encoded.pooled_image)
         return self.fusion_dropout(encoded.pooled_text * encoded.pooled_image)
+
+
+def _call(function, *arguments):
+    return function(*arguments)
 
 
 def initialise(module: nn.Module, deviation: float) -> None:

@@ -46,6 +46,7 @@ class Losses:
     region_count: int
     pair_count: int
     words_right: Tensor
+    regions_right: Tensor
     alignment_right: Tensor
 
     def total(self, word_count: int, region_count: int, pair_count: int) -> Tensor:
@@ -119,32 +120,42 @@ class Objective:
         """One pass of the model over a masked batch."""
         encoder = model.encoder
         encoded = encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)
-        word_scores = model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]).float()
-        alignment = model.alignment(encoder.fuse(encoded)).float()
+        word_scores = at_least_float32(model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]))
+        alignment = at_least_float32(model.alignment(encoder.fuse(encoded)))
         labels = batch.misaligned.long()
+        regions, regions_right = self._region_loss(model, batch, inputs, encoded.image[:, 1:].flatten(0, 1))
         return Losses(
             words=F.cross_entropy(word_scores, inputs.word_labels, reduction="sum"),
-            regions=self._region_loss(model, batch, inputs, encoded.image[:, 1:].flatten(0, 1)),
+            regions=regions,
             alignment=F.cross_entropy(alignment, labels, reduction="sum"),
             word_count=batch.word_count,
             region_count=batch.region_count,
             pair_count=len(labels),
             words_right=(word_scores.detach().argmax(-1) == inputs.word_labels).sum(),
+            regions_right=regions_right,
             alignment_right=(alignment.detach().argmax(-1) == labels).sum(),
         )
 
-    def _region_loss(self, model: PretrainingModel, batch: Batch, inputs: Inputs, states: Tensor) -> Tensor:
+    def _region_loss(
+        self, model: PretrainingModel, batch: Batch, inputs: Inputs, states: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The summed loss, and how many regions were told their likeliest class (0 where no class is the target)."""
+        none = batch.keys.new_zeros(())
         if self.region_target == "none":
-            return states.new_zeros((), dtype=torch.float32)
+            return states.new_zeros((), dtype=torch.float32), none
         chosen = inputs.region_positions
-        scores = model.regions(states[chosen]).float()
+        scores = at_least_float32(model.regions(states[chosen]))
         if self.region_target == "features":
             target = batch.features.flatten(0, 1)[chosen].float()
-            return F.mse_loss(scores, target, reduction="none").mean(-1).sum()
-        target = class_distribution(
-            batch.class_ids.flatten(0, 1)[chosen], batch.class_probs.flatten(0, 1)[chosen], scores.shape[-1]
-        )
-        return F.kl_div(scores.log_softmax(-1), target, reduction="sum")
+            return F.mse_loss(scores, target.to(scores.dtype), reduction="none").mean(-1).sum(), none
+        class_ids, class_probs = (x.flatten(0, 1)[chosen] for x in (batch.class_ids, batch.class_probs))
+        target = class_distribution(class_ids, class_probs, scores.shape[-1])
+        right = (scores.detach().argmax(-1) == target.argmax(-1)).sum()
+        return F.kl_div(scores.log_softmax(-1), target, reduction="sum"), right
+
+
+def at_least_float32(scores: Tensor) -> Tensor:
+    return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
 
 
 def positions(mask: Tensor, count: int) -> Tensor:

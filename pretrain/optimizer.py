@@ -1,11 +1,20 @@
-"""AdamW with its parameter groups, and the learning rate of a step."""
+"""AdamW with its parameter groups, apex's fused optimizers by name, and the learning rate of a step."""
+
+import importlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from shards.errors import UserError
+
+OPTIMIZERS = ("adamw", "apex", "apex_lamb")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1.0) -> list[dict]:
-    """Groups with decay and without (biases, LayerNorm), split by `scale(name)`, a factor on the learning rate."""
+    """Groups with decay and without (biases, LayerNorm), split by `scale(name)`, a factor on the learning rate.
+
+    Parameters that take no gradient are left out.
+    """
     norms = {
         f"{name}.{part}"
         for name, module in model.named_modules()
@@ -14,6 +23,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1
     }
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decay = 0.0 if name in norms or name.endswith("bias") else weight_decay
         key = decay, scale(name)
         group = groups.setdefault(key, {"params": [], "weight_decay": decay, "scale": key[1]})
@@ -21,10 +32,75 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1
     return list(groups.values())
 
 
-def make_optimizer(model: nn.Module, lr: float, betas, eps: float, weight_decay: float, scale=lambda name: 1.0):
-    """torch's fused AdamW on the parameter groups of `model`."""
+def make_optimizer(
+    model: nn.Module, lr: float, betas, eps: float, weight_decay: float, scale=lambda name: 1.0, kind: str = "adamw"
+) -> torch.optim.Optimizer:
+    """torch's fused AdamW on the parameter groups of `model`, or NVIDIA apex's FusedAdam or FusedLAMB.
+
+    With apex, LayerNorm is replaced by apex's too: the same weights under the same names.
+    """
     groups = parameter_groups(model, weight_decay, scale)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    optimizers, normalization = _apex("optimizers"), _apex("normalization")
+    _replace_norms(model, normalization.FusedLayerNorm)
+    if kind == "apex_lamb":
+        # Its own clipping of the gradient's norm is left to ours (a limit of 0 is none).
+        return optimizers.FusedLAMB(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=0.0)
+    return optimizers.FusedAdam(groups, lr=lr, betas=betas, eps=eps, adam_w_mode=True)
+
+
+def _apex(part: str):
+    """A part of NVIDIA's apex; PyPI's package of that name is another project."""
+    try:
+        importlib.import_module("apex")
+    except ImportError:
+        raise UserError(
+            "--optimizer apex: apex is not installed; build NVIDIA's from its source (github.com/NVIDIA/apex), or "
+            "leave the flag out: torch's own fused AdamW is the default"
+        ) from None
+    try:
+        return importlib.import_module(f"apex.{part}")
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"--optimizer apex: the installed apex has no usable apex.{part} ({error}); PyPI's package apex is another "
+            "project: remove it and build NVIDIA's from its source (github.com/NVIDIA/apex) with its CUDA extensions"
+        ) from None
+
+
+def _replace_norms(model: nn.Module, norm: type) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm):
+                fused = norm(child.normalized_shape, eps=child.eps).to(child.weight.device)
+                fused.weight, fused.bias = child.weight, child.bias
+                setattr(module, name, fused)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Both moments of every parameter that has been updated, and the number of updates, by name."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        if "exp_avg" in optimizer.state.get(parameter, {}):
+            kept = optimizer.state[parameter]
+            updates = kept.get("step", optimizer.param_groups[0].get("step", 0))  # apex counts in the group
+            state[f"moment1.{name}"] = kept["exp_avg"].contiguous()
+            state[f"moment2.{name}"] = kept["exp_avg_sq"].contiguous()
+            state["updates"] = torch.as_tensor(updates, dtype=torch.float32).reshape(()).clone()
+    return state
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Brings back what optimizer_state gave."""
+    for name, parameter in model.named_parameters():
+        if f"moment1.{name}" in state:
+            moments = (state[f"{moment}.{name}"].to(parameter.device) for moment in ("moment1", "moment2"))
+            optimizer.state[parameter] = dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.state[parameter]["step"] = state["updates"].to(parameter.device).clone()
+    if "updates" in state and not isinstance(optimizer, torch.optim.AdamW):
+        for group in optimizer.param_groups:
+            group["step"] = int(state["updates"])
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:

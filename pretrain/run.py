@@ -1,17 +1,22 @@
 """python -m pretrain.run: pretraining on image-caption pairs, from region shards to a run directory."""
 
+import contextlib
 import dataclasses
 import os
 import time
 from pathlib import Path
 
+import torch
+
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
+from pretrain.distributed import choose_device, connected, on_first
 from pretrain.job import Job, prepare
 from pretrain.logs import RunLog, duration
 from pretrain.settings import DEFAULT_DATA, PretrainConfig
 from pretrain.trainer import describe_scores, train
 from shards.files import read_json, write_json
 from shards.flags import command
+from shards.ranks import Ranks, launched
 from shards.world import WorldConfig, is_world, make_world, pairs_folder
 
 
@@ -32,40 +37,48 @@ def region_shards(data: str | None) -> str:
 
 def run(config: PretrainConfig) -> int:
     """Pretrains; the exit status is 0, or 128 + the signal that stopped the run."""
+    ranks = launched()
+    device = choose_device(config.device, ranks)
+    with connected(ranks, device):
+        data = on_first(ranks, lambda: region_shards(config.data))
+        return pretrain(dataclasses.replace(config, data=data).settled(), ranks, device)
+
+
+def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
+    """One rank's part of a run, from its flags to its result."""
     began = time.perf_counter()
     out = Path(config.out)
-    job = prepare(dataclasses.replace(config, data=region_shards(config.data)).settled())
-    if job.first_step < job.total_steps:
-        log = RunLog(out, job.first_step)
-        try:
+    job = prepare(config, ranks, device)
+    total = job.plan.total_steps
+    if job.plan.first_step < total:
+        with contextlib.closing(RunLog(out, job.plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
             stopped, done, scores = train(job, log)
-        finally:
-            log.close()
         if stopped is not None:
-            print(f"stopped at step {done} of {job.total_steps}; --resume goes on: {out}{os.sep}")
+            ranks.say(f"stopped at step {done} of {total}; --resume goes on: {out}{os.sep}")
             return 128 + stopped
-        seconds = time.perf_counter() - began
-        write_json(out / "result.json", result(job, scores) | {"seconds": round(seconds, 1)})
-        print(f"done in {duration(seconds)}")
+        ranks.say(f"done in {duration(time.perf_counter() - began)}")
     else:
-        print("this run was finished before")
+        ranks.say("this run was finished before")
         scores = read_json(newest_checkpoint(out) / FACTS)["scores"]
-        if not (out / "result.json").exists():  # it was killed between its last checkpoint and its result
-            write_json(out / "result.json", result(job, scores))
+    if ranks.first and (job.plan.first_step < total or not (out / "result.json").exists()):
+        write_json(out / "result.json", result(job, scores, time.perf_counter() - began))
     if scores:
-        print(f"held out: {describe_scores(scores)}")
-    print(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+        ranks.say(f"held out: {describe_scores(scores)}")
+    ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 
 
-def result(job: Job, scores: dict) -> dict:
-    """What result.json says of a finished run."""
+def result(job: Job, scores: dict, seconds: float) -> dict:
+    """What result.json says of a finished run; seconds: of the process that finished it."""
     return {
-        "steps": job.total_steps,
+        "steps": job.plan.total_steps,
         "epochs": job.config.epochs,
         "pairs": len(job.pairs.training),
         "validation": scores,
+        "skipped_steps": job.engine.skipped.count,
+        "bad_samples": job.bad_samples,
         "best_checkpoint": best_checkpoint(job.config.out).name,
+        "seconds": round(seconds, 1),
     }
 
 

@@ -4,9 +4,11 @@ import os
 from dataclasses import dataclass, replace
 
 from pretrain.objective import REGION_TARGETS
+from pretrain.optimizer import OPTIMIZERS
 from shards.flags import flag
 
 DEFAULT_DATA = "data/world"
+PRECISIONS = ("float32", "bf16", "fp16", "float64")
 
 # What --config brings along where the flags do not say otherwise. Base is the published run.
 BATCH_SIZE = {"base": 512, "tiny": 32}
@@ -23,7 +25,9 @@ class PretrainConfig:
     config: str = flag("tiny", "sizes of the model: base (as published), tiny, or a JSON file")
     bert: str | None = flag(None, "a Hugging Face BERT (a directory, or a hub name): tokenizer and text stream")
     vocabulary: int = flag(8000, "word pieces to learn from the captions where there is no --bert", low=100)
-    batch_size: int | None = flag(None, "pairs a step", low=1)
+    dropout: float | None = flag(None, "probability of every dropout, else the configuration's", low=0, high=0.99)
+    batch_size: int | None = flag(None, "pairs a step, over all ranks", low=1)
+    accumulate: int = flag(1, "parts that a rank works through one after another in a step, to save memory", low=1)
     epochs: int | None = flag(None, "passes over the pairs", low=1)
     lr: float | None = flag(None, "peak learning rate", above=0)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
@@ -39,9 +43,14 @@ class PretrainConfig:
     aligned_only: bool = flag(True, "predict words and regions on aligned pairs alone, as the paper does")
     predict_overlapped: bool = flag(False, "predict the regions hidden by overlap too")
     validation_pairs: int = flag(2000, "pairs held out by caption text (a tenth at the most), 0 for none", low=0)
-    precision: str = flag("float32", "of matrix work", choices=("float32", "bf16"))
+    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
+    tf32: bool = flag(False, "let a GPU do float32 matrix work in TF32")
+    optimizer: str = flag("adamw", "torch's fused AdamW, or NVIDIA apex's FusedAdam or FusedLAMB", choices=OPTIMIZERS)
+    activation_checkpointing: bool = flag(False, "work activations out again in the backward pass, to save memory")
+    compile: bool = flag(False, "torch.compile the two streams")
     device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that read batches, 0: none", low=0)
+    on_bad_shard: str = flag("stop", "what to do about samples that cannot be read", choices=("stop", "skip"))
     log_every: int = flag(50, "steps between two lines of the log", low=1)
     save_every: int = flag(1000, "steps between two validations with a checkpoint", low=1)
     seed: int = flag(0, "of weights, order, masks and swaps")
@@ -59,4 +68,6 @@ class PretrainConfig:
 
 
 # Flags that may differ between a run and its continuation: they do not change what is computed.
-FREE_FLAGS = {"resume", "workers", "log_every", "out"}
+FREE_FLAGS = {
+    *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "on_bad_shard", "log_every"),
+}

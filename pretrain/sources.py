@@ -1,24 +1,31 @@
 """Where batches come from: local shards by number, or streams from front to back; both resume at any step."""
 
+import contextlib
+import os
+import re
 import signal
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pretrain.batch import Batch
 from pretrain.collate import Collator
 from pretrain.pairs import Captions, split_pairs
+from pretrain.plan import Plan, share
+from pretrain.streams import StreamedBatches
 from shards.dataset import Dataset as Shards
 from shards.dataset import open_dataset, read_captions
 from shards.errors import UserError
 from shards.files import is_remote
 from shards.order import epoch_order
+from shards.ranks import ALONE, Ranks
 from shards.reader import RegionReader
-from shards.stream import open_stream, read_stream, stream_epoch
+from shards.sample import Sample
+from shards.stream import open_stream, read_stream
 
 VALIDATION_EPOCH = -1  # held-out pairs are masked and swapped in one way, whatever the training epoch
 
@@ -53,143 +60,146 @@ def open_pairs(data: str, validation_pairs: int) -> Pairs:
     return Pairs(shards, captions, training, validation, streamed)
 
 
-class _Local(Dataset):
+class _LocalBatches(Dataset):
     """Batches by (epoch, sample numbers). A UserError is returned: raised, torch would wrap it in a traceback."""
 
-    def __init__(self, reader: RegionReader, collator: Collator):
-        self.reader, self.collator = reader, collator
+    def __init__(self, reader: RegionReader, collator: Collator, places: "Places"):
+        self.reader, self.collator, self.places = reader, collator, places
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch | UserError:
         epoch, numbers = request
         try:
-            return self.collator(epoch, numbers, [self.reader[number] for number in numbers.tolist()])
+            return self.collator(epoch, numbers, [self._read(number) for number in numbers.tolist()])
         except UserError as error:
             return error
 
+    def _read(self, number: int) -> Sample | UserError:
+        self.places.note(self.reader.shard_of(number))
+        return _sample_or_error(self.reader, number)
+
+
+def _sample_or_error(samples, number: int) -> Sample | UserError:
+    try:
+        return samples[number]
+    except UserError as error:
+        return error
+
 
 class _Requests:
-    """(epoch, sample numbers) of every step from `first_step` on."""
+    """(epoch, sample numbers) of each of this rank's parts of every step."""
 
-    def __init__(self, pairs: Pairs, seed: int, epochs: int, batch_size: int, first_step: int):
-        self.pairs, self.seed, self.epochs, self.size, self.first_step = pairs, seed, epochs, batch_size, first_step
-
-    def __iter__(self):
-        member = self.pairs.member
-        first_epoch, skip = divmod(self.first_step, -(-len(self.pairs.training) // self.size))
-        for epoch in range(first_epoch, self.epochs):
-            order = epoch_order(self.pairs.shards.counts, self.seed, epoch)
-            order = order[member[order]]
-            for begin in range(skip * self.size, len(order), self.size):
-                yield epoch, order[begin : begin + self.size]
-            skip = 0
-
-
-def reader_batches(total: int, readers: int) -> list[int]:
-    """How many of an epoch's batches each reader makes; they differ by one at most."""
-    return [total * (reader + 1) // readers - total * reader // readers for reader in range(readers)]
-
-
-def turns(total: int, readers: int) -> list[int]:
-    """Which reader each batch of an epoch comes from: in turn, while they have any left."""
-    left, order = reader_batches(total, readers), []
-    while len(order) < total:
-        order += [reader for reader in range(readers) if left[reader] > 0]
-        left = [count - 1 for count in left]
-    return order
-
-
-class _Streamed(IterableDataset):
-    """One epoch's batches, each reader making some of them from its own stretch of the stream."""
-
-    def __init__(self, pairs: Pairs, collator: Collator, epoch: int, batch_size: int, skip: int):
-        self.pairs, self.collator, self.epoch, self.size, self.skip = pairs, collator, epoch, batch_size, skip
+    def __init__(self, pairs: Pairs, seed: int, plan: Plan):
+        self.pairs, self.seed, self.plan = pairs, seed, plan
 
     def __iter__(self):
+        member, epoch, order = self.pairs.member, None, None
+        for step in range(self.plan.first_step, self.plan.total_steps):
+            for number in range(self.plan.accumulate):
+                wanted, begin, end = self.plan.part(step, number)
+                if wanted != epoch:
+                    epoch, order = wanted, epoch_order(self.pairs.shards.counts, self.seed, wanted)
+                    order = order[member[order]]
+                yield epoch, order[begin:end]
+
+
+class Places:
+    """Which shard every data worker is reading, in memory that outlives a worker that is killed."""
+
+    def __init__(self, workers: int, shards: Shards):
+        self.paths = [shard.path for shard in shards.shards]
+        self.table = torch.full((max(workers, 1), 2), -1, dtype=torch.int64).share_memory_()
+
+    def note(self, shard: int) -> None:
         worker = get_worker_info()
-        place, readers = (worker.id, worker.num_workers) if worker else (0, 1)
-        total = -(-len(self.pairs.training) // self.size)
-        order = turns(total, readers)
-        if self.skip:  # the readers stand in another order, so that the first is the one whose turn it is
-            place = (place + order[self.skip]) % readers
-        done = Counter(order[: self.skip])[place]
-        begin = total * place // readers * self.size
-        end = min(begin + reader_batches(total, readers)[place] * self.size, len(self.pairs.training))
-        try:
-            yield from self._batches(begin, end, done, place)
-        except UserError as error:
-            yield error
+        if worker:
+            self.table[worker.id] = torch.tensor([os.getpid(), shard])
 
-    def _batches(self, begin: int, end: int, done: int, place: int):
-        held, made = [], 0
-        for number, sample in stream_epoch(
-            self.pairs.shards, self.collator.seed, self.epoch, self.pairs.member, begin, end, place
-        ):
-            held.append((number, sample))
-            if len(held) == self.size:
-                made += 1
-                if made > done:
-                    yield self._batch(held)
-                held = []
-        if held:
-            yield self._batch(held)
+    def describe(self, death: str) -> str:
+        """A sentence for torch's message about a worker that died."""
+        pids = set(map(int, re.findall(r"\d+", death.partition("pid")[2].partition(")")[0])))
+        at = {self.paths[shard] for pid, shard in self.table.tolist() if pid in pids and shard >= 0}
+        how = re.search(r"killed by signal: ([^.]+)", death)
+        return (
+            f"a data worker {'was killed (' + how[1].strip() + ')' if how else 'died'} "
+            f"{'while reading ' + ', '.join(sorted(at)) if at else 'before it read anything'}; was the file cut short, "
+            "or is memory short (fewer --workers)? --resume goes on from the last checkpoint"
+        )
 
-    def _batch(self, held) -> Batch:
-        numbers, samples = zip(*held, strict=True)
-        return self.collator(self.epoch, np.array(numbers), list(samples))
+
+@contextlib.contextmanager
+def reported_deaths(places: Places):
+    """Turns torch's error about a dead data worker, which may be raised anywhere, into a UserError with its shard."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(places.describe(str(error))) from None
 
 
 def _start_worker(_) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process to answer
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it is for the training process to answer them
     torch.set_num_threads(1)
 
 
-def training_batches(
-    pairs: Pairs, collator: Collator, *, epochs: int, batch_size: int, first_step: int, workers: int, pin: bool
-) -> Iterator[Batch]:
-    """The batches of every step from `first_step` on, read ahead by `workers` processes.
+def training_steps(
+    pairs: Pairs, collator: Collator, plan: Plan, places: Places, pin: bool = False
+) -> Iterator[list[Batch]]:
+    """This rank's parts of every step from plan.first_step on, read ahead by the plan's data workers.
 
     What goes wrong in a worker is raised here, as the UserError that it was.
     """
     options = {
         "batch_size": None,
-        "num_workers": workers,
-        "prefetch_factor": 4 if workers else None,
+        "num_workers": plan.workers,
+        "prefetch_factor": 4 * plan.accumulate if plan.workers else None,
         "pin_memory": pin,
         "worker_init_fn": _start_worker,
         "generator": torch.Generator(),  # not the global one, whose state belongs to dropout
     }
     if pairs.streamed:
-        first_epoch, skip = divmod(first_step, -(-len(pairs.training) // batch_size))
+        each = plan.steps_per_epoch
+        starts = [plan.first_step, *range((plan.first_step // each + 1) * each, plan.total_steps, each)]
         loaders = (
-            DataLoader(_Streamed(pairs, collator, epoch, batch_size, skip if epoch == first_epoch else 0), **options)
-            for epoch in range(first_epoch, epochs)
+            DataLoader(StreamedBatches(pairs.shards, pairs.member, collator, plan, step, places.note), **options)
+            for step in starts
         )
     else:
-        requests = _Requests(pairs, collator.seed, epochs, batch_size, first_step)
-        loaders = iter([DataLoader(_Local(RegionReader(pairs.shards), collator), sampler=requests, **options)])
+        local = _LocalBatches(RegionReader(pairs.shards), collator, places)
+        loaders = iter([DataLoader(local, sampler=_Requests(pairs, collator.seed, plan), **options)])
     for loader in loaders:
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        batches = map(_raised, loader)
+        while parts := list(islice(batches, plan.accumulate)):
+            yield parts
+
+
+def _raised(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 class ValidationBatches:
-    """The held-out pairs in batches, the same at every pass; those of a stream are read once and kept."""
+    """This rank's share of the held-out pairs in batches, the same at every pass; those of a stream are read once."""
 
-    def __init__(self, pairs: Pairs, collator: Collator, batch_size: int):
+    def __init__(self, pairs: Pairs, collator: Collator, batch_size: int, ranks: Ranks = ALONE):
         self.pairs, self.collator, self.size = pairs, collator, batch_size
+        self.numbers = pairs.validation[slice(*share(len(pairs.validation), ranks.count, ranks.rank))]
         self.samples = None
-        if pairs.streamed and len(pairs.validation):
-            held = set(pairs.validation.tolist())
-            self.samples = {n: s for n, s in enumerate(read_stream(pairs.shards.shards[0].path)) if n in held}
-        elif len(pairs.validation):
+        if pairs.streamed and len(self.numbers):
+            held, last = set(self.numbers.tolist()), int(self.numbers[-1]) + 1
+            self.samples = {n: s for n, s in enumerate(read_stream(pairs.shards.shards[0].path, 0, last)) if n in held}
+        elif len(self.numbers):
             self.samples = RegionReader(pairs.shards)
 
     def __len__(self) -> int:
+        """Held-out pairs, of all ranks together."""
         return len(self.pairs.validation)
 
     def __iter__(self):
-        for begin in range(0, len(self), self.size):
-            numbers = self.pairs.validation[begin : begin + self.size]
-            yield self.collator(VALIDATION_EPOCH, numbers, [self.samples[number] for number in numbers.tolist()])
+        for begin in range(0, len(self.numbers), self.size):
+            numbers = self.numbers[begin : begin + self.size]
+            yield self.collator(
+                VALIDATION_EPOCH, numbers, [_sample_or_error(self.samples, number) for number in numbers.tolist()]
+            )

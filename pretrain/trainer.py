@@ -1,172 +1,233 @@
 """The pretraining loop: steps, logs, validation, checkpoints, and stopping when asked to."""
 
 import contextlib
-import math
+import resource
 import signal
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 
 import torch
 
 from pretrain.batch import Batch
 from pretrain.checkpoint import save_checkpoint
+from pretrain.distributed import add_up_numbers, on_first
 from pretrain.job import Job
 from pretrain.logs import Clock, RunLog, duration
 from pretrain.optimizer import lr_factor, set_lr
-from pretrain.sources import training_batches
+from pretrain.sources import Places, reported_deaths, training_steps
+from pretrain.step import Sums
 from pretrain.validate import validate
-from shards.errors import UserError
+from shards.errors import ErrorElsewhere, UserError
 
-
-@dataclass
-class Sums:
-    """Running sums between two lines of the log, kept on the device so that no step waits for it."""
-
-    values: dict[str, torch.Tensor | float] = field(default_factory=dict)
-
-    def add(self, **values) -> None:
-        for name, value in values.items():
-            self.values[name] = self.values.get(name, 0) + value
-
-    def reading(self) -> dict[str, float]:
-        """Means of what was added, as plain numbers; the sums begin anew."""
-        v = {name: float(value) for name, value in self.values.items()}
-        self.values = {}
-        words, regions, pairs = max(v["word_count"], 1), max(v["region_count"], 1), v["pairs"]
-        valid = max(v["valid"], 1)
-        return {
-            "loss": v["words"] / words + v["regions"] / regions + v["alignment"] / pairs,
-            "loss_words": v["words"] / words,
-            "loss_regions": v["regions"] / regions,
-            "loss_alignment": v["alignment"] / pairs,
-            "word_accuracy": v["words_right"] / words,
-            "alignment_accuracy": v["alignment_right"] / pairs,
-            "gradient_norm": v["gradient_norm"] / v["steps"],
-            "hidden_by_choice": v["zeroed"] / valid,
-            "hidden_by_overlap": (v["hidden"] - v["zeroed"]) / valid,
-        }
+TOGETHER = 2.0  # seconds within which signals are one: a terminal's Ctrl-C comes once more by way of torchrun
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM so that the step in progress ends well; a second one ends at once."""
+    """Notes SIGINT and SIGTERM so that the step in progress ends well; a later one ends at once."""
 
-    def __init__(self):
+    def __init__(self, say=print):
         self.signal: int | None = None
+        self.say, self.at = say, 0.0
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _note(self, number, _) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self.at = number, time.monotonic()
+            self.say("stopping after this step; once more to stop at once")
+        elif time.monotonic() - self.at > TOGETHER:
             raise KeyboardInterrupt
-        self.signal = number
-        print("stopping after this step; once more to stop at once", flush=True)
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
-def step(job: Job, batch: Batch, number: int, sums: Sums) -> None:
-    """One optimizer step on a batch."""
-    batch = batch.to(job.device)
-    inputs = job.objective.mask(batch)
-    with job.autocast():
-        losses = job.objective.losses(job.model, batch, inputs)
-    loss = losses.total(losses.word_count, losses.region_count, losses.pair_count)
-    loss.backward()
-    limit = job.config.clip or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(job.model.parameters(), limit)
-    set_lr(job.optimizer, job.config.lr * lr_factor(number, job.total_steps, job.config.warmup))
-    job.optimizer.step()
-    job.optimizer.zero_grad(set_to_none=True)
-    sums.add(
-        words=losses.words.detach(),
-        regions=losses.regions.detach(),
-        alignment=losses.alignment.detach(),
-        words_right=losses.words_right,
-        alignment_right=losses.alignment_right,
-        word_count=losses.word_count,
-        region_count=losses.region_count,
-        pairs=losses.pair_count,
-        gradient_norm=norm,
-        steps=1,
-        zeroed=inputs.hidden.zeroed.sum(),
-        hidden=inputs.hidden.hidden.sum(),
-        valid=batch.valid.sum(),
+@dataclass
+class Agreed:
+    """What all ranks know before a step: sums over them."""
+
+    words: int
+    regions: int
+    pairs: int
+    interrupted: int
+    terminated: int
+    failed: int
+    bad_samples: int
+
+    @property
+    def signal(self) -> int | None:
+        return signal.SIGTERM if self.terminated else signal.SIGINT if self.interrupted else None
+
+
+def _agree(job: Job, parts: list[Batch], stop: Stop, failure: UserError | None) -> Agreed:
+    own = Agreed(
+        words=sum(part.word_count for part in parts),
+        regions=sum(part.region_count for part in parts),
+        pairs=sum(map(len, parts)),
+        interrupted=stop.signal == signal.SIGINT,
+        terminated=stop.signal == signal.SIGTERM,
+        failed=failure is not None,
+        bad_samples=sum(len(part.problems) for part in parts),
     )
+    return Agreed(*add_up_numbers(list(map(int, asdict(own).values())), job.ranks))
 
 
-def train(job: Job, log: RunLog) -> tuple[int | None, int, dict]:
-    """Trains from job.first_step to the end.
+def on_device(steps: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+    """The parts of every step on the device; to a GPU, the next step's travel while this one is computed."""
+    if device.type != "cuda":
+        yield from steps
+        return
+    stream, waiting = torch.cuda.Stream(device), None
+    for parts in steps:
+        with torch.cuda.stream(stream):
+            following = [part.to(device) for part in parts], stream.record_event()
+        if waiting:
+            yield _arrived(*waiting)
+        waiting = following
+    if waiting:
+        yield _arrived(*waiting)
 
-    Returns the signal that stopped it (None: it is done), the steps that are done, and the last scores.
+
+def _arrived(parts: list[Batch], event: torch.cuda.Event) -> list[Batch]:
+    stream = torch.cuda.current_stream()
+    stream.wait_event(event)
+    for part in parts:
+        part.record_stream(stream)
+    return parts
+
+
+def train(job: Job, log: RunLog | None) -> tuple[int | None, int, dict]:
+    """Trains from plan.first_step to the end.
+
+    log: of the first rank, None on the others. Returns the signal that stopped it (None: it is done), the steps
+    that are done, and the last scores.
     """
-    config, run = job.config, job.config.out
-    sums, clock, scores = Sums(), Clock(), {}
-    began = time.perf_counter()
-    batches = training_batches(
-        job.pairs,
-        job.collator,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        first_step=job.first_step,
-        workers=config.workers,
-        pin=job.device.type == "cuda",
-    )
-    job.model.train()
-    with Stop() as stop, contextlib.closing(batches):  # closing ends the data workers
-        for number in range(job.first_step, job.total_steps):
-            waiting = time.perf_counter()
-            batch = next(batches)
-            clock.waited += time.perf_counter() - waiting
-            step(job, batch, number, sums)
-            clock.samples += len(batch)
-            done = number + 1
-            stopped = stop.signal  # read once: it may come at any moment, also while this step is being logged
-            last = done == job.total_steps or stopped is not None
+    config, plan, engine = job.config, job.plan, job.engine
+    sums, clock, progress, scores = Sums(), Clock(), Progress(job, log), {}
+    places, reported = Places(plan.workers, job.pairs.shards), set()
+    steps = training_steps(job.pairs, job.collator, plan, places, pin=job.device.type == "cuda")
+    saved = done = plan.first_step
+    engine.model.train()
+    with Stop(job.ranks.say) as stop, contextlib.closing(steps), reported_deaths(places):
+        ready, agreed = on_device(steps, job.device), None
+        while done < plan.total_steps:
+            with clock.waiting():
+                parts, failure = _next(ready)
+            agreed = _agree(job, parts, stop, failure)
+            if agreed.failed:
+                raise failure or ErrorElsewhere("another rank has stopped")
+            if agreed.signal:
+                break
+            _report(parts, reported)
+            job.bad_samples += agreed.bad_samples
+            set_lr(engine.optimizer, config.lr * lr_factor(done, plan.total_steps, config.warmup))
+            engine.step(done, parts, (agreed.words, agreed.regions, agreed.pairs), sums)
+            engine.skipped.check()
+            clock.samples += agreed.pairs
+            done += 1
+            last = done == plan.total_steps
             if done % config.log_every == 0 or last:
-                _log_training(job, log, done, sums.reading(), clock, began)
+                progress.training(done, sums, clock)
             if done % config.save_every == 0 or last:
-                scores = _validate(job, log, done) if stopped is None else {}
-                save_checkpoint(run, done, job.model, job.optimizer, _facts(job, done, scores), scores.get("loss"))
+                scores = progress.validation(done)
+                _save(job, done, scores)
+                saved = done
                 clock.restart()
-            if stopped is not None:
-                return stopped, done, scores
-    return None, done, scores
+    if done < plan.total_steps and (done > saved or done == 0):
+        if sums.values:
+            progress.training(done, sums, clock)
+        _save(job, done, {})
+    return agreed.signal if done < plan.total_steps else None, done, scores
 
 
-def _facts(job: Job, done: int, scores: dict) -> dict:
-    return {"optimizer_steps": done, "total_steps": job.total_steps, "scores": scores}
+def _next(steps: Iterator[list[Batch]]) -> tuple[list[Batch], UserError | None]:
+    try:
+        return next(steps), None
+    except UserError as error:
+        return [], error
 
 
-def _log_training(job: Job, log: RunLog, done: int, means: dict, clock: Clock, began: float) -> None:
-    if not math.isfinite(means["loss"]):
-        raise UserError(f"the loss is not finite at step {done}; lower --lr, or look for bad features in the data")
-    rates = clock.reading()
-    epoch = (done - 1) // job.steps_per_epoch
-    pairs = len(job.pairs.training)
-    samples = epoch * pairs + min((done - epoch * job.steps_per_epoch) * job.config.batch_size, pairs)
-    lr = job.config.lr * lr_factor(done - 1, job.total_steps, job.config.warmup)
-    log.write(done, "train", {"epoch": done / job.steps_per_epoch, "samples": samples, "lr": lr} | means | rates)
-    left = (time.perf_counter() - began) / (done - job.first_step) * (job.total_steps - done)
-    print(
-        f"step {done}/{job.total_steps}  loss: words {means['loss_words']:.3f} regions {means['loss_regions']:.3f} "
-        f"alignment {means['loss_alignment']:.3f}  accuracy: words {means['word_accuracy']:.1%} "
-        f"alignment {means['alignment_accuracy']:.1%}  {rates['samples_per_second']:.0f} pairs/s  "
-        f"{duration(left)} left",
-        flush=True,
-    )
+def _report(parts: list[Batch], reported: set[str]) -> None:
+    """Says once for every shard what was wrong with its first sample that was left out."""
+    for problem in (problem for part in parts for problem in part.problems):
+        shard = problem.partition(": ")[0]
+        if shard not in reported:
+            reported.add(shard)
+            print(f"left out: {problem}; what more of {shard} is left out is counted only", flush=True)
 
 
-def _validate(job: Job, log: RunLog, done: int) -> dict:
-    if not len(job.validation):
-        return {}
-    scores = validate(job.model, job.objective, job.validation, job.device, job.frequent_word, job.autocast)
-    log.write(done, "validation", scores)
-    print(f"step {done}/{job.total_steps}  held out: {describe_scores(scores)}", flush=True)
-    return scores
+def _save(job: Job, done: int, scores: dict) -> None:
+    """A checkpoint, written by the first rank."""
+    engine = job.engine
+    engine.skipped.check(wait=True)
+    facts = {
+        "total_steps": job.plan.total_steps,
+        "scores": scores,
+        "scaler": engine.scaler.state_dict(),
+        "skipped_steps": engine.skipped.count,
+        "bad_samples": job.bad_samples,
+        "stages": [stage.to_dict() for stage in job.plan.stages_at(done)],
+    }
+
+    def write() -> None:
+        save_checkpoint(job.config.out, done, engine.model, engine.optimizer, facts, scores.get("loss"))
+
+    on_first(job.ranks, write)
+
+
+class Progress:
+    """What a run says of itself as it goes, to its log and on the screen: figures over all ranks."""
+
+    def __init__(self, job: Job, log: RunLog | None):
+        self.job, self.log = job, log
+        self.began, self.skipped = time.perf_counter(), job.engine.skipped.count
+
+    def training(self, done: int, sums: Sums, clock: Clock) -> None:
+        job, plan = self.job, self.job.plan
+        means = sums.reading(job.ranks)
+        job.engine.skipped.check(wait=True)
+        skipped, self.skipped = job.engine.skipped.count - self.skipped, job.engine.skipped.count
+        rates = clock.reading()
+        if self.log is None:
+            return
+        values = {
+            "epoch": done / plan.steps_per_epoch,
+            "samples": plan.samples_before(done),
+            "lr": job.config.lr * lr_factor(done - 1, plan.total_steps, job.config.warmup),
+            "skipped_steps": skipped,
+            "bad_samples": job.bad_samples,
+            "memory_gb": memory(job.device) / 1e9,
+        }
+        self.log.write(done, "train", values | means | rates)
+        left = (time.perf_counter() - self.began) / (done - plan.first_step) * (plan.total_steps - done)
+        job.ranks.say(
+            f"step {done}/{plan.total_steps}  loss: words {means['loss_words']:.3f} regions "
+            f"{means['loss_regions']:.3f} alignment {means['loss_alignment']:.3f}  accuracy: words "
+            f"{means['word_accuracy']:.1%} alignment {means['alignment_accuracy']:.1%}  "
+            f"{rates['samples_per_second']:.0f} pairs/s  {duration(left)} left"
+            + (f"  {skipped} steps skipped: gradients not finite" if skipped else "")
+        )
+
+    def validation(self, done: int) -> dict:
+        job = self.job
+        if not len(job.validation):
+            return {}
+        scores = validate(job.engine, job.validation, job.device, job.frequent_word)
+        if self.log is not None:
+            self.log.write(done, "validation", scores)
+        job.ranks.say(f"step {done}/{job.plan.total_steps}  held out: {describe_scores(scores)}")
+        return scores
+
+
+def memory(device: torch.device) -> int:
+    """The most bytes that this process has held: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe_scores(scores: dict) -> str:

@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 
-from pretrain.heads import PretrainingModel
-from pretrain.objective import Objective
+from pretrain.batch import Batch
+from pretrain.distributed import add_up
 from pretrain.sources import ValidationBatches
+from pretrain.step import Engine
+from shards.errors import ErrorElsewhere, UserError
 
 
 def most_frequent_word(captions, numbers, pieces, limit: int, at_most: int = 100_000) -> int:
@@ -18,42 +20,50 @@ def most_frequent_word(captions, numbers, pieces, limit: int, at_most: int = 100
     return int(counts.argmax())
 
 
+LOSSES = ("words", "regions", "alignment", "words_right", "regions_right", "alignment_right")
+SUMS = (*LOSSES, "word_count", "region_count", "pairs", "misaligned", "frequent")
+
+
 @torch.no_grad()
-def validate(
-    model: PretrainingModel, objective: Objective, batches: ValidationBatches, device, frequent: int, autocast
-) -> dict:
-    """Losses and accuracies on the held-out pairs, in evaluation mode.
+def validate(engine: Engine, batches: ValidationBatches, device, frequent: int) -> dict:
+    """Losses and accuracies on the held-out pairs, divided over the ranks, in evaluation mode.
 
     alignment_chance: the share of the more frequent of the two labels; word_chance: the accuracy of always
     saying `frequent`, the most frequent training word, at the very positions that are predicted.
     """
-    training = model.training
-    model.eval()
-    sums = {name: 0.0 for name in ("words", "regions", "alignment", "words_right", "alignment_right")}
-    word_count = region_count = misaligned = frequent_right = 0
-    for batch in batches:
-        batch = batch.to(device)
-        inputs = objective.mask(batch)
-        with autocast():
-            losses = objective.losses(model, batch, inputs)
-        for name in sums:
-            sums[name] += getattr(losses, name).item()
-        word_count += losses.word_count
-        region_count += losses.region_count
-        misaligned += int(batch.misaligned.sum())
-        frequent_right += int((inputs.word_labels == frequent).sum())
-    model.train(training)
-    pairs = len(batches)
-    words, regions = max(word_count, 1), max(region_count, 1)
-    values = {
-        "loss_words": sums["words"] / words,
-        "loss_regions": sums["regions"] / regions,
-        "loss_alignment": sums["alignment"] / pairs,
-        "alignment_accuracy": sums["alignment_right"] / pairs,
-        "alignment_chance": max(misaligned, pairs - misaligned) / pairs,
-        "word_accuracy": sums["words_right"] / words,
-        "word_chance": frequent_right / words,
-        "pairs": pairs,
+    engine.model.eval()
+    sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64)
+    failure = None
+    try:
+        for batch in batches:
+            sums[:-1] += _of_batch(engine, batch.to(device), frequent)
+    except UserError as error:  # said below, when every rank knows
+        failure, sums[-1] = error, 1
+    engine.model.train()
+    values = add_up(sums, engine.ranks).tolist()
+    if values.pop():
+        raise failure or ErrorElsewhere("another rank has stopped")
+    s = dict(zip(SUMS, values, strict=True))
+    pairs, words, regions = (max(s[name], 1) for name in ("pairs", "word_count", "region_count"))
+    scores = {
+        "loss_words": s["words"] / words,
+        "loss_regions": s["regions"] / regions,
+        "loss_alignment": s["alignment"] / pairs,
+        "alignment_accuracy": s["alignment_right"] / pairs,
+        "alignment_chance": max(s["misaligned"], s["pairs"] - s["misaligned"]) / pairs,
+        "word_accuracy": s["words_right"] / words,
+        "word_chance": s["frequent"] / words,
+        "region_accuracy": s["regions_right"] / regions,
+        "pairs": int(s["pairs"]),
     }
-    values["loss"] = values["loss_words"] + values["loss_regions"] + values["loss_alignment"]
-    return values
+    return scores | {"loss": scores["loss_words"] + scores["loss_regions"] + scores["loss_alignment"]}
+
+
+def _of_batch(engine: Engine, batch: Batch, frequent: int) -> torch.Tensor:
+    """SUMS over one batch, float64, on the CPU."""
+    inputs = engine.objective.mask(batch, engine.precision.dtype)
+    with engine.precision.autocast():
+        losses = engine.objective.losses(engine.model, batch, inputs)
+    counts = (losses.word_count, losses.region_count, len(batch), batch.misaligned.sum())
+    values = (*(getattr(losses, name) for name in LOSSES), *counts, (inputs.word_labels == frequent).sum())
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)

@@ -6,3 +6,11 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with status 2.
     """
+
+
+class BadSample(UserError):
+    """One record that cannot be used, while those beside it can."""
+
+
+class ErrorElsewhere(UserError):
+    """What stopped another of several cooperating processes, which has said it already."""

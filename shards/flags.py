@@ -13,7 +13,8 @@ import typing
 
 import fire
 
-from shards.errors import UserError
+from shards.errors import ErrorElsewhere, UserError
+from shards.ranks import launched
 
 _YES = {"true", "yes", "1", "on"}
 _NO = {"false", "no", "0", "off"}
@@ -140,9 +141,10 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
         positional, values = _parse(argv)
         values = inherit(values) | values
         sys.exit(run(build(config_type, values, positional)) or 0)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ErrorElsewhere:
         sys.exit(2)
+    except UserError as error:
+        sys.exit(_refuse(str(error)))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -152,5 +154,11 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
     except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
         if not error.strerror:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_refuse(f"{error.filename or 'a file'}: {error.strerror}"))
+
+
+def _refuse(sentence: str) -> int:
+    """Says what is wrong (and on which rank, where there are several); returns the exit status."""
+    ranks = launched()
+    print(f"error{'' if ranks.first else f' on rank {ranks.rank}'}: {sentence}", file=sys.stderr, flush=True)
+    return 2

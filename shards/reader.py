@@ -36,7 +36,7 @@ class RegionReader:
     def __getitem__(self, number: int) -> Sample:
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
-        shard = int(np.searchsorted(self.ends, number, side="right"))
+        shard = self.shard_of(number)
         index = self.indexes[shard]
         row = number - int(self.ends[shard]) + len(index)
         data = self._map(shard)
@@ -47,10 +47,17 @@ class RegionReader:
         }
         return decode(str(index.keys[row]), members, index.path)
 
+    def shard_of(self, number: int) -> int:
+        return int(np.searchsorted(self.ends, number, side="right"))
+
     def _map(self, shard: int) -> memoryview:
         if shard not in self._maps:
-            with open(self.indexes[shard].path, "rb") as file:
-                self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            path = self.indexes[shard].path
+            try:
+                with open(path, "rb") as file:
+                    self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except (OSError, ValueError) as error:  # an empty file is a ValueError
+                raise UserError(f"{path}: cannot be read ({error})") from None
         return self._maps[shard]
 
     def number_of(self, image_id: str) -> int:

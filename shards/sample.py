@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.errors import UserError
+from shards.errors import BadSample
 
 MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt")
 
@@ -86,30 +86,30 @@ def read_npy(data) -> np.ndarray:
 
 
 def decode(key: str, members: dict, where: str) -> Sample:
-    """The Sample of one image's members; `where` names the shard for the error messages."""
+    """The Sample of one image's members, or BadSample; `where` names the shard for the message."""
     arrays = {}
     for name in MEMBERS[:4]:
         if name in members:
             try:
                 arrays[name] = read_npy(members[name])
             except ValueError as error:
-                raise UserError(f"{where}: {key}.{name} {error}; make the shard again") from None
+                raise BadSample(f"{where}: {key}.{name} {error}; make the shard again") from None
     for name in MEMBERS[:2]:
         if name not in arrays:
-            raise UserError(f"{where}: {key} has no member {name}; is this a region shard?")
+            raise BadSample(f"{where}: {key} has no member {name}; is this a region shard?")
     features, boxes = arrays["features.npy"], arrays["boxes.npy"]
     if features.ndim != 2 or boxes.shape != (len(features), 4):
-        raise UserError(
+        raise BadSample(
             f"{where}: {key} has features {features.shape} and boxes {boxes.shape}; should be (N, D) and (N, 4)"
         )
     class_ids, class_probs = arrays.get("class_ids.npy"), arrays.get("class_probs.npy")
     if class_ids is not None and (
         class_probs is None or class_ids.shape != class_probs.shape or len(class_ids) != len(features)
     ):
-        raise UserError(f"{where}: {key} has classes that do not fit its {len(features)} regions")
+        raise BadSample(f"{where}: {key} has classes that do not fit its {len(features)} regions")
     try:
         info = json.loads(bytes(members["json"])) if "json" in members else {}
         caption = bytes(members["txt"]).decode().strip() if "txt" in members else None
     except ValueError:
-        raise UserError(f"{where}: {key} has a .json or .txt member that cannot be read") from None
+        raise BadSample(f"{where}: {key} has a .json or .txt member that cannot be read") from None
     return Sample(key, features, boxes, class_ids, class_probs, info, caption, where)

@@ -7,18 +7,22 @@ sizes of the shards, no sample is read twice, and one shard with eight readers i
 
 import json
 import tarfile
-from collections.abc import Iterator
-from dataclasses import replace
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import webdataset
 
 from shards import hashing
 from shards.dataset import FORMAT, Dataset, Shard
-from shards.errors import UserError
+from shards.errors import BadSample, UserError
 from shards.files import expand
 from shards.index import split_name
 from shards.sample import MEMBERS, Sample, decode
+
+RETRY_AFTER = (0.5, 1, 2, 4, 8)  # seconds before a broken stream is opened again
+BUFFER = 1000
 
 
 def open_stream(pattern: str) -> tuple[Dataset, list[str]]:
@@ -84,23 +88,38 @@ def _read_through(urls) -> tuple[Dataset, list[str]]:
 def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sample]:
     """Samples `begin` to `end` of one tar, read in order; the tar is left as soon as `end` is reached.
 
-    A stream that breaks off is a UserError, and so is one that ends before `end`.
+    Where the stream breaks off it is opened again, RETRY_AFTER each of these many seconds, and read on from the
+    sample that is due. One that keeps breaking off is a UserError, and so is one that ends before `end`.
     """
-    number = 0
-    try:
-        with webdataset.gopen(url) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for key, members in _group(tar, begin):
-                if end is not None and number >= end:
-                    return
-                if number >= begin:
-                    yield decode(key, members, url)
-                number += 1
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{url}: the tar breaks off or is damaged after {number} samples ({error})") from None
-    except OSError as error:
-        raise UserError(f"{url}: cannot be read ({error.strerror or error})") from None
+    number, failures = begin, 0
+    while True:
+        try:
+            for sample in _read_once(url, number, end):
+                yield sample
+                number, failures = number + 1, 0
+            break
+        except (tarfile.TarError, EOFError, OSError) as error:
+            if failures == len(RETRY_AFTER):
+                raise UserError(_broken(url, number, error)) from None
+            time.sleep(RETRY_AFTER[failures])
+            failures += 1
     if end is not None and number < end:
         raise UserError(f"{url}: ends after {number} samples and not the {end} that were counted before")
+
+
+def _broken(url: str, number: int, error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
+        return f"{url}: cannot be read ({error.strerror or error})"
+    return f"{url}: the tar breaks off or is damaged after {number} samples ({error})"
+
+
+def _read_once(url: str, begin: int, end: int | None) -> Iterator[Sample]:
+    with webdataset.gopen(url) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        for number, (key, members) in enumerate(_group(tar, begin)):
+            if end is not None and number >= end:
+                return
+            if number >= begin:
+                yield decode(key, members, url)
 
 
 def _group(tar, begin: int):
@@ -138,35 +157,76 @@ def stream_ranges(member: np.ndarray, counts: np.ndarray, seed: int, epoch: int,
             yield shard, part
 
 
-def stream_epoch(
-    dataset: Dataset,
-    seed: int,
-    epoch: int,
-    member: np.ndarray,
-    begin: int,
-    end: int,
-    reader: int = 0,
-    buffer: int = 1000,
-) -> Iterator[tuple[int, Sample]]:
-    """(sample number, sample) at positions `begin` to `end` of an epoch (see stream_ranges), shuffled in a buffer.
+@dataclass(frozen=True)
+class Stretch:
+    """What one reader reads of an epoch: positions `begin` to `end` of the sequence of its samples.
 
-    reader: a number of its own for each reader, from which the shuffling is drawn.
+    member: see stream_ranges; reader: a number of its own, from which the shuffling is drawn; buffer: samples from
+    which each next one is drawn.
     """
-    begins = np.concatenate([[0], np.cumsum(dataset.counts)])
-    random_key, drawn = hashing.key(seed, epoch, 2, reader), 0
-    held: list[tuple[int, Sample]] = []
-    for shard, rows in stream_ranges(member, dataset.counts, seed, epoch, begin, end):
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        wanted = set(rows.tolist())
-        for row, sample in zip(range(first, last), read_stream(dataset.shards[shard].path, first, last), strict=True):
-            if row in wanted:
-                held.append((int(begins[shard]) + row, sample))
-            if len(held) > buffer:
+
+    dataset: Dataset
+    seed: int
+    epoch: int
+    member: np.ndarray
+    begin: int
+    end: int
+    reader: int = 0
+    buffer: int = BUFFER
+
+    def numbers(self) -> Iterator[int]:
+        """The sample numbers in the order in which `samples` gives them, without reading anything."""
+        begins = self._begins()
+        return self._shuffled(int(begins[shard]) + row for shard, rows in self._ranges() for row in rows.tolist())
+
+    def samples(self, opened=lambda shard: None) -> Iterator[tuple[int, Sample | UserError]]:
+        """(sample number, sample), shuffled in a buffer; for one that cannot be read, the error in its place.
+
+        opened: called with the number of every shard before it is read.
+        """
+        return self._shuffled(self._read(opened))
+
+    def _ranges(self):
+        return stream_ranges(self.member, self.dataset.counts, self.seed, self.epoch, self.begin, self.end)
+
+    def _begins(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.dataset.counts)])
+
+    def _read(self, opened):
+        begins = self._begins()
+        for shard, rows in self._ranges():
+            opened(shard)
+            for row, sample in self._read_rows(self.dataset.shards[shard].path, rows.tolist()):
+                yield int(begins[shard]) + row, sample
+
+    def _read_rows(self, url: str, rows: list[int]):
+        """One shard's rows. A bad sample stands for itself; a stream that breaks off, for all that are left."""
+        done = 0
+        while done < len(rows):
+            try:
+                stream = enumerate(read_stream(url, rows[done], rows[-1] + 1), rows[done])
+                for row in rows[done:]:
+                    yield row, next(sample for number, sample in stream if number == row)
+                    done += 1
+            except BadSample as error:
+                yield rows[done], error
+                done += 1
+            except UserError as error:
+                yield from ((row, error) for row in rows[done:])
+                return
+
+    def _shuffled(self, items: Iterable) -> Iterator:
+        """The items, each drawn from the `buffer` that are due; the same places whatever the items are."""
+        random_key, drawn = hashing.key(self.seed, self.epoch, 2, self.reader), 0
+        held: list = []
+        for item in items:
+            held.append(item)
+            if len(held) > self.buffer:
                 yield held.pop(_pick(random_key, drawn, len(held)))
                 drawn += 1
-    while held:
-        yield held.pop(_pick(random_key, drawn, len(held)))
-        drawn += 1
+        while held:
+            yield held.pop(_pick(random_key, drawn, len(held)))
+            drawn += 1
 
 
 def _pick(random_key: int, counter: int, limit: int) -> int:

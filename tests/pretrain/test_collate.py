@@ -8,7 +8,7 @@ import torch
 from data_sets import make_dataset, make_samples
 
 from pretrain import masking
-from pretrain.collate import Collator, Limits, stack
+from pretrain.collate import Collator, Limits, check_sample, stack
 from pretrain.objective import Objective
 from pretrain.pairs import Captions, Swaps
 from pretrain.tokenizer import learn_pieces, load_pieces
@@ -116,9 +116,26 @@ def test_a_learned_vocabulary_is_the_same_every_time_and_survives_saving(tmp_pat
 def test_samples_that_the_model_cannot_take_are_named_with_their_shard(changes, words):
     good, bad = make_samples(2, regions=(2, 2))
     bad = dataclasses.replace(bad, shard="a/part.tar", **changes)
+    check_sample(good, LIMITS)
     with pytest.raises(UserError, match=words) as error:
-        stack([good, bad], [[2, 3], [2, 3]], [1, 2], [False, True], LIMITS)
+        check_sample(bad, LIMITS)
     assert str(error.value).startswith(f"a/part.tar: {bad.key} has")
+
+
+def test_bad_samples_stop_a_batch_or_are_left_out_of_it(batches):
+    numbers = np.array([5, 96, 0, 7])
+    samples = [batches.reader[number] for number in numbers.tolist()]
+    samples[1] = dataclasses.replace(samples[1], features=np.full((2, 12), np.nan, np.float16))
+    samples[2] = UserError("part-7.tar: cannot be read")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        batches.collator(0, numbers, samples)
+    skipping = dataclasses.replace(batches.collator, skip_bad=True)
+    batch = skipping(0, numbers, samples)
+    assert len(batch.problems) == 2 and batch.problems[1] == "part-7.tar: cannot be read"
+    whole = batches.read(0, np.array([5, 7]))
+    assert torch.equal(batch.input_ids, whole.input_ids) and torch.equal(batch.features, whole.features)
+    none = skipping(0, numbers[1:3], samples[1:3])
+    assert len(none) == 0 and (none.word_count, none.region_count) == (0, 0)
 
 
 def test_shards_without_classes_make_batches_without_classes(tmp_path):

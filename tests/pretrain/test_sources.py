@@ -1,5 +1,7 @@
 """Batches from local shards and from streams: every pair once an epoch, and the same after a resume."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,12 @@ from pretrain.collate import Collator, Limits
 from pretrain.masking import sample_keys
 from pretrain.objective import Objective
 from pretrain.pairs import Swaps
-from pretrain.sources import ValidationBatches, open_pairs, reader_batches, training_batches, turns
+from pretrain.plan import Plan, share
+from pretrain.sources import Places, ValidationBatches, open_pairs, training_steps
+from pretrain.streams import turns
 from pretrain.tokenizer import learn_pieces
 from shards.errors import UserError
+from shards.ranks import Ranks
 
 
 def collator_of(pairs, numbers) -> Collator:
@@ -22,18 +27,15 @@ def collator_of(pairs, numbers) -> Collator:
     return Collator(pairs.captions, Swaps(pairs.captions, numbers), pieces, objective, 0, Limits(20, 36, 12, 9, 3))
 
 
-def batches_of(pairs, first_step=0, epochs=3, workers=0):
-    return list(
-        training_batches(
-            pairs,
-            collator_of(pairs, pairs.training),
-            epochs=epochs,
-            batch_size=8,
-            first_step=first_step,
-            workers=workers,
-            pin=False,
-        )
-    )
+def steps_of(pairs, ranks=1, rank=0, batch_size=8, epochs=3, skip_bad=False, **options):
+    """One rank's parts of every step."""
+    plan = Plan(len(pairs.training), batch_size, epochs, ranks=Ranks(rank, ranks, rank), **options)
+    collator = dataclasses.replace(collator_of(pairs, pairs.training), skip_bad=skip_bad)
+    return list(training_steps(pairs, collator, plan, Places(plan.workers, pairs.shards)))
+
+
+def batches_of(pairs, **options):
+    return [batch for parts in steps_of(pairs, **options) for batch in parts]
 
 
 def numbers_by_epoch(pairs, batches, epochs=3):
@@ -99,8 +101,9 @@ def test_held_out_pairs_are_in_no_training_batch_and_are_the_same_at_every_pass(
 def test_readers_take_turns_while_they_have_any_left(total, readers):
     order = turns(total, readers)
     assert len(order) == total
-    assert [order.count(reader) for reader in range(readers)] == reader_batches(total, readers)
-    assert max(reader_batches(total, readers)) - min(reader_batches(total, readers)) <= 1
+    counts = [order.count(reader) for reader in range(readers)]
+    assert counts == [end - begin for begin, end in (share(total, readers, reader) for reader in range(readers))]
+    assert max(counts) - min(counts) <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -22,6 +22,7 @@ from pretrain.heads import PretrainingModel
 from pretrain.masking import sample_keys
 from pretrain.objective import Objective
 from pretrain.optimizer import lr_factor, make_optimizer, parameter_groups
+from pretrain.step import Engine
 from shards.errors import UserError
 
 SMALL = [
@@ -71,22 +72,20 @@ def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
 def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(
     dataset_folder, tmp_path, run_command, workers, monkeypatch
 ):
-    flags = ["--data", dataset_folder, *SMALL, "--workers", workers]
+    flags = ["--data", dataset_folder, *SMALL, "--workers", workers, "--dropout", 0.1]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_command("pretrain.run", *flags, "--out", whole)[0] == 0
-    import pretrain.trainer as trainer
+    plain = Engine.step
 
-    plain = trainer.step
-
-    def interrupt_at_14(job, batch, number, sums):
-        plain(job, batch, number, sums)
+    def interrupt_at_14(engine, number, *rest):
+        plain(engine, number, *rest)
         if number == 13:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(trainer, "step", interrupt_at_14)
+    monkeypatch.setattr(Engine, "step", interrupt_at_14)
     status, out, _ = run_command("pretrain.run", *flags, "--out", parts)
     assert status == 130 and "stopped at step 14" in out
-    monkeypatch.setattr(trainer, "step", plain)
+    monkeypatch.setattr(Engine, "step", plain)
     assert run_command("pretrain.run", "--out", parts, "--resume", "--workers", workers)[0] == 0
     assert losses_of(parts) == losses_of(whole)
     one, two = (load_file(run / "checkpoints" / "step-00000033" / MODEL) for run in (whole, parts))

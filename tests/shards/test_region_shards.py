@@ -24,7 +24,7 @@ from shards.index import index_path, load_index
 from shards.order import epoch_order
 from shards.reader import RegionReader
 from shards.sample import Sample
-from shards.stream import open_stream, read_stream, stream_epoch, stream_ranges
+from shards.stream import Stretch, open_stream, read_stream, stream_ranges
 from shards.writer import safe_key, write_shard
 
 
@@ -224,7 +224,10 @@ def test_one_shard_and_many_readers(tmp_path, readers):
     seen = []
     for part in range(readers):
         low, high = 12 * part // readers, 12 * (part + 1) // readers
-        for number, sample in stream_epoch(dataset, 0, 0, member, low, high, part, buffer=4):
+        stretch = Stretch(dataset, 0, 0, member, low, high, part, buffer=4)
+        planned = list(stretch.numbers())
+        for number, sample in stretch.samples():
+            assert number == planned.pop(0)
             assert same(sample, reader[number])
             seen.append(number)
     assert sorted(seen) == [n for n in range(13) if n != 4]
@@ -238,7 +241,7 @@ def test_streams_without_a_description_are_read_through_once(tmp_path, capsys):
     assert remote.counts.tolist() == [7, 5]
     assert (remote.feature_size, remote.num_classes, remote.captions) == (12, 9, 12)
     assert captions == [sample.caption for sample in make_samples(7, seed=0) + make_samples(5, seed=1)]
-    seen = sorted(number for number, _ in stream_epoch(remote, 0, 0, np.ones(12, bool), 0, 12))
+    seen = sorted(number for number, _ in Stretch(remote, 0, 0, np.ones(12, bool), 0, 12).samples())
     assert seen == list(range(12))
 
 

@@ -1,0 +1,145 @@
+"""Several processes that train as one, launched by torchrun: connecting, adding up, agreeing.
+
+Everything here is a no-op for a single process. Numbers of the host travel over gloo, gradients on GPUs over nccl, so
+that agreeing on a step never waits for the GPU.
+"""
+
+import contextlib
+import datetime
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shards.errors import ErrorElsewhere, UserError
+from shards.ranks import Ranks
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+PATIENCE = datetime.timedelta(hours=1)  # the first rank may be drawing a world or writing a large checkpoint
+
+
+def choose_device(name: str, ranks: Ranks) -> torch.device:
+    """The device of this rank: cpu, or the GPU of its number on this machine."""
+    found = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "cuda" and not found:
+        raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
+    if not found:
+        return CPU
+    if ranks.local >= found:
+        raise UserError(f"this machine has {found} GPUs and more ranks than that; use --nproc-per-node {found}")
+    return torch.device("cuda", ranks.local)
+
+
+@contextlib.contextmanager
+def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Joins the other ranks for the length of the block; a rank that is lost meanwhile is a UserError."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if ranks.count == 1:
+        yield
+        return
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=_unused(store, rank, count),
+            rank=rank,
+            world_size=count,
+            timeout=PATIENCE,
+        )
+        yield
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(name in str(error) for name in ("gloo", "NCCL", "Gloo")):
+            raise
+        raise UserError(
+            "the connection to another rank was lost; what it said, or its machine's log, tells why, and --resume goes "
+            f"on from the last checkpoint ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
+    """A part of the store in which no earlier attempt has left anything.
+
+    torchrun keeps one store when it starts all ranks again, and they would find the addresses of the dead ones
+    there. The first rank names the attempt; every other says hello under a name of its own and waits for the answer
+    to that very hello, so that a hello of an earlier attempt does no harm.
+    """
+    name = uuid.uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", name)
+        attempt = store.get(f"answer/{rank}/{name}").decode()
+        store.set(f"here/{attempt}/{rank}", "")
+        return dist.PrefixStore(attempt, store)
+    until, answered = time.monotonic() + PATIENCE.total_seconds(), {}
+    missing = set(range(1, count))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"hello/{other}"]):
+                hello = store.get(f"hello/{other}").decode()
+                if answered.get(other) != hello:
+                    answered[other] = hello
+                    store.set(f"answer/{other}/{hello}", name)
+            if store.check([f"here/{name}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > until:
+            raise UserError(f"{len(missing)} of {count} ranks did not come, rank {min(missing)} among them")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
+
+
+def add_up(values: Tensor, ranks: Ranks) -> Tensor:
+    """The sum over all ranks of a tensor (on the CPU or a GPU), in place."""
+    if ranks.count > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def add_up_numbers(values: list[int], ranks: Ranks) -> list[int]:
+    """Sums over all ranks of whole numbers."""
+    return add_up(torch.tensor(values, dtype=torch.int64), ranks).tolist() if ranks.count > 1 else values
+
+
+def on_first(ranks: Ranks, function: Callable[[], T]) -> T:
+    """What `function` returns on the first rank, on every rank. Its UserError ends all, and is said once."""
+    if ranks.count == 1:
+        return function()
+    box: list = [None, None]
+    failure = None
+    if ranks.first:
+        try:
+            box[0] = function()
+        except (UserError, OSError) as error:
+            failure, box[1] = error, True
+    dist.broadcast_object_list(box, src=0, device=CPU)
+    if failure:
+        raise failure
+    if box[1]:
+        raise ErrorElsewhere("the first rank has stopped")
+    return box[0]
+
+
+def same_everywhere(ranks: Ranks, value, complaint: str) -> None:
+    """Refuses to go on where a rank has another value than the first."""
+    differs = value != on_first(ranks, lambda: value)
+    if add_up_numbers([int(differs)], ranks)[0]:
+        raise UserError(complaint) if differs else ErrorElsewhere(complaint)
+
+
+def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """The module, its gradients averaged over all ranks in each backward pass, its weights those of the first."""
+    if ranks.count == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def without_sync(module: nn.Module):
+    """A block in which backward passes add to the gradients of this rank alone."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()

@@ -1,0 +1,193 @@
+"""One optimizer step over the whole global batch: forward, backward, clip, and skip where gradients are not finite.
+
+Nothing here waits for a GPU: counts come with the batches, and whether a step was skipped is decided on the device
+(the optimizer's own found_inf) and read later.
+"""
+
+import contextlib
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.batch import Batch
+from pretrain.distributed import add_up, without_sync
+from pretrain.heads import PretrainingModel
+from pretrain.objective import Inputs, Losses, Objective
+from shards import hashing
+from shards.errors import UserError
+from shards.ranks import Ranks
+
+IN_A_ROW = 10  # skipped steps after which a run is given up
+
+
+class Pass(nn.Module):
+    """A model's pass over a masked batch as one module, for what wraps modules."""
+
+    def __init__(self, model: PretrainingModel, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch, inputs: Inputs) -> Losses:
+        return self.objective.losses(self.model, batch, inputs)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The type of matrix work. Weights, losses, softmax and LayerNorm are float32 (float64 in float64)."""
+
+    name: str
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}.get(self.name, torch.float32)
+
+    def autocast(self):
+        if self.name in ("bf16", "fp16"):
+            return torch.autocast(self.device.type, self.dtype)
+        return contextlib.nullcontext()
+
+    def scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+class Skipped:
+    """Counts the steps whose gradients were not finite, a step or two late on a GPU so as not to wait for it."""
+
+    def __init__(self, count: int = 0):
+        self.count, self.streak = count, 0
+        self._waiting: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def note(self, number: int, finite: Tensor) -> None:
+        """finite: bool scalar on the device, of step `number`."""
+        event = None
+        if finite.device.type == "cuda":
+            on_host = torch.empty((), dtype=torch.bool, pin_memory=True)
+            finite = on_host.copy_(finite, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._waiting.append((number, finite, event))
+
+    def check(self, wait: bool = False) -> None:
+        """Takes in what is known; IN_A_ROW skipped steps in a row are a UserError."""
+        while self._waiting and (wait or self._waiting[0][2] is None or self._waiting[0][2].query()):
+            number, finite, event = self._waiting.popleft()
+            if event is not None:
+                event.synchronize()
+            if finite.item():
+                self.streak = 0
+                continue
+            self.count, self.streak = self.count + 1, self.streak + 1
+            if self.streak == IN_A_ROW:
+                raise UserError(
+                    f"the gradients of {IN_A_ROW} steps in a row, up to step {number + 1}, were not finite; the last "
+                    "checkpoint is good: lower --lr, use another --precision, or look for bad features in the data"
+                )
+
+
+@dataclass
+class Sums:
+    """Running sums between two lines of the log, kept on the device so that no step waits for it."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, values: dict[str, Tensor | int], counted: Tensor) -> None:
+        """Adds numbers of a step where `counted` (bool scalar) is true: steps that were skipped count for nothing."""
+        for name, value in values.items():
+            value = value.double() if isinstance(value, Tensor) else counted.new_full((), value, dtype=torch.float64)
+            value = torch.where(counted, value, 0.0)
+            self.values[name] = self.values[name] + value if name in self.values else value
+
+    def reading(self, ranks: Ranks) -> dict[str, float]:
+        """Means over all ranks of what was added, as plain numbers; the sums begin anew."""
+        numbers = add_up(torch.stack(list(self.values.values())), ranks).tolist()
+        v = dict(zip(self.values, numbers, strict=True))
+        self.values = {}
+        words, regions, pairs = max(v["word_count"], 1), max(v["region_count"], 1), max(v["pair_count"], 1)
+        valid = max(v["valid"], 1)
+        return {
+            "loss": v["words"] / words + v["regions"] / regions + v["alignment"] / pairs,
+            "loss_words": v["words"] / words,
+            "loss_regions": v["regions"] / regions,
+            "loss_alignment": v["alignment"] / pairs,
+            "word_accuracy": v["words_right"] / words,
+            "region_accuracy": v["regions_right"] / regions,
+            "alignment_accuracy": v["alignment_right"] / pairs,
+            "gradient_norm": v["gradient_norm"] / max(v["steps"], 1),
+            "hidden_by_choice": v["zeroed"] / valid,
+            "hidden_by_overlap": (v["hidden"] - v["zeroed"]) / valid,
+        }
+
+
+@dataclass
+class Engine:
+    """What takes optimizer steps. seed: of dropout; replica: the Pass, synchronised over ranks."""
+
+    replica: nn.Module
+    model: PretrainingModel
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    scaler: torch.amp.GradScaler
+    ranks: Ranks
+    seed: int
+    clip: float
+    skipped: Skipped = field(default_factory=Skipped)
+
+    def step(self, number: int, parts: list[Batch], counts: tuple[int, int, int], sums: Sums) -> None:
+        """Step `number` on this rank's parts of the batch, which are on the device already.
+
+        counts: words, regions and pairs that count in the whole global batch, by which the losses are divided.
+        """
+        added: dict[str, Tensor | int] = {}
+        for place, batch in enumerate(parts):
+            # Dropout follows from the step, and a run that goes on has no generator to bring back.
+            torch.manual_seed(hashing.key(self.seed, number, self.ranks.rank, place) & (2**63 - 1))
+            with without_sync(self.replica) if place + 1 < len(parts) else contextlib.nullcontext():
+                inputs = self.objective.mask(batch, self.precision.dtype)
+                with self.precision.autocast():
+                    losses = self.replica(batch, inputs)
+                loss = losses.total(*counts) * self.ranks.count  # the ranks' gradients are averaged, not added
+                self.scaler.scale(loss).backward()
+            for name, value in _numbers(batch, inputs, losses).items():
+                added[name] = added.get(name, 0) + value
+        norm, finite = self._update()
+        self.skipped.note(number, finite)
+        sums.add(added | {"gradient_norm": norm, "steps": 1}, finite)
+
+    def _update(self) -> tuple[Tensor, Tensor]:
+        """Clips and applies the gradients where they are finite; returns their norm and whether they are."""
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
+        finite = norm.isfinite()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()
+            self.optimizer.step()
+        elif finite.item():
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm, finite
+
+
+def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor | int]:
+    """What the log is told of a part of a step."""
+    return {
+        "words": losses.words.detach(),
+        "regions": losses.regions.detach(),
+        "alignment": losses.alignment.detach(),
+        "words_right": losses.words_right,
+        "regions_right": losses.regions_right,
+        "alignment_right": losses.alignment_right,
+        "word_count": losses.word_count,
+        "region_count": losses.region_count,
+        "pair_count": losses.pair_count,
+        "zeroed": inputs.hidden.zeroed.sum(),
+        "hidden": inputs.hidden.hidden.sum(),
+        "valid": batch.valid.sum(),
+    }

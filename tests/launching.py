@@ -1,0 +1,64 @@
+"""Starting pretraining in several processes, as torchrun would, and with faults."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+SABOTAGE = Path(__file__).parent / "sabotage.py"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_ranks(count: int, *arguments, script=("-m", "pretrain.run"), **environment) -> list[subprocess.Popen]:
+    """`count` ranks of a command on this machine."""
+    place = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, script), *map(str, arguments)],
+            env=os.environ | {k: str(v) for k, v in (place | {"RANK": n, "LOCAL_RANK": n} | environment).items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[tuple[int, str, str]]:
+    """(status, stdout, stderr) of every process; what does not end in time is killed, and the test fails."""
+    try:
+        results = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *result) for process, result in zip(processes, results, strict=True)]
+
+
+def run_ranks(count: int, *arguments, **options) -> list[tuple[int, str, str]]:
+    return finish(start_ranks(count, *arguments, **options))
+
+
+def torchrun(count: int, restarts: int, *arguments, **environment) -> subprocess.CompletedProcess:
+    """A command that may be sabotaged (sabotage.py) under torchrun, which starts all ranks again when one dies."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "--max-restarts", restarts]
+    command = [sys.executable, *map(str, [*launcher, "--monitor-interval", 0.1, SABOTAGE, *arguments])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in environment.items()}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def lines_of(run, kind="train") -> list[dict]:
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.pop("kind") == kind]
+
+
+def weights_of(run, step: int) -> dict:
+    return load_file(Path(run) / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
