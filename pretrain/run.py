@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
-from pretrain.distributed import choose_device, connected, on_first
+from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import Job, prepare
 from pretrain.logs import RunLog, duration
 from pretrain.settings import DEFAULT_DATA, PretrainConfig
@@ -84,4 +84,5 @@ def result(job: Job, scores: dict, seconds: float) -> dict:
 
 if __name__ == "__main__":
     summary = "Pretraining of the two-stream model on image-caption pairs."
-    command(PretrainConfig, run, "pretrain.run", summary, inherit=stored_flags)
+    with leaving(launched()):
+        command(PretrainConfig, run, "pretrain.run", summary, inherit=stored_flags)
