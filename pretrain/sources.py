@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -127,12 +128,17 @@ class Places:
 
 
 @contextlib.contextmanager
-def reported_deaths(places: Places):
-    """Turns torch's error about a dead data worker, which may be raised anywhere, into a UserError with its shard."""
+def watched_workers(places: Places):
+    """Ends the data workers with the block, whatever ends it; one that died is a UserError with its shard.
+
+    torch's error about a dead worker may be raised anywhere in the block.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except BaseException as error:
+        # The frames of an error would keep the loader alive, and its workers, until the interpreter waits for them.
+        traceback.clear_frames(error.__traceback__)
+        if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
             raise
         raise UserError(places.describe(str(error))) from None
 

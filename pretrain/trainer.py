@@ -15,7 +15,7 @@ from pretrain.distributed import add_up_numbers, on_first
 from pretrain.job import Job
 from pretrain.logs import Clock, RunLog, duration
 from pretrain.optimizer import lr_factor, set_lr
-from pretrain.sources import Places, reported_deaths, training_steps
+from pretrain.sources import Places, training_steps, watched_workers
 from pretrain.step import Sums
 from pretrain.validate import validate
 from shards.errors import ErrorElsewhere, UserError
@@ -112,7 +112,7 @@ def train(job: Job, log: RunLog | None) -> tuple[int | None, int, dict]:
     steps = training_steps(job.pairs, job.collator, plan, places, pin=job.device.type == "cuda")
     saved = done = plan.first_step
     engine.model.train()
-    with Stop(job.ranks.say) as stop, contextlib.closing(steps), reported_deaths(places):
+    with Stop(job.ranks.say) as stop, contextlib.closing(steps), watched_workers(places):
         ready, agreed = on_device(steps, job.device), None
         while done < plan.total_steps:
             with clock.waiting():

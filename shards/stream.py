@@ -6,6 +6,7 @@ sizes of the shards, no sample is read twice, and one shard with eight readers i
 """
 
 import json
+import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
@@ -101,7 +102,9 @@ def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sa
         except (tarfile.TarError, EOFError, OSError) as error:
             if failures == len(RETRY_AFTER):
                 raise UserError(_broken(url, number, error)) from None
-            time.sleep(RETRY_AFTER[failures])
+            wait = RETRY_AFTER[failures]
+            print(f"{_broken(url, number, error)}; once more in {wait} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
             failures += 1
     if end is not None and number < end:
         raise UserError(f"{url}: ends after {number} samples and not the {end} that were counted before")

@@ -2,14 +2,19 @@
 
 import functools
 import http.server
+import os
 import sys
 import threading
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; no test may wait for the network
 
 import pytest
 import torch
 from data_sets import make_dataset
 from safetensors.torch import load_file
+
+from shards.stream import RETRY_AFTER
 
 PARITY = Path(__file__).parent / "parity"
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -28,6 +33,12 @@ def real_data():
     if not REAL_DATA.is_dir():
         pytest.skip(f"the real data is not there ({REAL_DATA})")
     return REAL_DATA
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """Streams that break off are tried again as often, but sooner."""
+    monkeypatch.setattr("shards.stream.RETRY_AFTER", (0.01,) * len(RETRY_AFTER))
 
 
 @pytest.fixture
