@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
-from pretrain.layers import EPSILON
+from pretrain.layers import Norm
 from pretrain.model import TwoStream, initialise
 
 
@@ -14,7 +14,7 @@ class Transform(nn.Module):
     def __init__(self, size: int):
         super().__init__()
         self.dense = nn.Linear(size, size)
-        self.norm = nn.LayerNorm(size, EPSILON)
+        self.norm = Norm(size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(F.gelu(self.dense(x)))

@@ -116,7 +116,7 @@ def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
     readers = ranks.count * max(config.workers, 1)
     if pairs.streamed and len(pairs.shards.shards) < readers:
         ranks.say(
-            f"{len(pairs.shards.shards)} shards for {ranks.count} ranks with {max(config.workers, 1)} readers each: "
+            f"{len(pairs.shards.shards)} shards for {readers} readers (ranks x workers): "
             "some will be opened by several; more, smaller shards or fewer --workers would spare traffic"
         )
     return pairs

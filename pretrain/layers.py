@@ -15,6 +15,16 @@ EPSILON = 1e-12
 LOCATION_SIZE = 5  # x1, y1, x2, y2 as shares of width and height, and the share of the area
 
 
+class Norm(nn.LayerNorm):
+    """LayerNorm with BERT's epsilon. Works and answers in float32 at the least, under autocast on any device."""
+
+    def __init__(self, size: int):
+        super().__init__(size, EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.dtype == torch.float64 else x.float())
+
+
 class TextEmbedding(nn.Module):
     """Words, positions and segments, and a task token after [CLS] where the model has them."""
 
@@ -24,7 +34,7 @@ class TextEmbedding(nn.Module):
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.segment = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.task = nn.Embedding(config.task_tokens, config.hidden_size) if config.task_tokens else None
-        self.norm = nn.LayerNorm(config.hidden_size, EPSILON)
+        self.norm = Norm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, segment_ids: Tensor | None, task_ids: Tensor | None) -> Tensor:
@@ -47,7 +57,7 @@ class ImageEmbedding(nn.Module):
         super().__init__()
         self.feature = nn.Linear(config.v_feature_size, config.v_hidden_size)
         self.location = nn.Linear(LOCATION_SIZE, config.v_hidden_size)
-        self.norm = nn.LayerNorm(config.v_hidden_size, EPSILON)
+        self.norm = Norm(config.v_hidden_size)
         self.dropout = nn.Dropout(config.v_hidden_dropout_prob)
 
     def forward(self, features: Tensor, locations: Tensor) -> Tensor:
@@ -62,7 +72,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(size, inner)
         self.down = nn.Linear(inner, size)
-        self.norm = nn.LayerNorm(size, EPSILON)
+        self.norm = Norm(size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +87,7 @@ class Layer(nn.Module):
         self.heads, self.attention_dropout = heads, attention_dropout
         self.query_key_value = nn.Linear(size, 3 * size)
         self.output = nn.Linear(size, size)
-        self.norm = nn.LayerNorm(size, EPSILON)
+        self.norm = Norm(size)
         self.dropout = nn.Dropout(dropout)
         self.feed_forward = FeedForward(size, inner, dropout)
 
@@ -101,8 +111,8 @@ class Connection(nn.Module):
         self.text_query_key_value = nn.Linear(text, 3 * size)
         self.image_output = nn.Linear(size, image)
         self.text_output = nn.Linear(size, text)
-        self.image_norm = nn.LayerNorm(image, EPSILON)
-        self.text_norm = nn.LayerNorm(text, EPSILON)
+        self.image_norm = Norm(image)
+        self.text_norm = Norm(text)
         self.image_dropout = nn.Dropout(config.v_hidden_dropout_prob)
         self.text_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.image_feed_forward = FeedForward(image, config.v_intermediate_size, config.v_hidden_dropout_prob)

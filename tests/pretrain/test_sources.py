@@ -1,10 +1,17 @@
 """Batches from local shards and from streams: every pair once an epoch, and the same after a resume."""
 
 import dataclasses
+import functools
+import http.server
+import itertools
+import threading
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from conftest import QuietHandler
 from data_sets import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +22,7 @@ from pretrain.objective import Objective
 from pretrain.pairs import Swaps
 from pretrain.plan import Plan, share
 from pretrain.sources import Places, ValidationBatches, open_pairs, training_steps
-from pretrain.streams import turns
+from pretrain.streams import StreamedBatches, turns
 from pretrain.tokenizer import learn_pieces
 from shards.errors import UserError
 from shards.ranks import Ranks
@@ -38,12 +45,13 @@ def batches_of(pairs, **options):
     return [batch for parts in steps_of(pairs, **options) for batch in parts]
 
 
-def numbers_by_epoch(pairs, batches, epochs=3):
+def numbers_by_epoch(pairs, batches, epochs=3, first_epoch=0):
     """The sample numbers of each epoch's batches, found by their keys."""
     per_epoch = len(batches) // epochs
     result = []
     for epoch in range(epochs):
-        of = {key: number for number, key in enumerate(sample_keys(0, epoch, np.arange(len(pairs.shards))).tolist())}
+        keys = sample_keys(0, first_epoch + epoch, np.arange(len(pairs.shards))).tolist()
+        of = {key: number for number, key in enumerate(keys)}
         part = batches[epoch * per_epoch : (epoch + 1) * per_epoch]
         result.append([of[key] for batch in part for key in batch.keys.tolist()])
     return result
@@ -51,7 +59,7 @@ def numbers_by_epoch(pairs, batches, epochs=3):
 
 @pytest.fixture(params=["local", "pipe", "http"])
 def pairs(request, tmp_path, http_folder):
-    make_dataset(tmp_path, (60, 2, 35))
+    make_dataset(tmp_path, (60, 2, 37))
     names = "part-0000{0..2}.tar"
     return open_pairs(
         {"local": str(tmp_path), "pipe": f"pipe:cat {tmp_path}/{names}", "http": f"{http_folder(tmp_path)}/{names}"}[
@@ -119,3 +127,108 @@ def test_a_stream_that_breaks_off_in_training_is_named(tmp_path, workers):
 def test_nothing_listens_at_the_address(tmp_path):
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/a\.tar"):
         open_pairs("http://127.0.0.1:9/a.tar", 9)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (3, 2), (5, 1), (4, 0)])
+def test_ranks_share_every_epoch_and_take_the_same_number_of_steps(pairs, ranks, workers):
+    """A prime number of pairs to train on, in three shards of very different sizes."""
+    of_ranks = [steps_of(pairs, ranks=ranks, rank=rank, workers=workers, accumulate=2) for rank in range(ranks)]
+    for epoch in range(3):
+        steps = slice(epoch * len(of_ranks[0]) // 3, (epoch + 1) * len(of_ranks[0]) // 3)
+        seen = [
+            number
+            for one in of_ranks
+            for number in numbers_by_epoch(
+                pairs, [batch for parts in one[steps] for batch in parts], 1, first_epoch=epoch
+            )[0]
+        ]
+        assert sorted(seen) == pairs.training.tolist()
+    assert {len(one) for one in of_ranks} == {Plan(len(pairs.training), 8, 3).total_steps}
+    sizes = [sum(map(len, parts)) for step in zip(*of_ranks, strict=True) for parts in [[b for p in step for b in p]]]
+    assert max(sizes) <= 8 + 2 * ranks and sum(sizes) == 3 * len(pairs.training)
+
+
+LAYOUTS = st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(1, 3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(LAYOUTS, st.integers(1, 7)), min_size=1, max_size=3), LAYOUTS)
+def test_a_run_on_streams_goes_on_with_what_is_left_on_any_layout(streamed, stops, last):
+    """Stopped up to three times within two epochs, and gone on with other ranks, workers and accumulated parts."""
+    first, stages, seen = 0, (), {0: [], 1: []}
+    for (ranks, workers, accumulate), steps in [*stops, (last, 100)]:
+        for rank in range(ranks):
+            plan = Plan(len(streamed.training), 10, 2, first, Ranks(rank, ranks, rank), workers, accumulate, stages)
+            end = min(first + steps, plan.total_steps)
+            for step, numbers in enumerate(read_by(streamed, plan, end - first), first):
+                seen[step // plan.steps_per_epoch] += numbers
+        stages, first = plan.stages_at(end), end
+        if first == plan.total_steps:
+            break
+    assert all(sorted(numbers) == streamed.training.tolist() for numbers in seen.values())
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("streamed")
+    make_dataset(folder, (30, 1, 22, 6))
+    return open_pairs(f"pipe:cat {folder}/part-0000{{0..3}}.tar", 6)
+
+
+def read_by(pairs, plan, steps):
+    """The sample numbers that one rank reads in each of some steps, its workers standing in a row in this process."""
+    epoch, place = divmod(plan.first_step, plan.steps_per_epoch)
+    while steps:
+        parts = list(batches_in_turn(pairs, plan, epoch * plan.steps_per_epoch + place))
+        taken = min(steps, plan.steps_per_epoch - place)
+        for step in range(taken):
+            yield [n for part in parts[step * plan.accumulate : (step + 1) * plan.accumulate] for n in part]
+        epoch, place, steps = epoch + 1, 0, steps - taken
+
+
+def batches_in_turn(pairs, plan, step):
+    """As torch's DataLoader takes them: from each worker in turn, over and over."""
+    collate = FakeCollator()
+    readers = []
+    for worker in range(plan.layout.readers):
+        batches = StreamedBatches(pairs.shards, pairs.member, collate, plan, step, lambda shard: None)
+        with mock.patch("pretrain.streams.get_worker_info", lambda worker=worker: SimpleNamespace(id=worker)):
+            readers.append(list(batches))
+    for row in itertools.zip_longest(*readers):
+        yield from (numbers for numbers in row if numbers is not None)
+
+
+class FakeCollator:
+    seed = 0
+
+    def __call__(self, epoch, numbers, samples):
+        return numbers.tolist()
+
+
+def test_a_stream_that_breaks_off_now_and_then_is_read_on(tmp_path):
+    """A server that sends 20,000 bytes of a file at the most before it hangs up, and more at every further try."""
+    make_dataset(tmp_path, (60, 37))
+    sent = {}
+
+    class Flaky(QuietHandler):
+        def copyfile(self, source, outputfile):
+            if not self.path.endswith(".tar"):
+                return super().copyfile(source, outputfile)
+            sent[self.path] = sent.get(self.path, 0) + 1
+            outputfile.write(source.read(20_000 * sent[self.path]))
+
+    handler = functools.partial(Flaky, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        pairs = open_pairs(f"http://127.0.0.1:{server.server_address[1]}/part-0000{{0..1}}.tar", 9)
+        epochs = numbers_by_epoch(pairs, batches_of(pairs, epochs=1), 1)
+        server.shutdown()
+    assert sorted(epochs[0]) == pairs.training.tolist()
+    assert max(sent.values()) > 3
+
+
+def test_few_streams_for_many_readers_are_warned_about(tmp_path, run_command):
+    make_dataset(tmp_path / "data", (60, 37))
+    flags = ("--epochs", 1, "--out", tmp_path / "run", "--workers", 3)
+    _, out, _ = run_command("pretrain.run", "--data", f"pipe:cat {tmp_path}/data/part-0000{{0..1}}.tar", *flags)
+    assert "2 shards for 3 readers (ranks x workers): some will be opened by several" in out

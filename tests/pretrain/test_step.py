@@ -1,0 +1,282 @@
+"""One optimizer step: precision, steps that are skipped, memory saved, compiled, and apex's optimizers."""
+
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from data_sets import make_samples
+from torch import nn
+
+from pretrain.collate import Limits, stack
+from pretrain.config import TINY
+from pretrain.heads import PretrainingModel
+from pretrain.masking import sample_keys
+from pretrain.objective import Objective
+from pretrain.optimizer import make_optimizer, optimizer_state, restore_optimizer
+from pretrain.step import IN_A_ROW, Engine, Pass, Precision, Skipped, Sums
+from shards.errors import UserError
+from shards.ranks import ALONE
+
+BETAS, EPSILON, SIZES = (0.9, 0.98), 1e-8, TINY.replace(vocab_size=40, v_feature_size=12, v_target_size=9)
+
+
+def make_batch(count=12):
+    samples = make_samples(count, regions=(3, 8))
+    ids = [[2, *np.random.default_rng(n).integers(5, 40, 4 + n % 5).tolist(), 3] for n in range(count)]
+    batch = stack(
+        samples, ids, sample_keys(0, 0, np.arange(count)), np.arange(count) % 2 == 1, Limits(20, 36, 12, 9, 3)
+    )
+    batch.word_count, batch.region_count = OBJECTIVE.count(batch)
+    return batch
+
+
+OBJECTIVE = Objective(mask_id=4, ordinary_ids=torch.arange(5, 40))
+
+
+def make_engine(precision="float32", dropout=0.1, kind="adamw", prepare=lambda model: None) -> Engine:
+    torch.manual_seed(0)
+    model = PretrainingModel(SIZES.with_dropout(dropout)).train()
+    how = Precision(precision, torch.device("cpu"))
+    model.to(torch.float64 if precision == "float64" else torch.float32)
+    prepare(model)
+    optimizer = make_optimizer(model, 1e-3, BETAS, EPSILON, 0.01, kind=kind)
+    # A scale that fits from the first step on; torch's own begins too high and skips a few steps to find it.
+    scaler = torch.amp.GradScaler("cpu", init_scale=64) if precision == "fp16" else how.scaler()
+    return Engine(Pass(model, OBJECTIVE), model, OBJECTIVE, optimizer, how, scaler, ALONE, 0, 1.0)
+
+
+def take(engine, batch, steps):
+    """The mean loss of each of some steps on the same batch."""
+    losses, counts = [], (batch.word_count, batch.region_count, len(batch))
+    for step in range(steps):
+        sums = Sums()
+        engine.step(step, [batch], counts, sums)
+        engine.skipped.check()
+        losses.append(sums.reading(ALONE)["loss"])
+    return losses
+
+
+def copied(tensors):
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def weights(engine):
+    return copied(engine.model.state_dict())
+
+
+@pytest.mark.parametrize(("precision", "near"), [("float64", 1e-5), ("bf16", 0.03), ("fp16", 0.01)])
+def test_every_precision_follows_float32(precision, near):
+    batch = make_batch()
+    reference = take(make_engine(dropout=0), batch, 25)
+    losses = take(make_engine(precision, dropout=0), batch, 25)
+    assert losses == pytest.approx(reference, rel=near, abs=near)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_losses_and_layer_norm_are_float32_in_a_narrow_precision(precision):
+    engine, seen = make_engine(precision), []
+    for module in engine.model.modules():
+        module.register_forward_hook(lambda module, _, out: seen.append((type(module), out)))
+    batch = make_batch()
+    with engine.precision.autocast():
+        losses = engine.replica(batch, OBJECTIVE.mask(batch, engine.precision.dtype))
+    assert {getattr(losses, name).dtype for name in ("words", "regions", "alignment")} == {torch.float32}
+    norms = [out.dtype for kind, out in seen if issubclass(kind, nn.LayerNorm)]
+    linears = [out.dtype for kind, out in seen if kind is nn.Linear]
+    assert len(norms) > 10 and set(norms) == {torch.float32}
+    assert len(linears) > 10 and set(linears) == {engine.precision.dtype}
+    assert {p.dtype for p in engine.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_a_step_whose_gradients_are_not_finite_changes_nothing_and_is_counted(precision):
+    engine, batch = make_engine(precision), make_batch()
+    take(engine, batch, 3)
+    before, moments = weights(engine), copied(optimizer_state(engine.model, engine.optimizer))
+    bad = make_batch()
+    bad.features[2, 0] = math.inf
+    take(engine, bad, 1)
+    after = weights(engine)
+    assert engine.skipped.count == 1
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    kept = optimizer_state(engine.model, engine.optimizer)
+    assert all(torch.equal(moments[name], kept[name]) for name in moments)
+    take(engine, batch, 1)
+    assert engine.skipped.count == 1 and engine.skipped.streak == 0
+    assert any(not torch.equal(before[name], value) for name, value in weights(engine).items())
+
+
+def test_a_skipped_step_adds_nothing_to_the_log():
+    engine, sums = make_engine(), Sums()
+    good, bad = make_batch(), make_batch()
+    bad.features[:, 0] = math.nan
+    for step, batch in enumerate((good, bad)):
+        engine.step(step, [batch], (batch.word_count, batch.region_count, len(batch)), sums)
+    reading, alone = sums.reading(ALONE), take(make_engine(), good, 1)
+    assert reading["loss"] == alone[0] and math.isfinite(reading["gradient_norm"])
+
+
+def test_ten_in_a_row_end_the_run():
+    skipped = Skipped()
+    for number in range(30):
+        skipped.note(number, torch.tensor(number % IN_A_ROW == 0))
+        skipped.check()
+    assert skipped.count == 27 and skipped.streak == IN_A_ROW - 1
+    skipped.note(30, torch.tensor(True))
+    with pytest.raises(UserError, match=r"10 steps in a row, up to step 41, were not finite"):
+        for number in range(31, 42):
+            skipped.note(number, torch.tensor(False))
+            skipped.check()
+
+
+def test_a_run_whose_gradients_burst_stops_with_its_last_checkpoint(dataset_folder, tmp_path, run_command):
+    """A learning rate that no model survives: the run says so and can be told from a good one by its status."""
+    flags = ("--data", dataset_folder, "--batch_size", 8, "--save_every", 3, "--workers", 0, "--epochs", 20)
+    status, _, err = run_command("pretrain.run", *flags, "--lr", 1e30, "--warmup", 0, "--out", tmp_path / "run")
+    assert status == 2 and "10 steps in a row, up to step" in err and "lower --lr" in err
+    assert "Traceback" not in err
+
+
+def gradients(engine, batch):
+    torch.manual_seed(5)
+    losses = engine.replica(batch, OBJECTIVE.mask(batch))
+    losses.total(batch.word_count, batch.region_count, len(batch)).backward()
+    return losses, {name: p.grad for name, p in engine.model.named_parameters()}
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    """With dropout, which must be the same when activations are worked out again."""
+    batch, calls = make_batch(), []
+    plain, expected = gradients(make_engine(), batch)
+    engine = make_engine(prepare=lambda model: setattr(model.encoder, "recompute", True))
+    layer = engine.model.encoder.text_layers[0]
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    losses, found = gradients(engine, batch)
+    assert len(calls) == 2
+    assert torch.equal(plain.words, losses.words) and torch.equal(plain.alignment, losses.alignment)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_compiled_streams_give_the_same_loss_and_gradients():
+    batch = make_batch()
+    plain, expected = gradients(make_engine(dropout=0), batch)
+    compiled = make_engine(dropout=0, prepare=lambda model: model.encoder.compile(dynamic=True))
+    losses, found = gradients(compiled, batch)
+    torch.testing.assert_close(plain.words, losses.words, rtol=1e-5, atol=1e-5)
+    for name in expected:
+        torch.testing.assert_close(expected[name], found[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_an_empty_part_gives_no_gradient():
+    """What a rank works through that has no pair of a step: finite, and nothing."""
+    engine, whole = make_engine(), make_batch()
+    batch = whole._map(lambda x: x[:0])
+    batch.word_count = batch.region_count = 0
+    losses = engine.replica(batch, OBJECTIVE.mask(batch))
+    losses.total(5, 5, 5).backward()
+    grads = [p.grad for p in engine.model.parameters() if p.grad is not None]
+    assert len(grads) > 50 and all((grad == 0).all() for grad in grads)
+
+
+class FusedNorm(nn.Module):
+    """apex's FusedLayerNorm as far as anybody outside can tell."""
+
+    def __init__(self, shape, eps=1e-5):
+        super().__init__()
+        self.shape, self.eps = shape, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """apex's FusedAdam: moments by parameter, but the number of updates in the group, as a plain int."""
+
+    def __init__(self, params, lr, betas, eps, adam_w_mode, weight_decay=0.0):
+        assert adam_w_mode
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            one, two = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                if not state:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["exp_avg"].lerp_(p.grad, 1 - one)
+                state["exp_avg_sq"].lerp_(p.grad**2, 1 - two)
+                root = (state["exp_avg_sq"] / (1 - two ** group["step"])).sqrt() + group["eps"]
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * state["exp_avg"] / (1 - one ** group["step"]) / root)
+
+
+@pytest.fixture
+def apex(monkeypatch):
+    """A stand-in for NVIDIA's apex, with what is used of it."""
+    parts = {
+        "apex": types.ModuleType("apex"),
+        "apex.optimizers": types.SimpleNamespace(FusedAdam=FusedAdam, FusedLAMB=None),
+        "apex.normalization": types.SimpleNamespace(FusedLayerNorm=FusedNorm),
+    }
+    for name, module in parts.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_apex_is_used_as_torchs_own_optimizer_is(apex):
+    batch = make_batch()
+    reference, fused = make_engine(dropout=0), make_engine(dropout=0, kind="apex")
+    assert not any(isinstance(module, nn.LayerNorm) for module in fused.model.modules())
+    assert list(reference.model.state_dict()) == list(fused.model.state_dict())
+    decays = [[group["weight_decay"] for group in e.optimizer.param_groups] for e in (reference, fused)]
+    sizes = [[len(group["params"]) for group in e.optimizer.param_groups] for e in (reference, fused)]
+    assert decays[0] == decays[1] and sizes[0] == sizes[1]
+    assert take(fused, batch, 8) == pytest.approx(take(reference, batch, 8), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "apex"])
+def test_an_optimizer_goes_on_where_it_was(apex, kind):
+    batch = make_batch()
+    whole = make_engine(kind=kind)
+    first = take(whole, batch, 4)
+    state, kept = copied(optimizer_state(whole.model, whole.optimizer)), weights(whole)
+    rest = take(whole, batch, 4)
+    other = make_engine(kind=kind)
+    other.model.load_state_dict(kept)
+    restore_optimizer(other.model, other.optimizer, state)
+    assert take(other, batch, 4) == rest and rest[0] != first[0]
+
+
+def test_without_apex_and_with_the_package_of_that_name_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apex", None)
+    with pytest.raises(UserError, match="apex is not installed; build NVIDIA's from its source"):
+        make_engine(kind="apex")
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    with pytest.raises(UserError, match="PyPI's package apex is another project"):
+        make_engine(kind="apex_lamb")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_a_step_never_waits_for_the_gpu():
+    engine, batch = make_engine(), make_batch().to("cuda")
+    engine.model.to("cuda")
+    engine.precision = Precision("bf16", torch.device("cuda"))
+    engine.scaler = engine.precision.scaler()
+    engine.objective = OBJECTIVE.to("cuda")
+    engine.replica = Pass(engine.model, engine.objective)
+    counts, sums = (batch.word_count, batch.region_count, len(batch)), Sums()
+    engine.step(0, [batch], counts, sums)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(1, 4):
+            engine.step(step, [batch], counts, sums)
+            engine.skipped.check()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert math.isfinite(sums.reading(ALONE)["loss"])
