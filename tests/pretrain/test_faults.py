@@ -1,0 +1,125 @@
+"""Faults of the machine in the middle of a run: a full disk, data workers that die, a file that is cut short."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from data_sets import make_dataset
+
+from pretrain.checkpoint import checkpoints
+
+SMALL = ["--batch_size", 8, "--log_every", 1, "--validation_pairs", 9]
+
+
+def start(*arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pretrain.run", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextlib.contextmanager
+def training(run: Path, *arguments):
+    """A run that is in the middle of its steps; whatever happens it does not outlive the block."""
+    process = start("--out", run, "--epochs", 100000, *SMALL, *arguments)
+    try:
+        until = time.time() + 120
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+            assert process.poll() is None and time.time() < until, process.communicate()
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Forked children, which carry their parent's command line."""
+    cmdline = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == cmdline]
+
+
+def test_a_data_worker_that_is_killed_is_reported_with_its_shard(dataset_folder, tmp_path):
+    with training(tmp_path / "run", "--data", dataset_folder, "--workers", 2) as process:
+        victim, _ = workers_of(process)
+        os.kill(victim, signal.SIGKILL)
+        status, err = ended(process)
+    assert status == 2 and "Traceback" not in err
+    assert f"a data worker was killed (Killed) while reading {dataset_folder}/part-0000" in err
+
+
+def test_a_shard_that_is_cut_short_under_the_run_is_named(dataset_folder, tmp_path):
+    with training(tmp_path / "run", "--data", dataset_folder, "--workers", 1) as process:
+        for shard in dataset_folder.glob("*.tar"):
+            os.truncate(shard, 512)
+        status, err = ended(process)
+    assert status == 2 and "Traceback" not in err
+    assert "a data worker was killed (Bus error" in err and "was the file cut short" in err
+    assert f"while reading {dataset_folder}/part-0000" in err
+
+
+def test_a_run_that_fails_leaves_no_worker_behind_and_ends(dataset_folder, tmp_path):
+    """What is wrong is found by one of three workers while the others are at work."""
+    from shards.index import load_index
+
+    index = load_index(dataset_folder / "part-00001.tar")
+    with open(dataset_folder / "part-00001.tar", "r+b") as file:
+        file.seek(int(index.members[30, 0, 0]))
+        file.write(b"damaged!")
+    process = start("--data", dataset_folder, "--out", tmp_path / "run", "--workers", 3, *SMALL, "--epochs", 50)
+    status, err = ended(process)
+    assert status == 2 and "part-00001.tar: k1_00030.features.npy" in err
+    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in read_or_nothing(p)]
+
+
+def read_or_nothing(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended meanwhile
+        return b""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk with room for one checkpoint and not for two: mount(megabytes) -> its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(megabytes: float) -> Path:
+        size = f"size={int(megabytes * 1e6)}"
+        options = f"remount,{size}" if os.path.ismount(folder) else size
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("a small disk can be mounted by root alone")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_more_room_lets_the_run_go_on(tmp_path, small_disk):
+    make_dataset(tmp_path / "data", (60, 37))
+    flags = ["--data", tmp_path / "data", "--save_every", 3, "--workers", 0, "--epochs", 1, *SMALL]
+    assert ended(start(*flags, "--out", tmp_path / "whole"))[0] == 0
+    needed = sum(file.stat().st_size for file in checkpoints(tmp_path / "whole")[-1].iterdir()) / 1e6
+    run = small_disk(1.5 * needed) / "run"
+    status, err = ended(start(*flags, "--out", run))
+    assert status == 2 and "Traceback" not in err
+    assert "step-00000006: the checkpoint could not be written (" in err and "No space left on device" in err
+    assert "step-00000003 is whole: make room, and --resume goes on from it" in err
+    assert [path.name for path in checkpoints(run)] == ["step-00000003"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
+    small_disk(4 * needed)
+    assert ended(start("--out", run, "--resume"))[0] == 0
+    scores = [json.loads((folder / "result.json").read_text())["validation"] for folder in (run, tmp_path / "whole")]
+    assert scores[0] == scores[1]
