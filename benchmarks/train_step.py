@@ -1,34 +1,42 @@
-"""The time of a pretraining step of the published configuration: as published, then with each of our changes.
+"""The time of a pretraining step of the published configuration, and how much of the machine's matrix rate it uses.
 
-    python benchmarks/train_step.py [--config base] [--batch_size 16] [--repeats 3]
+    python benchmarks/train_step.py [--device cuda] [--config base] [--batch_size 16] [--repeats 3]
 
-Forward and backward on one random batch with caption lengths like Conceptual Captions' (12 pieces on average).
-Every line adds one change to the line before it; the ratio is to the first line. How much trimming gives
-depends on the batch: the more captions, the longer the longest.
+First, forward and backward as published, then with each of our changes: every line adds one to the line before it,
+and the ratio is to the first line. Captions have lengths like Conceptual Captions' (12 pieces on average); how much
+trimming gives depends on the batch: the more captions, the longer the longest.
+
+Then the whole step of pretrain.run (masking, forward, backward, clipping, AdamW) in bf16: pairs per second, and its
+matrix work, counted operation by operation, as a share of what one large bf16 matrix product reaches in the same run.
 """
 
 import contextlib
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import pretrain.layers
+from benchmarks.pairs import SPECIAL, WORDS, random_batch
 from benchmarks.timing import print_table, time_in_turn
 from pretrain.attention import attend
 from pretrain.batch import Batch
 from pretrain.config import read_model_config
 from pretrain.heads import PretrainingModel
-from pretrain.masking import sample_keys, swapped
 from pretrain.objective import Objective, class_distribution
+from pretrain.optimizer import make_optimizer
+from pretrain.step import Engine, Pass, Precision, Sums
 from shards.flags import command, flag
+from shards.ranks import ALONE
 
-WORDS, REGIONS, PER_REGION = 36, 36, 20
+PUBLISHED_PAIRS = 3_100_000 * 10  # Conceptual Captions, ten epochs
 
 
 @dataclass
@@ -36,28 +44,9 @@ class Config:
     """Flags of this benchmark."""
 
     config: str = flag("base", "sizes of the model")
-    batch_size: int = flag(16, "pairs a step", low=1)
+    batch_size: int | None = flag(None, "pairs a step (else 512 on a GPU, 16 on a CPU)", low=1)
+    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "where", choices=("cpu", "cuda"))
     repeats: int = flag(3, "timed steps of each variant", low=1)
-
-
-def random_batch(config: Config, sizes) -> Batch:
-    rng = np.random.default_rng(0)
-    size = config.batch_size
-    keys = sample_keys(0, 0, np.arange(size))
-    lengths = rng.normal(12, 4.5, size).round().clip(5, WORDS).astype(np.int64)
-    ids = rng.integers(1000, sizes.vocab_size, (size, WORDS)) * (np.arange(WORDS) < lengths[:, None])
-    corner = rng.random((size, REGIONS, 2)) * 0.7
-    return Batch(
-        keys=torch.from_numpy(keys),
-        input_ids=torch.from_numpy(ids),
-        lengths=torch.from_numpy(lengths),
-        features=torch.from_numpy(rng.random((size, REGIONS, sizes.v_feature_size)).astype(np.float16)),
-        boxes=torch.from_numpy(np.concatenate([corner, corner + 0.2], -1).astype(np.float32)),
-        valid=torch.ones(size, REGIONS, dtype=torch.bool),
-        class_ids=torch.from_numpy(rng.integers(0, sizes.v_target_size, (size, REGIONS, PER_REGION))),
-        class_probs=torch.full((size, REGIONS, PER_REGION), 0.99 / PER_REGION),
-        misaligned=torch.from_numpy(swapped(keys)),
-    )
 
 
 def all_positions_loss(objective: Objective, model: PretrainingModel, batch: Batch) -> torch.Tensor:
@@ -91,15 +80,81 @@ def unfused():
         pretrain.layers.attend = attend
 
 
+def waiting_for(device: torch.device, function):
+    """The function, and then a wait until the device has done what it was asked."""
+
+    def call():
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def matrix_rate(device: torch.device) -> float:
+    """FLOP/s of one large dense bf16 matrix product, the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    product = waiting_for(device, lambda: a @ b)
+    seconds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def matrix_work(engine: Engine, batch: Batch) -> int:
+    """FLOPs of the matrix products and attention of one forward and backward pass, fused attention counted apart."""
+    with unfused(), FlopCounterMode(display=False) as counter:
+        masked_positions_loss(engine.objective, engine.model, batch).backward()
+    engine.model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def whole_step(config: Config, batch: Batch, model: PretrainingModel, objective: Objective) -> None:
+    """Times Engine.step, and prints what it makes of the machine and where its time goes."""
+    device = torch.device(config.device)
+    optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
+    precision = Precision("bf16", device)
+    engine = Engine(Pass(model, objective), model, objective, optimizer, precision, precision.scaler(), ALONE, 0, 1.0)
+    counts, number = (batch.word_count, batch.region_count, len(batch)), iter(range(10**6))
+    step = waiting_for(device, lambda: engine.step(next(number), [batch], counts, Sums()))
+    seconds = time_in_turn({"step": step}, config.repeats)["step"]
+    work, rate = matrix_work(engine, batch), matrix_rate(device)
+    print(
+        f"\nwhole step, bf16: {len(batch) / seconds:.4g} pairs/s, {work / len(batch) / 1e9:.1f} GFLOP a pair, "
+        f"{work / seconds / 1e12:.3g} of {rate / 1e12:.3g} TFLOP/s: {work / seconds / rate:.0%} of the matrix rate"
+    )
+    hours = PUBLISHED_PAIRS / (len(batch) / seconds) / 3600
+    print(f"at that pace, ten epochs of 3.1 million pairs take {hours:.4g} hours\n")
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        step()
+    times = {x.key: x.self_device_time_total if on_gpu else x.self_cpu_time_total for x in profiler.key_averages()}
+    total = sum(times.values())
+    for name, value in sorted(times.items(), key=lambda item: -item[1])[:12]:
+        print(f"{value / total:6.1%}  {name[:100]}")
+
+
 def run(config: Config) -> None:
     torch.manual_seed(0)
+    device = torch.device(config.device)
+    size = config.batch_size or (512 if device.type == "cuda" else 16)
     sizes = read_model_config(config.config)
-    model = PretrainingModel(sizes).train()
-    objective = Objective(mask_id=103, ordinary_ids=torch.arange(1000, sizes.vocab_size))
-    padded = random_batch(config, sizes)
+    model = PretrainingModel(sizes).train().to(device)
+    objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
+    padded = random_batch(size, sizes)
     trimmed = replace(padded, input_ids=padded.input_ids[:, : int(padded.lengths.max())])
     for batch in (padded, trimmed):
         batch.word_count, batch.region_count = objective.count(batch)
+    pieces = padded.lengths.float()
+    where = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    print(
+        f"{config.config}, batch {size}, captions of {pieces.mean():.1f} pieces, the longest {int(pieces.max())} "
+        f"(padded to {WORDS}); {device}, {where}, {torch.get_num_threads()} threads"
+    )
+    padded, trimmed, objective = padded.to(device), trimmed.to(device), objective.to(device)
 
     def step(loss, batch, fused, precision=contextlib.nullcontext):
         with contextlib.nullcontext() if fused else unfused(), precision():
@@ -107,22 +162,25 @@ def run(config: Config) -> None:
         value.backward()
         model.zero_grad(set_to_none=True)
 
-    def bf16():
-        return torch.autocast("cpu", torch.bfloat16)
+    def compiled():
+        model.encoder._compiled_call_impl = compiled_call
+        step(masked_positions_loss, trimmed, True, bf16)
+        model.encoder._compiled_call_impl = None
 
+    bf16 = Precision("bf16", device).autocast
+    model.encoder.compile(dynamic=True)
+    compiled_call, model.encoder._compiled_call_impl = model.encoder._compiled_call_impl, None
     variants = {
         "as published": lambda: step(all_positions_loss, padded, False),
         "+ text trimmed": lambda: step(all_positions_loss, trimmed, False),
         "+ heads at masked positions only": lambda: step(masked_positions_loss, trimmed, False),
         "+ fused attention": lambda: step(masked_positions_loss, trimmed, True),
         "+ bf16": lambda: step(masked_positions_loss, trimmed, True, bf16),
+        "+ compiled": compiled,
     }
-    pieces = padded.lengths.float()
-    print(
-        f"{config.config}, batch {config.batch_size}, captions of {pieces.mean():.1f} pieces, the longest "
-        f"{int(pieces.max())}; {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    print_table(time_in_turn(variants, config.repeats), "as published", unit="s/step")
+    timed = {name: waiting_for(device, function) for name, function in variants.items()}
+    print_table(time_in_turn(timed, config.repeats), "as published", unit="s/step")
+    whole_step(config, trimmed, model, objective)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -142,3 +144,38 @@ def test_what_is_begun_on_two_ranks_goes_on_with_one_and_with_three(small, tmp_p
     whole, run = (lines_of(tmp_path / name) for name in ("whole", "run"))
     for mine, other in zip(whole, run, strict=True):
         assert all(mine[name] == pytest.approx(other[name], rel=1e-9) for name in NAMES)
+
+
+def test_a_scheduler_stops_torchrun_and_the_run_has_a_checkpoint(small, tmp_path):
+    """SIGTERM to torchrun, which hands it on to its ranks."""
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        "-m",
+        "pretrain.run",
+    ]
+    process = subprocess.Popen(
+        [str(part) for part in [*command, *small, "--epochs", 100000, "--out", run]],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics, until = run / "metrics.jsonl", time.time() + 100
+    try:
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+            assert time.time() < until and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    (saved,) = checkpoints(run)
+    step = int(saved.name[5:])
+    assert process.returncode == 1 and f"stopped at step {step} of 500000; --resume goes on" in out
+    assert lines_of(run)[-1]["step"] == step

@@ -1,0 +1,99 @@
+"""The peak memory of a pretraining step of the published configuration, for each way of saving some.
+
+    python benchmarks/memory.py [--batch_size 512] [--device cpu]
+
+Every line is a process of its own that takes one small step, so that the optimizer has its state, and then a whole
+one. On a GPU the figure is the most that torch held in its tensors there. On a CPU it is the most that the process
+had resident, the interpreter and libraries with it (about 0.6 GB).
+"""
+
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
+
+import torch
+
+from benchmarks.pairs import SPECIAL, random_batch
+from pretrain.config import read_model_config
+from pretrain.heads import PretrainingModel
+from pretrain.objective import Objective
+from pretrain.optimizer import make_optimizer
+from pretrain.step import Engine, Pass, Precision, Sums
+from pretrain.trainer import memory
+from shards.flags import command, flag
+from shards.ranks import ALONE
+
+
+@dataclass
+class Config:
+    """Flags of this benchmark."""
+
+    config: str = flag("base", "sizes of the model")
+    batch_size: int = flag(512, "pairs a step", low=1)
+    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "where", choices=("cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way of taking a step, by the flags of pretrain.run."""
+
+    precision: str
+    activation_checkpointing: bool = False
+    accumulate: int = 1
+
+    def flags(self) -> str:
+        return (
+            f"--precision {self.precision}"
+            + (" --activation_checkpointing" if self.activation_checkpointing else "")
+            + (f" --accumulate {self.accumulate}" if self.accumulate > 1 else "")
+        )
+
+
+CHOICES = (
+    Choice("float32", accumulate=8),
+    Choice("bf16"),
+    Choice("bf16", accumulate=2),
+    Choice("bf16", accumulate=8),
+    Choice("bf16", True),
+    Choice("bf16", True, accumulate=4),
+)
+
+
+def peak(config: Config, choice: Choice) -> int:
+    """Bytes held at the most in a step of one choice."""
+    device = torch.device(config.device)
+    sizes = read_model_config(config.config)
+    model = PretrainingModel(sizes).train().to(device)
+    model.encoder.recompute = choice.activation_checkpointing
+    objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
+    precision = Precision(choice.precision, device)
+    optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
+    engine = Engine(
+        Pass(model, objective), model, objective.to(device), optimizer, precision, precision.scaler(), ALONE, 0, 1.0
+    )
+    for step, size in enumerate((1, config.batch_size // choice.accumulate)):
+        batch = random_batch(size, sizes)
+        batch.word_count, batch.region_count = objective.count(batch)
+        parts = [batch.to(device)] * (choice.accumulate if step else 1)
+        engine.step(step, parts, (batch.word_count, batch.region_count, size), Sums())
+    return memory(device)
+
+
+def run(config: Config) -> None:
+    print(f"{config.config}, batch {config.batch_size}, {config.device}")
+    for choice in CHOICES:
+        print(f"{choice.flags():<65}", end="", flush=True)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            try:
+                print(f"{process.submit(peak, config, choice).result() / 1e9:6.1f} GB")
+            except (torch.OutOfMemoryError, BrokenProcessPool):
+                print("  does not fit")
+
+
+if __name__ == "__main__":
+    command(Config, run, "benchmarks/memory.py", __doc__.splitlines()[0], sys.argv[1:])
