@@ -1,0 +1,1 @@
+"""Fine-tuning on twelve tasks: their official files, heads, losses and scores."""

@@ -1,0 +1,143 @@
+"""Answers as text: VQA's official normalisation and accuracy, answer vocabularies, soft scores for training.
+
+The rules are those of the official evaluation (github.com/GT-Vision-Lab/VQA), oddities included: scores here are to
+be the scores there.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from finetune.official import read_annotations
+from shards.errors import UserError
+from shards.files import write_json
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+ARTICLES = {"a", "an", "the"}
+NUMBERS = {word: str(n) for n, word in enumerate(_words("zero one two three four five six seven eight nine ten"))}
+NUMBERS["none"] = "0"
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_PERIOD = re.compile(r"\.(?!\d)")
+_PERIODS = 32  # at the most: the official code hands a flag to re.sub where the count belongs
+_COMMA = re.compile(r"\d,\d")
+
+# Contractions that lose their apostrophes when they are typed in haste. Those with two may lose either one.
+_ONE = _words("""
+    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
+    isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've
+    shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're
+    there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd
+    where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're
+    you've
+""")
+_TWO = _words("""
+    couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
+    something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've
+""")
+CONTRACTIONS = {word.replace("'", ""): word for word in _ONE}
+CONTRACTIONS |= {word.replace("'", "", 1): word for word in _TWO}
+CONTRACTIONS |= {"'".join(word.rsplit("'", 1)[:1]) + word.rsplit("'", 1)[1]: word for word in _TWO}
+# What follows no rule. Words are lower-case before they are looked up, so the official list's I's never match.
+CONTRACTIONS |= {
+    "ow's'at": "'ow's'at",
+    "'ows'at": "'ow's'at",
+    "'ow'sat": "'ow's'at",
+    "somebody'd": "somebodyd",
+    "yall'll": "y'all'll",
+    "y'allll": "y'all'll",
+    "yall'd've": "y'all'd've",
+    "y'alld've": "y'all'd've",
+    "y'all'dve": "y'all'd've",
+}
+
+
+def normalise(text: str) -> str:
+    """An answer in the official normal form: no punctuation, digits for number words, no articles, lower case."""
+    return _without_articles(_without_punctuation(text))
+
+
+def _without_punctuation(text: str) -> str:
+    out, in_number = text, _COMMA.search(text) is not None
+    for mark in PUNCTUATION:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        out = out.replace(mark, "" if beside_space or in_number else " ")
+    return _PERIOD.sub("", out, count=_PERIODS)
+
+
+def _without_articles(text: str) -> str:
+    words = (NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """VQA's accuracy: min(matches / 3, 1) against all annotators but one, the mean over who is left out.
+
+    Where all annotators say the same to the letter, nothing is normalised, as in the official evaluation.
+    """
+    prediction, answers = _one_line(prediction), [_one_line(answer) for answer in answers]
+    if len(set(answers)) > 1:
+        prediction, answers = normalise(prediction), [normalise(answer) for answer in answers]
+    matches = answers.count(prediction)
+    # Leaving out one of those that match leaves one match less.
+    total = matches * min(1, (matches - 1) / 3) + (len(answers) - matches) * min(1, matches / 3)
+    return total / len(answers)
+
+
+def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+    """Training scores of normalised answers: 0.3 for every annotator who gave it, 1 at the most."""
+    return {answer: min(1.0, 0.3 * count) for answer, count in Counter(map(normalise, answers)).items()}
+
+
+class AnswerVocabulary:
+    """Answers by label and back."""
+
+    def __init__(self, answers: Sequence[str]):
+        self.answers = list(answers)
+        self.labels = {answer: label for label, answer in enumerate(self.answers)}
+        if len(self.labels) != len(self.answers):
+            twice = next(answer for answer, count in Counter(self.answers).items() if count > 1)
+            raise UserError(f"the answer {twice!r} stands twice in the vocabulary")
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def target(self, scores: dict[str, float]) -> np.ndarray:
+        """float32 (answers,): the scores of the answers that are in the vocabulary; the others' are lost."""
+        target = np.zeros(len(self), np.float32)
+        for answer, score in scores.items():
+            if answer in self.labels:
+                target[self.labels[answer]] = score
+        return target
+
+    def save(self, path) -> None:
+        write_json(path, self.answers)
+
+
+def build_vocabulary(answers: Iterable[str], at_least: int) -> AnswerVocabulary:
+    """The normalised answers that are the right one of `at_least` questions or more, the most frequent first."""
+    counts = Counter(map(normalise, answers))
+    kept = sorted((answer for answer, count in counts.items() if count >= at_least), key=lambda a: (-counts[a], a))
+    if not kept:
+        raise UserError(f"no answer is the right one of {at_least} questions or more; there is nothing to choose from")
+    return AnswerVocabulary(kept)
+
+
+def read_vocabulary(path) -> AnswerVocabulary:
+    """A vocabulary from a JSON list of answers in label order (or of {"ans": text}, as LXMERT writes them)."""
+    value = read_annotations(path)
+    if isinstance(value, list):
+        value = [item.get("ans") if isinstance(item, dict) else item for item in value]
+    if not isinstance(value, list) or not value or not all(isinstance(answer, str) for answer in value):
+        raise UserError(f"{path}: should be a JSON list of answers, and begins {json.dumps(value)[:60]}")
+    return AnswerVocabulary(value)

@@ -1,0 +1,19 @@
+"""Boxes in pixels, continuous coordinates (no "+1")."""
+
+import numpy as np
+
+
+def iou(boxes: np.ndarray, box) -> np.ndarray:
+    """float64 (n,): the IoU of each of boxes (n, 4), x1 y1 x2 y2, with one box; 0 where either has no area."""
+    boxes, box = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(box, np.float64)
+    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+    overlap = np.clip(high - low, 0, None).prod(1)
+    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(1)
+    union = areas + np.clip(box[2:] - box[:2], 0, None).prod() - overlap
+    return np.divide(overlap, union, out=np.zeros(len(boxes)), where=(union > 0) & (overlap > 0))
+
+
+def grounding_target(boxes: np.ndarray, box) -> np.ndarray:
+    """float32 (n,): the IoU of each box with the one that is meant where it is 0.5 or more, else 0."""
+    overlap = iou(boxes, box)
+    return np.where(overlap >= 0.5, overlap, 0).astype(np.float32)

@@ -1,0 +1,100 @@
+"""Reading official annotation files: JSON, lines of JSON and Python 2 pickles, with errors that name the record."""
+
+import gzip
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.errors import UserError
+
+
+def read_annotations(path):
+    """The value of an official .json file."""
+    try:
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: is not whole JSON ({error}); fetch it again") from None
+
+
+def read_lines(path) -> Iterator[tuple[str, dict]]:
+    """(place for messages, record) for every line of a .json, .jsonl or .jsonl.gz file with a record a line."""
+    path = plain_or_packed(path)
+    try:
+        text = gzip.decompress(_read(path)) if str(path).endswith(".gz") else _read(path)
+        lines = text.decode("utf-8").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not a whole file ({error}); fetch it again") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: is not whole JSON ({error}); fetch it again") from None
+
+
+def plain_or_packed(path) -> Path:
+    """The file itself, or the same with .gz behind it where only that is there."""
+    packed = Path(f"{path}.gz")
+    return packed if packed.exists() and not Path(path).exists() else Path(path)
+
+
+def _read(path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); it is an official file of the data set") from None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes lists, dicts, texts and numbers; anything that names a class or a function is refused."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("it refers to something outside itself")
+
+
+def read_pickle(path):
+    """The value of a pickle of plain values, as Python 2 wrote it or later ones do."""
+    try:
+        return _PlainUnpickler(io.BytesIO(_read(path)), encoding="utf-8").load()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise UserError(f"{path}: is not a pickle of plain lists, dicts, texts and numbers ({error})") from None
+
+
+def take(record, key: str, kind, where: str):
+    """record[key], which must be of a type (or one of several); else a sentence that names the key."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: should be an object with {key} and is a {type(record).__name__}")
+    if key not in record:
+        raise UserError(f"{where}: has no {key}; it has {', '.join(sorted(map(str, record))) or 'nothing'}")
+    value = record[key]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UserError(f"{where}: {key} is {value!r}; should be {names}")
+    return value
+
+
+def take_box(record, key: str, where: str) -> tuple[float, float, float, float]:
+    """A box given as [x, y, width, height] in pixels -> (x1, y1, x2, y2)."""
+    values = take(record, key, list, where)
+    if len(values) != 4 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise UserError(f"{where}: {key} is {values!r}; should be four numbers x, y, width, height")
+    x, y, width, height = values
+    if width < 0 or height < 0:
+        raise UserError(f"{where}: {key} has a width or height below zero ({width} x {height})")
+    return float(x), float(y), float(x + width), float(y + height)
+
+
+def unique(ids, where: str) -> None:
+    """Refuses a list in which an id stands twice."""
+    seen = set()
+    for found in ids:
+        if found in seen:
+            raise UserError(f"{where}: id {found} stands there twice")
+        seen.add(found)

@@ -1,0 +1,85 @@
+"""What a task is: its settings of the paper's table 8, its official files, its scores and its submission."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import UserError
+
+Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to answer.
+
+    images: ids in the task's region shards (NLVR2: left and right). target: what is right, by the kind of task
+    (see the heads' names below), None where it is not public. candidates: boxes to choose from and their ids, where
+    these come with the example. facts: what only scores or submissions need.
+
+    answers: {answer: score}; retrieval: None; regions: the box that is meant; candidates: its number; classes: a label.
+    """
+
+    id: int | str
+    text: str
+    images: tuple[str, ...]
+    target: object = None
+    candidates: tuple[Box, ...] = ()
+    candidate_ids: tuple[str, ...] = ()
+    facts: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task by name. The defaults of a data set are class attributes of the subclasses.
+
+    group: of the paper (G1 to G4); token: the task token; head: see heads.HEADS; words, regions: limits of the
+    inputs; batch_size, lr: of single-task training; images: the name of its region shards; splits: what may be read,
+    training first, validation second.
+    """
+
+    name: str
+    title: str
+    group: str
+    token: int
+    head: str
+    words: int
+    batch_size: int
+    lr: float
+    images: str
+    splits: tuple[str, ...]
+    regions: int = 100
+
+    @abstractmethod
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        """The examples of a split from the official files in a folder, in their order there."""
+
+    @abstractmethod
+    def scores(self, examples: Sequence[Example], predictions) -> dict[str, np.ndarray]:
+        """Name of a metric -> its value for every example (or every example that it is about), the main one first.
+
+        A score is the mean of such values; predictions are what `predict` of the task's head gives.
+        """
+
+    @abstractmethod
+    def submission(self, examples: Sequence[Example], predictions) -> str:
+        """The text of the file that the official server takes."""
+
+    def read(self, folder, split: str) -> list[Example]:
+        """`examples` of a split that exists, of which there is at least one."""
+        if split not in self.splits:
+            raise UserError(f"--split {split}: {self.name} has {', '.join(self.splits)}")
+        examples = self.examples(Path(folder), split)
+        if not examples:
+            raise UserError(f"{folder}: holds no example of {self.name}'s split {split}")
+        return examples
+
+
+def part_scores(values: np.ndarray, parts: Sequence[str | None]) -> dict[str, np.ndarray]:
+    """The values of the examples of each part, by its name in alphabetical order; None: of no part."""
+    names = sorted({part for part in parts if part is not None})
+    labels = np.array([part if part is not None else "" for part in parts], dtype=object)
+    return {name: values[labels == name] for name in names}

@@ -1,0 +1,73 @@
+"""GQA: compositional questions on Visual Genome images, with one short answer each."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.answering import AnsweringTask, held_out_by_id
+from finetune.official import read_annotations, take
+from finetune.task import Example, part_scores
+
+MINVAL = 3000  # questions of train and val together, the last by id
+
+
+@dataclass(frozen=True)
+class GQA(AnsweringTask):
+    """Splits: trainval is the balanced train and val without minval; testdev is the test."""
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        if split in ("trainval", "minval"):
+            rest, minval = held_out_by_id(read(folder, "train") + read(folder, "val"), MINVAL)
+            return minval if split == "minval" else rest
+        return read(folder, split)
+
+    def right_answers(self, folder: Path) -> list[str]:
+        return [answer for split in ("train", "val") for example in read(folder, split) for answer in example.target]
+
+    def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
+        pairs = zip(examples, predictions, strict=True)
+        values = np.array([float(said in example.target) for example, said in pairs])
+        return {"accuracy": values} | part_scores(values, [example.facts["type"] for example in examples])
+
+    def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
+        pairs = zip(examples, predictions, strict=True)
+        return json.dumps([{"questionId": example.id, "prediction": said} for example, said in pairs])
+
+
+def read(folder: Path, split: str) -> list[Example]:
+    """The questions of one official file, in its order. An answer is the official one to the letter."""
+    path = folder / f"{split}_balanced_questions.json"
+    examples = []
+    for question, record in read_annotations(path).items():
+        where = f"{path}, question {question}"
+        target = {take(record, "answer", str, where): 1.0} if "answer" in record else None
+        types = record.get("types")
+        examples.append(
+            Example(
+                question,
+                take(record, "question", str, where),
+                (str(take(record, "imageId", (str, int), where)),),
+                target,
+                facts={"type": types.get("structural") if isinstance(types, dict) else None},
+            )
+        )
+    return examples
+
+
+TASKS = (
+    GQA(
+        name="gqa",
+        title="GQA",
+        group="G1",
+        token=15,
+        head="gqa",
+        words=26,
+        batch_size=128,
+        lr=4e-5,
+        images="genome",
+        splits=("trainval", "minval", "train", "val", "testdev"),
+    ),
+)

@@ -1,0 +1,64 @@
+"""GuessWhat?!: which object of a picture did a dialogue single out?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.official import read_lines, take, take_box, unique
+from finetune.pointing import PointingTask
+from finetune.task import Example
+from shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class GuessWhat(PointingTask):
+    """successful_only: leave out the games that failed or were not finished."""
+
+    successful_only: bool = False
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path = folder / f"guesswhat.{split}.jsonl"
+        examples = []
+        for where, game in read_lines(path):
+            if self.successful_only and take(game, "status", str, where) != "success":
+                continue
+            objects = take(game, "objects", list, where)
+            ids = [take(thing, "id", int, f"{where}, objects") for thing in objects]
+            right = take(game, "object_id", int, where)
+            if right not in ids:
+                raise UserError(f"{where}: object_id {right} is not among its objects")
+            image = take(take(game, "image", dict, where), "id", int, f"{where}, image")
+            examples.append(
+                Example(
+                    take(game, "id", int, where),
+                    dialogue(take(game, "qas", list, where), where),
+                    (str(image),),
+                    ids.index(right),
+                    tuple(take_box(thing, "bbox", f"{where}, objects") for thing in objects),
+                    tuple(map(str, ids)),
+                )
+            )
+        unique((example.id for example in examples), str(path))
+        return examples
+
+
+def dialogue(turns: list[dict], where: str) -> str:
+    """The published way of writing a game's questions and answers as one text."""
+    return " ".join(
+        f"start {take(turn, 'question', str, where)} answer {take(turn, 'answer', str, where)} stop" for turn in turns
+    )
+
+
+TASKS = (
+    GuessWhat(
+        name="guesswhat",
+        title="GuessWhat",
+        group="G3",
+        token=17,
+        head="candidates",
+        words=256,
+        batch_size=64,
+        lr=2e-5,
+        images="coco",
+        splits=("train", "valid", "test"),
+    ),
+)

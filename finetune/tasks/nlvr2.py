@@ -1,0 +1,60 @@
+"""NLVR2: is a sentence true of two images?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.classes import LabelTask
+from finetune.official import read_lines, take, unique
+from finetune.task import Example
+from shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class NLVR2(LabelTask):
+    """Identifiers are SPLIT-SET-PAIR-SENTENCE; what stands before the last part names the two images."""
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path = folder / f"{split}.json"
+        examples = []
+        for where, record in read_lines(path):
+            identifier = take(record, "identifier", str, where)
+            pair, _, _ = identifier.rpartition("-")
+            label = take(record, "label", str, where)
+            if label not in self.labels:
+                raise UserError(f"{where}: label is {label!r}; should be {' or '.join(self.labels)}")
+            images = (f"{pair}-img0", f"{pair}-img1")
+            examples.append(Example(identifier, take(record, "sentence", str, where), images, self.labels.index(label)))
+        unique((example.id for example in examples), str(path))
+        return examples
+
+    def scores(self, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, np.ndarray]:
+        """accuracy, and consistency: of each distinct sentence, whether it is right on all its pairs of images."""
+        right = self.right(examples, predictions)
+        by_sentence: dict[str, float] = {}
+        for example, value in zip(examples, right.tolist(), strict=True):
+            by_sentence[example.text] = min(value, by_sentence.get(example.text, 1.0))
+        return {"accuracy": right, "consistency": np.array(list(by_sentence.values()))}
+
+    def submission(self, examples: Sequence[Example], predictions: Sequence[int]) -> str:
+        pairs = zip(examples, predictions, strict=True)
+        return "".join(f"{example.id},{self.labels[chosen]}\n" for example, chosen in pairs)
+
+
+TASKS = (
+    NLVR2(
+        name="nlvr2",
+        title="NLVR2",
+        group="G4",
+        token=12,
+        head="nlvr2",
+        words=40,
+        batch_size=64,
+        lr=2e-5,
+        images="nlvr2",
+        splits=("train", "dev", "test1"),
+        labels=("False", "True"),
+    ),
+)

@@ -1,0 +1,108 @@
+"""Caption-based image retrieval on COCO and Flickr30k, by Karpathy's splits."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.official import read_annotations, take, unique
+from finetune.task import Example, Task
+
+PLACES = (1, 5, 10)
+AT_ONCE = 1000  # images that one evaluation ranks, COCO's usual protocol
+
+
+@dataclass(frozen=True)
+class Retrieval(Task):
+    """An example is a caption with its image. Predictions: scores float (captions, images), images in order of coming.
+
+    file: the official file; its `cocoid`, or the stem of its file name, is an image's id. val and test are the first
+    thousand images, val5k and test5k all of them, fold0 to fold4 the test's five thousands.
+    """
+
+    file: str = ""
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path = folder / self.file
+        wanted = {"train": ("train", "restval"), "val": ("val",), "val5k": ("val",)}.get(split, ("test",))
+        images = []
+        for number, image in enumerate(take(read_annotations(path), "images", list, str(path))):
+            where = f"{path}, image {number}"
+            if take(image, "split", str, where) in wanted:
+                images.append((where, image))
+        examples = []
+        for where, image in images[_thousand(split)]:
+            name = str(image["cocoid"]) if "cocoid" in image else Path(take(image, "filename", str, where)).stem
+            for sentence in take(image, "sentences", list, where):
+                examples.append(
+                    Example(take(sentence, "sentid", int, where), take(sentence, "raw", str, where).strip(), (name,))
+                )
+        unique((example.id for example in examples), str(path))
+        return examples
+
+    def scores(self, examples: Sequence[Example], predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """R@k of images for each caption, then (TR@k) of captions for each image. Equal scores count against."""
+        own = own_images(examples)
+        images = image_ranks(predictions, own)
+        captions = caption_ranks(predictions, own)
+        return {f"R@{k}": (images < k).astype(float) for k in PLACES} | {
+            f"TR@{k}": (captions < k).astype(float) for k in PLACES
+        }
+
+    def submission(self, examples: Sequence[Example], predictions: np.ndarray) -> str:
+        """No server takes one: a JSON object from each caption's id to its ten best images."""
+        names = list(dict.fromkeys(example.images[0] for example in examples))
+        best = np.argsort(-predictions, axis=1, kind="stable")[:, : PLACES[-1]]
+        return json.dumps({e.id: [names[n] for n in row] for e, row in zip(examples, best.tolist(), strict=True)})
+
+
+def _thousand(split: str) -> slice:
+    if split.startswith("fold"):
+        begin = int(split.removeprefix("fold")) * AT_ONCE
+        return slice(begin, begin + AT_ONCE)
+    return slice(0, AT_ONCE) if split in ("val", "test") else slice(None)
+
+
+def own_images(examples: Sequence[Example]) -> np.ndarray:
+    """int (captions,): the number of each caption's image, in order of coming."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(example.images[0], len(numbers)) for example in examples])
+
+
+def image_ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """int (captions,): how many images score no less for a caption than its own does, that one left out."""
+    return (scores >= scores[np.arange(len(own)), own][:, None]).sum(1) - 1
+
+
+def caption_ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """int (images,): how many captions of other images score no less for an image than the best of its own."""
+    mine = own[:, None] == np.arange(scores.shape[1])
+    best = np.where(mine, scores, -np.inf).max(0)
+    return ((scores >= best) & ~mine).sum(0)
+
+
+_SETTINGS = {"group": "G2", "head": "retrieval", "words": 30, "batch_size": 128, "lr": 2e-5}
+_FOLDS = tuple(f"fold{n}" for n in range(5))
+
+TASKS = (
+    Retrieval(
+        name="coco_retrieval",
+        title="COCO retrieval",
+        token=7,
+        images="coco",
+        splits=("train", "val", "test", "val5k", "test5k", *_FOLDS),
+        file="dataset_coco.json",
+        **_SETTINGS,
+    ),
+    Retrieval(
+        name="flickr_retrieval",
+        title="Flickr30k retrieval",
+        token=8,
+        images="flickr",
+        splits=("train", "val", "test"),
+        file="dataset_flickr30k.json",
+        **_SETTINGS,
+    ),
+)

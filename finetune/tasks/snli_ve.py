@@ -1,0 +1,64 @@
+"""SNLI-VE: does a Flickr30k image entail a hypothesis, contradict it, or neither?"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.classes import LabelTask
+from finetune.official import read_lines, take, unique
+from finetune.task import Example, part_scores
+from shards.errors import UserError
+
+NO_LABEL = "-"  # the annotators did not agree; such pairs are left out
+IMAGE_KEYS = ("Flickr30K_ID", "Flikr30kID")  # the second in older files, with .jpg
+
+
+@dataclass(frozen=True)
+class VisualEntailment(LabelTask):
+    """Splits as the official files name them."""
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path = folder / f"snli_ve_{split}.jsonl"
+        examples = []
+        for where, record in read_lines(path):
+            label = take(record, "gold_label", str, where)
+            if label == NO_LABEL:
+                continue
+            if label not in self.labels:
+                raise UserError(f"{where}: gold_label is {label!r}; should be {', '.join(self.labels)} or {NO_LABEL}")
+            key = next((key for key in IMAGE_KEYS if key in record), IMAGE_KEYS[0])
+            image = str(take(record, key, (str, int), where)).removesuffix(".jpg")
+            text = take(record, "sentence2", str, where)
+            examples.append(Example(take(record, "pairID", str, where), text, (image,), self.labels.index(label)))
+        unique((example.id for example in examples), str(path))
+        return examples
+
+    def scores(self, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, np.ndarray]:
+        right = self.right(examples, predictions)
+        return {"accuracy": right} | part_scores(right, [self.labels[example.target] for example in examples])
+
+    def submission(self, examples: Sequence[Example], predictions: Sequence[int]) -> str:
+        pairs = zip(examples, predictions, strict=True)
+        return "".join(
+            json.dumps({"pairID": example.id, "prediction": self.labels[chosen]}) + "\n" for example, chosen in pairs
+        )
+
+
+TASKS = (
+    VisualEntailment(
+        name="snli_ve",
+        title="SNLI-VE",
+        group="G4",
+        token=13,
+        head="entailment",
+        words=56,
+        batch_size=256,
+        lr=2e-5,
+        images="flickr",
+        splits=("train", "dev", "test"),
+        labels=("contradiction", "neutral", "entailment"),
+    ),
+)

@@ -1,0 +1,67 @@
+"""Visual Genome QA: questions with one answer each, answered from VQA's vocabulary."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.answering import AnsweringTask, held_out_by_id
+from finetune.answers import normalise
+from finetune.official import read_annotations, take, unique
+from finetune.task import Example
+
+HELD_OUT = 5000  # questions, the last by id
+
+
+@dataclass(frozen=True)
+class VisualGenomeQA(AnsweringTask):
+    """An answer outside the vocabulary has a target of zeros and counts as wrong."""
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path = folder / "question_answers.json"
+        examples = []
+        for number, image in enumerate(read_annotations(path)):
+            for place, record in enumerate(take(image, "qas", list, f"{path}, image {number}")):
+                where = f"{path}, image {number}, question {place}"
+                answer = normalise(take(record, "answer", str, where))
+                examples.append(
+                    Example(
+                        take(record, "qa_id", int, where),
+                        take(record, "question", str, where),
+                        (str(take(record, "image_id", int, where)),),
+                        {answer: 1.0},
+                    )
+                )
+        unique((example.id for example in examples), str(path))
+        train, val = held_out_by_id(examples, HELD_OUT)
+        return train if split == "train" else val
+
+    def right_answers(self, folder: Path) -> list[str]:
+        return [answer for example in self.examples(folder, "train") for answer in example.target]
+
+    def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
+        pairs = zip(examples, predictions, strict=True)
+        return {"accuracy": np.array([float(normalise(said) in example.target) for example, said in pairs])}
+
+    def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
+        pairs = zip(examples, predictions, strict=True)
+        return json.dumps([{"qa_id": example.id, "answer": said} for example, said in pairs])
+
+
+TASKS = (
+    VisualGenomeQA(
+        name="vgqa",
+        title="Visual Genome QA",
+        group="G1",
+        token=2,
+        head="vqa",
+        words=26,
+        batch_size=128,
+        lr=4e-5,
+        images="genome",
+        splits=("train", "val"),
+        at_least=9,
+    ),
+)

@@ -1,0 +1,63 @@
+"""Visual7W pointing: which of four boxes answers a question?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.official import read_annotations, take, unique
+from finetune.pointing import PointingTask
+from finetune.task import Example
+from shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class Visual7W(PointingTask):
+    """The candidates stand in the order of their ids, so that no place in it is the right one's."""
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path = folder / "dataset_v7w_pointing.json"
+        value = read_annotations(path)
+        boxes = {}
+        for number, record in enumerate(take(value, "boxes", list, str(path))):
+            where = f"{path}, box {number}"
+            x, y, width, height = (take(record, key, (int, float), where) for key in ("x", "y", "width", "height"))
+            boxes[take(record, "box_id", int, where)] = x, y, x + width, y + height
+        examples = []
+        for number, image in enumerate(take(value, "images", list, str(path))):
+            where = f"{path}, image {number}"
+            if take(image, "split", str, where) != split:
+                continue
+            name = Path(take(image, "filename", str, where)).stem
+            for record in take(image, "qa_pairs", list, where):
+                right = take(record, "answer", int, where)
+                ids = sorted({right, *take(record, "multiple_choices", list, where)})
+                for box in ids:
+                    if box not in boxes:
+                        raise UserError(f"{where}: box {box} is not among the boxes of the file")
+                examples.append(
+                    Example(
+                        take(record, "qa_id", int, where),
+                        take(record, "question", str, where),
+                        (name,),
+                        ids.index(right),
+                        tuple(boxes[box] for box in ids),
+                        tuple(map(str, ids)),
+                    )
+                )
+        unique((example.id for example in examples), str(path))
+        return examples
+
+
+TASKS = (
+    Visual7W(
+        name="visual7w",
+        title="Visual7W",
+        group="G3",
+        token=4,
+        head="candidates",
+        words=20,
+        batch_size=256,
+        lr=2e-5,
+        images="visual7w",
+        splits=("train", "val", "test"),
+    ),
+)
