@@ -39,7 +39,7 @@ setup(
     version="0.1.0",
     description="Train one vision-and-language model on many tasks (the 12-in-1 method)",
     python_requires=">=3.11",
-    packages=find_packages(include=["ops*", "shards*", "pretrain*"]),
+    packages=find_packages(include=["ops*", "shards*", "pretrain*", "finetune*"]),
     install_requires=[
         "torch>=2.4",
         "transformers>=4.48",
