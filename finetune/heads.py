@@ -1,0 +1,117 @@
+"""The six heads of the twelve tasks on one two-stream model (reference: the paper's table 8 and section 3.2).
+
+Heads are shared where the paper shares them: VQA and Visual Genome QA, the two retrieval tasks, and everything that
+points at a region, be it the detector's or one that comes with the example.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.config import ModelConfig
+from pretrain.layers import Norm
+from pretrain.model import Encoded, TwoStream, initialise
+
+OPTIONS = 4  # of a retrieval example in training: the pair, and three that do not belong together
+PADDING = -10000.0  # a score that no region has, as published
+
+
+class AnswerHead(nn.Module):
+    """A fused vector (B, size) -> scores (B, answers): Linear, GELU, LayerNorm, Linear."""
+
+    def __init__(self, size: int, inner: int, answers: int):
+        super().__init__()
+        self.dense, self.norm, self.decoder = nn.Linear(size, inner), Norm(inner), nn.Linear(inner, answers)
+
+    def forward(self, fused: Tensor) -> Tensor:
+        return self.decoder(self.norm(F.gelu(self.dense(fused))))
+
+
+@dataclass
+class TaskInputs:
+    """A batch as the model takes it; rows of images: 0 the whole image, then regions, then candidates if there are any.
+
+    input_ids int64 (B, L), text_mask bool (B, L), features (B, R, D), locations (B, R, 5), image_mask bool (B, R),
+    task_ids int64 (B,), or None for a model without task tokens; candidates: how many of the last rows are candidates.
+    For NLVR2 the rows of B are left, right, left, right; for retrieval in training OPTIONS rows are one example.
+    """
+
+    input_ids: Tensor
+    text_mask: Tensor
+    features: Tensor
+    locations: Tensor
+    image_mask: Tensor
+    task_ids: Tensor | None = None
+    candidates: int = 0
+
+
+class TaskModel(nn.Module):
+    """The two-stream model with the heads that are asked for.
+
+    answers: the sizes of the answer heads, {"vqa": 3129, "gqa": 1533}; a head that is not named there is left out.
+    """
+
+    def __init__(self, config: ModelConfig, answers: dict[str, int]):
+        super().__init__()
+        self.encoder = TwoStream(config)
+        fused = config.bi_hidden_size
+        heads = {name: AnswerHead(fused, 2 * fused, count) for name, count in answers.items()}
+        heads["retrieval"] = nn.Linear(fused, 1)
+        heads["pointing"] = nn.Linear(config.v_hidden_size, 1)
+        heads["nlvr2"] = AnswerHead(2 * fused, 2 * fused, 2)
+        heads["entailment"] = nn.Linear(fused, 3)
+        self.heads = nn.ModuleDict(heads)
+        self.region_dropout = nn.Dropout(config.v_hidden_dropout_prob)
+        initialise(self.heads, config.initializer_range)
+
+    def forward(self, inputs: TaskInputs, head: str) -> Tensor:
+        """Scores: (B, answers) of vqa, gqa, entailment; (B,) of retrieval; (B / 2, 2) of nlvr2; of regions (B, R) over
+        all rows; of candidates (B, K) over the last ones; PADDING where there is no region."""
+        return self.scores(self.encode(inputs), inputs, head)
+
+    def encode(self, inputs: TaskInputs) -> Encoded:
+        return self.encoder(
+            inputs.input_ids,
+            inputs.text_mask,
+            inputs.features,
+            inputs.locations,
+            inputs.image_mask,
+            task_ids=inputs.task_ids,
+        )
+
+    def scores(self, encoded: Encoded, inputs: TaskInputs, head: str) -> Tensor:
+        """What `forward` says, from states that are there already."""
+        if head in ("regions", "candidates"):
+            first = -inputs.candidates if head == "candidates" else 0
+            points = self.heads["pointing"](self.region_dropout(encoded.image[:, first:]))[..., 0]
+            return points.masked_fill(~inputs.image_mask[:, first:], PADDING)
+        fused = self.encoder.fuse(encoded)
+        if head == "nlvr2":
+            fused = fused.reshape(-1, 2 * fused.shape[-1])
+        scores = self.heads[head](fused)
+        return scores[..., 0] if head == "retrieval" else scores
+
+
+_PUBLISHED = [
+    (r"vil_prediction\.", "heads.vqa."),
+    (r"vil_prediction_gqa\.", "heads.gqa."),
+    (r"vil_binary_prediction\.", "heads.nlvr2."),
+    (r"vil_logit\.", "heads.retrieval."),
+    (r"vil_tri_prediction\.", "heads.entailment."),
+    (r"vision_logit\.", "heads.pointing."),
+]
+_LAYERS = {"logit_fc.0.": "dense.", "logit_fc.2.": "norm.", "logit_fc.3.": "decoder."}
+UNUSED_HEAD = "linguisic_logit."  # so spelled; a head on words that no task has
+
+
+def our_head_name(published: str) -> str | None:
+    """Our name of a weight of a published head, or None where it is not one that is used."""
+    for pattern, ours in _PUBLISHED:
+        name, count = re.subn("^" + pattern, ours, published)
+        if count:
+            for theirs, layer in _LAYERS.items():
+                name = name.replace(theirs, layer)
+            return name
+    return None

@@ -1,0 +1,24 @@
+"""The tasks' losses: one value an example, whose mean over the whole batch is the loss."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.heads import OPTIONS
+
+
+def example_losses(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
+    """float32 (examples,): the losses of the examples of a batch, from the scores of a head (heads.TaskModel).
+
+    target: vqa, gqa: soft scores (B, answers); regions, candidates: the IoU with what is meant (B, rows), 0 on padding;
+    nlvr2, entailment: labels int64 (B,); retrieval: None, the first of every OPTIONS is the pair.
+    Sums over answers or regions where the published code multiplies a mean by their number.
+    """
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if head == "retrieval":
+        scores = scores.reshape(-1, OPTIONS)
+        return F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.int64), reduction="none")
+    if head in ("nlvr2", "entailment"):
+        target = F.one_hot(target, scores.shape[1])
+        return F.binary_cross_entropy_with_logits(scores, target.to(scores.dtype), reduction="none").mean(1)
+    return F.binary_cross_entropy_with_logits(scores, target.to(scores.dtype), reduction="none").sum(1)

@@ -1,0 +1,114 @@
+"""Heads and losses of the twelve tasks against the published implementation's outputs."""
+
+import json
+
+import pytest
+import torch
+from conftest import PARITY
+
+from finetune.heads import OPTIONS, PADDING, UNUSED_HEAD, TaskInputs, TaskModel, our_head_name
+from finetune.losses import example_losses
+from pretrain.config import model_config_from
+from pretrain.published import from_published
+
+
+def close(ours, theirs, tolerance=1e-5):
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def model(parity):
+    config = model_config_from(json.loads((PARITY / "config.json").read_text()), "config.json")
+    weights, rest = from_published(parity["tasks_weights"])
+    heads = {our_head_name(name): parity["tasks_weights"][name] for name in rest if not name.startswith(UNUSED_HEAD)}
+    assert None not in heads
+    model = TaskModel(config.replace(task_tokens=20), {"vqa": 3129, "gqa": 1533}).eval()
+    # Strict: every weight of ours has one published, and every published one but the pretraining heads' has a place.
+    model.load_state_dict({name: value for name, value in weights.items() if name.startswith("encoder.")} | heads)
+    return model
+
+
+def inputs_of(parity, rows=slice(None), **options) -> TaskInputs:
+    x = {name: value[rows] for name, value in parity["inputs"].items()}
+    return TaskInputs(
+        x["input_ids"],
+        x["text_mask"].bool(),
+        x["features"],
+        x["locations"],
+        x["region_mask"].bool(),
+        x["task_ids"][:, 0],
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def scores(parity, model):
+    def of(head, rows=slice(None), **options):
+        x = inputs_of(parity, rows, **options)
+        segments = parity["inputs"]["segment_ids"][rows]  # the published inputs have two; the tasks use the first alone
+        with torch.no_grad():
+            encoded = model.encoder(
+                x.input_ids, x.text_mask, x.features, x.locations, x.image_mask, segments, x.task_ids
+            )
+            return model.scores(encoded, x, head)
+
+    return of
+
+
+def test_every_head(parity, scores):
+    theirs = parity["outputs"]
+    close(scores("vqa"), theirs["task_vil_prediction"])
+    close(scores("gqa"), theirs["task_vil_prediction_gqa"])
+    close(scores("retrieval"), theirs["task_vil_logit"][:, 0])
+    close(scores("nlvr2", slice(4)), theirs["task_vil_binary_prediction_first4"])
+    close(scores("entailment"), theirs["task_vil_tri_prediction"])
+    valid = parity["inputs"]["region_mask"].bool()
+    close(scores("regions")[valid], theirs["task_vision_logit"][..., 0][valid])
+    assert (scores("regions")[~valid] == PADDING).all() and not valid.all()
+    close(scores("candidates", candidates=3), scores("regions")[:, -3:])
+
+
+def test_every_loss(parity, scores):
+    theirs = parity["outputs"]
+    close(example_losses("vqa", scores("vqa"), theirs["target_vqa"]).mean(), theirs["loss_vqa"], 1e-3)
+    close(example_losses("regions", scores("regions"), theirs["target_regions"][..., 0]).mean(), theirs["loss_regions"])
+    labels = theirs["target_tri"].argmax(1)
+    close(example_losses("entailment", scores("entailment"), labels).mean(), theirs["loss_tri"])
+    labels = theirs["target_binary"].argmax(1)
+    close(example_losses("nlvr2", scores("nlvr2", slice(4)), labels).mean(), theirs["loss_binary_first4"])
+    first = scores("retrieval", slice(OPTIONS))
+    close(example_losses("retrieval", first, None).mean(), theirs["loss_retrieval_first4"])
+
+
+def test_the_loss_of_an_example_is_its_own(scores):
+    """A batch's losses are those of its examples one by one."""
+    torch.manual_seed(0)
+    target = torch.rand(5, 11).where(torch.rand(5, 11) > 0.7, torch.zeros(()))
+    whole = example_losses("regions", scores("regions"), target)
+    alone = [example_losses("regions", scores("regions", slice(n, n + 1)), target[n : n + 1]) for n in range(5)]
+    close(whole, torch.cat(alone))
+
+
+def test_padding_adds_nothing_to_a_loss_and_is_never_chosen(parity, model):
+    inputs = inputs_of(parity)
+    narrow = model(inputs, "regions")
+    pad = torch.nn.functional.pad
+    wide = TaskInputs(
+        inputs.input_ids,
+        inputs.text_mask,
+        pad(inputs.features, (0, 0, 0, 4), value=7.0),
+        pad(inputs.locations, (0, 0, 0, 4), value=1.0),
+        pad(inputs.image_mask, (0, 4)),
+        inputs.task_ids,
+    )
+    padded = model(wide, "regions")
+    close(padded[:, :11], narrow)
+    target = torch.zeros(5, 11)
+    close(example_losses("regions", padded, pad(target, (0, 4))), example_losses("regions", narrow, target))
+    assert (padded.argmax(1) < 11).all()
+
+
+def test_published_names():
+    assert our_head_name("vil_prediction.logit_fc.3.bias") == "heads.vqa.decoder.bias"
+    assert our_head_name("vil_prediction_gqa.logit_fc.0.weight") == "heads.gqa.dense.weight"
+    assert our_head_name("linguisic_logit.weight") is None and our_head_name("bert.x") is None
