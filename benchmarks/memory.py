@@ -23,8 +23,9 @@ from pretrain.config import read_model_config
 from pretrain.heads import PretrainingModel
 from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
-from pretrain.step import Engine, Pass, Precision, Sums
+from pretrain.step import Engine, Precision, Sums
 from pretrain.trainer import memory
+from pretrain.work import Pass
 from shards.flags import command, flag
 from shards.ranks import ALONE
 
@@ -73,14 +74,13 @@ def peak(config: Config, choice: Choice) -> int:
     objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
     precision = Precision(choice.precision, device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
-    engine = Engine(
-        Pass(model, objective), model, objective.to(device), optimizer, precision, precision.scaler(), ALONE, 0, 1.0
-    )
+    work = Pass(model, objective.to(device), precision)
+    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 0, 1.0)
     for step, size in enumerate((1, config.batch_size // choice.accumulate)):
         batch = random_batch(size, sizes)
         batch.word_count, batch.region_count = objective.count(batch)
         parts = [batch.to(device)] * (choice.accumulate if step else 1)
-        engine.step(step, parts, (batch.word_count, batch.region_count, size), Sums())
+        engine.step(step, parts, Sums(), (batch.word_count, batch.region_count, size))
     return memory(device)
 
 

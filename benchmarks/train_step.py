@@ -32,7 +32,8 @@ from pretrain.config import read_model_config
 from pretrain.heads import PretrainingModel
 from pretrain.objective import Objective, class_distribution
 from pretrain.optimizer import make_optimizer
-from pretrain.step import Engine, Pass, Precision, Sums
+from pretrain.step import Engine, Precision, Sums
+from pretrain.work import Pass
 from shards.flags import command, flag
 from shards.ranks import ALONE
 
@@ -104,11 +105,11 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def matrix_work(engine: Engine, batch: Batch) -> int:
+def matrix_work(work: Pass, batch: Batch) -> int:
     """FLOPs of the matrix products and attention of one forward and backward pass, fused attention counted apart."""
     with unfused(), FlopCounterMode(display=False) as counter:
-        masked_positions_loss(engine.objective, engine.model, batch).backward()
-    engine.model.zero_grad(set_to_none=True)
+        masked_positions_loss(work.objective, work.model, batch).backward()
+    work.model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 
 
@@ -117,14 +118,15 @@ def whole_step(config: Config, batch: Batch, model: PretrainingModel, objective:
     device = torch.device(config.device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
     precision = Precision("bf16", device)
-    engine = Engine(Pass(model, objective), model, objective, optimizer, precision, precision.scaler(), ALONE, 0, 1.0)
+    work = Pass(model, objective, precision)
+    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 0, 1.0)
     counts, number = (batch.word_count, batch.region_count, len(batch)), iter(range(10**6))
-    step = waiting_for(device, lambda: engine.step(next(number), [batch], counts, Sums()))
+    step = waiting_for(device, lambda: engine.step(next(number), [batch], Sums(), counts))
     seconds = time_in_turn({"step": step}, config.repeats)["step"]
-    work, rate = matrix_work(engine, batch), matrix_rate(device)
+    flops, rate = matrix_work(work, batch), matrix_rate(device)
     print(
-        f"\nwhole step, bf16: {len(batch) / seconds:.4g} pairs/s, {work / len(batch) / 1e9:.1f} GFLOP a pair, "
-        f"{work / seconds / 1e12:.3g} of {rate / 1e12:.3g} TFLOP/s: {work / seconds / rate:.0%} of the matrix rate"
+        f"\nwhole step, bf16: {len(batch) / seconds:.4g} pairs/s, {flops / len(batch) / 1e9:.1f} GFLOP a pair, "
+        f"{flops / seconds / 1e12:.3g} of {rate / 1e12:.3g} TFLOP/s: {flops / seconds / rate:.0%} of the matrix rate"
     )
     hours = PUBLISHED_PAIRS / (len(batch) / seconds) / 3600
     print(f"at that pace, ten epochs of 3.1 million pairs take {hours:.4g} hours\n")

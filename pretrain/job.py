@@ -20,9 +20,10 @@ from pretrain.pairs import Swaps
 from pretrain.plan import Plan, Stage
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.sources import Pairs, ValidationBatches, open_pairs
-from pretrain.step import Engine, Pass, Precision, Skipped
+from pretrain.step import Engine, Precision, Skipped
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces, load_pieces
 from pretrain.validate import most_frequent_word
+from pretrain.work import Pass
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.files import read_json, write_json
@@ -42,6 +43,7 @@ class Job:
     plan: Plan
     collator: Collator
     validation: ValidationBatches
+    work: Pass
     engine: Engine
     frequent_word: int
     bad_samples: int = 0
@@ -61,7 +63,8 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
     pieces = _pieces(config, ranks, pairs, run if newest else None)
     sizes = model_config(config, pairs.shards, pieces)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    engine = _engine(config, ranks, device, sizes, pieces, newest)
+    work = _work(config, ranks, device, sizes, pieces, newest)
+    engine = _engine(config, ranks, work)
     facts = read_json(newest / FACTS) if newest else {}
     if newest:
         restore(newest, engine.model, engine.optimizer)
@@ -73,7 +76,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
         Collator,
         captions=pairs.captions,
         pieces=pieces,
-        objective=engine.objective.to("cpu"),
+        objective=work.objective.to("cpu"),
         seed=config.seed,
         limits=limits,
         skip_bad=config.on_bad_shard == "skip",
@@ -97,6 +100,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
         plan=plan,
         collator=collator(swaps=Swaps(pairs.captions, pairs.training)),
         validation=ValidationBatches(pairs, collator(swaps=Swaps(pairs.captions, pairs.validation)), at_once, ranks),
+        work=work,
         engine=engine,
         frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.training, pieces, config.words)),
         bad_samples=facts.get("bad_samples", 0),
@@ -132,23 +136,18 @@ def _pieces(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None
     return on_first(ranks, lambda: learn_pieces(texts, config.vocabulary))
 
 
-def _engine(
+def _work(
     config: PretrainConfig, ranks: Ranks, device: torch.device, sizes: ModelConfig, pieces: WordPieces, newest
-) -> Engine:
+) -> Pass:
+    """The model, new or from BERT, on its device, and what a step does with it."""
     torch.manual_seed(config.seed)
     model = PretrainingModel(sizes, sizes.v_feature_size if config.region_target == "features" else None)
     if config.region_target == "none":
         model.regions.requires_grad_(False)
     if config.bert and not newest:
         ranks.say(f"{len(load_bert(model, config.bert))} weights of the text stream come from {config.bert}")
-    precision = Precision(config.precision, device)
     model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
     model.encoder.recompute = config.activation_checkpointing
-
-    def scale(name: str) -> float:
-        return config.bert_lr_scale if config.bert and from_bert(name) else 1.0
-
-    optimizer = make_optimizer(model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
     if config.compile:
         model.encoder.compile(dynamic=True)
     objective = Objective(
@@ -159,13 +158,20 @@ def _engine(
         aligned_only=config.aligned_only,
         predict_overlapped=config.predict_overlapped,
     )
+    return Pass(model, objective, Precision(config.precision, device))
+
+
+def _engine(config: PretrainConfig, ranks: Ranks, work: Pass) -> Engine:
+    def scale(name: str) -> float:
+        return config.bert_lr_scale if config.bert and from_bert(name) else 1.0
+
+    optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
     return Engine(
-        replica=replicate(Pass(model, objective), ranks),
-        model=model,
-        objective=objective,
+        replica=replicate(work, ranks),
+        model=work.model,
         optimizer=optimizer,
-        precision=precision,
-        scaler=precision.scaler(),
+        precision=work.precision,
+        scaler=work.precision.scaler(),
         ranks=ranks,
         seed=config.seed,
         clip=config.clip,

@@ -190,7 +190,7 @@ class ValidationBatches:
     """This rank's share of the held-out pairs in batches, the same at every pass; those of a stream are read once."""
 
     def __init__(self, pairs: Pairs, collator: Collator, batch_size: int, ranks: Ranks = ALONE):
-        self.pairs, self.collator, self.size = pairs, collator, batch_size
+        self.pairs, self.collator, self.size, self.ranks = pairs, collator, batch_size, ranks
         self.numbers = pairs.validation[slice(*share(len(pairs.validation), ranks.count, ranks.rank))]
         self.samples = None
         if pairs.streamed and len(self.numbers):

@@ -12,26 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pretrain.batch import Batch
 from pretrain.distributed import add_up, without_sync
-from pretrain.heads import PretrainingModel
-from pretrain.objective import Inputs, Losses, Objective
 from shards import hashing
 from shards.errors import UserError
 from shards.ranks import Ranks
 
 IN_A_ROW = 10  # skipped steps after which a run is given up
-
-
-class Pass(nn.Module):
-    """A model's pass over a masked batch as one module, for what wraps modules."""
-
-    def __init__(self, model: PretrainingModel, objective: Objective):
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, batch: Batch, inputs: Inputs) -> Losses:
-        return self.objective.losses(self.model, batch, inputs)
 
 
 @dataclass(frozen=True)
@@ -102,33 +88,23 @@ class Sums:
             self.values[name] = self.values[name] + value if name in self.values else value
 
     def reading(self, ranks: Ranks) -> dict[str, float]:
-        """Means over all ranks of what was added, as plain numbers; the sums begin anew."""
+        """The sums over all ranks as plain numbers; they begin anew."""
         numbers = add_up(torch.stack(list(self.values.values())), ranks).tolist()
-        v = dict(zip(self.values, numbers, strict=True))
+        reading = dict(zip(self.values, numbers, strict=True))
         self.values = {}
-        words, regions, pairs = max(v["word_count"], 1), max(v["region_count"], 1), max(v["pair_count"], 1)
-        valid = max(v["valid"], 1)
-        return {
-            "loss": v["words"] / words + v["regions"] / regions + v["alignment"] / pairs,
-            "loss_words": v["words"] / words,
-            "loss_regions": v["regions"] / regions,
-            "loss_alignment": v["alignment"] / pairs,
-            "word_accuracy": v["words_right"] / words,
-            "region_accuracy": v["regions_right"] / regions,
-            "alignment_accuracy": v["alignment_right"] / pairs,
-            "gradient_norm": v["gradient_norm"] / max(v["steps"], 1),
-            "hidden_by_choice": v["zeroed"] / valid,
-            "hidden_by_overlap": (v["hidden"] - v["zeroed"]) / valid,
-        }
+        return reading
 
 
 @dataclass
 class Engine:
-    """What takes optimizer steps. seed: of dropout; replica: the Pass, synchronised over ranks."""
+    """What takes optimizer steps.
+
+    replica: a module that makes of a part of a batch (its part of the loss, numbers for the log), synchronised over
+    ranks; model: whose weights are trained; seed: of dropout.
+    """
 
     replica: nn.Module
-    model: PretrainingModel
-    objective: Objective
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     precision: Precision
     scaler: torch.amp.GradScaler
@@ -137,22 +113,19 @@ class Engine:
     clip: float
     skipped: Skipped = field(default_factory=Skipped)
 
-    def step(self, number: int, parts: list[Batch], counts: tuple[int, int, int], sums: Sums) -> None:
+    def step(self, number: int, parts: list, sums: Sums, *arguments) -> None:
         """Step `number` on this rank's parts of the batch, which are on the device already.
 
-        counts: words, regions and pairs that count in the whole global batch, by which the losses are divided.
+        arguments: what the replica needs to know of the whole batch. The sums get its numbers, steps, gradient_norm.
         """
         added: dict[str, Tensor | int] = {}
-        for place, batch in enumerate(parts):
+        for place, part in enumerate(parts):
             # Dropout follows from the step, and a run that goes on has no generator to bring back.
             torch.manual_seed(hashing.key(self.seed, number, self.ranks.rank, place) & (2**63 - 1))
             with without_sync(self.replica) if place + 1 < len(parts) else contextlib.nullcontext():
-                inputs = self.objective.mask(batch, self.precision.dtype)
-                with self.precision.autocast():
-                    losses = self.replica(batch, inputs)
-                loss = losses.total(*counts) * self.ranks.count  # the ranks' gradients are averaged, not added
-                self.scaler.scale(loss).backward()
-            for name, value in _numbers(batch, inputs, losses).items():
+                loss, numbers = self.replica(part, *arguments)
+                self.scaler.scale(loss * self.ranks.count).backward()  # ranks' gradients are averaged, not added
+            for name, value in numbers.items():
                 added[name] = added.get(name, 0) + value
         norm, finite = self._update()
         self.skipped.note(number, finite)
@@ -173,21 +146,3 @@ class Engine:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, finite
-
-
-def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor | int]:
-    """What the log is told of a part of a step."""
-    return {
-        "words": losses.words.detach(),
-        "regions": losses.regions.detach(),
-        "alignment": losses.alignment.detach(),
-        "words_right": losses.words_right,
-        "regions_right": losses.regions_right,
-        "alignment_right": losses.alignment_right,
-        "word_count": losses.word_count,
-        "region_count": losses.region_count,
-        "pair_count": losses.pair_count,
-        "zeroed": inputs.hidden.zeroed.sum(),
-        "hidden": inputs.hidden.hidden.sum(),
-        "valid": batch.valid.sum(),
-    }

@@ -18,6 +18,7 @@ from pretrain.optimizer import lr_factor, set_lr
 from pretrain.sources import Places, training_steps, watched_workers
 from pretrain.step import Sums
 from pretrain.validate import validate
+from pretrain.work import means
 from shards.errors import ErrorElsewhere, UserError
 
 TOGETHER = 2.0  # seconds within which signals are one: a terminal's Ctrl-C comes once more by way of torchrun
@@ -125,7 +126,7 @@ def train(job: Job, log: RunLog | None) -> tuple[int | None, int, dict]:
             _report(parts, reported)
             job.bad_samples += agreed.bad_samples
             set_lr(engine.optimizer, config.lr * lr_factor(done, plan.total_steps, config.warmup))
-            engine.step(done, parts, (agreed.words, agreed.regions, agreed.pairs), sums)
+            engine.step(done, parts, sums, (agreed.words, agreed.regions, agreed.pairs))
             engine.skipped.check()
             clock.samples += agreed.pairs
             done += 1
@@ -188,13 +189,13 @@ class Progress:
 
     def training(self, done: int, sums: Sums, clock: Clock) -> None:
         job, plan = self.job, self.job.plan
-        means = sums.reading(job.ranks)
+        values = means(sums.reading(job.ranks))
         job.engine.skipped.check(wait=True)
         skipped, self.skipped = job.engine.skipped.count - self.skipped, job.engine.skipped.count
         rates = clock.reading()
         if self.log is None:
             return
-        values = {
+        values |= {
             "epoch": done / plan.steps_per_epoch,
             "samples": plan.samples_before(done),
             "lr": job.config.lr * lr_factor(done - 1, plan.total_steps, job.config.warmup),
@@ -202,12 +203,12 @@ class Progress:
             "bad_samples": job.bad_samples,
             "memory_gb": memory(job.device) / 1e9,
         }
-        self.log.write(done, "train", values | means | rates)
+        self.log.write(done, "train", values | rates)
         left = (time.perf_counter() - self.began) / (done - plan.first_step) * (plan.total_steps - done)
         job.ranks.say(
-            f"step {done}/{plan.total_steps}  loss: words {means['loss_words']:.3f} regions "
-            f"{means['loss_regions']:.3f} alignment {means['loss_alignment']:.3f}  accuracy: words "
-            f"{means['word_accuracy']:.1%} alignment {means['alignment_accuracy']:.1%}  "
+            f"step {done}/{plan.total_steps}  loss: words {values['loss_words']:.3f} regions "
+            f"{values['loss_regions']:.3f} alignment {values['loss_alignment']:.3f}  accuracy: words "
+            f"{values['word_accuracy']:.1%} alignment {values['alignment_accuracy']:.1%}  "
             f"{rates['samples_per_second']:.0f} pairs/s  {duration(left)} left"
             + (f"  {skipped} steps skipped: gradients not finite" if skipped else "")
         )
@@ -216,7 +217,7 @@ class Progress:
         job = self.job
         if not len(job.validation):
             return {}
-        scores = validate(job.engine, job.validation, job.device, job.frequent_word)
+        scores = validate(job.work, job.validation, job.device, job.frequent_word)
         if self.log is not None:
             self.log.write(done, "validation", scores)
         job.ranks.say(f"step {done}/{job.plan.total_steps}  held out: {describe_scores(scores)}")

@@ -6,7 +6,7 @@ import torch
 from pretrain.batch import Batch
 from pretrain.distributed import add_up
 from pretrain.sources import ValidationBatches
-from pretrain.step import Engine
+from pretrain.work import Pass
 from shards.errors import ErrorElsewhere, UserError
 
 
@@ -25,22 +25,22 @@ SUMS = (*LOSSES, "word_count", "region_count", "pairs", "misaligned", "frequent"
 
 
 @torch.no_grad()
-def validate(engine: Engine, batches: ValidationBatches, device, frequent: int) -> dict:
+def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> dict:
     """Losses and accuracies on the held-out pairs, divided over the ranks, in evaluation mode.
 
     alignment_chance: the share of the more frequent of the two labels; word_chance: the accuracy of always
     saying `frequent`, the most frequent training word, at the very positions that are predicted.
     """
-    engine.model.eval()
+    work.model.eval()
     sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64)
     failure = None
     try:
         for batch in batches:
-            sums[:-1] += _of_batch(engine, batch.to(device), frequent)
+            sums[:-1] += _of_batch(work, batch.to(device), frequent)
     except UserError as error:  # said below, when every rank knows
         failure, sums[-1] = error, 1
-    engine.model.train()
-    values = add_up(sums, engine.ranks).tolist()
+    work.model.train()
+    values = add_up(sums, batches.ranks).tolist()
     if values.pop():
         raise failure or ErrorElsewhere("another rank has stopped")
     s = dict(zip(SUMS, values, strict=True))
@@ -59,11 +59,9 @@ def validate(engine: Engine, batches: ValidationBatches, device, frequent: int) 
     return scores | {"loss": scores["loss_words"] + scores["loss_regions"] + scores["loss_alignment"]}
 
 
-def _of_batch(engine: Engine, batch: Batch, frequent: int) -> torch.Tensor:
+def _of_batch(work: Pass, batch: Batch, frequent: int) -> torch.Tensor:
     """SUMS over one batch, float64, on the CPU."""
-    inputs = engine.objective.mask(batch, engine.precision.dtype)
-    with engine.precision.autocast():
-        losses = engine.objective.losses(engine.model, batch, inputs)
+    inputs, losses = work.losses(batch)
     counts = (losses.word_count, losses.region_count, len(batch), batch.misaligned.sum())
     values = (*(getattr(losses, name) for name in LOSSES), *counts, (inputs.word_labels == frequent).sum())
     return torch.tensor([float(value) for value in values], dtype=torch.float64)

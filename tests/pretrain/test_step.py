@@ -16,7 +16,8 @@ from pretrain.heads import PretrainingModel
 from pretrain.masking import sample_keys
 from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer, optimizer_state, restore_optimizer
-from pretrain.step import IN_A_ROW, Engine, Pass, Precision, Skipped, Sums
+from pretrain.step import IN_A_ROW, Engine, Precision, Skipped, Sums
+from pretrain.work import Pass, means
 from shards.errors import UserError
 from shards.ranks import ALONE
 
@@ -45,7 +46,7 @@ def make_engine(precision="float32", dropout=0.1, kind="adamw", prepare=lambda m
     optimizer = make_optimizer(model, 1e-3, BETAS, EPSILON, 0.01, kind=kind)
     # A scale that fits from the first step on; torch's own begins too high and skips a few steps to find it.
     scaler = torch.amp.GradScaler("cpu", init_scale=64) if precision == "fp16" else how.scaler()
-    return Engine(Pass(model, OBJECTIVE), model, OBJECTIVE, optimizer, how, scaler, ALONE, 0, 1.0)
+    return Engine(Pass(model, OBJECTIVE, how), model, optimizer, how, scaler, ALONE, 0, 1.0)
 
 
 def take(engine, batch, steps):
@@ -53,9 +54,9 @@ def take(engine, batch, steps):
     losses, counts = [], (batch.word_count, batch.region_count, len(batch))
     for step in range(steps):
         sums = Sums()
-        engine.step(step, [batch], counts, sums)
+        engine.step(step, [batch], sums, counts)
         engine.skipped.check()
-        losses.append(sums.reading(ALONE)["loss"])
+        losses.append(means(sums.reading(ALONE))["loss"])
     return losses
 
 
@@ -82,8 +83,7 @@ def test_losses_and_layer_norm_are_float32_in_a_narrow_precision(precision):
     for module in engine.model.modules():
         module.register_forward_hook(lambda module, _, out: seen.append((type(module), out)))
     batch = make_batch()
-    with engine.precision.autocast():
-        losses = engine.replica(batch, OBJECTIVE.mask(batch, engine.precision.dtype))
+    _, losses = engine.replica.losses(batch)
     assert {getattr(losses, name).dtype for name in ("words", "regions", "alignment")} == {torch.float32}
     norms = [out.dtype for kind, out in seen if issubclass(kind, nn.LayerNorm)]
     linears = [out.dtype for kind, out in seen if kind is nn.Linear]
@@ -115,8 +115,8 @@ def test_a_skipped_step_adds_nothing_to_the_log():
     good, bad = make_batch(), make_batch()
     bad.features[:, 0] = math.nan
     for step, batch in enumerate((good, bad)):
-        engine.step(step, [batch], (batch.word_count, batch.region_count, len(batch)), sums)
-    reading, alone = sums.reading(ALONE), take(make_engine(), good, 1)
+        engine.step(step, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
+    reading, alone = means(sums.reading(ALONE)), take(make_engine(), good, 1)
     assert reading["loss"] == alone[0] and math.isfinite(reading["gradient_norm"])
 
 
@@ -143,7 +143,7 @@ def test_a_run_whose_gradients_burst_stops_with_its_last_checkpoint(dataset_fold
 
 def gradients(engine, batch):
     torch.manual_seed(5)
-    losses = engine.replica(batch, OBJECTIVE.mask(batch))
+    _, losses = engine.replica.losses(batch)
     losses.total(batch.word_count, batch.region_count, len(batch)).backward()
     return losses, {name: p.grad for name, p in engine.model.named_parameters()}
 
@@ -176,7 +176,7 @@ def test_an_empty_part_gives_no_gradient():
     engine, whole = make_engine(), make_batch()
     batch = whole._map(lambda x: x[:0])
     batch.word_count = batch.region_count = 0
-    losses = engine.replica(batch, OBJECTIVE.mask(batch))
+    _, losses = engine.replica.losses(batch)
     losses.total(5, 5, 5).backward()
     grads = [p.grad for p in engine.model.parameters() if p.grad is not None]
     assert len(grads) > 50 and all((grad == 0).all() for grad in grads)
@@ -268,15 +268,14 @@ def test_a_step_never_waits_for_the_gpu():
     engine.model.to("cuda")
     engine.precision = Precision("bf16", torch.device("cuda"))
     engine.scaler = engine.precision.scaler()
-    engine.objective = OBJECTIVE.to("cuda")
-    engine.replica = Pass(engine.model, engine.objective)
+    engine.replica = Pass(engine.model, OBJECTIVE.to("cuda"), engine.precision)
     counts, sums = (batch.word_count, batch.region_count, len(batch)), Sums()
-    engine.step(0, [batch], counts, sums)
+    engine.step(0, [batch], sums, counts)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(1, 4):
-            engine.step(step, [batch], counts, sums)
+            engine.step(step, [batch], sums, counts)
             engine.skipped.check()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert math.isfinite(sums.reading(ALONE)["loss"])
+    assert math.isfinite(means(sums.reading(ALONE))["loss"])

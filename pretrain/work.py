@@ -1,0 +1,65 @@
+"""What a pretraining step does with a batch (mask, forward, losses), and what its numbers mean for the log."""
+
+from torch import Tensor, nn
+
+from pretrain.batch import Batch
+from pretrain.heads import PretrainingModel
+from pretrain.objective import Inputs, Losses, Objective
+from pretrain.step import Precision
+
+
+class Pass(nn.Module):
+    """A model's pass over a batch as one module, for what wraps modules (replicas) and for Engine."""
+
+    def __init__(self, model: PretrainingModel, objective: Objective, precision: Precision):
+        super().__init__()
+        self.model, self.objective, self.precision = model, objective, precision
+
+    def forward(self, batch: Batch, counts: tuple[int, int, int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+        """(the batch's part of the training loss, numbers for the log).
+
+        counts: words, regions and pairs that count in the whole global batch, by which the losses are divided.
+        """
+        inputs, losses = self.losses(batch)
+        return losses.total(*counts), _numbers(batch, inputs, losses)
+
+    def losses(self, batch: Batch) -> tuple[Inputs, Losses]:
+        inputs = self.objective.mask(batch, self.precision.dtype)
+        with self.precision.autocast():
+            return inputs, self.objective.losses(self.model, batch, inputs)
+
+
+def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor | int]:
+    """What the log is told of a part of a step; sums, so that parts and ranks can be added up."""
+    return {
+        "words": losses.words.detach(),
+        "regions": losses.regions.detach(),
+        "alignment": losses.alignment.detach(),
+        "words_right": losses.words_right,
+        "regions_right": losses.regions_right,
+        "alignment_right": losses.alignment_right,
+        "word_count": losses.word_count,
+        "region_count": losses.region_count,
+        "pair_count": losses.pair_count,
+        "zeroed": inputs.hidden.zeroed.sum(),
+        "hidden": inputs.hidden.hidden.sum(),
+        "valid": batch.valid.sum(),
+    }
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """Losses, accuracies and shares from the sums of such numbers; steps, gradient_norm: those of Engine."""
+    words, regions, pairs = max(sums["word_count"], 1), max(sums["region_count"], 1), max(sums["pair_count"], 1)
+    valid = max(sums["valid"], 1)
+    return {
+        "loss": sums["words"] / words + sums["regions"] / regions + sums["alignment"] / pairs,
+        "loss_words": sums["words"] / words,
+        "loss_regions": sums["regions"] / regions,
+        "loss_alignment": sums["alignment"] / pairs,
+        "word_accuracy": sums["words_right"] / words,
+        "region_accuracy": sums["regions_right"] / regions,
+        "alignment_accuracy": sums["alignment_right"] / pairs,
+        "gradient_norm": sums["gradient_norm"] / max(sums["steps"], 1),
+        "hidden_by_choice": sums["zeroed"] / valid,
+        "hidden_by_overlap": (sums["hidden"] - sums["zeroed"]) / valid,
+    }
