@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from pretrain.batch import Batch
 from pretrain.bert import from_bert, load_bert
 from pretrain.checkpoint import FACTS, newest_checkpoint, restore
 from pretrain.collate import Collator, Limits
@@ -19,11 +21,12 @@ from pretrain.optimizer import make_optimizer
 from pretrain.pairs import Swaps
 from pretrain.plan import Plan, Stage
 from pretrain.settings import FREE_FLAGS, PretrainConfig
-from pretrain.sources import Pairs, ValidationBatches, open_pairs
+from pretrain.sources import Pairs, Places, ValidationBatches, open_pairs, training_steps
 from pretrain.step import Engine, Precision, Skipped
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces, load_pieces
-from pretrain.validate import most_frequent_word
-from pretrain.work import Pass
+from pretrain.trainer import Course
+from pretrain.validate import most_frequent_word, validate
+from pretrain.work import Pass, means
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.files import read_json, write_json
@@ -33,20 +36,50 @@ BETAS, EPSILON = (0.9, 0.98), 1e-8
 
 
 @dataclass
-class Job:
-    """A run that is ready to go on from plan.first_step. bad_samples: left out so far, on all ranks."""
+class Job(Course):
+    """Pretraining that is ready to go on from plan.first_step."""
 
-    config: PretrainConfig
-    ranks: Ranks
-    device: torch.device
     pairs: Pairs
-    plan: Plan
     collator: Collator
     validation: ValidationBatches
     work: Pass
-    engine: Engine
     frequent_word: int
-    bad_samples: int = 0
+
+    samples = "pairs"
+
+    def steps(self) -> Iterator[list[Batch]]:
+        return training_steps(self.pairs, self.collator, self.plan, self.places, pin=self.device.type == "cuda")
+
+    def counts(self, parts: list[Batch]) -> list[int]:
+        """Words, regions and pairs."""
+        return [
+            sum(part.word_count for part in parts),
+            sum(part.region_count for part in parts),
+            sum(map(len, parts)),
+        ]
+
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        return means(sums)
+
+    def describe(self, values: dict) -> str:
+        return (
+            f"loss: words {values['loss_words']:.3f} regions {values['loss_regions']:.3f} "
+            f"alignment {values['loss_alignment']:.3f}  "
+            f"accuracy: words {values['word_accuracy']:.1%} alignment {values['alignment_accuracy']:.1%}"
+        )
+
+    def validate(self) -> dict:
+        return validate(self.work, self.validation, self.device, self.frequent_word) if len(self.validation) else {}
+
+    def describe_scores(self, scores: dict) -> str:
+        return (
+            f"alignment {scores['alignment_accuracy']:.1%} (chance {scores['alignment_chance']:.1%}), "
+            f"masked words {scores['word_accuracy']:.1%} (most frequent word {scores['word_chance']:.1%}), "
+            f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
+        )
+
+    def loss_of(self, scores: dict) -> float:
+        return scores["loss"]
 
 
 def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
@@ -96,14 +129,15 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
         config=config,
         ranks=ranks,
         device=device,
-        pairs=pairs,
         plan=plan,
+        engine=engine,
+        places=Places(config.workers, pairs.shards),
+        bad_samples=facts.get("bad_samples", 0),
+        pairs=pairs,
         collator=collator(swaps=Swaps(pairs.captions, pairs.training)),
         validation=ValidationBatches(pairs, collator(swaps=Swaps(pairs.captions, pairs.validation)), at_once, ranks),
         work=work,
-        engine=engine,
         frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.training, pieces, config.words)),
-        bad_samples=facts.get("bad_samples", 0),
     )
     if not newest:
         on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces))

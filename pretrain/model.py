@@ -59,6 +59,7 @@ class TwoStream(nn.Module):
         super().__init__()
         self.config = config
         self.steps = steps(config)
+        self._first = next((n for n, (kind, _) in enumerate(self.steps) if kind == "connection"), len(self.steps))
         self.recompute = False  # true: in training, work activations out again in the backward pass to save memory
         self.text_embedding = TextEmbedding(config)
         self.image_embedding = ImageEmbedding(config)
@@ -105,23 +106,45 @@ class TwoStream(nn.Module):
         With task_ids the text is one position longer. `maps` collects exact attention maps, at the cost of
         fused attention.
         """
-        text = self.text_embedding(input_ids, segment_ids, task_ids)
-        image = self.image_embedding(features, locations)
         if task_ids is not None:
             text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
+        text = self.begin_text(input_ids, text_mask, segment_ids, task_ids, maps)
+        image = self.begin_image(features, locations, image_mask, maps)
+        return self.join(text, text_mask, image, image_mask, maps)
+
+    def begin_text(self, input_ids, text_mask, segment_ids=None, task_ids=None, maps=None) -> Tensor:
+        """(B, L, h_t): the text stream up to the first connection, which no image has a part in.
+
+        text_mask has the task token's position already.
+        """
+        text = self.text_embedding(input_ids, segment_ids, task_ids)
+        return self._run(self.steps[: self._first], text, text_mask, None, None, maps)[0]
+
+    def begin_image(self, features, locations, image_mask, maps=None) -> Tensor:
+        """(B, R, h_v): the image stream up to the first connection, which no text has a part in."""
+        image = self.image_embedding(features, locations)
+        return self._run(self.steps[: self._first], None, None, image, image_mask, maps)[1]
+
+    def join(self, text: Tensor, text_mask: Tensor, image: Tensor, image_mask: Tensor, maps=None) -> Encoded:
+        """The first connection and all that follows."""
+        text, image = self._run(self.steps[self._first :], text, text_mask, image, image_mask, maps)
+        return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
+
+    def _run(self, steps, text, text_mask, image, image_mask, maps) -> tuple[Tensor, Tensor]:
+        """Some blocks in their order; those of a stream that is None are left out."""
         keep = maps or AttentionMaps(None, None, None, None)
         call = partial(checkpoint, use_reentrant=False) if self.recompute and self.training else _call
-        for kind, number in self.steps:
-            if kind == "text":
+        for kind, number in steps:
+            if kind == "text" and text is not None:
                 text = call(self.text_layers[number], text, text_mask, keep.text)
-            elif kind == "image":
+            elif kind == "image" and image is not None:
                 image = call(self.image_layers[number], image, image_mask, keep.image)
-            else:
+            elif kind == "connection":
                 connection = self.connections[number]
                 text, image = call(
                     connection, text, text_mask, image, image_mask, keep.text_over_image, keep.image_over_text
                 )
-        return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
+        return text, image
 
     def fuse(self, encoded: Encoded) -> Tensor:
         """The two pooled vectors as one, (B, bi_hidden), with dropout."""

@@ -13,7 +13,7 @@ from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import Job, prepare
 from pretrain.logs import RunLog, duration
 from pretrain.settings import DEFAULT_DATA, PretrainConfig
-from pretrain.trainer import describe_scores, train
+from pretrain.trainer import train
 from shards.files import read_json, write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
@@ -63,7 +63,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
     if ranks.first and (job.plan.first_step < total or not (out / "result.json").exists()):
         write_json(out / "result.json", result(job, scores, time.perf_counter() - began))
     if scores:
-        ranks.say(f"held out: {describe_scores(scores)}")
+        ranks.say(f"held out: {job.describe_scores(scores)}")
     ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 

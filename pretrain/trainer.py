@@ -1,27 +1,91 @@
-"""The pretraining loop: steps, logs, validation, checkpoints, and stopping when asked to."""
+"""The training loop: steps, logs, validation, checkpoints, and stopping when asked to.
+
+What is trained, and on what, is a Course: pretraining's is in job.py, the tasks' in finetune.
+"""
 
 import contextlib
 import resource
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from pretrain.batch import Batch
 from pretrain.checkpoint import save_checkpoint
 from pretrain.distributed import add_up_numbers, on_first
-from pretrain.job import Job
 from pretrain.logs import Clock, RunLog, duration
 from pretrain.optimizer import lr_factor, set_lr
-from pretrain.sources import Places, training_steps, watched_workers
-from pretrain.step import Sums
-from pretrain.validate import validate
-from pretrain.work import means
+from pretrain.plan import Plan
+from pretrain.sources import Places, watched_workers
+from pretrain.step import Engine, Sums
 from shards.errors import ErrorElsewhere, UserError
+from shards.ranks import Ranks
 
 TOGETHER = 2.0  # seconds within which signals are one: a terminal's Ctrl-C comes once more by way of torchrun
+
+
+@dataclass
+class Course(ABC):
+    """What the loop needs of a run. config: its flags, of which out, lr, warmup, log_every and save_every are read;
+    bad_samples: left out so far, on all ranks.
+
+    A batch's part has __len__, to(device), pin_memory() and record_stream(stream); `problems` says what was left out.
+    """
+
+    samples: ClassVar[str] = "samples"  # what a sample is called on the screen
+
+    config: object
+    ranks: Ranks
+    device: torch.device
+    plan: Plan
+    engine: Engine
+    places: Places
+    bad_samples: int
+
+    @abstractmethod
+    def steps(self) -> Iterator[list]:
+        """This rank's parts of every step from plan.first_step on."""
+
+    @abstractmethod
+    def counts(self, parts: list) -> list[int]:
+        """What the losses of a step are divided by, of this rank; the last is the number of samples."""
+
+    @abstractmethod
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        """Losses and the like for the log, from the sums of the engine's numbers."""
+
+    @abstractmethod
+    def describe(self, values: dict) -> str:
+        """The middle of a progress line, from such means."""
+
+    @abstractmethod
+    def validate(self) -> dict:
+        """Scores on held-out data, the same on every rank; nothing where there is none."""
+
+    @abstractmethod
+    def describe_scores(self, scores: dict) -> str:
+        """Scores as a line on the screen."""
+
+    @abstractmethod
+    def loss_of(self, scores: dict) -> float | None:
+        """What makes one checkpoint better than another, lower being better."""
+
+    def set_lr(self, step: int) -> float:
+        """Sets the optimizer to the learning rate of a step, and returns it."""
+        lr = self.config.lr * lr_factor(step, self.plan.total_steps, self.config.warmup)
+        set_lr(self.engine.optimizer, lr)
+        return lr
+
+    def over(self) -> bool:
+        """Whether to stop before the last step, asked after each validation."""
+        return False
+
+    def facts(self) -> dict:
+        """What more a checkpoint should say."""
+        return {}
 
 
 class Stop:
@@ -49,35 +113,32 @@ class Stop:
 
 @dataclass
 class Agreed:
-    """What all ranks know before a step: sums over them."""
+    """What all ranks know before a step: sums over them. counts: see Course."""
 
-    words: int
-    regions: int
-    pairs: int
     interrupted: int
     terminated: int
     failed: int
     bad_samples: int
+    counts: list[int]
 
     @property
     def signal(self) -> int | None:
         return signal.SIGTERM if self.terminated else signal.SIGINT if self.interrupted else None
 
 
-def _agree(job: Job, parts: list[Batch], stop: Stop, failure: UserError | None) -> Agreed:
-    own = Agreed(
-        words=sum(part.word_count for part in parts),
-        regions=sum(part.region_count for part in parts),
-        pairs=sum(map(len, parts)),
-        interrupted=stop.signal == signal.SIGINT,
-        terminated=stop.signal == signal.SIGTERM,
-        failed=failure is not None,
-        bad_samples=sum(len(part.problems) for part in parts),
-    )
-    return Agreed(*add_up_numbers(list(map(int, asdict(own).values())), job.ranks))
+def _agree(course: Course, parts: list, stop: Stop, failure: UserError | None) -> Agreed:
+    own = [
+        int(stop.signal == signal.SIGINT),
+        int(stop.signal == signal.SIGTERM),
+        int(failure is not None),
+        sum(len(part.problems) for part in parts),
+        *course.counts(parts),
+    ]
+    interrupted, terminated, failed, bad_samples, *counts = add_up_numbers(own, course.ranks)
+    return Agreed(interrupted, terminated, failed, bad_samples, counts)
 
 
-def on_device(steps: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+def on_device(steps: Iterable[list], device: torch.device) -> Iterator[list]:
     """The parts of every step on the device; to a GPU, the next step's travel while this one is computed."""
     if device.type != "cuda":
         yield from steps
@@ -93,7 +154,7 @@ def on_device(steps: Iterable[list[Batch]], device: torch.device) -> Iterator[li
         yield _arrived(*waiting)
 
 
-def _arrived(parts: list[Batch], event: torch.cuda.Event) -> list[Batch]:
+def _arrived(parts: list, event: torch.cuda.Event) -> list:
     stream = torch.cuda.current_stream()
     stream.wait_event(event)
     for part in parts:
@@ -101,58 +162,61 @@ def _arrived(parts: list[Batch], event: torch.cuda.Event) -> list[Batch]:
     return parts
 
 
-def train(job: Job, log: RunLog | None) -> tuple[int | None, int, dict]:
+def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
     """Trains from plan.first_step to the end.
 
     log: of the first rank, None on the others. Returns the signal that stopped it (None: it is done), the steps
     that are done, and the last scores.
     """
-    config, plan, engine = job.config, job.plan, job.engine
-    sums, clock, progress, scores = Sums(), Clock(), Progress(job, log), {}
-    places, reported = Places(plan.workers, job.pairs.shards), set()
-    steps = training_steps(job.pairs, job.collator, plan, places, pin=job.device.type == "cuda")
+    config, plan, engine = course.config, course.plan, course.engine
+    sums, clock, progress, scores = Sums(), Clock(), Progress(course, log), {}
+    reported: set[str] = set()
+    steps = course.steps()
     saved = done = plan.first_step
+    over = False
     engine.model.train()
-    with Stop(job.ranks.say) as stop, contextlib.closing(steps), watched_workers(places):
-        ready, agreed = on_device(steps, job.device), None
-        while done < plan.total_steps:
+    with Stop(course.ranks.say) as stop, contextlib.closing(steps), watched_workers(course.places):
+        ready, agreed = on_device(steps, course.device), None
+        while done < plan.total_steps and not over:
             with clock.waiting():
                 parts, failure = _next(ready)
-            agreed = _agree(job, parts, stop, failure)
+            agreed = _agree(course, parts, stop, failure)
             if agreed.failed:
                 raise failure or ErrorElsewhere("another rank has stopped")
             if agreed.signal:
                 break
             _report(parts, reported)
-            job.bad_samples += agreed.bad_samples
-            set_lr(engine.optimizer, config.lr * lr_factor(done, plan.total_steps, config.warmup))
-            engine.step(done, parts, sums, (agreed.words, agreed.regions, agreed.pairs))
+            course.bad_samples += agreed.bad_samples
+            lr = course.set_lr(done)
+            engine.step(done, parts, sums, agreed.counts)
             engine.skipped.check()
-            clock.samples += agreed.pairs
+            clock.samples += agreed.counts[-1]
             done += 1
             last = done == plan.total_steps
             if done % config.log_every == 0 or last:
-                progress.training(done, sums, clock)
+                progress.training(done, lr, sums, clock)
             if done % config.save_every == 0 or last:
                 scores = progress.validation(done)
-                _save(job, done, scores)
+                over = course.over()
+                _save(course, done, scores)
                 saved = done
                 clock.restart()
-    if done < plan.total_steps and (done > saved or done == 0):
+    finished = over or done == plan.total_steps
+    if not finished and (done > saved or done == 0):
         if sums.values:
-            progress.training(done, sums, clock)
-        _save(job, done, {})
-    return agreed.signal if done < plan.total_steps else None, done, scores
+            progress.training(done, lr, sums, clock)
+        _save(course, done, {})
+    return None if finished else agreed.signal, done, scores
 
 
-def _next(steps: Iterator[list[Batch]]) -> tuple[list[Batch], UserError | None]:
+def _next(steps: Iterator[list]) -> tuple[list, UserError | None]:
     try:
         return next(steps), None
     except UserError as error:
         return [], error
 
 
-def _report(parts: list[Batch], reported: set[str]) -> None:
+def _report(parts: list, reported: set[str]) -> None:
     """Says once for every shard what was wrong with its first sample that was left out."""
     for problem in (problem for part in parts for problem in part.problems):
         shard = problem.partition(": ")[0]
@@ -161,66 +225,64 @@ def _report(parts: list[Batch], reported: set[str]) -> None:
             print(f"left out: {problem}; what more of {shard} is left out is counted only", flush=True)
 
 
-def _save(job: Job, done: int, scores: dict) -> None:
+def _save(course: Course, done: int, scores: dict) -> None:
     """A checkpoint, written by the first rank."""
-    engine = job.engine
+    engine = course.engine
     engine.skipped.check(wait=True)
     facts = {
-        "total_steps": job.plan.total_steps,
+        "total_steps": course.plan.total_steps,
         "scores": scores,
         "scaler": engine.scaler.state_dict(),
         "skipped_steps": engine.skipped.count,
-        "bad_samples": job.bad_samples,
-        "stages": [stage.to_dict() for stage in job.plan.stages_at(done)],
-    }
+        "bad_samples": course.bad_samples,
+        "stages": [stage.to_dict() for stage in course.plan.stages_at(done)],
+    } | course.facts()
+    loss = course.loss_of(scores) if scores else None
 
     def write() -> None:
-        save_checkpoint(job.config.out, done, engine.model, engine.optimizer, facts, scores.get("loss"))
+        save_checkpoint(course.config.out, done, engine.model, engine.optimizer, facts, loss)
 
-    on_first(job.ranks, write)
+    on_first(course.ranks, write)
 
 
 class Progress:
     """What a run says of itself as it goes, to its log and on the screen: figures over all ranks."""
 
-    def __init__(self, job: Job, log: RunLog | None):
-        self.job, self.log = job, log
-        self.began, self.skipped = time.perf_counter(), job.engine.skipped.count
+    def __init__(self, course: Course, log: RunLog | None):
+        self.course, self.log = course, log
+        self.began, self.skipped = time.perf_counter(), course.engine.skipped.count
 
-    def training(self, done: int, sums: Sums, clock: Clock) -> None:
-        job, plan = self.job, self.job.plan
-        values = means(sums.reading(job.ranks))
-        job.engine.skipped.check(wait=True)
-        skipped, self.skipped = job.engine.skipped.count - self.skipped, job.engine.skipped.count
+    def training(self, done: int, lr: float, sums: Sums, clock: Clock) -> None:
+        course, plan, skips = self.course, self.course.plan, self.course.engine.skipped
+        values = course.means(sums.reading(course.ranks))
+        skips.check(wait=True)
+        skipped, self.skipped = skips.count - self.skipped, skips.count
         rates = clock.reading()
         if self.log is None:
             return
         values |= {
             "epoch": done / plan.steps_per_epoch,
             "samples": plan.samples_before(done),
-            "lr": job.config.lr * lr_factor(done - 1, plan.total_steps, job.config.warmup),
+            "lr": lr,
             "skipped_steps": skipped,
-            "bad_samples": job.bad_samples,
-            "memory_gb": memory(job.device) / 1e9,
+            "bad_samples": course.bad_samples,
+            "memory_gb": memory(course.device) / 1e9,
         }
         self.log.write(done, "train", values | rates)
         left = (time.perf_counter() - self.began) / (done - plan.first_step) * (plan.total_steps - done)
-        job.ranks.say(
-            f"step {done}/{plan.total_steps}  loss: words {values['loss_words']:.3f} regions "
-            f"{values['loss_regions']:.3f} alignment {values['loss_alignment']:.3f}  accuracy: words "
-            f"{values['word_accuracy']:.1%} alignment {values['alignment_accuracy']:.1%}  "
-            f"{rates['samples_per_second']:.0f} pairs/s  {duration(left)} left"
+        course.ranks.say(
+            f"step {done}/{plan.total_steps}  {course.describe(values)}  "
+            f"{rates['samples_per_second']:.0f} {course.samples}/s  {duration(left)} left"
             + (f"  {skipped} steps skipped: gradients not finite" if skipped else "")
         )
 
     def validation(self, done: int) -> dict:
-        job = self.job
-        if not len(job.validation):
-            return {}
-        scores = validate(job.work, job.validation, job.device, job.frequent_word)
-        if self.log is not None:
-            self.log.write(done, "validation", scores)
-        job.ranks.say(f"step {done}/{job.plan.total_steps}  held out: {describe_scores(scores)}")
+        scores = self.course.validate()
+        if scores:
+            if self.log is not None:
+                self.log.write(done, "validation", scores)
+            described = self.course.describe_scores(scores)
+            self.course.ranks.say(f"step {done}/{self.course.plan.total_steps}  held out: {described}")
         return scores
 
 
@@ -229,11 +291,3 @@ def memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def describe_scores(scores: dict) -> str:
-    return (
-        f"alignment {scores['alignment_accuracy']:.1%} (chance {scores['alignment_chance']:.1%}), "
-        f"masked words {scores['word_accuracy']:.1%} (most frequent word {scores['word_chance']:.1%}), "
-        f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
-    )

@@ -1,0 +1,162 @@
+"""A batch of a task's examples, from official annotations and region shards to what the model takes."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.answers import AnswerVocabulary
+from finetune.boxes import grounding_target
+from finetune.heads import TaskInputs
+from finetune.pointing import candidate_target
+from finetune.regions import Regions, rows_of_boxes
+from finetune.retrieval import Options
+from finetune.task import Example, Task
+from pretrain import masking
+from pretrain.batch import Batch
+from pretrain.collate import Limits, check_sample, stack
+from pretrain.tokenizer import WordPieces
+from shards.sample import Sample
+
+WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])  # row 0 of an image
+
+
+@dataclass
+class TaskBatch:
+    """Rows (see heads.TaskInputs) and their targets (see losses.example_losses).
+
+    rows: texts with their images; candidates: the same number of rows of given boxes, or None; target: None where
+    none is needed or known; examples: how many of the task's examples these rows are.
+    """
+
+    rows: Batch
+    candidates: Batch | None
+    target: Tensor | None
+    examples: int
+
+    def _map(self, function) -> "TaskBatch":
+        parts = {name: getattr(self, name) for name in ("rows", "candidates", "target")}
+        return replace(self, **{name: function(part) for name, part in parts.items() if part is not None})
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def pin_memory(self) -> "TaskBatch":
+        return self._map(lambda part: part.pin_memory())
+
+    def to(self, device) -> "TaskBatch":
+        return self._map(lambda p: p.to(device, non_blocking=True) if isinstance(p, Tensor) else p.to(device))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        self._map(lambda part: part.record_stream(stream))
+
+    def inputs(self, token: int | None, dtype: torch.dtype) -> TaskInputs:
+        """What the model takes, on the batch's device. token: the task's, for a model that has task tokens."""
+        rows, candidates = self.rows, self.candidates
+        features, locations = masking.image_rows(rows.features, rows.boxes, rows.valid, dtype)
+        image_mask = F.pad(rows.valid, (1, 0), value=True)
+        if candidates is not None:
+            extra = masking.image_rows(candidates.features, candidates.boxes, candidates.valid, dtype)
+            features = torch.cat([features, extra[0][:, 1:]], 1)
+            locations = torch.cat([locations, extra[1][:, 1:]], 1)
+            image_mask = torch.cat([image_mask, candidates.valid], 1)
+        length = torch.arange(rows.input_ids.shape[1], device=rows.lengths.device)
+        return TaskInputs(
+            input_ids=rows.input_ids,
+            text_mask=length < rows.lengths[:, None],
+            features=features,
+            locations=locations,
+            image_mask=image_mask,
+            task_ids=None if token is None else torch.full_like(rows.lengths, token),
+            candidates=0 if candidates is None else candidates.valid.shape[1],
+        )
+
+
+@dataclass(frozen=True)
+class TaskCollator:
+    """Makes batches of a task's examples.
+
+    boxes: the regions of its candidates, for tasks that have them; vocabulary: of tasks that answer; options: of
+    retrieval in training (without, a caption and its image are one row).
+    """
+
+    task: Task
+    examples: list[Example]
+    regions: Regions
+    pieces: WordPieces
+    limits: Limits
+    boxes: Regions | None = None
+    vocabulary: AnswerVocabulary | None = None
+    options: Options | None = None
+
+    def __call__(self, epoch: int, numbers: np.ndarray) -> TaskBatch:
+        """The batch of the examples of these numbers, int (n,), in an epoch."""
+        chosen = [self.examples[number] for number in numbers.tolist()]
+        texts_images = [pair for number in numbers.tolist() for pair in self._rows(epoch, number)]
+        samples = [self._sample(self.regions, image) for _, image in texts_images]
+        ids = self.pieces.encode([text for text, _ in texts_images], self.limits.words)
+        candidates = self._candidates(chosen) if self.boxes is not None else None
+        rows = self._stack(samples, ids, self.limits)
+        return TaskBatch(rows, candidates, self._target(chosen, samples, rows, candidates), len(chosen))
+
+    def _rows(self, epoch: int, number: int) -> list[tuple[str, str]]:
+        example = self.examples[number]
+        if self.options is None:
+            return [(example.text, image) for image in example.images]
+        caption, image, hard = self.options.draw(epoch, number)
+        own = example.images[0]
+        return [
+            (example.text, own),
+            (self.examples[caption].text, own),
+            (example.text, image),
+            (self.examples[hard].text, own),
+        ]
+
+    def _sample(self, regions: Regions, image: str) -> Sample:
+        sample = regions[image]
+        check_sample(sample, self.limits)
+        return sample
+
+    def _stack(self, samples: list[Sample], ids: list[list[int]], limits: Limits) -> Batch:
+        return stack(samples, ids, np.zeros(len(samples)), np.zeros(len(samples)), limits)
+
+    def _candidates(self, chosen: list[Example]) -> Batch:
+        samples = []
+        for example in chosen:
+            sample = self._sample(self.boxes, example.images[0])
+            rows = rows_of_boxes(sample, example.candidate_ids)
+            samples.append(replace(sample, features=sample.features[rows], boxes=sample.boxes[rows]))
+        most = max((len(sample.boxes) for sample in samples), default=1)
+        return self._stack(samples, [[0]] * len(samples), replace(self.limits, regions=most))
+
+    def _target(self, chosen: list[Example], samples: list[Sample], rows: Batch, candidates) -> Tensor | None:
+        if self.task.head == "retrieval" or any(example.target is None for example in chosen):
+            return None
+        if self.vocabulary is not None:
+            return torch.from_numpy(np.stack([self.vocabulary.target(example.target) for example in chosen]))
+        if self.task.head == "regions":
+            width = rows.valid.shape[1] + 1
+            targets = [region_target(e, s, width) for e, s in zip(chosen, samples, strict=True)]
+            return torch.from_numpy(np.stack(targets))
+        if self.task.head == "candidates":
+            target = np.zeros(candidates.valid.shape, np.float32)
+            for row, example in enumerate(chosen):
+                target[row, : len(example.candidates)] = candidate_target(example)
+            return torch.from_numpy(target)
+        return torch.tensor([example.target for example in chosen])
+
+
+def image_size(example: Example, sample: Sample) -> tuple[float, float]:
+    """Width and height in the pixels that the annotations count: theirs where they say it, else the shard's."""
+    return tuple(float(example.facts.get(side) or sample.info[side]) for side in ("width", "height"))
+
+
+def region_target(example: Example, sample: Sample, width: int) -> np.ndarray:
+    """float32 (width,): the target of row 0 and of each region, zeros behind them."""
+    scale = np.array(image_size(example, sample) * 2)
+    boxes = np.concatenate([WHOLE, sample.boxes[: width - 1]]) * scale
+    target = np.zeros(width, np.float32)
+    target[: len(boxes)] = grounding_target(boxes, example.target)
+    return target
