@@ -28,13 +28,14 @@ class TaskBatch:
     """Rows (see heads.TaskInputs) and their targets (see losses.example_losses).
 
     rows: texts with their images; candidates: the same number of rows of given boxes, or None; target: None where
-    none is needed or known; examples: how many of the task's examples these rows are.
+    none is needed or known; examples: how many of the task's examples these rows are; problems: see pretrain.batch.
     """
 
     rows: Batch
     candidates: Batch | None
     target: Tensor | None
     examples: int
+    problems: tuple[str, ...] = ()
 
     def _map(self, function) -> "TaskBatch":
         parts = {name: getattr(self, name) for name in ("rows", "candidates", "target")}
@@ -135,17 +136,18 @@ class TaskCollator:
         if self.task.head == "retrieval" or any(example.target is None for example in chosen):
             return None
         if self.vocabulary is not None:
-            return torch.from_numpy(np.stack([self.vocabulary.target(example.target) for example in chosen]))
+            targets = [self.vocabulary.target(example.target) for example in chosen]
+            return torch.from_numpy(np.array(targets, np.float32).reshape(-1, len(self.vocabulary)))
         if self.task.head == "regions":
             width = rows.valid.shape[1] + 1
             targets = [region_target(e, s, width) for e, s in zip(chosen, samples, strict=True)]
-            return torch.from_numpy(np.stack(targets))
+            return torch.from_numpy(np.array(targets, np.float32).reshape(-1, width))
         if self.task.head == "candidates":
             target = np.zeros(candidates.valid.shape, np.float32)
             for row, example in enumerate(chosen):
                 target[row, : len(example.candidates)] = candidate_target(example)
             return torch.from_numpy(target)
-        return torch.tensor([example.target for example in chosen])
+        return torch.tensor([example.target for example in chosen], dtype=torch.int64)
 
 
 def image_size(example: Example, sample: Sample) -> tuple[float, float]:

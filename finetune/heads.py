@@ -89,7 +89,7 @@ class TaskModel(nn.Module):
             return points.masked_fill(~inputs.image_mask[:, first:], PADDING)
         fused = self.encoder.fuse(encoded)
         if head == "nlvr2":
-            fused = fused.reshape(-1, 2 * fused.shape[-1])
+            fused = fused.reshape(len(fused) // 2, 2 * fused.shape[-1])
         scores = self.heads[head](fused)
         return scores[..., 0] if head == "retrieval" else scores
 

@@ -150,11 +150,16 @@ def same_everywhere(ranks: Ranks, value, complaint: str) -> None:
         raise UserError(complaint) if differs else ErrorElsewhere(complaint)
 
 
-def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """The module, its gradients averaged over all ranks in each backward pass, its weights those of the first."""
+def replicate(module: nn.Module, ranks: Ranks, all_used: bool = True) -> nn.Module:
+    """The module, its gradients averaged over all ranks in each backward pass, its weights those of the first.
+
+    all_used: every parameter has a part in every loss; else those that have none are looked for in each pass.
+    """
     if ranks.count == 1:
         return module
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(
+        module, gradient_as_bucket_view=True, find_unused_parameters=not all_used
+    )
 
 
 def without_sync(module: nn.Module):

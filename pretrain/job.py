@@ -248,16 +248,20 @@ def _facts(pairs: Pairs) -> dict:
     }
 
 
-def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
-    """Refuses to go on with flags or data that would make it another run."""
-    stored = read_json(run / "config.json")
+def check_flags(config, run: Path, free: set[str]) -> None:
+    """Refuses to go on with flags that would make it another run; those of `free` may differ."""
+    stored = read_json(run / "config.json")["flags"]
     for name, value in dataclasses.asdict(config).items():
-        if name not in FREE_FLAGS and stored["flags"].get(name, value) != value:
+        if name not in free and stored.get(name, value) != value:
             raise UserError(
-                f"--{name} {value}: the run in {run} has {stored['flags'][name]}; "
+                f"--{name} {value}: the run in {run} has {stored[name]}; "
                 "leave the flag out, or begin another run with another --out"
             )
-    if stored["data"] != _facts(pairs):
+
+
+def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
+    check_flags(config, run, FREE_FLAGS)
+    if read_json(run / "config.json")["data"] != _facts(pairs):
         raise UserError(f"{config.data}: is not the data set that the run in {run} was begun with")
 
 

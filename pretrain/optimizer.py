@@ -27,7 +27,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1
             continue
         decay = 0.0 if name in norms or name.endswith("bias") else weight_decay
         key = decay, scale(name)
-        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "scale": key[1]})
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "scale": key[1], "decays": decay > 0})
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -114,3 +114,16 @@ def lr_factor(step: int, total: int, warmup: float) -> float:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
+
+
+def without_bias_correction(optimizer: torch.optim.AdamW, updates: int, eps: float, weight_decay: float) -> None:
+    """Makes the update after `updates` others that of an AdamW which does not correct its moments for their bias.
+
+    torch's fused AdamW always corrects: it divides the moments by 1 - beta^t. What that changes is undone through the
+    learning rate, eps and weight decay of the one update, so that the fused kernel serves. After set_lr.
+    """
+    for group in optimizer.param_groups:
+        one, two = (1 - beta ** (updates + 1) for beta in group["betas"])
+        group["lr"] *= one / two**0.5
+        group["eps"] = eps / two**0.5
+        group["weight_decay"] = two**0.5 / one * (weight_decay if group["decays"] else 0.0)

@@ -12,7 +12,7 @@ from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import Job, prepare
 from pretrain.logs import RunLog, duration
-from pretrain.settings import DEFAULT_DATA, PretrainConfig
+from pretrain.settings import PretrainConfig
 from pretrain.trainer import train
 from shards.files import read_json, write_json
 from shards.flags import command
@@ -31,7 +31,7 @@ def stored_flags(flags: dict) -> dict:
 def region_shards(data: str | None) -> str:
     """The region shards to train on; the miniature world is made where nothing is given."""
     if data is None:
-        return str(pairs_folder(make_world(WorldConfig(out=DEFAULT_DATA))))
+        return str(pairs_folder(make_world(WorldConfig())))
     return str(pairs_folder(data)) if is_world(data) else data
 
 

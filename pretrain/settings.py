@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pretrain.objective import REGION_TARGETS
 from pretrain.optimizer import OPTIMIZERS
 from shards.flags import flag
+from shards.world import DEFAULT_WORLD
 
-DEFAULT_DATA = "data/world"
 PRECISIONS = ("float32", "bf16", "fp16", "float64")
 
 # What --config brings along where the flags do not say otherwise. Base is the published run.
@@ -20,7 +20,7 @@ LR = {"base": 1e-4, "tiny": 1e-3}
 class PretrainConfig:
     """Flags of pretrain.run. None: what the model configuration brings along (settings.py)."""
 
-    data: str | None = flag(None, f"region shards with captions: a folder or a pattern (else {DEFAULT_DATA}, made)")
+    data: str | None = flag(None, f"region shards with captions: a folder or a pattern (else {DEFAULT_WORLD}, made)")
     out: str = flag("runs/pretrain", "the run directory")
     config: str = flag("tiny", "sizes of the model: base (as published), tiny, or a JSON file")
     bert: str | None = flag(None, "a Hugging Face BERT (a directory, or a hub name): tokenizer and text stream")

@@ -149,33 +149,36 @@ def _start_worker(_) -> None:
     torch.set_num_threads(1)
 
 
+def loading(dataset, workers: int, ahead: int = 4, pin: bool = False, sampler=None) -> Iterator:
+    """What a dataset gives, read ahead by data workers; a UserError that it gives is raised here, as what it was."""
+    loader = DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=ahead if workers else None,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # not the global one, whose state belongs to dropout
+    )
+    return map(_raised, loader)
+
+
 def training_steps(
     pairs: Pairs, collator: Collator, plan: Plan, places: Places, pin: bool = False
 ) -> Iterator[list[Batch]]:
-    """This rank's parts of every step from plan.first_step on, read ahead by the plan's data workers.
-
-    What goes wrong in a worker is raised here, as the UserError that it was.
-    """
-    options = {
-        "batch_size": None,
-        "num_workers": plan.workers,
-        "prefetch_factor": 4 * plan.accumulate if plan.workers else None,
-        "pin_memory": pin,
-        "worker_init_fn": _start_worker,
-        "generator": torch.Generator(),  # not the global one, whose state belongs to dropout
-    }
+    """This rank's parts of every step from plan.first_step on, read ahead by the plan's data workers."""
+    ahead = 4 * plan.accumulate
     if pairs.streamed:
         each = plan.steps_per_epoch
         starts = [plan.first_step, *range((plan.first_step // each + 1) * each, plan.total_steps, each)]
-        loaders = (
-            DataLoader(StreamedBatches(pairs.shards, pairs.member, collator, plan, step, places.note), **options)
-            for step in starts
-        )
+        epochs = (StreamedBatches(pairs.shards, pairs.member, collator, plan, step, places.note) for step in starts)
+        loaders = (loading(epoch, plan.workers, ahead, pin) for epoch in epochs)
     else:
         local = _LocalBatches(RegionReader(pairs.shards), collator, places)
-        loaders = iter([DataLoader(local, sampler=_Requests(pairs, collator.seed, plan), **options)])
-    for loader in loaders:
-        batches = map(_raised, loader)
+        requests = _Requests(pairs, collator.seed, plan)
+        loaders = iter([loading(local, plan.workers, ahead, pin, requests)])
+    for batches in loaders:
         while parts := list(islice(batches, plan.accumulate)):
             yield parts
 

@@ -29,7 +29,7 @@ TOGETHER = 2.0  # seconds within which signals are one: a terminal's Ctrl-C come
 
 @dataclass
 class Course(ABC):
-    """What the loop needs of a run. config: its flags, of which out, lr, warmup, log_every and save_every are read;
+    """What the loop needs of a run. config: its flags, of which out, lr, warmup and log_every are read;
     bad_samples: left out so far, on all ranks.
 
     A batch's part has __len__, to(device), pin_memory() and record_stream(stream); `problems` says what was left out.
@@ -72,6 +72,11 @@ class Course(ABC):
     @abstractmethod
     def loss_of(self, scores: dict) -> float | None:
         """What makes one checkpoint better than another, lower being better."""
+
+    @property
+    def save_every(self) -> int:
+        """Steps between two validations with a checkpoint."""
+        return self.config.save_every
 
     def set_lr(self, step: int) -> float:
         """Sets the optimizer to the learning rate of a step, and returns it."""
@@ -195,7 +200,7 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
             last = done == plan.total_steps
             if done % config.log_every == 0 or last:
                 progress.training(done, lr, sums, clock)
-            if done % config.save_every == 0 or last:
+            if done % course.save_every == 0 or last:
                 scores = progress.validation(done)
                 over = course.over()
                 _save(course, done, scores)

@@ -18,6 +18,7 @@ from shards.flags import command, flag
 from shards.jobs import advance, run_tasks
 from shards.scenes import draw_scene, make_scene
 
+DEFAULT_WORLD = "data/world"
 PER_TASK = 250  # drawings of one task
 REGIONS = 24  # per image: ample for three objects, and a third less work than the usual 36
 
@@ -26,7 +27,7 @@ REGIONS = 24  # per image: ample for three objects, and a third less work than t
 class WorldConfig:
     """Flags of shards.world."""
 
-    out: str = flag("data/world", "the folder of the world")
+    out: str = flag(DEFAULT_WORLD, "the folder of the world")
     pairs: int = flag(3000, "image-caption pairs for pretraining", low=1)
     seed: int = flag(0, "of scenes and sentences")
 

@@ -1,0 +1,93 @@
+"""Fine-tuning on one task, as the training loop takes it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.batch import TaskBatch, TaskCollator
+from finetune.predict import predict
+from finetune.settings import EPSILON
+from finetune.sources import task_steps
+from finetune.work import TaskPass
+from pretrain.optimizer import without_bias_correction
+from pretrain.trainer import Course
+
+
+@dataclass
+class SingleTask(Course):
+    """A task's run that is ready to go on from plan.first_step.
+
+    scores are validated at the end of every epoch; best, worse: the best score so far, and how many epochs ago.
+    """
+
+    work: TaskPass
+    training: TaskCollator
+    validation: TaskCollator
+    best: float = -np.inf
+    worse: int = 0
+
+    samples = "examples"
+
+    def steps(self) -> Iterator[list[TaskBatch]]:
+        return task_steps(self.training, self.plan, self.config.seed, self.places, pin=self.device.type == "cuda")
+
+    def counts(self, parts: list[TaskBatch]) -> list[int]:
+        return [sum(map(len, parts))]
+
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        examples = max(sums["examples"], 1)
+        return {
+            "loss": sums["loss"] / examples,
+            "score": sums["score"] / examples,
+            "gradient_norm": sums["gradient_norm"] / max(sums["steps"], 1),
+        }
+
+    def describe(self, values: dict) -> str:
+        return f"loss {values['loss']:.3f}  score in training {values['score']:.1%}"
+
+    def validate(self) -> dict:
+        """The task's metrics on its validation split, between 0 and 1, the main one first and once more as `score`."""
+        scores = mean_scores(self.work, self.validation, self.config, self.ranks, self.device)
+        if scores["score"] > self.best:
+            self.best, self.worse = scores["score"], 0
+        else:
+            self.worse += 1
+        return scores
+
+    def describe_scores(self, scores: dict) -> str:
+        return describe_scores(scores)
+
+    def loss_of(self, scores: dict) -> float:
+        return -scores["score"]
+
+    @property
+    def save_every(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def set_lr(self, step: int) -> float:
+        lr = super().set_lr(step)
+        without_bias_correction(
+            self.engine.optimizer, step - self.engine.skipped.count, EPSILON, self.config.weight_decay
+        )
+        return lr
+
+    def over(self) -> bool:
+        return 0 < self.config.patience <= self.worse
+
+    def facts(self) -> dict:
+        return {"best_score": self.best if np.isfinite(self.best) else None, "epochs_without_better": self.worse}
+
+
+def mean_scores(work: TaskPass, collator: TaskCollator, config, ranks, device) -> dict[str, float]:
+    """Every metric of a task on the collator's examples as a mean, and the main one once more as `score`."""
+    predictions = predict(work, collator, config.batch_size, config.workers, ranks, device)
+    values = work.task.scores(collator.examples, predictions)
+    means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
+    return {"score": next(iter(means.values()))} | means | {"examples": len(collator.examples)}
+
+
+def describe_scores(scores: dict) -> str:
+    """Every metric in percent, and on how many examples."""
+    parts = [f"{name} {value:.1%}" for name, value in scores.items() if name not in ("score", "examples")]
+    return f"{', '.join(parts)}, on {scores['examples']} examples"

@@ -1,0 +1,72 @@
+"""A task's splits with their regions, ready to be collated."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.answers import AnswerVocabulary
+from finetune.batch import TaskCollator
+from finetune.regions import Regions, region_folder, with_regions
+from finetune.retrieval import Options
+from finetune.task import Example, Task
+from pretrain.collate import Limits
+from pretrain.tokenizer import WordPieces
+from shards.errors import UserError
+
+
+@dataclass
+class TaskData:
+    """A task's folder of official files and the regions of its images (and of its candidates, or None)."""
+
+    task: Task
+    folder: Path
+    regions: Regions
+    boxes: Regions | None
+    missing: str
+
+    @property
+    def feature_size(self) -> int:
+        return self.regions.dataset.feature_size
+
+    def examples(self, split: str, say=print) -> list[Example]:
+        """A split's examples whose images have regions."""
+        examples = self.task.read(self.folder, split)
+        kept = with_regions(examples, self.regions, self.regions.dataset.folder, self.missing == "skip", say)
+        if self.boxes is not None:
+            kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", say)
+        return kept
+
+    def collator(
+        self,
+        examples: list[Example],
+        pieces: WordPieces,
+        vocabulary: AnswerVocabulary | None,
+        regions: int,
+        seed: int | None = None,
+    ) -> TaskCollator:
+        """regions: of an image at the most; seed: of retrieval's options in training, None in evaluation."""
+        training = seed is not None and self.task.head == "retrieval"
+        return TaskCollator(
+            task=self.task,
+            examples=examples,
+            regions=self.regions,
+            pieces=pieces,
+            limits=Limits(self.task.words, regions, self.feature_size),
+            boxes=self.boxes,
+            vocabulary=vocabulary,
+            options=Options(examples, self.regions, seed) if training else None,
+        )
+
+
+def open_data(task: Task, data: str, missing: str) -> TaskData:
+    """DATA/NAME holds the task's official files, DATA/regions/... its images' regions and its candidates' boxes."""
+    folder = Path(data) / task.name
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; it should hold the official files of {task.title}")
+    regions = Regions(region_folder(data, task.images))
+    boxes = Regions(region_folder(data, f"{task.name}_boxes")) if task.head == "candidates" else None
+    if boxes is not None and boxes.dataset.feature_size != regions.dataset.feature_size:
+        raise UserError(
+            f"{boxes.dataset.folder}: has features {boxes.dataset.feature_size} wide and {regions.dataset.folder} "
+            f"{regions.dataset.feature_size}; extract both with one detector"
+        )
+    return TaskData(task, folder, regions, boxes, missing)

@@ -1,0 +1,219 @@
+"""python -m finetune.st --task refcoco: fine-tuning on one task, from a multi-task run, pretraining, or scratch."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from finetune.answers import AnswerVocabulary, read_vocabulary
+from finetune.course import SingleTask
+from finetune.data import TaskData, open_data
+from finetune.heads import TaskModel
+from finetune.settings import BETAS, EPSILON, FREE_FLAGS, StConfig, batch_and_lr
+from finetune.start import Start, choose_start, vocabulary_path
+from finetune.task import Example, Task
+from finetune.tasks import find_task
+from finetune.work import TaskPass
+from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint, restore
+from pretrain.distributed import choose_device, connected, leaving, on_first, replicate
+from pretrain.job import check_flags
+from pretrain.logs import RunLog, duration
+from pretrain.optimizer import make_optimizer
+from pretrain.plan import Plan
+from pretrain.sources import Places
+from pretrain.step import Engine, Precision, Skipped
+from pretrain.trainer import train
+from shards.errors import UserError
+from shards.files import read_json, write_json
+from shards.flags import command
+from shards.ranks import Ranks, launched
+
+
+def run(config: StConfig) -> int:
+    """Fine-tunes; the exit status is 0, or 128 + the signal that stopped the run."""
+    ranks = launched()
+    device = choose_device(config.device, ranks)
+    with connected(ranks, device):
+        return finetune(config, ranks, device)
+
+
+def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
+    """One rank's part of a run, from its flags to its result."""
+    began = time.perf_counter()
+    task = find_task(config.task)
+    config = dataclasses.replace(config, out=config.out or f"runs/st-{task.name}")
+    out = Path(config.out)
+    newest = on_first(ranks, lambda: newest_checkpoint(out))
+    if newest and not config.resume:
+        raise UserError(f"{out}: holds a run already; --resume goes on with it, or give another --out")
+    course, kind = prepare(config, task, ranks, device, newest)
+    plan = course.plan
+    if plan.first_step < plan.total_steps and not course.over():
+        with contextlib.closing(RunLog(out, plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
+            stopped, done, _ = train(course, log)
+        if stopped is not None:
+            ranks.say(f"stopped at step {done} of {plan.total_steps}; --resume goes on: {out}{os.sep}")
+            return 128 + stopped
+        ranks.say(f"done in {duration(time.perf_counter() - began)}")
+    else:
+        ranks.say("this run was finished before")
+    best = on_first(ranks, lambda: best_checkpoint(out))
+    facts = read_json(best / FACTS)
+    result = {
+        "task": task.name,
+        "kind": kind,
+        "steps": read_json(newest_checkpoint(out) / FACTS)["step"],
+        "examples": len(course.training.examples),
+        "validation": facts["scores"],
+        "best_step": facts["step"],
+        "best_checkpoint": best.name,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    if ranks.first:
+        write_json(out / "result.json", result)
+    ranks.say(f"{task.title}, {kind}: {course.describe_scores(facts['scores'])}, best at step {facts['step']}")
+    ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+    return 0
+
+
+def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, newest) -> tuple[SingleTask, str]:
+    """A run that is ready to go on, and what kind it is: AT->ST, ST or scratch."""
+    run = Path(config.out)
+    data = open_data(task, config.data, config.missing)
+    train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
+    examples, held_out = (data.examples(split, ranks.say) for split in (train_split, validation_split))
+    init = str(run) if newest else config.init
+    texts = [example.text for example in examples]
+    start = on_first(ranks, lambda: choose_start(init, config.config, texts, data.feature_size))
+    kind = read_json(run / "config.json")["start"]["kind"] if newest else start.kind
+    sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
+    batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
+    config = dataclasses.replace(config, batch_size=batch_size, lr=lr)
+    if newest:
+        check_flags(config, run, FREE_FLAGS)
+    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start))
+    model = _model(config, task, start, sizes, vocabulary).to(device)
+    if config.precision == "float64":
+        model.double()
+    work = TaskPass(model, task, Precision(config.precision, device))
+    facts = read_json(newest / FACTS) if newest else {}
+    engine = _engine(config, ranks, work, head_lr)
+    if newest:
+        restore(newest, model, engine.optimizer)
+        engine.scaler.load_state_dict(facts["scaler"])
+        engine.skipped = Skipped(facts["skipped_steps"])
+    plan = Plan(
+        pairs=len(examples),
+        batch_size=batch_size,
+        epochs=config.epochs,
+        first_step=facts.get("step", 0),
+        ranks=ranks,
+        workers=config.workers,
+        accumulate=config.accumulate,
+    )
+    regions = config.regions or task.regions
+    best = facts.get("best_score")
+    course = SingleTask(
+        config=config,
+        ranks=ranks,
+        device=device,
+        plan=plan,
+        engine=engine,
+        places=Places(config.workers, data.regions.dataset),
+        bad_samples=0,
+        work=work,
+        training=data.collator(examples, start.pieces, vocabulary, regions, config.seed),
+        validation=data.collator(held_out, start.pieces, vocabulary, regions),
+        **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
+    )
+    if not newest:
+        on_first(ranks, lambda: _begin_run(run, config, task, start, sizes, vocabulary))
+    _describe(course, task, kind, start, examples, held_out)
+    return course, kind
+
+
+def _vocabulary(config: StConfig, data: TaskData, start: Start) -> AnswerVocabulary | None:
+    """The answers to choose from: a file's, those of the run that is gone on from, or the training annotations'."""
+    head = data.task.head
+    if not hasattr(data.task, "vocabulary"):
+        if config.answers:
+            raise UserError(f"--answers {config.answers}: {data.task.name} has no answers to choose from")
+        return None
+    if config.answers:
+        return read_vocabulary(config.answers)
+    return start.vocabularies.get(head) or data.task.vocabulary(data.folder)
+
+
+def _model(config: StConfig, task: Task, start: Start, sizes, vocabulary: AnswerVocabulary | None) -> TaskModel:
+    torch.manual_seed(config.seed)
+    model = TaskModel(sizes, {task.head: len(vocabulary)} if vocabulary else {})
+    start.load(model)
+    model.encoder.recompute = config.activation_checkpointing
+    return model
+
+
+def _engine(config: StConfig, ranks: Ranks, work: TaskPass, head_lr: float) -> Engine:
+    def scale(name: str) -> float:
+        new = name.startswith("heads.") and not name.startswith("heads.pointing.")
+        return head_lr / config.lr if new else 1.0
+
+    optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale)
+    return Engine(
+        replica=replicate(work, ranks, all_used=False),
+        model=work.model,
+        optimizer=optimizer,
+        precision=work.precision,
+        scaler=work.precision.scaler(),
+        ranks=ranks,
+        seed=config.seed,
+        clip=config.clip,
+    )
+
+
+def _begin_run(run: Path, config: StConfig, task: Task, start: Start, sizes, vocabulary) -> None:
+    """A run directory with its configuration; what an earlier run without a checkpoint left there is removed."""
+    for name in ("metrics.jsonl", "checkpoints", "result.json"):
+        path = run / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
+    start.pieces.save(run)
+    if vocabulary:
+        vocabulary.save(vocabulary_path(run, task.head))
+    write_json(
+        run / "config.json",
+        {
+            "flags": dataclasses.asdict(config),
+            "model": sizes.to_dict(),
+            "tasks": [task.name],
+            "start": {"kind": start.kind, "run": start.run},
+        },
+    )
+
+
+def _describe(
+    course: SingleTask, task: Task, kind: str, start: Start, examples: list[Example], held_out: list[Example]
+) -> None:
+    say, plan, config = course.ranks.say, course.plan, course.config
+    say(f"{task.title} ({kind}{f', from {start.run}' if start.run and not plan.first_step else ''})")
+    say(f"{len(examples)} examples to train on, {len(held_out)} to validate on, {plan.steps_per_epoch} steps an epoch")
+    say(f"batches of {plan.batch_size}, peak learning rate {config.lr:g}, on {course.device}")
+    if plan.first_step:
+        say(f"going on after step {plan.first_step}")
+
+
+def stored_flags(flags: dict) -> dict:
+    """The flags of the run that --resume goes on with, so that they need not be typed again."""
+    out = flags.get("out") or f"runs/st-{flags.get('task')}"
+    path = Path(out) / "config.json"
+    if str(flags.get("resume", "")).lower() != "true" or not path.exists():
+        return {}
+    return read_json(path).get("flags", {})
+
+
+if __name__ == "__main__":
+    with leaving(launched()):
+        command(StConfig, run, "finetune.st", "Fine-tuning on one task.", inherit=stored_flags)

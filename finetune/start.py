@@ -1,0 +1,84 @@
+"""What fine-tuning starts from: a multi-task run, a pretraining run, or nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from finetune.answers import AnswerVocabulary, read_vocabulary
+from finetune.heads import TaskModel
+from pretrain.checkpoint import MODEL, best_checkpoint, read_tensors
+from pretrain.config import ModelConfig, model_config_from, read_model_config
+from pretrain.tokenizer import WordPieces, learn_pieces, load_pieces
+from shards.errors import UserError
+from shards.files import read_json
+
+TASK_TOKENS = 20
+DEFAULTS = ("runs/mt", "runs/pretrain")  # what is looked for where no --init is given
+VOCABULARY = 8000  # word pieces that are learned where there is no run
+
+
+@dataclass
+class Start:
+    """kind: AT->ST (from a multi-task run), ST (from pretraining), or scratch; run: None from scratch.
+
+    vocabularies: of the run's answer heads.
+    """
+
+    kind: str
+    run: str | None
+    sizes: ModelConfig
+    pieces: WordPieces
+    weights: dict[str, Tensor]
+    vocabularies: dict[str, AnswerVocabulary]
+
+    def load(self, model: TaskModel) -> None:
+        """Gives a new model the weights that there are; task tokens and heads that the run lacks stay new."""
+        wanted = model.state_dict()
+        found = {name: value for name, value in self.weights.items() if name in wanted}
+        for name, value in found.items():
+            if value.shape != wanted[name].shape:
+                raise UserError(
+                    f"--init {self.run}: {name} is {tuple(value.shape)} there and {tuple(wanted[name].shape)} here; "
+                    "the run was trained on other features or another vocabulary"
+                )
+        model.load_state_dict(wanted | found)
+
+
+def choose_start(init: str | None, config: str, texts, feature_size: int) -> Start:
+    """The start that --init names (a run's directory, or `scratch`), else the first of DEFAULTS that there is.
+
+    config: sizes of a model from scratch, whose word pieces are learned from texts.
+    """
+    if init is None:
+        init = next((run for run in DEFAULTS if best_checkpoint(run)), "scratch")
+    if init == "scratch":
+        pieces = learn_pieces(texts, VOCABULARY)
+        sizes = read_model_config(config).replace(
+            vocab_size=len(pieces), v_feature_size=feature_size, task_tokens=TASK_TOKENS
+        )
+        return Start("scratch", None, sizes, pieces, {}, {})
+    checkpoint = best_checkpoint(init)
+    if checkpoint is None:
+        raise UserError(f"--init {init}: holds no whole checkpoint; give a run's directory, or scratch")
+    stored = read_json(Path(init) / "config.json")
+    sizes = model_config_from(stored.get("model"), f"{init}/config.json").replace(task_tokens=TASK_TOKENS)
+    if sizes.v_feature_size != feature_size:
+        raise UserError(
+            f"--init {init}: was trained on features {sizes.v_feature_size} wide and the regions here have "
+            f"{feature_size}; use shards of the same detector"
+        )
+    weights = read_tensors(checkpoint, MODEL)
+    kind = "AT->ST" if len(stored.get("tasks", ())) > 1 else "ST"
+    return Start(kind, init, sizes, load_pieces(init), weights, read_vocabularies(init))
+
+
+def vocabulary_path(run, head: str) -> Path:
+    return Path(run) / f"answers-{head}.json"
+
+
+def read_vocabularies(run) -> dict[str, AnswerVocabulary]:
+    """Answer head -> vocabulary, as a run keeps them."""
+    return {
+        path.stem.removeprefix("answers-"): read_vocabulary(path) for path in sorted(Path(run).glob("answers-*.json"))
+    }
