@@ -1,22 +1,14 @@
 """The regions of a task's images by image id, and of the boxes that come with its examples."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from shards.dataset import open_dataset
 from shards.errors import UserError
+from shards.given_boxes import plain_id
 from shards.reader import RegionReader
 from shards.sample import Sample
-
-_COCO = re.compile(r"COCO_[a-z0-9]+_0*(\d+)$")  # COCO's file names, where annotations have the number alone
-
-
-def plain_id(image: str) -> str:
-    """An image's id as annotations have it: the number in COCO's file names, all others as they are."""
-    found = _COCO.match(image)
-    return found[1] if found else image
 
 
 class Regions:

@@ -13,6 +13,7 @@ from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
 from shards.errors import UserError
 from shards.files import read_json, whole_file, write_json
 from shards.flags import REQUIRED, command, flag
+from shards.given_boxes import plain_id, read_given_boxes
 from shards.images import BadImage, Part, decode_image, find_parts, read_records
 from shards.index import saved_index
 from shards.jobs import advance, run_tasks
@@ -29,6 +30,7 @@ class ExtractConfig:
 
     images: str = flag(REQUIRED, "a folder of images, or tars in img2dataset's layout (pattern)", first=True)
     out: str = flag(REQUIRED, "the folder for the shards")
+    boxes: str | None = flag(None, "a file of given boxes to describe, in place of the detector's regions")
     regions: int = flag(36, "regions per image at the most", low=1, high=1000)
     words: int = flag(256, "visual words: the classes of the regions", low=1, high=32767)
     words_file: str | None = flag(None, "visual_words.npz of an earlier extraction, to use the same words")
@@ -58,6 +60,7 @@ def extract(config: ExtractConfig) -> Dataset:
             [os.path.abspath(name) for name in (part.files[0], part.files[-1])] + [part.count] for part in parts
         ],
         "regions": config.regions,
+        "boxes": config.boxes and os.path.abspath(config.boxes),
         "words": config.words,
         "words_file": config.words_file and os.path.abspath(config.words_file),
         "seed": config.seed,
@@ -104,8 +107,7 @@ def _sample_features(config: ExtractConfig, parts: list[Part]) -> np.ndarray:
                 image = decode_image(record.data)
             except BadImage:
                 continue
-            boxes, _ = pixels.detect(image, config.regions, config.seed)
-            features.append(pixels.describe(image, boxes))
+            features.append(pixels.describe(image, pixels.detect(image, config.regions, config.seed)[0]))
     if not features:
         raise UserError(f"{config.images}: none of the images looked at can be decoded")
     return np.concatenate(features)
@@ -130,8 +132,11 @@ def extract_shard(task: Task) -> None:
 
 def _samples(task: Task, words, skipped: list[dict]):
     config, folder, keys = task.config, os.path.dirname(task.path), {}
+    given = read_given_boxes(config.boxes) if config.boxes else None
     for record in read_records(task.part):
         advance()
+        if given is not None and plain_id(record.id) not in given:
+            continue
         source = os.path.relpath(record.source, folder)
         try:
             image = decode_image(record.data)
@@ -142,11 +147,15 @@ def _samples(task: Task, words, skipped: list[dict]):
         keys[key] = keys.get(key, 0) + 1
         if keys[key] > 1:
             key = f"{key}+{keys[key]}"
-        boxes, _ = pixels.detect(image, config.regions, config.seed)
-        features = pixels.describe(image, boxes)
         height, width = image.shape[:2]
-        class_ids, class_probs = words.classify(features)
         info = {"id": record.id, "width": width, "height": height, "source": source}
+        if given is None:
+            boxes, _ = pixels.detect(image, config.regions, config.seed)
+        else:
+            boxes = given[plain_id(record.id)].inside(width, height)
+            info["box_ids"] = given[plain_id(record.id)].ids
+        features = pixels.describe(image, boxes)
+        class_ids, class_probs = words.classify(features)
         scale = np.array([width, height, width, height], np.float32)
         yield Sample(key, features, boxes / scale, class_ids, class_probs, info, record.caption)
 
@@ -155,6 +164,8 @@ def _finish(out: Path, tasks: list[Task], words_path: Path, plan: dict) -> Datas
     skipped = [line for task in tasks for line in read_json(_skips_path(task.path))]
     paths = [task.path for task in tasks if len(saved_index(task.path))]
     if not paths:
+        if plan["boxes"]:
+            raise UserError(f"{plan['images'][0][0]}: holds no image that {plan['boxes']} has boxes of")
         raise UserError(f"{plan['images'][0][0]}: none of the images can be decoded")
     dataset = finish_dataset(
         out,
@@ -167,6 +178,9 @@ def _finish(out: Path, tasks: list[Task], words_path: Path, plan: dict) -> Datas
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped)
     for task in tasks:
         _skips_path(task.path).unlink()
+    if plan["boxes"] and len(dataset) + len(skipped) < len(read_given_boxes(plan["boxes"])):
+        given = len(read_given_boxes(plan["boxes"]))
+        print(f"{plan['boxes']}: {given - len(dataset) - len(skipped)} of its {given} images are not there")
     for line in skipped[:10]:
         print(f"skipped {line['source']}: {line['reason']}")
     summary = f"{out}: {len(dataset)} images, {dataset.captions} with captions, in {len(paths)} shards"
