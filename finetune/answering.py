@@ -26,8 +26,8 @@ class AnsweringTask(Task):
         return build_vocabulary(self.right_answers(Path(folder)), self.at_least)
 
 
-def held_out_by_id(examples: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
-    """(the others, the last `count` by id), each in ascending order; half of the examples are held out at the most."""
+def held_out_by_id(examples: Sequence[Example], count: int, share: float) -> tuple[list[Example], list[Example]]:
+    """(the others, the last `count` by id), each in ascending order; of few examples a share is held out at the most."""
     ordered = sorted(examples, key=lambda example: example.id)
-    count = min(count, len(ordered) // 2)
+    count = min(count, int(len(ordered) * share))
     return ordered[: len(ordered) - count], ordered[len(ordered) - count :]

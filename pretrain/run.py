@@ -31,7 +31,7 @@ def stored_flags(flags: dict) -> dict:
 def region_shards(data: str | None) -> str:
     """The region shards to train on; the miniature world is made where nothing is given."""
     if data is None:
-        return str(pairs_folder(make_world(WorldConfig())))
+        return str(pairs_folder(make_world(WorldConfig(), tasks=False)))
     return str(pairs_folder(data)) if is_world(data) else data
 
 

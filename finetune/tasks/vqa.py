@@ -22,10 +22,10 @@ class VQA(AnsweringTask):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         if split == "trainval":
-            rest, _ = held_out_by_id(read(folder, "val"), MINVAL)
+            rest, _ = held_out_by_id(read(folder, "val"), MINVAL, 0.5)
             return read(folder, "train") + rest
         if split == "minval":
-            return held_out_by_id(read(folder, "val"), MINVAL)[1]
+            return held_out_by_id(read(folder, "val"), MINVAL, 0.5)[1]
         return read(folder, split)
 
     def right_answers(self, folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from shards.dataset import open_dataset, read_captions
 from shards.reader import RegionReader
-from shards.scenes import draw_scene, make_scene
+from shards.world.scenes import draw_scene, make_scene
 
 
 def draw_images(folder, count, captions=True):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shards import pixels
-from shards.scenes import draw_scene, make_scene
 from shards.visual_words import fit_words, load_words
+from shards.world.scenes import draw_scene, make_scene
 
 
 def iou(a, b) -> float:

@@ -40,10 +40,10 @@ class Thing:
     angle: float
 
 
-def make_scene(rng: np.random.Generator) -> list[Thing]:
-    """One to three objects that do not touch."""
+def make_scene(rng: np.random.Generator, numbers=(1, 2, 2, 3)) -> list[Thing]:
+    """Some objects that do not touch, one of `numbers` of them (fewer where there is no room)."""
     things: list[Thing] = []
-    wanted = int(rng.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
+    wanted = int(rng.choice(numbers))
     for _ in range(200):
         size = str(rng.choice(list(RADII)))
         radius = rng.uniform(*RADII[size])
@@ -67,6 +67,11 @@ def draw_scene(things: list[Thing], rng: np.random.Generator) -> Image.Image:
     image = image.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
     grain = rng.normal(0, 1.6, (HEIGHT, WIDTH, 1)) + rng.normal(0, 0.8, (HEIGHT, WIDTH, 3))
     return Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+
+
+def bounding_box(thing: Thing) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 in pixels of the image, as the object is drawn."""
+    return tuple(side / FINE for side in _mask(thing).getbbox())
 
 
 def _background(rng: np.random.Generator) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shards.scenes import Thing
+from shards.world.scenes import Thing
 
 NOUNS = {
     "circle": ("circle", "disc"),
@@ -16,7 +16,7 @@ NOUNS = {
 }
 SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 PATTERN_WORDS = {"striped": ("striped",), "dotted": ("dotted", "spotted")}
-NUMBERS = ("no", "one", "two", "three")
+NUMBERS = ("no", "one", "two", "three", "four")
 
 
 def _one(options, rng: np.random.Generator) -> str:

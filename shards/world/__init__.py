@@ -1,0 +1,92 @@
+"""The miniature world: the data that everything works on by default.
+
+Images are drawn and written as PNG files, and annotations in the official formats of the twelve data sets; everything
+after that is the path of real data.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.dataset import UNFINISHED
+from shards.errors import UserError
+from shards.extract import ExtractConfig, extract
+from shards.files import read_json, write_json
+from shards.flags import flag
+from shards.world.pools import draw_all
+from shards.world.tasks import TaskSizes, pairs_pictures, write_captions, write_tasks
+
+DEFAULT_WORLD = "data/world"
+REGIONS = 24  # per image: ample for four objects, and a third less work than the usual 36
+
+
+@dataclass
+class WorldConfig:
+    """Flags of shards.world."""
+
+    out: str = flag(DEFAULT_WORLD, "the folder of the world")
+    pairs: int = flag(3000, "image-caption pairs for pretraining", low=1)
+    examples: int = flag(1500, "training examples of each task, about", low=60)
+    evaluation: int = flag(500, "examples of each evaluation split, about", low=20)
+    seed: int = flag(0, "of scenes and sentences")
+
+
+def pairs_folder(world) -> Path:
+    """The region shards of a world's image-caption pairs."""
+    return Path(world) / "regions" / "pairs"
+
+
+def is_world(folder) -> bool:
+    return (Path(folder) / "world.json").exists()
+
+
+def make_world(config: WorldConfig, tasks: bool = True) -> Path:
+    """Makes the world, or with `tasks` false its image-caption pairs alone; what is there already is kept.
+
+    Returns its folder.
+    """
+    out = Path(config.out)
+    settings = {name: value for name, value in vars(config).items() if name != "out"}
+    if is_world(out):
+        if read_json(out / "world.json") != settings:
+            raise UserError(f"{out}: holds a world made with other settings; give another --out or remove it")
+    else:
+        if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
+            raise UserError(f"{out}: is not empty and not a world; give another --out")
+        write_json(out / UNFINISHED, settings)
+        pictures = pairs_pictures(config.pairs, config.seed)
+        draw_all({out / "images" / "pairs": pictures})
+        write_captions(out / "images" / "pairs", pictures)
+        write_json(out / "world.json", settings)
+        (out / UNFINISHED).unlink()
+    words = _extract(out, "pairs", config.seed).parent / "pairs" / "visual_words.npz"
+    if tasks:
+        _make_tasks(out, config, words)
+    return out
+
+
+def _make_tasks(out: Path, config: WorldConfig, words: Path) -> None:
+    done = out / "tasks.json"
+    if not done.exists():
+        sizes = TaskSizes(config.examples, config.evaluation, config.seed)
+        write_json(done, write_tasks(out, sizes))
+    for name in read_json(done)["images"]:
+        _extract(out, name, config.seed, words)
+    for name, images in read_json(done)["boxes"].items():
+        _extract(out, images, config.seed, words, boxes=name)
+
+
+def _extract(out: Path, images: str, seed: int, words: Path | None = None, boxes: str | None = None) -> Path:
+    """The region shards of one folder of images, made where they are not there yet."""
+    folder = out / "regions" / (boxes or images)
+    if not (folder / "dataset.json").exists():
+        extract(
+            ExtractConfig(
+                images=str(out / "images" / images),
+                out=str(folder),
+                boxes=str(out / "images" / f"{boxes}.jsonl") if boxes else None,
+                regions=REGIONS,
+                words_file=str(words) if words else None,
+                seed=seed,
+            )
+        )
+    return folder

@@ -1,0 +1,118 @@
+"""Referring expressions, dialogues and pointing questions: words that single out one object of a scene."""
+
+import numpy as np
+
+from shards.world.language import (
+    CLEAR,
+    NAMES,
+    RELATIONS,
+    VALUES,
+    attributes_of,
+    matching,
+    one,
+    related,
+    singling_out,
+    words,
+)
+from shards.world.scenes import HEIGHT, WIDTH, Thing
+
+ENDS = {"left": ("x", -1), "right": ("x", 1), "top": ("y", -1), "bottom": ("y", 1)}
+
+
+def by_place(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
+    """ "left star", "the star on the right": the outermost of those that share some attributes (RefCOCO)."""
+    names = one((("kind",), ("colour",), ("kind", "colour"), ()), rng)
+    rivals = [thing for thing in matching(things, attributes_of(target, names)) if thing is not target]
+    if not rivals:
+        return None
+    what = words(attributes_of(target, names), rng)
+    for place in rng.permutation(len(ENDS)):
+        end, (axis, sign) = list(ENDS.items())[place]
+        if all(sign * (getattr(target, axis) - getattr(rival, axis)) > CLEAR for rival in rivals):
+            return one((f"{end} {what}", f"the {what} on the {end}", f"{what} at the {end}"), rng)
+    return None
+
+
+def by_look(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
+    """ "the striped ring": attributes alone, no places (RefCOCO+)."""
+    known = singling_out(things, target, rng)
+    if known is None:
+        return None
+    what = words(known, rng)
+    return one((what, f"the {what}", f"{what} please"), rng)
+
+
+def by_neighbour(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
+    """ "the red star that is left of a blue ring": a whole clause (RefCOCOg); needs both halves, or else the look."""
+    others = [thing for thing in things if thing is not target]
+    for place in rng.permutation(len(others)):
+        other, names = others[place], one((("kind",), ("colour",), ("size", "kind")), rng)
+        known = singling_out(things, other, rng)
+        rivals = matching(things, attributes_of(target, names))
+        for relation in rng.permutation(list(RELATIONS)):
+            right = [thing for thing in rivals if thing is not other and related(thing, relation, other) is not False]
+            if known and right == [target] and related(target, relation, other):
+                what = f"the {words(attributes_of(target, names), rng)}"
+                where = f"{one(RELATIONS[relation], rng)} the {words(known, rng)}"
+                return one((f"{what} that is {where}", f"{what} which lies {where}", f"{what} {where}"), rng)
+    known = singling_out(things, target, rng)
+    if known is None:
+        return None
+    more = known | attributes_of(target, ("colour", "kind"))
+    return f"{one(('the', 'one'), rng)} {words(more, rng)} in this picture"
+
+
+def expression(things: list[Thing], target: Thing, style: str, rng: np.random.Generator) -> str | None:
+    """An expression in the style of a data set: refcoco, refcoco+ or refcocog."""
+    if style == "refcoco":
+        first, second = (by_place, by_look) if rng.random() < 0.6 else (by_look, by_place)
+        return first(things, target, rng) or second(things, target, rng)
+    return {"refcoco+": by_look, "refcocog": by_neighbour}[style](things, target, rng)
+
+
+def which(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
+    """A question that one object answers (Visual7W)."""
+    told = by_neighbour(things, target, rng) if rng.random() < 0.5 else by_look(things, target, rng)
+    if told is None:
+        return None
+    told = told.removeprefix("the ").removeprefix("one ").removesuffix(" please").removesuffix(" in this picture")
+    return one((f"Which is the {told}?", f"Which one is the {told}?", f"Which object is the {told}?"), rng)
+
+
+def dialogue(things: list[Thing], target: Thing, rng: np.random.Generator) -> list[tuple[str, str]] | None:
+    """(question, answer) turns after which the target alone is left (GuessWhat), or None where that fails."""
+    left, turns = list(things), []
+    for _ in range(8):
+        if len(left) == 1:
+            return turns
+        text, test = _binary(left, rng)
+        if text in [asked for asked, _ in turns]:
+            continue
+        answer = test(target)
+        if answer is None:
+            turns.append((text, "N/A"))
+            continue
+        turns.append((text, "Yes" if answer else "No"))
+        left = [thing for thing in left if test(thing) in (answer, None)]
+    return turns if len(left) == 1 else None
+
+
+def _binary(left: list[Thing], rng: np.random.Generator):
+    """(a question, thing -> its answer) about what one of those that are left is like, or where it is."""
+    if rng.random() < 0.7:
+        name = one(NAMES, rng)
+        value = getattr(one(left, rng), name) if rng.random() < 0.8 else one(VALUES[name], rng)
+        if (name, value) != ("pattern", "plain"):
+            what = words({name: value}, rng)
+            what = ("an " if what[0] in "aeiou" else "a ") + what
+            return f"Is it {what}?", lambda thing: getattr(thing, name) == value
+    side = one(("left", "right", "upper", "lower"), rng)
+    text = one((f"Is it in the {side} half?", f"Is it on the {side} side of the picture?"), rng)
+
+    def test(thing: Thing) -> bool | None:
+        offset = thing.x - WIDTH / 2 if side in ("left", "right") else thing.y - HEIGHT / 2
+        if abs(offset) < CLEAR / 2:
+            return None
+        return (offset < 0) == (side in ("left", "upper"))
+
+    return text, test

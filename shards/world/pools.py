@@ -1,0 +1,66 @@
+"""The world's images by data set: their scenes, and drawing them. Image ids overlap as those of real data sets do."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.jobs import advance, run_tasks
+from shards.world.scenes import Thing, draw_scene, make_scene
+
+PER_TASK = 250  # drawings of one task
+COUNTS = (2, 3, 3, 4, 4)  # objects of a scene that tasks ask about
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image. id: as annotations have it; file: its name; key: of everything random about it; same_as: the file of
+    another data set that has the same pixels, '' where this one is drawn for itself."""
+
+    id: int | str
+    file: str
+    things: tuple[Thing, ...]
+    key: tuple[int, ...]
+    same_as: str = ""
+
+    def rng(self, purpose: int) -> np.random.Generator:
+        """Random numbers for one purpose of this image."""
+        return np.random.default_rng([*self.key, purpose])
+
+
+def picture(key: tuple[int, ...], id: int | str, file: str, numbers=COUNTS) -> Picture:
+    """A new scene whose objects follow from the key alone."""
+    return Picture(id, file, tuple(make_scene(np.random.default_rng([*key, 0]), numbers)), key)
+
+
+@dataclass
+class Drawing:
+    """Pictures to be drawn into a folder."""
+
+    folder: Path
+    pictures: list[Picture]
+
+
+def draw(drawing: Drawing) -> None:
+    for one in drawing.pictures:
+        path = drawing.folder / one.file
+        draw_scene(list(one.things), one.rng(1)).save(path)
+        advance()
+
+
+def draw_all(folders: dict[Path, list[Picture]]) -> None:
+    """Draws the pictures of several folders, in parallel; those that are the same as another are copied."""
+    drawings = []
+    for folder, pictures in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        own = [one for one in pictures if not one.same_as]
+        drawings += [Drawing(folder, own[begin : begin + PER_TASK]) for begin in range(0, len(own), PER_TASK)]
+    total = sum(len(drawing.pictures) for drawing in drawings)
+    for _ in run_tasks(draw, drawings, os.cpu_count() or 1, total, "drawings"):
+        pass
+    for folder, pictures in folders.items():
+        for one in pictures:
+            if one.same_as:
+                shutil.copyfile(folder.parent / one.same_as, folder / one.file)

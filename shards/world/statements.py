@@ -1,0 +1,130 @@
+"""Statements about two images (NLVR2) and hypotheses about one (SNLI-VE), made so that their words tell nothing.
+
+A statement about two images is given to pairs that make it true and to pairs that make it false, both drawn alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shards.world.captions import NUMBERS
+from shards.world.language import VALUES, Attributes, a, matching, one, words
+from shards.world.scenes import Thing, make_scene
+
+Scene = list[Thing]
+TRIES = 400
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence and when it is true of (left, right). about: attributes that make it worth asking."""
+
+    text: str
+    true: Callable[[Scene, Scene], bool]
+    about: Attributes
+
+
+def make_statement(rng: np.random.Generator) -> Statement:
+    about = {"colour": one(VALUES["colour"], rng), "kind": one(VALUES["kind"], rng)}
+    if rng.random() < 0.25:
+        about = {"pattern": one(("striped", "dotted"), rng), "kind": about["kind"]}
+    return one((_both, _only_one, _in_all, _more, _none), rng)(about, rng)
+
+
+def _both(about: Attributes, rng: np.random.Generator) -> Statement:
+    what = a(words(about, rng))
+    text = one((f"Both images have {what}.", f"There is {what} in each image.", f"Each picture shows {what}."), rng)
+    return Statement(text, lambda left, right: bool(matching(left, about) and matching(right, about)), about)
+
+
+def _only_one(about: Attributes, rng: np.random.Generator) -> Statement:
+    what = a(words(about, rng))
+    text = one((f"Only one of the images has {what}.", f"There is {what} in exactly one of the two images."), rng)
+    return Statement(text, lambda left, right: bool(matching(left, about)) != bool(matching(right, about)), about)
+
+
+def _in_all(about: Attributes, rng: np.random.Generator) -> Statement:
+    name = one(tuple(about), rng)
+    about, number = {name: about[name]}, int(rng.integers(1, 4))
+    what = words(about, rng, plural=number > 1)
+    text = one((f"There are {NUMBERS[number]} {what} in all.", f"The two images show {NUMBERS[number]} {what}."), rng)
+    text = text.replace("There are one", "There is one")
+    return Statement(
+        text, lambda left, right: len(matching(left, about)) + len(matching(right, about)) == number, about
+    )
+
+
+def _more(about: Attributes, rng: np.random.Generator) -> Statement:
+    name = one(tuple(about), rng)
+    about = {name: about[name]} if rng.random() < 0.7 else {}
+    what, side = words(about, rng, plural=True), one(("left", "right"), rng)
+    other = "right" if side == "left" else "left"
+    text = one(
+        (f"The {side} image has more {what} than the {other} one.", f"There are more {what} on the {side}."), rng
+    )
+
+    def true(left: Scene, right: Scene) -> bool:
+        counts = [len(matching(scene, about)) for scene in (left, right)]
+        return counts[0] > counts[1] if side == "left" else counts[1] > counts[0]
+
+    return Statement(text, true, about)
+
+
+def _none(about: Attributes, rng: np.random.Generator) -> Statement:
+    name, side = one(tuple(about), rng), one(("left", "right"), rng)
+    about = {name: about[name]}
+    text = one(
+        (f"The {side} image has no {words(about, rng, True)}.", f"No {words(about, rng)} is in the {side} image."), rng
+    )
+    return Statement(text, lambda left, right: not matching(left if side == "left" else right, about), about)
+
+
+def make_pair(statement: Statement, truth: bool, rng: np.random.Generator) -> tuple[Scene, Scene] | None:
+    """Two scenes of which the statement is true, or false; what it is about turns up often, either way."""
+    for _ in range(TRIES):
+        left, right = (_scene_about(statement.about, rng) for _ in range(2))
+        if statement.true(left, right) == truth:
+            return left, right
+    return None
+
+
+def _scene_about(about: Attributes, rng: np.random.Generator) -> Scene:
+    things = make_scene(rng, (2, 3, 4))
+    for place in range(len(things)):
+        if about and rng.random() < 0.35:
+            part = dict(about)
+            if len(part) > 1 and rng.random() < 0.4:  # nearly what it is about
+                part.pop(one(tuple(part), rng))
+            things[place] = replace(things[place], **part)
+    return things
+
+
+UNSEEN = ("heavy", "old", "soft", "made of wood", "made of paper", "expensive", "somebody's toy", "warm")
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+def make_hypothesis(things: Scene, label: str, rng: np.random.Generator) -> str | None:
+    """A sentence that a scene entails, contradicts, or leaves open; None where the dice do not suit the scene.
+
+    What no picture shows is open of a thing that is there, and wrong of one that is not.
+    """
+    name, other = one((("kind", "colour"), ("colour", "kind")), rng)
+    form = one({"entailment": "AC", "neutral": "BC", "contradiction": "AABC"}[label], rng)
+    absent = label == "contradiction" and form != "A"
+    if absent:
+        there = {getattr(thing, name) for thing in things}
+        value = one([value for value in VALUES[name] if value not in there], rng)
+        said = one(VALUES[other], rng)
+    else:
+        thing = one(things, rng)
+        value = getattr(thing, name)
+        if len(matching(things, {name: value})) != 1:
+            return None
+        right = getattr(thing, other)
+        said = right if label == "entailment" else one([v for v in VALUES[other] if v != right], rng)
+    subject = f"The {words({name: value}, rng)}"
+    seen = a(words({"kind": said}, rng)) if other == "kind" else said
+    unseen = one(UNSEEN, rng)
+    claim = {"A": seen, "B": unseen, "C": f"{seen} or {unseen}"}[form]
+    return f"{subject} is {claim}{one(('.', ''), rng)}"
