@@ -27,7 +27,7 @@ class AnsweringTask(Task):
 
 
 def held_out_by_id(examples: Sequence[Example], count: int, share: float) -> tuple[list[Example], list[Example]]:
-    """(the others, the last `count` by id), each in ascending order; of few examples a share is held out at the most."""
+    """(the others, the last `count` by id), each in ascending order; of few examples at most a share."""
     ordered = sorted(examples, key=lambda example: example.id)
     count = min(count, int(len(ordered) * share))
     return ordered[: len(ordered) - count], ordered[len(ordered) - count :]
