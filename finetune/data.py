@@ -40,17 +40,21 @@ class TaskData:
         examples: list[Example],
         pieces: WordPieces,
         vocabulary: AnswerVocabulary | None,
-        regions: int,
+        positions: int,
+        regions: int | None,
         seed: int | None = None,
     ) -> TaskCollator:
-        """regions: of an image at the most; seed: of retrieval's options in training, None in evaluation."""
+        """positions: of words that the model has; regions: of an image at the most, else the task's.
+
+        seed: of retrieval's options in training, None in evaluation.
+        """
         training = seed is not None and self.task.head == "retrieval"
         return TaskCollator(
             task=self.task,
             examples=examples,
             regions=self.regions,
             pieces=pieces,
-            limits=Limits(self.task.words, regions, self.feature_size),
+            limits=Limits(min(self.task.words, positions), regions or self.task.regions, self.feature_size),
             boxes=self.boxes,
             vocabulary=vocabulary,
             options=Options(examples, self.regions, seed) if training else None,

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
+from finetune.batch import TaskCollator
 from finetune.course import describe_scores
 from finetune.data import open_data
 from finetune.heads import TaskModel
 from finetune.predict import predict
 from finetune.start import choose_start
+from finetune.task import Task
 from finetune.tasks import find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device, connected, leaving
@@ -19,7 +21,7 @@ from pretrain.step import Precision
 from shards.errors import UserError
 from shards.files import read_json, whole_file, write_json
 from shards.flags import REQUIRED, command, flag
-from shards.ranks import launched
+from shards.ranks import ALONE, Ranks, launched
 from shards.world import DEFAULT_WORLD
 
 
@@ -41,27 +43,34 @@ class EvaluateConfig:
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
 
 
+def load(config: EvaluateConfig, task: Task, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
+    """The run's model on its device, and the examples of the split with what they need."""
+    device = choose_device(config.device, ranks)
+    data = open_data(task, config.data, config.missing)
+    examples = data.examples(config.split or task.splits[1], ranks.say)
+    start = choose_start(config.run, "", (), data.feature_size)
+    vocabulary = start.vocabularies.get(task.head)
+    if hasattr(task, "vocabulary") and vocabulary is None:
+        raise UserError(f"--run {config.run}: was not trained on {task.name}; it has no answers to choose from")
+    model = TaskModel(start.sizes, {task.head: len(vocabulary)} if vocabulary else {})
+    start.load(model)
+    model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
+    positions = start.sizes.max_position_embeddings
+    collator = data.collator(examples, start.pieces, vocabulary, positions, config.regions)
+    return TaskPass(model, task, Precision(config.precision, device)), collator
+
+
 def run(config: EvaluateConfig) -> None:
     """Predicts, scores where the answers are public, and writes what was asked for."""
     ranks = launched()
-    device = choose_device(config.device, ranks)
     task = find_task(config.task or _only_task(config.run))
     split = config.split or task.splits[1]
-    with connected(ranks, device):
-        data = open_data(task, config.data, config.missing)
-        examples = data.examples(split, ranks.say)
-        start = choose_start(config.run, "", (), data.feature_size)
-        vocabulary = start.vocabularies.get(task.head)
-        if hasattr(task, "vocabulary") and vocabulary is None:
-            raise UserError(f"--run {config.run}: was not trained on {task.name}; it has no answers to choose from")
-        model = TaskModel(start.sizes, {task.head: len(vocabulary)} if vocabulary else {})
-        start.load(model)
-        model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
-        work = TaskPass(model, task, Precision(config.precision, device))
-        collator = data.collator(examples, start.pieces, vocabulary, config.regions or task.regions)
-        predictions = predict(work, collator, config.batch_size, config.workers, ranks, device)
+    with connected(ranks, choose_device(config.device, ranks)):
+        work, collator = load(config, task, ranks)
+        predictions = predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
     if not ranks.first:
         return
+    examples = collator.examples
     if task.head != "retrieval" and any(example.target is None for example in examples):
         print(f"{task.title}, {split}: {len(examples)} examples, whose answers are not public")
         if config.submission is None:

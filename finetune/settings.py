@@ -12,8 +12,9 @@ from shards.world import DEFAULT_WORLD
 EPOCHS = 20
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 HEAD_LR = 1e-4  # of the new heads; the one that points has the task's own
+VALIDATED_CAPTIONS = 300  # of retrieval, where every caption is scored with every image; evaluate takes all of them
 BASE_SIZE = 768  # of the text stream: table 8's settings are for this one
-SMALL_LR, SMALL_BATCH = 10, 64  # a small model learns at this many times the rate, on batches no larger
+SMALL_LR, SMALL_BATCH = 4, 64  # a small model learns at this many times the rate, on batches no larger
 
 
 @dataclass
@@ -28,6 +29,7 @@ class StConfig:
     answers: str | None = flag(None, "the answers to choose from, a JSON list (else from the training annotations)")
     train_split: str | None = flag(None, "the split to train on, else the task's own")
     validation_split: str | None = flag(None, "the split to validate on, else the task's own")
+    validate_on: int | None = flag(None, "only so many examples, the first, of the validation split", low=1)
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
     batch_size: int | None = flag(None, "examples a step, over all ranks", low=1)

@@ -13,7 +13,7 @@ from finetune.answers import AnswerVocabulary, read_vocabulary
 from finetune.course import SingleTask
 from finetune.data import TaskData, open_data
 from finetune.heads import TaskModel
-from finetune.settings import BETAS, EPSILON, FREE_FLAGS, StConfig, batch_and_lr
+from finetune.settings import BETAS, EPSILON, FREE_FLAGS, VALIDATED_CAPTIONS, StConfig, batch_and_lr
 from finetune.start import Start, choose_start, vocabulary_path
 from finetune.task import Example, Task
 from finetune.tasks import find_task
@@ -86,6 +86,8 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     data = open_data(task, config.data, config.missing)
     train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
     examples, held_out = (data.examples(split, ranks.say) for split in (train_split, validation_split))
+    limit = config.validate_on or (VALIDATED_CAPTIONS if task.head == "retrieval" else None)
+    held_out = held_out[:limit]
     init = str(run) if newest else config.init
     texts = [example.text for example in examples]
     start = on_first(ranks, lambda: choose_start(init, config.config, texts, data.feature_size))
@@ -115,7 +117,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         workers=config.workers,
         accumulate=config.accumulate,
     )
-    regions = config.regions or task.regions
+    inputs = start.pieces, vocabulary, sizes.max_position_embeddings, config.regions
     best = facts.get("best_score")
     course = SingleTask(
         config=config,
@@ -126,8 +128,8 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         places=Places(config.workers, data.regions.dataset),
         bad_samples=0,
         work=work,
-        training=data.collator(examples, start.pieces, vocabulary, regions, config.seed),
-        validation=data.collator(held_out, start.pieces, vocabulary, regions),
+        training=data.collator(examples, *inputs, config.seed),
+        validation=data.collator(held_out, *inputs),
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:

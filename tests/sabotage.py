@@ -1,4 +1,4 @@
-"""python -m pretrain.run with a fault in it: what happens, on which rank and at which step is said by the environment.
+"""python -m pretrain.run (or another module, by the first argument) with a fault in it, which the environment says.
 
 SABOTAGE: kill_in_step, kill_in_save, or stop_after (Ctrl-C after a step); SABOTAGE_AT: the step (kill_in_step: counted
 from where the process began); SABOTAGE_RANK: the rank; SABOTAGE_ONCE: a file that says that it has happened, so that
@@ -54,5 +54,6 @@ def install() -> None:
 
 if os.environ["RANK"] == os.environ["SABOTAGE_RANK"] and not Path(os.environ["SABOTAGE_ONCE"]).exists():
     install()
-sys.argv[0] = "pretrain.run"
-runpy.run_module("pretrain.run", run_name="__main__", alter_sys=True)
+name = sys.argv.pop(1) if sys.argv[1].startswith("finetune.") else "pretrain.run"
+sys.argv[0] = name
+runpy.run_module(name, run_name="__main__", alter_sys=True)

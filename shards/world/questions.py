@@ -113,19 +113,18 @@ def ask_relation(things: list[Thing], rng: np.random.Generator) -> Question | No
 
 
 def ask_comparison(things: list[Thing], rng: np.random.Generator) -> Question | None:
-    """More, fewer or as many; of the pairs of values that there are, one that makes it true or, as often, false."""
+    """More, fewer or as many, of two values that are there or of one that is not.
+
+    Asked where a true and a false question could be, so that the words tell nothing.
+    """
     name, wording, true = one(("kind", "colour"), rng), one(tuple(_COMPARED), rng), bool(rng.random() < 0.5)
     counts = {value: len(matching(things, {name: value})) for value in {getattr(thing, name) for thing in things}}
-    counts |= {one(VALUES[name], rng): 0} if rng.random() < 0.3 and len(counts) < 3 else {}
-    pairs = [
-        (first, second)
-        for first in sorted(counts)
-        for second in sorted(counts)
-        if first != second and _COMPARED[wording](counts[first], counts[second]) == true
-    ]
-    if not pairs:
+    counts[one([value for value in VALUES[name] if value not in counts], rng)] = 0
+    pairs = [(first, second) for first in sorted(counts) for second in sorted(counts) if first != second]
+    fitting = [[p for p in pairs if _COMPARED[wording](counts[p[0]], counts[p[1]]) == truth] for truth in (False, True)]
+    if not all(fitting):
         return None
-    first, second = (words({name: value}, rng, plural=True) for value in one(pairs, rng))
+    first, second = (words({name: value}, rng, plural=True) for value in one(fitting[true], rng))
     link = "as" if wording == "as many" else "than"
     return Question(f"Are there {wording} {first} {link} {second}?", "yes" if true else "no", "yes/no", "compare")
 

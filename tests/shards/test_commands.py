@@ -267,18 +267,25 @@ def test_inspect_names_an_image_that_is_not_there(dataset_folder, run_command):
     assert status == 2 and "--image nobody" in err and "image.0.0" in err
 
 
-def test_the_world_is_drawn_once_and_is_the_same_every_time(tmp_path, run_command):
+SMALL_WORLD = ("--pairs", 12, "--examples", 60, "--evaluation", 20)
+
+
+def test_the_world_is_made_once_and_is_the_same_every_time(tmp_path, run_command):
     for name in ("one", "two"):
-        status, _out, err = run_command("shards.world", "--out", tmp_path / name, "--pairs", 12)
+        status, _out, err = run_command("shards.world", "--out", tmp_path / name, *SMALL_WORLD)
         assert status == 0, err
-    tars = [tmp_path / name / "regions" / "pairs" / "regions-00000.tar" for name in ("one", "two")]
-    assert tars[0].read_bytes() == tars[1].read_bytes()
+    files = [sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*.*")) for name in ("one", "two")]
+    assert files[0] == files[1] and len(files[0]) > 400
+    for file in files[0]:
+        if file.suffix in (".tar", ".png", ".json", ".jsonl", ".gz", ".p", ".txt") and file.name != "dataset.json":
+            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
     texts = [path.read_text().strip() for path in sorted((tmp_path / "one" / "images" / "pairs").glob("*.txt"))]
     assert len(texts) == 12 and len(set(texts)) > 8
-    before = tars[0].stat().st_mtime_ns
-    assert run_command("shards.world", "--out", tmp_path / "one", "--pairs", 12)[0] == 0
-    assert tars[0].stat().st_mtime_ns == before
-    status, _, err = run_command("shards.world", "--out", tmp_path / "one", "--pairs", 13)
+    tar = tmp_path / "one" / "regions" / "pairs" / "regions-00000.tar"
+    before = tar.stat().st_mtime_ns
+    assert run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD)[0] == 0
+    assert tar.stat().st_mtime_ns == before
+    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD, "--seed", 1)
     assert status == 2 and "other settings" in err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -325,7 +332,7 @@ def nan_in_features(folder):
         (None, ["--learning_rate", 1], "--learning_rate: no such flag"),
         (None, ["--config", "huge"], "--config huge: should be base, tiny"),
         (None, ["--bert", "no/such"], "--bert no/such"),
-        (None, ["--words", 999], "--words 999: the model has 128 positions"),
+        (None, ["--words", 999], "--words 999: the model has 256 positions"),
     ],
 )
 def test_mistakes_in_pretraining_are_one_sentence(

@@ -1,0 +1,115 @@
+"""Whether each task learns to look: its score after its default run, beside chance and its score without sight.
+
+    python benchmarks/tasks.py [--init RUN] [--tasks refcoco,vqa] [--out runs/tasks]
+
+Every task is fine-tuned on the miniature world (runs that are there already are kept) and scored on its validation
+split twice: as it is, and with the regions of every image exchanged for another image's. `sees` is the difference of
+the two with its 95% bootstrap interval over examples; it is above 0 where the task looks at its images.
+"""
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
+
+import numpy as np
+
+from finetune import evaluate, st
+from finetune.batch import TaskCollator
+from finetune.boxes import iou
+from finetune.intervals import bootstrap_interval
+from finetune.predict import predict
+from finetune.regions import Regions
+from finetune.tasks import all_tasks, find_task
+from pretrain.checkpoint import best_checkpoint
+from shards.flags import command, flag
+from shards.ranks import ALONE
+from shards.sample import Sample
+from shards.world import DEFAULT_WORLD, WorldConfig, make_world
+
+
+@dataclass
+class Config:
+    """Flags of this benchmark."""
+
+    tasks: str | None = flag(None, "names of tasks with commas between them, else all")
+    data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
+    init: str = flag("runs/pretrain", "a run to start from, or scratch")
+    out: str = flag("runs/tasks", "a folder for the runs")
+    epochs: int = flag(st.StConfig.epochs, "of each task", low=1)
+
+
+class Exchanged:
+    """Regions in which every image has another image's. Given boxes keep their places and ids, and lose their look."""
+
+    def __init__(self, regions: Regions, keep_boxes: bool):
+        self.regions, self.keep_boxes = regions, keep_boxes
+        names = sorted(regions.numbers)
+        self.other = dict(zip(names, np.roll(names, len(names) // 2).tolist(), strict=True))
+
+    def __getitem__(self, image: str) -> Sample:
+        other = self.regions[self.other[image]]
+        if not self.keep_boxes:
+            return replace(other, info=self.regions[image].info)
+        sample = self.regions[image]
+        rows = np.arange(len(sample.features)) % len(other.features)
+        return replace(sample, features=other.features[rows])
+
+
+def chance(collator: TaskCollator) -> float:
+    """The expected score of the best guess that looks at nothing: the likeliest answer, or any of what there is."""
+    task, examples = collator.task, collator.examples
+    if task.head == "retrieval":
+        return 1 / len({example.images[0] for example in examples})
+    if task.head == "candidates":
+        return float(np.mean([1 / len(example.candidates) for example in examples]))
+    if task.head == "regions":
+        shares = []
+        for example in examples:
+            sample = collator.regions[example.images[0]]
+            size = np.array([sample.info["width"], sample.info["height"]] * 2)
+            shares.append((iou(sample.boxes * size, example.target) > 0.5).mean())
+        return float(np.mean(shares))
+    choices = collator.vocabulary.answers if collator.vocabulary else range(len(task.labels))
+    return max(main_values(task, examples, [choice] * len(examples)).mean() for choice in choices)
+
+
+def main_values(task, examples, predictions) -> np.ndarray:
+    return next(iter(task.scores(examples, predictions).values()))
+
+
+def run(config: Config) -> None:
+    names = config.tasks.split(",") if config.tasks else list(all_tasks())
+    tasks = [find_task(name) for name in names]
+    if config.data == DEFAULT_WORLD:
+        make_world(WorldConfig())
+    began, rows = time.perf_counter(), []
+    for task in tasks:
+        out = str(Path(config.out) / task.name)
+        if best_checkpoint(out) is None or not (Path(out) / "result.json").exists():
+            flags = {"task": task.name, "data": config.data, "init": config.init, "out": out, "epochs": config.epochs}
+            st.run(st.StConfig(**flags, resume=True))
+        work, collator = evaluate.load(evaluate.EvaluateConfig(run=out, data=config.data), task)
+        blind = dataclasses.replace(
+            collator,
+            regions=Exchanged(collator.regions, False),
+            boxes=Exchanged(collator.boxes, True) if collator.boxes else None,
+        )
+        values, without = (
+            main_values(task, one.examples, predict(work, one, 256, 0, ALONE, work.precision.device))
+            for one in (collator, blind)
+        )
+        low, high = bootstrap_interval(values - without)
+        rows.append((task.name, chance(collator), without.mean(), values.mean(), low, high))
+    print(f"\n{'task':<17} {'chance':>7} {'blind':>7} {'score':>7}  sees, with its 95% interval")
+    for name, guess, without, score, low, high in rows:
+        seen = f"{score - without:+7.1%}  ({low:+.1%} to {high:+.1%})"
+        print(f"{name:<17} {guess:>7.1%} {without:>7.1%} {score:>7.1%}  {seen}{'' if low > 0 else '  NOT CLEAR'}")
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    command(Config, run, "benchmarks/tasks.py", __doc__.splitlines()[0], sys.argv[1:])

@@ -1,0 +1,24 @@
+"""Bootstrap intervals of scores: how far a mean may be off because the examples are only so many."""
+
+import numpy as np
+
+DRAWS = 2000
+
+
+def bootstrap_interval(
+    values: np.ndarray, share: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """(low, high): where the mean of values (n,) lies in `share` of samples drawn from them with replacement."""
+    values = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [values[rng.integers(0, len(values), (step, len(values)))].mean(1) for step in _steps(draws, len(values))]
+    )
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def _steps(draws: int, size: int) -> list[int]:
+    """The draws in parts that need no more than some tens of megabytes each."""
+    most = max(1, 4_000_000 // max(size, 1))
+    return [min(most, draws - begin) for begin in range(0, draws, most)]

@@ -1,0 +1,30 @@
+"""A small world, made once for the tests of fine-tuning, and a short pretraining run on it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SIZES = ("--pairs", "60", "--examples", "60", "--evaluation", "20")
+
+
+def python(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "world"
+    done = python("shards.world", "--out", folder, *SIZES)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(world):
+    run = world.parent / "pretrained"
+    done = python("pretrain.run", "--data", world, "--out", run, "--epochs", 1, "--workers", 0, "--batch_size", 20)
+    assert done.returncode == 0, done.stderr
+    return run

@@ -1,0 +1,131 @@
+"""Hard negatives, the options of training, and evaluation that works nothing out twice."""
+
+import numpy as np
+import pytest
+import torch
+from data_sets import make_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.batch import TaskCollator
+from finetune.heads import OPTIONS, TaskModel
+from finetune.rank_pairs import retrieval_scores
+from finetune.regions import Regions
+from finetune.retrieval import Options, nearest_images
+from finetune.task import Example
+from finetune.tasks import find_task
+from finetune.work import TaskPass
+from pretrain.collate import Limits
+from pretrain.config import TINY
+from pretrain.step import Precision
+from pretrain.tokenizer import learn_pieces
+from shards.errors import UserError
+from shards.ranks import ALONE, Ranks
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 50), st.integers(0, 10_000))
+def test_the_nearest_are_those_of_a_plain_search(count, wanted, seed):
+    means = np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
+    found = nearest_images(means, wanted)
+    assert found.shape == (count, min(wanted, count - 1))
+    for row in range(count):
+        distances = ((means.astype(float) - means[row].astype(float)) ** 2).sum(1)
+        order = [other for other in np.argsort(distances, kind="stable") if other != row]
+        np.testing.assert_allclose(distances[found[row]], distances[order[: found.shape[1]]], atol=1e-5)
+        assert row not in found[row] and len(set(found[row].tolist())) == found.shape[1]
+
+
+@pytest.fixture
+def regions(tmp_path):
+    make_dataset(tmp_path / "regions", (13,))
+    return Regions(tmp_path / "regions")
+
+
+@pytest.fixture
+def examples(regions):
+    """Two captions of most images, three of one."""
+    images = list(regions.numbers)
+    texts = [(image, f"a {word} thing number {n}") for n, image in enumerate(images) for word in ("red", "blue")]
+    return [Example(n, text, (image,)) for n, (image, text) in enumerate([*texts, (images[3], "one more")])]
+
+
+def test_options_are_of_other_images_and_follow_from_seed_and_epoch(regions, examples):
+    options = Options(examples, regions, seed=1)
+    seen = set()
+    for epoch in range(40):
+        for number, example in enumerate(examples):
+            caption, image, hard = options.draw(epoch, number)
+            assert image != example.images[0]
+            assert examples[caption].images != example.images and examples[hard].images != example.images
+            seen.add((number, caption, image))
+    assert options.draw(3, 5) == Options(examples, regions, seed=1).draw(3, 5)
+    assert [options.draw(e, 5) for e in range(9)] != [Options(examples, regions, seed=2).draw(e, 5) for e in range(9)]
+    assert len(seen) > 900  # of 27 examples in 40 epochs: hardly two draws are the same
+    assert {image for number, _, image in seen if number == 0} == set(regions.numbers) - set(examples[0].images)
+
+
+def test_hard_captions_are_of_the_nearest_images(regions, examples, monkeypatch):
+    monkeypatch.setattr("finetune.retrieval.NEAREST", 2)
+    monkeypatch.setattr("finetune.retrieval.nearest_images.__defaults__", (2,))
+    options = Options(examples, regions, seed=0)
+    means = np.stack([regions[image].features.astype(float).mean(0) for image in options.images])
+    for number in range(len(examples)):
+        own = options.images.index(examples[number].images[0])
+        near = np.argsort(((means - means[own]) ** 2).sum(1))[1:3]
+        drawn = {examples[options.draw(epoch, number)[2]].images[0] for epoch in range(30)}
+        assert drawn == {options.images[place] for place in near}
+
+
+def test_one_image_has_nothing_to_be_told_from(regions, examples):
+    with pytest.raises(UserError, match="retrieval needs examples of two images at least"):
+        Options(examples[:2], regions, 0)
+
+
+def make_work(examples, regions, precision="float32", **options):
+    torch.manual_seed(0)
+    pieces = learn_pieces([example.text for example in examples], 200)
+    sizes = TINY.replace(vocab_size=len(pieces), v_feature_size=12, task_tokens=20)
+    task = find_task("coco_retrieval")
+    model = TaskModel(sizes, {}).eval()
+    collator = TaskCollator(task, examples, regions, pieces, Limits(30, 36, 12), **options)
+    return TaskPass(model, task, Precision(precision, torch.device("cpu"))), collator
+
+
+@torch.no_grad()
+def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples):
+    """Captions of different lengths, a batch size that divides nothing, images with 1 to 6 regions."""
+    work, collator = make_work(examples, regions)
+    scores = retrieval_scores(work, collator, 4, ALONE, torch.device("cpu"))
+    images = list(dict.fromkeys(example.images[0] for example in examples))
+    for place, image in enumerate(images):
+        pairs = [Example(e.id, e.text, (image,)) for e in examples]
+        alone = make_work(examples, regions)[1]
+        one = TaskCollator(collator.task, pairs, regions, alone.pieces, alone.limits)
+        expected = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
+        np.testing.assert_allclose(scores[:, place], expected, atol=2e-6)
+    assert np.unique(scores.round(5)).size > 100
+
+
+@torch.no_grad()
+def test_ranks_divide_the_images(regions, examples):
+    work, collator = make_work(examples, regions)
+    whole = retrieval_scores(work, collator, 8, ALONE, torch.device("cpu"))
+    parts = [retrieval_scores(work, collator, 8, Ranks(n, 3, n), torch.device("cpu")) for n in range(3)]
+    np.testing.assert_array_equal(sum(parts), whole)
+
+
+def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
+    work, collator = make_work(examples, regions, options=Options(examples, regions, 0))
+    batch = collator(2, np.array([4, 9]))
+    assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target is None
+    one = TaskCollator(collator.task, examples, regions, collator.pieces, collator.limits)(0, np.array([4, 9]))
+    ids, features = batch.rows.input_ids, batch.rows.features
+    for number, row in enumerate((0, OPTIONS)):
+        own = one.rows.input_ids[number]
+        assert torch.equal(ids[row, : len(own)], own) and torch.equal(ids[row + 2], ids[row])
+        same = [bool((features[row + n] == features[row]).all()) for n in range(OPTIONS)]
+        assert same == [True, True, False, True]
+        assert not torch.equal(ids[row + 1], ids[row]) and not torch.equal(ids[row + 3], ids[row])
+    loss, numbers = work(batch, [2])
+    assert loss.item() > 0 and numbers["examples"] == 2

@@ -1,0 +1,129 @@
+"""Scores, boxes and submissions against slow obvious versions and figures worked by hand."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.boxes import grounding_target, iou
+from finetune.intervals import bootstrap_interval
+from finetune.pointing import candidate_target
+from finetune.task import Example
+from finetune.tasks import all_tasks
+from finetune.tasks.retrieval import caption_ranks, image_ranks, own_images
+
+TASKS = all_tasks()
+CORNERS = st.tuples(*[st.integers(0, 6)] * 4)
+
+
+def exact_iou(a, b) -> Fraction:
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (a, b)]
+    union = sum(areas) - width * height
+    return Fraction(width * height, union) if width * height > 0 and union > 0 else Fraction(0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(CORNERS, max_size=5), CORNERS)
+def test_iou_is_the_exact_one(boxes, box):
+    expected = [float(exact_iou(one, box)) for one in boxes]
+    np.testing.assert_allclose(iou(np.array(boxes).reshape(-1, 4), box), expected, atol=1e-12)
+    target = grounding_target(np.array(boxes).reshape(-1, 4), box)
+    np.testing.assert_allclose(target, [value if value >= 0.5 else 0 for value in expected], rtol=1e-6)
+
+
+def test_a_region_is_right_above_one_half():
+    examples = [Example(n, "", ("1",), (0.0, 0.0, 10.0, 10.0)) for n in range(3)]
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 5.1]])
+    assert TASKS["refcoco"].scores(examples, boxes)["accuracy"].tolist() == [1, 0, 1]
+    said = json.loads(TASKS["refcoco"].submission(examples, boxes))
+    assert said[1] == {"sent_id": 1, "bbox": [0, 0, 10, 5]}
+
+
+def test_candidates():
+    example = Example(7, "", ("1",), 1, ((0, 0, 4, 4), (0, 0, 4, 5), (9, 9, 10, 10)), ("a", "b", "c"))
+    np.testing.assert_allclose(candidate_target(example), [0.8, 1, 0], rtol=1e-6)
+    assert TASKS["guesswhat"].scores([example, example], [1, 2])["accuracy"].tolist() == [1, 0]
+    assert json.loads(TASKS["visual7w"].submission([example], [2])) == [{"id": 7, "box_id": "c"}]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.randoms())
+def test_recall_is_that_of_sorting_with_equals_before_one(captions_of, random):
+    """Ties count against: everything that scores the same is thought to come first."""
+    own = [image for image, count in enumerate(captions_of) for _ in range(count)]
+    scores = np.array([[random.choice([0.0, 0.5, 1.0]) for _ in captions_of] for _ in own])
+    slow_images = []
+    for caption, image in enumerate(own):
+        order = sorted(range(len(captions_of)), key=lambda other: (-scores[caption, other], other == image))
+        slow_images.append(order.index(image))
+    slow_captions = []
+    for image in range(len(captions_of)):
+        order = sorted(range(len(own)), key=lambda caption: (-scores[caption, image], own[caption] == image))
+        slow_captions.append(next(place for place, caption in enumerate(order) if own[caption] == image))
+    own = np.array(own)
+    assert image_ranks(scores, own).tolist() == slow_images
+    # Other captions of the same image are no rivals: only those of other images stand in the way.
+    assert caption_ranks(scores, own).tolist() == slow_captions
+
+
+def test_retrieval_in_both_directions():
+    examples = [Example(n, "", (image,)) for n, image in enumerate("aabb")]
+    assert own_images(examples).tolist() == [0, 0, 1, 1]
+    scores = np.array([[3.0, 1.0], [0.0, 2.0], [5.0, 4.0], [0.0, 1.0]])
+    found = TASKS["flickr_retrieval"].scores(examples, scores)
+    assert found["R@1"].tolist() == [1, 0, 0, 1] and found["R@5"].tolist() == [1, 1, 1, 1]
+    assert found["TR@1"].tolist() == [0, 1]
+    assert json.loads(TASKS["flickr_retrieval"].submission(examples, scores))["1"] == ["b", "a"]
+
+
+def test_a_constant_score_retrieves_nothing():
+    examples = [Example(n, "", (str(n),)) for n in range(30)]
+    found = TASKS["coco_retrieval"].scores(examples, np.zeros((30, 30)))
+    assert found["R@10"].mean() == found["TR@10"].mean() == 0
+
+
+def test_nlvr2s_consistency_by_hand():
+    examples = [Example(f"{n}-0", text, ("a", "b"), n % 2) for n, text in enumerate(["x", "x", "y", "y", "z"])]
+    found = TASKS["nlvr2"].scores(examples, [0, 1, 0, 0, 0])
+    assert found["accuracy"].mean() == pytest.approx(0.8)
+    assert found["consistency"].tolist() == [1, 0, 1]
+    assert TASKS["nlvr2"].submission(examples[:2], [0, 1]) == "0-0,False\n1-0,True\n"
+
+
+def test_parts_of_a_score():
+    facts = [{"answers": ["yes"] * 9 + ["no"], "answer_type": kind} for kind in ("yes/no", "other", "yes/no")]
+    examples = [Example(n, "", ("1",), {}, facts=fact) for n, fact in enumerate(facts)]
+    found = TASKS["vqa"].scores(examples, ["yes", "yes", "maybe"])
+    assert list(found) == ["accuracy", "other", "yes/no"]
+    assert [found[name].mean() for name in found] == pytest.approx([2 / 3, 1, 0.5])
+    assert json.loads(TASKS["vqa"].submission(examples, ["a", "b", "c"]))[2] == {"question_id": 2, "answer": "c"}
+    kinds = [Example(str(n), "", ("1",), {"yes": 1.0}, facts={"type": t}) for n, t in enumerate(["query", None])]
+    found = TASKS["gqa"].scores(kinds, ["yes", "Yes"])
+    assert found["accuracy"].tolist() == [1, 0] and found["query"].tolist() == [1]
+    assert json.loads(TASKS["gqa"].submission(kinds, ["yes", "no"]))[0] == {"questionId": "0", "prediction": "yes"}
+    labels = [Example(str(n), "", ("1",), n) for n in (0, 1, 2, 2)]
+    found = TASKS["snli_ve"].scores(labels, [0, 0, 2, 1])
+    assert {name: value.mean() for name, value in found.items()} == {
+        "accuracy": 0.5,
+        "contradiction": 1,
+        "entailment": 0.5,
+        "neutral": 0,
+    }
+    assert '"prediction": "entailment"' in TASKS["snli_ve"].submission(labels, [2, 2, 2, 2])
+
+
+def test_intervals_cover_what_they_say_they_do():
+    """Of many samples of coin throws, about 95% have the true share within their interval."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        low, high = bootstrap_interval(rng.random(100) < 0.3, draws=400, seed=seed)
+        covered += low <= 0.3 <= high
+    assert 180 <= covered <= 199
+    assert bootstrap_interval(np.ones(5)) == (1, 1)
+    assert bootstrap_interval(np.arange(100)) == bootstrap_interval(np.arange(100))

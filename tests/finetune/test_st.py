@@ -1,0 +1,231 @@
+"""finetune.st and finetune.evaluate, end to end on a small world."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from launching import finish, lines_of, run_ranks, start_ranks, weights_of
+
+from finetune.tasks import all_tasks
+from pretrain.checkpoint import best_checkpoint, checkpoints
+
+TASKS = list(all_tasks())
+SABOTAGE = Path(__file__).parents[1] / "sabotage.py"
+
+
+@pytest.fixture
+def st(world, tmp_path):
+    """The flags of a short run."""
+
+    def flags(task, *more, out="run"):
+        return ["--task", task, "--data", world, "--workers", 0, "--epochs", 2, "--out", tmp_path / out, *more]
+
+    return flags
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_trained_scored_and_submitted(st, tmp_path, run_command, world, pretrained, task):
+    status, out, err = run_command("finetune.st", *st(task, "--init", pretrained))
+    assert (status, err) == (0, "")
+    run = tmp_path / "run"
+    result = json.loads((run / "result.json").read_text())
+    assert result["task"] == task and result["kind"] == "ST" and f"(ST, from {pretrained})" in out
+    assert 0 <= result["validation"]["score"] <= 1
+    assert {"config.json", "metrics.jsonl", "tokenizer.json", "checkpoints"} <= set(os.listdir(run))
+    file = tmp_path / "submission"
+    flags = ("--run", run, "--data", world, "--submission", file, "--scores", tmp_path / "scores.json")
+    status, out, err = run_command("finetune.evaluate", *flags, "--workers", 0)
+    assert (status, err) == (0, "")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    main = next(name for name in result["validation"] if name != "score")
+    assert scores[main] == pytest.approx(result["validation"]["score"], abs=1e-9)
+    assert file.stat().st_size > 100
+
+
+@pytest.mark.parametrize("task", ["refcoco+", "guesswhat", "nlvr2"])
+def test_a_task_can_be_learned_by_heart(st, tmp_path, run_command, pretrained, task):
+    """Validated on what it is trained on: inputs, targets, loss and score agree, or it would not come to all right."""
+    flags = ["--validation_split", "train", "--epochs", 30, "--lr", 3e-4, "--dropout", 0, "--batch_size", 10]
+    run_command("finetune.st", *st(task, "--init", pretrained, *flags))
+    score = json.loads((tmp_path / "run" / "result.json").read_text())["validation"]["score"]
+    assert score > 0.9
+
+
+def test_what_it_starts_from_is_said_and_kept(st, tmp_path, run_command, pretrained, world, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_command("finetune.st", *st("snli_ve", out="scratch"))
+    shutil.copytree(pretrained, tmp_path / "runs" / "pretrain")
+    _, out, _ = run_command("finetune.st", *st("snli_ve", out="st"))
+    assert "SNLI-VE (ST, from runs/pretrain)" in out
+    shutil.copytree(tmp_path / "st", tmp_path / "runs" / "mt")
+    config = json.loads((tmp_path / "runs" / "mt" / "config.json").read_text())
+    (tmp_path / "runs" / "mt" / "config.json").write_text(json.dumps(config | {"tasks": ["snli_ve", "nlvr2"]}))
+    _, out, _ = run_command("finetune.st", *st("snli_ve", out="at"))
+    assert "SNLI-VE (AT->ST, from runs/mt)" in out
+    kinds = {
+        name: json.loads((tmp_path / name / "result.json").read_text())["kind"] for name in ("scratch", "st", "at")
+    }
+    assert kinds == {"scratch": "scratch", "st": "ST", "at": "AT->ST"}
+
+
+def test_a_start_gives_its_weights_and_its_answers(st, tmp_path, run_command, pretrained):
+    run_command("finetune.st", *st("gqa", "--init", pretrained, out="first"))
+    flags = ["--init", tmp_path / "first", "--lr", 1e-12]
+    run_command("finetune.st", *st("gqa", *flags, out="second"))
+    one = weights_of(tmp_path / "first", int(best_checkpoint(tmp_path / "first").name[5:]))
+    two = weights_of(tmp_path / "second", int(best_checkpoint(tmp_path / "second").name[5:]))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    answers = [(tmp_path / run / "answers-gqa.json").read_text() for run in ("first", "second")]
+    assert answers[0] == answers[1]
+
+
+def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(st, tmp_path, pretrained):
+    flags = ["--init", pretrained, "--epochs", 4, "--log_every", 1, "--dropout", 0.1, "--batch_size", 16]
+    script = (SABOTAGE, "finetune.st")
+    plain = run_ranks(1, *st("refcoco", *flags, out="whole"), script=("-m", "finetune.st"))
+    assert plain[0][0] == 0, plain
+    stopped = run_ranks(
+        1,
+        *st("refcoco", *flags, out="parts"),
+        script=script,
+        SABOTAGE="stop_after",
+        SABOTAGE_AT=6,
+        SABOTAGE_RANK=0,
+        SABOTAGE_ONCE="none",
+    )
+    assert stopped[0][0] == 130 and "stopped at step 6 of 16" in stopped[0][1], stopped
+    resumed = run_ranks(1, "--task", "refcoco", "--out", tmp_path / "parts", "--resume", script=("-m", "finetune.st"))
+    assert resumed[0][0] == 0 and "going on after step 6" in resumed[0][1], resumed
+    whole, parts = (lines_of(tmp_path / name) for name in ("whole", "parts"))
+    assert [(x["step"], x["loss"]) for x in whole] == [(x["step"], x["loss"]) for x in parts] and len(whole) == 16
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts")]
+    assert results[0]["validation"] == results[1]["validation"] and results[0]["kind"] == results[1]["kind"] == "ST"
+
+
+@pytest.mark.parametrize("task", ["nlvr2", "coco_retrieval", "visual7w"])
+def test_ranks_and_accumulation_change_no_number(st, tmp_path, pretrained, task):
+    flags = ["--init", pretrained, "--precision", "float64", "--dropout", 0, "--log_every", 1, "--batch_size", 14]
+    for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3)):
+        arguments = st(task, *flags, "--accumulate", parts, out=name)
+        results = run_ranks(ranks, *arguments, script=("-m", "finetune.st"))
+        assert {status for status, _, _ in results} == {0}, results
+    one = lines_of(tmp_path / "one")
+    held_out = lines_of(tmp_path / "one", "validation")
+    for name in ("ranks", "parts"):
+        for mine, other in zip(one, lines_of(tmp_path / name), strict=True):
+            assert all(mine[value] == pytest.approx(other[value], rel=1e-9) for value in ("loss", "gradient_norm"))
+        for mine, other in zip(held_out, lines_of(tmp_path / name, "validation"), strict=True):
+            assert mine == pytest.approx(other)
+
+
+def test_a_signal_stops_all_ranks_with_a_checkpoint(st, tmp_path, pretrained):
+    import time
+
+    processes = start_ranks(
+        2, *st("vqa", "--init", pretrained, "--epochs", 100000, "--log_every", 1), script=("-m", "finetune.st")
+    )
+    metrics, until = tmp_path / "run" / "metrics.jsonl", time.time() + 100
+    while not metrics.exists() or not metrics.read_text():
+        assert time.time() < until and all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGTERM)
+    results = finish(processes)
+    assert [status for status, _, _ in results] == [143, 143], results
+    assert checkpoints(tmp_path / "run")
+
+
+def test_a_run_stops_when_it_gets_no_better(st, tmp_path, run_command, pretrained):
+    flags = ["--init", pretrained, "--lr", 1e-12, "--epochs", 50, "--patience", 3]
+    status, _, _ = run_command("finetune.st", *st("snli_ve", *flags))
+    assert status == 0
+    scored = lines_of(tmp_path / "run", "validation")
+    assert len(scored) == 4 and len({line["score"] for line in scored}) == 1
+    status, out, _ = run_command("finetune.st", "--task", "snli_ve", "--out", tmp_path / "run", "--resume")
+    assert status == 0 and "this run was finished before" in out
+
+
+MISTAKES = [
+    (["--task", "refcoc"], "--task refcoc: should be one of vqa, vgqa"),
+    (["--data", "nowhere"], "nowhere/refcoco: no such folder; it should hold the official files of RefCOCO"),
+    (["--train_split", "trainn"], "--split trainn: refcoco has train, val, testA, testB"),
+    (["--init", "nowhere"], "--init nowhere: holds no whole checkpoint"),
+    (["--answers", "x.json"], "--answers x.json: refcoco has no answers to choose from"),
+    (["--epochs", 0], "--epochs 0: should be 1 or more"),
+    (["--lr", "abc"], "--lr abc: should be a number"),
+    (["--init", "scratch", "--config", "huge"], "--config huge"),
+]
+
+
+@pytest.mark.parametrize(("flags", "complaint"), MISTAKES)
+def test_mistakes_are_one_sentence(st, run_command, tmp_path, monkeypatch, flags, complaint):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run_command("finetune.st", *st("refcoco", *flags))
+    assert status == 2 and err.startswith("error: ") and complaint in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def spoiled(world, tmp_path, task, change):
+    """A copy of the world's annotations of a task with a change, beside the world's own regions."""
+    folder = tmp_path / "spoiled"
+    shutil.copytree(world / task, folder / task)
+    (folder / "regions").symlink_to(world / "regions")
+    change(folder / task)
+    return folder
+
+
+def test_an_image_without_regions_is_named_or_left_out(st, run_command, world, tmp_path, pretrained):
+    def change(folder):
+        path = folder / "snli_ve_train.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines[:3]:
+            line["Flickr30K_ID"] = "404"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    data = spoiled(world, tmp_path, "snli_ve", change)
+    flags = st("snli_ve", "--init", pretrained, "--data", data)
+    status, _, err = run_command("finetune.st", *flags)
+    assert (
+        status == 2 and "3 of " in err and "examples have an image without regions in" in err and "404 the first" in err
+    )
+    status, out, _ = run_command("finetune.st", *flags, "--missing", "skip")
+    assert status == 0 and "left out: 3 of " in out
+
+
+def test_features_of_another_width_are_refused(st, run_command, world, tmp_path, pretrained):
+    from data_sets import make_dataset
+
+    folder = tmp_path / "other"
+    make_dataset(folder / "regions" / "flickr", (7,))
+    (folder / "snli_ve").mkdir()
+    for split in ("train", "dev"):
+        lines = [json.loads(line) for line in (world / "snli_ve" / f"snli_ve_{split}.jsonl").read_text().splitlines()]
+        text = "".join(json.dumps(line | {"Flickr30K_ID": "image.0.3"}) + "\n" for line in lines)
+        (folder / "snli_ve" / f"snli_ve_{split}.jsonl").write_text(text)
+    status, _, err = run_command("finetune.st", *st("snli_ve", "--init", pretrained, "--data", folder))
+    assert status == 2 and "was trained on features" in err and "12; use shards of the same detector" in err
+
+
+def test_another_answer_file_than_the_starts_is_told(st, run_command, tmp_path, pretrained):
+    run_command("finetune.st", *st("gqa", "--init", pretrained, out="first"))
+    (tmp_path / "answers.json").write_text(json.dumps(["yes", "no"]))
+    flags = ["--init", tmp_path / "first", "--answers", tmp_path / "answers.json"]
+    status, _, err = run_command("finetune.st", *st("gqa", *flags, out="second"))
+    assert status == 2 and "heads.gqa" in err and "another vocabulary" in err
+
+
+def test_a_split_without_answers_is_submitted_and_not_scored(st, run_command, tmp_path, world, pretrained):
+    run_command("finetune.st", *st("vqa", "--init", pretrained))
+    flags = ("--run", tmp_path / "run", "--data", world, "--split", "test")
+    status, out, err = run_command("finetune.evaluate", *flags)
+    assert status == 2 and "has no public answers to score" in err and "are not public" in out
+    status, out, _ = run_command("finetune.evaluate", *flags, "--submission", tmp_path / "vqa.json")
+    said = json.loads((tmp_path / "vqa.json").read_text())
+    assert status == 0 and len(said) > 20 and set(said[0]) == {"question_id", "answer"}
+    status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world, "--task", "vqa")
+    assert status == 2 and "was not trained on vqa" in err
+    status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world)
+    assert status == 2 and "--task should say which" in err
