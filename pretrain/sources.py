@@ -117,7 +117,8 @@ class Places:
 
     def describe(self, death: str) -> str:
         """A sentence for torch's message about a worker that died."""
-        pids = set(map(int, re.findall(r"\d+", death.partition("pid")[2].partition(")")[0])))
+        listed = re.search(r"pid(?:\(s\))? ([\d, ]+)", death)  # "(pid 7)", or "(pid(s) 7, 8)"
+        pids = set(map(int, re.findall(r"\d+", listed[1]))) if listed else set()
         at = {self.paths[shard] for pid, shard in self.table.tolist() if pid in pids and shard >= 0}
         how = re.search(r"killed by signal: ([^.]+)", death)
         return (

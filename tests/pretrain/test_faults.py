@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def test_a_data_worker_that_is_killed_is_reported_with_its_shard(dataset_folder,
         os.kill(victim, signal.SIGKILL)
         status, err = ended(process)
     assert status == 2 and "Traceback" not in err
-    assert f"a data worker was killed (Killed) while reading {dataset_folder}/part-0000" in err
+    # torch notices by the signal, or by the exit, whichever is first.
+    assert re.search(rf"a data worker (was killed \(Killed\)|died) while reading {dataset_folder}/part-0000", err)
 
 
 def test_a_shard_that_is_cut_short_under_the_run_is_named(dataset_folder, tmp_path):
@@ -63,7 +65,7 @@ def test_a_shard_that_is_cut_short_under_the_run_is_named(dataset_folder, tmp_pa
             os.truncate(shard, 512)
         status, err = ended(process)
     assert status == 2 and "Traceback" not in err
-    assert "a data worker was killed (Bus error" in err and "was the file cut short" in err
+    assert re.search(r"a data worker (was killed \(Bus error|died)", err) and "was the file cut short" in err
     assert f"while reading {dataset_folder}/part-0000" in err
 
 

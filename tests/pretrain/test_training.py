@@ -209,7 +209,7 @@ def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
         num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=256,
-        max_position_embeddings=128,
+        max_position_embeddings=256,
     )
     BertModel(sizes).save_pretrained(bert)
     flags = [
