@@ -28,7 +28,7 @@ from pretrain.checkpoint import best_checkpoint
 from shards.flags import command, flag
 from shards.ranks import ALONE
 from shards.sample import Sample
-from shards.world import DEFAULT_WORLD, WorldConfig, make_world
+from shards.world import DEFAULT_WORLD, complete_world
 
 
 @dataclass
@@ -84,8 +84,7 @@ def main_values(task, examples, predictions) -> np.ndarray:
 def run(config: Config) -> None:
     names = config.tasks.split(",") if config.tasks else list(all_tasks())
     tasks = [find_task(name) for name in names]
-    if config.data == DEFAULT_WORLD:
-        make_world(WorldConfig())
+    complete_world(config.data)
     began, rows = time.perf_counter(), []
     for task in tasks:
         out = str(Path(config.out) / task.name)

@@ -15,14 +15,14 @@ from finetune.start import choose_start
 from finetune.task import Task
 from finetune.tasks import find_task
 from finetune.work import TaskPass
-from pretrain.distributed import choose_device, connected, leaving
+from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.settings import PRECISIONS
 from pretrain.step import Precision
 from shards.errors import UserError
 from shards.files import read_json, whole_file, write_json
 from shards.flags import REQUIRED, command, flag
 from shards.ranks import ALONE, Ranks, launched
-from shards.world import DEFAULT_WORLD
+from shards.world import DEFAULT_WORLD, complete_world
 
 
 @dataclass
@@ -66,6 +66,7 @@ def run(config: EvaluateConfig) -> None:
     task = find_task(config.task or _only_task(config.run))
     split = config.split or task.splits[1]
     with connected(ranks, choose_device(config.device, ranks)):
+        on_first(ranks, lambda: complete_world(config.data))
         work, collator = load(config, task, ranks)
         predictions = predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
     if not ranks.first:

@@ -31,6 +31,7 @@ from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
+from shards.world import complete_world
 
 
 def run(config: StConfig) -> int:
@@ -48,6 +49,7 @@ def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
     config = dataclasses.replace(config, out=config.out or f"runs/st-{task.name}")
     out = Path(config.out)
     newest = on_first(ranks, lambda: newest_checkpoint(out))
+    on_first(ranks, lambda: complete_world(config.data))
     if newest and not config.resume:
         raise UserError(f"{out}: holds a run already; --resume goes on with it, or give another --out")
     course, kind = prepare(config, task, ranks, device, newest)

@@ -17,7 +17,7 @@ from pretrain.trainer import train
 from shards.files import read_json, write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
-from shards.world import WorldConfig, is_world, make_world, pairs_folder
+from shards.world import DEFAULT_WORLD, complete_world, is_world, pairs_folder
 
 
 def stored_flags(flags: dict) -> dict:
@@ -31,7 +31,8 @@ def stored_flags(flags: dict) -> dict:
 def region_shards(data: str | None) -> str:
     """The region shards to train on; the miniature world is made where nothing is given."""
     if data is None:
-        return str(pairs_folder(make_world(WorldConfig(), tasks=False)))
+        complete_world(DEFAULT_WORLD, tasks=False)
+    data = data or DEFAULT_WORLD
     return str(pairs_folder(data)) if is_world(data) else data
 
 

@@ -39,6 +39,17 @@ def is_world(folder) -> bool:
     return (Path(folder) / "world.json").exists()
 
 
+def complete_world(folder, tasks: bool = True) -> None:
+    """Makes what is missing of a world, with the settings that it was begun with; the default one is begun here.
+
+    Another folder is somebody's own data, and left alone.
+    """
+    if is_world(folder):
+        make_world(WorldConfig(out=str(folder), **read_json(Path(folder) / "world.json")), tasks)
+    elif str(folder) == DEFAULT_WORLD:
+        make_world(WorldConfig(), tasks)
+
+
 def make_world(config: WorldConfig, tasks: bool = True) -> Path:
     """Makes the world, or with `tasks` false its image-caption pairs alone; what is there already is kept.
 
