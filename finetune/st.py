@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from finetune.tasks import find_task
 from finetune.work import TaskPass
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint, restore
 from pretrain.distributed import choose_device, connected, leaving, on_first, replicate
-from pretrain.job import check_flags
+from pretrain.job import check_flags, clear_run
 from pretrain.logs import RunLog, duration
 from pretrain.optimizer import make_optimizer
 from pretrain.plan import Plan
@@ -179,11 +178,8 @@ def _engine(config: StConfig, ranks: Ranks, work: TaskPass, head_lr: float) -> E
 
 
 def _begin_run(run: Path, config: StConfig, task: Task, start: Start, sizes, vocabulary) -> None:
-    """A run directory with its configuration; what an earlier run without a checkpoint left there is removed."""
-    for name in ("metrics.jsonl", "checkpoints", "result.json"):
-        path = run / name
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
+    """A run directory with its configuration."""
+    clear_run(run)
     start.pieces.save(run)
     if vocabulary:
         vocabulary.save(vocabulary_path(run, task.head))

@@ -265,11 +265,16 @@ def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
         raise UserError(f"{config.data}: is not the data set that the run in {run} was begun with")
 
 
-def _begin_run(run: Path, config: PretrainConfig, pairs: Pairs, sizes: ModelConfig, pieces: WordPieces) -> None:
-    """A run directory with its configuration; what an earlier run without a checkpoint left there is removed."""
+def clear_run(run: Path) -> None:
+    """An empty run directory; what an earlier run without a checkpoint left there is removed."""
     for path in (run / "checkpoints", run / "metrics.jsonl", run / "result.json", *run.glob("events.out.tfevents.*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
+
+
+def _begin_run(run: Path, config: PretrainConfig, pairs: Pairs, sizes: ModelConfig, pieces: WordPieces) -> None:
+    """A run directory with its configuration."""
+    clear_run(run)
     pieces.save(run)
     flags = dataclasses.asdict(config)
     write_json(run / "config.json", {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs)})
