@@ -34,9 +34,7 @@ def predict(work: TaskPass, collator: TaskCollator, batch_size: int, workers: in
     if int(add_up(torch.tensor(int(failure is not None)), ranks)):
         raise failure or ErrorElsewhere("another rank has stopped")
     raw = add_up(torch.from_numpy(raw), ranks).numpy()
-    if work.task.head == "retrieval":
-        return raw
-    if work.task.head == "regions":
+    if work.task.head in ("retrieval", "regions"):
         return raw
     numbers = raw[:, 0].astype(np.int64)
     return [collator.vocabulary.answers[n] for n in numbers] if collator.vocabulary else numbers

@@ -31,18 +31,13 @@ def retrieval_scores(work: TaskPass, collator: TaskCollator, batch_size: int, ra
     return scores
 
 
-def _inputs(work: TaskPass, collator: TaskCollator, numbers: np.ndarray, device):
-    token = work.task.token if work.model.encoder.config.task_tokens else None
-    return collator(0, numbers).to(device).inputs(token, work.precision.dtype)
-
-
 def _texts(work: TaskPass, collator: TaskCollator, batch_size: int, device) -> tuple[Tensor, Tensor]:
     """The captions' states before the first connection, (captions, L, h), and their masks (captions, L)."""
     encoder, states, masks = work.model.encoder, [], []
     longest = max(map(len, collator.pieces.encode([e.text for e in collator.examples], collator.limits.words)))
     for begin in range(0, len(collator.examples), batch_size):
         numbers = np.arange(begin, min(begin + batch_size, len(collator.examples)))
-        x = _inputs(work, collator, numbers, device)
+        x = work.inputs(collator(0, numbers).to(device))
         short = longest - x.input_ids.shape[1]
         ids, mask = (torch.nn.functional.pad(value, (0, short)) for value in (x.input_ids, x.text_mask))
         if x.task_ids is not None:
@@ -55,7 +50,7 @@ def _texts(work: TaskPass, collator: TaskCollator, batch_size: int, device) -> t
 
 def _image(work: TaskPass, collator: TaskCollator, number: int, device) -> tuple[Tensor, Tensor]:
     """One image's states before the first connection, (1, R, h), and its mask (1, R)."""
-    x = _inputs(work, collator, np.array([number]), device)
+    x = work.inputs(collator(0, np.array([number])).to(device))
     with work.precision.autocast():
         return work.model.encoder.begin_image(x.features, x.locations, x.image_mask), x.image_mask
 

@@ -18,13 +18,13 @@ from finetune.task import Example, Task
 from finetune.tasks import find_task
 from finetune.work import TaskPass
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint, restore
-from pretrain.distributed import choose_device, connected, leaving, on_first, replicate
+from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import check_flags, clear_run
 from pretrain.logs import RunLog, duration
 from pretrain.optimizer import make_optimizer
 from pretrain.plan import Plan
 from pretrain.sources import Places
-from pretrain.step import Engine, Precision, Skipped
+from pretrain.step import Engine, Precision, Skipped, make_engine
 from pretrain.trainer import train
 from shards.errors import UserError
 from shards.files import read_json, write_json
@@ -99,7 +99,10 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     if newest:
         check_flags(config, run, FREE_FLAGS)
     vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start))
-    model = _model(config, task, start, sizes, vocabulary).to(device)
+    model = _model(config, task, sizes, vocabulary)
+    if not newest:
+        start.load(model)
+    model.to(device)
     if config.precision == "float64":
         model.double()
     work = TaskPass(model, task, Precision(config.precision, device))
@@ -151,10 +154,9 @@ def _vocabulary(config: StConfig, data: TaskData, start: Start) -> AnswerVocabul
     return start.vocabularies.get(head) or data.task.vocabulary(data.folder)
 
 
-def _model(config: StConfig, task: Task, start: Start, sizes, vocabulary: AnswerVocabulary | None) -> TaskModel:
+def _model(config: StConfig, task: Task, sizes, vocabulary: AnswerVocabulary | None) -> TaskModel:
     torch.manual_seed(config.seed)
     model = TaskModel(sizes, {task.head: len(vocabulary)} if vocabulary else {})
-    start.load(model)
     model.encoder.recompute = config.activation_checkpointing
     return model
 
@@ -165,16 +167,7 @@ def _engine(config: StConfig, ranks: Ranks, work: TaskPass, head_lr: float) -> E
         return head_lr / config.lr if new else 1.0
 
     optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale)
-    return Engine(
-        replica=replicate(work, ranks, all_used=False),
-        model=work.model,
-        optimizer=optimizer,
-        precision=work.precision,
-        scaler=work.precision.scaler(),
-        ranks=ranks,
-        seed=config.seed,
-        clip=config.clip,
-    )
+    return make_engine(work, optimizer, ranks, config.seed, config.clip, all_used=False)
 
 
 def _begin_run(run: Path, config: StConfig, task: Task, start: Start, sizes, vocabulary) -> None:

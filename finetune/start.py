@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from finetune.answers import AnswerVocabulary, read_vocabulary
 from finetune.heads import TaskModel
 from pretrain.checkpoint import MODEL, best_checkpoint, read_tensors
@@ -20,7 +18,9 @@ VOCABULARY = 8000  # word pieces that are learned where there is no run
 
 @dataclass
 class Start:
-    """kind: AT->ST (from a multi-task run), ST (from pretraining), or scratch; run: None from scratch.
+    """Where to begin, without the weights: it is handed from the first rank to the others, and each reads for itself.
+
+    kind: AT->ST (from a multi-task run), ST (from pretraining), or scratch; run: None from scratch.
 
     vocabularies: of the run's answer heads.
     """
@@ -29,13 +29,15 @@ class Start:
     run: str | None
     sizes: ModelConfig
     pieces: WordPieces
-    weights: dict[str, Tensor]
+    checkpoint: Path | None
     vocabularies: dict[str, AnswerVocabulary]
 
     def load(self, model: TaskModel) -> None:
         """Gives a new model the weights that there are; task tokens and heads that the run lacks stay new."""
+        if self.checkpoint is None:
+            return
         wanted = model.state_dict()
-        found = {name: value for name, value in self.weights.items() if name in wanted}
+        found = {name: value for name, value in read_tensors(self.checkpoint, MODEL).items() if name in wanted}
         for name, value in found.items():
             if value.shape != wanted[name].shape:
                 raise UserError(
@@ -57,7 +59,7 @@ def choose_start(init: str | None, config: str, texts, feature_size: int) -> Sta
         sizes = read_model_config(config).replace(
             vocab_size=len(pieces), v_feature_size=feature_size, task_tokens=TASK_TOKENS
         )
-        return Start("scratch", None, sizes, pieces, {}, {})
+        return Start("scratch", None, sizes, pieces, None, {})
     checkpoint = best_checkpoint(init)
     if checkpoint is None:
         raise UserError(f"--init {init}: holds no whole checkpoint; give a run's directory, or scratch")
@@ -68,9 +70,8 @@ def choose_start(init: str | None, config: str, texts, feature_size: int) -> Sta
             f"--init {init}: was trained on features {sizes.v_feature_size} wide and the regions here have "
             f"{feature_size}; use shards of the same detector"
         )
-    weights = read_tensors(checkpoint, MODEL)
     kind = "AT->ST" if len(stored.get("tasks", ())) > 1 else "ST"
-    return Start(kind, init, sizes, load_pieces(init), weights, read_vocabularies(init))
+    return Start(kind, init, sizes, load_pieces(init), checkpoint, read_vocabularies(init))
 
 
 def vocabulary_path(run, head: str) -> Path:

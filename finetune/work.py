@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.batch import TaskBatch
-from finetune.heads import TaskModel
+from finetune.heads import TaskInputs, TaskModel
 from finetune.losses import example_losses, training_scores
 from finetune.task import Task
 from pretrain.step import Precision
@@ -25,9 +25,12 @@ class TaskPass(nn.Module):
         numbers = {"loss": losses.detach().sum(), "score": right.sum(), "examples": len(batch)}
         return losses.sum() / max(counts[-1], 1), numbers
 
-    def scores(self, batch: TaskBatch) -> Tensor:
+    def inputs(self, batch: TaskBatch) -> TaskInputs:
         token = self.task.token if self.model.encoder.config.task_tokens else None
-        inputs = batch.inputs(token, self.precision.dtype)
+        return batch.inputs(token, self.precision.dtype)
+
+    def scores(self, batch: TaskBatch) -> Tensor:
+        inputs = self.inputs(batch)
         with self.precision.autocast():
             scores = self.model(inputs, self.task.head)
         return scores if scores.dtype == torch.float64 else scores.float()

@@ -14,7 +14,7 @@ from pretrain.bert import from_bert, load_bert
 from pretrain.checkpoint import FACTS, newest_checkpoint, restore
 from pretrain.collate import Collator, Limits
 from pretrain.config import CONFIGS, ModelConfig, read_model_config
-from pretrain.distributed import on_first, replicate, same_everywhere
+from pretrain.distributed import on_first, same_everywhere
 from pretrain.heads import PretrainingModel
 from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
@@ -22,7 +22,7 @@ from pretrain.pairs import Swaps
 from pretrain.plan import Plan, Stage
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.sources import Pairs, Places, ValidationBatches, open_pairs, training_steps
-from pretrain.step import Engine, Precision, Skipped
+from pretrain.step import Engine, Precision, Skipped, make_engine
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces, load_pieces
 from pretrain.trainer import Course
 from pretrain.validate import most_frequent_word, validate
@@ -200,16 +200,7 @@ def _engine(config: PretrainConfig, ranks: Ranks, work: Pass) -> Engine:
         return config.bert_lr_scale if config.bert and from_bert(name) else 1.0
 
     optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
-    return Engine(
-        replica=replicate(work, ranks),
-        model=work.model,
-        optimizer=optimizer,
-        precision=work.precision,
-        scaler=work.precision.scaler(),
-        ranks=ranks,
-        seed=config.seed,
-        clip=config.clip,
-    )
+    return make_engine(work, optimizer, ranks, config.seed, config.clip)
 
 
 def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) -> ModelConfig:

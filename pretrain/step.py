@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pretrain.distributed import add_up, without_sync
+from pretrain.distributed import add_up, replicate, without_sync
 from shards import hashing
 from shards.errors import UserError
 from shards.ranks import Ranks
@@ -146,3 +146,19 @@ class Engine:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, finite
+
+
+def make_engine(
+    work: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, seed: int, clip: float, all_used: bool = True
+) -> Engine:
+    """An engine for a module with a `model` and a `precision`. all_used: see distributed.replicate."""
+    return Engine(
+        replica=replicate(work, ranks, all_used),
+        model=work.model,
+        optimizer=optimizer,
+        precision=work.precision,
+        scaler=work.precision.scaler(),
+        ranks=ranks,
+        seed=seed,
+        clip=clip,
+    )
