@@ -39,7 +39,7 @@ class Config:
     data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
     init: str = flag("runs/pretrain", "a run to start from, or scratch")
     out: str = flag("runs/tasks", "a folder for the runs")
-    epochs: int = flag(st.StConfig.epochs, "of each task", low=1)
+    epochs: int | None = flag(None, "of each task, else finetune.st's own", low=1)
 
 
 class Exchanged:

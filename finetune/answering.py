@@ -27,7 +27,7 @@ class AnsweringTask(Task):
 
 
 def held_out_by_id(examples: Sequence[Example], count: int, share: float) -> tuple[list[Example], list[Example]]:
-    """(the others, the last `count` by id), each in ascending order; of few examples at most a share."""
+    """(the others, the last `count` by id), each in ascending order; of few examples a share, and one at the least."""
     ordered = sorted(examples, key=lambda example: example.id)
-    count = min(count, int(len(ordered) * share))
+    count = min(count, max(1, int(len(ordered) * share)))
     return ordered[: len(ordered) - count], ordered[len(ordered) - count :]

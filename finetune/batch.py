@@ -79,8 +79,8 @@ class TaskBatch:
 class TaskCollator:
     """Makes batches of a task's examples.
 
-    boxes: the regions of its candidates, for tasks that have them; vocabulary: of tasks that answer; options: of
-    retrieval in training (without, a caption and its image are one row).
+    boxes: the regions of its candidates, for tasks that have them; annotated: boxes to add to each image's regions;
+    vocabulary: of tasks that answer; options: of retrieval in training (without, a caption and its image are one row).
     """
 
     task: Task
@@ -89,6 +89,7 @@ class TaskCollator:
     pieces: WordPieces
     limits: Limits
     boxes: Regions | None = None
+    annotated: Regions | None = None
     vocabulary: AnswerVocabulary | None = None
     options: Options | None = None
 
@@ -96,10 +97,14 @@ class TaskCollator:
         """The batch of the examples of these numbers, int (n,), in an epoch."""
         chosen = [self.examples[number] for number in numbers.tolist()]
         texts_images = [pair for number in numbers.tolist() for pair in self._rows(epoch, number)]
-        samples = [self._sample(self.regions, image) for _, image in texts_images]
+        samples, limits = [self._sample(self.regions, image) for _, image in texts_images], self.limits
+        if self.annotated is not None and samples:
+            more = [self._sample(self.annotated, image) for _, image in texts_images]
+            samples = [joined(sample, other, limits) for sample, other in zip(samples, more, strict=True)]
+            limits = replace(limits, regions=max(len(sample.boxes) for sample in samples))
         ids = self.pieces.encode([text for text, _ in texts_images], self.limits.words)
         candidates = self._candidates(chosen) if self.boxes is not None else None
-        rows = self._stack(samples, ids, self.limits)
+        rows = self._stack(samples, ids, limits)
         return TaskBatch(rows, candidates, self._target(chosen, samples, rows, candidates), len(chosen))
 
     def _rows(self, epoch: int, number: int) -> list[tuple[str, str]]:
@@ -148,6 +153,14 @@ class TaskCollator:
                 target[row, : len(example.candidates)] = candidate_target(example)
             return torch.from_numpy(target)
         return torch.tensor([example.target for example in chosen], dtype=torch.int64)
+
+
+def joined(sample: Sample, more: Sample, limits: Limits) -> Sample:
+    """A sample's regions, as many as the limits allow, and all of another's behind them."""
+    features, boxes = (
+        np.concatenate([getattr(sample, name)[: limits.regions], getattr(more, name)]) for name in ("features", "boxes")
+    )
+    return replace(sample, features=features, boxes=boxes)
 
 
 def image_size(example: Example, sample: Sample) -> tuple[float, float]:

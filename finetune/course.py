@@ -7,10 +7,8 @@ import numpy as np
 
 from finetune.batch import TaskBatch, TaskCollator
 from finetune.predict import predict
-from finetune.settings import EPSILON
 from finetune.sources import task_steps
 from finetune.work import TaskPass
-from pretrain.optimizer import without_bias_correction
 from pretrain.trainer import Course
 
 
@@ -46,7 +44,7 @@ class SingleTask(Course):
     def describe(self, values: dict) -> str:
         return f"loss {values['loss']:.3f}  score in training {values['score']:.1%}"
 
-    def validate(self) -> dict:
+    def validate(self, done: int) -> dict:
         """The task's metrics on its validation split, between 0 and 1, the main one first and once more as `score`."""
         scores = mean_scores(self.work, self.validation, self.config, self.ranks, self.device)
         if scores["score"] > self.best:
@@ -65,17 +63,10 @@ class SingleTask(Course):
     def save_every(self) -> int:
         return self.plan.steps_per_epoch
 
-    def set_lr(self, step: int) -> float:
-        lr = super().set_lr(step)
-        without_bias_correction(
-            self.engine.optimizer, step - self.engine.skipped.count, EPSILON, self.config.weight_decay
-        )
-        return lr
-
     def over(self) -> bool:
         return 0 < self.config.patience <= self.worse
 
-    def facts(self) -> dict:
+    def facts(self, done: int) -> dict:
         return {"best_score": self.best if np.isfinite(self.best) else None, "epochs_without_better": self.worse}
 
 

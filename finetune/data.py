@@ -15,7 +15,10 @@ from shards.errors import UserError
 
 @dataclass
 class TaskData:
-    """A task's folder of official files and the regions of its images (and of its candidates, or None)."""
+    """A task's folder of official files and the regions of its images.
+
+    boxes: the regions of its candidates, or of annotated boxes to be added in training, or None.
+    """
 
     task: Task
     folder: Path
@@ -48,26 +51,42 @@ class TaskData:
 
         seed: of retrieval's options in training, None in evaluation.
         """
-        training = seed is not None and self.task.head == "retrieval"
+        training, candidates = seed is not None, self.task.head == "candidates"
         return TaskCollator(
             task=self.task,
             examples=examples,
             regions=self.regions,
             pieces=pieces,
             limits=Limits(min(self.task.words, positions), regions or self.task.regions, self.feature_size),
-            boxes=self.boxes,
+            boxes=self.boxes if candidates else None,
+            annotated=self.boxes if training and not candidates else None,
             vocabulary=vocabulary,
-            options=Options(examples, self.regions, seed) if training else None,
+            options=Options(examples, self.regions, seed) if training and self.task.head == "retrieval" else None,
         )
 
 
-def open_data(task: Task, data: str, missing: str) -> TaskData:
-    """DATA/NAME holds the task's official files, DATA/regions/... its images' regions and its candidates' boxes."""
+def open_data(
+    task: Task, data: str, missing: str, annotated: bool = False, opened: dict[Path, Regions] | None = None
+) -> TaskData:
+    """DATA/NAME holds the task's official files, DATA/regions/... its images' regions and its candidates' boxes.
+
+    annotated: open annotated boxes of referring expressions too; opened: region shards by folder, which tasks share,
+    and to which what is opened here is added.
+    """
+    opened = {} if opened is None else opened
+
+    def regions_of(name: str) -> Regions:
+        path = region_folder(data, name)
+        if path not in opened:
+            opened[path] = Regions(path)
+        return opened[path]
+
     folder = Path(data) / task.name
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it should hold the official files of {task.title}")
-    regions = Regions(region_folder(data, task.images))
-    boxes = Regions(region_folder(data, f"{task.name}_boxes")) if task.head == "candidates" else None
+    regions = regions_of(task.images)
+    given = task.head == "candidates" or (annotated and task.head == "regions")
+    boxes = regions_of(f"{task.name}_boxes") if given else None
     if boxes is not None and boxes.dataset.feature_size != regions.dataset.feature_size:
         raise UserError(
             f"{boxes.dataset.folder}: has features {boxes.dataset.feature_size} wide and {regions.dataset.folder} "

@@ -57,7 +57,7 @@ def load(config: EvaluateConfig, task: Task, ranks: Ranks = ALONE) -> tuple[Task
     model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
     positions = start.sizes.max_position_embeddings
     collator = data.collator(examples, start.pieces, vocabulary, positions, config.regions)
-    return TaskPass(model, task, Precision(config.precision, device)), collator
+    return TaskPass(model, task, Precision(config.precision, device), start.token(task)), collator
 
 
 def run(config: EvaluateConfig) -> None:

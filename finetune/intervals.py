@@ -5,15 +5,22 @@ import numpy as np
 DRAWS = 2000
 
 
-def bootstrap_interval(
-    values: np.ndarray, share: float = 0.95, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """(low, high): where the mean of values (n,) lies in `share` of samples drawn from them with replacement."""
+def bootstrap_means(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """float64 (draws,): means of samples drawn from values (n,) with replacement, n at a time."""
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
-    means = np.concatenate(
+    return np.concatenate(
         [values[rng.integers(0, len(values), (step, len(values)))].mean(1) for step in _steps(draws, len(values))]
     )
+
+
+def bootstrap_interval(values: np.ndarray, share: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """(low, high): where the mean of values (n,) lies in `share` of such samples."""
+    return interval_of(bootstrap_means(values, seed=seed), share)
+
+
+def interval_of(means: np.ndarray, share: float = 0.95) -> tuple[float, float]:
+    """(low, high): between which the middle `share` of some means lies."""
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 

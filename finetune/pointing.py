@@ -3,16 +3,25 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from finetune.boxes import grounding_target
-from finetune.task import Example, Task
+from finetune.task import Box, Example, Task
 
 
 @dataclass(frozen=True)
 class PointingTask(Task):
     """Predictions: the number of the chosen candidate, int (n,)."""
+
+    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
+        """Image -> {box id: box} of the candidates of all splits."""
+        found: dict[str, dict[str, Box]] = {}
+        for example in (example for split in self.splits for example in self.read(folder, split)):
+            of_image = found.setdefault(example.images[0], {})
+            of_image.update(zip(example.candidate_ids, example.candidates, strict=True))
+        return found
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, np.ndarray]:
         return {"accuracy": np.array([float(p == e.target) for e, p in zip(examples, predictions, strict=True)])}

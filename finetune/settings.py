@@ -1,42 +1,36 @@
-"""The flags of single-task fine-tuning, and what comes with the size of the model where they do not say otherwise."""
+"""The flags of fine-tuning, and what comes with the size of the model where they do not say otherwise."""
 
 import os
 from dataclasses import dataclass
 
+from finetune.regimes import REGIMES
 from finetune.task import Task
 from pretrain.config import ModelConfig
 from pretrain.settings import PRECISIONS
 from shards.flags import REQUIRED, flag
 from shards.world import DEFAULT_WORLD
 
-EPOCHS = 20
+EPOCHS, SMALL_EPOCHS = 20, 10  # of a single task; a small model's
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 HEAD_LR = 1e-4  # of the new heads; the one that points has the task's own
-VALIDATED_CAPTIONS = 300  # of retrieval, where every caption is scored with every image; evaluate takes all of them
+VALIDATED_CAPTIONS = 200  # of retrieval, where every caption is scored with every image; evaluate takes all of them
 BASE_SIZE = 768  # of the text stream: table 8's settings are for this one
-SMALL_LR, SMALL_BATCH = 4, 64  # a small model learns at this many times the rate, on batches no larger
+MT_EPOCHS = 4  # of the longest task, as the paper's 40 K iterations are
+TASK_TOKEN_KINDS = ("dataset", "head", "none")  # a token for each task, for each head, or for none
+SMALL_LR = 4  # a small model learns at this many times the rate,
+SMALL_BATCH = 64  # on batches of half the size, no larger than this
 
 
-@dataclass
-class StConfig:
-    """Flags of finetune.st. None: what the task and the size of the model bring along."""
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Flags that finetune.st and finetune.mt share. None: what the tasks and the size of the model bring along."""
 
-    task: str = flag(REQUIRED, "the task, refcoco for one; a wrong name lists them")
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
-    init: str | None = flag(None, "a run to start from, or scratch (else runs/mt, runs/pretrain, or scratch)")
-    out: str | None = flag(None, "the run directory (else runs/st-TASK)")
     config: str = flag("tiny", "sizes of a model from scratch: base, tiny, or a JSON file")
-    answers: str | None = flag(None, "the answers to choose from, a JSON list (else from the training annotations)")
-    train_split: str | None = flag(None, "the split to train on, else the task's own")
-    validation_split: str | None = flag(None, "the split to validate on, else the task's own")
-    validate_on: int | None = flag(None, "only so many examples, the first, of the validation split", low=1)
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
+    annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
-    batch_size: int | None = flag(None, "examples a step, over all ranks", low=1)
     accumulate: int = flag(1, "parts that a rank works through one after another in a step, to save memory", low=1)
-    epochs: int = flag(EPOCHS, "passes over the examples", low=1)
-    patience: int = flag(0, "stop after so many epochs without a better score, 0: never", low=0)
-    lr: float | None = flag(None, "peak learning rate", above=0)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
     weight_decay: float = flag(0.01, "of all weights but biases and LayerNorm", low=0)
     clip: float = flag(1.0, "largest gradient norm, 0 for no limit", low=0)
@@ -50,13 +44,71 @@ class StConfig:
     resume: bool = flag(False, "go on from the run's newest checkpoint, where there is one")
 
 
+@dataclass(kw_only=True)
+class StConfig(FinetuneConfig):
+    """Flags of finetune.st."""
+
+    task: str = flag(REQUIRED, "the task, refcoco for one; a wrong name lists them")
+    init: str | None = flag(None, "a run to start from, or scratch (else runs/mt, runs/pretrain, or scratch)")
+    out: str | None = flag(None, "the run directory (else runs/st-TASK)")
+    answers: str | None = flag(None, "the answers to choose from, a JSON list (else from the training annotations)")
+    train_split: str | None = flag(None, "the split to train on, else the task's own")
+    validation_split: str | None = flag(None, "the split to validate on, else the task's own")
+    validate_on: int | None = flag(None, "only so many examples, the first, of the validation split", low=1)
+    batch_size: int | None = flag(None, "examples a step, over all ranks", low=1)
+    epochs: int | None = flag(None, "passes over the examples", low=1)
+    patience: int = flag(0, "stop after so many epochs without a better score, 0: never", low=0)
+    lr: float | None = flag(None, "peak learning rate", above=0)
+
+
+@dataclass(kw_only=True)
+class MtConfig(FinetuneConfig):
+    """Flags of finetune.mt."""
+
+    tasks: str = flag("all", "names or groups (g1 to g4) with commas between them, or all twelve")
+    init: str | None = flag(None, "a run to start from, or scratch (else runs/pretrain, or scratch)")
+    out: str = flag("runs/mt", "the run directory")
+    vqa_answers: str | None = flag(None, "VQA's and VGQA's answers, a JSON list (else from the annotations)")
+    gqa_answers: str | None = flag(None, "GQA's answers, a JSON list (else from the annotations)")
+    regime: str = flag("dsg", "which tasks train in an iteration; dsg: dynamic stop-and-go", choices=tuple(REGIMES))
+    gap: int = flag(4, "a stopped task trains in one of so many iterations", low=1)
+    task_token: str = flag("dataset", "what tells the model its task", choices=TASK_TOKEN_KINDS)
+    one_step: bool = flag(False, "sum the gradients of an iteration's tasks into one step")
+    iterations: int | None = flag(None, "of the run, else as many as make --epochs of the longest task", low=1)
+    epochs: int = flag(MT_EPOCHS, "passes over the longest task", low=1)
+    validate_on: int | None = flag(None, "only so many examples, the first, of each validation split", low=1)
+    max_batch: int | None = flag(None, "no task's batch larger than this, over all ranks", low=1)
+    lr_scale: float | None = flag(None, "factor on all tasks' learning rates", above=0)
+    save_every: int | None = flag(None, "iterations between two checkpoints, else an epoch of the longest task", low=1)
+
+
+def small(sizes: ModelConfig) -> bool:
+    """Whether a model is so small that table 8's settings, which are of BERT's size, are not for it."""
+    return sizes.hidden_size < BASE_SIZE
+
+
+def epochs(sizes: ModelConfig) -> int:
+    """Passes over the examples of single-task training: as published, or a small model's."""
+    return SMALL_EPOCHS if small(sizes) else EPOCHS
+
+
+def lr_scale(sizes: ModelConfig) -> float:
+    """The factor on table 8's learning rates."""
+    return SMALL_LR if small(sizes) else 1
+
+
+def batch_size(task: Task, sizes: ModelConfig) -> int:
+    """Examples a step: table 8's; for a small model half of it, at most SMALL_BATCH, of retrieval half of that again,
+    because an example there is four."""
+    if not small(sizes):
+        return task.batch_size
+    return min(task.batch_size // 2, SMALL_BATCH) // (2 if task.head == "retrieval" else 1)
+
+
 def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int, float, float]:
-    """(examples a step, peak learning rate, that of the new heads): table 8's, scaled to the size of the model."""
-    base = sizes.hidden_size >= BASE_SIZE
-    batch_size = config.batch_size or (task.batch_size if base else min(task.batch_size, SMALL_BATCH))
-    factor = 1 if base else SMALL_LR
-    lr = config.lr or task.lr * factor
-    return batch_size, lr, HEAD_LR * factor if config.lr is None else lr * HEAD_LR / task.lr
+    """(examples a step, peak learning rate, that of the new heads) of single-task training."""
+    lr = config.lr or task.lr * lr_scale(sizes)
+    return config.batch_size or batch_size(task, sizes), lr, lr / task.lr * HEAD_LR
 
 
 # Flags that may differ between a run and its continuation: they do not change what is computed.

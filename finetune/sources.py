@@ -1,59 +1,133 @@
-"""Where a task's batches come from: its examples in an order of each epoch, divided over ranks and their parts."""
+"""Where batches come from: each task's examples in an order of each epoch, divided over ranks and their parts."""
 
-from collections.abc import Iterator
-from itertools import islice
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice, tee
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from finetune.batch import TaskBatch, TaskCollator
 from pretrain.plan import Plan, share
-from pretrain.sources import Places, loading
+from pretrain.sources import Loader, Places, loading
 from shards import hashing
 from shards.errors import UserError
 from shards.ranks import Ranks
 
+WORTH_A_WORKER = 8  # batches for which starting one more process pays
 
-class _Batches(Dataset):
-    """Batches by (epoch, numbers of examples); a UserError in place of one that cannot be made."""
+Request = tuple[int, int, int, np.ndarray]  # number of the task, turn of the step, epoch, numbers of examples
 
-    def __init__(self, collator: TaskCollator, places: Places | None = None):
-        self.collator, self.places = collator, places
 
-    def __getitem__(self, request: tuple[int, np.ndarray]) -> TaskBatch | UserError:
-        epoch, numbers = request
+@dataclass
+class Turn:
+    """A part of a task's batch. task: its number; number: the place of its turn among those of the step."""
+
+    task: int
+    number: int
+    batch: TaskBatch
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.batch.problems
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def pin_memory(self) -> "Turn":
+        return replace(self, batch=self.batch.pin_memory())
+
+    def to(self, device) -> "Turn":
+        return replace(self, batch=self.batch.to(device))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        self.batch.record_stream(stream)
+
+
+class _Turns(Dataset):
+    """Turns by request; a UserError in place of one that cannot be made."""
+
+    def __init__(self, collators: list[TaskCollator], places: Places):
+        self.collators, self.places = collators, places
+
+    def __getitem__(self, request: Request) -> Turn | UserError:
+        task, turn, epoch, numbers = request
+        collator = self.collators[task]
         try:
-            if self.places is not None and len(numbers):
-                first = self.collator.examples[int(numbers[0])].images[0]
-                self.places.note(self.collator.regions.shard_of(first))
-            return self.collator(epoch, numbers)
+            if len(numbers):
+                first = collator.examples[int(numbers[0])].images[0]
+                self.places.note(collator.regions.shard_of(first), task)
+            return Turn(task, turn, collator(epoch, numbers))
         except UserError as error:
             return error
 
 
+@dataclass
 class _Requests:
-    """(epoch, numbers of examples) of each of this rank's parts of every step."""
+    """What the loader is to read in its next pass."""
 
-    def __init__(self, plan: Plan, seed: int):
-        self.plan, self.seed = plan, seed
+    requests: Iterable[Request] = ()
 
-    def __iter__(self):
-        epoch, order = None, None
-        for step in range(self.plan.first_step, self.plan.total_steps):
-            for number in range(self.plan.accumulate):
-                wanted, begin, end = self.plan.part(step, number)
-                if wanted != epoch:
-                    epoch, order = wanted, hashing.permutation(hashing.key(self.seed, wanted, 4), self.plan.pairs)
-                yield epoch, order[begin:end]
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
+@dataclass
+class Order:
+    """In which order a task's examples come: another one in each epoch."""
+
+    plan: Plan
+    seed: int
+    epoch: int | None = None
+    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def part(self, step: int, number: int) -> tuple[int, np.ndarray]:
+        """(epoch, numbers of examples) of one of this rank's parts of a step of the task."""
+        epoch, begin, end = self.plan.part(step, number)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.numbers = hashing.permutation(hashing.key(self.seed, epoch, 4), self.plan.pairs)
+        return epoch, self.numbers[begin:end]
+
+
+class TurnReader:
+    """Reads turns of several tasks with one set of data workers, which last from call to call."""
+
+    def __init__(self, collators: list[TaskCollator], places: Places, workers: int, accumulate: int, pin: bool):
+        self.requests, self.accumulate = _Requests(), accumulate
+        turns = _Turns(collators, places)
+        self.loader = Loader(turns, workers, 4 * accumulate, pin, self.requests, lasting=True)
+
+    def read(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[list[Turn]]:
+        """This rank's parts of each step. steps: for each the turns, (number of the task, the task's own step)."""
+        ahead, here = tee(steps)
+        self.requests.requests = self._requests(orders, ahead)
+        turns = iter(self.loader)
+        for step in here:
+            yield list(islice(turns, len(step) * self.accumulate))
+        next(turns, None)  # there is none: the workers come to the end of the pass
+
+    def close(self) -> None:
+        """Ends the data workers, which would keep the process from ending."""
+        self.requests.requests, self.loader = (), None
+
+    def _requests(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[Request]:
+        for step in steps:
+            for turn, (task, own) in enumerate(step):
+                for number in range(self.accumulate):
+                    yield task, turn, *orders[task].part(own, number)
 
 
 def task_steps(
     collator: TaskCollator, plan: Plan, seed: int, places: Places, pin: bool = False
 ) -> Iterator[list[TaskBatch]]:
-    """This rank's parts of every step from plan.first_step on, read ahead by data workers."""
-    batches = loading(_Batches(collator, places), plan.workers, 4 * plan.accumulate, pin, _Requests(plan, seed))
-    while parts := list(islice(batches, plan.accumulate)):
-        yield parts
+    """This rank's parts of every step of one task from plan.first_step on, read ahead by data workers."""
+    steps = ([(0, step)] for step in range(plan.first_step, plan.total_steps))
+    with contextlib.closing(TurnReader([collator], places, plan.workers, plan.accumulate, pin)) as reader:
+        for turns in reader.read([Order(plan, seed)], steps):
+            yield [turn.batch for turn in turns]
 
 
 def in_order(
@@ -62,5 +136,17 @@ def in_order(
     """(which examples, their batch) for this rank's share of all examples, in their order."""
     first, last = share(len(collator.examples), ranks.count, ranks.rank)
     slices = [slice(begin, min(begin + batch_size, last)) for begin in range(first, last, batch_size)]
+    workers = min(workers, len(slices) // WORTH_A_WORKER)
     requests = [(0, np.arange(part.start, part.stop)) for part in slices]
-    yield from zip(slices, loading(_Batches(collator), workers, 4, pin, requests), strict=True)
+    yield from zip(slices, loading(_InOrder(collator), workers, 4, pin, requests), strict=True)
+
+
+class _InOrder(Dataset):
+    def __init__(self, collator: TaskCollator):
+        self.collator = collator
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> TaskBatch | UserError:
+        try:
+            return self.collator(*request)
+        except UserError as error:
+            return error

@@ -11,20 +11,19 @@ import torch
 from finetune.answers import AnswerVocabulary, read_vocabulary
 from finetune.course import SingleTask
 from finetune.data import TaskData, open_data
-from finetune.heads import TaskModel
-from finetune.settings import BETAS, EPSILON, FREE_FLAGS, VALIDATED_CAPTIONS, StConfig, batch_and_lr
+from finetune.engine import make_model, make_task_engine
+from finetune.settings import FREE_FLAGS, VALIDATED_CAPTIONS, StConfig, batch_and_lr, epochs
 from finetune.start import Start, choose_start, vocabulary_path
 from finetune.task import Example, Task
 from finetune.tasks import find_task
 from finetune.work import TaskPass
-from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint, restore
+from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import check_flags, clear_run
 from pretrain.logs import RunLog, duration
-from pretrain.optimizer import make_optimizer
 from pretrain.plan import Plan
 from pretrain.sources import Places
-from pretrain.step import Engine, Precision, Skipped, make_engine
+from pretrain.step import Precision
 from pretrain.trainer import train
 from shards.errors import UserError
 from shards.files import read_json, write_json
@@ -84,7 +83,9 @@ def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
 def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, newest) -> tuple[SingleTask, str]:
     """A run that is ready to go on, and what kind it is: AT->ST, ST or scratch."""
     run = Path(config.out)
-    data = open_data(task, config.data, config.missing)
+    if config.annotated_boxes and task.head != "regions":
+        raise UserError(f"--annotated_boxes: is of referring expressions; {task.name} has none")
+    data = open_data(task, config.data, config.missing, config.annotated_boxes)
     train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
     examples, held_out = (data.examples(split, ranks.say) for split in (train_split, validation_split))
     limit = config.validate_on or (VALIDATED_CAPTIONS if task.head == "retrieval" else None)
@@ -95,23 +96,15 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     kind = read_json(run / "config.json")["start"]["kind"] if newest else start.kind
     sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
-    config = dataclasses.replace(config, batch_size=batch_size, lr=lr)
+    config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
     if newest:
         check_flags(config, run, FREE_FLAGS)
     vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start))
-    model = _model(config, task, sizes, vocabulary)
-    if not newest:
-        start.load(model)
-    model.to(device)
-    if config.precision == "float64":
-        model.double()
-    work = TaskPass(model, task, Precision(config.precision, device))
+    vocabularies = {task.head: vocabulary} if vocabulary else {}
+    model = make_model(config, sizes, vocabularies, None if newest else start, device)
+    work = TaskPass(model, task, Precision(config.precision, device), start.token(task))
     facts = read_json(newest / FACTS) if newest else {}
-    engine = _engine(config, ranks, work, head_lr)
-    if newest:
-        restore(newest, model, engine.optimizer)
-        engine.scaler.load_state_dict(facts["scaler"])
-        engine.skipped = Skipped(facts["skipped_steps"])
+    engine = make_task_engine(config, ranks, work, lr, head_lr, newest)
     plan = Plan(
         pairs=len(examples),
         batch_size=batch_size,
@@ -154,22 +147,6 @@ def _vocabulary(config: StConfig, data: TaskData, start: Start) -> AnswerVocabul
     return start.vocabularies.get(head) or data.task.vocabulary(data.folder)
 
 
-def _model(config: StConfig, task: Task, sizes, vocabulary: AnswerVocabulary | None) -> TaskModel:
-    torch.manual_seed(config.seed)
-    model = TaskModel(sizes, {task.head: len(vocabulary)} if vocabulary else {})
-    model.encoder.recompute = config.activation_checkpointing
-    return model
-
-
-def _engine(config: StConfig, ranks: Ranks, work: TaskPass, head_lr: float) -> Engine:
-    def scale(name: str) -> float:
-        new = name.startswith("heads.") and not name.startswith("heads.pointing.")
-        return head_lr / config.lr if new else 1.0
-
-    optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale)
-    return make_engine(work, optimizer, ranks, config.seed, config.clip, all_used=False)
-
-
 def _begin_run(run: Path, config: StConfig, task: Task, start: Start, sizes, vocabulary) -> None:
     """A run directory with its configuration."""
     clear_run(run)
@@ -182,6 +159,7 @@ def _begin_run(run: Path, config: StConfig, task: Task, start: Start, sizes, voc
             "flags": dataclasses.asdict(config),
             "model": sizes.to_dict(),
             "tasks": [task.name],
+            "tokens": {task.name: start.token(task)},
             "start": {"kind": start.kind, "run": start.run},
         },
     )

@@ -6,16 +6,17 @@ from torch import Tensor, nn
 from finetune.batch import TaskBatch
 from finetune.heads import TaskInputs, TaskModel
 from finetune.losses import example_losses, training_scores
+from finetune.sources import Turn
 from finetune.task import Task
 from pretrain.step import Precision
 
 
 class TaskPass(nn.Module):
-    """A model's pass over a batch of one task, as Engine takes it."""
+    """A model's pass over a batch of one task, as Engine takes it. token: the task's, None in a model without."""
 
-    def __init__(self, model: TaskModel, task: Task, precision: Precision):
+    def __init__(self, model: TaskModel, task: Task, precision: Precision, token: int | None):
         super().__init__()
-        self.model, self.task, self.precision = model, task, precision
+        self.model, self.task, self.precision, self.token = model, task, precision, token
 
     def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
         """(the batch's part of the training loss, numbers for the log). counts: examples of the whole global batch."""
@@ -26,11 +27,26 @@ class TaskPass(nn.Module):
         return losses.sum() / max(counts[-1], 1), numbers
 
     def inputs(self, batch: TaskBatch) -> TaskInputs:
-        token = self.task.token if self.model.encoder.config.task_tokens else None
-        return batch.inputs(token, self.precision.dtype)
+        return batch.inputs(self.token, self.precision.dtype)
 
     def scores(self, batch: TaskBatch) -> Tensor:
         inputs = self.inputs(batch)
         with self.precision.autocast():
             scores = self.model(inputs, self.task.head)
         return scores if scores.dtype == torch.float64 else scores.float()
+
+
+class MultiTaskPass(nn.Module):
+    """A model's pass over a turn of one of several tasks. scales: of each task's loss, through which it learns at its
+    own rate with one optimizer."""
+
+    def __init__(self, passes: list[TaskPass], scales: list[float]):
+        super().__init__()
+        self.model, self.precision = passes[0].model, passes[0].precision
+        self.passes, self.scales = dict(enumerate(passes)), scales  # a dict: the model is registered once
+
+    def forward(self, turn: Turn, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+        """The same as TaskPass, numbers under TASK/; counts: of each turn of the step."""
+        work = self.passes[turn.task]
+        loss, numbers = work(turn.batch, [counts[turn.number]])
+        return loss * self.scales[turn.task], {f"{work.task.name}/{name}": v for name, v in numbers.items()}

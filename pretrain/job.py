@@ -68,7 +68,7 @@ class Job(Course):
             f"accuracy: words {values['word_accuracy']:.1%} alignment {values['alignment_accuracy']:.1%}"
         )
 
-    def validate(self) -> dict:
+    def validate(self, done: int) -> dict:
         return validate(self.work, self.validation, self.device, self.frequent_word) if len(self.validation) else {}
 
     def describe_scores(self, scores: dict) -> str:
@@ -80,6 +80,9 @@ class Job(Course):
 
     def loss_of(self, scores: dict) -> float:
         return scores["loss"]
+
+    def facts(self, done: int) -> dict:
+        return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}
 
 
 def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from shards.errors import UserError
 
 OPTIMIZERS = ("adamw", "apex", "apex_lamb")
+MANY_UPDATES = 1_000_000  # 0.999 to this power is nothing, and float32 counts on from here to 16 million
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1.0) -> list[dict]:
@@ -27,7 +28,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1
             continue
         decay = 0.0 if name in norms or name.endswith("bias") else weight_decay
         key = decay, scale(name)
-        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "scale": key[1], "decays": decay > 0})
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "scale": key[1]})
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -116,14 +117,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
-def without_bias_correction(optimizer: torch.optim.AdamW, updates: int, eps: float, weight_decay: float) -> None:
-    """Makes the update after `updates` others that of an AdamW which does not correct its moments for their bias.
+def without_bias_correction(optimizer: torch.optim.AdamW) -> None:
+    """Makes a new optimizer one that does not correct its moments for their bias, as the published code's does not.
 
-    torch's fused AdamW always corrects: it divides the moments by 1 - beta^t. What that changes is undone through the
-    learning rate, eps and weight decay of the one update, so that the fused kernel serves. After set_lr.
+    torch divides the moments by 1 - beta^updates; where the updates are counted from a large number on, that is 1.
     """
     for group in optimizer.param_groups:
-        one, two = (1 - beta ** (updates + 1) for beta in group["betas"])
-        group["lr"] *= one / two**0.5
-        group["eps"] = eps / two**0.5
-        group["weight_decay"] = two**0.5 / one * (weight_decay if group["decays"] else 0.0)
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(MANY_UPDATES, dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }

@@ -12,7 +12,7 @@ PRECISIONS = ("float32", "bf16", "fp16", "float64")
 
 # What --config brings along where the flags do not say otherwise. Base is the published run.
 BATCH_SIZE = {"base": 512, "tiny": 32}
-EPOCHS = {"base": 10, "tiny": 30}
+EPOCHS = {"base": 10, "tiny": 20}
 LR = {"base": 1e-4, "tiny": 1e-3}
 
 

@@ -106,14 +106,16 @@ class _Requests:
 class Places:
     """Which shard every data worker is reading, in memory that outlives a worker that is killed."""
 
-    def __init__(self, workers: int, shards: Shards):
-        self.paths = [shard.path for shard in shards.shards]
+    def __init__(self, workers: int, *data_sets: Shards):
+        self.paths = [shard.path for shards in data_sets for shard in shards.shards]
+        self.firsts = np.cumsum([0, *(len(shards.shards) for shards in data_sets)])
         self.table = torch.full((max(workers, 1), 2), -1, dtype=torch.int64).share_memory_()
 
-    def note(self, shard: int) -> None:
+    def note(self, shard: int, data_set: int = 0) -> None:
+        """This worker has come to shard number `shard` of one of the data sets."""
         worker = get_worker_info()
         if worker:
-            self.table[worker.id] = torch.tensor([os.getpid(), shard])
+            self.table[worker.id] = torch.tensor([os.getpid(), self.firsts[data_set] + shard])
 
     def describe(self, death: str) -> str:
         """A sentence for torch's message about a worker that died."""
@@ -150,19 +152,30 @@ def _start_worker(_) -> None:
     torch.set_num_threads(1)
 
 
+class Loader:
+    """What a dataset gives, read ahead by data workers. lasting: they stay from one pass to the next."""
+
+    def __init__(self, dataset, workers: int, ahead: int = 4, pin: bool = False, sampler=None, lasting: bool = False):
+        self.loader = DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=ahead if workers else None,
+            persistent_workers=lasting and workers > 0,
+            pin_memory=pin,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # not the global one, whose state belongs to dropout
+        )
+
+    def __iter__(self) -> Iterator:
+        """One pass over the sampler; a UserError that the dataset gives is raised here, as what it was."""
+        return map(_raised, self.loader)
+
+
 def loading(dataset, workers: int, ahead: int = 4, pin: bool = False, sampler=None) -> Iterator:
-    """What a dataset gives, read ahead by data workers; a UserError that it gives is raised here, as what it was."""
-    loader = DataLoader(
-        dataset,
-        sampler=sampler,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=ahead if workers else None,
-        pin_memory=pin,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # not the global one, whose state belongs to dropout
-    )
-    return map(_raised, loader)
+    """One pass of a Loader."""
+    return iter(Loader(dataset, workers, ahead, pin, sampler))
 
 
 def training_steps(

@@ -88,7 +88,9 @@ class Sums:
             self.values[name] = self.values[name] + value if name in self.values else value
 
     def reading(self, ranks: Ranks) -> dict[str, float]:
-        """The sums over all ranks as plain numbers; they begin anew."""
+        """The sums over all ranks as plain numbers, none where nothing was added; they begin anew."""
+        if not self.values:
+            return {}
         numbers = add_up(torch.stack(list(self.values.values())), ranks).tolist()
         reading = dict(zip(self.values, numbers, strict=True))
         self.values = {}

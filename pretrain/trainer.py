@@ -46,8 +46,11 @@ class Course(ABC):
     bad_samples: int
 
     @abstractmethod
-    def steps(self) -> Iterator[list]:
-        """This rank's parts of every step from plan.first_step on."""
+    def steps(self) -> Iterator[list | None]:
+        """This rank's parts of every step from plan.first_step on.
+
+        None between two of them: what the next one is depends on what comes of those before.
+        """
 
     @abstractmethod
     def counts(self, parts: list) -> list[int]:
@@ -62,8 +65,8 @@ class Course(ABC):
         """The middle of a progress line, from such means."""
 
     @abstractmethod
-    def validate(self) -> dict:
-        """Scores on held-out data, the same on every rank; nothing where there is none."""
+    def validate(self, done: int) -> dict:
+        """Scores on held-out data after `done` steps, the same on every rank; nothing where there is none."""
 
     @abstractmethod
     def describe_scores(self, scores: dict) -> str:
@@ -75,8 +78,20 @@ class Course(ABC):
 
     @property
     def save_every(self) -> int:
-        """Steps between two validations with a checkpoint."""
+        """Steps between two checkpoints."""
         return self.config.save_every
+
+    def validates_after(self, done: int) -> bool:
+        """Whether to validate after `done` steps; after the last one it is done in any case."""
+        return done % self.save_every == 0
+
+    def take(self, step: int, parts: list, sums: Sums, counts: list[int]) -> None:
+        """Takes a step on its parts. counts: of all ranks."""
+        self.engine.step(step, parts, sums, counts)
+
+    def so_far(self, done: int) -> dict:
+        """What the log says of how far `done` steps have come."""
+        return {"epoch": done / self.plan.steps_per_epoch, "samples": self.plan.samples_before(done)}
 
     def set_lr(self, step: int) -> float:
         """Sets the optimizer to the learning rate of a step, and returns it."""
@@ -88,8 +103,8 @@ class Course(ABC):
         """Whether to stop before the last step, asked after each validation."""
         return False
 
-    def facts(self) -> dict:
-        """What more a checkpoint should say."""
+    def facts(self, done: int) -> dict:
+        """What more a checkpoint after `done` steps should say."""
         return {}
 
 
@@ -143,13 +158,18 @@ def _agree(course: Course, parts: list, stop: Stop, failure: UserError | None) -
     return Agreed(interrupted, terminated, failed, bad_samples, counts)
 
 
-def on_device(steps: Iterable[list], device: torch.device) -> Iterator[list]:
+def on_device(steps: Iterable[list | None], device: torch.device) -> Iterator[list]:
     """The parts of every step on the device; to a GPU, the next step's travel while this one is computed."""
     if device.type != "cuda":
-        yield from steps
+        yield from (parts for parts in steps if parts is not None)
         return
     stream, waiting = torch.cuda.Stream(device), None
     for parts in steps:
+        if parts is None:
+            if waiting:
+                yield _arrived(*waiting)
+            waiting = None
+            continue
         with torch.cuda.stream(stream):
             following = [part.to(device) for part in parts], stream.record_event()
         if waiting:
@@ -193,19 +213,21 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
             _report(parts, reported)
             course.bad_samples += agreed.bad_samples
             lr = course.set_lr(done)
-            engine.step(done, parts, sums, agreed.counts)
+            course.take(done, parts, sums, agreed.counts)
             engine.skipped.check()
             clock.samples += agreed.counts[-1]
             done += 1
             last = done == plan.total_steps
             if done % config.log_every == 0 or last:
                 progress.training(done, lr, sums, clock)
-            if done % course.save_every == 0 or last:
+            scores = {}
+            if course.validates_after(done) or last:
                 scores = progress.validation(done)
                 over = course.over()
+                clock.restart()
+            if done % course.save_every == 0 or last or over:
                 _save(course, done, scores)
                 saved = done
-                clock.restart()
     finished = over or done == plan.total_steps
     if not finished and (done > saved or done == 0):
         if sums.values:
@@ -240,8 +262,7 @@ def _save(course: Course, done: int, scores: dict) -> None:
         "scaler": engine.scaler.state_dict(),
         "skipped_steps": engine.skipped.count,
         "bad_samples": course.bad_samples,
-        "stages": [stage.to_dict() for stage in course.plan.stages_at(done)],
-    } | course.facts()
+    } | course.facts(done)
     loss = course.loss_of(scores) if scores else None
 
     def write() -> None:
@@ -265,9 +286,7 @@ class Progress:
         rates = clock.reading()
         if self.log is None:
             return
-        values |= {
-            "epoch": done / plan.steps_per_epoch,
-            "samples": plan.samples_before(done),
+        values |= course.so_far(done) | {
             "lr": lr,
             "skipped_steps": skipped,
             "bad_samples": course.bad_samples,
@@ -282,7 +301,7 @@ class Progress:
         )
 
     def validation(self, done: int) -> dict:
-        scores = self.course.validate()
+        scores = self.course.validate(done)
         if scores:
             if self.log is not None:
                 self.log.write(done, "validation", scores)

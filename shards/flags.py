@@ -107,7 +107,8 @@ def usage(config_type, command: str, summary: str) -> str:
     fields = dataclasses.fields(config_type)
     firsts = "".join(f" {field.name.upper()}" for field in fields if field.metadata.get("first"))
     lines = [f"python -m {command}{firsts} [--flag value ...]", "", summary, ""]
-    for field in fields:
+    own = config_type.__annotations__  # before those that it shares with others
+    for field in sorted(fields, key=lambda field: field.name not in own):
         default = "needed" if field.default is REQUIRED else f"default {field.default}"
         choices = field.metadata.get("choices")
         choices = f" ({', '.join(map(str, choices))})" if choices else ""

@@ -9,6 +9,8 @@ import pkgutil
 from finetune.task import Task
 from shards.errors import UserError
 
+GROUPS = ("G1", "G2", "G3", "G4")  # of the paper
+
 
 def all_tasks() -> dict[str, Task]:
     """Every task by its name, in the order of the paper's groups."""
@@ -26,3 +28,19 @@ def find_task(name: str) -> Task:
     if name not in tasks:
         raise UserError(f"--task {name}: should be one of {', '.join(tasks)}")
     return tasks[name]
+
+
+def choose_tasks(names: str) -> list[Task]:
+    """The tasks of a text like "refcoco,g1": names and groups with commas between them; each once.
+
+    all: the paper's twelve; tasks of other groups than its four are chosen by their name or group.
+    """
+    tasks, chosen = all_tasks(), set()
+    groups = {"all": {task.name for task in tasks.values() if task.group in GROUPS}}
+    for task in tasks.values():
+        groups.setdefault(task.group.lower(), set()).add(task.name)
+    for name in names.split(","):
+        if name.lower() not in groups and name not in tasks:
+            raise UserError(f"--tasks {name}: should be of {', '.join([*groups, *tasks])}")
+        chosen |= groups.get(name.lower(), {name})
+    return [task for name, task in tasks.items() if name in chosen]

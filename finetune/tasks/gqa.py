@@ -20,7 +20,7 @@ class GQA(AnsweringTask):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         if split in ("trainval", "minval"):
-            rest, minval = held_out_by_id(read(folder, "train") + read(folder, "val"), MINVAL, 0.25)
+            rest, minval = held_out_by_id(read(folder, "train") + read(folder, "val"), MINVAL, 0.1)
             return minval if split == "minval" else rest
         return read(folder, split)
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from finetune.boxes import iou
 from finetune.official import read_annotations, read_pickle, take, take_box, unique
-from finetune.task import Example, Task
+from finetune.task import Box, Example, Task
 from shards.errors import UserError
+
+INSTANCES = "instances.json"
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,30 @@ class ReferringExpressions(Task):
 
     file: str = ""
 
-    def examples(self, folder: Path, split: str) -> list[Example]:
-        path, instances = folder / self.file, folder / "instances.json"
-        known = read_annotations(instances)
-        boxes = {
-            take(record, "id", int, f"{instances}, annotation {number}"): take_box(
-                record, "bbox", f"{instances}, annotation {number}"
+    def instances(self, folder: Path) -> tuple[dict[int, tuple[int, Box]], dict[int, dict]]:
+        """Annotation id -> (image id, box), and image id -> its record, of the file that belongs to the pickle."""
+        path = folder / INSTANCES
+        known = read_annotations(path)
+        boxes = {}
+        for number, record in enumerate(take(known, "annotations", list, str(path))):
+            where = f"{path}, annotation {number}"
+            boxes[take(record, "id", int, where)] = (
+                take(record, "image_id", int, where),
+                take_box(record, "bbox", where),
             )
-            for number, record in enumerate(take(known, "annotations", list, str(instances)))
-        }
-        sizes = {
-            take(record, "id", int, f"{instances}, image {number}"): record
-            for number, record in enumerate(take(known, "images", list, str(instances)))
-        }
+        images = enumerate(take(known, "images", list, str(path)))
+        return boxes, {take(record, "id", int, f"{path}, image {number}"): record for number, record in images}
+
+    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
+        """Image -> {annotation id: box} of everything that is annotated."""
+        found: dict[str, dict[str, Box]] = {}
+        for annotation, (image, box) in self.instances(folder)[0].items():
+            found.setdefault(str(image), {})[str(annotation)] = box
+        return found
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path, instances = folder / self.file, folder / INSTANCES
+        boxes, sizes = self.instances(folder)
         examples = []
         for number, record in enumerate(read_pickle(path)):
             where = f"{path}, record {number}"
@@ -48,7 +61,7 @@ class ReferringExpressions(Task):
             for sentence in take(record, "sentences", list, where):
                 text = take(sentence, "raw" if "raw" in sentence else "sent", str, where)
                 examples.append(
-                    Example(take(sentence, "sent_id", int, where), text, (str(image),), boxes[box], facts=size)
+                    Example(take(sentence, "sent_id", int, where), text, (str(image),), boxes[box][1], facts=size)
                 )
         unique((example.id for example in examples), str(path))
         return examples

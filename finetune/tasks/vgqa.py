@@ -35,7 +35,7 @@ class VisualGenomeQA(AnsweringTask):
                     )
                 )
         unique((example.id for example in examples), str(path))
-        train, val = held_out_by_id(examples, HELD_OUT, 0.25)
+        train, val = held_out_by_id(examples, HELD_OUT, 0.1)
         return train if split == "train" else val
 
     def right_answers(self, folder: Path) -> list[str]:

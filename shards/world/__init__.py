@@ -24,8 +24,9 @@ class WorldConfig:
     """Flags of shards.world."""
 
     out: str = flag(DEFAULT_WORLD, "the folder of the world")
-    pairs: int = flag(3000, "image-caption pairs for pretraining", low=1)
-    examples: int = flag(1500, "training examples of each task, about", low=60)
+    pairs: int = flag(6000, "image-caption pairs for pretraining", low=1)
+    examples: int = flag(1500, "training examples of each task at the least, about", low=60)
+    one_in: int = flag(200, "of training examples, one for so many of the real data sets'", low=1)
     evaluation: int = flag(500, "examples of each evaluation split, about", low=20)
     seed: int = flag(0, "of scenes and sentences")
 
@@ -78,7 +79,7 @@ def make_world(config: WorldConfig, tasks: bool = True) -> Path:
 def _make_tasks(out: Path, config: WorldConfig, words: Path) -> None:
     done = out / "tasks.json"
     if not done.exists():
-        sizes = TaskSizes(config.examples, config.evaluation, config.seed)
+        sizes = TaskSizes(config.examples, config.evaluation, config.one_in, config.seed)
         write_json(done, write_tasks(out, sizes))
     for name in read_json(done)["images"]:
         _extract(out, name, config.seed, words)

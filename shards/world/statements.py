@@ -29,13 +29,27 @@ def make_statement(rng: np.random.Generator) -> Statement:
     about = {"colour": one(VALUES["colour"], rng), "kind": one(VALUES["kind"], rng)}
     if rng.random() < 0.25:
         about = {"pattern": one(("striped", "dotted"), rng), "kind": about["kind"]}
-    return one((_both, _only_one, _in_all, _more, _none), rng)(about, rng)
+    usual, rarer = (_both, _either, _one_side), (_only_one, _in_all, _more, _none)
+    return one((*usual, *usual, *rarer), rng)(about, rng)
 
 
 def _both(about: Attributes, rng: np.random.Generator) -> Statement:
     what = a(words(about, rng))
     text = one((f"Both images have {what}.", f"There is {what} in each image.", f"Each picture shows {what}."), rng)
     return Statement(text, lambda left, right: bool(matching(left, about) and matching(right, about)), about)
+
+
+def _either(about: Attributes, rng: np.random.Generator) -> Statement:
+    what = a(words(about, rng))
+    text = one((f"At least one of the images shows {what}.", f"There is {what} in one image or in both."), rng)
+    return Statement(text, lambda left, right: bool(matching(left, about) or matching(right, about)), about)
+
+
+def _one_side(about: Attributes, rng: np.random.Generator) -> Statement:
+    what, side = a(words(about, rng)), one(("left", "right"), rng)
+    text = one((f"The {side} image has {what}.", f"There is {what} on the {side}.", f"{what} is on the {side}."), rng)
+    text = text[0].upper() + text[1:]
+    return Statement(text, lambda left, right: bool(matching(left if side == "left" else right, about)), about)
 
 
 def _only_one(about: Attributes, rng: np.random.Generator) -> Statement:

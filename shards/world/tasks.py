@@ -14,16 +14,42 @@ from shards.world.pools import Picture, draw_all, picture
 PAIRS, COCO, GENOME, FLICKR, NLVR2 = range(1, 6)  # the first part of a picture's key after the seed
 
 
+# Training examples and images of the real data sets (table 8 of the paper, and their own publications).
+REAL_EXAMPLES = {
+    "vqa": 655_111,
+    "vgqa": 1_437_931,
+    "gqa": 1_072_062,
+    "refcoco": 120_624,
+    "refcoco+": 120_191,
+    "refcocog": 80_512,
+    "visual7w": 93_813,
+    "guesswhat": 113_221,
+    "nlvr2": 86_373,
+    "snli_ve": 529_527,
+}
+REAL_IMAGES = {"coco": 113_287, "genome": 108_077, "flickr": 29_000}
+HELD_OUT = 0.1  # of Visual Genome QA's and GQA's questions, where these are too few for the official number
+
+
 @dataclass(frozen=True)
 class TaskSizes:
-    """examples: to train on, of each task; evaluation: of each evaluation split; both about."""
+    """How much there is of everything, about: training examples of a task one for so many (one_in) of the real data
+    set's, but `examples` at the least; `evaluation` examples of each evaluation split."""
 
     examples: int
     evaluation: int
+    one_in: int
     seed: int
 
-    def of(self, *evaluated: str, train: str = "train") -> dict[str, int]:
-        return {train: self.examples} | dict.fromkeys(evaluated, self.evaluation)
+    def training(self, task: str) -> int:
+        return max(self.examples, REAL_EXAMPLES[task] // self.one_in)
+
+    def images(self, name: str, least: int) -> int:
+        """Of a data set of images, to train on."""
+        return max(least, REAL_IMAGES[name] // self.one_in)
+
+    def of(self, task: str, *evaluated: str) -> dict[str, int]:
+        return {"train": self.training(task)} | dict.fromkeys(evaluated, self.evaluation)
 
 
 def pairs_pictures(count: int, seed: int) -> list[Picture]:
@@ -40,7 +66,8 @@ def write_captions(folder: Path, pictures: list[Picture]) -> None:
 
 def coco(sizes: TaskSizes) -> dict[str, list[Picture]]:
     """train (train2014), val and test (both of val2014, as Karpathy divides it), unasked (test2015)."""
-    counts = {"train": sizes.examples // 3, "val": sizes.evaluation // 2, "test": sizes.evaluation // 2, "unasked": 20}
+    train, half = sizes.images("coco", sizes.examples // 3), sizes.evaluation // 2
+    counts = {"train": train, "val": half, "test": half, "unasked": 20}
     years = {"train": "train2014", "val": "val2014", "test": "val2014", "unasked": "test2015"}
     pictures, number = {}, 0
     for split, count in counts.items():
@@ -55,8 +82,8 @@ def coco(sizes: TaskSizes) -> dict[str, list[Picture]]:
 def genome(sizes: TaskSizes, of_coco: dict[str, list[Picture]]) -> list[Picture]:
     """Visual Genome's pictures, one in three of them COCO's as well, training and test pictures alike."""
     shared = [one for split in ("train", "val", "test") for one in of_coco[split]][::2]
-    count, pictures = sizes.examples * 3 // 5, []
-    for number in range(count):
+    pictures: list[Picture] = []
+    for number in range(sizes.images("genome", sizes.examples * 3 // 5)):
         id, place = number + 1, number // 3
         if number % 3 == 0 and place < len(shared):
             same = shared[place]
@@ -67,7 +94,8 @@ def genome(sizes: TaskSizes, of_coco: dict[str, list[Picture]]) -> list[Picture]
 
 
 def flickr(sizes: TaskSizes) -> dict[str, list[Picture]]:
-    counts = {"train": sizes.examples // 5, "val": sizes.evaluation * 2 // 5, "test": sizes.evaluation * 2 // 5}
+    train, evaluated = sizes.images("flickr", sizes.examples // 5), sizes.evaluation * 2 // 5
+    counts = {"train": train, "val": evaluated, "test": evaluated}
     pictures, number = {}, 0
     for split, count in counts.items():
         pictures[split] = []
@@ -97,17 +125,31 @@ def write_tasks(out: Path, sizes: TaskSizes) -> dict:
     of_visual7w = divide(as_visual7w(of_genome), sizes, ("train", "val", "test"))
     train, val, test = of_coco["train"], of_coco["val"], of_coco["test"]
     cut = len(val) * 4 // 5  # the rest of val is Karpathy's restval, which counts as training
-    nlvr2, of_nlvr2 = annotations.nlvr2(sizes.of("dev", "test1"), (sizes.seed, NLVR2))
+    nlvr2, of_nlvr2 = annotations.nlvr2(sizes.of("nlvr2", "dev", "test1"), (sizes.seed, NLVR2))
     coco_ids = {f"coco/{one.file}": one.id for split in (train, val, test) for one in split}
-    # VQA's val holds half back as minval, and GQA's train and val a quarter.
-    vqa_counts = {"train2014": sizes.examples, "val2014": 2 * sizes.evaluation, "test2015": 60}
-    captioned = {"train": train[: sizes.examples // 5], "restval": val[cut:], "val": val[:cut], "test": test[:cut]}
-    v7w, v7w_boxes = annotations.visual7w(of_visual7w, sizes.of("val", "test"))
-    games, game_boxes = annotations.guesswhat({"train": train, "valid": val, "test": test}, sizes.of("valid", "test"))
+    # Half of VQA's val is trained on; the other half is minval.
+    vqa_counts = {
+        "train2014": max(1, sizes.training("vqa") - sizes.evaluation),
+        "val2014": 2 * sizes.evaluation,
+        "test2015": 60,
+    }
+    gqa_total = round(sizes.training("gqa") / (1 - HELD_OUT))
+    gqa_val = max(sizes.evaluation, round(gqa_total * HELD_OUT))
+    gqa_counts = {"train": gqa_total - gqa_val, "val": gqa_val, "testdev": sizes.evaluation}
+    captioned = {
+        "train": train[: sizes.images("coco", sizes.examples // 5) - (len(val) - cut)],
+        "restval": val[cut:],
+        "val": val[:cut],
+        "test": test[:cut],
+    }
+    v7w, v7w_boxes = annotations.visual7w(of_visual7w, sizes.of("visual7w", "val", "test"))
+    games, game_boxes = annotations.guesswhat(
+        {"train": train, "valid": val, "test": test}, sizes.of("guesswhat", "valid", "test")
+    )
     files = {
         "vqa": annotations.vqa({"train2014": train, "val2014": val + test, "test2015": of_coco["unasked"]}, vqa_counts),
-        "vgqa": annotations.vgqa(of_genome, sizes.examples + sizes.evaluation, coco_ids),
-        "gqa": annotations.gqa(divide(of_genome, sizes, ("train", "val", "testdev")), sizes.of("val", "testdev")),
+        "vgqa": annotations.vgqa(of_genome, round(sizes.training("vgqa") / (1 - HELD_OUT)), coco_ids),
+        "gqa": annotations.gqa(divide(of_genome, sizes, ("train", "val", "testdev")), gqa_counts),
         "coco_retrieval": annotations.karpathy(captioned, coco=True),
         "flickr_retrieval": annotations.karpathy(of_flickr, coco=False),
         "visual7w": v7w,
@@ -115,14 +157,14 @@ def write_tasks(out: Path, sizes: TaskSizes) -> dict:
         "nlvr2": nlvr2,
         "snli_ve": annotations.snli_ve(
             {{"val": "dev"}.get(split, split): pictures for split, pictures in of_flickr.items()},
-            sizes.of("dev", "test"),
+            sizes.of("snli_ve", "dev", "test"),
         ),
     }
     for style in ("refcoco", "refcoco+"):
         splits = {"train": train, "val": val, "testA": test, "testB": test}
-        files[style] = annotations.refer(splits, sizes.of("val", "testA", "testB"), style)
+        files[style] = annotations.refer(splits, sizes.of(style, "val", "testA", "testB"), style)
     splits = {"train": train, "val": val, "test": test}
-    files["refcocog"] = annotations.refer(splits, sizes.of("val", "test"), "refcocog")
+    files["refcocog"] = annotations.refer(splits, sizes.of("refcocog", "val", "test"), "refcocog")
     images = {
         "coco": [one for split in of_coco.values() for one in split],
         "genome": of_genome,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-SIZES = ("--pairs", "60", "--examples", "60", "--evaluation", "20")
+SIZES = ("--pairs", "60", "--examples", "80", "--evaluation", "20", "--one_in", "100000")
 
 
 def python(*arguments) -> subprocess.CompletedProcess:

@@ -89,7 +89,7 @@ def make_work(examples, regions, precision="float32", **options):
     task = find_task("coco_retrieval")
     model = TaskModel(sizes, {}).eval()
     collator = TaskCollator(task, examples, regions, pieces, Limits(30, 36, 12), **options)
-    return TaskPass(model, task, Precision(precision, torch.device("cpu"))), collator
+    return TaskPass(model, task, Precision(precision, torch.device("cpu")), task.token), collator
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.boxes import grounding_target, iou
-from finetune.intervals import bootstrap_interval
+from finetune.intervals import bootstrap_interval, bootstrap_means, interval_of
 from finetune.pointing import candidate_target
 from finetune.task import Example
 from finetune.tasks import all_tasks
@@ -122,7 +122,7 @@ def test_intervals_cover_what_they_say_they_do():
     rng = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        low, high = bootstrap_interval(rng.random(100) < 0.3, draws=400, seed=seed)
+        low, high = interval_of(bootstrap_means(rng.random(100) < 0.3, 400, seed))
         covered += low <= 0.3 <= high
     assert 180 <= covered <= 199
     assert bootstrap_interval(np.ones(5)) == (1, 1)

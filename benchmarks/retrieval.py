@@ -1,0 +1,99 @@
+"""Scoring every caption with every image: the published way against ours, in one run.
+
+    python benchmarks/retrieval.py [--images 8] [--captions 40] [--precision bf16] [--device cpu]
+
+Both give the published configuration, with random weights, the same captions and images of 36 regions. The published
+evaluation takes whole passes of the model, one caption with all images at a time; ours works the text layers below the
+first connection out once a caption, and the image embedding once an image. Their scores are compared too.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
+
+import numpy as np
+import torch
+
+from benchmarks.timing import print_table, time_in_turn
+from finetune.batch import TaskCollator
+from finetune.heads import TaskModel
+from finetune.rank_pairs import retrieval_scores
+from finetune.start import TASK_TOKENS
+from finetune.task import Example
+from finetune.tasks import find_task
+from finetune.work import TaskPass
+from pretrain.collate import Limits
+from pretrain.config import CONFIGS
+from pretrain.distributed import choose_device
+from pretrain.settings import PRECISIONS
+from pretrain.step import Precision
+from pretrain.tokenizer import learn_pieces
+from shards.flags import command, flag
+from shards.ranks import ALONE
+from shards.sample import Sample
+
+REGIONS = 36
+
+
+@dataclass
+class Config:
+    """Flags of this benchmark."""
+
+    images: int = flag(8, "images to rank", low=1)
+    captions: int = flag(40, "captions to rank them for", low=1)
+    repeats: int = flag(3, "measurements of each way", low=1)
+    precision: str = flag("float32", "of matrix work", choices=PRECISIONS)
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+
+
+def make_work(config: Config) -> tuple[TaskPass, TaskCollator]:
+    """The published configuration on random captions (7 to 14 words) and images."""
+    rng, device = np.random.default_rng(0), choose_device(config.device, ALONE)
+    words = [f"w{n}" for n in range(500)]
+    texts = [" ".join(rng.choice(words, rng.integers(7, 15))) for _ in range(config.captions)]
+    corner = rng.random((config.images, REGIONS, 2)) * 0.7
+    boxes = np.concatenate([corner, corner + 0.2], -1).astype(np.float32)
+    sizes = CONFIGS["base"].replace(task_tokens=TASK_TOKENS)
+    features = rng.random((config.images, REGIONS, sizes.v_feature_size)).astype(np.float16)
+    size = {"width": 640, "height": 480}
+    regions = {str(n): Sample(str(n), features[n], boxes[n], info=size) for n in range(config.images)}
+    examples = [Example(n, text, (str(n % config.images),)) for n, text in enumerate(texts)]
+    task, pieces = find_task("coco_retrieval"), learn_pieces(texts, 2000)
+    collator = TaskCollator(task, examples, regions, pieces, Limits(task.words, REGIONS, sizes.v_feature_size))
+    model = TaskModel(sizes, {}).eval().to(device)
+    return TaskPass(model, task, Precision(config.precision, device), task.token), collator
+
+
+@torch.no_grad()
+def as_published(work: TaskPass, collator: TaskCollator) -> np.ndarray:
+    """(captions, images): a whole pass for each caption with all images."""
+    images = list(dict.fromkeys(example.images[0] for example in collator.examples))
+    scores = []
+    for example in collator.examples:
+        pairs = [Example(place, example.text, (image,)) for place, image in enumerate(images)]
+        one = TaskCollator(collator.task, pairs, collator.regions, collator.pieces, collator.limits)
+        scores.append(work.scores(one(0, np.arange(len(pairs))).to(work.precision.device)).double().cpu().numpy())
+    return np.stack(scores)
+
+
+@torch.no_grad()
+def ours(work: TaskPass, collator: TaskCollator) -> np.ndarray:
+    return retrieval_scores(work, collator, 64, ALONE, work.precision.device)
+
+
+def run(config: Config) -> None:
+    work, collator = make_work(config)
+    ways = {"whole passes": as_published, "ours": ours}
+    found = {name: way(work, collator) for name, way in ways.items()}
+    seconds = time_in_turn({n: lambda way=way: way(work, collator) for n, way in ways.items()}, config.repeats, 0)
+    where = f"{config.precision} on {work.precision.device}"
+    print(f"base, {config.captions} captions x {config.images} images of {REGIONS} regions, {where}")
+    print_table(seconds, "whole passes")
+    difference = np.abs(found["ours"] - found["whole passes"]).max()
+    print(f"largest difference of a score: {difference:.1e} (scores vary by {found['ours'].std():.1e})")
+
+
+if __name__ == "__main__":
+    command(Config, run, "benchmarks/retrieval.py", __doc__.splitlines()[0], sys.argv[1:])

@@ -1,0 +1,162 @@
+"""python -m finetune.ablate --suite table11: the paper's ablations, several seeds a row, and their table."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from finetune.ablations import PAPER_TABLES, SUITES, Row
+from finetune.intervals import bootstrap_means, interval_of
+from finetune.mt import VALUES
+from finetune.scores import paper_row, render_rows, table_row
+from finetune.start import PRETRAINING
+from shards.errors import UserError
+from shards.files import read_json, whole_file
+from shards.flags import REQUIRED, command, flag
+from shards.world import DEFAULT_WORLD, complete_world
+
+
+@dataclass
+class AblateConfig:
+    """Flags of finetune.ablate."""
+
+    suite: str = flag(REQUIRED, "which ablation", choices=tuple(SUITES))
+    seeds: int = flag(3, "runs of each row, with seeds from 0 on", low=1)
+    jobs: int = flag(1, "runs at a time; they share the machine's cores", low=1)
+    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
+    init: str = flag(PRETRAINING, "the run that rows start from which do not say otherwise")
+    out: str = flag("runs/ablate", "a folder for the runs; those that are finished there are kept")
+    iterations: int | None = flag(None, "of each run, else finetune.mt's own", low=1)
+    epochs: int | None = flag(None, "of each pretraining run, else pretrain.run's own", low=1)
+    rows: str | None = flag(None, "only these rows of the suite, with semicolons between them")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a row. folder: of its run directory and, in pretraining's suite, of its pretraining."""
+
+    name: str
+    row: Row
+    seed: int
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "mt"
+
+    @property
+    def finished(self) -> bool:
+        return (self.out / "result.json").exists()
+
+
+def run(config: AblateConfig) -> None:
+    rows = _rows(config)
+    complete_world(config.data)
+    runs = [
+        Run(name, row, seed, Path(config.out) / config.suite / name.replace(" ", "_").replace(",", "") / f"seed{seed}")
+        for seed in range(config.seeds)
+        for name, row in rows.items()
+    ]
+    waiting = [one for one in runs if not one.finished]
+    print(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished before", flush=True)
+    with ThreadPoolExecutor(config.jobs) as pool:
+        try:
+            for number, one in enumerate(pool.map(lambda one: _train(one, config), waiting), 1):
+                score = read_json(one.out / "result.json")["mt_score"]
+                print(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    text = table(config.suite, runs)
+    path = Path(config.out) / config.suite / "table.txt"
+    with whole_file(path, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+    print(f"{text}\nthe table is in {path}")
+
+
+def _rows(config: AblateConfig) -> dict[str, Row]:
+    """The chosen rows of the suite; the full method is among them in any case."""
+    rows = SUITES[config.suite]
+    if config.rows is None:
+        return rows
+    names = [name.strip() for name in config.rows.split(";")]
+    for name in names:
+        if name not in rows:
+            raise UserError(f"--rows {name}: {config.suite} has {'; '.join(rows)}")
+    full = next(iter(rows))
+    return {name: row for name, row in rows.items() if name in (full, *names)}
+
+
+def _train(one: Run, config: AblateConfig) -> Run:
+    """Pretrains where the row says so, and trains; both go on where they were interrupted."""
+    shared = {"seed": one.seed, "resume": True}
+    flags = {"data": config.data, "init": config.init, "out": one.out, "iterations": config.iterations}
+    if one.row.pretraining is not None:
+        pretrained = one.folder / "pretrain"
+        own = {"data": config.data, "out": pretrained, "epochs": config.epochs} | one.row.pretraining
+        _call("pretrain.run", own | shared, one.folder / "pretrain.log", config.jobs)
+        flags["init"] = pretrained
+    _call("finetune.mt", flags | one.row.flags | shared, one.folder / "mt.log", config.jobs)
+    return one
+
+
+def _call(module: str, flags: dict, log: Path, jobs: int) -> None:
+    given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as file:
+        command = [sys.executable, "-m", module, *given]
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | threads).returncode
+    if status:
+        lines = log.read_text(encoding="utf-8").splitlines() or [""]
+        raise UserError(f"{log}: python -m {module} ended with status {status}: {lines[-1]}")
+
+
+def table(suite: str, runs: list[Run]) -> str:
+    """Means over seeds in the paper's layout, and how each row's MT score differs from the full method's."""
+    by_row: dict[str, list[Run]] = {}
+    for one in runs:
+        by_row.setdefault(one.name, []).append(one)
+    results = {name: [read_json(one.out / "result.json") for one in of_row] for name, of_row in by_row.items()}
+    rows = {name: _mean_row(of_row) for name, of_row in results.items()}
+    if suite in PAPER_TABLES:
+        rows |= {f"the paper: {name}": paper_row(PAPER_TABLES[suite], name) for name in results}
+    full = next(iter(by_row))
+    seeds = len(by_row[full])
+    lines = [f"{suite}: means of {seeds} seeds, validation", render_rows(rows), ""]
+    lines.append(f"difference of the MT score from that of {full!r}, on the tasks that both have")
+    for name in list(by_row)[1:]:
+        difference, (low, high), p = compare(by_row[name], by_row[full])
+        lines.append(f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
+    lines.append("interval: 95%, over examples, paired; p: paired t-test over tasks and seeds")
+    return "\n".join(lines)
+
+
+def _mean_row(results: list[dict]) -> dict[str, float | None]:
+    """Table 10's columns, as means over seeds."""
+    of_seeds = [table_row(result["tasks"]) for result in results]
+    return {c: v if v is None else float(np.mean([row[c] for row in of_seeds])) for c, v in of_seeds[0].items()}
+
+
+def compare(row: list[Run], full: list[Run]) -> tuple[float, tuple[float, float], float]:
+    """(difference of the mean of the shared tasks' scores, its 95% interval, p of a paired t-test).
+
+    The test is over tasks and seeds; the interval is a bootstrap over examples, the same ones of both rows, of
+    differences that are means over seeds.
+    """
+    ours, theirs = ([dict(np.load(one.out / VALUES)) for one in runs] for runs in (row, full))
+    names = [name for name in ours[0] if name in theirs[0]]
+    differences = {name: np.mean([a[name] - b[name] for a, b in zip(ours, theirs, strict=True)], 0) for name in names}
+    draws = np.mean([bootstrap_means(values, seed=n) for n, values in enumerate(differences.values())], 0)
+    mean = float(np.mean([values.mean() for values in differences.values()]))
+    a, b = ([values[name].mean() for values in of_row for name in names] for of_row in (ours, theirs))
+    p = float(stats.ttest_rel(a, b).pvalue) if not np.array_equal(a, b) else 1.0
+    return mean, interval_of(draws), p
+
+
+if __name__ == "__main__":
+    command(AblateConfig, run, "finetune.ablate", "The paper's ablations on a data folder, with several seeds a row.")

@@ -1,0 +1,45 @@
+"""The model of one or more tasks and what trains it, put together from a run's flags."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from finetune.answers import AnswerVocabulary
+from finetune.heads import TaskModel
+from finetune.settings import BETAS, EPSILON
+from finetune.start import Start
+from pretrain.checkpoint import FACTS, restore
+from pretrain.config import ModelConfig
+from pretrain.optimizer import make_optimizer, without_bias_correction
+from pretrain.step import Engine, Skipped, make_engine
+from shards.files import read_json
+from shards.ranks import Ranks
+
+
+def make_model(config, sizes: ModelConfig, vocabularies: dict[str, AnswerVocabulary], start: Start | None, device):
+    """A model with answer heads of these vocabularies, on its device. start: whose weights it takes, or None."""
+    torch.manual_seed(config.seed)
+    model = TaskModel(sizes, {head: len(vocabulary) for head, vocabulary in vocabularies.items()})
+    model.encoder.recompute = config.activation_checkpointing
+    if start is not None:
+        start.load(model)
+    return model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
+
+
+def make_task_engine(config, ranks: Ranks, work: nn.Module, lr: float, head_lr: float, newest: Path | None) -> Engine:
+    """What trains `work`, as a checkpoint left it where one is given. The head that points learns at lr too."""
+
+    def scale(name: str) -> float:
+        new = name.startswith("heads.") and not name.startswith("heads.pointing.")
+        return head_lr / lr if new else 1.0
+
+    optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, config.weight_decay, scale)
+    without_bias_correction(optimizer)
+    engine = make_engine(work, optimizer, ranks, config.seed, config.clip, all_used=False)
+    if newest:
+        facts = read_json(newest / FACTS)
+        restore(newest, engine.model, engine.optimizer)
+        engine.scaler.load_state_dict(facts["scaler"])
+        engine.skipped = Skipped(facts["skipped_steps"])
+    return engine

@@ -1,0 +1,40 @@
+"""python -m finetune.given_boxes --task guesswhat --out boxes.jsonl: boxes of annotations, for shards.extract."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.tasks import all_tasks, find_task
+from shards.errors import UserError
+from shards.files import whole_file
+from shards.flags import REQUIRED, command, flag
+from shards.world import DEFAULT_WORLD, complete_world
+
+
+@dataclass
+class GivenBoxesConfig:
+    """Flags of finetune.given_boxes."""
+
+    task: str = flag(REQUIRED, "the task whose annotations have boxes")
+    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files")
+    out: str = flag(REQUIRED, "the file to write, for shards.extract --boxes")
+
+
+def run(config: GivenBoxesConfig) -> None:
+    task = find_task(config.task)
+    if not hasattr(task, "given_boxes"):
+        names = ", ".join(name for name, other in all_tasks().items() if hasattr(other, "given_boxes"))
+        raise UserError(f"--task {task.name}: its annotations have no boxes; those of {names} have")
+    complete_world(config.data)
+    found = task.given_boxes(Path(config.data) / task.name)
+    with whole_file(config.out, "w", encoding="utf-8") as file:
+        for image, boxes in found.items():
+            line = {"image_id": image, "boxes": list(boxes.values()), "box_ids": list(boxes)}
+            file.write(json.dumps(line) + "\n")
+    folder = Path(config.data) / "regions" / f"{task.name}_boxes"
+    print(f"{config.out}: {sum(map(len, found.values()))} boxes of {len(found)} images; next:")
+    print(f"python -m shards.extract IMAGES --boxes {config.out} --out {folder}")
+
+
+if __name__ == "__main__":
+    command(GivenBoxesConfig, run, "finetune.given_boxes", "The boxes of a task's annotations, for shards.extract.")

@@ -1,0 +1,274 @@
+"""python -m finetune.mt: many tasks in one model, with dynamic stop-and-go."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from finetune.answers import AnswerVocabulary, read_vocabulary
+from finetune.data import TaskData, open_data
+from finetune.engine import make_model, make_task_engine
+from finetune.multi import Entrant, Iterations, MultiTask
+from finetune.regimes import REGIMES
+from finetune.scores import mean_score, paper_row, render_rows, save_values, table_row
+from finetune.settings import FREE_FLAGS, HEAD_LR, VALIDATED_CAPTIONS, MtConfig, batch_size, lr_scale
+from finetune.start import PRETRAINING, TASK_TOKENS, Start, choose_start, vocabulary_path
+from finetune.task import Task
+from finetune.tasks import choose_tasks
+from finetune.work import MultiTaskPass, TaskPass
+from pretrain.checkpoint import FACTS, newest_checkpoint
+from pretrain.distributed import choose_device, connected, leaving, on_first
+from pretrain.job import check_flags, clear_run
+from pretrain.logs import RunLog, duration
+from pretrain.plan import Plan
+from pretrain.sources import Places
+from pretrain.step import Precision
+from pretrain.trainer import train
+from shards.errors import UserError
+from shards.files import read_json, write_json
+from shards.flags import command
+from shards.ranks import Ranks, launched
+from shards.world import complete_world
+
+VALUES = "values.npz"  # of the last validation, by task
+ENDLESS = 1 << 30  # epochs of a task: it is the iterations that end a run
+
+
+def run(config: MtConfig) -> int:
+    """Trains; the exit status is 0, or 128 + the signal that stopped the run."""
+    ranks = launched()
+    device = choose_device(config.device, ranks)
+    with connected(ranks, device):
+        return train_tasks(config, ranks, device)
+
+
+def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
+    """One rank's part of a run, from its flags to its result."""
+    began, out = time.perf_counter(), Path(config.out)
+    tasks = choose_tasks(config.tasks)
+    newest = on_first(ranks, lambda: newest_checkpoint(out))
+    if newest and not config.resume:
+        raise UserError(f"{out}: holds a run already; --resume goes on with it, or give another --out")
+    on_first(ranks, lambda: complete_world(config.data))
+    course = prepare(config, tasks, ranks, device, newest)
+    plan = course.plan
+    if plan.first_step < plan.total_steps:
+        with contextlib.closing(RunLog(out, plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
+            stopped, done, _ = train(course, log)
+        if stopped is not None:
+            ranks.say(f"stopped at iteration {done} of {plan.total_steps}; --resume goes on: {out}{os.sep}")
+            return 128 + stopped
+        ranks.say(f"done in {duration(time.perf_counter() - began)}")
+    else:
+        ranks.say("this run was finished before")
+        for entrant in course.entrants:
+            course.score(entrant)
+    if ranks.first:
+        save_values(out / VALUES, course.scores())
+        write_json(out / "result.json", result(course, time.perf_counter() - began))
+        describe_result(course)
+    ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+    return 0
+
+
+def result(course: MultiTask, seconds: float) -> dict:
+    """What result.json says of a finished run; seconds: of the process that finished it."""
+    scores = course.scores()
+    mean, interval = mean_score(scores)
+    return {
+        "regime": course.config.regime,
+        "iterations": course.plan.total_steps,
+        "tasks": {
+            entrant.task.name: entrant.score.metrics
+            | {"interval": entrant.score.interval, "trained_on": entrant.plan.pairs, "steps": entrant.taken}
+            for entrant in course.entrants
+        },
+        "groups": {g: mean_score(scores, g)[0] for g in sorted({score.group for score in scores.values()})},
+        "mt_score": mean,
+        "mt_interval": interval,
+        "seconds": round(seconds, 1),
+    }
+
+
+def describe_result(course: MultiTask) -> None:
+    """The tasks' validation scores with their intervals, and the layout of the paper's table 10 beside its row."""
+    scores = course.scores()
+    for entrant in course.entrants:
+        low, high = entrant.score.interval
+        value, steps = entrant.score.metrics["score"], f"{entrant.taken} steps of {entrant.plan.batch_size}"
+        print(f"{entrant.task.title:<20} {value:6.1%}  ({low:.1%} to {high:.1%}), {steps}")
+    mean, (low, high) = mean_score(scores)
+    print(f"{'MT score':<20} {mean:6.1%}  ({low:.1%} to {high:.1%})")
+    measured = {name: score.metrics for name, score in scores.items()}
+    paper = paper_row("table10_ablations", "token per dataset")
+    print(render_rows({"this run, validation": table_row(measured), "the paper, test": paper}))
+
+
+def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> MultiTask:
+    """A run that is ready to go on."""
+    run, opened = Path(config.out), {}
+    data = [open_data(task, config.data, config.missing, config.annotated_boxes, opened) for task in tasks]
+    _same_features(data)
+    splits = [_splits(of_task, config, ranks) for of_task in data]
+    texts = (example.text for training, _ in splits for example in training)
+    start = on_first(
+        ranks,
+        lambda: choose_start(
+            str(run) if newest else config.init, config.config, texts, data[0].feature_size, runs=(PRETRAINING,)
+        ),
+    )
+    sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
+    sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
+    config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes))
+    if newest:
+        check_flags(config, run, FREE_FLAGS)
+    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start))
+    model = make_model(config, sizes, vocabularies, None if newest else start, device)
+    precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
+    facts = read_json(newest / FACTS) if newest else {}
+    inputs = {"pieces": start.pieces, "positions": sizes.max_position_embeddings, "regions": config.regions}
+    entrants = [
+        Entrant(
+            work=TaskPass(model, task, precision, tokens.get(task.name)),
+            training=of_task.collator(training, vocabulary=vocabularies.get(task.head), seed=config.seed, **inputs),
+            validation=of_task.collator(held_out, vocabulary=vocabularies.get(task.head), **inputs),
+            plan=Plan(
+                pairs=len(training),
+                batch_size=min(batch_size(task, sizes), config.max_batch or task.batch_size),
+                epochs=ENDLESS,
+                ranks=ranks,
+                accumulate=config.accumulate,
+            ),
+            taken=facts.get("taken", {}).get(task.name, 0),
+        )
+        for task, of_task, (training, held_out) in zip(tasks, data, splits, strict=True)
+    ]
+    longest = max(entrant.plan.steps_per_epoch for entrant in entrants)
+    plan = Iterations(facts.get("step", 0), config.iterations or config.epochs * longest, longest)
+    lr = min(task.lr for task in tasks) * config.lr_scale
+    work = MultiTaskPass([entrant.work for entrant in entrants], [t.lr * config.lr_scale / lr for t in tasks])
+    regime = REGIMES[config.regime](
+        [task.name for task in tasks],
+        [entrant.plan.pairs for entrant in entrants],
+        plan.total_steps,
+        config.gap,
+        config.seed,
+    )
+    if newest:
+        regime.restore(facts["regime"])
+    course = MultiTask(
+        config=config,
+        ranks=ranks,
+        device=device,
+        plan=plan,
+        engine=make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest),
+        places=Places(config.workers, *(of_task.regions.dataset for of_task in data)),
+        bad_samples=0,
+        entrants=entrants,
+        regime=regime,
+        lr=lr,
+        trained=facts.get("trained", 0),
+    )
+    if not newest:
+        on_first(ranks, lambda: _begin_run(run, config, tasks, start, sizes, vocabularies, tokens))
+    _describe(course, start)
+    return course
+
+
+def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
+    """Task -> token: its own (dataset), the least of those whose head it shares (head), or none."""
+    if kind == "none":
+        return {}
+    if kind == "dataset":
+        return {task.name: task.token for task in tasks}
+    heads = {task.name: _shared_head(task) for task in tasks}
+    return {name: min(task.token for task in tasks if heads[task.name] == head) for name, head in heads.items()}
+
+
+def _shared_head(task: Task) -> str:
+    return "pointing" if task.head in ("regions", "candidates") else task.head
+
+
+def _same_features(data: list[TaskData]) -> None:
+    first = data[0]
+    for other in data:
+        if other.feature_size != first.feature_size:
+            raise UserError(
+                f"{other.regions.dataset.folder}: has features {other.feature_size} wide and "
+                f"{first.regions.dataset.folder} {first.feature_size}; extract both with one detector"
+            )
+
+
+def _splits(data: TaskData, config: MtConfig, ranks: Ranks) -> tuple[list, list]:
+    """(examples to train on, examples to validate on) of a task."""
+    training, held_out = (data.examples(split, ranks.say) for split in data.task.splits[:2])
+    limit = config.validate_on or (VALIDATED_CAPTIONS if data.task.head == "retrieval" else None)
+    return training, held_out[:limit]
+
+
+def _vocabularies(config: MtConfig, data: list[TaskData], start: Start) -> dict[str, AnswerVocabulary]:
+    """Answer head -> its answers: a file's, those of the run that is gone on from, or the training annotations' of the
+    first task that has the head (VQA's serve Visual Genome QA too)."""
+    given, found = {"vqa": config.vqa_answers, "gqa": config.gqa_answers}, {}
+    for of_task in data:
+        head = of_task.task.head
+        if head in found or not hasattr(of_task.task, "vocabulary"):
+            continue
+        if given.get(head):
+            found[head] = read_vocabulary(given[head])
+        else:
+            found[head] = start.vocabularies.get(head) or of_task.task.vocabulary(of_task.folder)
+    for head, path in given.items():
+        if path and head not in found:
+            raise UserError(f"--{head}_answers {path}: none of the tasks has answers of this kind to choose from")
+    return found
+
+
+def _begin_run(run: Path, config: MtConfig, tasks, start: Start, sizes, vocabularies, tokens) -> None:
+    """A run directory with its configuration."""
+    clear_run(run)
+    start.pieces.save(run)
+    for head, vocabulary in vocabularies.items():
+        vocabulary.save(vocabulary_path(run, head))
+    write_json(
+        run / "config.json",
+        {
+            "flags": dataclasses.asdict(config),
+            "model": sizes.to_dict(),
+            "tasks": [task.name for task in tasks],
+            "tokens": tokens,
+            "start": {"kind": start.kind, "run": start.run},
+        },
+    )
+
+
+def _describe(course: MultiTask, start: Start) -> None:
+    say, plan, config = course.ranks.say, course.plan, course.config
+    say(f"{len(course.entrants)} tasks by {config.regime}, from {start.run or 'scratch'}, on {course.device}")
+    for entrant in course.entrants:
+        say(
+            f"{entrant.task.title:<20} {entrant.plan.pairs} examples to train on, "
+            f"{len(entrant.validation.examples)} to validate on, "
+            f"{entrant.plan.steps_per_epoch} steps of {entrant.plan.batch_size} an epoch"
+        )
+    epochs = math.ceil(plan.total_steps / plan.steps_per_epoch)
+    say(f"{plan.total_steps} iterations, {epochs} epochs of the longest; peak learning rate {course.lr:g}")
+    if plan.first_step:
+        say(f"going on after iteration {plan.first_step}")
+
+
+def stored_flags(flags: dict) -> dict:
+    """The flags of the run that --resume goes on with, so that they need not be typed again."""
+    path = Path(flags.get("out", MtConfig.out)) / "config.json"
+    if str(flags.get("resume", "")).lower() != "true" or not path.exists():
+        return {}
+    return read_json(path).get("flags", {})
+
+
+if __name__ == "__main__":
+    with leaving(launched()):
+        command(MtConfig, run, "finetune.mt", "Many tasks in one model.", inherit=stored_flags)

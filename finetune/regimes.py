@@ -1,0 +1,105 @@
+"""Training regimes by name: which tasks train in an iteration.
+
+A regime is a subclass of Regime in REGIMES. What it answers for an iteration changes with validation scores alone, so
+that batches can be read ahead from one validation to the next.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from finetune.stop_and_go import StopAndGo
+
+
+class Regime(ABC):
+    """names: of the tasks; sizes: how many examples each has to train on; iterations: of the run; gap: Δ."""
+
+    def __init__(self, names: Sequence[str], sizes: Sequence[int], iterations: int, gap: int, seed: int):
+        self.names, self.sizes, self.iterations = tuple(names), tuple(sizes), iterations
+        self.gap, self.seed = gap, seed
+        self.states: dict[str, StopAndGo] = {}  # of the tasks that may be stopped
+
+    @abstractmethod
+    def turns(self, iteration: int) -> list[str]:
+        """The tasks that train in an iteration (from 0), in the order in which they do."""
+
+    def observe(self, name: str, score: float) -> str | None:
+        """Takes in a task's validation score; returns what that changes and why, None where it changes nothing."""
+        return self.states[name].observe(score) if name in self.states else None
+
+    def going(self, name: str) -> bool:
+        """Whether a task is not stopped."""
+        return name not in self.states or not self.states[name].stopped
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of what was observed."""
+        return {name: state.to_dict() for name, state in self.states.items()}
+
+    def restore(self, state: dict) -> None:
+        """Brings back what `state` gave."""
+        self.states = {name: StopAndGo(**values) for name, values in state.items()}
+
+
+class RoundRobin(Regime):
+    """Every task in every iteration: the paper's row without stop-and-go."""
+
+    def turns(self, iteration: int) -> list[str]:
+        return list(self.names)
+
+
+class DynamicStopAndGo(Regime):
+    """Tasks that are stopped train in one iteration of every `gap` alone."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.states = {name: StopAndGo() for name in self.names}
+
+    def turns(self, iteration: int) -> list[str]:
+        return [name for name in self.names if self.going(name) or iteration % self.gap == 0]
+
+
+class Curriculum(Regime):
+    """Tasks enter one after another, the smallest first, evenly over the first half of the run."""
+
+    largest_first = False
+
+    def turns(self, iteration: int) -> list[str]:
+        order = sorted(range(len(self.names)), key=lambda n: self.sizes[n], reverse=self.largest_first)
+        entered = {n for place, n in enumerate(order) if iteration * 2 * len(order) >= place * self.iterations}
+        return [name for n, name in enumerate(self.names) if n in entered]
+
+
+class AntiCurriculum(Curriculum):
+    """The same with the largest first."""
+
+    largest_first = True
+
+
+class BySize(Regime):
+    """As many batches an iteration as there are tasks, each of a task drawn in proportion to its size."""
+
+    power = 1.0
+
+    def turns(self, iteration: int) -> list[str]:
+        shares = np.array(self.sizes, float) ** self.power
+        drawn = np.random.default_rng([self.seed, iteration]).choice(
+            len(self.names), len(self.names), p=shares / shares.sum()
+        )
+        return [self.names[n] for n in drawn]
+
+
+class BySquareRoot(BySize):
+    """The same in proportion to the square root of the size."""
+
+    power = 0.5
+
+
+REGIMES = {
+    "dsg": DynamicStopAndGo,
+    "round_robin": RoundRobin,
+    "curriculum": Curriculum,
+    "anti_curriculum": AntiCurriculum,
+    "by_size": BySize,
+    "by_sqrt_size": BySquareRoot,
+}

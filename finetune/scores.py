@@ -1,0 +1,108 @@
+"""Scores of many tasks: group means, the MT score, and the layout of the paper's table 10."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.intervals import bootstrap_means, interval_of
+from finetune.task import Task
+from finetune.tasks import all_tasks
+from shards.files import whole_file
+
+PAPER = Path(__file__).parent / "paper_tables.json"  # the numbers of the paper's tables 7 to 12
+
+# Columns of tables 10 to 12: of a task its metric, or of a group the mean of its tasks.
+COLUMNS = {
+    "VQA": ("vqa", "score"),
+    "VGQA": ("vgqa", "score"),
+    "GQA": ("gqa", "score"),
+    "Mean G1": "G1",
+    "RC R@1": ("coco_retrieval", "R@1"),
+    "RC R@5": ("coco_retrieval", "R@5"),
+    "RC R@10": ("coco_retrieval", "R@10"),
+    "RF R@1": ("flickr_retrieval", "R@1"),
+    "RF R@5": ("flickr_retrieval", "R@5"),
+    "RF R@10": ("flickr_retrieval", "R@10"),
+    "Mean G2": "G2",
+    "RefCOCO": ("refcoco", "score"),
+    "RefCOCO+": ("refcoco+", "score"),
+    "RefCOCOg": ("refcocog", "score"),
+    "Visual7W": ("visual7w", "score"),
+    "GuessWhat": ("guesswhat", "score"),
+    "Mean G3": "G3",
+    "NLVR2": ("nlvr2", "score"),
+    "SNLI-VE": ("snli_ve", "score"),
+    "Mean G4": "G4",
+    "MT Score": "all",
+}
+
+
+@dataclass
+class TaskScore:
+    """A task's metrics (`score` the main one, between 0 and 1), the main one's values by example, and means of
+    bootstrap samples of these."""
+
+    group: str
+    metrics: dict[str, float]
+    values: np.ndarray
+    draws: np.ndarray
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return interval_of(self.draws)
+
+
+def score_task(task: Task, examples, predictions) -> TaskScore:
+    """Every metric of a task as a mean, the main one once more as `score`, with the number of examples."""
+    values = task.scores(examples, predictions)
+    means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
+    main = next(iter(means))
+    draws = bootstrap_means(values[main], seed=task.token)  # tasks are drawn independently of each other
+    return TaskScore(task.group, {"score": means[main]} | means | {"examples": len(examples)}, values[main], draws)
+
+
+def save_values(path, scores: dict[str, TaskScore]) -> None:
+    """The main metric's values by example of every task, for comparisons that pair them."""
+    with whole_file(path) as file:
+        np.savez(file, **{name: score.values for name, score in scores.items()})
+
+
+def mean_score(scores: dict[str, TaskScore], group: str = "all") -> tuple[float, tuple[float, float]] | None:
+    """(mean over a group's tasks, or over all: the MT score; its 95% interval), None where there are none."""
+    of = [score for score in scores.values() if group in (score.group, "all")]
+    if not of:
+        return None
+    return float(np.mean([s.metrics["score"] for s in of])), interval_of(np.mean([s.draws for s in of], 0))
+
+
+def table_row(metrics: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    """Columns of table 10 in percent, from the metrics of tasks; None where a task, or a whole group, is not there."""
+    groups = {name: task.group for name, task in all_tasks().items()}
+    row = {}
+    for column, place in COLUMNS.items():
+        if isinstance(place, tuple):
+            task, metric = place
+            values = [metrics[task][metric]] if task in metrics else []
+        else:
+            values = [of["score"] for name, of in metrics.items() if place in ("all", groups[name])]
+        row[column] = 100 * float(np.mean(values)) if values else None
+    return row
+
+
+def paper_row(table: str, row: str) -> dict[str, float]:
+    """A row of one of the paper's tables by its columns."""
+    tables = json.loads(PAPER.read_text(encoding="utf-8"))
+    return dict(zip(tables[table]["columns"], tables[table]["rows"][row], strict=True))
+
+
+def render_rows(rows: dict[str, dict[str, float | None]]) -> str:
+    """Rows of table 10's columns as text, one row a line; columns that no row has are left out."""
+    columns = [column for column in COLUMNS if any(row.get(column) is not None for row in rows.values())]
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"  {column:>8}" for column in columns)]
+    for name, row in rows.items():
+        cells = (f"{row[c]:.2f}" if row.get(c) is not None else "" for c in columns)
+        lines.append(name.ljust(width) + "".join(f"  {cell:>8}" for cell in cells))
+    return "\n".join(lines)

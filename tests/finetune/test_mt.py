@@ -1,0 +1,255 @@
+"""finetune.mt, end to end on a small world."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import finish, lines_of, run_ranks, start_ranks, weights_of
+
+from finetune.mt import task_tokens
+from finetune.sources import Order
+from finetune.tasks import all_tasks, choose_tasks
+from pretrain.checkpoint import newest_checkpoint
+from pretrain.plan import Plan
+from pretrain.step import Engine
+
+SABOTAGE = Path(__file__).parents[1] / "sabotage.py"
+MT = ("-m", "finetune.mt")
+SOME = "gqa,flickr_retrieval,refcoco,guesswhat,nlvr2"  # every kind of head but one
+
+
+@pytest.fixture
+def mt(world, pretrained, tmp_path):
+    """The flags of a short run."""
+
+    def flags(*more, out="run"):
+        flags = ["--data", world, "--init", pretrained, "--workers", 0, "--max_batch", 20, "--log_every", 1]
+        return [*flags, "--out", tmp_path / out, *more]
+
+    return flags
+
+
+def final_weights(run) -> dict:
+    return weights_of(run, int(newest_checkpoint(run).name.removeprefix("step-")))
+
+
+def same_weights(one, other) -> bool:
+    one, other = final_weights(one), final_weights(other)
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def twelve(world, pretrained, tmp_path_factory):
+    """A run on all twelve tasks: its folder and what it said."""
+    run = tmp_path_factory.mktemp("mt") / "run"
+    flags = ("--data", world, "--init", pretrained, "--workers", 1, "--max_batch", 20, "--iterations", 7)
+    [(status, out, err)] = run_ranks(1, *flags, "--out", run, "--log_every", 1, script=MT)
+    assert (status, err) == (0, ""), err
+    return run, out
+
+
+def test_twelve_tasks_are_trained_scored_and_put_beside_the_paper(twelve):
+    run, out = twelve
+    result = json.loads((run / "result.json").read_text())
+    assert list(result["tasks"]) == list(all_tasks())
+    scores = [of_task["score"] for of_task in result["tasks"].values()]
+    assert result["mt_score"] == pytest.approx(np.mean(scores))
+    assert result["groups"]["G2"] == pytest.approx(np.mean(scores[3:5]))
+    assert result["mt_interval"][0] < result["mt_score"] < result["mt_interval"][1]
+    for of_task in result["tasks"].values():
+        low, high = of_task["interval"]
+        assert 0 <= low <= of_task["score"] <= high <= 1 and of_task["steps"] <= 7
+    rows = [line.split() for line in out.splitlines()]
+    [mine] = [row for row in rows if row[:3] == ["this", "run,", "validation"]]
+    [paper] = [row for row in rows if row[:3] == ["the", "paper,", "test"]]
+    assert len(mine) == len(paper) == 3 + 21 and paper[-1] == "69.08"
+    assert float(mine[-1]) == pytest.approx(100 * result["mt_score"], abs=0.005)
+
+
+def test_curves_hold_every_task_by_step(twelve):
+    run, _ = twelve
+    training, validation = lines_of(run), lines_of(run, "validation")
+    assert [line["step"] for line in training] == list(range(1, 8))
+    for name in all_tasks():
+        assert all({f"{name}/loss", f"{name}/score", f"{name}/going"} <= set(line) for line in training[:3])
+        scored = [line["step"] for line in validation if f"{name}/score" in line]
+        each = 5 if name in ("vgqa", "gqa") else 4  # steps of its own epoch
+        assert scored == [step for step in range(1, 8) if step % each == 0 or step == 7]
+    assert "mt_score" in validation[-1] and "mt_score" not in validation[0]
+
+
+def test_single_tasks_go_on_from_all(twelve, tmp_path, run_command, world):
+    run, _ = twelve
+    flags = ("--task", "refcoco", "--data", world, "--init", run, "--workers", 0, "--epochs", 1, "--lr", 1e-12)
+    status, out, err = run_command("finetune.st", *flags, "--out", tmp_path / "st")
+    assert (status, err) == (0, "") and f"RefCOCO (AT->ST, from {run})" in out
+    result = json.loads((tmp_path / "st" / "result.json").read_text())
+    before = json.loads((run / "result.json").read_text())["tasks"]["refcoco"]
+    assert result["kind"] == "AT->ST" and result["validation"]["score"] == before["score"]
+    status, out, _ = run_command("finetune.evaluate", "--run", run, "--task", "refcoco", "--data", world)
+    assert status == 0 and f"accuracy {before['score']:.1%}" in out
+    status, _, err = run_command("finetune.evaluate", "--run", run, "--data", world)
+    assert status == 2 and "--task should say which, of vqa, vgqa, gqa" in err
+
+
+@pytest.mark.parametrize("more", [(), ("--one_step",)])
+def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
+    more = more and (*more, "true")
+    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0, "--iterations", 7, *more]
+    for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3)):
+        results = run_ranks(ranks, *mt(*flags, "--accumulate", parts, out=name), script=MT)
+        assert {status for status, _, _ in results} == {0}, results
+    for kind in ("train", "validation"):
+        for name in ("ranks", "parts"):
+            pairs = zip(lines_of(tmp_path / "one", kind), lines_of(tmp_path / name, kind), strict=True)
+            for mine, other in pairs:
+                numbers = [key for key in mine if "/" in key or key in ("gradient_norm", "lr", "samples", "mt_score")]
+                assert numbers and all(mine[key] == pytest.approx(other[key], rel=1e-8) for key in numbers), name
+    one = final_weights(tmp_path / "one")
+    for name in ("ranks", "parts"):
+        assert all(torch.allclose(one[key], value, atol=1e-8) for key, value in final_weights(tmp_path / name).items())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_path, ranks):
+    """Stopped between two tasks of an iteration, after some have stopped and some go on."""
+    flags = ["--tasks", SOME, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6]
+    whole = run_ranks(ranks, *mt(*flags, out="whole"), script=MT)
+    assert {status for status, _, _ in whole} == {0}, whole
+    sabotage = {"SABOTAGE": "stop_after", "SABOTAGE_AT": 16 * 5 + 1, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
+    stopped = run_ranks(ranks, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
+    assert {status for status, _, _ in stopped} == {130}, stopped
+    assert "stopped at iteration 17 of 25" in stopped[0][1]
+    facts = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
+    assert any(state["stopped"] for state in facts["regime"].values()) and len(set(facts["taken"].values())) > 1
+    resumed = run_ranks(ranks, "--out", tmp_path / "parts", "--resume", script=MT)
+    assert {status for status, _, _ in resumed} == {0} and "going on after iteration 17" in resumed[0][1], resumed
+    names = {"whole", "parts"}
+    lines = {name: lines_of(tmp_path / name) + lines_of(tmp_path / name, "validation") for name in names}
+    for mine, other in zip(*lines.values(), strict=True):
+        assert {k: v for k, v in mine.items() if "/" in k} == {k: v for k, v in other.items() if "/" in k}
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in names]
+    assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
+    assert len({of_task["steps"] for of_task in results[0]["tasks"].values()}) > 1  # stop-and-go had its say
+
+
+def test_a_gap_of_one_is_round_robin(mt, tmp_path, run_command):
+    flags = ["--tasks", "snli_ve,refcoco", "--epochs", 4]
+    run_command("finetune.mt", *mt(*flags, "--gap", 1, "--lr_scale", 1e-6, out="gap"))
+    run_command("finetune.mt", *mt(*flags, "--regime", "round_robin", "--lr_scale", 1e-6, out="round"))
+    assert "stops" in json.dumps(lines_of(tmp_path / "gap", "validation"))
+    assert same_weights(tmp_path / "gap", tmp_path / "round")
+
+
+def test_stopped_tasks_train_every_fourth_iteration_and_are_watched(mt, tmp_path, run_command):
+    """At a learning rate of nothing no task gets better: all stop at their third validation."""
+    run_command("finetune.mt", *mt("--tasks", "snli_ve,refcoco", "--lr_scale", 1e-12, "--iterations", 24))
+    training = lines_of(tmp_path / "run")
+    trained = [line["step"] for line in training if "refcoco/loss" in line]
+    assert trained == [*range(1, 13), 13, 17, 21]  # iterations 12, 16 and 20, counted from 0
+    changes = [
+        (line["step"], line["refcoco/change"])
+        for line in lines_of(tmp_path / "run", "validation")
+        if "refcoco/change" in line
+    ]
+    assert [step for step, _ in changes] == [12] and "is the second in a row that is not better" in changes[0][1]
+    assert [line["step"] for line in lines_of(tmp_path / "run", "validation")] == list(range(4, 25, 4))
+    lrs = [line["lr"] for line in training]
+    assert lrs[13] == lrs[14] == lrs[15] == lrs[16] > lrs[17]  # it follows the iterations in which any task trained
+
+
+def test_one_step_takes_one_for_all(mt, run_command, monkeypatch):
+    updates, plain = [], Engine._update
+    monkeypatch.setattr(Engine, "_update", lambda engine: (updates.append(1), plain(engine))[1])
+    for name, expected in (("true", 3), ("false", 6)):
+        updates.clear()
+        run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 3, "--one_step", name, out=name))
+        assert len(updates) == expected
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_stops_all_ranks_with_a_checkpoint(mt, tmp_path, ranks):
+    """Data workers ignore signals: they must be ended, or the run would wait for them for ever."""
+    flags = ("--tasks", "g4", "--iterations", 100000, "--workers", 1)
+    processes = start_ranks(ranks, *mt(*flags), script=MT)
+    metrics, until = tmp_path / "run" / "metrics.jsonl", time.time() + 100
+    while not metrics.exists() or not metrics.read_text():
+        assert time.time() < until and all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.02)
+    processes[-1].send_signal(signal.SIGTERM)
+    results = finish(processes)
+    assert {status for status, _, _ in results} == {143}, results
+    assert newest_checkpoint(tmp_path / "run")
+
+
+def test_an_order_has_every_example_once_an_epoch_and_another_order_in_the_next():
+    order = Order(Plan(pairs=23, batch_size=5, epochs=1 << 30), seed=3)
+    epochs = [np.concatenate([order.part(epoch * 5 + step, 0)[1] for step in range(5)]) for epoch in range(3)]
+    assert all(sorted(numbers.tolist()) == list(range(23)) for numbers in epochs)
+    assert len({tuple(numbers.tolist()) for numbers in epochs}) == 3
+    again = Order(Plan(pairs=23, batch_size=5, epochs=1 << 30), seed=3)
+    assert np.array_equal(again.part(7, 0)[1], order.part(7, 0)[1])
+
+
+def test_tasks_are_chosen_by_name_and_group():
+    names = [task.name for task in choose_tasks("g3,snli_ve,G4")]
+    assert names == ["visual7w", "refcoco", "refcoco+", "refcocog", "guesswhat", "nlvr2", "snli_ve"]
+    assert len(choose_tasks("all")) == 12 and [t.name for t in choose_tasks("refcoco+")] == ["refcoco+"]
+
+
+def test_task_tokens_are_of_data_sets_of_heads_or_none():
+    tasks = choose_tasks("all")
+    of_heads = task_tokens(tasks, "head")
+    assert len(set(of_heads.values())) == 6
+    assert of_heads["vqa"] == of_heads["vgqa"] != of_heads["gqa"]
+    assert len({of_heads[name] for name in ("refcoco", "refcoco+", "refcocog", "visual7w", "guesswhat")}) == 1
+    assert task_tokens(tasks, "dataset") == {task.name: task.token for task in tasks}
+    assert task_tokens(tasks, "none") == {}
+
+
+@pytest.mark.parametrize("kind", ["head", "none"])
+def test_tokens_are_kept_for_what_goes_on(mt, tmp_path, run_command, world, kind):
+    run_command("finetune.mt", *mt("--tasks", "g4,refcoco+,visual7w", "--iterations", 2, "--task_token", kind))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"]["task_tokens"] == (0 if kind == "none" else 20)
+    before = json.loads((tmp_path / "run" / "result.json").read_text())["tasks"]["refcoco+"]["score"]
+    flags = ("--task", "refcoco+", "--data", world, "--init", tmp_path / "run", "--workers", 0, "--lr", 1e-12)
+    run_command("finetune.st", *flags, "--epochs", 1, "--out", tmp_path / "st")
+    assert json.loads((tmp_path / "st" / "result.json").read_text())["validation"]["score"] == before
+
+
+MISTAKES = [
+    (["--tasks", "refcoc"], "--tasks refcoc: should be of all, g1, g2, g3, g4, vqa"),
+    (["--tasks", "g4,,g1"], "--tasks : should be of all"),
+    (["--regime", "dgs"], "--regime dgs: should be one of dsg, round_robin"),
+    (["--gap", 0], "--gap 0: should be 1 or more"),
+    (["--data", "nowhere", "--tasks", "g4"], "nowhere/nlvr2: no such folder"),
+    (["--init", "nowhere"], "--init nowhere: holds no whole checkpoint"),
+    (["--tasks", "g4", "--gqa_answers", "x.json"], "--gqa_answers x.json: none of the tasks has answers of this kind"),
+]
+
+
+@pytest.mark.parametrize(("flags", "complaint"), MISTAKES)
+def test_mistakes_are_one_sentence(mt, run_command, tmp_path, monkeypatch, flags, complaint):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run_command("finetune.mt", *mt(*flags))
+    assert status == 2 and err.startswith("error: ") and complaint in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_regime_is_another_run(mt, run_command, tmp_path):
+    run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2))
+    status, _, err = run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2))
+    assert status == 2 and "holds a run already; --resume goes on with it" in err
+    resume = ("--out", tmp_path / "run", "--resume")
+    status, _, err = run_command("finetune.mt", *resume, "--regime", "curriculum")
+    assert status == 2 and "--regime curriculum: the run in" in err and "has dsg" in err
+    status, out, _ = run_command("finetune.mt", *resume)
+    assert status == 0 and "this run was finished before" in out and "MT score" in out
+    shutil.rmtree(tmp_path / "run")

@@ -1,0 +1,53 @@
+"""The MT score and the layout of the paper's tables, worked out again from the paper's own numbers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from finetune.scores import COLUMNS, PAPER, TaskScore, mean_score, paper_row, render_rows, table_row
+from finetune.tasks import all_tasks
+
+TABLES = json.loads(PAPER.read_text())
+ROWS = [(table, row) for table in ("table10_ablations", "table11_stop_and_go_gap") for row in TABLES[table]["rows"]]
+
+
+def scores_of(row: dict) -> dict[str, TaskScore]:
+    metrics = {}
+    for column, place in COLUMNS.items():
+        if isinstance(place, tuple) and column in row:
+            metrics.setdefault(place[0], {})[place[1]] = row[column] / 100
+    scores = {}
+    for name, of_task in metrics.items():
+        of_task.setdefault("score", of_task.get("R@1"))
+        scores[name] = TaskScore(
+            all_tasks()[name].group, of_task, np.full(10, of_task["score"]), np.full(10, of_task["score"])
+        )
+    return scores
+
+
+@pytest.mark.parametrize(("table", "name"), ROWS)
+def test_means_and_mt_score_are_the_papers(table, name):
+    row = paper_row(table, name)
+    mine = table_row({name: score.metrics for name, score in scores_of(row).items()})
+    assert set(mine) == set(row) == set(COLUMNS)
+    for column, value in row.items():
+        assert mine[column] == pytest.approx(value, abs=0.0101), column
+
+
+def test_table_12_divides_ten_tasks_by_twelve():
+    row = paper_row("table12_without_g4", "AT")
+    scores = scores_of(row)
+    assert len(scores) == 10
+    assert mean_score(scores)[0] * 100 * 10 / 12 == pytest.approx(row["MT Score"], abs=0.01)
+    mine = table_row({name: score.metrics for name, score in scores.items()})
+    assert mine["Mean G4"] is None and mine["NLVR2"] is None
+    text = render_rows({"mine": mine})
+    assert "NLVR2" not in text and "Mean G3" in text and f"{mine['MT Score']:.2f}" in text
+
+
+def test_the_interval_of_a_mean_of_tasks_is_narrower_than_theirs():
+    rng = np.random.default_rng(0)
+    scores = {name: TaskScore("G1", {"score": 0.5}, np.empty(0), rng.normal(0.5, 0.05, 2000)) for name in "abcdefgh"}
+    low, high = mean_score(scores)[1]
+    assert high - low == pytest.approx((scores["a"].interval[1] - scores["a"].interval[0]) / np.sqrt(8), rel=0.15)
