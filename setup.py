@@ -40,6 +40,7 @@ setup(
     description="Train one vision-and-language model on many tasks (the 12-in-1 method)",
     python_requires=">=3.11",
     packages=find_packages(include=["ops*", "shards*", "pretrain*", "finetune*"]),
+    package_data={"finetune": ["paper_tables.json"]},
     install_requires=[
         "torch>=2.4",
         "transformers>=4.48",

@@ -1,5 +1,6 @@
 """A batch of a task's examples, from official annotations and region shards to what the model takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,7 +85,7 @@ class TaskCollator:
     """
 
     task: Task
-    examples: list[Example]
+    examples: Sequence[Example]
     regions: Regions
     pieces: WordPieces
     limits: Limits

@@ -1,10 +1,12 @@
 """A task's splits with their regions, ready to be collated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.answers import AnswerVocabulary
 from finetune.batch import TaskCollator
+from finetune.packed import PackedExamples
 from finetune.regions import Regions, region_folder, with_regions
 from finetune.retrieval import Options
 from finetune.task import Example, Task
@@ -30,17 +32,17 @@ class TaskData:
     def feature_size(self) -> int:
         return self.regions.dataset.feature_size
 
-    def examples(self, split: str, say=print) -> list[Example]:
+    def examples(self, split: str, say=print) -> PackedExamples:
         """A split's examples whose images have regions."""
         examples = self.task.read(self.folder, split)
         kept = with_regions(examples, self.regions, self.regions.dataset.folder, self.missing == "skip", say)
         if self.boxes is not None:
             kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", say)
-        return kept
+        return PackedExamples(kept)
 
     def collator(
         self,
-        examples: list[Example],
+        examples: Sequence[Example],
         pieces: WordPieces,
         vocabulary: AnswerVocabulary | None,
         positions: int,

@@ -16,8 +16,8 @@ class GivenBoxesConfig:
     """Flags of finetune.given_boxes."""
 
     task: str = flag(REQUIRED, "the task whose annotations have boxes")
-    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files")
     out: str = flag(REQUIRED, "the file to write, for shards.extract --boxes")
+    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files")
 
 
 def run(config: GivenBoxesConfig) -> None:

@@ -1,5 +1,7 @@
 """What a caption and an image are told apart from in training: retrieval's four options, hard negatives among them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from finetune.regions import Regions
@@ -36,7 +38,7 @@ class Options:
     Which they are follows from (seed, epoch, number of the example).
     """
 
-    def __init__(self, examples: list[Example], regions: Regions, seed: int):
+    def __init__(self, examples: Sequence[Example], regions: Regions, seed: int):
         self.seed = seed
         self.images = list(dict.fromkeys(example.images[0] for example in examples))
         if len(self.images) < 2:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -166,7 +167,7 @@ def _begin_run(run: Path, config: StConfig, task: Task, start: Start, sizes, voc
 
 
 def _describe(
-    course: SingleTask, task: Task, kind: str, start: Start, examples: list[Example], held_out: list[Example]
+    course: SingleTask, task: Task, kind: str, start: Start, examples: Sequence[Example], held_out: Sequence[Example]
 ) -> None:
     say, plan, config = course.ranks.say, course.plan, course.config
     say(f"{task.title} ({kind}{f', from {start.run}' if start.run and not plan.first_step else ''})")

@@ -1,0 +1,76 @@
+"""finetune.ablate: rows, resuming, and the comparison of rows."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from finetune.ablate import Run, compare
+from finetune.ablations import PAPER_TABLES, SUITES, Row
+from finetune.scores import paper_row
+
+
+def test_rows_are_the_papers():
+    for suite, table in PAPER_TABLES.items():
+        for name in SUITES[suite]:
+            assert paper_row(table, name)["MT Score"] > 50
+
+
+def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_command):
+    flags = ["--suite", "table12", "--data", world, "--init", pretrained, "--out", tmp_path, "--iterations", 1]
+    flags += ["--seeds", 1, "--rows", "AT", "--jobs", 2]
+    status, out, err = run_command("finetune.ablate", *flags)
+    assert (status, err) == (0, "") and "table12: 2 runs, 0 of them finished before" in out
+    table = (tmp_path / "table12" / "table.txt").read_text()
+    rows = {line[:20].strip(): line.split() for line in table.splitlines()}
+    assert any(name.startswith("the paper: AT") for name in rows)
+    [mine] = [line for line in table.splitlines() if line.startswith("AT without G4 ")]
+    result = json.loads((tmp_path / "table12" / "AT_without_G4" / "seed0" / "mt" / "result.json").read_text())
+    assert mine.split()[-1] == f"{100 * result['mt_score']:.2f}" and len(result["tasks"]) == 10
+    status, out, _ = run_command("finetune.ablate", *flags)
+    assert status == 0 and "2 of them finished before" in out and table.strip() in out
+    status, _, err = run_command("finetune.ablate", *flags, "--rows", "Vanilla")
+    assert status == 2
+
+
+def test_rows_of_pretraining_have_their_own(world, tmp_path, run_command):
+    flags = ["--suite", "pretraining", "--data", world, "--out", tmp_path, "--iterations", 1, "--epochs", 1]
+    status, _, err = run_command("finetune.ablate", *flags, "--seeds", 1, "--rows", "no pretraining")
+    assert (status, err) == (0, "")
+    run = tmp_path / "pretraining" / "aligned_pairs_overlap" / "seed0"
+    assert (run / "pretrain" / "result.json").exists()
+    assert json.loads((run / "mt" / "config.json").read_text())["start"] == {"kind": "ST", "run": str(run / "pretrain")}
+    scratch = tmp_path / "pretraining" / "no_pretraining" / "seed0" / "mt" / "config.json"
+    assert json.loads(scratch.read_text())["start"]["kind"] == "scratch"
+
+
+def test_a_failed_run_is_told_with_its_log(world, tmp_path, run_command):
+    flags = ["--suite", "table11", "--data", world, "--out", tmp_path, "--init", "nowhere", "--seeds", 1]
+    status, _, err = run_command("finetune.ablate", *flags)
+    assert status == 2 and "mt.log: python -m finetune.mt ended with status 2" in err
+    assert "--init nowhere: holds no whole checkpoint" in err
+
+
+def made_run(folder, seed, values) -> Run:
+    run = Run("row", Row(), seed, folder)
+    run.out.mkdir(parents=True)
+    np.savez(run.out / "values.npz", **values)
+    return run
+
+
+def test_rows_are_compared_example_by_example(tmp_path):
+    """An effect far smaller than the spread of examples shows, because the same examples are paired."""
+    rng = np.random.default_rng(0)
+    base = {name: (rng.random(500) < 0.5).astype(float) for name in "abcd"}
+    rows = {"full": [], "row": []}
+    for seed in range(3):
+        for row, gain in (("full", 0.0), ("row", 0.02)):
+            values = {name: value + gain * (rng.random(500) < 0.9) for name, value in base.items()}
+            rows[row].append(made_run(tmp_path / row / str(seed), seed, values))
+    difference, (low, high), p = compare(rows["row"], rows["full"])
+    assert difference == pytest.approx(0.018, abs=0.001) and 0.016 < low < difference < high < 0.02 and p < 1e-6
+    values = {row: [np.load(one.out / "values.npz") for one in runs] for row, runs in rows.items()}
+    a, b = ([of_run[name].mean() for of_run in values[row] for name in "abcd"] for row in ("row", "full"))
+    assert p == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert compare(rows["full"], rows["full"]) == (0.0, (0.0, 0.0), 1.0)
