@@ -23,7 +23,7 @@ from finetune.boxes import iou
 from finetune.intervals import bootstrap_interval
 from finetune.predict import predict
 from finetune.regions import Regions
-from finetune.tasks import all_tasks, find_task
+from finetune.tasks import choose_tasks
 from pretrain.checkpoint import best_checkpoint
 from shards.flags import command, flag
 from shards.ranks import ALONE
@@ -35,7 +35,7 @@ from shards.world import DEFAULT_WORLD, complete_world
 class Config:
     """Flags of this benchmark."""
 
-    tasks: str | None = flag(None, "names of tasks with commas between them, else all")
+    tasks: str = flag("all", "names or groups of tasks with commas between them")
     data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
     init: str = flag("runs/pretrain", "a run to start from, or scratch")
     out: str = flag("runs/tasks", "a folder for the runs")
@@ -82,8 +82,7 @@ def main_values(task, examples, predictions) -> np.ndarray:
 
 
 def run(config: Config) -> None:
-    names = config.tasks.split(",") if config.tasks else list(all_tasks())
-    tasks = [find_task(name) for name in names]
+    tasks = choose_tasks(config.tasks)
     complete_world(config.data)
     began, rows = time.perf_counter(), []
     for task in tasks:

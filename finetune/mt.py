@@ -1,10 +1,10 @@
 """python -m finetune.mt: many tasks in one model, with dynamic stop-and-go."""
 
-import contextlib
 import dataclasses
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,14 +20,13 @@ from finetune.start import PRETRAINING, TASK_TOKENS, Start, choose_start, vocabu
 from finetune.task import Task
 from finetune.tasks import choose_tasks
 from finetune.work import MultiTaskPass, TaskPass
-from pretrain.checkpoint import FACTS, newest_checkpoint
+from pretrain.checkpoint import FACTS
 from pretrain.distributed import choose_device, connected, leaving, on_first
-from pretrain.job import check_flags, clear_run
-from pretrain.logs import RunLog, duration
 from pretrain.plan import Plan
+from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, clear_run, stored_flags
 from pretrain.sources import Places
 from pretrain.step import Precision
-from pretrain.trainer import train
+from pretrain.trainer import complete
 from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import command
@@ -50,22 +49,14 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
     tasks = choose_tasks(config.tasks)
-    newest = on_first(ranks, lambda: newest_checkpoint(out))
-    if newest and not config.resume:
-        raise UserError(f"{out}: holds a run already; --resume goes on with it, or give another --out")
+    newest = checkpoint_to_go_on_from(out, config.resume, ranks)
     on_first(ranks, lambda: complete_world(config.data))
     course = prepare(config, tasks, ranks, device, newest)
-    plan = course.plan
-    if plan.first_step < plan.total_steps:
-        with contextlib.closing(RunLog(out, plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
-            stopped, done, _ = train(course, log)
-        if stopped is not None:
-            ranks.say(f"stopped at iteration {done} of {plan.total_steps}; --resume goes on: {out}{os.sep}")
-            return 128 + stopped
-        ranks.say(f"done in {duration(time.perf_counter() - began)}")
-    else:
-        ranks.say("this run was finished before")
-        for entrant in course.entrants:
+    status, _ = complete(course)
+    if status:
+        return status
+    for entrant in course.entrants:
+        if entrant.score is None:  # of a run that was finished before
             course.score(entrant)
     if ranks.first:
         save_values(out / VALUES, course.scores())
@@ -131,22 +122,20 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     facts = read_json(newest / FACTS) if newest else {}
     inputs = {"pieces": start.pieces, "positions": sizes.max_position_embeddings, "regions": config.regions}
-    entrants = [
-        Entrant(
-            work=TaskPass(model, task, precision, tokens.get(task.name)),
-            training=of_task.collator(training, vocabulary=vocabularies.get(task.head), seed=config.seed, **inputs),
-            validation=of_task.collator(held_out, vocabulary=vocabularies.get(task.head), **inputs),
-            plan=Plan(
-                pairs=len(training),
-                batch_size=min(batch_size(task, sizes), config.max_batch or task.batch_size),
-                epochs=ENDLESS,
-                ranks=ranks,
-                accumulate=config.accumulate,
-            ),
-            taken=facts.get("taken", {}).get(task.name, 0),
+    entrants = []
+    for of_task, (training, held_out) in zip(data, splits, strict=True):
+        task = of_task.task
+        collator = partial(of_task.collator, vocabulary=vocabularies.get(task.head), **inputs)
+        size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
+        entrants.append(
+            Entrant(
+                work=TaskPass(model, task, precision, tokens.get(task.name)),
+                training=collator(training, seed=config.seed),
+                validation=collator(held_out),
+                plan=Plan(len(training), size, ENDLESS, ranks=ranks, accumulate=config.accumulate),
+                taken=facts.get("taken", {}).get(task.name, 0),
+            )
         )
-        for task, of_task, (training, held_out) in zip(tasks, data, splits, strict=True)
-    ]
     longest = max(entrant.plan.steps_per_epoch for entrant in entrants)
     plan = Iterations(facts.get("step", 0), config.iterations or config.epochs * longest, longest)
     lr = min(task.lr for task in tasks) * config.lr_scale
@@ -235,7 +224,7 @@ def _begin_run(run: Path, config: MtConfig, tasks, start: Start, sizes, vocabula
     for head, vocabulary in vocabularies.items():
         vocabulary.save(vocabulary_path(run, head))
     write_json(
-        run / "config.json",
+        run / CONFIG,
         {
             "flags": dataclasses.asdict(config),
             "model": sizes.to_dict(),
@@ -261,14 +250,12 @@ def _describe(course: MultiTask, start: Start) -> None:
         say(f"going on after iteration {plan.first_step}")
 
 
-def stored_flags(flags: dict) -> dict:
-    """The flags of the run that --resume goes on with, so that they need not be typed again."""
-    path = Path(flags.get("out", MtConfig.out)) / "config.json"
-    if str(flags.get("resume", "")).lower() != "true" or not path.exists():
-        return {}
-    return read_json(path).get("flags", {})
-
-
 if __name__ == "__main__":
     with leaving(launched()):
-        command(MtConfig, run, "finetune.mt", "Many tasks in one model.", inherit=stored_flags)
+        command(
+            MtConfig,
+            run,
+            "finetune.mt",
+            "Many tasks in one model.",
+            inherit=lambda flags: stored_flags(flags, flags.get("out", MtConfig.out)),
+        )

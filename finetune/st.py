@@ -1,6 +1,5 @@
 """python -m finetune.st --task refcoco: fine-tuning on one task, from a multi-task run, pretraining, or scratch."""
 
-import contextlib
 import dataclasses
 import os
 import time
@@ -20,12 +19,11 @@ from finetune.tasks import find_task
 from finetune.work import TaskPass
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
-from pretrain.job import check_flags, clear_run
-from pretrain.logs import RunLog, duration
 from pretrain.plan import Plan
+from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, clear_run, stored_flags
 from pretrain.sources import Places
 from pretrain.step import Precision
-from pretrain.trainer import train
+from pretrain.trainer import complete
 from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import command
@@ -45,23 +43,14 @@ def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began = time.perf_counter()
     task = find_task(config.task)
-    config = dataclasses.replace(config, out=config.out or f"runs/st-{task.name}")
+    config = dataclasses.replace(config, out=config.out or default_out(task.name))
     out = Path(config.out)
-    newest = on_first(ranks, lambda: newest_checkpoint(out))
+    newest = checkpoint_to_go_on_from(out, config.resume, ranks)
     on_first(ranks, lambda: complete_world(config.data))
-    if newest and not config.resume:
-        raise UserError(f"{out}: holds a run already; --resume goes on with it, or give another --out")
     course, kind = prepare(config, task, ranks, device, newest)
-    plan = course.plan
-    if plan.first_step < plan.total_steps and not course.over():
-        with contextlib.closing(RunLog(out, plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
-            stopped, done, _ = train(course, log)
-        if stopped is not None:
-            ranks.say(f"stopped at step {done} of {plan.total_steps}; --resume goes on: {out}{os.sep}")
-            return 128 + stopped
-        ranks.say(f"done in {duration(time.perf_counter() - began)}")
-    else:
-        ranks.say("this run was finished before")
+    status, _ = complete(course)
+    if status:
+        return status
     best = on_first(ranks, lambda: best_checkpoint(out))
     facts = read_json(best / FACTS)
     result = {
@@ -81,6 +70,10 @@ def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
     return 0
 
 
+def default_out(task: str | None) -> str:
+    return f"runs/st-{task}"
+
+
 def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, newest) -> tuple[SingleTask, str]:
     """A run that is ready to go on, and what kind it is: AT->ST, ST or scratch."""
     run = Path(config.out)
@@ -94,7 +87,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     init = str(run) if newest else config.init
     texts = [example.text for example in examples]
     start = on_first(ranks, lambda: choose_start(init, config.config, texts, data.feature_size))
-    kind = read_json(run / "config.json")["start"]["kind"] if newest else start.kind
+    kind = read_json(run / CONFIG)["start"]["kind"] if newest else start.kind
     sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
@@ -155,7 +148,7 @@ def _begin_run(run: Path, config: StConfig, task: Task, start: Start, sizes, voc
     if vocabulary:
         vocabulary.save(vocabulary_path(run, task.head))
     write_json(
-        run / "config.json",
+        run / CONFIG,
         {
             "flags": dataclasses.asdict(config),
             "model": sizes.to_dict(),
@@ -177,15 +170,12 @@ def _describe(
         say(f"going on after step {plan.first_step}")
 
 
-def stored_flags(flags: dict) -> dict:
-    """The flags of the run that --resume goes on with, so that they need not be typed again."""
-    out = flags.get("out") or f"runs/st-{flags.get('task')}"
-    path = Path(out) / "config.json"
-    if str(flags.get("resume", "")).lower() != "true" or not path.exists():
-        return {}
-    return read_json(path).get("flags", {})
-
-
 if __name__ == "__main__":
     with leaving(launched()):
-        command(StConfig, run, "finetune.st", "Fine-tuning on one task.", inherit=stored_flags)
+        command(
+            StConfig,
+            run,
+            "finetune.st",
+            "Fine-tuning on one task.",
+            inherit=lambda flags: stored_flags(flags, flags.get("out") or default_out(flags.get("task"))),
+        )

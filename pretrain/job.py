@@ -1,7 +1,6 @@
 """Everything that a pretraining run is made of, put together from its flags."""
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ import torch
 
 from pretrain.batch import Batch
 from pretrain.bert import from_bert, load_bert
-from pretrain.checkpoint import FACTS, newest_checkpoint, restore
+from pretrain.checkpoint import FACTS, restore
 from pretrain.collate import Collator, Limits
 from pretrain.config import CONFIGS, ModelConfig, read_model_config
 from pretrain.distributed import on_first, same_everywhere
@@ -20,6 +19,7 @@ from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
 from pretrain.pairs import Swaps
 from pretrain.plan import Plan, Stage
+from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, clear_run
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.sources import Pairs, Places, ValidationBatches, open_pairs, training_steps
 from pretrain.step import Engine, Precision, Skipped, make_engine
@@ -88,11 +88,7 @@ class Job(Course):
 def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
     """Opens the data, makes or restores the model, and puts the run directory in order."""
     run = Path(config.out)
-    newest = on_first(ranks, lambda: newest_checkpoint(run))
-    if newest and not config.resume:
-        raise UserError(f"{run}: holds a run already; --resume goes on with it, or give another --out")
-    if newest and not (newest / FACTS).exists():
-        raise UserError(f"{newest}: is not to be seen from rank {ranks.rank}; --out should be shared by all machines")
+    newest = checkpoint_to_go_on_from(run, config.resume, ranks)
     pairs = _open_pairs(config, ranks)
     if newest:
         _check_resume(config, run, pairs)
@@ -242,28 +238,10 @@ def _facts(pairs: Pairs) -> dict:
     }
 
 
-def check_flags(config, run: Path, free: set[str]) -> None:
-    """Refuses to go on with flags that would make it another run; those of `free` may differ."""
-    stored = read_json(run / "config.json")["flags"]
-    for name, value in dataclasses.asdict(config).items():
-        if name not in free and stored.get(name, value) != value:
-            raise UserError(
-                f"--{name} {value}: the run in {run} has {stored[name]}; "
-                "leave the flag out, or begin another run with another --out"
-            )
-
-
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
     check_flags(config, run, FREE_FLAGS)
-    if read_json(run / "config.json")["data"] != _facts(pairs):
+    if read_json(run / CONFIG)["data"] != _facts(pairs):
         raise UserError(f"{config.data}: is not the data set that the run in {run} was begun with")
-
-
-def clear_run(run: Path) -> None:
-    """An empty run directory; what an earlier run without a checkpoint left there is removed."""
-    for path in (run / "checkpoints", run / "metrics.jsonl", run / "result.json", *run.glob("events.out.tfevents.*")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
 
 
 def _begin_run(run: Path, config: PretrainConfig, pairs: Pairs, sizes: ModelConfig, pieces: WordPieces) -> None:
@@ -271,7 +249,7 @@ def _begin_run(run: Path, config: PretrainConfig, pairs: Pairs, sizes: ModelConf
     clear_run(run)
     pieces.save(run)
     flags = dataclasses.asdict(config)
-    write_json(run / "config.json", {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs)})
+    write_json(run / CONFIG, {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs)})
 
 
 def _describe(job: Job, pieces: int) -> None:

@@ -1,6 +1,5 @@
 """python -m pretrain.run: pretraining on image-caption pairs, from region shards to a run directory."""
 
-import contextlib
 import dataclasses
 import os
 import time
@@ -11,21 +10,13 @@ import torch
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import Job, prepare
-from pretrain.logs import RunLog, duration
+from pretrain.run_folder import stored_flags
 from pretrain.settings import PretrainConfig
-from pretrain.trainer import train
+from pretrain.trainer import complete
 from shards.files import read_json, write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
 from shards.world import DEFAULT_WORLD, complete_world, is_world, pairs_folder
-
-
-def stored_flags(flags: dict) -> dict:
-    """The flags of the run that --resume goes on with, so that they need not be typed again."""
-    path = Path(flags.get("out", PretrainConfig.out)) / "config.json"
-    if str(flags.get("resume", "")).lower() != "true" or not path.exists():
-        return {}
-    return read_json(path).get("flags", {})
 
 
 def region_shards(data: str | None) -> str:
@@ -47,20 +38,13 @@ def run(config: PretrainConfig) -> int:
 
 def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
-    began = time.perf_counter()
-    out = Path(config.out)
+    began, out = time.perf_counter(), Path(config.out)
     job = prepare(config, ranks, device)
     total = job.plan.total_steps
-    if job.plan.first_step < total:
-        with contextlib.closing(RunLog(out, job.plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
-            stopped, done, scores = train(job, log)
-        if stopped is not None:
-            ranks.say(f"stopped at step {done} of {total}; --resume goes on: {out}{os.sep}")
-            return 128 + stopped
-        ranks.say(f"done in {duration(time.perf_counter() - began)}")
-    else:
-        ranks.say("this run was finished before")
-        scores = read_json(newest_checkpoint(out) / FACTS)["scores"]
+    status, scores = complete(job)
+    if status:
+        return status
+    scores = scores or read_json(newest_checkpoint(out) / FACTS)["scores"]
     if ranks.first and (job.plan.first_step < total or not (out / "result.json").exists()):
         write_json(out / "result.json", result(job, scores, time.perf_counter() - began))
     if scores:
@@ -86,4 +70,10 @@ def result(job: Job, scores: dict, seconds: float) -> dict:
 if __name__ == "__main__":
     summary = "Pretraining of the two-stream model on image-caption pairs."
     with leaving(launched()):
-        command(PretrainConfig, run, "pretrain.run", summary, inherit=stored_flags)
+        command(
+            PretrainConfig,
+            run,
+            "pretrain.run",
+            summary,
+            inherit=lambda flags: stored_flags(flags, flags.get("out", PretrainConfig.out)),
+        )

@@ -4,6 +4,7 @@ What is trained, and on what, is a Course: pretraining's is in job.py, the tasks
 """
 
 import contextlib
+import os
 import resource
 import signal
 import time
@@ -129,6 +130,25 @@ class Stop:
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def complete(course: Course) -> tuple[int, dict]:
+    """Trains a run to its end, with its log.
+
+    Returns the exit status (0, or 128 + the signal that stopped it), and the last scores: none of a run that was
+    stopped, or finished before.
+    """
+    ranks, plan, out, began = course.ranks, course.plan, course.config.out, time.perf_counter()
+    if plan.first_step >= plan.total_steps or course.over():
+        ranks.say("this run was finished before")
+        return 0, {}
+    with contextlib.closing(RunLog(out, plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
+        stopped, done, scores = train(course, log)
+    if stopped is not None:
+        ranks.say(f"stopped at step {done} of {plan.total_steps}; --resume goes on: {out}{os.sep}")
+        return 128 + stopped, {}
+    ranks.say(f"done in {duration(time.perf_counter() - began)}")
+    return 0, scores
 
 
 @dataclass

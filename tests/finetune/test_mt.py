@@ -124,7 +124,7 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_pa
     sabotage = {"SABOTAGE": "stop_after", "SABOTAGE_AT": 16 * 5 + 1, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
     stopped = run_ranks(ranks, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
     assert {status for status, _, _ in stopped} == {130}, stopped
-    assert "stopped at iteration 17 of 25" in stopped[0][1]
+    assert "stopped at step 17 of 25" in stopped[0][1]
     facts = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
     assert any(state["stopped"] for state in facts["regime"].values()) and len(set(facts["taken"].values())) > 1
     resumed = run_ranks(ranks, "--out", tmp_path / "parts", "--resume", script=MT)

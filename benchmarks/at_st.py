@@ -1,0 +1,76 @@
+"""ST, AT and AT->ST: each task alone from pretraining, all in one model, and each alone from that model.
+
+    python benchmarks/at_st.py [--tasks refcoco,vqa] [--pretrained runs/pretrain] [--mt runs/mt]
+
+Runs that are there already are kept, those of benchmarks/tasks.py among them. All three are scored on the same examples of the validation split. `gain` is
+AT->ST less ST, with its 95% bootstrap interval over examples, paired.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
+
+import numpy as np
+
+from benchmarks.tasks import main_values
+from finetune import evaluate, st
+from finetune.intervals import bootstrap_interval
+from finetune.predict import predict
+from finetune.tasks import choose_tasks
+from pretrain.checkpoint import best_checkpoint
+from shards.flags import command, flag
+from shards.ranks import ALONE
+from shards.world import DEFAULT_WORLD, complete_world
+
+
+@dataclass
+class Config:
+    """Flags of this benchmark."""
+
+    tasks: str = flag("all", "names or groups of tasks with commas between them")
+    data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
+    pretrained: str = flag("runs/pretrain", "a pretraining run")
+    mt: str = flag("runs/mt", "a multi-task run from it")
+    alone: str = flag("runs/tasks", "a folder for the tasks' runs from pretraining")
+    after: str = flag("runs/at_st", "a folder for the tasks' runs from the multi-task run")
+    examples: int = flag(500, "of each validation split, the first", low=2)
+    seed: int = flag(0, "of the single-task runs")
+
+
+def values_of(run: str, task, config: Config) -> np.ndarray:
+    """The main metric of a run by example of the task's validation split."""
+    work, collator = evaluate.load(evaluate.EvaluateConfig(run=run, task=task.name, data=config.data), task)
+    collator = replace(collator, examples=collator.examples[: config.examples])
+    return main_values(task, collator.examples, predict(work, collator, 256, 0, ALONE, work.precision.device))
+
+
+def trained(task, init: str, out: str, config: Config) -> str:
+    if best_checkpoint(out) is None or not (Path(out) / "result.json").exists():
+        st.run(st.StConfig(task=task.name, data=config.data, init=init, out=out, seed=config.seed, resume=True))
+    return out
+
+
+def run(config: Config) -> None:
+    tasks = choose_tasks(config.tasks)
+    complete_world(config.data)
+    rows = []
+    for task in tasks:
+        runs = (
+            trained(task, config.pretrained, f"{config.alone}/{task.name}", config),
+            config.mt,
+            trained(task, config.mt, f"{config.after}/{task.name}", config),
+        )
+        rows.append([values_of(one, task, config) for one in runs])
+    print(f"\n{'task':<17} {'ST':>7} {'AT':>7} {'AT->ST':>7}  gain, with its 95% interval")
+    for task, (alone, together, after) in zip(tasks, rows, strict=True):
+        low, high = bootstrap_interval(after - alone)
+        means = " ".join(f"{values.mean():>7.1%}" for values in (alone, together, after))
+        print(f"{task.name:<17} {means}  {(after - alone).mean():+6.1%}  ({low:+.1%} to {high:+.1%})")
+    means = " ".join(f"{np.mean([row[n].mean() for row in rows]):>7.1%}" for n in range(3))
+    print(f"{'mean':<17} {means}")
+
+
+if __name__ == "__main__":
+    command(Config, run, "benchmarks/at_st.py", __doc__.splitlines()[0], sys.argv[1:])

@@ -1,0 +1,75 @@
+"""One optimizer step a task against one for all tasks of an iteration: examples per second, on one rank and on two.
+
+    python benchmarks/multi_task.py [--iterations 24] [--init runs/pretrain] [--tasks all]
+
+Runs finetune.mt on the miniature world, in turn, and reads its own figures: the median over the lines of the log after
+the first. Every run trains the same batches (round robin).
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
+
+import json
+
+from shards.errors import UserError
+from shards.flags import command, flag
+from shards.world import DEFAULT_WORLD, complete_world
+
+
+@dataclass
+class Config:
+    """Flags of this benchmark."""
+
+    iterations: int = flag(24, "of each run", low=8)
+    init: str = flag("runs/pretrain", "a run to start from, or scratch")
+    tasks: str = flag("all", "names or groups")
+    data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
+    ranks: int = flag(2, "of the runs of several ranks", low=2)
+
+
+def examples_per_second(config: Config, one_step: bool, ranks: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {
+            "iterations": config.iterations,
+            "init": config.init,
+            "tasks": config.tasks,
+            "data": config.data,
+            "regime": "round_robin",
+            "one_step": one_step,
+            "validate_on": 2,
+            "log_every": 4,
+            "out": f"{folder}/run",
+        }
+        threads = str(max(1, (os.cpu_count() or 1) // ranks))
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "finetune.mt", *(f"--{name}={value}" for name, value in flags.items())],
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise UserError(done.stderr.strip().splitlines()[-1])
+        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    rates = [line["samples_per_second"] for line in lines if line["kind"] == "train"]
+    return statistics.median(rates[1:])
+
+
+def run(config: Config) -> None:
+    complete_world(config.data)
+    for ranks in (1, config.ranks):
+        rates = {one: examples_per_second(config, one, ranks) for one in (False, True)}
+        print(f"{ranks} rank{'s' * (ranks > 1)}, tasks {config.tasks}")
+        print(f"a step for each task   {rates[False]:8.1f} examples/s    1.00x")
+        print(f"one step for all       {rates[True]:8.1f} examples/s  {rates[True] / rates[False]:6.2f}x", flush=True)
+
+
+if __name__ == "__main__":
+    command(Config, run, "benchmarks/multi_task.py", __doc__.splitlines()[0], sys.argv[1:])
