@@ -2,8 +2,8 @@
 
     python benchmarks/at_st.py [--tasks refcoco,vqa] [--pretrained runs/pretrain] [--mt runs/mt]
 
-Runs that are there already are kept, those of benchmarks/tasks.py among them. All three are scored on the same examples of the validation split. `gain` is
-AT->ST less ST, with its 95% bootstrap interval over examples, paired.
+Runs that are there already are kept, those of benchmarks/tasks.py among them. All three are scored on the same examples
+of the validation split. `gain` is AT->ST less ST, with its 95% bootstrap interval over examples, paired.
 """
 
 import sys

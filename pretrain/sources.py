@@ -1,6 +1,8 @@
 """Where batches come from: local shards by number, or streams from front to back; both resume at any step."""
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -146,6 +148,13 @@ def watched_workers(places: Places):
         raise UserError(places.describe(str(error))) from None
 
 
+def _end_workers() -> None:
+    """Kills data workers that are left when the process ends: it would wait for them, and they ignore signals."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
 def _start_worker(_) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it is for the training process to answer them
@@ -156,6 +165,8 @@ class Loader:
     """What a dataset gives, read ahead by data workers. lasting: they stay from one pass to the next."""
 
     def __init__(self, dataset, workers: int, ahead: int = 4, pin: bool = False, sampler=None, lasting: bool = False):
+        if workers:
+            atexit.register(_end_workers)
         self.loader = DataLoader(
             dataset,
             sampler=sampler,

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from pretrain.wordpiece import learn_vocabulary
+from pretrain.common_words import CHARACTERS, COMMON_WORDS
+from pretrain.wordpiece import INSIDE, learn_vocabulary
 from shards.errors import UserError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -73,13 +74,20 @@ def bert_pieces(name: str) -> WordPieces:
         raise UserError(f"--bert {name}: {kind} ({str(error).splitlines()[0]})") from None
 
 
-def learn_pieces(texts: Iterable[str], size: int) -> WordPieces:
-    """A lower-case WordPiece vocabulary of about `size` pieces from texts; the same texts give the same one."""
+def learn_pieces(texts: Iterable[str], size: int, common: bool = True) -> WordPieces:
+    """A lower-case WordPiece vocabulary of about `size` pieces from texts; the same texts give the same one.
+
+    common: add everyday words and characters that are not among them.
+    """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words: Counter = Counter()
     for text in texts:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    vocabulary = {piece: number for number, piece in enumerate(learn_vocabulary(words, size, SPECIAL))}
+    pieces = learn_vocabulary(words, size, SPECIAL)
+    if common:
+        letters = (form for letter in CHARACTERS for form in (letter, INSIDE + letter))
+        pieces = dict.fromkeys([*pieces, *letters, *COMMON_WORDS])
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece()

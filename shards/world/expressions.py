@@ -80,13 +80,18 @@ def which(things: list[Thing], target: Thing, rng: np.random.Generator) -> str |
 
 
 def dialogue(things: list[Thing], target: Thing, rng: np.random.Generator) -> list[tuple[str, str]] | None:
-    """(question, answer) turns after which the target alone is left (GuessWhat), or None where that fails."""
+    """(question, answer) turns after which the target alone is left (GuessWhat), or None where that fails.
+
+    Questions mostly tell some of those that are left from others, as people's do.
+    """
     left, turns = list(things), []
-    for _ in range(8):
+    for _ in range(40):
         if len(left) == 1:
             return turns
         text, test = _binary(left, rng)
-        if text in [asked for asked, _ in turns]:
+        answers = {test(thing) for thing in left}
+        idle = answers in ({True}, {False}) or None in answers
+        if text in [asked for asked, _ in turns] or (idle and rng.random() < 0.9):
             continue
         answer = test(target)
         if answer is None:
@@ -99,9 +104,9 @@ def dialogue(things: list[Thing], target: Thing, rng: np.random.Generator) -> li
 
 def _binary(left: list[Thing], rng: np.random.Generator):
     """(a question, thing -> its answer) about what one of those that are left is like, or where it is."""
-    if rng.random() < 0.7:
+    if rng.random() < 0.8:
         name = one(NAMES, rng)
-        value = getattr(one(left, rng), name) if rng.random() < 0.8 else one(VALUES[name], rng)
+        value = getattr(one(left, rng), name) if rng.random() < 0.9 else one(VALUES[name], rng)
         if (name, value) != ("pattern", "plain"):
             what = words({name: value}, rng)
             what = ("an " if what[0] in "aeiou" else "a ") + what
