@@ -4,6 +4,7 @@ Images are drawn and written as PNG files, and annotations in the official forma
 after that is the path of real data.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from shards.extract import ExtractConfig, extract
 from shards.files import read_json, write_json
 from shards.flags import flag
 from shards.world.pools import draw_all
-from shards.world.tasks import TaskSizes, pairs_pictures, write_captions, write_tasks
+from shards.world.tasks import TASK_REGIONS, TaskSizes, pairs_pictures, write_captions, write_tasks
 
 DEFAULT_WORLD = "data/world"
 REGIONS = 24  # per image: ample for four objects, and a third less work than the usual 36
@@ -79,6 +80,8 @@ def make_world(config: WorldConfig, tasks: bool = True) -> Path:
 def _make_tasks(out: Path, config: WorldConfig, words: Path) -> None:
     done = out / "tasks.json"
     if not done.exists():
+        for name in TASK_REGIONS:  # of pictures that may not be those that are drawn now
+            shutil.rmtree(out / "regions" / name, ignore_errors=True)
         sizes = TaskSizes(config.examples, config.evaluation, config.one_in, config.seed)
         write_json(done, write_tasks(out, sizes))
     for name in read_json(done)["images"]:

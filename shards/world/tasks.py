@@ -28,6 +28,8 @@ REAL_EXAMPLES = {
     "snli_ve": 529_527,
 }
 REAL_IMAGES = {"coco": 113_287, "genome": 108_077, "flickr": 29_000}
+GIVEN_BOXES = {"visual7w_boxes": "visual7w", "guesswhat_boxes": "coco"}  # and whose images they are of
+TASK_REGIONS = (*REAL_IMAGES, "nlvr2", "visual7w", *GIVEN_BOXES)  # region shards of the tasks' images and boxes
 HELD_OUT = 0.1  # of Visual Genome QA's and GQA's questions, where these are too few for the official number
 
 
@@ -179,7 +181,7 @@ def write_tasks(out: Path, sizes: TaskSizes) -> dict:
     for task, of_task in files.items():
         for name, value in of_task.items():
             _write(out / task / name, value)
-    return {"images": list(images), "boxes": {"visual7w_boxes": "visual7w", "guesswhat_boxes": "coco"}}
+    return {"images": list(images), "boxes": GIVEN_BOXES}
 
 
 def _write(path: Path, value) -> None:

@@ -41,7 +41,9 @@ def test_ranks_and_accumulation_change_no_number(small, tmp_path, precision, of_
     assert len({line["loss"] for line in one}) == 10
     for name in ("ranks", "parts", "uneven"):
         for mine, other in zip(one, lines_of(tmp_path / name), strict=True):
-            assert all(mine[value] == pytest.approx(other[value], rel=of_losses) for value in NAMES)
+            # The three parts of the loss are sums of it: an error of one of them counts by the whole.
+            near = {value: pytest.approx(other[value], rel=of_losses, abs=of_losses * mine["loss"]) for value in NAMES}
+            assert all(mine[value] == near[value] for value in NAMES), (name, mine, other)
         held_out = [lines_of(tmp_path / run, "validation")[-1] for run in ("one", name)]
         assert held_out[0] == pytest.approx(held_out[1], rel=10 * of_losses)
         if of_weights:
