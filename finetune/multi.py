@@ -90,8 +90,8 @@ class MultiTask(Course):
             yield step
 
     def counts(self, parts: list[Turn]) -> list[int]:
-        """Examples of every turn, and of all."""
-        examples = [0] * len({turn.number for turn in parts})
+        """Examples of every turn, and of all: as many numbers on every rank, though one has failed and has no parts."""
+        examples = [0] * len(self.entrants)
         for turn in parts:
             examples[turn.number] += len(turn)
         return [*examples, sum(examples)]

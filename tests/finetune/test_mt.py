@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import tarfile
 import time
 from pathlib import Path
 
@@ -186,6 +187,26 @@ def test_a_signal_stops_all_ranks_with_a_checkpoint(mt, tmp_path, ranks):
     results = finish(processes)
     assert {status for status, _, _ in results} == {143}, results
     assert newest_checkpoint(tmp_path / "run")
+
+
+def test_bad_features_end_all_ranks_with_one_sentence(mt, world, tmp_path):
+    """The rank that meets them has no parts to count; none may wait for it for ever."""
+    data = tmp_path / "data"
+    (data / "regions").mkdir(parents=True)
+    for part in ("snli_ve", "nlvr2", "regions/nlvr2"):
+        (data / part).symlink_to(world / part)
+    shutil.copytree(world / "regions" / "flickr", data / "regions" / "flickr")
+    [shard] = (data / "regions" / "flickr").glob("*.tar")
+    with tarfile.open(shard) as tar:
+        places = [member.offset_data for member in tar if member.name.endswith("features.npy")]
+    content = bytearray(shard.read_bytes())
+    for place in places[: len(places) // 3]:
+        content[place + 128 : place + 130] = b"\x00\x7e"  # a NaN behind the header of the array
+    shard.write_bytes(content)
+    results = run_ranks(2, *mt("--data", data, "--tasks", "g4", "--iterations", 50), script=MT)
+    assert {status for status, _, _ in results} == {2}, results
+    said = "".join(err for _, _, err in results)
+    assert said.count("error") >= 1 and "NaN" in said and "Traceback" not in said
 
 
 def test_an_order_has_every_example_once_an_epoch_and_another_order_in_the_next():
