@@ -198,10 +198,9 @@ def test_bad_features_end_all_ranks_with_one_sentence(mt, world, tmp_path):
     shutil.copytree(world / "regions" / "flickr", data / "regions" / "flickr")
     [shard] = (data / "regions" / "flickr").glob("*.tar")
     with tarfile.open(shard) as tar:
-        places = [member.offset_data for member in tar if member.name.endswith("features.npy")]
+        place = next(member.offset_data for member in tar if member.name.endswith("features.npy"))
     content = bytearray(shard.read_bytes())
-    for place in places[: len(places) // 3]:
-        content[place + 128 : place + 130] = b"\x00\x7e"  # a NaN behind the header of the array
+    content[place + 128 : place + 130] = b"\x00\x7e"  # a NaN behind the header of one image's array
     shard.write_bytes(content)
     results = run_ranks(2, *mt("--data", data, "--tasks", "g4", "--iterations", 50), script=MT)
     assert {status for status, _, _ in results} == {2}, results
