@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test env lint clean
 
 demo: env
-	$(BIN)/python -m pretrain.run --epochs 10 --out runs/demo-pretrain --resume
-	$(BIN)/python -m finetune.mt --iterations 80 --init runs/demo-pretrain --out runs/demo-mt --resume
+	$(BIN)/python -m pretrain.run --epochs 6 --out runs/demo-pretrain --resume
+	$(BIN)/python -m finetune.mt --iterations 60 --init runs/demo-pretrain --out runs/demo-mt --resume
 	$(BIN)/python -m finetune.st --task refcoco --epochs 4 --init runs/demo-mt --out runs/demo-st --resume
 
 test: env lint

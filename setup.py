@@ -55,6 +55,7 @@ setup(
         "tqdm>=4.64",
     ],
     extras_require={
+        "lmdb": ["lmdb>=1.4", "msgpack>=1.0"],  # shards.convert of the published LMDBs
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "tensorboard>=2.16"],
     },
     **extension(),

@@ -14,14 +14,11 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import numpy as np
 
-from benchmarks.tasks import main_values
-from finetune import evaluate, st
+from benchmarks.tasks import trained, values_of
+from finetune import evaluate
 from finetune.intervals import bootstrap_interval
-from finetune.predict import predict
 from finetune.tasks import choose_tasks
-from pretrain.checkpoint import best_checkpoint
 from shards.flags import command, flag
-from shards.ranks import ALONE
 from shards.world import DEFAULT_WORLD, complete_world
 
 
@@ -39,17 +36,10 @@ class Config:
     seed: int = flag(0, "of the single-task runs")
 
 
-def values_of(run: str, task, config: Config) -> np.ndarray:
-    """The main metric of a run by example of the task's validation split."""
+def first_values(run: str, task, config: Config) -> np.ndarray:
+    """The main metric of a run by example of the first of the task's validation split."""
     work, collator = evaluate.load(evaluate.EvaluateConfig(run=run, task=task.name, data=config.data), task)
-    collator = replace(collator, examples=collator.examples[: config.examples])
-    return main_values(task, collator.examples, predict(work, collator, 256, 0, ALONE, work.precision.device))
-
-
-def trained(task, init: str, out: str, config: Config) -> str:
-    if best_checkpoint(out) is None or not (Path(out) / "result.json").exists():
-        st.run(st.StConfig(task=task.name, data=config.data, init=init, out=out, seed=config.seed, resume=True))
-    return out
+    return values_of(work, replace(collator, examples=collator.examples[: config.examples]))
 
 
 def run(config: Config) -> None:
@@ -57,12 +47,13 @@ def run(config: Config) -> None:
     complete_world(config.data)
     rows = []
     for task in tasks:
+        flags = {"task": task.name, "data": config.data, "seed": config.seed}
         runs = (
-            trained(task, config.pretrained, f"{config.alone}/{task.name}", config),
+            trained(f"{config.alone}/{task.name}", init=config.pretrained, **flags),
             config.mt,
-            trained(task, config.mt, f"{config.after}/{task.name}", config),
+            trained(f"{config.after}/{task.name}", init=config.mt, **flags),
         )
-        rows.append([values_of(one, task, config) for one in runs])
+        rows.append([first_values(one, task, config) for one in runs])
     print(f"\n{'task':<17} {'ST':>7} {'AT':>7} {'AT->ST':>7}  gain, with its 95% interval")
     for task, (alone, together, after) in zip(tasks, rows, strict=True):
         low, high = bootstrap_interval(after - alone)

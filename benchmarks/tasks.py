@@ -23,7 +23,9 @@ from finetune.boxes import iou
 from finetune.intervals import bootstrap_interval
 from finetune.predict import predict
 from finetune.regions import Regions
+from finetune.scores import measure
 from finetune.tasks import choose_tasks
+from finetune.work import TaskPass
 from pretrain.checkpoint import best_checkpoint
 from shards.flags import command, flag
 from shards.ranks import ALONE
@@ -78,7 +80,19 @@ def chance(collator: TaskCollator) -> float:
 
 
 def main_values(task, examples, predictions) -> np.ndarray:
-    return next(iter(task.scores(examples, predictions).values()))
+    return measure(task, examples, predictions)[1]
+
+
+def values_of(work: TaskPass, collator: TaskCollator) -> np.ndarray:
+    """The main metric of a run by example of what it is evaluated on."""
+    return main_values(work.task, collator.examples, predict(work, collator, 256, 0, ALONE, work.precision.device))
+
+
+def trained(out: str, **flags) -> str:
+    """A finished run of finetune.st with these flags; one that is there already is kept."""
+    if best_checkpoint(out) is None or not (Path(out) / "result.json").exists():
+        st.run(st.StConfig(out=out, resume=True, **flags))
+    return out
 
 
 def run(config: Config) -> None:
@@ -86,20 +100,15 @@ def run(config: Config) -> None:
     complete_world(config.data)
     began, rows = time.perf_counter(), []
     for task in tasks:
-        out = str(Path(config.out) / task.name)
-        if best_checkpoint(out) is None or not (Path(out) / "result.json").exists():
-            flags = {"task": task.name, "data": config.data, "init": config.init, "out": out, "epochs": config.epochs}
-            st.run(st.StConfig(**flags, resume=True))
+        flags = {"task": task.name, "data": config.data, "init": config.init, "epochs": config.epochs}
+        out = trained(f"{config.out}/{task.name}", **flags)
         work, collator = evaluate.load(evaluate.EvaluateConfig(run=out, data=config.data), task)
         blind = dataclasses.replace(
             collator,
             regions=Exchanged(collator.regions, False),
             boxes=Exchanged(collator.boxes, True) if collator.boxes else None,
         )
-        values, without = (
-            main_values(task, one.examples, predict(work, one, 256, 0, ALONE, work.precision.device))
-            for one in (collator, blind)
-        )
+        values, without = (values_of(work, one) for one in (collator, blind))
         low, high = bootstrap_interval(values - without)
         rows.append((task.name, chance(collator), without.mean(), values.mean(), low, high))
     print(f"\n{'task':<17} {'chance':>7} {'blind':>7} {'score':>7}  sees, with its 95% interval")

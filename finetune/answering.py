@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.answers import AnswerVocabulary, build_vocabulary
+from finetune.answers import AnswerVocabulary, build_vocabulary, read_vocabulary
+from finetune.official import find_file
+from finetune.processed import answer_file
 from finetune.task import Example, Task
 
 
@@ -13,16 +15,21 @@ from finetune.task import Example, Task
 class AnsweringTask(Task):
     """Predictions are answers as text.
 
-    at_least: how many training questions must have an answer for it to be in the vocabulary.
+    at_least: how many training questions must have an answer for it to be in the vocabulary; annotated: the official
+    file that has the training answers.
     """
 
     at_least: int = 1
+    annotated: str = ""
 
     @abstractmethod
     def right_answers(self, folder: Path) -> list[str]:
         """The one answer of every training question that the vocabulary is built from."""
 
     def vocabulary(self, folder) -> AnswerVocabulary:
+        """From the official file, or, where the published code's own forms stand in for it, the one these go by."""
+        if not find_file(Path(folder), self.annotated).exists() and (kept := answer_file(Path(folder))):
+            return read_vocabulary(kept)
         return build_vocabulary(self.right_answers(Path(folder)), self.at_least)
 
 

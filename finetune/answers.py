@@ -4,16 +4,18 @@ The rules are those of the official evaluation (github.com/GT-Vision-Lab/VQA), o
 be the scores there.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from finetune.official import read_annotations
+from finetune.official import read_annotations, read_pickle
 from shards.errors import UserError
 from shards.files import write_json
+
+# Where the published code keeps its answers, in a data set's folder.
+ORDER = ("cache/trainval_label2ans.pkl", "cache/trainval_ans2label.pkl")
 
 
 def _words(text: str) -> list[str]:
@@ -134,10 +136,13 @@ def build_vocabulary(answers: Iterable[str], at_least: int) -> AnswerVocabulary:
 
 
 def read_vocabulary(path) -> AnswerVocabulary:
-    """A vocabulary from a JSON list of answers in label order (or of {"ans": text}, as LXMERT writes them)."""
-    value = read_annotations(path)
+    """A vocabulary from a file: a JSON list of answers in label order (or of {"ans": text}, as LXMERT writes them), or
+    a pickle of such a list or of a dict from answers to labels, as the published code keeps them."""
+    value = read_pickle(path) if str(path).endswith(".pkl") else read_annotations(path)
+    if isinstance(value, dict) and sorted(map(str, value.values())) == sorted(map(str, range(len(value)))):
+        value = sorted(value, key=value.get)
     if isinstance(value, list):
         value = [item.get("ans") if isinstance(item, dict) else item for item in value]
     if not isinstance(value, list) or not value or not all(isinstance(answer, str) for answer in value):
-        raise UserError(f"{path}: should be a JSON list of answers, and begins {json.dumps(value)[:60]}")
+        raise UserError(f"{path}: should be a JSON list of answers (or a pickled one), and begins {str(value)[:60]}")
     return AnswerVocabulary(value)

@@ -133,7 +133,7 @@ class TaskCollator:
         samples = []
         for example in chosen:
             sample = self._sample(self.boxes, example.images[0])
-            rows = rows_of_boxes(sample, example.candidate_ids)
+            rows = rows_of_boxes(sample, example.candidate_ids, example.candidates)
             samples.append(replace(sample, features=sample.features[rows], boxes=sample.boxes[rows]))
         most = max((len(sample.boxes) for sample in samples), default=1)
         return self._stack(samples, [[0]] * len(samples), replace(self.limits, regions=most))

@@ -7,6 +7,7 @@ import numpy as np
 
 from finetune.batch import TaskBatch, TaskCollator
 from finetune.predict import predict
+from finetune.scores import measure
 from finetune.sources import task_steps
 from finetune.work import TaskPass
 from pretrain.trainer import Course
@@ -46,7 +47,9 @@ class SingleTask(Course):
 
     def validate(self, done: int) -> dict:
         """The task's metrics on its validation split, between 0 and 1, the main one first and once more as `score`."""
-        scores = mean_scores(self.work, self.validation, self.config, self.ranks, self.device)
+        at_once, workers = self.config.batch_size, self.config.workers
+        predictions = predict(self.work, self.validation, at_once, workers, self.ranks, self.device)
+        scores, _ = measure(self.work.task, self.validation.examples, predictions)
         if scores["score"] > self.best:
             self.best, self.worse = scores["score"], 0
         else:
@@ -68,14 +71,6 @@ class SingleTask(Course):
 
     def facts(self, done: int) -> dict:
         return {"best_score": self.best if np.isfinite(self.best) else None, "epochs_without_better": self.worse}
-
-
-def mean_scores(work: TaskPass, collator: TaskCollator, config, ranks, device) -> dict[str, float]:
-    """Every metric of a task on the collator's examples as a mean, and the main one once more as `score`."""
-    predictions = predict(work, collator, config.batch_size, config.workers, ranks, device)
-    values = work.task.scores(collator.examples, predictions)
-    means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
-    return {"score": next(iter(means.values()))} | means | {"examples": len(collator.examples)}
 
 
 def describe_scores(scores: dict) -> str:

@@ -9,6 +9,7 @@ from finetune.batch import TaskCollator
 from finetune.packed import PackedExamples
 from finetune.regions import Regions, region_folder, with_regions
 from finetune.retrieval import Options
+from finetune.settings import VALIDATED_CAPTIONS
 from finetune.task import Example, Task
 from pretrain.collate import Limits
 from pretrain.tokenizer import WordPieces
@@ -40,6 +41,12 @@ class TaskData:
             kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", say)
         return PackedExamples(kept)
 
+    def splits(self, training: str, validation: str, validate_on: int | None, say) -> tuple[PackedExamples, list]:
+        """(examples to train on, examples to validate on): the first `validate_on` of these, or as many as suit."""
+        train, held_out = (self.examples(split, say) for split in (training, validation))
+        limit = validate_on or (VALIDATED_CAPTIONS if self.task.head == "retrieval" else None)
+        return train, held_out[:limit]
+
     def collator(
         self,
         examples: Sequence[Example],
@@ -67,6 +74,16 @@ class TaskData:
         )
 
 
+def check_same_width(first: Regions, *others: Regions) -> None:
+    """Refuses regions of another detector than the first's."""
+    for other in others:
+        if other.dataset.feature_size != first.dataset.feature_size:
+            raise UserError(
+                f"{other.dataset.folder}: has features {other.dataset.feature_size} wide and {first.dataset.folder} "
+                f"{first.dataset.feature_size}; extract both with one detector"
+            )
+
+
 def open_data(
     task: Task, data: str, missing: str, annotated: bool = False, opened: dict[Path, Regions] | None = None
 ) -> TaskData:
@@ -83,15 +100,12 @@ def open_data(
             opened[path] = Regions(path)
         return opened[path]
 
-    folder = Path(data) / task.name
+    folder = task.folder(data)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it should hold the official files of {task.title}")
     regions = regions_of(task.images)
     given = task.head == "candidates" or (annotated and task.head == "regions")
     boxes = regions_of(f"{task.name}_boxes") if given else None
-    if boxes is not None and boxes.dataset.feature_size != regions.dataset.feature_size:
-        raise UserError(
-            f"{boxes.dataset.folder}: has features {boxes.dataset.feature_size} wide and {regions.dataset.folder} "
-            f"{regions.dataset.feature_size}; extract both with one detector"
-        )
+    if boxes is not None:
+        check_same_width(regions, boxes)
     return TaskData(task, folder, regions, boxes, missing)

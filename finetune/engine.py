@@ -5,26 +5,29 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from finetune.answers import AnswerVocabulary
 from finetune.heads import TaskModel
 from finetune.settings import BETAS, EPSILON
-from finetune.start import Start
-from pretrain.checkpoint import FACTS, restore
+from finetune.start import Start, Vocabularies
 from pretrain.config import ModelConfig
 from pretrain.optimizer import make_optimizer, without_bias_correction
-from pretrain.step import Engine, Skipped, make_engine
-from shards.files import read_json
+from pretrain.step import Engine, Precision, make_engine
+from pretrain.trainer import restore_engine
+from pretrain.weights import describe
 from shards.ranks import Ranks
 
 
-def make_model(config, sizes: ModelConfig, vocabularies: dict[str, AnswerVocabulary], start: Start | None, device):
+def make_model(
+    config, sizes: ModelConfig, vocabularies: Vocabularies, start: Start | None, precision: Precision, say=print
+) -> TaskModel:
     """A model with answer heads of these vocabularies, on its device. start: whose weights it takes, or None."""
     torch.manual_seed(config.seed)
     model = TaskModel(sizes, {head: len(vocabulary) for head, vocabulary in vocabularies.items()})
     model.encoder.recompute = config.activation_checkpointing
     if start is not None:
-        start.load(model)
-    return model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
+        sentence = describe(*start.load(model))
+        if sentence:
+            say(f"{start.path}: {sentence}")
+    return model.to(precision.device, precision.weights)
 
 
 def make_task_engine(config, ranks: Ranks, work: nn.Module, lr: float, head_lr: float, newest: Path | None) -> Engine:
@@ -38,8 +41,5 @@ def make_task_engine(config, ranks: Ranks, work: nn.Module, lr: float, head_lr: 
     without_bias_correction(optimizer)
     engine = make_engine(work, optimizer, ranks, config.seed, config.clip, all_used=False)
     if newest:
-        facts = read_json(newest / FACTS)
-        restore(newest, engine.model, engine.optimizer)
-        engine.scaler.load_state_dict(facts["scaler"])
-        engine.skipped = Skipped(facts["skipped_steps"])
+        restore_engine(engine, newest)
     return engine

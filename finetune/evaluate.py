@@ -4,20 +4,21 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from finetune.batch import TaskCollator
 from finetune.course import describe_scores
 from finetune.data import open_data
-from finetune.heads import TaskModel
+from finetune.heads import TaskModel, layer_of
 from finetune.predict import predict
-from finetune.start import choose_start
+from finetune.scores import measure
+from finetune.start import Start, choose_start, choose_vocabulary
 from finetune.task import Task
 from finetune.tasks import find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device, connected, leaving, on_first
+from pretrain.run_folder import CONFIG
 from pretrain.settings import PRECISIONS
 from pretrain.step import Precision
+from pretrain.weights import RUN, describe
 from shards.errors import UserError
 from shards.files import read_json, whole_file, write_json
 from shards.flags import REQUIRED, command, flag
@@ -29,7 +30,10 @@ from shards.world import DEFAULT_WORLD, complete_world
 class EvaluateConfig:
     """Flags of finetune.evaluate."""
 
-    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt")
+    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt, or published weights")
+    config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
+    tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
+    answers: str | None = flag(None, "a file of the answers of published weights, in order (else from the data)")
     task: str | None = flag(None, "the task, where the run has several")
     split: str | None = flag(None, "the split, else the task's validation split")
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
@@ -48,16 +52,32 @@ def load(config: EvaluateConfig, task: Task, ranks: Ranks = ALONE) -> tuple[Task
     device = choose_device(config.device, ranks)
     data = open_data(task, config.data, config.missing)
     examples = data.examples(config.split or task.splits[1], ranks.say)
-    start = choose_start(config.run, "", (), data.feature_size)
-    vocabulary = start.vocabularies.get(task.head)
-    if hasattr(task, "vocabulary") and vocabulary is None:
-        raise UserError(f"--run {config.run}: was not trained on {task.name}; it has no answers to choose from")
+    start = choose_start(config.run, config.config, config.tokenizer, (), data.feature_size, flag="--run")
+    _check_trained(start, task)
+    vocabulary = None
+    if hasattr(task, "vocabulary"):
+        vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(start, data, config.answers)
+    elif config.answers:
+        raise UserError(f"--answers {config.answers}: {task.name} has no answers to choose from")
     model = TaskModel(start.sizes, {task.head: len(vocabulary)} if vocabulary else {})
-    start.load(model)
-    model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
+    sentence = describe(*start.load(model))
+    if start.weights.kind != RUN:
+        ranks.say(f"{config.run}: {sentence}")
+    precision = Precision(config.precision, device)
+    model.to(device, precision.weights)
     positions = start.sizes.max_position_embeddings
     collator = data.collator(examples, start.pieces, vocabulary, positions, config.regions)
-    return TaskPass(model, task, Precision(config.precision, device), start.token(task)), collator
+    return TaskPass(model, task, precision, start.token(task)), collator
+
+
+def _check_trained(start: Start, task: Task) -> None:
+    """Refuses weights in which no task trained the head of this one: they would answer at random."""
+    weights = start.weights
+    trained = weights.facts.get("tasks", []) if weights else []
+    heads = {layer_of(find_task(name).head) for name in trained} | set(weights.heads if weights else ())
+    if layer_of(task.head) not in heads:
+        what = f"was trained on {', '.join(trained)}" if trained else "has no heads of tasks"
+        raise UserError(f"--run {start.path or 'scratch'}: {what}, and {task.name} needs its own; fine-tune it first")
 
 
 def run(config: EvaluateConfig) -> None:
@@ -77,11 +97,11 @@ def run(config: EvaluateConfig) -> None:
         if config.submission is None:
             raise UserError(f"--split {split}: has no public answers to score; --submission FILE writes the file")
     else:
-        values = task.scores(examples, predictions)
-        scores = {name: float(value.mean()) for name, value in values.items() if len(value)}
-        print(f"{task.title}, {split}: {describe_scores(scores | {'examples': len(examples)})}")
+        scores, _ = measure(task, examples, predictions)
+        print(f"{task.title}, {split}: {describe_scores(scores)}")
         if config.scores:
-            write_json(config.scores, {"task": task.name, "split": split, "examples": len(examples)} | scores)
+            del scores["score"]  # the main metric once more
+            write_json(config.scores, {"task": task.name, "split": split} | scores)
     if config.submission:
         with whole_file(config.submission, "w", encoding="utf-8") as file:
             file.write(task.submission(examples, predictions))
@@ -89,10 +109,10 @@ def run(config: EvaluateConfig) -> None:
 
 
 def _only_task(run: str) -> str:
-    path = Path(run) / "config.json"
+    path = Path(run) / CONFIG
     tasks = read_json(path).get("tasks", []) if path.exists() else []
     if len(tasks) != 1:
-        raise UserError(f"--run {run}: --task should say which, of {', '.join(tasks) or 'none'}")
+        raise UserError(f"--run {run}: --task should say which{', of ' * bool(tasks)}{', '.join(tasks)}")
     return tasks[0]
 
 

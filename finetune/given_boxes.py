@@ -26,7 +26,7 @@ def run(config: GivenBoxesConfig) -> None:
         names = ", ".join(name for name, other in all_tasks().items() if hasattr(other, "given_boxes"))
         raise UserError(f"--task {task.name}: its annotations have no boxes; those of {names} have")
     complete_world(config.data)
-    found = task.given_boxes(Path(config.data) / task.name)
+    found = task.given_boxes(task.folder(config.data))
     with whole_file(config.out, "w", encoding="utf-8") as file:
         for image, boxes in found.items():
             line = {"image_id": image, "boxes": list(boxes.values()), "box_ids": list(boxes)}

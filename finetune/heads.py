@@ -4,7 +4,6 @@ Heads are shared where the paper shares them: VQA and Visual Genome QA, the two 
 points at a region, be it the detector's or one that comes with the example.
 """
 
-import re
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -15,7 +14,13 @@ from pretrain.layers import Norm
 from pretrain.model import Encoded, TwoStream, initialise
 
 OPTIONS = 4  # of a retrieval example in training: the pair, and three that do not belong together
+POINTING = ("regions", "candidates")  # heads of one layer, which scores rows: all of them, or the candidates alone
 PADDING = -10000.0  # a score that no region has, as published
+
+
+def layer_of(head: str) -> str:
+    """The name of the layer that a head is; several may be one."""
+    return "pointing" if head in POINTING else head
 
 
 class AnswerHead(nn.Module):
@@ -83,7 +88,7 @@ class TaskModel(nn.Module):
 
     def scores(self, encoded: Encoded, inputs: TaskInputs, head: str) -> Tensor:
         """What `forward` says, from states that are there already."""
-        if head in ("regions", "candidates"):
+        if head in POINTING:
             first = -inputs.candidates if head == "candidates" else 0
             points = self.heads["pointing"](self.region_dropout(encoded.image[:, first:]))[..., 0]
             return points.masked_fill(~inputs.image_mask[:, first:], PADDING)
@@ -92,26 +97,3 @@ class TaskModel(nn.Module):
             fused = fused.reshape(len(fused) // 2, 2 * fused.shape[-1])
         scores = self.heads[head](fused)
         return scores[..., 0] if head == "retrieval" else scores
-
-
-_PUBLISHED = [
-    (r"vil_prediction\.", "heads.vqa."),
-    (r"vil_prediction_gqa\.", "heads.gqa."),
-    (r"vil_binary_prediction\.", "heads.nlvr2."),
-    (r"vil_logit\.", "heads.retrieval."),
-    (r"vil_tri_prediction\.", "heads.entailment."),
-    (r"vision_logit\.", "heads.pointing."),
-]
-_LAYERS = {"logit_fc.0.": "dense.", "logit_fc.2.": "norm.", "logit_fc.3.": "decoder."}
-UNUSED_HEAD = "linguisic_logit."  # so spelled; a head on words that no task has
-
-
-def our_head_name(published: str) -> str | None:
-    """Our name of a weight of a published head, or None where it is not one that is used."""
-    for pattern, ours in _PUBLISHED:
-        name, count = re.subn("^" + pattern, ours, published)
-        if count:
-            for theirs, layer in _LAYERS.items():
-                name = name.replace(theirs, layer)
-            return name
-    return None

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.heads import OPTIONS
+from finetune.heads import OPTIONS, POINTING
 
 
 def example_losses(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
@@ -34,4 +34,4 @@ def training_scores(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
     if head in ("nlvr2", "entailment"):
         return (best == target).float()
     chosen = target.gather(1, best[:, None])[:, 0]
-    return (chosen > 0).float() if head in ("regions", "candidates") else chosen
+    return (chosen > 0).float() if head in POINTING else chosen

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-from finetune.answers import AnswerVocabulary, read_vocabulary
-from finetune.data import TaskData, open_data
+from finetune.data import TaskData, check_same_width, open_data
 from finetune.engine import make_model, make_task_engine
+from finetune.heads import layer_of
 from finetune.multi import Entrant, Iterations, MultiTask
 from finetune.regimes import REGIMES
 from finetune.scores import mean_score, paper_row, render_rows, save_values, table_row
-from finetune.settings import FREE_FLAGS, HEAD_LR, VALIDATED_CAPTIONS, MtConfig, batch_size, lr_scale
-from finetune.start import PRETRAINING, TASK_TOKENS, Start, choose_start, vocabulary_path
+from finetune.settings import FREE_FLAGS, HEAD_LR, MtConfig, batch_size, lr_scale
+from finetune.start import PRETRAINING, TASK_TOKENS, Start, Vocabularies, begin_run, choose_start, choose_vocabulary
 from finetune.task import Task
 from finetune.tasks import choose_tasks
 from finetune.work import MultiTaskPass, TaskPass
 from pretrain.checkpoint import FACTS
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.plan import Plan
-from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, clear_run, stored_flags
+from pretrain.run_folder import check_flags, checkpoint_to_go_on_from, stored_flags
 from pretrain.sources import Places
 from pretrain.step import Precision
 from pretrain.trainer import complete
@@ -103,23 +103,19 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     """A run that is ready to go on."""
     run, opened = Path(config.out), {}
     data = [open_data(task, config.data, config.missing, config.annotated_boxes, opened) for task in tasks]
-    _same_features(data)
-    splits = [_splits(of_task, config, ranks) for of_task in data]
+    check_same_width(*(of_task.regions for of_task in data))
+    splits = [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.say) for of_task in data]
     texts = (example.text for training, _ in splits for example in training)
-    start = on_first(
-        ranks,
-        lambda: choose_start(
-            str(run) if newest else config.init, config.config, texts, data[0].feature_size, runs=(PRETRAINING,)
-        ),
-    )
+    asked = (str(run), None, None) if newest else (config.init, config.config, config.tokenizer)
+    start = on_first(ranks, lambda: choose_start(*asked, texts, data[0].feature_size, runs=(PRETRAINING,)))
     sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
     config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes))
     if newest:
         check_flags(config, run, FREE_FLAGS)
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start))
-    model = make_model(config, sizes, vocabularies, None if newest else start, device)
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
+    model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks.say)
     facts = read_json(newest / FACTS) if newest else {}
     inputs = {"pieces": start.pieces, "positions": sizes.max_position_embeddings, "regions": config.regions}
     entrants = []
@@ -163,7 +159,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         trained=facts.get("trained", 0),
     )
     if not newest:
-        on_first(ranks, lambda: _begin_run(run, config, tasks, start, sizes, vocabularies, tokens))
+        on_first(ranks, lambda: begin_run(run, config, start, sizes, tasks, tokens, vocabularies))
     _describe(course, start)
     return course
 
@@ -174,70 +170,27 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
         return {}
     if kind == "dataset":
         return {task.name: task.token for task in tasks}
-    heads = {task.name: _shared_head(task) for task in tasks}
-    return {name: min(task.token for task in tasks if heads[task.name] == head) for name, head in heads.items()}
+    layers = {task.name: layer_of(task.head) for task in tasks}
+    return {name: min(task.token for task in tasks if layers[task.name] == layer) for name, layer in layers.items()}
 
 
-def _shared_head(task: Task) -> str:
-    return "pointing" if task.head in ("regions", "candidates") else task.head
-
-
-def _same_features(data: list[TaskData]) -> None:
-    first = data[0]
-    for other in data:
-        if other.feature_size != first.feature_size:
-            raise UserError(
-                f"{other.regions.dataset.folder}: has features {other.feature_size} wide and "
-                f"{first.regions.dataset.folder} {first.feature_size}; extract both with one detector"
-            )
-
-
-def _splits(data: TaskData, config: MtConfig, ranks: Ranks) -> tuple[list, list]:
-    """(examples to train on, examples to validate on) of a task."""
-    training, held_out = (data.examples(split, ranks.say) for split in data.task.splits[:2])
-    limit = config.validate_on or (VALIDATED_CAPTIONS if data.task.head == "retrieval" else None)
-    return training, held_out[:limit]
-
-
-def _vocabularies(config: MtConfig, data: list[TaskData], start: Start) -> dict[str, AnswerVocabulary]:
-    """Answer head -> its answers: a file's, those of the run that is gone on from, or the training annotations' of the
-    first task that has the head (VQA's serve Visual Genome QA too)."""
+def _vocabularies(config: MtConfig, data: list[TaskData], start: Start) -> Vocabularies:
+    """The answers of every answer head, by the first task that has it: VQA's serve Visual Genome QA too."""
     given, found = {"vqa": config.vqa_answers, "gqa": config.gqa_answers}, {}
     for of_task in data:
         head = of_task.task.head
         if head in found or not hasattr(of_task.task, "vocabulary"):
             continue
-        if given.get(head):
-            found[head] = read_vocabulary(given[head])
-        else:
-            found[head] = start.vocabularies.get(head) or of_task.task.vocabulary(of_task.folder)
+        found[head] = choose_vocabulary(start, of_task, given.get(head))
     for head, path in given.items():
         if path and head not in found:
             raise UserError(f"--{head}_answers {path}: none of the tasks has answers of this kind to choose from")
     return found
 
 
-def _begin_run(run: Path, config: MtConfig, tasks, start: Start, sizes, vocabularies, tokens) -> None:
-    """A run directory with its configuration."""
-    clear_run(run)
-    start.pieces.save(run)
-    for head, vocabulary in vocabularies.items():
-        vocabulary.save(vocabulary_path(run, head))
-    write_json(
-        run / CONFIG,
-        {
-            "flags": dataclasses.asdict(config),
-            "model": sizes.to_dict(),
-            "tasks": [task.name for task in tasks],
-            "tokens": tokens,
-            "start": {"kind": start.kind, "run": start.run},
-        },
-    )
-
-
 def _describe(course: MultiTask, start: Start) -> None:
     say, plan, config = course.ranks.say, course.plan, course.config
-    say(f"{len(course.entrants)} tasks by {config.regime}, from {start.run or 'scratch'}, on {course.device}")
+    say(f"{len(course.entrants)} tasks by {config.regime}, from {start.path or 'scratch'}, on {course.device}")
     for entrant in course.entrants:
         say(
             f"{entrant.task.title:<20} {entrant.plan.pairs} examples to train on, "

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from finetune.batch import TaskCollator
 from finetune.predict import predict
@@ -11,7 +12,6 @@ from finetune.scores import TaskScore, mean_score, score_task
 from finetune.sources import Order, Turn, TurnReader
 from finetune.task import Task
 from finetune.work import TaskPass
-from pretrain.optimizer import lr_factor, set_lr
 from pretrain.plan import Plan
 from pretrain.step import Sums
 from pretrain.trainer import Course
@@ -31,6 +31,10 @@ class Entrant:
     @property
     def task(self) -> Task:
         return self.work.task
+
+    def due(self, done: int) -> bool:
+        """Whether the task is validated after so many iterations: its own steps per epoch, whether it goes or not."""
+        return done % self.plan.steps_per_epoch == 0
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,10 @@ class MultiTask(Course):
         reader = TurnReader(collators, self.places, self.config.workers, self.config.accumulate, pin)
         with contextlib.closing(reader):
             while iteration < self.plan.total_steps:
-                until = min(self._validated_next(iteration), self.plan.total_steps)
+                until = next(done for done in count(iteration + 1) if self.validates_after(done) or self._last(done))
                 yield from reader.read(orders, self._own_steps(range(iteration, until), taken))
                 yield None  # the regime may answer otherwise after the validation
                 iteration = until
-
-    def _validated_next(self, iteration: int) -> int:
-        """The first number of iterations done, after this many, at which a task is validated."""
-        return min((iteration // each + 1) * each for each in (e.plan.steps_per_epoch for e in self.entrants))
 
     def _own_steps(self, iterations: range, taken: list[int]) -> Iterator[list[tuple[int, int]]]:
         """For every iteration its turns: (number of the task, its own step). Counts these in `taken`."""
@@ -106,10 +106,12 @@ class MultiTask(Course):
             self.entrants[turn.task].taken += 1
         self.trained += bool(parts)
 
+    @property
+    def peak_lr(self) -> float:
+        return self.lr
+
     def set_lr(self, step: int) -> float:
-        lr = self.lr * lr_factor(self.trained, self.plan.total_steps, self.config.warmup)
-        set_lr(self.engine.optimizer, lr)
-        return lr
+        return super().set_lr(self.trained)
 
     def so_far(self, done: int) -> dict:
         samples = sum(entrant.plan.samples_before(entrant.taken) for entrant in self.entrants)
@@ -132,14 +134,15 @@ class MultiTask(Course):
         return f"mean score in training {sum(scores) / len(scores):.1%}, {going} of {len(self.numbers)} tasks going"
 
     def validates_after(self, done: int) -> bool:
-        return any(done % entrant.plan.steps_per_epoch == 0 for entrant in self.entrants)
+        return any(entrant.due(done) for entrant in self.entrants)
+
+    def _last(self, done: int) -> bool:
+        return done == self.plan.total_steps
 
     def validate(self, done: int) -> dict:
         """TASK/metric of every task that is due, what that changes, and after the last iteration mt_score too."""
-        last, values = done == self.plan.total_steps, {}
-        for entrant in self.entrants:
-            if not last and done % entrant.plan.steps_per_epoch:
-                continue
+        last, values = self._last(done), {}
+        for entrant in self.entrants if last else [one for one in self.entrants if one.due(done)]:
             name = entrant.task.name
             self.score(entrant)
             values |= {f"{name}/{metric}": value for metric, value in entrant.score.metrics.items()}

@@ -1,13 +1,12 @@
 """Reading official annotation files: JSON, lines of JSON and Python 2 pickles, with errors that name the record."""
 
 import gzip
-import io
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import UserError
+from shards.unpickle import unpickle
 
 
 def read_annotations(path):
@@ -34,6 +33,19 @@ def read_lines(path) -> Iterator[tuple[str, dict]]:
                 raise UserError(f"{path}, line {number}: is not whole JSON ({error}); fetch it again") from None
 
 
+def find_file(folder: Path, name: str) -> Path:
+    """An official file of a data set: in its folder, or, as some archives unpack, one or two folders below."""
+    path = folder / name
+    if plain_or_packed(path).exists() or not folder.is_dir():
+        return path
+    below = [
+        found for depth in ("*", "*/*") for end in ("", ".gz") for found in sorted(folder.glob(f"{depth}/{name}{end}"))
+    ]
+    if len(below) > 1:
+        raise UserError(f"{folder}: {' and '.join(map(str, below))} are both there; keep one")
+    return Path(str(below[0]).removesuffix(".gz")) if below else path
+
+
 def plain_or_packed(path) -> Path:
     """The file itself, or the same with .gz behind it where only that is there."""
     packed = Path(f"{path}.gz")
@@ -47,23 +59,11 @@ def _read(path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}); it is an official file of the data set") from None
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes lists, dicts, texts and numbers; anything that names a class or a function is refused."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-    def persistent_load(self, pid):
-        raise pickle.UnpicklingError("it refers to something outside itself")
-
-
 def read_pickle(path):
     """The value of a pickle of plain values, as Python 2 wrote it or later ones do."""
     try:
-        return _PlainUnpickler(io.BytesIO(_read(path)), encoding="utf-8").load()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle raises almost anything
+        return unpickle(_read(path))
+    except ValueError as error:
         raise UserError(f"{path}: is not a pickle of plain lists, dicts, texts and numbers ({error})") from None
 
 

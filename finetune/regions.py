@@ -1,21 +1,29 @@
 """The regions of a task's images by image id, and of the boxes that come with its examples."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from shards.dataset import open_dataset
+from finetune.task import Box
+from shards.dataset import Dataset, open_dataset
 from shards.errors import UserError
 from shards.given_boxes import plain_id
 from shards.reader import RegionReader
 from shards.sample import Sample
 
+AT_MOST = 2.0  # pixels between a box and the same in published features, which count a pixel more or less
+
 
 class Regions:
-    """Region shards by image id. Given to data workers, each maps the shards for itself."""
+    """Region shards by image id. Given to data workers, each maps the shards for itself.
+
+    folder: of one data set, or of folders with one each, as where train and test were extracted apart.
+    """
 
     def __init__(self, folder):
-        self.dataset = open_dataset(str(folder))
+        self.dataset = _open(Path(folder))
         self.reader = RegionReader(self.dataset)
         ids = (plain_id(image) for index in self.reader.indexes for image in index.ids.tolist())
         self.numbers = {image: number for number, image in enumerate(ids)}
@@ -31,9 +39,30 @@ class Regions:
         return self.reader[self.numbers[image]]
 
 
-def rows_of_boxes(sample: Sample, box_ids: tuple[str, ...]) -> np.ndarray:
-    """int (n,): the rows of a sample of given boxes (shards.extract --boxes) that have these ids."""
-    known = {str(box): row for row, box in enumerate(sample.info.get("box_ids", ()))}
+def _open(folder: Path) -> Dataset:
+    """The data set of a folder, or those of its folders as one."""
+    inside = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
+    if not inside or next(folder.glob("*.tar"), None):
+        return open_dataset(str(folder))
+    first, *others = (open_dataset(str(path)) for path in inside)
+    for other in others:
+        if other.feature_size != first.feature_size:
+            raise UserError(
+                f"{folder}: {first.folder.name} has features {first.feature_size} wide and {other.folder.name} "
+                f"{other.feature_size}; extract all with one detector"
+            )
+    return dataclasses.replace(first, shards=[shard for dataset in (first, *others) for shard in dataset.shards])
+
+
+def rows_of_boxes(sample: Sample, box_ids: tuple[str, ...], boxes: Sequence[Box]) -> np.ndarray:
+    """int (n,): the rows of a sample of given boxes that are those of an example, boxes in pixels.
+
+    They are known by their ids (shards.extract --boxes), or, where the sample has none, as in the published features of
+    given boxes, by where they lie.
+    """
+    if "box_ids" not in sample.info:
+        return _rows_by_place(sample, boxes)
+    known = {str(box): row for row, box in enumerate(sample.info["box_ids"])}
     try:
         return np.array([known[box] for box in box_ids], np.int64)
     except KeyError as error:
@@ -41,6 +70,19 @@ def rows_of_boxes(sample: Sample, box_ids: tuple[str, ...]) -> np.ndarray:
             f"{sample.shard}: {sample.key} has no box {error.args[0]}; make the shards again with "
             "shards.extract --boxes, from the boxes of these annotations"
         ) from None
+
+
+def _rows_by_place(sample: Sample, boxes: Sequence[Box]) -> np.ndarray:
+    size = np.array([sample.info["width"], sample.info["height"]] * 2)
+    wanted = np.array(boxes).clip(0, size)
+    distance = np.abs(sample.boxes[None] * size - wanted[:, None]).max(-1)
+    for box, away in zip(boxes, distance.min(1), strict=True):
+        if away > AT_MOST:
+            raise UserError(
+                f"{sample.shard}: {sample.key} has no box at {[round(x, 1) for x in box]}, the nearest is {away:.1f} "
+                "pixels off; the shards should be of the boxes of these annotations"
+            )
+    return distance.argmin(1)
 
 
 def with_regions(examples: list, regions: Regions, where, skip: bool, say=print) -> list:

@@ -40,11 +40,12 @@ class Options:
 
     def __init__(self, examples: Sequence[Example], regions: Regions, seed: int):
         self.seed = seed
-        self.images = list(dict.fromkeys(example.images[0] for example in examples))
+        images = [example.images[0] for example in examples]
+        self.images = list(dict.fromkeys(images))
         if len(self.images) < 2:
             raise UserError("retrieval needs examples of two images at least; there is nothing to tell one from")
         places = {image: place for place, image in enumerate(self.images)}
-        self.own = np.array([places[example.images[0]] for example in examples])
+        self.own = np.array([places[image] for image in images])
         self.captions = [np.flatnonzero(self.own == place) for place in range(len(self.images))]
         self.nearest = nearest_images(np.stack([regions[i].features.astype(np.float32).mean(0) for i in self.images]))
 

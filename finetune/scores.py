@@ -13,6 +13,17 @@ from shards.files import whole_file
 
 PAPER = Path(__file__).parent / "paper_tables.json"  # the numbers of the paper's tables 7 to 12
 
+TABLE8_NAMES = {  # of tasks that have others there
+    "vqa": "VQA2.0",
+    "vgqa": "VGQA",
+    "coco_retrieval": "COCO Retrieval",
+    "flickr_retrieval": "Flickr30k Retrieval",
+}
+TABLE8_TESTS = {  # which splits its tests are; retrieval's are counted in images there, RefCOCO's are two
+    **{"vqa": "test", "vgqa": "val", "gqa": "testdev", "refcocog": "test", "visual7w": "test", "guesswhat": "test"},
+    **{"nlvr2": "test1", "snli_ve": "test"},
+}
+
 # Columns of tables 10 to 12: of a task its metric, or of a group the mean of its tasks.
 COLUMNS = {
     "VQA": ("vqa", "score"),
@@ -54,13 +65,20 @@ class TaskScore:
         return interval_of(self.draws)
 
 
-def score_task(task: Task, examples, predictions) -> TaskScore:
-    """Every metric of a task as a mean, the main one once more as `score`, with the number of examples."""
+def measure(task: Task, examples, predictions) -> tuple[dict[str, float], np.ndarray]:
+    """(every metric of a task as a mean, the main one first and once more as `score`, and the number of examples; the
+    main one's values by example)."""
     values = task.scores(examples, predictions)
     means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
     main = next(iter(means))
-    draws = bootstrap_means(values[main], seed=task.token)  # tasks are drawn independently of each other
-    return TaskScore(task.group, {"score": means[main]} | means | {"examples": len(examples)}, values[main], draws)
+    return {"score": means[main]} | means | {"examples": len(examples)}, values[main]
+
+
+def score_task(task: Task, examples, predictions) -> TaskScore:
+    """`measure` with its bootstrap samples."""
+    metrics, values = measure(task, examples, predictions)
+    draws = bootstrap_means(values, seed=task.token)  # tasks are drawn independently of each other
+    return TaskScore(task.group, metrics, values, draws)
 
 
 def save_values(path, scores: dict[str, TaskScore]) -> None:
@@ -69,11 +87,9 @@ def save_values(path, scores: dict[str, TaskScore]) -> None:
         np.savez(file, **{name: score.values for name, score in scores.items()})
 
 
-def mean_score(scores: dict[str, TaskScore], group: str = "all") -> tuple[float, tuple[float, float]] | None:
-    """(mean over a group's tasks, or over all: the MT score; its 95% interval), None where there are none."""
+def mean_score(scores: dict[str, TaskScore], group: str = "all") -> tuple[float, tuple[float, float]]:
+    """(mean over a group's tasks, or over all: the MT score; its 95% interval)."""
     of = [score for score in scores.values() if group in (score.group, "all")]
-    if not of:
-        return None
     return float(np.mean([s.metrics["score"] for s in of])), interval_of(np.mean([s.draws for s in of], 0))
 
 
@@ -89,6 +105,13 @@ def table_row(metrics: dict[str, dict[str, float]]) -> dict[str, float | None]:
             values = [of["score"] for name, of in metrics.items() if place in ("all", groups[name])]
         row[column] = 100 * float(np.mean(values)) if values else None
     return row
+
+
+def paper_samples(task: Task) -> dict[str, int]:
+    """Split -> how many samples the paper's table 8 says it has: of training, and of the test where it is one split."""
+    rows = json.loads(PAPER.read_text(encoding="utf-8"))["table8_training"]["rows"]
+    row = rows.get(TABLE8_NAMES.get(task.name, task.title))
+    return {task.splits[0]: row[0], TABLE8_TESTS.get(task.name, ""): row[2]} if row else {}
 
 
 def paper_row(table: str, row: str) -> dict[str, float]:

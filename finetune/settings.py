@@ -26,7 +26,8 @@ class FinetuneConfig:
     """Flags that finetune.st and finetune.mt share. None: what the tasks and the size of the model bring along."""
 
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
-    config: str = flag("tiny", "sizes of a model from scratch: base, tiny, or a JSON file")
+    config: str | None = flag(None, "sizes from scratch (else tiny) or of weights: base, tiny, or a JSON file")
+    tokenizer: str | None = flag(None, "of weights that are no run's: a BERT's directory, vocab.txt, or a hub name")
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
@@ -49,9 +50,9 @@ class StConfig(FinetuneConfig):
     """Flags of finetune.st."""
 
     task: str = flag(REQUIRED, "the task, refcoco for one; a wrong name lists them")
-    init: str | None = flag(None, "a run to start from, or scratch (else runs/mt, runs/pretrain, or scratch)")
+    init: str | None = flag(None, "a run, weights, a BERT, or scratch (else runs/mt, runs/pretrain, or scratch)")
     out: str | None = flag(None, "the run directory (else runs/st-TASK)")
-    answers: str | None = flag(None, "the answers to choose from, a JSON list (else from the training annotations)")
+    answers: str | None = flag(None, "a file of the answers to choose from, in order (else from the annotations)")
     train_split: str | None = flag(None, "the split to train on, else the task's own")
     validation_split: str | None = flag(None, "the split to validate on, else the task's own")
     validate_on: int | None = flag(None, "only so many examples, the first, of the validation split", low=1)
@@ -66,10 +67,10 @@ class MtConfig(FinetuneConfig):
     """Flags of finetune.mt."""
 
     tasks: str = flag("all", "names or groups (g1 to g4) with commas between them, or all twelve")
-    init: str | None = flag(None, "a run to start from, or scratch (else runs/pretrain, or scratch)")
+    init: str | None = flag(None, "a run, weights, a BERT, or scratch (else runs/pretrain, or scratch)")
     out: str = flag("runs/mt", "the run directory")
-    vqa_answers: str | None = flag(None, "VQA's and VGQA's answers, a JSON list (else from the annotations)")
-    gqa_answers: str | None = flag(None, "GQA's answers, a JSON list (else from the annotations)")
+    vqa_answers: str | None = flag(None, "a file of VQA's and VGQA's answers, in order (else from the annotations)")
+    gqa_answers: str | None = flag(None, "a file of GQA's answers, in order (else from the annotations)")
     regime: str = flag("dsg", "which tasks train in an iteration; dsg: dynamic stop-and-go", choices=tuple(REGIMES))
     gap: int = flag(4, "a stopped task trains in one of so many iterations", low=1)
     task_token: str = flag("dataset", "what tells the model its task", choices=TASK_TOKEN_KINDS)

@@ -13,7 +13,6 @@ from finetune.batch import TaskBatch, TaskCollator
 from pretrain.plan import Plan, share
 from pretrain.sources import Loader, Places, loading
 from shards import hashing
-from shards.errors import UserError
 from shards.ranks import Ranks
 
 WORTH_A_WORKER = 8  # batches for which starting one more process pays
@@ -47,21 +46,18 @@ class Turn:
 
 
 class _Turns(Dataset):
-    """Turns by request; a UserError in place of one that cannot be made."""
+    """Turns by request."""
 
     def __init__(self, collators: list[TaskCollator], places: Places):
         self.collators, self.places = collators, places
 
-    def __getitem__(self, request: Request) -> Turn | UserError:
+    def __getitem__(self, request: Request) -> Turn:
         task, turn, epoch, numbers = request
         collator = self.collators[task]
-        try:
-            if len(numbers):
-                first = collator.examples[int(numbers[0])].images[0]
-                self.places.note(collator.regions.shard_of(first), task)
-            return Turn(task, turn, collator(epoch, numbers))
-        except UserError as error:
-            return error
+        if len(numbers):
+            first = collator.examples[int(numbers[0])].images[0]
+            self.places.note(collator.regions.shard_of(first), task)
+        return Turn(task, turn, collator(epoch, numbers))
 
 
 @dataclass
@@ -145,8 +141,5 @@ class _InOrder(Dataset):
     def __init__(self, collator: TaskCollator):
         self.collator = collator
 
-    def __getitem__(self, request: tuple[int, np.ndarray]) -> TaskBatch | UserError:
-        try:
-            return self.collator(*request)
-        except UserError as error:
-            return error
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> TaskBatch:
+        return self.collator(*request)

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from finetune.answers import AnswerVocabulary, read_vocabulary
+from finetune.answers import AnswerVocabulary
 from finetune.course import SingleTask
 from finetune.data import TaskData, open_data
 from finetune.engine import make_model, make_task_engine
-from finetune.settings import FREE_FLAGS, VALIDATED_CAPTIONS, StConfig, batch_and_lr, epochs
-from finetune.start import Start, choose_start, vocabulary_path
+from finetune.settings import FREE_FLAGS, StConfig, batch_and_lr, epochs
+from finetune.start import Start, begin_run, choose_start, choose_vocabulary
 from finetune.task import Example, Task
 from finetune.tasks import find_task
 from finetune.work import TaskPass
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.plan import Plan
-from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, clear_run, stored_flags
+from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, stored_flags
 from pretrain.sources import Places
 from pretrain.step import Precision
 from pretrain.trainer import complete
@@ -81,12 +81,10 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         raise UserError(f"--annotated_boxes: is of referring expressions; {task.name} has none")
     data = open_data(task, config.data, config.missing, config.annotated_boxes)
     train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
-    examples, held_out = (data.examples(split, ranks.say) for split in (train_split, validation_split))
-    limit = config.validate_on or (VALIDATED_CAPTIONS if task.head == "retrieval" else None)
-    held_out = held_out[:limit]
-    init = str(run) if newest else config.init
-    texts = [example.text for example in examples]
-    start = on_first(ranks, lambda: choose_start(init, config.config, texts, data.feature_size))
+    examples, held_out = data.splits(train_split, validation_split, config.validate_on, ranks.say)
+    texts = (example.text for example in examples)
+    asked = (str(run), None, None) if newest else (config.init, config.config, config.tokenizer)
+    start = on_first(ranks, lambda: choose_start(*asked, texts, data.feature_size))
     kind = read_json(run / CONFIG)["start"]["kind"] if newest else start.kind
     sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
@@ -95,8 +93,9 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         check_flags(config, run, FREE_FLAGS)
     vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start))
     vocabularies = {task.head: vocabulary} if vocabulary else {}
-    model = make_model(config, sizes, vocabularies, None if newest else start, device)
-    work = TaskPass(model, task, Precision(config.precision, device), start.token(task))
+    precision = Precision(config.precision, device)
+    model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks.say)
+    work = TaskPass(model, task, precision, start.token(task))
     facts = read_json(newest / FACTS) if newest else {}
     engine = make_task_engine(config, ranks, work, lr, head_lr, newest)
     plan = Plan(
@@ -124,46 +123,25 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:
-        on_first(ranks, lambda: _begin_run(run, config, task, start, sizes, vocabulary))
+        on_first(ranks, lambda: begin_run(run, config, start, sizes, [task], {task.name: work.token}, vocabularies))
     _describe(course, task, kind, start, examples, held_out)
     return course, kind
 
 
 def _vocabulary(config: StConfig, data: TaskData, start: Start) -> AnswerVocabulary | None:
-    """The answers to choose from: a file's, those of the run that is gone on from, or the training annotations'."""
-    head = data.task.head
+    """The answers to choose from, None of a task that has none."""
     if not hasattr(data.task, "vocabulary"):
         if config.answers:
             raise UserError(f"--answers {config.answers}: {data.task.name} has no answers to choose from")
         return None
-    if config.answers:
-        return read_vocabulary(config.answers)
-    return start.vocabularies.get(head) or data.task.vocabulary(data.folder)
-
-
-def _begin_run(run: Path, config: StConfig, task: Task, start: Start, sizes, vocabulary) -> None:
-    """A run directory with its configuration."""
-    clear_run(run)
-    start.pieces.save(run)
-    if vocabulary:
-        vocabulary.save(vocabulary_path(run, task.head))
-    write_json(
-        run / CONFIG,
-        {
-            "flags": dataclasses.asdict(config),
-            "model": sizes.to_dict(),
-            "tasks": [task.name],
-            "tokens": {task.name: start.token(task)},
-            "start": {"kind": start.kind, "run": start.run},
-        },
-    )
+    return choose_vocabulary(start, data, config.answers)
 
 
 def _describe(
     course: SingleTask, task: Task, kind: str, start: Start, examples: Sequence[Example], held_out: Sequence[Example]
 ) -> None:
     say, plan, config = course.ranks.say, course.plan, course.config
-    say(f"{task.title} ({kind}{f', from {start.run}' if start.run and not plan.first_step else ''})")
+    say(f"{task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
     say(f"{len(examples)} examples to train on, {len(held_out)} to validate on, {plan.steps_per_epoch} steps an epoch")
     say(f"batches of {plan.batch_size}, peak learning rate {config.lr:g}, on {course.device}")
     if plan.first_step:

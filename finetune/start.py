@@ -1,94 +1,158 @@
-"""What fine-tuning starts from: a multi-task run, a pretraining run, or nothing."""
+"""What fine-tuning starts from: a run, published weights, a BERT, or nothing."""
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.answers import AnswerVocabulary, read_vocabulary
+from finetune.answers import ORDER, AnswerVocabulary, read_vocabulary
+from finetune.data import TaskData
 from finetune.heads import TaskModel
+from finetune.processed import answer_file
 from finetune.task import Task
-from pretrain.checkpoint import MODEL, best_checkpoint, read_tensors
-from pretrain.config import ModelConfig, model_config_from, read_model_config
-from pretrain.tokenizer import WordPieces, learn_pieces, load_pieces
+from pretrain.bert import NOT_BERTS
+from pretrain.checkpoint import best_checkpoint
+from pretrain.config import ModelConfig, read_model_config
+from pretrain.run_folder import CONFIG, clear_run
+from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces
+from pretrain.weights import BERT, RUN, Weights, find_weights, take_weights
 from shards.errors import UserError
-from shards.files import read_json
+from shards.files import write_json
 
 TASK_TOKENS = 20
 PRETRAINING = "runs/pretrain"
 DEFAULTS = ("runs/mt", PRETRAINING)  # what is looked for where no --init is given
 VOCABULARY = 8000  # word pieces that are learned where there is no run
+NEW = ("heads.", "encoder.text_embedding.task.")  # what no pretraining gives
+
+Vocabularies = dict[str, AnswerVocabulary]  # by answer head
 
 
 @dataclass
 class Start:
     """Where to begin, without the weights: it is handed from the first rank to the others, and each reads for itself.
 
-    kind: AT->ST (from a multi-task run), ST (from pretraining), or scratch; run: None from scratch.
+    kind: AT->ST (from weights of several tasks), ST (from pretraining), BERT, or scratch; weights: None from scratch.
 
-    vocabularies: of the run's answer heads; tokens: the task tokens that the run gave its tasks.
+    vocabularies: of a run's answer heads; tokens: the task tokens that a run gave its tasks.
     """
 
     kind: str
-    run: str | None
+    weights: Weights | None
     sizes: ModelConfig
     pieces: WordPieces
-    checkpoint: Path | None
-    vocabularies: dict[str, AnswerVocabulary]
-    tokens: dict[str, int]
+    vocabularies: Vocabularies = field(default_factory=dict)
+    tokens: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str | None:
+        """What it starts from, as it was given."""
+        return self.weights.path if self.weights else None
 
     def token(self, task: Task) -> int | None:
         """The token of a task; None where the model has none."""
         return self.tokens.get(task.name, task.token) if self.sizes.task_tokens else None
 
-    def load(self, model: TaskModel) -> None:
-        """Gives a new model the weights that there are; task tokens and heads that the run lacks stay new."""
-        if self.checkpoint is None:
-            return
-        wanted = model.state_dict()
-        found = {name: value for name, value in read_tensors(self.checkpoint, MODEL).items() if name in wanted}
-        for name, value in found.items():
-            if value.shape != wanted[name].shape:
-                raise UserError(
-                    f"--init {self.run}: {name} is {tuple(value.shape)} there and {tuple(wanted[name].shape)} here; "
-                    "the run was trained on other features or another vocabulary"
-                )
-        model.load_state_dict(wanted | found)
+    def load(self, model: TaskModel) -> tuple[list[str], list[str]]:
+        """Gives a new model the weights that there are; returns the names that stay new and those without a place."""
+        if self.weights is None:
+            return [], []
+        weights, left_over = self.weights.read()
+        own = model.state_dict()
+        left_over += [name for name in weights if name not in own]
+        may_be_new = NEW + NOT_BERTS if self.weights.kind == BERT else NEW
+        return take_weights(model, weights, self.path, may_be_new), left_over
 
 
-def choose_start(init: str | None, config: str, texts, feature_size: int, runs=DEFAULTS) -> Start:
-    """The start that --init names (a run's directory, or `scratch`), else the first of `runs` that there is.
+def choose_start(
+    init: str | None,
+    config: str | None,
+    tokenizer: str | None,
+    texts,
+    feature_size: int,
+    runs=DEFAULTS,
+    flag: str = "--init",
+) -> Start:
+    """The start that --init names, `scratch` among them, else the first of `runs` that there is.
 
-    config: sizes of a model from scratch, whose word pieces are learned from texts.
+    config: the sizes of a model from scratch (tiny where it is None) or of published weights; tokenizer: the word
+    pieces of either, which from scratch are learned from texts where it is None; flag: what init is called in messages.
     """
     if init is None:
         init = next((run for run in runs if best_checkpoint(run)), "scratch")
     if init == "scratch":
-        pieces = learn_pieces(texts, VOCABULARY)
-        sizes = read_model_config(config).replace(
+        pieces = bert_pieces(tokenizer, "--tokenizer") if tokenizer else learn_pieces(texts, VOCABULARY)
+        sizes = read_model_config(config or "tiny").replace(
             vocab_size=len(pieces), v_feature_size=feature_size, task_tokens=TASK_TOKENS
         )
-        return Start("scratch", None, sizes, pieces, None, {}, {})
-    checkpoint = best_checkpoint(init)
-    if checkpoint is None:
-        raise UserError(f"--init {init}: holds no whole checkpoint; give a run's directory, or scratch")
-    stored = read_json(Path(init) / "config.json")
-    sizes = model_config_from(stored.get("model"), f"{init}/config.json")
-    if "tasks" not in stored:
+        return Start("scratch", None, sizes, pieces)
+    try:
+        weights = find_weights(init, config)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith("--") else f"{flag} {error}") from None
+    sizes, facts = weights.sizes, weights.facts
+    if not sizes.task_tokens and "tasks" not in facts:
         sizes = sizes.replace(task_tokens=TASK_TOKENS)
+    if weights.kind == BERT:
+        sizes = sizes.replace(v_feature_size=feature_size)
     if sizes.v_feature_size != feature_size:
         raise UserError(
-            f"--init {init}: was trained on features {sizes.v_feature_size} wide and the regions here have "
+            f"{flag} {init}: was trained on features {sizes.v_feature_size} wide and the regions here have "
             f"{feature_size}; use shards of the same detector"
         )
-    kind = "AT->ST" if len(stored.get("tasks", ())) > 1 else "ST"
-    vocabularies, tokens = read_vocabularies(init), stored.get("tokens", {})
-    return Start(kind, init, sizes, load_pieces(init), checkpoint, vocabularies, tokens)
+    kind = "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(facts.get("tasks", ())) > 1 else "ST"
+    vocabularies = read_vocabularies(init) if weights.kind == RUN else {}
+    return Start(kind, weights, sizes, weights.pieces(tokenizer), vocabularies, facts.get("tokens", {}))
+
+
+def choose_vocabulary(start: Start, data: TaskData, file: str | None) -> AnswerVocabulary:
+    """The answers of a task that has some to choose from: a file's, those of the run that is gone on from, or the
+    training annotations'.
+
+    Published weights with a head for them know their answers by number alone: these must be given in their order,
+    as a file or, in the data, as the published code's own (answers.ORDER).
+    """
+    task, head_size = data.task, start.weights.heads.get(data.task.head) if start.weights else None
+    kept = start.vocabularies.get(task.head)
+    if file is None and kept is None and head_size is not None:
+        file = answer_file(data.folder)
+        if file is None:
+            raise UserError(
+                f"{start.path}: has a head of {head_size} answers for {task.name} and not the answers; give a file of "
+                f"them in the order in which it was trained ({data.folder / ORDER[0]} in the published data)"
+            )
+    if file is None:
+        return kept or task.vocabulary(data.folder)
+    vocabulary = read_vocabulary(file)
+    if head_size is not None and len(vocabulary) != head_size:
+        raise UserError(f"{file}: has {len(vocabulary)} answers, and the head of {start.path} has {head_size}")
+    return vocabulary
+
+
+def begin_run(
+    run: Path, config, start: Start, sizes: ModelConfig, tasks: list[Task], tokens: dict, vocabularies: Vocabularies
+) -> None:
+    """A run directory with what choose_start reads again. tokens: of the tasks that have one."""
+    clear_run(run)
+    start.pieces.save(run)
+    for head, vocabulary in vocabularies.items():
+        vocabulary.save(vocabulary_path(run, head))
+    write_json(
+        run / CONFIG,
+        {
+            "flags": dataclasses.asdict(config),
+            "model": sizes.to_dict(),
+            "tasks": [task.name for task in tasks],
+            "tokens": tokens,
+            "start": {"kind": start.kind, "run": start.path},
+        },
+    )
 
 
 def vocabulary_path(run, head: str) -> Path:
     return Path(run) / f"answers-{head}.json"
 
 
-def read_vocabularies(run) -> dict[str, AnswerVocabulary]:
+def read_vocabularies(run) -> Vocabularies:
     """Answer head -> vocabulary, as a run keeps them."""
     return {
         path.stem.removeprefix("answers-"): read_vocabulary(path) for path in sorted(Path(run).glob("answers-*.json"))

@@ -38,7 +38,8 @@ class Task(ABC):
 
     group: of the paper (G1 to G4); token: the task token; head: see heads.HEADS; words, regions: limits of the
     inputs; batch_size, lr: of single-task training; images: the name of its region shards; splits: what may be read,
-    training first, validation second.
+    training first, validation second; files: the official ones, by name; published: the name of its folder in the
+    published code's archive, where it is another.
     """
 
     name: str
@@ -52,6 +53,13 @@ class Task(ABC):
     images: str
     splits: tuple[str, ...]
     regions: int = 100
+    files: tuple[str, ...] = ()
+    published: str = ""
+
+    def folder(self, data) -> Path:
+        """The folder of its official files in a data folder: of its own name, else of the published archive's."""
+        folders = [Path(data) / name for name in (self.name, self.published) if name]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     @abstractmethod
     def examples(self, folder: Path, split: str) -> list[Example]:

@@ -1,17 +1,18 @@
 """Weights of a Hugging Face BERT for the text stream and the word head."""
 
 import os
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from pathlib import Path
 
 from pretrain.heads import PretrainingModel
 from pretrain.published import from_published
+from pretrain.weights import BERT_FILES, take_weights
 from shards.errors import UserError
+from shards.tensor_files import read_state_dict
 
-FILES = ("model.safetensors", "pytorch_model.bin")
+NOT_BERTS = (  # what a model has and a BERT has not, or (the word head) need not have
+    *("encoder.text_embedding.task.", "encoder.text_pooler.", "encoder.image_", "encoder.connections."),
+    *("words.", "regions.", "alignment."),
+)
 
 
 def from_bert(name: str) -> bool:
@@ -26,45 +27,19 @@ def load_bert(model: PretrainingModel, name: str) -> list[str]:
     not fit are a UserError that names both. What BERT has and this model has not (its own pooler and
     next-sentence head) is left out.
     """
-    weights, _ = from_published(_read(name))
-    own = dict(model.named_parameters())
-    taken = {key: value for key, value in weights.items() if key in own and from_bert(key)}
-    missing = [
-        key
-        for key in own
-        if key.startswith(("encoder.text_embedding.", "encoder.text_layers.")) and from_bert(key) and key not in taken
-    ]
-    if missing:
-        raise UserError(f"--bert {name}: has no weights for {missing[0]}; is it a BERT with {_layers(model)} layers?")
-    for key, value in taken.items():
-        if own[key].shape != value.shape:
-            raise UserError(
-                f"--bert {name}: {key} is {tuple(value.shape)} there and {tuple(own[key].shape)} in the model; "
-                "choose a --config of the same sizes"
-            )
-    with torch.no_grad():
-        for key, value in taken.items():
-            own[key].copy_(value)
+    weights, _ = from_published(read_state_dict(Path(_file(name))))
+    taken = {key: value for key, value in weights.items() if from_bert(key)}
+    take_weights(model, taken, f"--bert {name}", NOT_BERTS)
     return sorted(taken)
 
 
-def _layers(model: PretrainingModel) -> int:
-    return model.encoder.config.num_hidden_layers
-
-
-def _read(name: str) -> dict[str, Tensor]:
-    """The state dict of a BERT, wherever transformers keeps it; pickles are read with weights_only."""
-    path = None
-    for file in FILES:
+def _file(name: str) -> str:
+    """The state dict of a BERT, wherever transformers keeps it."""
+    for file in BERT_FILES:
         path = os.path.join(name, file) if os.path.isdir(name) else _from_hub(name, file)
         if path and os.path.exists(path):
-            break
-    else:
-        raise UserError(f"--bert {name}: has neither {' nor '.join(FILES)}")
-    try:
-        return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+            return path
+    raise UserError(f"--bert {name}: has neither {' nor '.join(BERT_FILES)}")
 
 
 def _from_hub(name: str, file: str) -> str | None:

@@ -1,7 +1,7 @@
 """Checkpoints: a folder that is renamed into place when it is whole, tensors in safetensors, checksums in JSON.
 
 checkpoints/step-00001000/model.safetensors     the weights
-                          training.safetensors  the optimiser's moments
+                          training.safetensors  the optimiser's moments; not where weights came from elsewhere
                           checkpoint.json       step, scores, how the epoch is divided, SHA-256 of both files
 
 There are no generators in it: order, masks and dropout follow from the seed and the step.
@@ -28,6 +28,16 @@ def save_checkpoint(run, step: int, model: nn.Module, optimizer, facts: dict, sc
 
     Where it cannot be written, the older ones stay as they are and a UserError says so.
     """
+    tensors = {MODEL: model.state_dict(), TRAINING: optimizer_state(model, optimizer)}
+    return _save(run, step, tensors, {"step": step, "score": score} | facts)
+
+
+def save_weights(run, weights: dict[str, Tensor]) -> Path:
+    """Writes weights that came from elsewhere as the checkpoint of a run that trained for no step."""
+    return _save(run, 0, {MODEL: weights}, {"step": 0, "score": None})
+
+
+def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) -> Path:
     folder = Path(run) / "checkpoints"
     path = folder / f"step-{step:08d}"
     temporary = folder / f".{path.name}.{os.getpid()}.part"
@@ -35,7 +45,7 @@ def save_checkpoint(run, step: int, model: nn.Module, optimizer, facts: dict, sc
         for left in folder.glob(".step-*.part"):  # of a process that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write(temporary, model, optimizer, {"step": step, "score": score} | facts)
+        _write(temporary, tensors, facts)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
         _sync(folder)
@@ -53,13 +63,12 @@ def save_checkpoint(run, step: int, model: nn.Module, optimizer, facts: dict, sc
     return path
 
 
-def _write(folder: Path, model: nn.Module, optimizer, facts: dict) -> None:
-    """The three files of a checkpoint, on the disk when this returns."""
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / MODEL)
-    save_file(optimizer_state(model, optimizer), folder / TRAINING)
-    sums = {name: _sha256(folder / name) for name in (MODEL, TRAINING)}
-    write_json(folder / FACTS, facts | {"sha256": sums})
-    for name in (MODEL, TRAINING):
+def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], facts: dict) -> None:
+    """The files of a checkpoint, on the disk when this returns. tensors: by file and name."""
+    for file, values in tensors.items():
+        save_file({name: value.contiguous() for name, value in values.items()}, folder / file)
+    write_json(folder / FACTS, facts | {"sha256": {file: _sha256(folder / file) for file in tensors}})
+    for name in tensors:
         (folder / name).chmod((folder / FACTS).stat().st_mode)  # safetensors lets the owner alone read
         _sync(folder / name)
 

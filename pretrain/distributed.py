@@ -17,24 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards.batched_detector import choose_device as choose_device  # of a rank, wherever networks run
 from shards.errors import ErrorElsewhere, UserError
 from shards.ranks import Ranks
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
 PATIENCE = datetime.timedelta(hours=1)  # the first rank may be drawing a world or writing a large checkpoint
-
-
-def choose_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of this rank: cpu, or the GPU of its number on this machine."""
-    found = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    if name == "cuda" and not found:
-        raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
-    if not found:
-        return CPU
-    if ranks.local >= found:
-        raise UserError(f"this machine has {found} GPUs and more ranks than that; use --nproc-per-node {found}")
-    return torch.device("cuda", ranks.local)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import torch
 
 from pretrain.batch import Batch
 from pretrain.bert import from_bert, load_bert
-from pretrain.checkpoint import FACTS, restore
 from pretrain.collate import Collator, Limits
 from pretrain.config import CONFIGS, ModelConfig, read_model_config
 from pretrain.distributed import on_first, same_everywhere
@@ -22,9 +21,9 @@ from pretrain.plan import Plan, Stage
 from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, clear_run
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.sources import Pairs, Places, ValidationBatches, open_pairs, training_steps
-from pretrain.step import Engine, Precision, Skipped, make_engine
+from pretrain.step import Engine, Precision, make_engine
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces, load_pieces
-from pretrain.trainer import Course
+from pretrain.trainer import Course, restore_engine
 from pretrain.validate import most_frequent_word, validate
 from pretrain.work import Pass, means
 from shards.dataset import Dataset
@@ -97,11 +96,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     work = _work(config, ranks, device, sizes, pieces, newest)
     engine = _engine(config, ranks, work)
-    facts = read_json(newest / FACTS) if newest else {}
-    if newest:
-        restore(newest, engine.model, engine.optimizer)
-        engine.scaler.load_state_dict(facts["scaler"])
-        engine.skipped = Skipped(facts["skipped_steps"])
+    facts = restore_engine(engine, newest) if newest else {}
     classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
     limits = Limits(config.words, config.regions, sizes.v_feature_size, *classes)
     collator = partial(
@@ -179,7 +174,8 @@ def _work(
         model.regions.requires_grad_(False)
     if config.bert and not newest:
         ranks.say(f"{len(load_bert(model, config.bert))} weights of the text stream come from {config.bert}")
-    model.to(device, torch.float64 if config.precision == "float64" else torch.float32)
+    precision = Precision(config.precision, device)
+    model.to(device, precision.weights)
     model.encoder.recompute = config.activation_checkpointing
     if config.compile:
         model.encoder.compile(dynamic=True)
@@ -191,7 +187,7 @@ def _work(
         aligned_only=config.aligned_only,
         predict_overlapped=config.predict_overlapped,
     )
-    return Pass(model, objective, Precision(config.precision, device))
+    return Pass(model, objective, precision)
 
 
 def _engine(config: PretrainConfig, ranks: Ranks, work: Pass) -> Engine:

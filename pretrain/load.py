@@ -1,32 +1,40 @@
-"""Models from run directories, ready for use or for other heads."""
+"""Models from weights that there are, ready for use or for other heads."""
 
-from pathlib import Path
+import warnings
 
-from pretrain.checkpoint import MODEL, best_checkpoint, read_tensors
-from pretrain.config import model_config_from
+from torch import nn
+
+from pretrain.bert import NOT_BERTS
 from pretrain.heads import PretrainingModel
 from pretrain.model import TwoStream
-from shards.errors import UserError
-from shards.files import read_json
+from pretrain.weights import BERT, describe, find_weights, take_weights
 
 
-def load(run) -> TwoStream:
-    """The two-stream model of a run directory, from its best checkpoint, in evaluation mode on the CPU."""
-    return load_pretraining(run).encoder
+def load(path, config: str | None = None) -> TwoStream:
+    """The two-stream model of a run's directory (its best checkpoint), of published weights, or of a BERT.
+
+    config: the JSON file of the sizes, where it does not lie beside the weights. In evaluation mode, on the CPU. What
+    the weights lack (all but the text stream, where it is a BERT) is drawn at random, and a warning says what.
+    """
+    return _load(path, config, lambda sizes, weights: nn.ModuleDict({"encoder": TwoStream(sizes)})).encoder
 
 
-def load_pretraining(run) -> PretrainingModel:
+def load_pretraining(path, config: str | None = None) -> PretrainingModel:
     """The same with its pretraining heads."""
-    path = best_checkpoint(run)
-    if path is None:
-        raise UserError(f"{run}: holds no whole checkpoint; give the directory of a run (python -m pretrain.run)")
-    config = model_config_from(read_json(Path(run) / "config.json").get("model"), f"{run}/config.json")
-    weights = read_tensors(path, MODEL)
-    model = PretrainingModel(config, len(weights["regions.decoder.bias"]))
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: its weights do not fit {run}/config.json ({str(error).splitlines()[-1].strip()})"
-        ) from None
+
+    def build(sizes, weights):
+        bias = weights.get("regions.decoder.bias")
+        return PretrainingModel(sizes, len(bias) if bias is not None else None)
+
+    return _load(path, config, build)
+
+
+def _load(path, config: str | None, build) -> nn.Module:
+    found = find_weights(str(path), config)
+    weights, left_over = found.read()
+    model = build(found.sizes, weights)
+    missing = take_weights(model, weights, str(path), NOT_BERTS if found.kind == BERT else ())
+    sentence = describe(missing, left_over)
+    if sentence:
+        warnings.warn(f"{path}: {sentence}", stacklevel=3)
     return model.eval()

@@ -1,7 +1,8 @@
 """Names of weights: the published implementation's (and BERT's) on one side, ours on the other.
 
-The published code keeps queries, keys and values as three matrices where we keep one, and has two matrices
-per connection (q_dense1, q_dense2) that nothing uses.
+The published code keeps queries, keys and values as three matrices where we keep one, and has three things that
+nothing uses or that are there already: two matrices per connection (q_dense1, q_dense2), a head on words
+(linguisic_logit, so spelled), and the word embeddings once more, as the decoder of the word head.
 """
 
 import re
@@ -11,90 +12,114 @@ from torch import Tensor
 
 from shards.errors import UserError
 
-_RULES = [
-    (r"bert\.embeddings\.(word|position)_embeddings\.", r"encoder.text_embedding.\1."),
-    (r"bert\.embeddings\.token_type_embeddings\.", "encoder.text_embedding.segment."),
-    (r"bert\.embeddings\.task_embeddings\.", "encoder.text_embedding.task."),
-    (r"bert\.embeddings\.LayerNorm\.", "encoder.text_embedding.norm."),
-    (r"bert\.v_embeddings\.image_embeddings\.", "encoder.image_embedding.feature."),
-    (r"bert\.v_embeddings\.image_location_embeddings\.", "encoder.image_embedding.location."),
-    (r"bert\.v_embeddings\.LayerNorm\.", "encoder.image_embedding.norm."),
-    (r"bert\.encoder\.layer\.(\d+)\.", r"encoder.text_layers.\1."),
-    (r"bert\.encoder\.v_layer\.(\d+)\.", r"encoder.image_layers.\1."),
-    (r"bert\.encoder\.c_layer\.(\d+)\.", r"encoder.connections.\1."),
-    (r"bert\.t_pooler\.", "encoder.text_pooler."),
-    (r"bert\.v_pooler\.", "encoder.image_pooler."),
-    (r"cls\.predictions\.transform\.LayerNorm\.", "words.transform.norm."),
-    (r"cls\.predictions\.transform\.dense\.", "words.transform.dense."),
-    (r"cls\.predictions\.bias$", "words.bias"),
-    (r"cls\.imagePredictions\.transform\.LayerNorm\.", "regions.transform.norm."),
-    (r"cls\.imagePredictions\.transform\.dense\.", "regions.transform.dense."),
-    (r"cls\.imagePredictions\.decoder\.", "regions.decoder."),
-    (r"cls\.bi_seq_relationship\.", "alignment."),
-]
-_INSIDE_LAYERS = [
-    (r"\.attention\.self\.(query|key|value)\.", r".query_key_value.\1."),
-    (r"\.attention\.output\.dense\.", ".output."),
-    (r"\.attention\.output\.LayerNorm\.", ".norm."),
-    (r"(layers\.\d+)\.intermediate\.dense\.", r"\1.feed_forward.up."),
-    (r"(layers\.\d+)\.output\.dense\.", r"\1.feed_forward.down."),
-    (r"(layers\.\d+)\.output\.LayerNorm\.", r"\1.feed_forward.norm."),
-    (r"\.biattention\.(query|key|value)1\.", r".image_query_key_value.\1."),
-    (r"\.biattention\.(query|key|value)2\.", r".text_query_key_value.\1."),
-    (r"\.biOutput\.dense1\.", ".image_output."),
-    (r"\.biOutput\.dense2\.", ".text_output."),
-    (r"\.biOutput\.LayerNorm1\.", ".image_norm."),
-    (r"\.biOutput\.LayerNorm2\.", ".text_norm."),
-    (r"\.v_intermediate\.dense\.", ".image_feed_forward.up."),
-    (r"\.v_output\.dense\.", ".image_feed_forward.down."),
-    (r"\.v_output\.LayerNorm\.", ".image_feed_forward.norm."),
-    (r"\.t_intermediate\.dense\.", ".text_feed_forward.up."),
-    (r"\.t_output\.dense\.", ".text_feed_forward.down."),
-    (r"\.t_output\.LayerNorm\.", ".text_feed_forward.norm."),
-]
-# Used by nothing, or (the decoder) the word embeddings under a second name.
-_UNUSED = re.compile(r"\.biOutput\.q_dense[12]\.|^cls\.predictions\.decoder\.|\.position_ids$")
+_PLAIN = {
+    "bert.embeddings.word_embeddings": "encoder.text_embedding.word",
+    "bert.embeddings.position_embeddings": "encoder.text_embedding.position",
+    "bert.embeddings.token_type_embeddings": "encoder.text_embedding.segment",
+    "bert.embeddings.task_embeddings": "encoder.text_embedding.task",
+    "bert.embeddings.LayerNorm": "encoder.text_embedding.norm",
+    "bert.v_embeddings.image_embeddings": "encoder.image_embedding.feature",
+    "bert.v_embeddings.image_location_embeddings": "encoder.image_embedding.location",
+    "bert.v_embeddings.LayerNorm": "encoder.image_embedding.norm",
+    "bert.t_pooler.dense": "encoder.text_pooler.dense",
+    "bert.v_pooler.dense": "encoder.image_pooler.dense",
+    "cls.predictions": "words",
+    "cls.predictions.transform.dense": "words.transform.dense",
+    "cls.predictions.transform.LayerNorm": "words.transform.norm",
+    "cls.imagePredictions.transform.dense": "regions.transform.dense",
+    "cls.imagePredictions.transform.LayerNorm": "regions.transform.norm",
+    "cls.imagePredictions.decoder": "regions.decoder",
+    "cls.bi_seq_relationship": "alignment",
+    "vil_logit": "heads.retrieval",
+    "vil_tri_prediction": "heads.entailment",
+    "vision_logit": "heads.pointing",
+}
+_ANSWER_HEADS = {
+    "vil_prediction": "heads.vqa",
+    "vil_prediction_gqa": "heads.gqa",
+    "vil_binary_prediction": "heads.nlvr2",
+}
+_IN_ANSWER_HEAD = {"logit_fc.0": "dense", "logit_fc.2": "norm", "logit_fc.3": "decoder"}
+_LAYERS = {"bert.encoder.layer.#": "encoder.text_layers.#", "bert.encoder.v_layer.#": "encoder.image_layers.#"}
+_IN_LAYER = {
+    "attention.output.dense": "output",
+    "attention.output.LayerNorm": "norm",
+    "intermediate.dense": "feed_forward.up",
+    "output.dense": "feed_forward.down",
+    "output.LayerNorm": "feed_forward.norm",
+}
+_CONNECTIONS = {"bert.encoder.c_layer.#": "encoder.connections.#"}
+_IN_CONNECTION = {
+    "biOutput.dense1": "image_output",
+    "biOutput.dense2": "text_output",
+    "biOutput.LayerNorm1": "image_norm",
+    "biOutput.LayerNorm2": "text_norm",
+    "v_intermediate.dense": "image_feed_forward.up",
+    "v_output.dense": "image_feed_forward.down",
+    "v_output.LayerNorm": "image_feed_forward.norm",
+    "t_intermediate.dense": "text_feed_forward.up",
+    "t_output.dense": "text_feed_forward.down",
+    "t_output.LayerNorm": "text_feed_forward.norm",
+}
 _PARTS = ("query", "key", "value")
+_NUMBER = re.compile(r"(?<=layer\.)\d+|(?<=layers\.)\d+|(?<=connections\.)\d+")
+
+
+def _table() -> dict[str, tuple[str, int | None]]:
+    """Published module -> ours, and of a query, key or value which third of ours it is; # is a layer's number."""
+    table = dict(_PLAIN)
+    for outer, inner in ((_ANSWER_HEADS, _IN_ANSWER_HEAD), (_LAYERS, _IN_LAYER), (_CONNECTIONS, _IN_CONNECTION)):
+        table |= {f"{a}.{x}": f"{b}.{y}" for a, b in outer.items() for x, y in inner.items()}
+    whole = {theirs: (ours, None) for theirs, ours in table.items()}
+    for third, part in enumerate(_PARTS):
+        for theirs, ours in _LAYERS.items():
+            whole[f"{theirs}.attention.self.{part}"] = f"{ours}.query_key_value", third
+        for theirs, ours in _CONNECTIONS.items():
+            whole[f"{theirs}.biattention.{part}1"] = f"{ours}.image_query_key_value", third
+            whole[f"{theirs}.biattention.{part}2"] = f"{ours}.text_query_key_value", third
+    return whole
+
+
+def _reversed(table: dict[str, tuple[str, int | None]]) -> dict[str, list[str]]:
+    """Our module -> the published one, or the three that are its thirds, in their order."""
+    theirs: dict[str, list[str]] = {}
+    for published, (ours, _) in table.items():
+        theirs.setdefault(ours, []).append(published)
+    return theirs
+
+
+_OURS = _table()
+_THEIRS = _reversed(_OURS)
+
+DECODER = "cls.predictions.decoder"
+_UNUSED = {"biOutput.dense1": "biOutput.q_dense1", "biOutput.dense2": "biOutput.q_dense2"}  # by one of its shape
 
 
 def our_name(published: str) -> tuple[str, int | None] | None:
-    """Our name of a published weight and, for a query, key or value, which third of ours it is; None: unknown."""
-    for pattern, replacement in _RULES:
-        name, count = re.subn("^" + pattern, replacement, published)
-        if count:
-            break
-    else:
+    """Our name of a published weight and, for a query, key or value, which third of ours it is; None: no place."""
+    module, _, kind = published.rpartition(".")
+    found = _OURS.get(_NUMBER.sub("#", module))
+    if found is None:
         return None
-    for pattern, replacement in _INSIDE_LAYERS:
-        name, count = re.subn(pattern, replacement, name)
-        if count:
-            break
-    for number, part in enumerate(_PARTS):
-        if f"query_key_value.{part}." in name:
-            return name.replace(f".{part}.", "."), number
-    return name, None
+    number = _NUMBER.search(module)
+    return (found[0].replace("#", number.group()) if number else found[0]) + f".{kind}", found[1]
 
 
 def from_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights under our names, and the published names that have no place here.
+    """Weights in float32 under our names, and the published names that have no place here.
 
     Takes the published names with or without "module.", BERT's own checkpoints (with or without "bert.", old
-    ones with gamma and beta in LayerNorm), in float32.
+    ones with gamma and beta in LayerNorm).
     """
     ours: dict[str, Tensor] = {}
     thirds: dict[str, list[Tensor | None]] = {}
-    unknown = []
+    left_over = []
     for name, value in weights.items():
-        plain = name.removeprefix("module.")
-        if not plain.startswith(("bert.", "cls.")):
-            plain = f"bert.{plain}"
-        plain = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", plain)
-        plain = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", plain)
-        if _UNUSED.search(plain):
-            continue
+        plain = _plain_name(name)
         found = our_name(plain)
         if found is None:
-            unknown.append(name)
+            if not plain.startswith(f"{DECODER}.") and not plain.endswith(".position_ids"):
+                left_over.append(name)
         elif found[1] is None:
             ours[found[0]] = value.float()
         else:
@@ -104,4 +129,43 @@ def from_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
         if missing:
             raise UserError(f"the weights have no {missing[0]} matrix for {name}; the file is not whole")
         ours[name] = torch.cat(parts)
-    return ours, unknown
+    return ours, left_over
+
+
+def _plain_name(name: str) -> str:
+    """A name as the published code writes it today."""
+    name = name.removeprefix("module.")
+    if not name.startswith(("bert.", "cls.", "vil_", "vision_logit.", "linguisic_logit.")):
+        name = f"bert.{name}"
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
+def to_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights under the published names, and ours that have none there.
+
+    The decoder of the word head is the word embeddings; the unused matrices of the connections are zeros.
+    """
+    theirs, left_over = {}, []
+    for name, value in weights.items():
+        module, _, kind = name.rpartition(".")
+        number = _NUMBER.search(module)
+        published = [
+            place.replace("#", number.group() if number else "") for place in _THEIRS.get(_NUMBER.sub("#", module), ())
+        ]
+        if not published:
+            left_over.append(name)
+        for place, part in zip(published, value.chunk(len(published)) if published else (), strict=True):
+            theirs[f"{place}.{kind}"] = part.clone()
+            for used, unused in _UNUSED.items():
+                if place.endswith(used):
+                    theirs[f"{place.replace(used, unused)}.{kind}"] = torch.zeros_like(part)
+    if "cls.predictions.bias" in theirs:
+        theirs[f"{DECODER}.weight"] = theirs["bert.embeddings.word_embeddings.weight"].clone()
+    return theirs, left_over
+
+
+def absent(theirs: dict[str, Tensor]) -> list[str]:
+    """The parts of the published model with all its heads that some weights under its names have not."""
+    modules = {name.rpartition(".")[0] for name in theirs}
+    parts = [place for place in _OURS if "#" not in place and place not in modules]
+    return list(dict.fromkeys(".".join(place.split(".")[:2]) if place.startswith("cls.") else place for place in parts))

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from pretrain.checkpoint import FACTS, newest_checkpoint
+from pretrain.checkpoint import FACTS, TRAINING, newest_checkpoint
 from pretrain.distributed import on_first
 from shards.errors import UserError
 from shards.files import read_json
@@ -20,6 +20,8 @@ def checkpoint_to_go_on_from(run: Path, resume: bool, ranks: Ranks) -> Path | No
         raise UserError(f"{run}: holds a run already; --resume goes on with it, or give another --out")
     if newest and not (newest / FACTS).exists():
         raise UserError(f"{newest}: is not to be seen from rank {ranks.rank}; --out should be shared by all machines")
+    if newest and not (newest / TRAINING).exists():
+        raise UserError(f"{run}: has weights alone and no training to go on with; start from it with --init")
     return newest
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from pretrain.batch import Batch
 from pretrain.collate import Collator
@@ -64,17 +64,14 @@ def open_pairs(data: str, validation_pairs: int) -> Pairs:
 
 
 class _LocalBatches(Dataset):
-    """Batches by (epoch, sample numbers). A UserError is returned: raised, torch would wrap it in a traceback."""
+    """Batches by (epoch, sample numbers)."""
 
     def __init__(self, reader: RegionReader, collator: Collator, places: "Places"):
         self.reader, self.collator, self.places = reader, collator, places
 
-    def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch | UserError:
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         epoch, numbers = request
-        try:
-            return self.collator(epoch, numbers, [self._read(number) for number in numbers.tolist()])
-        except UserError as error:
-            return error
+        return self.collator(epoch, numbers, [self._read(number) for number in numbers.tolist()])
 
     def _read(self, number: int) -> Sample | UserError:
         self.places.note(self.reader.shard_of(number))
@@ -161,6 +158,19 @@ def _start_worker(_) -> None:
     torch.set_num_threads(1)
 
 
+class _Answers(Dataset):
+    """What another dataset gives, a UserError in place of one that it raises: torch would wrap it in a traceback."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, request):
+        try:
+            return self.dataset[request]
+        except UserError as error:
+            return error
+
+
 class Loader:
     """What a dataset gives, read ahead by data workers. lasting: they stay from one pass to the next."""
 
@@ -168,7 +178,7 @@ class Loader:
         if workers:
             atexit.register(_end_workers)
         self.loader = DataLoader(
-            dataset,
+            dataset if isinstance(dataset, IterableDataset) else _Answers(dataset),
             sampler=sampler,
             batch_size=None,
             num_workers=workers,
@@ -180,7 +190,7 @@ class Loader:
         )
 
     def __iter__(self) -> Iterator:
-        """One pass over the sampler; a UserError that the dataset gives is raised here, as what it was."""
+        """One pass over the sampler; a UserError of the dataset, raised or given, is raised here as what it was."""
         return map(_raised, self.loader)
 
 

@@ -31,6 +31,10 @@ class Precision:
     def dtype(self) -> torch.dtype:
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}.get(self.name, torch.float32)
 
+    @property
+    def weights(self) -> torch.dtype:
+        return torch.float64 if self.name == "float64" else torch.float32
+
     def autocast(self):
         if self.name in ("bf16", "fp16"):
             return torch.autocast(self.device.type, self.dtype)

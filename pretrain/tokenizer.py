@@ -62,31 +62,40 @@ def load_pieces(folder) -> WordPieces:
         raise UserError(f"{path}: is not a tokenizer ({error})") from None
 
 
-def bert_pieces(name: str) -> WordPieces:
-    """The tokenizer of a Hugging Face BERT: a directory, or a name that the hub or its cache knows."""
-    from transformers import AutoTokenizer  # takes seconds to import, and most runs do not need it
+def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
+    """The tokenizer of a Hugging Face BERT: a directory, a vocab.txt, or a name that the hub or its cache knows.
 
+    A vocab.txt without a configuration beside it is of lower case.
+    """
+    from transformers import AutoTokenizer, BertTokenizerFast  # take seconds to import, and most runs need neither
+
+    path = Path(name)
+    bare = path.is_dir() and not any((path / file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
+    words = path / "vocab.txt" if bare else path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-        return WordPieces(tokenizer.backend_tokenizer, f"--bert {name}")
+        if words.is_file():
+            tokenizer = BertTokenizerFast(str(words))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        return WordPieces(tokenizer.backend_tokenizer, f"{flag} {name}")
     except (OSError, ValueError) as error:
         kind = "has no tokenizer that can be read" if os.path.isdir(name) else "is neither a directory nor to be had"
-        raise UserError(f"--bert {name}: {kind} ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{flag} {name}: {kind} ({str(error).splitlines()[0]})") from None
 
 
-def learn_pieces(texts: Iterable[str], size: int, common: bool = True) -> WordPieces:
+def learn_pieces(texts: Iterable[str], size: int) -> WordPieces:
     """A lower-case WordPiece vocabulary of about `size` pieces from texts; the same texts give the same one.
 
-    common: add everyday words and characters that are not among them.
+    Everyday characters and words that are not among them are added while there is room.
     """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words: Counter = Counter()
     for text in texts:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     pieces = learn_vocabulary(words, size, SPECIAL)
-    if common:
-        letters = (form for letter in CHARACTERS for form in (letter, INSIDE + letter))
-        pieces = dict.fromkeys([*pieces, *letters, *COMMON_WORDS])
+    letters = (form for letter in CHARACTERS for form in (letter, INSIDE + letter))
+    more = dict.fromkeys(piece for piece in (*letters, *COMMON_WORDS) if piece not in set(pieces))
+    pieces += list(more)[: max(0, size - len(pieces))]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter

@@ -11,17 +11,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from pretrain.checkpoint import save_checkpoint
+from pretrain.checkpoint import restore, save_checkpoint
 from pretrain.distributed import add_up_numbers, on_first
 from pretrain.logs import Clock, RunLog, duration
 from pretrain.optimizer import lr_factor, set_lr
 from pretrain.plan import Plan
 from pretrain.sources import Places, watched_workers
-from pretrain.step import Engine, Sums
+from pretrain.step import Engine, Skipped, Sums
 from shards.errors import ErrorElsewhere, UserError
 from shards.ranks import Ranks
 
@@ -94,9 +95,13 @@ class Course(ABC):
         """What the log says of how far `done` steps have come."""
         return {"epoch": done / self.plan.steps_per_epoch, "samples": self.plan.samples_before(done)}
 
+    @property
+    def peak_lr(self) -> float:
+        return self.config.lr
+
     def set_lr(self, step: int) -> float:
         """Sets the optimizer to the learning rate of a step, and returns it."""
-        lr = self.config.lr * lr_factor(step, self.plan.total_steps, self.config.warmup)
+        lr = self.peak_lr * lr_factor(step, self.plan.total_steps, self.config.warmup)
         set_lr(self.engine.optimizer, lr)
         return lr
 
@@ -270,6 +275,14 @@ def _report(parts: list, reported: set[str]) -> None:
         if shard not in reported:
             reported.add(shard)
             print(f"left out: {problem}; what more of {shard} is left out is counted only", flush=True)
+
+
+def restore_engine(engine: Engine, checkpoint: Path) -> dict:
+    """Brings an engine back to a checkpoint that _save wrote; returns its facts."""
+    facts = restore(checkpoint, engine.model, engine.optimizer)
+    engine.scaler.load_state_dict(facts["scaler"])
+    engine.skipped = Skipped(facts["skipped_steps"])
+    return facts
 
 
 def _save(course: Course, done: int, scores: dict) -> None:

@@ -1,42 +1,55 @@
 """python -m shards.convert SOURCE --out DIR: published features become region shards."""
 
-import contextlib
 import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from shards import tsv
 from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
 from shards.errors import UserError
+from shards.features import BadRecord, Shape, sample_of, shape_of
 from shards.flags import REQUIRED, command, flag
+from shards.formats import open_source
 from shards.index import saved_index
+from shards.jobs import advance, run_tasks
+from shards.skips import is_done, list_skipped, note_skipped, noted
+from shards.source import Source
 from shards.writer import write_shard
+
+LOOKED_AT = 400  # records, spread over the source, that tell what all have in common
 
 
 @dataclass
 class ConvertConfig:
     """Flags of shards.convert."""
 
-    source: str = flag(REQUIRED, "a .tsv or .tsv.gz of bottom-up-attention features", first=True)
+    source: str = flag(REQUIRED, "features: a .tsv or .tsv.gz, an LMDB, or a folder of .npy files", first=True)
     out: str = flag(REQUIRED, "the folder for the shards")
     per_shard: int = flag(1000, "images per shard", low=1)
-    on_bad_row: str = flag("stop", "what to do about a row that cannot be used", choices=("stop", "skip"))
+    on_bad_row: str = flag("stop", "what to do about an image that cannot be used", choices=("stop", "skip"))
+    processes: int = flag(os.cpu_count() or 1, "working processes", low=1)
+
+
+@dataclass
+class Task:
+    """A piece of the source, and the shards that it becomes: one, numbered, or many, of the whole of a source."""
+
+    source: Source
+    part: object
+    number: int | None
+    shape: Shape
+    config: ConvertConfig
 
 
 def convert(config: ConvertConfig) -> Dataset:
     """Runs a conversion to its end; shards that an earlier run finished are kept. Returns the data set."""
-    if not config.source.endswith((".tsv", ".tsv.gz")):
-        raise UserError(f"{config.source}: should be a .tsv or .tsv.gz file")
-    if not os.path.isfile(config.source):
-        raise UserError(f"{config.source}: no such file")
-    out = Path(config.out)
+    source, out = open_source(config.source), Path(config.out)
+    shape = _shape(source)
     plan = {
         "command": "shards.convert",
         "source": os.path.abspath(config.source),
-        "bytes": os.path.getsize(config.source),
+        "total": source.total,
+        "shape": vars(shape),
         "per_shard": config.per_shard,
         "on_bad_row": config.on_bad_row,
     }
@@ -45,53 +58,80 @@ def convert(config: ConvertConfig) -> Dataset:
         dataset = open_dataset(str(out))
         print(f"{out}: was converted before, {len(dataset)} images; nothing to do")
         return dataset
-    rows = _Rows(config, str(out))
-    paths = []
-    with contextlib.closing(rows.bar):
-        while lines := rows.take(config.per_shard):
-            path = out / f"regions-{len(paths):05d}.tar"
-            if not path.exists() or saved_index(path) is None:
-                write_shard(path, rows.samples(lines))
-            paths.append(str(path))
-    return _finish(config, out, plan, paths, rows.skipped)
+    parts = source.parts(config.per_shard)
+    tasks = [Task(source, part, number if len(parts) > 1 else None, shape, config) for number, part in enumerate(parts)]
+    for _ in run_tasks(convert_part, tasks, config.processes, source.total, source.unit):
+        pass
+    return _finish(config, source, out, plan, shape)
 
 
-class _Rows:
-    """The rows of a TSV in runs of a shard's length, with what was skipped and the progress in bytes."""
-
-    def __init__(self, config: ConvertConfig, out: str):
-        self.config, self.skipped = config, 0
-        self.lines = tsv.read_lines(config.source)
-        self.source = os.path.relpath(config.source, out)
-        total = None if config.source.endswith(".gz") else os.path.getsize(config.source)
-        self.bar = tqdm(total=total, unit="B", unit_scale=True, mininterval=0.5, dynamic_ncols=True)
-
-    def take(self, count: int) -> list[tuple[int, str]]:
-        lines = list(itertools.islice(self.lines, count))
-        self.bar.update(sum(len(line) + 1 for _, line in lines))
-        return lines
-
-    def samples(self, lines):
-        for number, line in lines:
-            try:
-                yield tsv.parse_row(line, self.source)
-            except tsv.BadRow as error:
-                where = f"{self.config.source}, line {number}: {error}"
-                if self.config.on_bad_row == "stop":
-                    raise UserError(f"{where}; --on_bad_row skip goes on without it") from None
-                self.skipped += 1
-                tqdm.write(f"skipped {where}")
+def _shape(source: Source) -> Shape:
+    """What the source's images have in common, from those that can be read."""
+    images, complaint = [], "it is empty"
+    for record in source.some(LOOKED_AT):
+        try:
+            images.append(source.parse(record.raw))
+        except BadRecord as error:
+            complaint = f"{source.where(record.place)}: {error}"
+    if not images:
+        raise UserError(f"{source.path}: holds no image that can be used; {complaint}")
+    return shape_of(images)
 
 
-def _finish(config: ConvertConfig, out: Path, plan: dict, paths: list[str], skipped: int) -> Dataset:
-    indexes = [saved_index(path) for path in paths]
-    paths = [path for path, index in zip(paths, indexes, strict=True) if len(index)]
+def convert_part(task: Task) -> None:
+    """Writes the shards of a piece of the source, and beside each what it left out."""
+    records = task.source.records(task.part)
+    for number in itertools.count(task.number or 0):
+        first = next(records, None)
+        if first is None:
+            return
+        config = task.config
+        run = itertools.chain([first], itertools.islice(records, config.per_shard - 1 if task.number is None else None))
+        path = Path(config.out) / f"regions-{number:05d}.tar"
+        if is_done(path):
+            for record in run:
+                advance(record.amount)
+            continue
+        skipped: list[dict] = []
+        write_shard(path, _samples(task, run, skipped))
+        note_skipped(path, skipped)
+
+
+def _samples(task: Task, records, skipped: list[dict]):
+    source, shown = task.source, os.path.relpath(task.source.path, task.config.out)
+    keys = set()
+    for record in records:
+        advance(record.amount)
+        try:
+            sample = sample_of(source.parse(record.raw), task.shape, shown)
+            if sample.key in keys:
+                raise BadRecord(f"has the key {sample.key}, as another image has")
+        except BadRecord as error:
+            where = source.where(record.place)
+            if task.config.on_bad_row == "stop":
+                raise UserError(f"{where}: {error}; --on_bad_row skip goes on without it") from None
+            skipped.append({"where": where, "reason": str(error)})
+            continue
+        keys.add(sample.key)
+        yield sample
+
+
+def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape: Shape) -> Dataset:
+    made = sorted(out.glob("regions-*.tar"))
+    skipped = noted(made)
+    indexes = [saved_index(path) for path in made]
+    paths = [path for path, index in zip(made, indexes, strict=True) if len(index)]
     if not paths:
-        raise UserError(f"{config.source}: holds no usable row")
-    dataset = finish_dataset(
-        out, paths, detector="bottom-up attention", num_classes=tsv.NUM_CLASSES, extra={"plan": plan}
-    )
-    print(f"{out}: {len(dataset)} images in {len(paths)} shards" + (f"; {skipped} rows skipped" if skipped else ""))
+        raise UserError(f"{config.source}: holds no usable image; {skipped[0]['where']}: {skipped[0]['reason']}")
+    extra = {"plan": plan, "skipped": len(skipped)}
+    dataset = finish_dataset(out, paths, detector=source.detector, num_classes=shape.num_classes, extra=extra)
+    left_out = list_skipped(out, made, skipped, "where")
+    twice = len(dataset) - len({image for index in indexes for image in index.ids.tolist()})
+    if twice:
+        print(f"{out}: {twice} images stand there twice; the later one of each is used")
+    captions = f", {dataset.captions} with captions" if dataset.captions else ""
+    classes = f"{shape.kept} of {shape.num_classes} classes a region" if shape.num_classes else "no classes"
+    print(f"{out}: {len(dataset)} images in {len(paths)} shards{captions}, {classes}{left_out}")
     return dataset
 
 

@@ -1,27 +1,33 @@
 """python -m shards.extract IMAGES --out DIR: images, with or without captions, become region shards."""
 
+import contextlib
 import itertools
-import json
 import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from shards import pixels
 from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
+from shards.detector import Detector, Found
+from shards.detectors import make_detector
+from shards.detectors.pixels import REGIONS
 from shards.errors import UserError
-from shards.files import read_json, whole_file, write_json
 from shards.flags import REQUIRED, command, flag
 from shards.given_boxes import plain_id, read_given_boxes
-from shards.images import BadImage, Part, decode_image, find_parts, read_records
+from shards.images import BadImage, Part, Record, decode_image, find_parts, read_records
 from shards.index import saved_index
-from shards.jobs import advance, run_tasks
+from shards.jobs import advance, run_tasks, worker_pool
+from shards.ranks import ALONE, Ranks, launched
 from shards.sample import Sample
-from shards.visual_words import fit_words, load_words
+from shards.skips import is_done, list_skipped, note_skipped, noted
 from shards.writer import safe_key, write_shard
 
-SAMPLE_IMAGES = 400  # images from which the visual words are fitted
+WINDOW = 4  # batches of images that are decoded ahead, from which images of like shape are put together
+PAUSE = 0.5  # seconds between two looks at what another rank has done
 
 
 @dataclass
@@ -30,13 +36,20 @@ class ExtractConfig:
 
     images: str = flag(REQUIRED, "a folder of images, or tars in img2dataset's layout (pattern)", first=True)
     out: str = flag(REQUIRED, "the folder for the shards")
+    detector: str = flag("pixels", "pixels, x152, or an object-detection model of transformers (directory or name)")
+    weights: str | None = flag(None, "of the detector x152: its file, detectron_model.pth as published")
+    detector_config: str | None = flag(None, "JSON file of the detector's sizes, where they are not the published ones")
+    class_names: str | None = flag(None, "names of the detector's classes, one a line")
     boxes: str | None = flag(None, "a file of given boxes to describe, in place of the detector's regions")
-    regions: int = flag(36, "regions per image at the most", low=1, high=1000)
-    words: int = flag(256, "visual words: the classes of the regions", low=1, high=32767)
+    regions: int | None = flag(None, "regions per image at the most (else 36, of x152 100)", low=1, high=1000)
+    words: int = flag(256, "visual words: the classes of the detector pixels", low=1, high=32767)
     words_file: str | None = flag(None, "visual_words.npz of an earlier extraction, to use the same words")
     per_shard: int = flag(1000, "images per shard, where the input is a folder", low=1)
+    batch_size: int = flag(8, "images at a time, of detectors that are networks", low=1)
+    precision: str = flag("float32", "of detectors that are networks", choices=("float32", "bf16", "fp16"))
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     processes: int = flag(os.cpu_count() or 1, "working processes", low=1)
-    seed: int = flag(0, "of the proposals and the visual words")
+    seed: int = flag(0, "of the proposals and the visual words of the detector pixels")
 
 
 @dataclass
@@ -45,152 +58,193 @@ class Task:
 
     part: Part
     path: str
-    words_path: str
     config: ExtractConfig
 
 
-def extract(config: ExtractConfig) -> Dataset:
-    """Runs an extraction to its end; shards that an earlier run finished are kept. Returns the data set."""
+def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
+    """Runs an extraction to its end; shards that an earlier run finished are kept. Returns the data set, on the first
+    of several ranks, which share the shards."""
     parts = find_parts(config.images, config.per_shard)
-    out = Path(config.out)
-    total = sum(part.count for part in parts)
+    out, total = Path(config.out), sum(part.count for part in parts)
+    plan = _plan(config, parts)
+    if ranks.first:
+        begin_dataset(out, plan)
+    if (out / "dataset.json").exists():
+        dataset = open_dataset(str(out))
+        ranks.say(f"{out}: was extracted before, {len(dataset)} images; nothing to do")
+        return dataset
+    detector = make_detector(config)
+    if ranks.first and not detector.load(out):
+        detector.fit(_some_images(parts, detector.sample), out)
+    _wait(lambda: detector.load(out))
+    tasks = [Task(part, str(out / f"regions-{number:05d}.tar"), config) for number, part in enumerate(parts)]
+    done = sum(task.part.count for task in tasks if is_done(task.path))
+    if done:
+        ranks.say(f"{done} of {total} images were extracted before")
+    mine = [task for task in tasks[ranks.rank :: ranks.count] if not is_done(task.path)]
+    if detector.per_image:
+        for _ in run_tasks(extract_shard, mine, config.processes, total, "images", done):
+            pass
+    else:
+        _extract_in_batches(mine, detector, total if ranks.count == 1 else sum(task.part.count for task in mine))
+    if not ranks.first:
+        return None
+    _wait(lambda: all(is_done(task.path) for task in tasks))
+    return _finish(out, tasks, detector, plan)
+
+
+def _plan(config: ExtractConfig, parts: list[Part]) -> dict:
+    """What makes one extraction another than the next."""
     plan = {
         "command": "shards.extract",
         "images": [
             [os.path.abspath(name) for name in (part.files[0], part.files[-1])] + [part.count] for part in parts
         ],
-        "regions": config.regions,
+        "regions": config.regions or (REGIONS if config.detector == "pixels" else None),
         "boxes": config.boxes and os.path.abspath(config.boxes),
         "words": config.words,
         "words_file": config.words_file and os.path.abspath(config.words_file),
         "seed": config.seed,
     }
-    begin_dataset(out, plan)
-    if (out / "dataset.json").exists():
-        dataset = open_dataset(str(out))
-        print(f"{out}: was extracted before, {len(dataset)} images; nothing to do")
-        return dataset
-    words_path = _words(config, parts, out)
-    tasks = [
-        Task(part, str(out / f"regions-{number:05d}.tar"), str(words_path), config) for number, part in enumerate(parts)
-    ]
-    waiting = [task for task in tasks if not _is_done(task)]
-    done = total - sum(task.part.count for task in waiting)
-    if done:
-        print(f"{done} of {total} images were extracted before")
-    for _ in run_tasks(extract_shard, waiting, config.processes, total, "images", done):
-        pass
-    return _finish(out, tasks, words_path, plan)
+    if config.detector != "pixels":
+        names = ("detector", "weights", "detector_config", "class_names", "precision")
+        plan |= {name: getattr(config, name) for name in names}
+    return plan
 
 
-def _words(config: ExtractConfig, parts: list[Part], out: Path) -> Path:
-    """Fits the visual words on images spread over the whole input, or takes those that are given."""
-    path = out / "visual_words.npz"
-    if not path.exists():
-        if config.words_file:
-            words = load_words(config.words_file)
-        else:
-            print(f"fitting visual words on up to {SAMPLE_IMAGES} images")
-            words = fit_words(_sample_features(config, parts), config.words, config.seed)
-        words.save(path)
-    return path
+def _wait(ready: Callable[[], bool]) -> None:
+    """Until another rank has done something; where one fails, torchrun ends them all."""
+    while not ready():
+        time.sleep(PAUSE)
 
 
-def _sample_features(config: ExtractConfig, parts: list[Part]) -> np.ndarray:
+def _some_images(parts: list[Part], count: int) -> Iterator[np.ndarray]:
+    """Images spread over the whole input."""
     chosen = parts[:: max(1, len(parts) // 40)]
-    per_part = -(-SAMPLE_IMAGES // len(chosen))
-    features = []
+    per_part = -(-count // len(chosen))
     for part in chosen:
         step = max(1, part.count // per_part)
         for record in itertools.islice(read_records(part), 0, None, step):
-            try:
-                image = decode_image(record.data)
-            except BadImage:
-                continue
-            features.append(pixels.describe(image, pixels.detect(image, config.regions, config.seed)[0]))
-    if not features:
-        raise UserError(f"{config.images}: none of the images looked at can be decoded")
-    return np.concatenate(features)
-
-
-def _is_done(task: Task) -> bool:
-    return os.path.exists(task.path) and _skips_path(task.path).exists() and saved_index(task.path) is not None
-
-
-def _skips_path(path) -> Path:
-    """Where a shard's skipped images are noted until the data set is finished."""
-    return Path(path).with_suffix(".skipped.json")
+            with contextlib.suppress(BadImage):
+                yield decode_image(record.data)
 
 
 def extract_shard(task: Task) -> None:
-    """Writes one shard and the list of what it skipped."""
+    """A working process's shard, image by image."""
+    detector = make_detector(task.config)
+    detector.load(Path(task.path).parent)
+    _write(task, detector, map, 1, 1, advance)
+
+
+def _extract_in_batches(tasks: list[Task], detector: Detector, total: int) -> None:
+    """Shards one after another in this process, while others decode."""
+    size = tasks[0].config.batch_size if tasks else 1
+    bar = tqdm(total=total, initial=total - sum(task.part.count for task in tasks), unit=" images", mininterval=0.5)
+    with contextlib.closing(bar), worker_pool(tasks[0].config.processes if tasks else 1) as pool:
+        for task in tasks:
+            _write(task, detector, pool.map, size, WINDOW * size, bar.update)
+
+
+def _write(task: Task, detector: Detector, map_all, size: int, window: int, done: Callable) -> None:
+    """Writes one shard and the list of what it skipped.
+
+    map_all: `map`, or that of a pool, which begins at once; size: images of a batch; window: that are decoded together.
+    """
     skipped: list[dict] = []
-    words = load_words(task.words_path)
-    write_shard(task.path, _samples(task, words, skipped))
-    write_json(_skips_path(task.path), skipped)
+    write_shard(task.path, _samples(task, detector, map_all, size, window, done, skipped))
+    note_skipped(task.path, skipped)
 
 
-def _samples(task: Task, words, skipped: list[dict]):
+def _decoded(data: bytes) -> np.ndarray | BadImage:
+    try:
+        return decode_image(data)
+    except BadImage as error:
+        return error
+
+
+def _windows(task: Task, map_all, window: int, done: Callable, given) -> Iterator[Iterator[tuple[Record, object]]]:
+    """Records with their decoded images, a window being decoded while the one before is worked on."""
+    records, waiting = read_records(task.part), None
+    while chosen := list(itertools.islice(records, window)):
+        done(len(chosen))
+        if given is not None:
+            chosen = [record for record in chosen if plain_id(record.id) in given]
+        following = zip(chosen, map_all(_decoded, [record.data for record in chosen]), strict=True)
+        if waiting:
+            yield waiting
+        waiting = following
+    if waiting:
+        yield waiting
+
+
+def _samples(task: Task, detector: Detector, map_all, size: int, window: int, done: Callable, skipped: list[dict]):
     config, folder, keys = task.config, os.path.dirname(task.path), {}
     given = read_given_boxes(config.boxes) if config.boxes else None
-    for record in read_records(task.part):
-        advance()
-        if given is not None and plain_id(record.id) not in given:
-            continue
-        source = os.path.relpath(record.source, folder)
-        try:
-            image = decode_image(record.data)
-        except BadImage as error:
-            skipped.append({"id": record.id, "source": source, "reason": str(error)})
-            continue
-        key = safe_key(record.id)
-        keys[key] = keys.get(key, 0) + 1
-        if keys[key] > 1:
-            key = f"{key}+{keys[key]}"
-        height, width = image.shape[:2]
-        info = {"id": record.id, "width": width, "height": height, "source": source}
+    for records in _windows(task, map_all, window, done, given):
+        good = []
+        for record, image in records:
+            if isinstance(image, BadImage):
+                source = os.path.relpath(record.source, folder)
+                skipped.append({"id": record.id, "source": source, "reason": str(image)})
+            else:
+                good.append((record, image))
+        for (record, image), found in zip(good, _regions(detector, good, given, size), strict=True):
+            key = safe_key(record.id)
+            keys[key] = keys.get(key, 0) + 1
+            if keys[key] > 1:
+                key = f"{key}+{keys[key]}"
+            height, width = image.shape[:2]
+            source = os.path.relpath(record.source, folder)
+            info = {"id": record.id, "width": width, "height": height, "source": source}
+            if given is not None:
+                info["box_ids"] = given[plain_id(record.id)].ids
+            boxes = found.boxes / np.array([width, height, width, height], np.float32)
+            yield Sample(key, found.features, boxes, found.class_ids, found.class_probs, info, record.caption)
+
+
+def _regions(detector: Detector, good: list, given, size: int) -> list[Found]:
+    """The regions of each (record, image), found in batches of images of like shape."""
+    order = sorted(range(len(good)), key=lambda n: good[n][1].shape[0] / good[n][1].shape[1])
+    found: dict[int, Found] = {}
+    for begin in range(0, len(good), size):
+        batch = order[begin : begin + size]
+        images = [good[n][1] for n in batch]
         if given is None:
-            boxes, _ = pixels.detect(image, config.regions, config.seed)
+            regions = detector.detect(images)
         else:
-            boxes = given[plain_id(record.id)].inside(width, height)
-            info["box_ids"] = given[plain_id(record.id)].ids
-        features = pixels.describe(image, boxes)
-        class_ids, class_probs = words.classify(features)
-        scale = np.array([width, height, width, height], np.float32)
-        yield Sample(key, features, boxes / scale, class_ids, class_probs, info, record.caption)
+            sizes = (image.shape[1::-1] for image in images)
+            boxes = [given[plain_id(good[n][0].id)].inside(*of_image) for n, of_image in zip(batch, sizes, strict=True)]
+            regions = detector.describe(images, boxes)
+        found |= dict(zip(batch, regions, strict=True))
+    return [found[n] for n in range(len(good))]
 
 
-def _finish(out: Path, tasks: list[Task], words_path: Path, plan: dict) -> Dataset:
-    skipped = [line for task in tasks for line in read_json(_skips_path(task.path))]
-    paths = [task.path for task in tasks if len(saved_index(task.path))]
+def _finish(out: Path, tasks: list[Task], detector: Detector, plan: dict) -> Dataset:
+    made = [task.path for task in tasks]
+    skipped, paths = noted(made), [path for path in made if len(saved_index(path))]
     if not paths:
         if plan["boxes"]:
             raise UserError(f"{plan['images'][0][0]}: holds no image that {plan['boxes']} has boxes of")
         raise UserError(f"{plan['images'][0][0]}: none of the images can be decoded")
+    names = {"class_names": detector.class_names} if detector.class_names else {}
     dataset = finish_dataset(
         out,
         paths,
-        detector="pixels",
-        num_classes=len(load_words(words_path)),
-        extra={"plan": plan, "skipped": len(skipped)},
+        detector=detector.name,
+        num_classes=detector.num_classes,
+        extra={"plan": plan, "skipped": len(skipped)} | names,
     )
-    with whole_file(out / "skipped.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped)
-    for task in tasks:
-        _skips_path(task.path).unlink()
     if plan["boxes"] and len(dataset) + len(skipped) < len(read_given_boxes(plan["boxes"])):
         given = len(read_given_boxes(plan["boxes"]))
         print(f"{plan['boxes']}: {given - len(dataset) - len(skipped)} of its {given} images are not there")
-    for line in skipped[:10]:
-        print(f"skipped {line['source']}: {line['reason']}")
-    summary = f"{out}: {len(dataset)} images, {dataset.captions} with captions, in {len(paths)} shards"
-    print(summary + (f"; {len(skipped)} skipped, see {out / 'skipped.jsonl'}" if skipped else ""))
+    left_out = list_skipped(out, made, skipped, "source")
+    print(f"{out}: {len(dataset)} images, {dataset.captions} with captions, in {len(paths)} shards{left_out}")
     return dataset
 
 
 def run(config: ExtractConfig) -> None:
-    extract(config)
+    extract(config, launched())
 
 
 if __name__ == "__main__":
-    command(ExtractConfig, run, "shards.extract", "Images become region shards with the built-in detector.")
+    command(ExtractConfig, run, "shards.extract", "Images become region shards.")

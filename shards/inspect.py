@@ -12,9 +12,11 @@ from shards.files import whole_file
 from shards.flags import REQUIRED, command, flag
 from shards.images import SUFFIXES, BadImage, decode_image, read_source
 from shards.index import split_name
+from shards.pixels import iou
 from shards.reader import RegionReader
 from shards.sample import Sample
 
+OVERLAP = 0.4  # of an IoU; pretraining's own by default
 LONG_SIDE = 1000  # pixels of the drawn picture
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#000075")
 
@@ -49,6 +51,7 @@ def describe(config: InspectConfig, reader: RegionReader) -> str:
         f"classes     {classes}",
         f"regions     {regions.min()} to {regions.max()} an image, {regions.mean():.1f} on average "
         f"(over {len(looked_at)} images)",
+        f"overlap     {overlapping(looked_at):.1f} others overlap a region by an IoU of {OVERLAP} or more, on average",
     ]
     if dataset.num_classes:
         mass = np.mean([sample.class_probs.astype(float).sum(1).mean() for sample in looked_at])
@@ -62,8 +65,17 @@ def describe(config: InspectConfig, reader: RegionReader) -> str:
     return "\n".join(lines)
 
 
-def draw(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
-    """The image with its regions, the best drawn last, and a line on it. Without the image, a blank of its size."""
+def overlapping(samples: list[Sample]) -> float:
+    """How many regions of its image overlap a region so far that pretraining hides them with it, on the average."""
+    counts = [(iou(sample.boxes, sample.boxes) >= OVERLAP).sum(1) - 1 for sample in samples]
+    return float(np.concatenate(counts).mean())
+
+
+def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[Image.Image, str]:
+    """The image with its regions, the best drawn last, and a line on it. Without the image, a blank of its size.
+
+    names: of the classes, the first being the background.
+    """
     width, height = sample.info.get("width", 640), sample.info.get("height", 640)
     note = ""
     try:
@@ -84,11 +96,19 @@ def draw(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
         colour = COLOURS[number % len(COLOURS)]
         pen.rectangle(box, outline=colour, width=2 if number < 12 else 1)
         if number < 12:
-            pen.text((box[0] + 3, box[1] + 1), str(number), fill=colour, stroke_width=1, stroke_fill="white")
+            label = f"{number} {_class_of(sample, number, names)}" if names else str(number)
+            pen.text((box[0] + 3, box[1] + 1), label, fill=colour, stroke_width=1, stroke_fill="white")
     return (
         image,
         f"{sample.info.get('id', sample.key)}: {len(sample.boxes)} regions, {width} x {height}{note}",
     )
+
+
+def _class_of(sample: Sample, region: int, names: list[str]) -> str:
+    """The name of a region's likeliest class but for the background, with its probability."""
+    pairs = zip(sample.class_ids[region].tolist(), sample.class_probs[region].tolist(), strict=True)
+    number, share = next(((number, share) for number, share in pairs if number), (0, 0.0))
+    return f"{names[number]} {share:.0%}"
 
 
 def run(config: InspectConfig) -> None:
@@ -109,7 +129,7 @@ def run(config: InspectConfig) -> None:
     if config.check:
         print(f"checksums   all {len(dataset.shards)} right")
     sample = reader[number]
-    image, line = draw(sample, dataset.folder)
+    image, line = draw(sample, dataset.folder, dataset.extra.get("class_names"))
     path = Path(config.picture or dataset.folder / "inspect.png")
     with whole_file(path) as file:
         image.save(file, "PNG")

@@ -1,6 +1,7 @@
 """Work divided over processes, with one progress bar and clean ends for errors and Ctrl-C."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import signal
 
@@ -23,22 +24,33 @@ def advance(amount: int = 1) -> None:
         _counter.value += amount
 
 
-def run_tasks(function, tasks: list, processes: int, total: int, unit: str, done: int = 0):
+@contextlib.contextmanager
+def worker_pool(processes: int, counter=None):
+    """A pool of processes that leave an interrupt to the one that started them; a lost one is a UserError."""
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(
+        max_workers=processes, mp_context=context, initializer=_start, initargs=(counter,)
+    )
+    try:
+        yield pool
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError(
+            "a working process was killed (out of memory?); run again to go on, or use fewer --processes"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_tasks(function, tasks: list, processes: int, total: int | None, unit: str, done: int = 0):
     """Yields (index, function(task)) as the tasks finish, in `processes` processes (1: in one, all the same).
 
-    total and done are in the unit that tasks report by `advance`. A UserError of a task ends the run and is
-    raised here; what finished before it was yielded.
+    total (None: not known) and done are in the unit that tasks report by `advance`. A UserError of a task ends the run
+    and is raised here; what finished before it was yielded.
     """
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", done)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        max_workers=max(1, min(processes, len(tasks))),
-        mp_context=context,
-        initializer=_start,
-        initargs=(counter,),
-    )
-    bar = tqdm(total=total, initial=done, unit=f" {unit}", mininterval=0.5, dynamic_ncols=True)
-    try:
+    counter = multiprocessing.get_context("spawn").Value("q", done)
+    scaled = unit == "B"
+    bar = tqdm(total=total, initial=done, unit=unit if scaled else f" {unit}", unit_scale=scaled, mininterval=0.5)
+    with worker_pool(max(1, min(processes, len(tasks))), counter) as pool, contextlib.closing(bar):
         waiting = {pool.submit(function, task): index for index, task in enumerate(tasks)}
         while waiting:
             finished, _ = concurrent.futures.wait(waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -46,10 +58,3 @@ def run_tasks(function, tasks: list, processes: int, total: int, unit: str, done
             for future in finished:
                 yield waiting.pop(future), future.result()
         bar.update(counter.value - bar.n)
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError(
-            "a working process was killed (out of memory?); run again to go on, or use fewer --processes"
-        ) from None
-    finally:
-        bar.close()
-        pool.shutdown(wait=True, cancel_futures=True)

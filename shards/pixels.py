@@ -120,7 +120,7 @@ def _box_sums(table: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return _at(table, y2, x2) - _at(table, y1, x2) - _at(table, y2, x1) + _at(table, y1, x1)
 
 
-def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(n, m) overlaps."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
@@ -130,7 +130,7 @@ def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _distinct(boxes: np.ndarray, overlap: float = 0.85) -> np.ndarray:
     """Indexes of boxes, best first, that lie on no better one."""
-    close = _iou(boxes, boxes) > overlap
+    close = iou(boxes, boxes) > overlap
     kept = np.zeros(len(boxes), bool)
     for i in range(len(boxes)):
         kept[i] = not (close[i] & kept).any()

@@ -12,6 +12,12 @@ from safetensors.torch import load_file
 SABOTAGE = Path(__file__).parent / "sabotage.py"
 
 
+def python(*arguments) -> subprocess.CompletedProcess:
+    """`python -m ARGUMENTS` in a process of one thread, to its end."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

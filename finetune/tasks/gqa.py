@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
-from finetune.official import read_annotations, take
+from finetune.official import find_file, read_annotations, take
 from finetune.task import Example, part_scores
 
 MINVAL = 3000  # questions of train and val together, the last by id
@@ -20,12 +21,12 @@ class GQA(AnsweringTask):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         if split in ("trainval", "minval"):
-            rest, minval = held_out_by_id(read(folder, "train") + read(folder, "val"), MINVAL, 0.1)
+            rest, minval = held_out_by_id(read_trainval(folder), MINVAL, 0.1)
             return minval if split == "minval" else rest
         return read(folder, split)
 
     def right_answers(self, folder: Path) -> list[str]:
-        return [answer for split in ("train", "val") for example in read(folder, split) for answer in example.target]
+        return [answer for example in read_trainval(folder) for answer in example.target]
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
@@ -37,9 +38,19 @@ class GQA(AnsweringTask):
         return json.dumps([{"questionId": example.id, "prediction": said} for example, said in pairs])
 
 
+def read_trainval(folder: Path) -> list[Example]:
+    """The questions of train and val, from the official files or, where these are not, the published code's."""
+    official = find_file(folder, "train_balanced_questions.json").exists()
+    if not official and processed.has_questions(folder, "trainval"):
+        return _from_processed(folder, "trainval")
+    return read(folder, "train") + read(folder, "val")
+
+
 def read(folder: Path, split: str) -> list[Example]:
     """The questions of one official file, in its order. An answer is the official one to the letter."""
-    path = folder / f"{split}_balanced_questions.json"
+    path = find_file(folder, f"{split}_balanced_questions.json")
+    if not path.exists() and processed.has_questions(folder, split):
+        return _from_processed(folder, split)
     examples = []
     for question, record in read_annotations(path).items():
         where = f"{path}, question {question}"
@@ -57,6 +68,13 @@ def read(folder: Path, split: str) -> list[Example]:
     return examples
 
 
+def _from_processed(folder: Path, split: str) -> list[Example]:
+    return [
+        Example(str(found.id), found.text or "", (found.image,), found.target, facts={"type": None})
+        for found in processed.questions(folder, split).values()
+    ]
+
+
 TASKS = (
     GQA(
         name="gqa",
@@ -69,5 +87,7 @@ TASKS = (
         lr=4e-5,
         images="genome",
         splits=("trainval", "minval", "train", "val", "testdev"),
+        annotated="train_balanced_questions.json",
+        files=tuple(f"{split}_balanced_questions.json" for split in ("train", "val", "testdev")),
     ),
 )

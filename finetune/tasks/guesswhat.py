@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.official import read_lines, take, take_box, unique
+from finetune.official import find_file, read_lines, take, take_box, unique
 from finetune.pointing import PointingTask
 from finetune.task import Example
 from shards.errors import UserError
@@ -16,7 +16,7 @@ class GuessWhat(PointingTask):
     successful_only: bool = False
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = folder / f"guesswhat.{split}.jsonl"
+        path = find_file(folder, f"guesswhat.{split}.jsonl")
         examples = []
         for where, game in read_lines(path):
             if self.successful_only and take(game, "status", str, where) != "success":
@@ -60,5 +60,6 @@ TASKS = (
         lr=2e-5,
         images="coco",
         splits=("train", "valid", "test"),
+        files=tuple(f"guesswhat.{split}.jsonl" for split in ("train", "valid", "test")),
     ),
 )

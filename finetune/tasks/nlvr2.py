@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.classes import LabelTask
-from finetune.official import read_lines, take, unique
+from finetune.official import find_file, read_lines, take, unique
 from finetune.task import Example
 from shards.errors import UserError
 
@@ -17,7 +17,7 @@ class NLVR2(LabelTask):
     """Identifiers are SPLIT-SET-PAIR-SENTENCE; what stands before the last part names the two images."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = folder / f"{split}.json"
+        path = find_file(folder, f"{split}.json")
         examples = []
         for where, record in read_lines(path):
             identifier = take(record, "identifier", str, where)
@@ -55,6 +55,7 @@ TASKS = (
         lr=2e-5,
         images="nlvr2",
         splits=("train", "dev", "test1"),
+        files=("train.json", "dev.json", "test1.json"),
         labels=("False", "True"),
     ),
 )

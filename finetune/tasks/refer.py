@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.boxes import iou
-from finetune.official import read_annotations, read_pickle, take, take_box, unique
+from finetune.official import find_file, read_annotations, read_pickle, take, take_box, unique
 from finetune.task import Box, Example, Task
 from shards.errors import UserError
 
@@ -19,14 +19,12 @@ INSTANCES = "instances.json"
 class ReferringExpressions(Task):
     """Predictions: the chosen boxes, (n, 4) in pixels; right is an IoU above 0.5 with the one that is meant.
 
-    file: the official pickle of expressions.
+    files: the official pickle of expressions, and the instances that it refers to.
     """
-
-    file: str = ""
 
     def instances(self, folder: Path) -> tuple[dict[int, tuple[int, Box]], dict[int, dict]]:
         """Annotation id -> (image id, box), and image id -> its record, of the file that belongs to the pickle."""
-        path = folder / INSTANCES
+        path = find_file(folder, INSTANCES)
         known = read_annotations(path)
         boxes = {}
         for number, record in enumerate(take(known, "annotations", list, str(path))):
@@ -46,7 +44,7 @@ class ReferringExpressions(Task):
         return found
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path, instances = folder / self.file, folder / INSTANCES
+        path, instances = find_file(folder, self.files[0]), find_file(folder, INSTANCES)
         boxes, sizes = self.instances(folder)
         examples = []
         for number, record in enumerate(read_pickle(path)):
@@ -81,12 +79,11 @@ class ReferringExpressions(Task):
 
 
 _SETTINGS = {"group": "G3", "head": "regions", "words": 20, "batch_size": 256, "lr": 2e-5, "images": "coco"}
-_SPLITS = ("train", "val", "testA", "testB")
+_UNC = {"splits": ("train", "val", "testA", "testB"), "files": ("refs(unc).p", INSTANCES)}
+_UMD = {"splits": ("train", "val", "test"), "files": ("refs(umd).p", INSTANCES)}
 
 TASKS = (
-    ReferringExpressions(name="refcoco", title="RefCOCO", token=9, splits=_SPLITS, file="refs(unc).p", **_SETTINGS),
-    ReferringExpressions(name="refcoco+", title="RefCOCO+", token=10, splits=_SPLITS, file="refs(unc).p", **_SETTINGS),
-    ReferringExpressions(
-        name="refcocog", title="RefCOCOg", token=11, splits=("train", "val", "test"), file="refs(umd).p", **_SETTINGS
-    ),
+    ReferringExpressions(name="refcoco", title="RefCOCO", token=9, **_UNC, **_SETTINGS),
+    ReferringExpressions(name="refcoco+", title="RefCOCO+", token=10, **_UNC, **_SETTINGS),
+    ReferringExpressions(name="refcocog", title="RefCOCOg", token=11, **_UMD, **_SETTINGS),
 )

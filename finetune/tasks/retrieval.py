@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.official import read_annotations, take, unique
+from finetune.official import find_file, read_annotations, take, unique
+from finetune.processed import captions
 from finetune.task import Example, Task
 
 PLACES = (1, 5, 10)
@@ -18,29 +19,30 @@ AT_ONCE = 1000  # images that one evaluation ranks, COCO's usual protocol
 class Retrieval(Task):
     """An example is a caption with its image. Predictions: scores float (captions, images), images in order of coming.
 
-    file: the official file; its `cocoid`, or the stem of its file name, is an image's id. val and test are the first
+    An image's id is its `cocoid` in the official file, or the stem of its file name. val and test are the first
     thousand images, val5k and test5k all of them, fold0 to fold4 the test's five thousands.
     """
 
-    file: str = ""
-
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = folder / self.file
+        path = find_file(folder, self.files[0])
+        images = self._images(path, split) if path.exists() or not _lines(folder, split) else _processed(folder, split)
+        examples = []
+        for name, sentences in images[_thousand(split)]:
+            examples += [Example(sentence, text.strip(), (name,)) for sentence, text in sentences]
+        unique((example.id for example in examples), str(path))
+        return examples
+
+    def _images(self, path: Path, split: str) -> list[tuple[str, list[tuple[int, str]]]]:
+        """(image, [(id, text) of its captions]) of the official file."""
         wanted = {"train": ("train", "restval"), "val": ("val",), "val5k": ("val",)}.get(split, ("test",))
         images = []
         for number, image in enumerate(take(read_annotations(path), "images", list, str(path))):
             where = f"{path}, image {number}"
             if take(image, "split", str, where) in wanted:
-                images.append((where, image))
-        examples = []
-        for where, image in images[_thousand(split)]:
-            name = str(image["cocoid"]) if "cocoid" in image else Path(take(image, "filename", str, where)).stem
-            for sentence in take(image, "sentences", list, where):
-                examples.append(
-                    Example(take(sentence, "sentid", int, where), take(sentence, "raw", str, where).strip(), (name,))
-                )
-        unique((example.id for example in examples), str(path))
-        return examples
+                name = str(image["cocoid"]) if "cocoid" in image else Path(take(image, "filename", str, where)).stem
+                sentences = take(image, "sentences", list, where)
+                images.append((name, [(take(s, "sentid", int, where), take(s, "raw", str, where)) for s in sentences]))
+        return images
 
     def scores(self, examples: Sequence[Example], predictions: np.ndarray) -> dict[str, np.ndarray]:
         """R@k of images for each caption, then (TR@k) of captions for each image. Equal scores count against."""
@@ -56,6 +58,19 @@ class Retrieval(Task):
         names = list(dict.fromkeys(example.images[0] for example in examples))
         best = np.argsort(-predictions, axis=1, kind="stable")[:, : PLACES[-1]]
         return json.dumps({e.id: [names[n] for n in row] for e, row in zip(examples, best.tolist(), strict=True)})
+
+
+def _lines(folder: Path, split: str) -> list[Path]:
+    """The published code's files of a split: a thousand images each in evaluation."""
+    part = {"train": "train", "val": "val_set*", "val5k": "val_set*"}.get(split, "test_set*")
+    name = f"all_data_final_{part}_2014.jsonline"
+    return sorted(folder.glob(name)) or sorted(folder.glob(f"*/{name}"))
+
+
+def _processed(folder: Path, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(image, [(id, text) of its captions]) of the published code's files; captions have no ids of their own there."""
+    images = (image for path in _lines(folder, split) for image in captions(path))
+    return [(name, [(f"{name}-{n}", text) for n, text in enumerate(texts)]) for name, texts in images]
 
 
 def _thousand(split: str) -> slice:
@@ -93,7 +108,8 @@ TASKS = (
         token=7,
         images="coco",
         splits=("train", "val", "test", "val5k", "test5k", *_FOLDS),
-        file="dataset_coco.json",
+        files=("dataset_coco.json",),
+        published="cocoRetreival",
         **_SETTINGS,
     ),
     Retrieval(
@@ -102,7 +118,8 @@ TASKS = (
         token=8,
         images="flickr",
         splits=("train", "val", "test"),
-        file="dataset_flickr30k.json",
+        files=("dataset_flickr30k.json",),
+        published="flickr30k",
         **_SETTINGS,
     ),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.classes import LabelTask
-from finetune.official import read_lines, take, unique
+from finetune.official import find_file, read_lines, take, unique
 from finetune.task import Example, part_scores
 from shards.errors import UserError
 
@@ -21,7 +21,7 @@ class VisualEntailment(LabelTask):
     """Splits as the official files name them."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = folder / f"snli_ve_{split}.jsonl"
+        path = find_file(folder, f"snli_ve_{split}.jsonl")
         examples = []
         for where, record in read_lines(path):
             label = take(record, "gold_label", str, where)
@@ -59,6 +59,8 @@ TASKS = (
         lr=2e-5,
         images="flickr",
         splits=("train", "dev", "test"),
+        files=tuple(f"snli_ve_{split}.jsonl" for split in ("train", "dev", "test")),
+        published="visual_entailment",
         labels=("contradiction", "neutral", "entailment"),
     ),
 )

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.answers import normalise
-from finetune.official import read_annotations, take, unique
+from finetune.official import find_file, read_annotations, take, unique
 from finetune.task import Example
 
 HELD_OUT = 5000  # questions, the last by id
+PROCESSED = ("trainval", "train", "val")  # pickles of the published code, the first instead of the others
 
 
 @dataclass(frozen=True)
@@ -20,22 +22,7 @@ class VisualGenomeQA(AnsweringTask):
     """An answer outside the vocabulary has a target of zeros and counts as wrong."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = folder / "question_answers.json"
-        examples = []
-        for number, image in enumerate(read_annotations(path)):
-            for place, record in enumerate(take(image, "qas", list, f"{path}, image {number}")):
-                where = f"{path}, image {number}, question {place}"
-                answer = normalise(take(record, "answer", str, where))
-                examples.append(
-                    Example(
-                        take(record, "qa_id", int, where),
-                        take(record, "question", str, where),
-                        (str(take(record, "image_id", int, where)),),
-                        {answer: 1.0},
-                    )
-                )
-        unique((example.id for example in examples), str(path))
-        train, val = held_out_by_id(examples, HELD_OUT, 0.1)
+        train, val = held_out_by_id(read(folder), HELD_OUT, 0.1)
         return train if split == "train" else val
 
     def right_answers(self, folder: Path) -> list[str]:
@@ -48,6 +35,29 @@ class VisualGenomeQA(AnsweringTask):
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
         pairs = zip(examples, predictions, strict=True)
         return json.dumps([{"qa_id": example.id, "answer": said} for example, said in pairs])
+
+
+def read(folder: Path) -> list[Example]:
+    """All questions, from the official file or, where it is not, the published code's."""
+    path = find_file(folder, "question_answers.json")
+    if not path.exists() and processed.has_questions(folder, *PROCESSED):
+        found = processed.questions(folder, *PROCESSED).values()
+        return [Example(each.id, each.text or "", (each.image,), each.target) for each in found]
+    examples = []
+    for number, image in enumerate(read_annotations(path)):
+        for place, record in enumerate(take(image, "qas", list, f"{path}, image {number}")):
+            where = f"{path}, image {number}, question {place}"
+            answer = normalise(take(record, "answer", str, where))
+            examples.append(
+                Example(
+                    take(record, "qa_id", int, where),
+                    take(record, "question", str, where),
+                    (str(take(record, "image_id", int, where)),),
+                    {answer: 1.0},
+                )
+            )
+    unique((example.id for example in examples), str(path))
+    return examples
 
 
 TASKS = (
@@ -63,5 +73,8 @@ TASKS = (
         images="genome",
         splits=("train", "val"),
         at_least=9,
+        annotated="question_answers.json",
+        files=("question_answers.json",),
+        published="visual_genome",
     ),
 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.official import read_annotations, take, unique
+from finetune.official import find_file, read_annotations, take, unique
 from finetune.pointing import PointingTask
 from finetune.task import Example
 from shards.errors import UserError
@@ -14,7 +14,7 @@ class Visual7W(PointingTask):
     """The candidates stand in the order of their ids, so that no place in it is the right one's."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = folder / "dataset_v7w_pointing.json"
+        path = find_file(folder, "dataset_v7w_pointing.json")
         value = read_annotations(path)
         boxes = {}
         for number, record in enumerate(take(value, "boxes", list, str(path))):
@@ -59,5 +59,6 @@ TASKS = (
         lr=2e-5,
         images="visual7w",
         splits=("train", "val", "test"),
+        files=("dataset_v7w_pointing.json",),
     ),
 )

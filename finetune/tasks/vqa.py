@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
-from finetune.answers import soft_scores, vqa_accuracy
-from finetune.official import read_annotations, take, unique
+from finetune.answers import normalise, soft_scores, vqa_accuracy
+from finetune.official import find_file, read_annotations, take, unique
 from finetune.task import Example, part_scores
 from shards.errors import UserError
 
@@ -36,6 +37,10 @@ class VQA(AnsweringTask):
         ]
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
+        """The official accuracy; where the ten answers are not known, the target of the answer that was given."""
+        if any("answers" not in example.facts for example in examples):
+            pairs = zip(examples, predictions, strict=True)
+            return {"soft score": np.array([example.target.get(normalise(said), 0.0) for example, said in pairs])}
         values = np.array(
             [vqa_accuracy(said, example.facts["answers"]) for said, example in zip(predictions, examples, strict=True)]
         )
@@ -51,33 +56,43 @@ _YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev"
 
 def annotations(folder: Path, split: str):
     """(place for messages, record) of every annotation of train or val."""
-    path = folder / f"v2_mscoco_{_YEARS[split]}_annotations.json"
+    path = _annotation_file(folder, split)
     for number, record in enumerate(take(read_annotations(path), "annotations", list, str(path))):
         yield f"{path}, annotation {number}", record
 
 
+def _annotation_file(folder: Path, split: str) -> Path:
+    return find_file(folder, f"v2_mscoco_{_YEARS[split]}_annotations.json")
+
+
+def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict]]:
+    """Question -> (target, facts), from the annotations or, where these are not, the published code's targets."""
+    if not _annotation_file(folder, split).exists() and processed.has_questions(folder, "trainval", split):
+        return {
+            question: (found.target, {}) for question, found in processed.questions(folder, "trainval", split).items()
+        }
+    answered = {}
+    for where, record in annotations(folder, split):
+        question = take(record, "question_id", int, where)
+        if question in answered:
+            raise UserError(f"{where}: question_id {question} stands there twice")
+        answers = [take(a, "answer", str, f"{where}, answers") for a in take(record, "answers", list, where)]
+        facts = {"answers": answers, "answer_type": take(record, "answer_type", str, where)}
+        answered[question] = soft_scores(answers), facts
+    return answered
+
+
 def read(folder: Path, split: str) -> list[Example]:
     """The questions of one official file, with their answers where there is a file of these."""
-    path = folder / f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json"
-    answered = {}
-    if split in ("train", "val"):
-        for where, record in annotations(folder, split):
-            question = take(record, "question_id", int, where)
-            if question in answered:
-                raise UserError(f"{where}: question_id {question} stands there twice")
-            answers = take(record, "answers", list, where)
-            answered[question] = {
-                "answers": [take(answer, "answer", str, f"{where}, answers") for answer in answers],
-                "answer_type": take(record, "answer_type", str, where),
-            }
+    path = find_file(folder, f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
+    answered = _answers(folder, split) if split in ("train", "val") else {}
     examples = []
     for number, record in enumerate(take(read_annotations(path), "questions", list, str(path))):
         where = f"{path}, question {number}"
         question = take(record, "question_id", int, where)
         if split in ("train", "val") and question not in answered:
             raise UserError(f"{where}: question_id {question} has no annotation in v2_mscoco_{_YEARS[split]}")
-        facts = answered.get(question, {})
-        target = soft_scores(facts["answers"]) if facts else None
+        target, facts = answered.get(question, (None, {}))
         image = str(take(record, "image_id", int, where))
         examples.append(Example(question, take(record, "question", str, where), (image,), target, facts=facts))
     unique((example.id for example in examples), str(path))
@@ -97,5 +112,11 @@ TASKS = (
         images="coco",
         splits=("trainval", "minval", "train", "val", "test", "test-dev"),
         at_least=9,
+        annotated="v2_mscoco_train2014_annotations.json",
+        files=(
+            *(f"v2_OpenEnded_mscoco_{year}_questions.json" for year in _YEARS.values()),
+            *(f"v2_mscoco_{year}_annotations.json" for year in ("train2014", "val2014")),
+        ),
+        published="VQA",
     ),
 )

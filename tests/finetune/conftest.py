@@ -1,17 +1,9 @@
 """A small world, made once for the tests of fine-tuning, and a short pretraining run on it."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from launching import python
 
 SIZES = ("--pairs", "60", "--examples", "80", "--evaluation", "20", "--one_in", "100000")
-
-
-def python(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture(scope="session")

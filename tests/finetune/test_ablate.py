@@ -49,7 +49,7 @@ def test_a_failed_run_is_told_with_its_log(world, tmp_path, run_command):
     flags = ["--suite", "table11", "--data", world, "--out", tmp_path, "--init", "nowhere", "--seeds", 1]
     status, _, err = run_command("finetune.ablate", *flags)
     assert status == 2 and "mt.log: python -m finetune.mt ended with status 2" in err
-    assert "--init nowhere: holds no whole checkpoint" in err
+    assert "--init nowhere: no such file or directory" in err
 
 
 def made_run(folder, seed, values) -> Run:

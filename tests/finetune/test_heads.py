@@ -1,15 +1,15 @@
 """Heads and losses of the twelve tasks against the published implementation's outputs."""
 
-import json
+import shutil
 
 import pytest
 import torch
 from conftest import PARITY
 
-from finetune.heads import OPTIONS, PADDING, UNUSED_HEAD, TaskInputs, TaskModel, our_head_name
+from finetune.heads import OPTIONS, PADDING, TaskInputs, TaskModel
 from finetune.losses import example_losses
-from pretrain.config import model_config_from
-from pretrain.published import from_published
+from finetune.start import choose_start
+from pretrain.published import our_name
 
 
 def close(ours, theirs, tolerance=1e-5):
@@ -17,14 +17,20 @@ def close(ours, theirs, tolerance=1e-5):
 
 
 @pytest.fixture(scope="module")
-def model(parity):
-    config = model_config_from(json.loads((PARITY / "config.json").read_text()), "config.json")
-    weights, rest = from_published(parity["tasks_weights"])
-    heads = {our_head_name(name): parity["tasks_weights"][name] for name in rest if not name.startswith(UNUSED_HEAD)}
-    assert None not in heads
-    model = TaskModel(config.replace(task_tokens=20), {"vqa": 3129, "gqa": 1533}).eval()
-    # Strict: every weight of ours has one published, and every published one but the pretraining heads' has a place.
-    model.load_state_dict({name: value for name, value in weights.items() if name.startswith("encoder.")} | heads)
+def model(parity, tmp_path_factory):
+    """The published weights by way of --init, with nothing missing and no weight of a used head without a place."""
+    folder = tmp_path_factory.mktemp("published")
+    torch.save(parity["tasks_weights"], folder / "multi_task_model.bin")
+    shutil.copy(PARITY / "config.json", folder)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{n}" for n in range(195))]
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    start = choose_start(str(folder / "multi_task_model.bin"), None, None, (), 24)
+    assert start.kind == "AT->ST"
+    assert start.weights.heads == {"vqa": 3129, "gqa": 1533, "nlvr2": 2, "retrieval": 1, "entailment": 3, "pointing": 1}
+    model = TaskModel(start.sizes, {"vqa": 3129, "gqa": 1533}).eval()
+    missing, left_over = start.load(model)
+    assert missing == []
+    assert all(".q_dense" in n or n.startswith(("linguisic", "words", "regions", "alignment")) for n in left_over)
     return model
 
 
@@ -68,6 +74,16 @@ def test_every_head(parity, scores):
     close(scores("candidates", candidates=3), scores("regions")[:, -3:])
 
 
+def test_bf16_stays_within_its_bounds(parity, scores):
+    """The bounds that docs/published.md states, as shares of an output's largest value."""
+    theirs = parity["outputs"]
+    with torch.autocast("cpu", torch.bfloat16):
+        for head, name in (("vqa", "prediction"), ("gqa", "prediction_gqa"), ("entailment", "tri_prediction")):
+            published = theirs[f"task_vil_{name}"]
+            error = (scores(head).float() - published).abs() / published.abs().max()
+            assert 0 < error.mean() < 3e-3 and error.max() < 1.5e-2, (head, error.mean(), error.max())
+
+
 def test_every_loss(parity, scores):
     theirs = parity["outputs"]
     close(example_losses("vqa", scores("vqa"), theirs["target_vqa"]).mean(), theirs["loss_vqa"], 1e-3)
@@ -109,6 +125,10 @@ def test_padding_adds_nothing_to_a_loss_and_is_never_chosen(parity, model):
 
 
 def test_published_names():
-    assert our_head_name("vil_prediction.logit_fc.3.bias") == "heads.vqa.decoder.bias"
-    assert our_head_name("vil_prediction_gqa.logit_fc.0.weight") == "heads.gqa.dense.weight"
-    assert our_head_name("linguisic_logit.weight") is None and our_head_name("bert.x") is None
+    assert our_name("vil_prediction.logit_fc.3.bias") == ("heads.vqa.decoder.bias", None)
+    assert our_name("vil_prediction_gqa.logit_fc.0.weight") == ("heads.gqa.dense.weight", None)
+    assert our_name("bert.encoder.c_layer.12.biattention.value2.bias") == (
+        "encoder.connections.12.text_query_key_value.bias",
+        2,
+    )
+    assert our_name("linguisic_logit.weight") is None and our_name("bert.x") is None

@@ -250,7 +250,7 @@ MISTAKES = [
     (["--regime", "dgs"], "--regime dgs: should be one of dsg, round_robin"),
     (["--gap", 0], "--gap 0: should be 1 or more"),
     (["--data", "nowhere", "--tasks", "g4"], "nowhere/nlvr2: no such folder"),
-    (["--init", "nowhere"], "--init nowhere: holds no whole checkpoint"),
+    (["--init", "nowhere"], "--init nowhere: no such file or directory"),
     (["--tasks", "g4", "--gqa_answers", "x.json"], "--gqa_answers x.json: none of the tasks has answers of this kind"),
 ]
 

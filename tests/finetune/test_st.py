@@ -154,7 +154,7 @@ MISTAKES = [
     (["--task", "refcoc"], "--task refcoc: should be one of vqa, vgqa"),
     (["--data", "nowhere"], "nowhere/refcoco: no such folder; it should hold the official files of RefCOCO"),
     (["--train_split", "trainn"], "--split trainn: refcoco has train, val, testA, testB"),
-    (["--init", "nowhere"], "--init nowhere: holds no whole checkpoint"),
+    (["--init", "nowhere"], "--init nowhere: no such file or directory"),
     (["--answers", "x.json"], "--answers x.json: refcoco has no answers to choose from"),
     (["--epochs", 0], "--epochs 0: should be 1 or more"),
     (["--lr", "abc"], "--lr abc: should be a number"),
@@ -228,6 +228,6 @@ def test_a_split_without_answers_is_submitted_and_not_scored(st, run_command, tm
     said = json.loads((tmp_path / "vqa.json").read_text())
     assert status == 0 and len(said) > 20 and set(said[0]) == {"question_id", "answer"}
     status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world, "--task", "vqa")
-    assert status == 2 and "was not trained on vqa" in err
+    assert status == 2 and "has no heads of tasks, and vqa needs its own" in err
     status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world)
     assert status == 2 and "--task should say which" in err

@@ -31,7 +31,7 @@ def config():
 def pretraining(parity, config):
     model = PretrainingModel(config).eval()
     weights, unknown = from_published(parity["pretrain_weights"])
-    assert unknown == []
+    assert all(".q_dense" in name for name in unknown)
     model.load_state_dict(weights)
     return model
 
@@ -39,7 +39,7 @@ def pretraining(parity, config):
 @pytest.fixture
 def tasks(parity, config):
     weights, unknown = from_published(parity["tasks_weights"])
-    assert all(name.startswith(("vil_", "vision_logit", "linguisic_logit")) for name in unknown)
+    assert all(".q_dense" in name or name.startswith("linguisic_logit") for name in unknown)
     model = TwoStream(config.replace(task_tokens=20)).eval()
     model.load_state_dict({name[8:]: value for name, value in weights.items() if name.startswith("encoder.")})
     return model

@@ -25,8 +25,11 @@ def right(results):
 
 @pytest.fixture
 def small(tmp_path):
-    """A data set of 44 pairs, 40 of them to train on: five steps an epoch."""
-    make_dataset(tmp_path / "data", (27, 17))
+    """A data set of 44 pairs, 40 of them to train on: five steps an epoch.
+
+    Of so many classes that a divergence is well above the rounding of its terms, which nearly cancel among few.
+    """
+    make_dataset(tmp_path / "data", (27, 17), classes=200)
     return ["--data", tmp_path / "data", *FLAGS]
 
 
@@ -41,9 +44,7 @@ def test_ranks_and_accumulation_change_no_number(small, tmp_path, precision, of_
     assert len({line["loss"] for line in one}) == 10
     for name in ("ranks", "parts", "uneven"):
         for mine, other in zip(one, lines_of(tmp_path / name), strict=True):
-            # The three parts of the loss are sums of it: an error of one of them counts by the whole.
-            near = {value: pytest.approx(other[value], rel=of_losses, abs=of_losses * mine["loss"]) for value in NAMES}
-            assert all(mine[value] == near[value] for value in NAMES), (name, mine, other)
+            assert all(mine[value] == pytest.approx(other[value], rel=of_losses) for value in NAMES)
         held_out = [lines_of(tmp_path / run, "validation")[-1] for run in ("one", name)]
         assert held_out[0] == pytest.approx(held_out[1], rel=10 * of_losses)
         if of_weights:

@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from shards.dataset import open_dataset, read_captions
+from shards.inspect import overlapping
 from shards.reader import RegionReader
+from shards.sample import Sample
 from shards.world.scenes import draw_scene, make_scene
 
 
@@ -188,6 +190,12 @@ def row(image_id="1", columns=10, n=3, width=100, height=50, box=(0, 0, 99, 49),
     return "\t".join([image_id, str(height), str(width), *objects, str(n), boxes, values])
 
 
+def test_inspect_counts_the_regions_that_overlap():
+    boxes = np.float32([[0, 0, 0.4, 0.4], [0, 0, 0.4, 0.3], [0.5, 0.5, 1, 1]])
+    assert overlapping([Sample("a", np.zeros((3, 1)), boxes)]) == pytest.approx(2 / 3)
+    assert overlapping([Sample("a", np.zeros((1, 1)), boxes[:1])]) == 0
+
+
 @pytest.mark.parametrize("columns", [6, 10])
 def test_both_orders_of_columns(tmp_path, run_command, columns):
     (tmp_path / "f.tsv").write_text("".join(row(f"im{n}", columns) + "\n" for n in range(5)))
@@ -236,7 +244,9 @@ def test_a_bad_row_is_named_and_skipped_only_on_request(tmp_path, run_command, b
     assert status == 2 and "f.tsv, line 2" in err and words in err and "--on_bad_row skip" in err
     assert not (tmp_path / "stop" / "dataset.json").exists()
     status, out, err = run_command(*flags, tmp_path / "skip", "--on_bad_row", "skip")
-    assert status == 0 and "2 images in 1 shards; 1 rows skipped" in out and "line 2" in out + err
+    assert status == 0 and "2 images in 1 shards" in out and "1 skipped" in out and "f.tsv, line 2: " in out
+    (line,) = (tmp_path / "skip" / "skipped.jsonl").read_text().splitlines()
+    assert words in json.loads(line)["reason"]
 
 
 def test_the_real_features(tmp_path, real_data, run_command):

@@ -1,0 +1,111 @@
+"""python -m finetune.doctor --data DIR: which tasks a data folder is ready for, and what the others lack."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.official import find_file, plain_or_packed
+from finetune.regions import Regions, region_folder
+from finetune.scores import paper_samples
+from finetune.task import Task
+from finetune.tasks import choose_tasks
+from shards.errors import UserError
+from shards.flags import command, flag
+from shards.world import DEFAULT_WORLD, complete_world
+
+
+@dataclass
+class DoctorConfig:
+    """Flags of finetune.doctor."""
+
+    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
+    tasks: str = flag("all", "names or groups (g1 to g4) with commas between them, or all twelve")
+
+
+@dataclass
+class Finding:
+    """What is known of a task: a row a split, what stands in its way with the mend, and what is merely not there."""
+
+    task: Task
+    rows: list[tuple[str, int, int, int | None]] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+def examine(task: Task, data: str, opened: dict[Path, Regions | str]) -> Finding:
+    """Reads every split of a task and looks its images up. opened: region shards by folder, or what is wrong there."""
+    found, folder = Finding(task), task.folder(data)
+    if not folder.is_dir():
+        names = f"{folder}{f' (or {Path(data) / task.published})' if task.published else ''}"
+        found.gaps.append(f"no folder {names}: put {', '.join(task.files)} there")
+        return found
+    found.absent += [name for name in task.files if not plain_or_packed(find_file(folder, name)).exists()]
+    regions = _regions(region_folder(data, task.images), opened)
+    boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head == "candidates" else None
+    lost: dict[str, list[str]] = {}  # split -> images without regions
+    for split in task.splits:
+        try:
+            examples = task.read(folder, split)
+        except UserError as error:
+            if split in task.splits[:2]:  # of training and validation; the others are not needed to begin
+                found.gaps.append(f"{split}: {error}")
+            else:
+                found.absent.append(split)
+            continue
+        images = {image for example in examples for image in example.images}
+        lost[split] = [image for image in images if image not in regions] if isinstance(regions, Regions) else []
+        covered = len(images) - len(lost[split]) if isinstance(regions, Regions) else None
+        found.rows.append((split, len(examples), len(images), covered))
+    where = region_folder(data, task.images)
+    if isinstance(regions, str):
+        found.gaps.append(f"{regions}: python -m shards.extract IMAGES --out {where}, or shards.convert FEATURES")
+    for split, images in lost.items():
+        if images:
+            sentence = f"{split}: {len(images)} images without regions in {where}, {min(images)} for one"
+            mend = "extract or convert them into a folder in there, or --missing skip leaves their examples out"
+            (found.gaps if split in task.splits[:2] else found.absent).append(f"{sentence}; {mend}")
+    if isinstance(boxes, str):
+        out = region_folder(data, f"{task.name}_boxes")
+        found.gaps.append(
+            f"{boxes}: python -m finetune.given_boxes --task {task.name} --data {data} --out boxes.jsonl, "
+            f"then shards.extract IMAGES --boxes boxes.jsonl --out {out}"
+        )
+    return found
+
+
+def _regions(folder: Path, opened: dict[Path, Regions | str]) -> Regions | str:
+    if folder not in opened:
+        try:
+            opened[folder] = Regions(folder)
+        except UserError as error:
+            opened[folder] = str(error)
+    return opened[folder]
+
+
+def report(found: Finding) -> list[str]:
+    """A task's part of the table."""
+    paper, state = paper_samples(found.task), "ready" if not found.gaps else "with gaps" if found.rows else "not ready"
+    lines = [f"{found.task.name}: {state}"]
+    for split, examples, images, covered in found.rows:
+        published, covered = paper.get(split, ""), "-" if covered is None else covered
+        lines.append(f"  {split:<10} {examples:>9} {published:>9} {images:>9} {covered:>9}")
+    lines += [f"  not there: {what}" for what in found.absent]
+    return lines + [f"  to mend: {gap}" for gap in found.gaps]
+
+
+def run(config: DoctorConfig) -> int:
+    complete_world(config.data)
+    if not Path(config.data).is_dir():
+        raise UserError(f"--data {config.data}: no such folder")
+    print(f"{'':<12} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
+    opened: dict[Path, Regions | str] = {}
+    findings = []
+    for task in choose_tasks(config.tasks):
+        findings.append(examine(task, config.data, opened))
+        print("\n".join(report(findings[-1])), flush=True)
+    ready = sum(not found.gaps for found in findings)
+    print(f"{ready} of {len(findings)} tasks are ready")
+    return 0 if ready == len(findings) else 1
+
+
+if __name__ == "__main__":
+    command(DoctorConfig, run, "finetune.doctor", "Which tasks a data folder is ready for.")

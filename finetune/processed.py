@@ -1,0 +1,80 @@
+"""The published code's own forms of annotations, as its datasets.tar.gz has them where official files are not.
+
+cache/{train,val,trainval}_target.pkl    a list of {question_id, image_id, labels, scores}, some with `question`
+cache/trainval_label2ans.pkl             the answer of each label
+all_data_final_NAME_2014.jsonline        a line an image of retrieval: {id, img_path, sentences}
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.answers import ORDER, read_vocabulary
+from finetune.official import find_file, read_lines, read_pickle, take
+from shards.errors import UserError
+
+NUMBER = (int, float)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with {answer: score}; text: None where it stands in an official file alone."""
+
+    id: int | str
+    image: str
+    text: str | None
+    target: dict[str, float]
+
+
+def has_questions(folder: Path, *splits: str) -> bool:
+    return any(_target_file(folder, split).exists() for split in splits)
+
+
+def questions(folder: Path, *splits: str) -> dict[int | str, Question]:
+    """The questions of these splits (or of trainval, where it is one of them and there) by their ids."""
+    files = [path for split in splits if (path := _target_file(folder, split)).exists()]
+    vocabulary = _vocabulary(folder)
+    found: dict[int | str, Question] = {}
+    for path in files:
+        for number, record in enumerate(read_pickle(path)):
+            where = f"{path}, record {number}"
+            question = take(record, "question_id", (int, str), where)
+            if question in found:
+                raise UserError(f"{where}: question_id {question} stands there twice")
+            labels, scores = (take(record, name, list, where) for name in ("labels", "scores"))
+            if len(labels) != len(scores) or not all(isinstance(score, NUMBER) for score in scores):
+                raise UserError(f"{where}: labels and scores should be lists of the same length")
+            if not all(isinstance(label, int) and 0 <= label < len(vocabulary) for label in labels):
+                raise UserError(f"{where}: labels {labels} should be numbers below {len(vocabulary)}, of the answers")
+            text = take(record, "question", str, where) if "question" in record else None
+            image = str(take(record, "image_id", (int, str), where))
+            pairs = zip(labels, scores, strict=True)
+            target = {vocabulary[label]: float(score) for label, score in pairs}
+            found[question] = Question(question, image, text, target)
+        if path.name.startswith("trainval"):
+            break
+    return found
+
+
+def _target_file(folder: Path, split: str) -> Path:
+    return find_file(folder, f"cache/{split}_target.pkl")
+
+
+def _vocabulary(folder: Path) -> list[str]:
+    path = answer_file(folder)
+    if path is None:
+        raise UserError(f"{folder / ORDER[0]}: is not there; it says which answers the labels of the targets are")
+    return read_vocabulary(path).answers
+
+
+def answer_file(folder: Path) -> Path | None:
+    """The published code's file of its answers, where there is one."""
+    return next((path for name in ORDER if (path := find_file(folder, name)).exists()), None)
+
+
+def captions(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(image, its captions) of a file of retrieval; Flickr's images are called by the number in their path."""
+    for where, record in read_lines(path):
+        name = Path(take(record, "img_path", str, where)).stem
+        image = str(take(record, "id", (int, str), where)) if name.startswith("COCO_") else name
+        yield image, take(record, "sentences", list, where)

@@ -1,0 +1,94 @@
+"""python -m pretrain.convert SOURCE --out RUN: published weights become a run's, and (--to published) the reverse."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pretrain.checkpoint import best_checkpoint, save_weights
+from pretrain.config import ModelConfig
+from pretrain.model import TwoStream
+from pretrain.published import absent, to_published
+from pretrain.run_folder import CONFIG, clear_run
+from pretrain.weights import BERT, RUN, Weights, describe, find_weights, listed, take_weights
+from shards.errors import UserError
+from shards.files import whole_file, write_json
+from shards.flags import REQUIRED, command, flag
+
+FORMS = ("run", "published")
+
+
+@dataclass
+class ConvertConfig:
+    """Flags of pretrain.convert."""
+
+    source: str = flag(REQUIRED, "published weights, or a run's directory", first=True)
+    out: str = flag(REQUIRED, "a run's directory to be made, or (--to published) a .bin or .safetensors file")
+    to: str = flag("run", "the form of the result", choices=FORMS)
+    config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
+    tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
+
+
+def run(config: ConvertConfig) -> None:
+    """Reads, checks that nothing of the encoder is missing, and writes."""
+    found = find_weights(config.source, config.config)
+    if found.kind == BERT:
+        raise UserError(f"{config.source}: is a BERT, which --init (finetune) and --bert (pretrain) take as it is")
+    if found.kind == RUN and config.to == "run":
+        raise UserError(f"{config.source}: is a run already; --to published writes its weights for the published code")
+    weights, left_over = found.read()
+    encoder = {name: value for name, value in weights.items() if name.startswith("encoder.")}
+    take_weights(torch.nn.ModuleDict({"encoder": TwoStream(found.sizes)}), encoder, config.source, ())
+    if left_over:
+        print(f"{config.source}: {describe([], left_over)}")
+    (_write_run if config.to == "run" else _write_published)(config, found, weights)
+
+
+def _write_run(config: ConvertConfig, found: Weights, weights: dict[str, torch.Tensor]) -> None:
+    out = Path(config.out)
+    if best_checkpoint(out) is not None:
+        raise UserError(f"{out}: holds a run already; give another --out")
+    pieces = found.pieces(config.tokenizer)
+    clear_run(out)
+    pieces.save(out)
+    source = {"model": found.sizes.to_dict(), "heads": found.heads, "source": os.path.abspath(config.source)}
+    write_json(out / CONFIG, {"flags": {}} | source)
+    save_weights(out, weights)
+    print(f"{out}: {len(weights)} weights; start from it with --init {out}")
+
+
+def _write_published(config: ConvertConfig, found: Weights, weights: dict[str, torch.Tensor]) -> None:
+    out = Path(config.out)
+    if out.suffix not in (".bin", ".safetensors"):
+        raise UserError(f"--out {out}: should end in .bin or .safetensors")
+    theirs, left_over = to_published(weights)
+    with whole_file(out) as file:
+        if out.suffix == ".bin":
+            torch.save(theirs, file)
+        else:
+            save_file(theirs, file.name)
+    write_json(out.with_suffix(".json"), published_config(found.sizes))
+    print(f"{out}: {len(theirs)} weights under the published names, sizes in {out.with_suffix('.json')}")
+    missing = absent(theirs)
+    if left_over:
+        print(f"{out}: no place for {listed(left_over)}")
+    if missing:
+        print(f"{out}: the published model also has {', '.join(missing)}, which it draws at random where they are used")
+
+
+def published_config(sizes: ModelConfig) -> dict:
+    """The sizes with the keys of the published JSON files."""
+    ours = ("fusion_dropout_prob", "task_tokens")
+    return {key: value for key, value in sizes.to_dict().items() if key not in ours} | {
+        "hidden_act": "gelu",
+        "v_hidden_act": "gelu",
+        "v_initializer_range": sizes.initializer_range,
+        "bi_intermediate_size": sizes.bi_hidden_size,
+        "bi_attention_type": 1,
+    }
+
+
+if __name__ == "__main__":
+    command(ConvertConfig, run, "pretrain.convert", "Published weights become a run's, and the reverse.")

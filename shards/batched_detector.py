@@ -1,0 +1,111 @@
+"""Detectors that are networks: on a device, in batches, with a class distribution of which the likeliest are kept."""
+
+import itertools
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shards.detector import Detector, Found
+from shards.errors import UserError
+from shards.features import kept_classes, likeliest
+from shards.files import read_json, write_json
+from shards.ranks import Ranks, launched
+
+FILE = "detector.json"
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Described:
+    """What a network says of an image: boxes (n, 4) in pixels, features (n, D), distribution (n, classes)."""
+
+    boxes: torch.Tensor
+    features: torch.Tensor
+    distribution: torch.Tensor
+
+
+class BatchedDetector(Detector):
+    """kept: how many classes of a region are written, so many that 99% of the mass is, on the average."""
+
+    per_image = False
+    sample = 16
+
+    def __init__(self, config):
+        self.config, self.kept = config, 0
+        self.device = choose_device(config.device, launched())
+        self.autocast = PRECISIONS[config.precision]
+        if self.autocast is torch.float16 and self.device.type == "cpu":
+            raise UserError("--precision fp16: is for a GPU; bf16 works on a CPU too")
+        if config.words_file:
+            raise UserError(f"--words_file {config.words_file}: is of --detector pixels")
+
+    def fit(self, images, folder: Path) -> None:
+        sample = list(itertools.islice(images, self.sample))
+        if not sample:
+            raise UserError(f"{self.config.images}: none of the images looked at can be decoded")
+        size = self.config.batch_size
+        batches = (sample[begin : begin + size] for begin in range(0, len(sample), size))
+        rows = np.concatenate([one.distribution.cpu().numpy() for batch in batches for one in self._run(batch)])
+        write_json(folder / FILE, {"kept": kept_classes(rows)})
+
+    def load(self, folder: Path) -> bool:
+        if (folder / FILE).exists():
+            self.kept = read_json(folder / FILE)["kept"]
+        return self.kept > 0
+
+    def detect(self, images: list[np.ndarray]) -> list[Found]:
+        return [self._found(one) for one in self._run(images)]
+
+    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
+        return [self._found(one) for one in self._run(images, boxes)]
+
+    @torch.no_grad()
+    def _run(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Described]:
+        try:
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                return self.regions(images) if boxes is None else self.of_boxes(images, boxes)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"--batch_size {self.config.batch_size}: does not fit the GPU; run again with less to go on"
+            ) from None
+
+    def _found(self, one: Described) -> Found:
+        boxes, features, distribution = (x.float().cpu().numpy() for x in vars(one).values())
+        return Found(boxes, features, *likeliest(distribution, self.kept))
+
+    @abstractmethod
+    def regions(self, images: list[np.ndarray]) -> list[Described]:
+        """The best regions of images, uint8 RGB (H, W, 3), at the most config.regions of each."""
+
+    @abstractmethod
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
+        """The same of given boxes."""
+
+
+def read_class_names(path: str | None, classes: int) -> list[str] | None:
+    """The names of so many classes from a file, one a line; the first, the background, may be left out."""
+    if path is None:
+        return None
+    try:
+        names = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--class_names {path}: cannot be read ({error})") from None
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) not in (classes, classes - 1):
+        raise UserError(f"--class_names {path}: has {len(names)} names and the detector {classes} classes")
+    return ["background", *names][-classes:]
+
+
+def choose_device(name: str, ranks: Ranks) -> torch.device:
+    """The device of this rank: cpu, or the GPU of its number on this machine."""
+    found = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "cuda" and not found:
+        raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
+    if not found:
+        return torch.device("cpu")
+    if ranks.local >= found:
+        raise UserError(f"this machine has {found} GPUs and more ranks than that; use --nproc-per-node {found}")
+    return torch.device("cuda", ranks.local)

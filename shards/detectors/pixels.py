@@ -1,0 +1,64 @@
+"""The detector that needs no weights: regions by their edges, described by colour, shape and texture (shards.pixels).
+
+Its classes are visual words, fitted on the images themselves or taken from an earlier extraction.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from shards import pixels
+from shards.detector import Detector, Found
+from shards.errors import UserError
+from shards.visual_words import fit_words, load_words
+
+FILE = "visual_words.npz"
+REGIONS = 36  # of an image at the most, where nothing else is asked for
+
+
+class PixelDetector(Detector):
+    name = "pixels"
+    per_image = True
+    sample = 400
+
+    def __init__(self, config):
+        for flag in ("weights", "detector_config"):
+            if getattr(config, flag):
+                raise UserError(f"--{flag} {getattr(config, flag)}: --detector pixels has none")
+        self.config, self.words, self.regions = config, None, config.regions or REGIONS
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.words)
+
+    def fit(self, images, folder: Path) -> None:
+        config = self.config
+        if config.words_file:
+            words = load_words(config.words_file)
+        else:
+            print(f"fitting visual words on up to {self.sample} images")
+            features = [
+                pixels.describe(image, pixels.detect(image, self.regions, config.seed)[0])
+                for image in itertools.islice(images, self.sample)
+            ]
+            if not features:
+                raise UserError(f"{config.images}: none of the images looked at can be decoded")
+            words = fit_words(np.concatenate(features), config.words, config.seed)
+        words.save(folder / FILE)
+
+    def load(self, folder: Path) -> bool:
+        if (folder / FILE).exists():
+            self.words = load_words(folder / FILE)
+        return self.words is not None
+
+    def detect(self, images: list[np.ndarray]) -> list[Found]:
+        boxes = [pixels.detect(image, self.regions, self.config.seed)[0] for image in images]
+        return self.describe(images, boxes)
+
+    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
+        features = [pixels.describe(image, of_image) for image, of_image in zip(images, boxes, strict=True)]
+        return [Found(b, f, *self.words.classify(f)) for b, f in zip(boxes, features, strict=True)]
+
+
+DETECTOR = PixelDetector

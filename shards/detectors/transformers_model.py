@@ -1,0 +1,75 @@
+"""Any object-detection model of transformers: its queries' embeddings are the features of its boxes.
+
+A query has a class distribution with the background as class 0: of models that end in a softmax (DETR) the "no object"
+class, of those that score classes one by one what is left to 1.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards.batched_detector import BatchedDetector, Described, read_class_names
+from shards.errors import UserError
+from shards.pixels import iou
+
+REGIONS = 100  # of an image at the most, where nothing else is asked for
+
+
+class TransformersDetector(BatchedDetector):
+    def __init__(self, config):
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection  # take seconds to import
+
+        super().__init__(config)
+        for flag in ("weights", "detector_config"):
+            if getattr(config, flag):
+                raise UserError(f"--{flag} {getattr(config, flag)}: is of --detector x152")
+        self.name = config.detector
+        try:
+            self.model = AutoModelForObjectDetection.from_pretrained(self.name).eval().to(self.device)
+            self.processor = AutoImageProcessor.from_pretrained(self.name)
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            kinds = "pixels, x152, or an object-detection model of transformers"
+            raise UserError(f"--detector {self.name}: should be {kinds} ({reason})") from None
+        labels = self.model.config.id2label
+        self.num_classes = len(labels) + 1
+        self.class_names = ["background", *(str(labels[number]) for number in sorted(labels))]
+        if config.class_names:
+            self.class_names = read_class_names(config.class_names, self.num_classes)
+
+    def regions(self, images: list[np.ndarray]) -> list[Described]:
+        return [self._best(*of_image) for of_image in self._queries(images)]
+
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
+        """A given box has the features of the query whose own overlaps it most."""
+        found = []
+        for given, (own, features, distribution) in zip(boxes, self._queries(images), strict=True):
+            nearest = torch.from_numpy(iou(given, own.cpu().numpy()).argmax(1)).to(self.device)
+            found.append(Described(torch.from_numpy(given), features[nearest], distribution[nearest]))
+        return found
+
+    def _queries(self, images: list[np.ndarray]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(boxes in pixels, embeddings, distributions) of all queries, for each image."""
+        inputs = self.processor(images=images, input_data_format="channels_last", return_tensors="pt").to(self.device)
+        out = self.model(**inputs)
+        count = out.logits.shape[1]
+        features = out.last_hidden_state[:, -count:]  # of some models behind those of patches
+        sizes = torch.tensor([image.shape[1::-1] for image in images], device=self.device).repeat(1, 2)
+        centre, half = out.pred_boxes.float().split(2, -1)
+        boxes = torch.cat([centre - half / 2, centre + half / 2], -1).clamp(0, 1) * sizes[:, None]
+        return list(zip(boxes, features.float(), self._distribution(out.logits.float()), strict=True))
+
+    def _distribution(self, logits: Tensor) -> Tensor:
+        if logits.shape[-1] == self.num_classes:
+            return logits.softmax(-1).roll(1, -1)
+        scores = logits.sigmoid()
+        scores = scores / scores.sum(-1, keepdim=True).clamp(min=1)
+        return torch.cat([(1 - scores.sum(-1, keepdim=True)).clamp(min=0), scores], -1)
+
+    def _best(self, boxes: Tensor, features: Tensor, distribution: Tensor) -> Described:
+        scores = distribution[:, 1:].max(1).values
+        order = scores.argsort(descending=True, stable=True)[: self.config.regions or REGIONS]
+        return Described(boxes[order], features[order], distribution[order])
+
+
+DETECTOR = TransformersDetector

@@ -1,0 +1,39 @@
+"""The detector of the paper's features: --detector x152 --weights detectron_model.pth."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from shards.batched_detector import BatchedDetector, Described, read_class_names
+from shards.errors import UserError
+from shards.files import read_json
+from shards.tensor_files import read_state_dict
+from shards.x152 import DetectorConfig, RegionDetector
+from shards.x152.network import build
+
+
+class X152(BatchedDetector):
+    name = "x152"
+
+    def __init__(self, config):
+        super().__init__(config)
+        if not config.weights:
+            raise UserError("--weights is missing: the detector's, detectron_model.pth as published")
+        sizes = DetectorConfig()
+        if config.detector_config:
+            sizes = DetectorConfig.of(read_json(config.detector_config), config.detector_config)
+        sizes = dataclasses.replace(sizes, regions=config.regions or sizes.regions)
+        network = build(read_state_dict(Path(config.weights)), sizes, config.weights)
+        self.num_classes = sizes.classes
+        self.class_names = read_class_names(config.class_names, sizes.classes)
+        self.detector = RegionDetector(network, sizes, self.device)
+
+    def regions(self, images: list[np.ndarray]) -> list[Described]:
+        return [Described(x.boxes, x.features, x.probabilities) for x in self.detector.detect(images)]
+
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
+        return [Described(x.boxes, x.features, x.probabilities) for x in self.detector.describe(images, boxes)]
+
+
+DETECTOR = X152

@@ -1,0 +1,119 @@
+"""One image as a published file of features has it, and its sample in a region shard."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.sample import Sample
+from shards.writer import check_sample, safe_key
+
+NUM_CLASSES = 1601  # Visual Genome's 1600 objects; class 0 is the background, object i is class i + 1
+KEPT_MASS = 0.99  # of the class distribution, on the average
+
+
+class BadRecord(Exception):
+    """A record that cannot be used, with the reason in words."""
+
+
+@dataclass
+class Features:
+    """What is known of an image: its id, width and height in pixels, features (n, D), boxes (n, 4) in pixels.
+
+    distribution: (n, classes), or None; objects: (ids int (n,) from 0, confidence (n,)) of the likeliest object of each
+    region, from which a distribution is made where there is none; caption: or None.
+    """
+
+    id: str
+    width: int
+    height: int
+    features: np.ndarray
+    boxes: np.ndarray
+    distribution: np.ndarray | None = None
+    objects: tuple[np.ndarray, np.ndarray] | None = None
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all samples of a data set share: a feature's width, the classes (0: none), and how many of them are kept."""
+
+    feature_size: int
+    num_classes: int
+    kept: int
+
+
+def shape_of(images: list[Features]) -> Shape:
+    """The shape that some images of a source tell: so many classes are kept that their mass is 99% on the average."""
+    first = images[0]
+    size = first.features.shape[-1]
+    if first.distribution is None:
+        return Shape(size, NUM_CLASSES, 1) if first.objects is not None else Shape(size, 0, 0)
+    classes = first.distribution.shape[-1]
+    rows = [image.distribution for image in images if image.distribution is not None]
+    return Shape(size, classes, kept_classes(np.concatenate([row for row in rows if row.shape[-1] == classes])))
+
+
+def kept_classes(distributions: np.ndarray) -> int:
+    """How many of the likeliest classes have 99% of the mass of distributions (n, classes), on the average."""
+    mass = np.sort(distributions.astype(np.float64), 1)[:, ::-1].cumsum(1).mean(0)
+    return int(np.searchsorted(mass, KEPT_MASS * mass[-1])) + 1
+
+
+def likeliest(distributions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, probabilities), (n, count) each, of the likeliest classes of distributions (n, classes), the best first."""
+    ids = np.argpartition(-distributions, min(count, distributions.shape[1] - 1), 1)[:, :count]
+    kept = np.take_along_axis(distributions, ids, 1)
+    order = np.argsort(-kept, 1, kind="stable")
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(kept, order, 1)
+
+
+def sample_of(image: Features, shape: Shape, source: str) -> Sample:
+    """The sample of an image; BadRecord where it is not like the others or not whole.
+
+    Where an image has objects alone, a region's class distribution is its object's confidence, the rest being spread
+    evenly over the other classes by whoever reads it.
+    """
+    n, width, height = len(image.features), image.width, image.height
+    if width < 1 or height < 1:
+        raise BadRecord(f"has a size of {width} x {height}")
+    if image.features.shape != (n, shape.feature_size):
+        raise BadRecord(f"has features {image.features.shape[-1]} wide; others have {shape.feature_size}")
+    if image.boxes.shape != (n, 4):
+        raise BadRecord(f"has {n} features and boxes of shape {image.boxes.shape}")
+    size = np.array([width, height, width, height], np.float32)
+    boxes = image.boxes
+    if not np.isfinite(boxes).all() or (boxes > size + 1).any() or (boxes < -1).any():
+        raise BadRecord(f"has a box outside its {width} x {height} image; are width and height the other way round?")
+    sample = Sample(
+        key=safe_key(image.id),
+        features=image.features.astype(np.float16),
+        boxes=(boxes / size).clip(0, 1),
+        info={"id": image.id, "width": width, "height": height, "source": source},
+        caption=image.caption,
+    )
+    if shape.num_classes:
+        sample.class_ids, sample.class_probs = _classes(image, shape)
+    try:
+        check_sample(sample)
+    except UserError as error:
+        raise BadRecord(str(error).partition(": ")[2]) from None
+    return sample
+
+
+def _classes(image: Features, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, probabilities) of the classes that are kept, (n, kept) each, the likeliest first."""
+    n = len(image.features)
+    if image.distribution is not None:
+        probs = image.distribution
+        if probs.shape != (n, shape.num_classes):
+            raise BadRecord(f"has a class distribution of shape {probs.shape}; should be {(n, shape.num_classes)}")
+        if not np.isfinite(probs).all() or probs.min() < 0 or probs.max() > 1.001:
+            raise BadRecord("has a class distribution with numbers outside 0 to 1")
+        return likeliest(probs, shape.kept)
+    if image.objects is None or shape.kept != 1:
+        raise BadRecord("has no class distribution; others have one")
+    objects, confidence = image.objects
+    if objects.min() < 0 or objects.max() >= NUM_CLASSES - 1:
+        raise BadRecord(f"has an object id outside 0 to {NUM_CLASSES - 2}")
+    return (objects + 1)[:, None], confidence[:, None].clip(0, 1)

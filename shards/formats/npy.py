@@ -1,0 +1,87 @@
+"""Features as mmf's extractor writes them: KEY.npy of (n, D) with KEY_info.npy beside it, or one dict in KEY.npy.
+
+The info, or the dict, is pickled inside the .npy: bbox (n, 4) in pixels, num_boxes, image_width, image_height, and,
+where the extractor kept them, objects and cls_prob (n, classes); the dict has features and image_id too.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from shards.features import BadRecord, Features
+from shards.items import image_of, text_of
+from shards.source import ListedSource, Record
+from shards.unpickle import unpickle
+
+INFO = "_info.npy"
+NAMES = {"bbox": "boxes", "image_width": "image_w", "image_height": "image_h", "objects_prob": "objects_conf"}
+
+
+class NPY(ListedSource):
+    """A folder, and the folders in it."""
+
+    holds = "a folder of .npy files as mmf's extractor writes them"
+    detector = "published (npy)"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        files = (file for file in path.rglob("*.npy") if not file.name.endswith(INFO))
+        self.items = sorted(str(file.relative_to(path)) for file in files)
+        self.total = len(self.items)
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return path.is_dir() and next(path.rglob("*.npy"), None) is not None
+
+    def records(self, part: list[str]) -> Iterator[Record]:
+        for name in part:
+            yield Record(name, 1, name)
+
+    def where(self, place: str) -> str:
+        return str(self.path / place)
+
+    def parse(self, raw: str) -> Features:
+        file = self.path / raw
+        value = read(file)
+        key = file.name.removesuffix(".npy")
+        if value.dtype != object:
+            info = file.with_name(key + INFO)
+            if not info.exists():
+                raise BadRecord(f"has no {info.name} beside it")
+            item = _dictionary(read(info), info.name) | {"features": value}
+        else:
+            item = _dictionary(value, file.name)
+            key = text_of(item.get("image_id", key))
+        item = {NAMES.get(name, name): value for name, value in item.items()}
+        return image_of({"num_boxes": len(item.get("boxes", ()))} | item, key)
+
+
+def read(path: Path) -> np.ndarray:
+    """The array of a .npy file; what is pickled in it is made of plain values and arrays alone."""
+    try:
+        data = path.read_bytes()
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+        if not dtype.hasobject:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        value = np.asarray(unpickle(memoryview(data)[file.tell() :], arrays=True), object)
+    except OSError as error:
+        raise BadRecord(f"cannot be read ({error.strerror})") from None
+    except (ValueError, EOFError) as error:
+        raise BadRecord(f"{path.name} is not a whole .npy file: {error}") from None
+    if value.shape != shape:
+        raise BadRecord(f"{path.name} holds {value.shape} and its header says {shape}")
+    return value
+
+
+def _dictionary(value: np.ndarray, name: str) -> dict:
+    if value.shape != () or not isinstance(value.item(), dict):
+        raise BadRecord(f"{name} should hold one dictionary")
+    return value.item()
+
+
+FORMAT = NPY

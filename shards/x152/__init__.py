@@ -1,0 +1,6 @@
+"""The region detector of the paper: a Faster R-CNN on ResNeXt-152 with a feature pyramid, in plain torch."""
+
+from shards.x152.detector import Detections, RegionDetector
+from shards.x152.network import DetectorConfig
+
+__all__ = ["Detections", "DetectorConfig", "RegionDetector"]

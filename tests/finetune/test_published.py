@@ -1,0 +1,86 @@
+"""Published weights on a task: the same scores as the run that they were made from, and answers in their order."""
+
+import json
+import pickle
+import random
+import shutil
+
+import pytest
+from launching import python
+
+
+@pytest.fixture(scope="module")
+def published(world, pretrained, tmp_path_factory):
+    """A run on all of VQA's answers, and its weights under the published names with what lies beside them."""
+    folder = tmp_path_factory.mktemp("published")
+    run, file = folder / "run", folder / "out" / "model.bin"
+    flags = ("--data", world, "--init", pretrained, "--out", run, "--epochs", 2, "--workers", 0)
+    for command in (
+        ("finetune.st", "--task", "vqa", *flags),
+        ("pretrain.convert", run, "--to", "published", "--out", file),
+    ):
+        done = python(*command)
+        assert done.returncode == 0, done.stderr
+    shutil.copy(run / "tokenizer.json", file.parent)
+    return run, file
+
+
+def score_of(run_command, tmp_path, *flags) -> dict:
+    status, _, err = run_command("finetune.evaluate", "--scores", tmp_path / "scores.json", "--workers", 0, *flags)
+    assert (status, err) == (0, "")
+    return json.loads((tmp_path / "scores.json").read_text())
+
+
+def test_published_weights_score_as_the_run_does(world, published, tmp_path, run_command):
+    run, file = published
+    on = ("--data", world, "--task", "vqa")
+    given = ("--run", file, "--answers", run / "answers-vqa.json")
+    assert score_of(run_command, tmp_path, *given, *on) == score_of(run_command, tmp_path, "--run", run, *on)
+
+
+def test_the_order_of_the_answers_is_asked_for_and_kept(world, published, tmp_path, run_command):
+    run, file = published
+    st = ("--task", "vqa", "--data", world, "--init", file, "--epochs", 1, "--workers", 0, "--out", tmp_path / "st")
+    status, _, err = run_command("finetune.st", *st)
+    answers = json.loads((run / "answers-vqa.json").read_text())
+    assert status == 2 and f"has a head of {len(answers)} answers for vqa and not the answers" in err
+    (tmp_path / "short.json").write_text(json.dumps(answers[1:]))
+    status, _, err = run_command("finetune.st", *st, "--answers", tmp_path / "short.json")
+    assert status == 2 and f"has {len(answers) - 1} answers, and the head of {file} has {len(answers)}" in err
+    random.Random(1).shuffle(answers)
+    (tmp_path / "order.json").write_text(json.dumps(answers))
+    status, out, err = run_command("finetune.st", *st, "--answers", tmp_path / "order.json")
+    assert (status, err) == (0, "")
+    assert f"(AT->ST, from {file})" in out and "no place for: bert.encoder.c_layer.0 (4)" in out
+    assert json.loads((tmp_path / "st" / "answers-vqa.json").read_text()) == answers
+
+
+def test_the_published_order_is_found_in_the_data(world, published, tmp_path, run_command):
+    """The published code's own pickle in the task's folder says what the numbers mean."""
+    run, file = published
+    data = tmp_path / "data"
+    shutil.copytree(world / "vqa", data / "vqa")
+    (data / "regions").symlink_to(world / "regions")
+    (data / "vqa" / "cache").mkdir()
+    answers = json.loads((run / "answers-vqa.json").read_text())
+    on = ("--data", data, "--task", "vqa")
+    for name, value in (("label2ans", answers), ("ans2label", {answer: n for n, answer in enumerate(answers)})):
+        path = data / "vqa" / "cache" / f"trainval_{name}.pkl"
+        path.write_bytes(pickle.dumps(value))
+        found = score_of(run_command, tmp_path, "--run", file, *on)
+        assert found == score_of(run_command, tmp_path, "--run", run, *on)
+        path.unlink()
+
+
+def test_weights_without_the_head_are_not_scored(world, published, pretrained, tmp_path, run_command):
+    run, file = published
+    for flags, complaint in [
+        (("--run", pretrained, "--task", "nlvr2"), "has no heads of tasks, and nlvr2 needs its own"),
+        (("--run", run, "--task", "nlvr2"), "was trained on vqa, and nlvr2 needs its own"),
+        (("--run", "scratch", "--task", "nlvr2"), "scratch: has no heads of tasks"),
+        (("--run", file), "--task should say which"),
+        (("--run", run, "--config", "base"), "is a run, which has its own sizes"),
+        (("--run", run, "--tokenizer", "x"), "is a run, which has its own"),
+    ]:
+        status, _, err = run_command("finetune.evaluate", "--data", world, "--workers", 0, *flags)
+        assert status == 2 and complaint in err and err.count("\n") == 1, err

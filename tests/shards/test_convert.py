@@ -1,0 +1,297 @@
+"""Published LMDBs and .npy files become region shards; they are written here with the libraries that wrote them."""
+
+import base64
+import json
+import pickle
+import struct
+
+import lmdb
+import msgpack
+import numpy as np
+import pytest
+
+from shards.dataset import open_dataset
+from shards.reader import RegionReader
+from shards.unpickle import unpickle
+
+CLASSES = 20
+
+
+def image(number: int, n: int = 4, rows: int | None = None) -> dict:
+    """An item of the published feature LMDB; rows behind num_boxes are padding."""
+    rng = np.random.default_rng(number)
+    corner = rng.random((rows or n, 2)) * 50
+    return {
+        "image_id": f"im{number}",
+        "image_h": 80,
+        "image_w": 100,
+        "num_boxes": n,
+        "boxes": np.concatenate([corner, corner + 20], 1).astype(np.float32),
+        "features": rng.normal(size=(rows or n, 8)).astype(np.float32),
+    }
+
+
+def distribution(n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet(np.full(CLASSES, 0.2), n).astype(np.float32)
+
+
+def encoded(item: dict) -> dict:
+    """The same with arrays in base64, as older conversions have them."""
+    return item | {name: base64.b64encode(item[name].tobytes()) for name in ("boxes", "features")}
+
+
+def write_lmdb(path, values: dict[str, bytes], keys=b"keys", listed=None, subdir=True, dump=pickle.dumps):
+    environment = lmdb.open(str(path), map_size=1 << 26, subdir=subdir)
+    with environment.begin(write=True) as writing:
+        for key, value in values.items():
+            writing.put(key.encode(), value)
+        if keys:
+            writing.put(keys, dump([key.encode() for key in (listed or values)]))
+    environment.close()
+
+
+def numpy_to_msgpack(value):
+    """msgpack_numpy's form of arrays and numbers."""
+    if isinstance(value, np.ndarray):
+        return {b"nd": True, b"type": value.dtype.str, b"kind": b"", b"shape": value.shape, b"data": value.tobytes()}
+    if isinstance(value, np.generic):
+        return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
+    raise TypeError(type(value))
+
+
+def packed(value) -> bytes:
+    return msgpack.packb(value, use_bin_type=True, default=numpy_to_msgpack)
+
+
+def convert(run_command, tmp_path, source, *flags, out="out"):
+    status, said, err = run_command("shards.convert", source, "--out", tmp_path / out, "--processes", 1, *flags)
+    assert status == 0, err
+    return RegionReader(open_dataset(str(tmp_path / out))), said
+
+
+def check(sample, item: dict, key: str):
+    n = item["num_boxes"]
+    assert sample.info["id"] == key and (sample.info["width"], sample.info["height"]) == (100, 80)
+    np.testing.assert_array_equal(sample.features, item["features"][:n].astype(np.float16))
+    np.testing.assert_allclose(sample.boxes * [100, 80, 100, 80], item["boxes"][:n], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("form", ["arrays", "base64"])
+def test_the_published_feature_lmdb(tmp_path, run_command, form, protocol):
+    items = {f"im{n}": image(n, n=2 + n % 3, rows=6) for n in range(7)}
+    shown = {key: item if form == "arrays" else encoded(item) for key, item in items.items()}
+    write_lmdb(tmp_path / "a.lmdb", {key: pickle.dumps(item, protocol) for key, item in shown.items()})
+    reader, said = convert(run_command, tmp_path, tmp_path / "a.lmdb", "--per_shard", 3)
+    assert "7 images in 3 shards, no classes" in said
+    for key, item in items.items():
+        check(reader[reader.number_of(key)], item, key)
+        assert reader[reader.number_of(key)].class_ids is None
+
+
+def test_an_lmdb_without_its_keys_and_one_that_lists_too_many(tmp_path, run_command):
+    values = {f"im{n}": pickle.dumps(image(n)) for n in range(5)}
+    write_lmdb(tmp_path / "stopped.lmdb", values, keys=None)
+    reader, _ = convert(run_command, tmp_path, tmp_path / "stopped.lmdb")
+    assert len(reader) == 5
+    write_lmdb(tmp_path / "more.lmdb", values, listed=[*values, "im9"])
+    status, _, err = run_command("shards.convert", tmp_path / "more.lmdb", "--out", tmp_path / "stop")
+    assert status == 2 and "key im9: is in the list of keys and has no value" in err
+    reader, said = convert(run_command, tmp_path, tmp_path / "more.lmdb", "--on_bad_row", "skip", out="skip")
+    assert len(reader) == 5 and "1 skipped" in said
+
+
+@pytest.mark.parametrize("form", ["msgpack", "pickle"])
+def test_the_pretraining_lmdb(tmp_path, run_command, form):
+    """Captions and class distributions come along; so many classes are kept that 99% of the mass is."""
+    dump = packed if form == "msgpack" else pickle.dumps
+    items = [image(n, n=3, rows=5) for n in range(40)]
+    probs = [distribution(5, n) for n in range(40)]
+    parts = ("features", "boxes", "num_boxes", "image_h", "image_w", "image_id")
+    values = {}
+    for number, (item, prob) in enumerate(zip(items, probs, strict=True)):
+        features, *rest = (item[name] for name in parts)
+        values[f"{number:08d}"] = dump([features, prob, *rest, f"a caption {number}"])
+    write_lmdb(tmp_path / "pairs.lmdb", values, keys=b"__keys__", subdir=False, dump=dump)
+    reader, said = convert(run_command, tmp_path, tmp_path / "pairs.lmdb", "--per_shard", 16)
+    assert "40 images in 3 shards, 40 with captions" in said
+    rows = np.concatenate([prob[:3] for prob in probs]).astype(np.float64)
+    mass = np.sort(rows, 1)[:, ::-1].cumsum(1).mean(0)
+    kept = int((mass < 0.99 * mass[-1]).sum()) + 1
+    assert 1 < kept < CLASSES and reader.dataset.classes_per_region == kept and reader.dataset.num_classes == CLASSES
+    for number, (item, prob) in enumerate(zip(items, probs, strict=True)):
+        sample = reader[reader.number_of(f"im{number}")]
+        check(sample, item, f"im{number}")
+        assert sample.caption == f"a caption {number}"
+        order = np.argsort(-prob[:3], 1, kind="stable")[:, :kept]
+        np.testing.assert_array_equal(np.sort(sample.class_ids, 1), np.sort(order, 1))
+        np.testing.assert_allclose(sample.class_probs, np.take_along_axis(prob[:3], order, 1), atol=1e-3)
+
+
+def test_an_lmdb_that_was_cut_short(tmp_path, run_command):
+    write_lmdb(tmp_path / "a.lmdb", {f"im{n}": pickle.dumps(image(n, n=30)) for n in range(20)})
+    file = tmp_path / "a.lmdb" / "data.mdb"
+    used = lmdb.open(str(tmp_path / "a.lmdb"), readonly=True, lock=False)
+    size = (used.info()["last_pgno"] + 1) * used.stat()["psize"]
+    used.close()
+    with open(file, "r+b") as opened:
+        opened.truncate(size - 4096)
+    status, _, err = run_command("shards.convert", tmp_path / "a.lmdb", "--out", tmp_path / "out")
+    assert status == 2 and "it was cut short, fetch it again" in err
+
+
+class Planted:
+    def __reduce__(self):
+        return (print, ("this pickle ran code",))
+
+
+def test_a_pickle_that_wants_more_than_arrays_is_refused_by_name(tmp_path, run_command):
+    values = {f"im{n}": pickle.dumps(image(n)) for n in range(3)} | {"im3": pickle.dumps(image(3) | {"x": Planted()})}
+    write_lmdb(tmp_path / "a.lmdb", values)
+    status, said, err = run_command("shards.convert", tmp_path / "a.lmdb", "--out", tmp_path / "out")
+    assert status == 2 and "key im3: cannot be read: it names builtins.print" in err and "ran code" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"features": None}, "features that are not numbers"),
+        ({"num_boxes": 9}, "has num_boxes 9 and 4 boxes"),
+        ({"num_boxes": "many"}, "num_boxes 'many'; should be a whole number"),
+        ({"boxes": np.zeros((0, 4))}, "has 0 numbers in boxes"),
+        ({"image_w": 10}, "outside its 10 x 80 image"),
+        ({"image_h": 0}, "has a size of 100 x 0"),
+        ({"features": np.zeros((4, 6), np.float32)}, "has features 6 wide; others have 8"),
+        ({"features": np.full((4, 8), np.nan, np.float32)}, "not finite"),
+        ({"features": "!"}, "features that are not numbers"),
+    ],
+)
+def test_items_that_cannot_be_used(tmp_path, run_command, changes, complaint):
+    values = {f"im{n}": pickle.dumps(image(n)) for n in range(3)} | {"im3": pickle.dumps(image(3) | changes)}
+    write_lmdb(tmp_path / "a.lmdb", values)
+    reader, _ = convert(run_command, tmp_path, tmp_path / "a.lmdb", "--on_bad_row", "skip")
+    assert len(reader) == 3
+    (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert complaint in json.loads(line)["reason"] and json.loads(line)["where"].endswith("key im3")
+
+
+def write_mmf(folder, number: int, whole: bool) -> dict:
+    item, probs = image(number), distribution(4, number)
+    info = {
+        "bbox": item["boxes"],
+        "num_boxes": 4,
+        "objects": probs[:, 1:].argmax(1),
+        "image_width": 100,
+        "image_height": 80,
+        "cls_prob": probs,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if whole:
+        np.save(folder / f"im{number}.npy", info | {"features": item["features"], "image_id": f"im{number}"})
+    else:
+        np.save(folder / f"im{number}.npy", item["features"])
+        np.save(folder / f"im{number}_info.npy", info)
+    return item
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["pairs", "one"])
+def test_mmf_features(tmp_path, run_command, whole):
+    items = {f"im{n}": write_mmf(tmp_path / "mmf" / f"part{n % 2}", n, whole) for n in range(5)}
+    reader, _ = convert(run_command, tmp_path, tmp_path / "mmf")
+    assert reader.dataset.num_classes == CLASSES
+    for key, item in items.items():
+        check(reader[reader.number_of(key)], item, key)
+
+
+def test_mmf_files_that_are_not_whole(tmp_path, run_command):
+    folder = tmp_path / "mmf"
+    for number in range(4):
+        write_mmf(folder, number, False)
+    (folder / "im1_info.npy").unlink()
+    (folder / "im2.npy").write_bytes((folder / "im2.npy").read_bytes()[:-3])
+    np.save(folder / "im3_info.npy", np.array(Planted(), dtype=object))
+    reader, said = convert(run_command, tmp_path, folder, "--on_bad_row", "skip")
+    assert [reader[n].info["id"] for n in range(len(reader))] == ["im0"] and "3 skipped" in said
+    assert "im1.npy: has no im1_info.npy beside it" in said and "it names builtins.print" in said
+
+
+def test_several_processes_give_the_same_bytes_and_finished_shards_are_kept(tmp_path, run_command):
+    write_lmdb(tmp_path / "a.lmdb", {f"im{n}": pickle.dumps(image(n)) for n in range(11)})
+    flags = ("shards.convert", tmp_path / "a.lmdb", "--per_shard", 3, "--out")
+    assert run_command(*flags, tmp_path / "one", "--processes", 1)[0] == 0
+    assert run_command(*flags, tmp_path / "two", "--processes", 2)[0] == 0
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert "skipped.jsonl" in files and len([name for name in files if name.endswith(".tar")]) == 4
+    for name in files:
+        if name.endswith((".tar", ".json")):
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert "was converted before" in run_command(*flags, tmp_path / "one")[1]
+
+
+def test_a_conversion_goes_on_where_it_stopped(tmp_path, run_command):
+    """A bad record ends it; after its mend, the shards that were whole are not written anew."""
+    values = {f"im{n}": pickle.dumps(image(n)) for n in range(8)}
+    write_lmdb(tmp_path / "a.lmdb", values | {"im7": pickle.dumps(image(7) | {"num_boxes": 0})})
+    flags = ("shards.convert", tmp_path / "a.lmdb", "--per_shard", 2, "--processes", 1, "--out", tmp_path / "out")
+    assert run_command(*flags)[0] == 2
+    first = (tmp_path / "out" / "regions-00000.tar").stat()
+    with pytest.raises(Exception, match="not written to the end"):
+        open_dataset(str(tmp_path / "out"))
+    write_lmdb(tmp_path / "a.lmdb", {"im7": values["im7"]}, keys=None)
+    assert run_command(*flags)[0] == 0
+    assert (tmp_path / "out" / "regions-00000.tar").stat().st_mtime_ns == first.st_mtime_ns
+    assert len(open_dataset(str(tmp_path / "out"))) == 8
+
+
+@pytest.mark.parametrize("name", ["text.txt", "empty"])
+def test_sources_that_are_something_else(tmp_path, run_command, name):
+    (tmp_path / "text.txt").write_text("nothing")
+    (tmp_path / "empty").mkdir()
+    status, _, err = run_command("shards.convert", tmp_path / name, "--out", tmp_path / "out")
+    assert status == 2 and "should be" in err and ".tsv" in err and "LMDB" in err and ".npy" in err
+
+
+def test_an_empty_lmdb_and_an_empty_tsv(tmp_path, run_command):
+    write_lmdb(tmp_path / "a.lmdb", {}, listed=None)
+    (tmp_path / "a.tsv").write_text("")
+    for name in ("a.lmdb", "a.tsv"):
+        status, _, err = run_command("shards.convert", tmp_path / name, "--out", tmp_path / "out")
+        assert status == 2 and "holds no image that can be used" in err
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_the_unpickler_makes_arrays_and_numbers(protocol):
+    value = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "f": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "n": np.float64(0.5),
+        "i": [np.int64(7), 1, "x", None, True],
+        "o": np.array({"k": np.zeros(2)}, dtype=object),
+        "b": b"\x00\xff",
+    }
+    found = unpickle(pickle.dumps(value, protocol), arrays=True)
+    np.testing.assert_array_equal(found["a"], value["a"])
+    np.testing.assert_array_equal(found["f"], value["f"])
+    assert found["n"] == 0.5 and found["i"] == value["i"] and found["b"] == value["b"]
+    np.testing.assert_array_equal(found["o"].item()["k"], np.zeros(2))
+    with pytest.raises(ValueError, match="it names numpy"):
+        unpickle(pickle.dumps(value, protocol))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pickle.dumps(Planted()),
+        b"cos\nsystem\n(S'echo ran code'\ntR.",
+        b"cnumpy\nndarray\n((I4\ntR.",
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O'\ntRS'12345678'\ntR.",
+        b"",
+        struct.pack("<I", 7),
+    ],
+)
+def test_the_unpickler_refuses(data, capfd):
+    with pytest.raises(ValueError):
+        unpickle(data, arrays=True)
+    assert "ran code" not in capfd.readouterr().out
