@@ -51,7 +51,6 @@ def convert(config: ConvertConfig) -> Dataset:
         "total": source.total,
         "shape": vars(shape),
         "per_shard": config.per_shard,
-        "on_bad_row": config.on_bad_row,
     }
     begin_dataset(out, plan)
     if (out / "dataset.json").exists():

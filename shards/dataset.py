@@ -56,11 +56,13 @@ class Dataset:
 
 
 def begin_dataset(folder, plan: dict) -> None:
-    """Marks `folder` as being written; a plan other than the one that was begun there is refused.
+    """Marks `folder` as being written; a plan other than the one that was begun there is refused, if it got anywhere.
 
     The mark stays until `finish_dataset`, so that a half-written folder is never taken for a data set.
     """
     folder = Path(folder)
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == [UNFINISHED]:
+        (folder / UNFINISHED).unlink()
     for name in (UNFINISHED, "dataset.json"):
         if (folder / name).exists():
             begun = read_json(folder / name)

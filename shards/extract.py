@@ -66,14 +66,13 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
     of several ranks, which share the shards."""
     parts = find_parts(config.images, config.per_shard)
     out, total = Path(config.out), sum(part.count for part in parts)
-    plan = _plan(config, parts)
+    plan, detector = _plan(config, parts), make_detector(config)
     if ranks.first:
         begin_dataset(out, plan)
     if (out / "dataset.json").exists():
         dataset = open_dataset(str(out))
         ranks.say(f"{out}: was extracted before, {len(dataset)} images; nothing to do")
         return dataset
-    detector = make_detector(config)
     if ranks.first and not detector.load(out):
         detector.fit(_some_images(parts, detector.sample), out)
     _wait(lambda: detector.load(out))

@@ -240,12 +240,12 @@ def test_gzip_gives_the_same(tmp_path, run_command):
 def test_a_bad_row_is_named_and_skipped_only_on_request(tmp_path, run_command, bad, words):
     (tmp_path / "f.tsv").write_text(f"{row('a')}\n{bad}\n{row('b')}\n")
     flags = ["shards.convert", tmp_path / "f.tsv", "--out"]
-    status, _, err = run_command(*flags, tmp_path / "stop")
+    status, _, err = run_command(*flags, tmp_path / "out")
     assert status == 2 and "f.tsv, line 2" in err and words in err and "--on_bad_row skip" in err
-    assert not (tmp_path / "stop" / "dataset.json").exists()
-    status, out, err = run_command(*flags, tmp_path / "skip", "--on_bad_row", "skip")
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    status, out, err = run_command(*flags, tmp_path / "out", "--on_bad_row", "skip")
     assert status == 0 and "2 images in 1 shards" in out and "1 skipped" in out and "f.tsv, line 2: " in out
-    (line,) = (tmp_path / "skip" / "skipped.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
     assert words in json.loads(line)["reason"]
 
 
@@ -277,7 +277,7 @@ def test_inspect_names_an_image_that_is_not_there(dataset_folder, run_command):
     assert status == 2 and "--image nobody" in err and "image.0.0" in err
 
 
-SMALL_WORLD = ("--pairs", 12, "--examples", 60, "--evaluation", 20)
+SMALL_WORLD = ("--pairs", 12, "--examples", 60, "--evaluation", 20, "--one_in", 100_000)
 
 
 def test_the_world_is_made_once_and_is_the_same_every_time(tmp_path, run_command):

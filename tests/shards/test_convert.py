@@ -230,6 +230,14 @@ def test_several_processes_give_the_same_bytes_and_finished_shards_are_kept(tmp_
     assert "was converted before" in run_command(*flags, tmp_path / "one")[1]
 
 
+def test_a_folder_with_nothing_written_is_begun_anew(tmp_path, run_command):
+    """Of a run that stopped before its first shard there is only the mark; other settings may follow it."""
+    write_lmdb(tmp_path / "a.lmdb", {"im0": b"no pickle", **{f"im{n}": pickle.dumps(image(n)) for n in range(1, 4)}})
+    flags = ("shards.convert", tmp_path / "a.lmdb", "--processes", 1, "--out", tmp_path / "out")
+    assert run_command(*flags)[0] == 2 and (tmp_path / "out" / "unfinished.json").exists()
+    assert "3 images in 3 shards" in run_command(*flags, "--per_shard", 1, "--on_bad_row", "skip")[1]
+
+
 def test_a_conversion_goes_on_where_it_stopped(tmp_path, run_command):
     """A bad record ends it; after its mend, the shards that were whole are not written anew."""
     values = {f"im{n}": pickle.dumps(image(n)) for n in range(8)}

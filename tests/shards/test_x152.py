@@ -303,6 +303,11 @@ def test_mistakes(flags, tmp_path, run_command, more, complaint):
     assert status == 2 and complaint in err and "Traceback" not in err
 
 
+def test_a_mistake_leaves_no_mark_behind(flags, tmp_path, run_command):
+    assert run_command(*flags[:-1], "--weights", "nowhere.pth", "--out", tmp_path / "out")[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_published_file_has_its_weights_under_a_key(weights, tmp_path, flags, run_command):
     torch.save({"model": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "d.pth")
     save_file(weights, tmp_path / "d.safetensors")
