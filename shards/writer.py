@@ -4,8 +4,6 @@ import functools
 import hashlib
 import re
 import tarfile
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,59 +14,32 @@ from shards.index import ShardIndex
 from shards.sample import MEMBERS, Sample, encode
 
 MODE = 0o644  # of the files in a tar
-AHEAD = 8  # samples that wait to be written; more would only take memory
 EXPONENT = 0x7C00  # of a float16: all its bits are set in what is not finite (several times faster than np.isfinite)
 
 
-class _Tar:
-    """A tar that is written once from front to back and hashed as it goes.
-
-    Both are done by a thread while the next samples are made: each takes about as long as the other.
-    """
+class _Hashing:
+    """A file that is written once from front to back and hashed as it goes."""
 
     def __init__(self, file):
         self.file, self.sha256, self.position = file, hashlib.sha256(), 0
-        self.pieces: list[bytes] = []
-        self.thread = ThreadPoolExecutor(1)
-        self.waiting: deque[Future] = deque()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.position += len(data)
+        return self.file.write(data)
 
     def add(self, name: str, data: bytes) -> int:
-        """Adds a file; returns where its data begin."""
-        self._append(_tar_header(name, len(data)))
+        """Adds a file to the tar; returns where its data begin."""
+        self.write(_tar_header(name, len(data)))
         begin = self.position
-        self._append(data)
-        self._append(bytes(-len(data) % tarfile.BLOCKSIZE))
+        self.write(data)
+        self.write(bytes(-len(data) % tarfile.BLOCKSIZE))
         return begin
-
-    def _append(self, data: bytes) -> None:
-        self.position += len(data)
-        self.pieces.append(data)
-
-    def hand_over(self) -> None:
-        """Gives what was added to the thread; an error of what it had before is raised here."""
-        self.waiting.append(self.thread.submit(self._write, self.pieces))
-        self.pieces = []
-        if len(self.waiting) > AHEAD:
-            self.waiting.popleft().result()
-
-    def _write(self, pieces: list[bytes]) -> None:
-        for data in pieces:
-            self.sha256.update(data)
-            self.file.write(data)
 
     def finish(self) -> None:
         """Two empty blocks, and the rest of the last record, as tar programs write them."""
-        self._append(bytes(2 * tarfile.BLOCKSIZE))
-        self._append(bytes(-self.position % tarfile.RECORDSIZE))
-        self.hand_over()
-        while self.waiting:
-            self.waiting.popleft().result()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_error):
-        self.thread.shutdown(cancel_futures=True)
+        self.write(bytes(2 * tarfile.BLOCKSIZE))
+        self.write(bytes(-self.position % tarfile.RECORDSIZE))
 
 
 def _tar_header(name: str, size: int) -> bytes:
@@ -121,7 +92,8 @@ def write_shard(path, samples) -> ShardIndex:
     path = Path(path)
     keys: dict[str, None] = {}
     ids, offsets = [], []
-    with whole_file(path) as file, _Tar(file) as out:
+    with whole_file(path) as file:
+        out = _Hashing(file)
         for sample in samples:
             check_sample(sample)
             if sample.key in keys:
@@ -132,7 +104,6 @@ def write_shard(path, samples) -> ShardIndex:
                 places[MEMBERS.index(name)] = out.add(f"{sample.key}.{name}", data), len(data)
             ids.append(str(sample.info.get("id", sample.key)))
             offsets.append(places)
-            out.hand_over()
         out.finish()
     index = ShardIndex(
         path=str(path),
