@@ -53,6 +53,8 @@ setup(
         "safetensors>=0.4.3",
         "pillow>=10",
         "tqdm>=4.64",
+        "msgspec>=0.18",
+        "HanTa>=1.1",
     ],
     extras_require={
         "lmdb": ["lmdb>=1.4", "msgpack>=1.0"],  # shards.convert of the published LMDBs

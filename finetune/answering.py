@@ -4,11 +4,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from finetune.answers import AnswerVocabulary, build_vocabulary, read_vocabulary
 from finetune.official import find_file
 from finetune.processed import answer_file
-from finetune.task import Example, Task
+from finetune.task import Task
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,17 @@ class AnsweringTask(Task):
         return build_vocabulary(self.right_answers(Path(folder)), self.at_least)
 
 
-def held_out_by_id(examples: Sequence[Example], count: int, share: float) -> tuple[list[Example], list[Example]]:
+class HasId(Protocol):
+    """An example, or as much of one as has been read."""
+
+    @property
+    def id(self) -> int | str: ...
+
+
+Some = TypeVar("Some", bound=HasId)
+
+
+def held_out_by_id(examples: Sequence[Some], count: int, share: float) -> tuple[list[Some], list[Some]]:
     """(the others, the last `count` by id), each in ascending order; of few examples a share, and one at the least."""
     ordered = sorted(examples, key=lambda example: example.id)
     count = min(count, max(1, int(len(ordered) * share)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.answers import AnswerVocabulary
 from finetune.batch import TaskCollator
+from finetune.cleaned import CleanedTask, read_cleaned
 from finetune.packed import PackedExamples
 from finetune.regions import Regions, region_folder, with_regions
 from finetune.retrieval import Options
@@ -20,7 +21,8 @@ from shards.errors import UserError
 class TaskData:
     """A task's folder of official files and the regions of its images.
 
-    boxes: the regions of its candidates, or of annotated boxes to be added in training, or None.
+    boxes: the regions of its candidates, or of annotated boxes to be added in training, or None; cleaned: the images
+    that training and validation leave out, or None.
     """
 
     task: Task
@@ -28,14 +30,19 @@ class TaskData:
     regions: Regions
     boxes: Regions | None
     missing: str
+    cleaned: CleanedTask | None = None
 
     @property
     def feature_size(self) -> int:
         return self.regions.dataset.feature_size
 
     def examples(self, split: str, say=print) -> PackedExamples:
-        """A split's examples whose images have regions."""
+        """A split's examples whose images have regions, of a cleaned task those that are left."""
         examples = self.task.read(self.folder, split)
+        if self.cleaned is not None:
+            examples = self.cleaned.keep(split, examples, say)
+            if not examples:
+                raise UserError(f"--clean: leaves nothing of {self.task.name}'s {split}; all its images are of tests")
         kept = with_regions(examples, self.regions, self.regions.dataset.folder, self.missing == "skip", say)
         if self.boxes is not None:
             kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", say)
@@ -85,12 +92,17 @@ def check_same_width(first: Regions, *others: Regions) -> None:
 
 
 def open_data(
-    task: Task, data: str, missing: str, annotated: bool = False, opened: dict[Path, Regions] | None = None
+    task: Task,
+    data: str,
+    missing: str,
+    annotated: bool = False,
+    opened: dict[Path, Regions] | None = None,
+    clean: str | None = None,
 ) -> TaskData:
     """DATA/NAME holds the task's official files, DATA/regions/... its images' regions and its candidates' boxes.
 
     annotated: open annotated boxes of referring expressions too; opened: region shards by folder, which tasks share,
-    and to which what is opened here is added.
+    and to which what is opened here is added; clean: a folder that finetune.clean has written.
     """
     opened = {} if opened is None else opened
 
@@ -108,4 +120,4 @@ def open_data(
     boxes = regions_of(f"{task.name}_boxes") if given else None
     if boxes is not None:
         check_same_width(regions, boxes)
-    return TaskData(task, folder, regions, boxes, missing)
+    return TaskData(task, folder, regions, boxes, missing, read_cleaned(clean, task) if clean else None)

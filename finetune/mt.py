@@ -102,7 +102,9 @@ def describe_result(course: MultiTask) -> None:
 def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> MultiTask:
     """A run that is ready to go on."""
     run, opened = Path(config.out), {}
-    data = [open_data(task, config.data, config.missing, config.annotated_boxes, opened) for task in tasks]
+    data = [
+        open_data(task, config.data, config.missing, config.annotated_boxes, opened, config.clean) for task in tasks
+    ]
     check_same_width(*(of_task.regions for of_task in data))
     splits = [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.say) for of_task in data]
     texts = (example.text for training, _ in splits for example in training)

@@ -2,11 +2,42 @@
 
 import gzip
 import json
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from shards.errors import UserError
 from shards.unpickle import unpickle
+
+Kind = TypeVar("Kind")
+
+
+class MissingFile(UserError):
+    """An official file that is not there."""
+
+
+def scan(path, kind: type[Kind]) -> Kind:
+    """What `kind`, a type of msgspec, asks for of a .json file; all else is passed over and takes no memory."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return msgspec.json.decode(data, type=kind)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (ValueError, msgspec.DecodeError) as error:  # ValueError: an empty file cannot be mapped
+        raise UserError(f"{path}: is not as it should be ({error}); fetch it again") from None
+
+
+def scan_lines(path, kind: type[Kind]) -> Iterator[Kind]:
+    """The same of every line of a file with a record a line."""
+    decoder = msgspec.json.Decoder(kind)
+    for where, line in _lines(path):
+        try:
+            yield decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise UserError(f"{where}: is not as it should be ({error}); fetch it again") from None
 
 
 def read_annotations(path):
@@ -19,18 +50,25 @@ def read_annotations(path):
 
 def read_lines(path) -> Iterator[tuple[str, dict]]:
     """(place for messages, record) for every line of a .json, .jsonl or .jsonl.gz file with a record a line."""
+    for where, line in _lines(path):
+        try:
+            yield where, json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: is not whole JSON ({error}); fetch it again") from None
+
+
+def _lines(path) -> Iterator[tuple[str, bytes]]:
+    """(place for messages, line) of every line with something on it."""
     path = plain_or_packed(path)
     try:
-        text = gzip.decompress(_read(path)) if str(path).endswith(".gz") else _read(path)
-        lines = text.decode("utf-8").splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}, line {number}", line
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, EOFError) as error:
         raise UserError(f"{path}: is not a whole file ({error}); fetch it again") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: is not whole JSON ({error}); fetch it again") from None
 
 
 def find_file(folder: Path, name: str) -> Path:
@@ -55,8 +93,14 @@ def plain_or_packed(path) -> Path:
 def _read(path) -> bytes:
     try:
         return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise _missing(path) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); it is an official file of the data set") from None
+
+
+def _missing(path) -> MissingFile:
+    return MissingFile(f"{path}: is not there; it is an official file of the data set")
 
 
 def read_pickle(path):

@@ -2,12 +2,15 @@
 
 cache/{train,val,trainval}_target.pkl    a list of {question_id, image_id, labels, scores}, some with `question`
 cache/trainval_label2ans.pkl             the answer of each label
+cache/{coco,genome,flickr}_test_ids.npy  the ids of photos that Clean V&L removes
 all_data_final_NAME_2014.jsonline        a line an image of retrieval: {id, img_path, sentences}
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from finetune.answers import ORDER, read_vocabulary
 from finetune.official import find_file, read_lines, read_pickle, take
@@ -78,3 +81,16 @@ def captions(path: Path) -> Iterator[tuple[str, list[str]]]:
         name = Path(take(record, "img_path", str, where)).stem
         image = str(take(record, "id", (int, str), where)) if name.startswith("COCO_") else name
         yield image, take(record, "sentences", list, where)
+
+
+def published_tests(folder: Path) -> Iterator[tuple[str, str]]:
+    """(photo, file) of the lists of test images beside a task's files."""
+    for collection in ("coco", "genome", "flickr"):
+        path = find_file(folder, f"cache/{collection}_test_ids.npy")
+        if path.exists():
+            try:
+                ids = np.load(path, allow_pickle=False)
+            except ValueError as error:
+                raise UserError(f"{path}: should be an array of image ids ({error})") from None
+            for image in ids.ravel().tolist():
+                yield f"{collection}:{str(image).removesuffix('.jpg')}", path.name

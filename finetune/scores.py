@@ -109,9 +109,13 @@ def table_row(metrics: dict[str, dict[str, float]]) -> dict[str, float | None]:
 
 def paper_samples(task: Task) -> dict[str, int]:
     """Split -> how many samples the paper's table 8 says it has: of training, and of the test where it is one split."""
-    rows = json.loads(PAPER.read_text(encoding="utf-8"))["table8_training"]["rows"]
-    row = rows.get(TABLE8_NAMES.get(task.name, task.title))
+    row = paper_numbers("table8_training", task)
     return {task.splits[0]: row[0], TABLE8_TESTS.get(task.name, ""): row[2]} if row else {}
+
+
+def paper_numbers(table: str, task: Task) -> list | None:
+    """A task's row of the paper's table 7 or 8, None for one that is not the paper's."""
+    return json.loads(PAPER.read_text(encoding="utf-8"))[table]["rows"].get(TABLE8_NAMES.get(task.name, task.title))
 
 
 def paper_row(table: str, row: str) -> dict[str, float]:

@@ -79,7 +79,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     run = Path(config.out)
     if config.annotated_boxes and task.head != "regions":
         raise UserError(f"--annotated_boxes: is of referring expressions; {task.name} has none")
-    data = open_data(task, config.data, config.missing, config.annotated_boxes)
+    data = open_data(task, config.data, config.missing, config.annotated_boxes, clean=config.clean)
     train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
     examples, held_out = data.splits(train_split, validation_split, config.validate_on, ranks.say)
     texts = (example.text for example in examples)

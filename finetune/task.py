@@ -1,6 +1,7 @@
 """What a task is: its settings of the paper's table 8, its official files, its scores and its submission."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +39,8 @@ class Task(ABC):
 
     group: of the paper (G1 to G4); token: the task token; head: see heads.HEADS; words, regions: limits of the
     inputs; batch_size, lr: of single-task training; images: the name of its region shards; splits: what may be read,
-    training first, validation second; files: the official ones, by name; published: the name of its folder in the
-    published code's archive, where it is another.
+    training first, validation second; tests: those of the test, all of it together; files: the official ones, by name;
+    published: the name of its folder in the published code's archive, where it is another.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task(ABC):
     lr: float
     images: str
     splits: tuple[str, ...]
+    tests: tuple[str, ...] = ()
     regions: int = 100
     files: tuple[str, ...] = ()
     published: str = ""
@@ -60,6 +62,22 @@ class Task(ABC):
         """The folder of its official files in a data folder: of its own name, else of the published archive's."""
         folders = [Path(data) / name for name in (self.name, self.published) if name]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Splits that have everything to train and validate on, each example in one of them."""
+        return self.splits[:2]
+
+    def is_test(self, split: str) -> bool:
+        return split in self.tests
+
+    def photo(self, image: str) -> str:
+        """The name under which an image's photo is known to all tasks: a collection of photos, and its id there."""
+        return f"{self.images}:{image}"
+
+    def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
+        """How many examples of a split have the same images. Data sets with large files read less than examples do."""
+        return Counter(example.images for example in self.examples(folder, split))
 
     @abstractmethod
     def examples(self, folder: Path, split: str) -> list[Example]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from shards.errors import UserError
 
-_COCO = re.compile(r"COCO_[a-z0-9]+_0*(\d+)$")  # COCO's file names, where annotations have the number alone
+# COCO's file names, of 2017 (000000000042) and before (COCO_val2014_000000000042); annotations have the number alone.
+_COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
 
 
 def plain_id(image: str) -> str:

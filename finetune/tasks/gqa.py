@@ -1,18 +1,34 @@
 """GQA: compositional questions on Visual Genome images, with one short answer each."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
-from finetune.official import find_file, read_annotations, take
+from finetune.official import find_file, read_annotations, scan, take
 from finetune.task import Example, part_scores
 
 MINVAL = 3000  # questions of train and val together, the last by id
+
+
+class Imaged(msgspec.Struct):
+    """As much of a question as tells its image."""
+
+    image: str | int = msgspec.field(name="imageId")
+
+
+class Asked(NamedTuple):
+    """A question by id and image."""
+
+    id: str
+    image: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,17 @@ class GQA(AnsweringTask):
             rest, minval = held_out_by_id(read_trainval(folder), MINVAL, 0.1)
             return minval if split == "minval" else rest
         return read(folder, split)
+
+    def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
+        parts = ("train", "val") if split in ("trainval", "minval") else (split,)
+        files = [_file(folder, part) for part in parts]
+        if processed.has_questions(folder, "trainval", *parts) and not all(path.exists() for path in files):
+            return super().image_counts(folder, split)
+        found = [Asked(id, str(of.image)) for path in files for id, of in scan(path, dict[str, Imaged]).items()]
+        if len(parts) > 1:
+            rest, minval = held_out_by_id(found, MINVAL, 0.1)
+            found = minval if split == "minval" else rest
+        return Counter((question.image,) for question in found)
 
     def right_answers(self, folder: Path) -> list[str]:
         return [answer for example in read_trainval(folder) for answer in example.target]
@@ -40,15 +67,18 @@ class GQA(AnsweringTask):
 
 def read_trainval(folder: Path) -> list[Example]:
     """The questions of train and val, from the official files or, where these are not, the published code's."""
-    official = find_file(folder, "train_balanced_questions.json").exists()
-    if not official and processed.has_questions(folder, "trainval"):
+    if not _file(folder, "train").exists() and processed.has_questions(folder, "trainval"):
         return _from_processed(folder, "trainval")
     return read(folder, "train") + read(folder, "val")
 
 
+def _file(folder: Path, split: str) -> Path:
+    return find_file(folder, f"{split}_balanced_questions.json")
+
+
 def read(folder: Path, split: str) -> list[Example]:
     """The questions of one official file, in its order. An answer is the official one to the letter."""
-    path = find_file(folder, f"{split}_balanced_questions.json")
+    path = _file(folder, split)
     if not path.exists() and processed.has_questions(folder, split):
         return _from_processed(folder, split)
     examples = []
@@ -87,6 +117,7 @@ TASKS = (
         lr=4e-5,
         images="genome",
         splits=("trainval", "minval", "train", "val", "testdev"),
+        tests=("testdev",),
         annotated="train_balanced_questions.json",
         files=tuple(f"{split}_balanced_questions.json" for split in ("train", "val", "testdev")),
     ),

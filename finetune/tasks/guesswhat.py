@@ -1,12 +1,28 @@
 """GuessWhat?!: which object of a picture did a dialogue single out?"""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.official import find_file, read_lines, take, take_box, unique
+import msgspec
+
+from finetune.official import find_file, read_lines, scan_lines, take, take_box, unique
 from finetune.pointing import PointingTask
 from finetune.task import Example
 from shards.errors import UserError
+
+
+class Image(msgspec.Struct):
+    """As much of a game's image as tells it."""
+
+    id: int
+
+
+class Game(msgspec.Struct):
+    """As much of a game as tells its image, and whether it counts."""
+
+    image: Image
+    status: str = ""
 
 
 @dataclass(frozen=True)
@@ -14,6 +30,11 @@ class GuessWhat(PointingTask):
     """successful_only: leave out the games that failed or were not finished."""
 
     successful_only: bool = False
+
+    def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
+        games = scan_lines(find_file(folder, f"guesswhat.{split}.jsonl"), Game)
+        counted = (game for game in games if game.status == "success" or not self.successful_only)
+        return Counter((str(game.image.id),) for game in counted)
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"guesswhat.{split}.jsonl")
@@ -60,6 +81,7 @@ TASKS = (
         lr=2e-5,
         images="coco",
         splits=("train", "valid", "test"),
+        tests=("test",),
         files=tuple(f"guesswhat.{split}.jsonl" for split in ("train", "valid", "test")),
     ),
 )

@@ -55,6 +55,7 @@ TASKS = (
         lr=2e-5,
         images="nlvr2",
         splits=("train", "dev", "test1"),
+        tests=("test1",),
         files=("train.json", "dev.json", "test1.json"),
         labels=("False", "True"),
     ),

@@ -1,7 +1,8 @@
 """Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg. Which region does a phrase mean?"""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +44,25 @@ class ReferringExpressions(Task):
             found.setdefault(str(image), {})[str(annotation)] = box
         return found
 
+    def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
+        counts: Counter[tuple[str, ...]] = Counter()
+        for where, record in self._records(folder, split):
+            counts[str(take(record, "image_id", int, where)),] += len(take(record, "sentences", list, where))
+        return counts
+
+    def _records(self, folder: Path, split: str) -> Iterator[tuple[str, dict]]:
+        """(place for messages, record) of the pickle's records of a split."""
+        path = find_file(folder, self.files[0])
+        for number, record in enumerate(read_pickle(path)):
+            where = f"{path}, record {number}"
+            if take(record, "split", str, where) == split:
+                yield where, record
+
     def examples(self, folder: Path, split: str) -> list[Example]:
         path, instances = find_file(folder, self.files[0]), find_file(folder, INSTANCES)
         boxes, sizes = self.instances(folder)
         examples = []
-        for number, record in enumerate(read_pickle(path)):
-            where = f"{path}, record {number}"
-            if take(record, "split", str, where) != split:
-                continue
+        for where, record in self._records(folder, split):
             box, image = take(record, "ann_id", int, where), take(record, "image_id", int, where)
             for wanted, there, what in ((box, boxes, "annotation"), (image, sizes, "image")):
                 if wanted not in there:
@@ -79,8 +91,8 @@ class ReferringExpressions(Task):
 
 
 _SETTINGS = {"group": "G3", "head": "regions", "words": 20, "batch_size": 256, "lr": 2e-5, "images": "coco"}
-_UNC = {"splits": ("train", "val", "testA", "testB"), "files": ("refs(unc).p", INSTANCES)}
-_UMD = {"splits": ("train", "val", "test"), "files": ("refs(umd).p", INSTANCES)}
+_UNC = {"splits": ("train", "val", "testA", "testB"), "tests": ("testA", "testB"), "files": ("refs(unc).p", INSTANCES)}
+_UMD = {"splits": ("train", "val", "test"), "tests": ("test",), "files": ("refs(umd).p", INSTANCES)}
 
 TASKS = (
     ReferringExpressions(name="refcoco", title="RefCOCO", token=9, **_UNC, **_SETTINGS),

@@ -23,6 +23,13 @@ class Retrieval(Task):
     thousand images, val5k and test5k all of them, fold0 to fold4 the test's five thousands.
     """
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        return "train", "val5k" if "val5k" in self.splits else "val"
+
+    def is_test(self, split: str) -> bool:
+        return split.startswith(("test", "fold"))
+
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, self.files[0])
         images = self._images(path, split) if path.exists() or not _lines(folder, split) else _processed(folder, split)
@@ -108,6 +115,7 @@ TASKS = (
         token=7,
         images="coco",
         splits=("train", "val", "test", "val5k", "test5k", *_FOLDS),
+        tests=("test5k",),
         files=("dataset_coco.json",),
         published="cocoRetreival",
         **_SETTINGS,
@@ -118,6 +126,7 @@ TASKS = (
         token=8,
         images="flickr",
         splits=("train", "val", "test"),
+        tests=("test",),
         files=("dataset_flickr30k.json",),
         published="flickr30k",
         **_SETTINGS,

@@ -59,6 +59,7 @@ TASKS = (
         lr=2e-5,
         images="flickr",
         splits=("train", "dev", "test"),
+        tests=("test",),
         files=tuple(f"snli_ve_{split}.jsonl" for split in ("train", "dev", "test")),
         published="visual_entailment",
         labels=("contradiction", "neutral", "entailment"),

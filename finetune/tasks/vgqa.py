@@ -1,20 +1,37 @@
 """Visual Genome QA: questions with one answer each, answered from VQA's vocabulary."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.answers import normalise
-from finetune.official import find_file, read_annotations, take, unique
+from finetune.official import find_file, read_annotations, scan, take, unique
 from finetune.task import Example
 
+IMAGE_DATA = "image_data.json"  # under which names COCO and Flickr have the images; Clean V&L needs it
 HELD_OUT = 5000  # questions, the last by id
+QUESTIONS = "question_answers.json"
 PROCESSED = ("trainval", "train", "val")  # pickles of the published code, the first instead of the others
+
+
+class Asked(msgspec.Struct):
+    """As much of a question as tells its image."""
+
+    id: int = msgspec.field(name="qa_id")
+    image: int = msgspec.field(name="image_id")
+
+
+class AskedOfImage(msgspec.Struct):
+    """The questions of one image."""
+
+    qas: list[Asked]
 
 
 @dataclass(frozen=True)
@@ -24,6 +41,14 @@ class VisualGenomeQA(AnsweringTask):
     def examples(self, folder: Path, split: str) -> list[Example]:
         train, val = held_out_by_id(read(folder), HELD_OUT, 0.1)
         return train if split == "train" else val
+
+    def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
+        path = find_file(folder, QUESTIONS)
+        if not path.exists():
+            return super().image_counts(folder, split)
+        asked = [question for image in scan(path, list[AskedOfImage]) for question in image.qas]
+        train, val = held_out_by_id(asked, HELD_OUT, 0.1)
+        return Counter((str(question.image),) for question in (train if split == "train" else val))
 
     def right_answers(self, folder: Path) -> list[str]:
         return [answer for example in self.examples(folder, "train") for answer in example.target]
@@ -39,7 +64,7 @@ class VisualGenomeQA(AnsweringTask):
 
 def read(folder: Path) -> list[Example]:
     """All questions, from the official file or, where it is not, the published code's."""
-    path = find_file(folder, "question_answers.json")
+    path = find_file(folder, QUESTIONS)
     if not path.exists() and processed.has_questions(folder, *PROCESSED):
         found = processed.questions(folder, *PROCESSED).values()
         return [Example(each.id, each.text or "", (each.image,), each.target) for each in found]
@@ -73,8 +98,8 @@ TASKS = (
         images="genome",
         splits=("train", "val"),
         at_least=9,
-        annotated="question_answers.json",
-        files=("question_answers.json",),
+        annotated=QUESTIONS,
+        files=(QUESTIONS, IMAGE_DATA),
         published="visual_genome",
     ),
 )

@@ -13,6 +13,10 @@ from shards.errors import UserError
 class Visual7W(PointingTask):
     """The candidates stand in the order of their ids, so that no place in it is the right one's."""
 
+    def photo(self, image: str) -> str:
+        """Visual Genome's, which the files call v7w_ID."""
+        return f"genome:{image.removeprefix('v7w_')}"
+
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, "dataset_v7w_pointing.json")
         value = read_annotations(path)
@@ -59,6 +63,7 @@ TASKS = (
         lr=2e-5,
         images="visual7w",
         splits=("train", "val", "test"),
+        tests=("test",),
         files=("dataset_v7w_pointing.json",),
     ),
 )

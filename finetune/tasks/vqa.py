@@ -1,20 +1,35 @@
 """VQA v2: open questions on COCO images, answered by ten people each."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.answers import normalise, soft_scores, vqa_accuracy
-from finetune.official import find_file, read_annotations, take, unique
+from finetune.official import find_file, read_annotations, scan, take, unique
 from finetune.task import Example, part_scores
 from shards.errors import UserError
 
 MINVAL = 3000  # questions of val, the last by id, that training leaves out
+
+
+class Asked(msgspec.Struct):
+    """As much of a question as tells its image."""
+
+    id: int = msgspec.field(name="question_id")
+    image: int = msgspec.field(name="image_id")
+
+
+class QuestionFile(msgspec.Struct):
+    """As much of an official file of questions."""
+
+    questions: list[Asked]
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,17 @@ class VQA(AnsweringTask):
         if split == "minval":
             return held_out_by_id(read(folder, "val"), MINVAL, 0.5)[1]
         return read(folder, split)
+
+    def is_test(self, split: str) -> bool:
+        return split.startswith("test")  # test-dev is a part of test
+
+    def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
+        if split in ("trainval", "minval"):
+            rest, minval = held_out_by_id(asked(folder, "val"), MINVAL, 0.5)
+            found = minval if split == "minval" else asked(folder, "train") + rest
+        else:
+            found = asked(folder, split)
+        return Counter((str(question.image),) for question in found)
 
     def right_answers(self, folder: Path) -> list[str]:
         return [
@@ -82,9 +108,18 @@ def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict
     return answered
 
 
+def asked(folder: Path, split: str) -> list[Asked]:
+    """The questions of one official file by id and image."""
+    return scan(_question_file(folder, split), QuestionFile).questions
+
+
+def _question_file(folder: Path, split: str) -> Path:
+    return find_file(folder, f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
+
+
 def read(folder: Path, split: str) -> list[Example]:
     """The questions of one official file, with their answers where there is a file of these."""
-    path = find_file(folder, f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
+    path = _question_file(folder, split)
     answered = _answers(folder, split) if split in ("train", "val") else {}
     examples = []
     for number, record in enumerate(take(read_annotations(path), "questions", list, str(path))):
@@ -111,6 +146,7 @@ TASKS = (
         lr=4e-5,
         images="coco",
         splits=("trainval", "minval", "train", "val", "test", "test-dev"),
+        tests=("test",),
         at_least=9,
         annotated="v2_mscoco_train2014_annotations.json",
         files=(

@@ -71,11 +71,14 @@ def coco(sizes: TaskSizes) -> dict[str, list[Picture]]:
     train, half = sizes.images("coco", sizes.examples // 3), sizes.evaluation // 2
     counts = {"train": train, "val": half, "test": half, "unasked": 20}
     years = {"train": "train2014", "val": "val2014", "test": "val2014", "unasked": "test2015"}
+    # Ids of val and test come in turn, so that what VQA holds out, the last by id, has images of both.
+    turns = [train + place + half * in_test for place in range(half) for in_test in (0, 1)]
+    places = {number: train + turn for turn, number in enumerate(turns)}
     pictures, number = {}, 0
     for split, count in counts.items():
         pictures[split] = []
         for _ in range(count):
-            key, id = (sizes.seed, COCO, number), 9 + 57 * number
+            key, id = (sizes.seed, COCO, number), 9 + 57 * places.get(number, number)
             pictures[split].append(picture(key, id, f"COCO_{years[split]}_{id:012d}.png"))
             number += 1
     return pictures

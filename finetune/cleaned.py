@@ -1,0 +1,70 @@
+"""What finetune.clean has written: the images that a task's training and validation leave out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from finetune.official import scan_lines
+from finetune.task import Example, Task
+from shards.errors import UserError
+from shards.files import read_json
+
+MANIFEST = "clean.json"
+FORMAT = 1
+
+
+class Removed(msgspec.Struct):
+    """One image of a task that is a test's. examples: of training and validation together that have it."""
+
+    image: str
+    examples: int
+    test: str
+    names: tuple[str, ...]
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CleanedTask:
+    """The images that one task leaves out where it trains and validates."""
+
+    task: Task
+    folder: Path
+    images: frozenset[str]
+
+    def keep(self, split: str, examples: list[Example], say=print) -> list[Example]:
+        """The examples of a split without those images; of a test all."""
+        if self.task.is_test(split):
+            return examples
+        kept = [example for example in examples if self.images.isdisjoint(example.images)]
+        if len(kept) < len(examples):
+            left_out = len(examples) - len(kept)
+            say(f"cleaned: {left_out} of {len(examples)} examples of {self.task.name}'s {split} have images of tests")
+        return kept
+
+
+def read_manifest(folder) -> dict:
+    """What finetune.clean says of its work in `folder`."""
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise UserError(f"--clean {folder}: holds no {MANIFEST}; python -m finetune.clean --out {folder} makes it")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: was not written by this version of finetune.clean; run it again")
+    return manifest
+
+
+def list_file(folder, task: Task) -> Path:
+    """The list of what is removed of a task."""
+    return Path(folder) / "removed" / f"{task.name}.jsonl"
+
+
+def read_cleaned(folder, task: Task) -> CleanedTask:
+    """A task's part of a folder that finetune.clean has written."""
+    manifest = read_manifest(folder)
+    if task.name not in manifest["tasks"]:
+        raise UserError(f"--clean {folder}: has nothing on {task.name}; run finetune.clean again, on data that has it")
+    removed = frozenset(line.image for line in scan_lines(list_file(folder, task), Removed))
+    if len(removed) != manifest["tasks"][task.name]["removed_images"]:
+        raise UserError(f"{list_file(folder, task)}: is not as finetune.clean wrote it; run it again")
+    return CleanedTask(task, Path(folder), removed)

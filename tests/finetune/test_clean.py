@@ -1,0 +1,347 @@
+"""Clean V&L: what is removed and why, what is left, and what finds a leak."""
+
+import io
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from finetune.cleaned import read_cleaned
+from finetune.looks import DIFFERENT, NEAR, TRIMMED, difference, grey, look_hashes, near_pairs
+from finetune.official import scan
+from finetune.photos import Photos
+from finetune.tasks import all_tasks
+from shards.errors import UserError
+from shards.given_boxes import plain_id
+
+TASKS = all_tasks()
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def cleaned(world, tmp_path_factory):
+    """The small world's annotations with more of its photos in several data sets, cleaned; and the report."""
+    from finetune.clean import CleanConfig, clean
+
+    data = tmp_path_factory.mktemp("clean") / "data"
+    shutil.copytree(world, data, ignore=shutil.ignore_patterns("regions", "pairs"))
+    (data / "regions").symlink_to(world / "regions")
+    path = data / "vgqa" / "image_data.json"
+    records = json.loads(path.read_text())
+    for task, split, column in (
+        ("coco_retrieval", "test", "coco_id"),
+        ("snli_ve", "test", "flickr_id"),
+        ("snli_ve", "train", "flickr_id"),
+        ("refcoco", "train", "coco_id"),
+    ):
+        images = sorted({int(example.images[0]) for example in TASKS[task].examples(data / task, split)})
+        free = [record for record in records if record["coco_id"] is None and record["flickr_id"] is None]
+        for record, image in zip(free[:: max(1, len(free) // 4)], images, strict=False):
+            record[column] = image
+    path.write_text(json.dumps(records))
+    return data, clean(CleanConfig(data=str(data), processes=1))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_images_are_counted_as_examples_have_them(world, name):
+    task, folder = TASKS[name], world / name
+    for split in task.splits:
+        if (name, split) != ("vqa", "test-dev"):
+            expected = Counter(example.images for example in task.examples(folder, split))
+            assert task.image_counts(folder, split) == expected and (expected or split.startswith("fold"))
+
+
+def obvious(data) -> dict[str, set[str]]:
+    """Task -> the images that it must leave out, by a set of names that grows until nothing is new."""
+    maps = [
+        (f"genome:{record['image_id']}", f"{name}:{record[f'{name}_id']}")
+        for record in json.loads((data / "vgqa" / "image_data.json").read_text())
+        for name in ("coco", "flickr")
+        if record[f"{name}_id"] is not None
+    ]
+    tests = {
+        TASKS[name].photo(image)
+        for name in TASKS
+        for split in TASKS[name].tests
+        for example in TASKS[name].examples(data / name, split)
+        for image in example.images
+    }
+    size = 0
+    while size != len(tests):
+        size = len(tests)
+        for one, other in maps:
+            if one in tests or other in tests:
+                tests |= {one, other}
+    return {
+        name: {
+            image
+            for split in task.learned
+            for example in task.examples(data / name, split)
+            for image in example.images
+            if task.photo(image) in tests
+        }
+        for name, task in TASKS.items()
+    }
+
+
+def test_what_is_removed(cleaned):
+    data, report = cleaned
+    expected = obvious(data)
+    for name, task in TASKS.items():
+        assert read_cleaned(data / "clean", task).images == expected[name], name
+    assert all(expected[name] for name in TASKS if name not in ("flickr_retrieval", "nlvr2")) and not expected["nlvr2"]
+    assert "disagree on Visual7W" in report and "19.81%" in report and "542104" in report
+    row = next(line for line in report.splitlines() if line.startswith("VQA v2")).split()
+    images = {i for s in TASKS["vqa"].learned for e in TASKS["vqa"].examples(data / "vqa", s) for i in e.images}
+    assert row[2] == str(len(images)) and row[4] == str(len(images) - len(expected["vqa"]))
+
+
+def test_why_it_is_removed(cleaned):
+    """A trail leads from the image to a test's, each step by the map; a test's own id needs none."""
+    data, _ = cleaned
+    known = {
+        frozenset((f"genome:{record['image_id']}", f"{name}:{record[f'{name}_id']}"))
+        for record in json.loads((data / "vgqa" / "image_data.json").read_text())
+        for name in ("coco", "flickr")
+    }
+    trails = [(name, line) for name in TASKS for line in lines(data / "clean" / "removed" / f"{name}.jsonl")]
+    for name, line in trails:
+        task, split = line["test"].split()
+        assert line["names"][0] == TASKS[name].photo(line["image"])
+        assert line["names"][-1] in {TASKS[task].photo(i) for (i,) in TASKS[task].image_counts(data / task, split)}
+        assert all(frozenset(pair) in known for pair in zip(line["names"], line["names"][1:], strict=False))
+        assert line["evidence"] == ["image_data.json"] * (len(line["names"]) - 1)
+    assert {len(line["names"]) for _, line in trails} >= {1, 2}
+
+
+def test_twice_gives_the_same_bytes(cleaned, run_command):
+    data, _ = cleaned
+    before = {path: path.read_bytes() for path in (data / "clean").rglob("*") if path.is_file()}
+    assert run_command("finetune.clean", "--data", data, "--processes", 2)[0] == 0
+    after = {path: path.read_bytes() for path in (data / "clean").rglob("*") if path.is_file()}
+    assert before == after and len(before) == 14
+
+
+def test_a_clean_set_passes_and_a_planted_leak_is_found(cleaned, tmp_path, run_command):
+    data = tmp_path / "data"
+    shutil.copytree(cleaned[0], data, symlinks=True)
+    assert run_command("finetune.clean", "--data", data, "--check")[0] == 0
+    before = [line["image"] for line in lines(data / "clean" / "removed" / "flickr_retrieval.jsonl")]
+    path = data / "flickr_retrieval" / "dataset_flickr30k.json"
+    known = json.loads(path.read_text())
+    leaked = next(image for image in known["images"] if image["split"] == "test")
+    next(image for image in known["images"] if image["split"] == "train")["filename"] = leaked["filename"]
+    path.write_text(json.dumps(known))
+    status, said, _ = run_command("finetune.clean", "--data", data, "--check")
+    stem = leaked["filename"].removesuffix(".png").removesuffix(".jpg")
+    assert status == 1 and f"flickr_retrieval train: image {stem} is flickr:{stem}, of " in said
+    assert run_command("finetune.clean", "--data", data)[0] == 0
+    assert run_command("finetune.clean", "--data", data, "--check")[0] == 0
+    assert [line["image"] for line in lines(data / "clean" / "removed" / "flickr_retrieval.jsonl")] == sorted(
+        {stem, *before}
+    )
+
+
+def test_a_list_that_lost_a_line_is_not_used(cleaned, tmp_path, run_command):
+    shutil.copytree(cleaned[0] / "clean", tmp_path / "clean")
+    path = tmp_path / "clean" / "removed" / "vqa.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    for command in (("finetune.st", "--task", "vqa"), ("finetune.mt",)):
+        status, _, err = run_command(*command, "--data", cleaned[0], "--clean", tmp_path / "clean")
+        assert status == 2 and "vqa.jsonl: is not as finetune.clean wrote it" in err
+
+
+def test_training_leaves_them_out(cleaned, tmp_path, pretrained, run_command):
+    data, _ = cleaned
+    flags = ("--data", data, "--clean", data / "clean", "--init", pretrained, "--workers", 0)
+    status, said, err = run_command(
+        "finetune.st", "--task", "refcoco", *flags, "--epochs", 1, "--out", tmp_path / "run"
+    )
+    assert status == 0, err
+    removed = lines(data / "clean" / "removed" / "refcoco.jsonl")
+    task, images = TASKS["refcoco"], {line["image"] for line in removed}
+    train = task.examples(data / "refcoco", "train")
+    kept = [example for example in train if example.images[0] not in images]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["examples"] == len(kept) < len(train)
+    assert f"cleaned: {len(train) - len(kept)} of {len(train)} examples of refcoco's train" in said
+    for split in ("testA", "testB"):
+        examples = task.examples(data / "refcoco", split)
+        assert read_cleaned(data / "clean", task).keep(split, examples) == examples
+    status, said, err = run_command(
+        "finetune.mt", "--tasks", "refcoco,vqa", *flags, "--iterations", 2, "--out", tmp_path / "mt"
+    )
+    assert status == 0 and "examples of refcoco's train" in said and "examples of vqa's trainval" in said, err
+
+
+def test_mistakes(cleaned, tmp_path, run_command):
+    data, _ = cleaned
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "images" / "coco").mkdir(parents=True)
+    for flags, complaint in (
+        (("--data", tmp_path / "nowhere"), "nowhere: no such folder"),
+        (("--data", tmp_path / "empty"), "holds no folder of a task"),
+        (("--data", data, "--images", tmp_path / "empty"), "should have folders of images named coco"),
+        (("--data", data, "--images", tmp_path / "images"), "hold no images"),
+        (("--data", data, "--check", "--out", tmp_path / "none"), "holds no clean.json; python -m finetune.clean"),
+    ):
+        status, _, err = run_command("finetune.clean", "--out", tmp_path / "out", *flags)
+        assert status == 2 and complaint in err and "Traceback" not in err
+        assert not (tmp_path / "out" / "clean.json").exists()
+
+
+def test_a_test_that_is_not_there_is_told(cleaned, tmp_path, run_command):
+    data = tmp_path / "data"
+    for name in ("guesswhat", "refcoco"):
+        shutil.copytree(cleaned[0] / name, data / name)
+    (data / "guesswhat" / "guesswhat.test.jsonl.gz").unlink()
+    status, said, _ = run_command("finetune.clean", "--data", data)
+    assert status == 0 and "not there: guesswhat's test: " in said
+    assert {line["test"] for line in lines(data / "clean" / "removed" / "guesswhat.jsonl")} <= {
+        "refcoco testA",
+        "refcoco testB",
+    }
+
+
+def test_the_published_lists_of_test_images_count(cleaned, tmp_path, run_command):
+    data = tmp_path / "data"
+    shutil.copytree(cleaned[0] / "guesswhat", data / "guesswhat")
+    images = sorted({e.images[0] for e in TASKS["guesswhat"].examples(data / "guesswhat", "train")})[:3]
+    (data / "guesswhat" / "cache").mkdir()
+    np.save(data / "guesswhat" / "cache" / "coco_test_ids.npy", np.array([int(image) for image in images]))
+    assert run_command("finetune.clean", "--data", data)[0] == 0
+    found = lines(data / "clean" / "removed" / "guesswhat.jsonl")
+    assert [(line["image"], line["test"]) for line in found] == [(image, "coco_test_ids.npy") for image in images]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [('[{"image_id": 1, "coco_id": "x"}]', "$[0].coco_id"), ('[{"image_id": 1', "truncated"), ("", "empty")],
+)
+def test_a_map_that_is_not_whole(cleaned, tmp_path, run_command, text, complaint):
+    data = tmp_path / "data"
+    shutil.copytree(cleaned[0] / "vgqa", data / "vgqa")
+    shutil.copytree(cleaned[0] / "gqa", data / "gqa")
+    (data / "vgqa" / "image_data.json").write_text(text)
+    status, _, err = run_command("finetune.clean", "--data", data)
+    assert status == 2 and "image_data.json: is not as it should be" in err and complaint in err
+    assert not (data / "clean" / "clean.json").exists()
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20), st.sets(st.integers(0, 12)))
+def test_trails_reach_what_is_connected(links, tests):
+    photos = Photos()
+    for n, (one, other) in enumerate(links):
+        photos.same(str(one), str(other), f"map {n}")
+    trails = photos.trails({str(test): f"test {test}" for test in sorted(tests)})
+    reached = set(tests)
+    for _ in range(13):
+        reached |= {b for pair in links for a, b in (pair, pair[::-1]) if a in reached}
+    assert set(trails) == {str(name) for name in reached}
+    for name, trail in trails.items():
+        assert trail.names[0] == name and trail.test == f"test {trail.names[-1]}"
+        for (one, other), evidence in zip(zip(trail.names, trail.names[1:], strict=False), trail.evidence, strict=True):
+            assert set(map(str, links[int(evidence.removeprefix("map "))])) == {one, other}
+
+
+@pytest.mark.parametrize(
+    ("file", "image"),
+    [
+        ("COCO_train2014_000000000042", "42"),
+        ("COCO_test2015_000000581929", "581929"),
+        ("000000000042", "42"),
+        ("1000092795", "1000092795"),
+        ("dev-850-0-img0", "dev-850-0-img0"),
+        ("000042", "000042"),
+    ],
+)
+def test_file_names_of_all_years(file, image):
+    assert plain_id(file) == image
+
+
+def test_scan_takes_what_is_asked_for(tmp_path):
+    (tmp_path / "a.json").write_text('{"b": [1, 2], "c": {"d": null}}')
+    assert scan(tmp_path / "a.json", dict[str, object])["b"] == [1, 2]
+    with pytest.raises(UserError, match=r"is not there; it is an official file"):
+        scan(tmp_path / "b.json", dict)
+
+
+def altered(image: Image.Image, kind: str, rng) -> Image.Image:
+    width, height = image.size
+    if kind == "resized":
+        factor = rng.choice([0.5, 0.7, 1.5])
+        return image.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
+    if kind == "recompressed":
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=40)
+        return Image.open(file).convert("RGB")
+    if kind == "cropped":
+        left, top = (rng.uniform(0, 0.05, 2) * (width, height)).tolist()
+        return image.crop((left, top, left + 0.95 * width, top + 0.95 * height))
+    return image.convert("L").convert("RGB")
+
+
+@pytest.mark.parametrize("kind", ["resized", "recompressed", "cropped", "grey"])
+def test_altered_copies_look_the_same_and_other_images_do_not(world, kind):
+    rng = np.random.default_rng(0)
+    images = [Image.open(path).convert("RGB") for path in sorted((world / "images" / "coco").glob("*.png"))[:40]]
+    copies = [altered(image, kind, rng).convert("L") for image in images]
+    images = [image.convert("L") for image in images]
+    found = near_pairs(np.stack(list(map(look_hashes, images))), np.stack(list(map(look_hashes, copies))))
+    same = {(a, b) for a, b in found.tolist() if difference(images[a], copies[b]) <= DIFFERENT}
+    assert all(a == b for a, b in same) and len(same) >= 39
+    assert difference(images[0], images[1]) > DIFFERENT
+
+
+@given(st.integers(0, 1000))
+def test_near_pairs_are_those_that_are_near(seed):
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 1 << 63, (5, len(TRIMMED)), np.uint64)
+
+    def some(count):
+        flips = rng.integers(0, 1 << 63, (count, len(TRIMMED)), np.uint64)
+        flips &= rng.integers(0, 1 << 63, flips.shape, np.uint64) & rng.integers(0, 1 << 63, flips.shape, np.uint64)
+        return base[rng.integers(0, 5, count)] ^ flips
+
+    ours, theirs = some(30), some(20)
+
+    def near(a, b):
+        pairs = [(a[0], y) for y in b] + [(x, b[0]) for x in a]
+        return min(int(x ^ y).bit_count() for x, y in pairs) <= NEAR
+
+    expected = {(i, j) for i in range(30) for j in range(20) if near(ours[i], theirs[j])}
+    found = near_pairs(ours, theirs, block=7).tolist()
+    assert {tuple(pair) for pair in found} == expected and len(found) == len(expected)
+
+
+def test_the_look_finds_what_no_map_tells(world, tmp_path, run_command):
+    """Without the map, the images that the world copied from one data set to another are found by their pixels."""
+    data = tmp_path / "data"
+    shutil.copytree(world, data, ignore=shutil.ignore_patterns("regions", "pairs"))
+    (data / "regions").symlink_to(world / "regions")
+    assert run_command("finetune.clean", "--data", data, "--out", tmp_path / "by_map")[0] == 0
+    (data / "vgqa" / "image_data.json").unlink()
+    (data / "images" / "coco" / "broken.png").write_bytes(b"no image")
+    status, said, err = run_command("finetune.clean", "--data", data, "--images", data / "images")
+    assert status == 0, err
+    assert "broken.png" in said and "image_data.json: without it" in said
+    for name, task in TASKS.items():
+        assert read_cleaned(data / "clean", task).images == read_cleaned(tmp_path / "by_map", task).images, name
+    trail = next(line for line in lines(data / "clean" / "removed" / "refcoco.jsonl") if line["evidence"])
+    assert trail["evidence"] == ["look (0.0)"]
+    assert run_command("finetune.clean", "--data", data, "--check")[0] == 0
+    before = (data / "clean" / "look_alikes.jsonl").read_bytes()
+    assert run_command("finetune.clean", "--data", data, "--images", data / "images", "--processes", 1)[0] == 0
+    assert (data / "clean" / "look_alikes.jsonl").read_bytes() == before
+
+
+def test_a_text_that_is_called_an_image_is_told():
+    with pytest.raises(Exception, match="image"):
+        grey(b"text")
