@@ -58,6 +58,7 @@ setup(
     ],
     extras_require={
         "lmdb": ["lmdb>=1.4", "msgpack>=1.0"],  # shards.convert of the published LMDBs
+        "spacy": ["spacy>=3.7"],  # finetune.consistency with a model of spaCy
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "tensorboard>=2.16"],
     },
     **extension(),

@@ -47,11 +47,14 @@ class EvaluateConfig:
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
 
 
-def load(config: EvaluateConfig, task: Task, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
-    """The run's model on its device, and the examples of the split with what they need."""
+def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
+    """The run's model on its device, and the examples with what they need.
+
+    choose: a function of the task's data that gives the examples; those of the split where it is None.
+    """
     device = choose_device(config.device, ranks)
     data = open_data(task, config.data, config.missing)
-    examples = data.examples(config.split or task.splits[1], ranks.say)
+    examples = choose(data) if choose else data.examples(config.split or task.splits[1], ranks.say)
     start = choose_start(config.run, config.config, config.tokenizer, (), data.feature_size, flag="--run")
     _check_trained(start, task)
     vocabulary = None
@@ -87,7 +90,7 @@ def run(config: EvaluateConfig) -> None:
     split = config.split or task.splits[1]
     with connected(ranks, choose_device(config.device, ranks)):
         on_first(ranks, lambda: complete_world(config.data))
-        work, collator = load(config, task, ranks)
+        work, collator = load(config, task, ranks=ranks)
         predictions = predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
     if not ranks.first:
         return

@@ -71,22 +71,25 @@ def overlapping(samples: list[Sample]) -> float:
     return float(np.concatenate(counts).mean())
 
 
+def image_of(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
+    """The image that a sample was made from, or a blank of its size and why there is none. folder: of the shards."""
+    try:
+        name, hash_sign, member = sample.info.get("source", "").partition("#")
+        if split_name(member or name)[1].lower() not in SUFFIXES:
+            raise UserError("the shards were made from features")
+        return Image.fromarray(decode_image(read_source(f"{folder / name}{hash_sign}{member}"))), ""
+    except (UserError, BadImage) as error:
+        return Image.new("RGB", (sample.info.get("width", 640), sample.info.get("height", 640)), "white"), str(error)
+
+
 def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[Image.Image, str]:
     """The image with its regions, the best drawn last, and a line on it. Without the image, a blank of its size.
 
     names: of the classes, the first being the background.
     """
     width, height = sample.info.get("width", 640), sample.info.get("height", 640)
-    note = ""
-    try:
-        name, hash_sign, member = sample.info.get("source", "").partition("#")
-        if split_name(member or name)[1].lower() not in SUFFIXES:
-            raise UserError("the shards were made from features")
-        pixels = decode_image(read_source(f"{folder / name}{hash_sign}{member}"))
-        image = Image.fromarray(pixels)
-    except (UserError, BadImage) as error:
-        image = Image.new("RGB", (width, height), "white")
-        note = f" (the image itself is not at hand: {error})"
+    image, missing = image_of(sample, folder)
+    note = f" (the image itself is not at hand: {missing})" if missing else ""
     scale = LONG_SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.BICUBIC if scale < 2 else Image.Resampling.NEAREST)

@@ -148,6 +148,9 @@ def test_a_clean_set_passes_and_a_planted_leak_is_found(cleaned, tmp_path, run_c
     assert [line["image"] for line in lines(data / "clean" / "removed" / "flickr_retrieval.jsonl")] == sorted(
         {stem, *before}
     )
+    task, examples = TASKS["flickr_retrieval"], TASKS["flickr_retrieval"].examples(path.parent, "test")
+    assert any(example.images[0] == stem for example in examples)
+    assert read_cleaned(data / "clean", task).keep("test", examples) == examples
 
 
 def test_a_list_that_lost_a_line_is_not_used(cleaned, tmp_path, run_command):

@@ -1,0 +1,203 @@
+"""python -m finetune.consistency --run RUN: does a model find what it answers questions about (MT-VGC)?"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.agreement import Consistency, ImageAgreement, consistency, shared_words
+from finetune.data import TaskData
+from finetune.evaluate import EvaluateConfig, load
+from finetune.pairs_page import SharedPair, write_page
+from finetune.predict import predict
+from finetune.regions import Regions, region_folder
+from finetune.scores import measure
+from finetune.tagging import DEFAULT, Tagger, make_tagger
+from finetune.task import Example
+from finetune.tasks import find_task
+from pretrain.distributed import leaving
+from pretrain.run_folder import CONFIG
+from pretrain.settings import PRECISIONS
+from shards.errors import UserError
+from shards.files import read_json, write_json
+from shards.flags import REQUIRED, command, flag
+from shards.ranks import ALONE
+from shards.world import DEFAULT_WORLD, complete_world
+
+GROUNDING = ("refcoco", "refcoco+")
+SHOWN = 24  # pairs of each kind on the page
+
+
+@dataclass
+class ConsistencyConfig:
+    """Flags of finetune.consistency."""
+
+    run: str = flag(REQUIRED, "a run that answers VQA's questions: of finetune.mt, or of finetune.st on vqa")
+    grounding: str | None = flag(None, "runs that find expressions, with commas between them, where it is not that one")
+    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
+    questions: str = flag("train,val", "VQA's splits, with commas between them, those with public answers")
+    expressions: str = flag("testA,testB", "splits of the referring expressions")
+    tagger: str = flag(DEFAULT, "what tells nouns and adjectives: hanta, or an installed model of spaCy")
+    out: str | None = flag(None, "a folder for the numbers and the page (else RUN/consistency)")
+    missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
+    batch_size: int = flag(256, "examples at a time", low=1)
+    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
+
+
+@dataclass
+class Judged:
+    """Examples of a task with what a run made of them. values: accuracy of each."""
+
+    task: str
+    examples: Sequence[Example]
+    predictions: Sequence
+    values: np.ndarray
+
+    def by_image(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for number, example in enumerate(self.examples):
+            found.setdefault(example.images[0], []).append(number)
+        return found
+
+
+def run(config: ConsistencyConfig) -> None:
+    complete_world(config.data)
+    tagger = make_tagger(config.tagger)
+    runs = _grounding_runs(config)
+    asked_of = _images(config, "vqa", config.questions)
+    pointed_at = set().union(*(_images(config, task, config.expressions) for task in runs))
+    asked = judge(config, config.run, "vqa", config.questions, pointed_at)
+    found = {task: judge(config, path, task, config.expressions, asked_of) for task, path in runs.items()}
+    rows = {find_task(task).title: consistency(agreements(asked, judged, tagger)) for task, judged in found.items()}
+    if len(found) > 1:
+        rows["both"] = consistency([one for judged in found.values() for one in agreements(asked, judged, tagger)])
+    out = Path(config.out or Path(config.run) / "consistency")
+    write_json(out / "consistency.json", {name: dataclasses.asdict(row) for name, row in rows.items()})
+    regions = Regions(region_folder(config.data, find_task("vqa").images))
+    pairs = [pair for judged in found.values() for pair in shared_pairs(asked, judged, tagger)]
+    write_page(out / "pairs.html", pairs, regions, SHOWN)
+    print(render(rows))
+    _warn(config)
+    print(f"the pairs that agree most and least: {out / 'pairs.html'}")
+
+
+def _grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
+    """Task of referring expressions -> the run that was trained on it."""
+    runs: dict[str, str] = {}
+    for path in (config.grounding or config.run).split(","):
+        facts = Path(path) / CONFIG
+        for task in read_json(facts).get("tasks", []) if facts.exists() else []:
+            if task in GROUNDING:
+                runs.setdefault(task, path)
+    if not runs:
+        name = f"--grounding {config.grounding}" if config.grounding else f"--run {config.run}"
+        mend = "" if config.grounding else "; --grounding names the runs that are"
+        raise UserError(f"{name}: is no run trained on {' or '.join(GROUNDING)}{mend}")
+    return {task: runs[task] for task in GROUNDING if task in runs}
+
+
+def _images(config: ConsistencyConfig, name: str, splits: str) -> set[str]:
+    """The images of some splits of a task."""
+    task = find_task(name)
+    return {
+        image
+        for split in splits.split(",")
+        for example in task.read(task.folder(config.data), split)
+        for image in example.images
+    }
+
+
+def judge(config: ConsistencyConfig, path: str, name: str, splits: str, images: set[str]) -> Judged:
+    """What a run makes of a task's examples of these images."""
+    task = find_task(name)
+
+    def choose(data: TaskData) -> list[Example]:
+        examples = [example for split in splits.split(",") for example in data.examples(split)]
+        if any(example.target is None for example in examples):
+            raise UserError(f"--questions {splits}: has questions without public answers")
+        chosen = [example for example in examples if example.images[0] in images]
+        if not chosen:
+            raise UserError("no image has both questions with public answers and referring expressions")
+        return chosen
+
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(EvaluateConfig) if hasattr(config, f.name)}
+    work, collator = load(EvaluateConfig(**shared | {"run": path, "task": name}), task, choose)
+    predictions = predict(work, collator, config.batch_size, config.workers, ALONE, work.precision.device)
+    return Judged(name, collator.examples, predictions, measure(task, collator.examples, predictions)[1])
+
+
+def agreements(asked: Judged, pointed: Judged, tagger: Tagger) -> list[ImageAgreement]:
+    """Image by image, those that have both."""
+    questions, expressions = asked.by_image(), pointed.by_image()
+    return [
+        ImageAgreement(
+            shared_words(*_words(asked, questions[image], pointed, expressions[image], tagger)),
+            asked.values[questions[image]],
+            pointed.values[expressions[image]],
+        )
+        for image in questions
+        if image in expressions
+    ]
+
+
+def _words(asked: Judged, questions: list[int], pointed: Judged, expressions: list[int], tagger: Tagger):
+    return (
+        [tagger(asked.examples[number].text) for number in questions],
+        [tagger(pointed.examples[number].text) for number in expressions],
+    )
+
+
+def shared_pairs(asked: Judged, pointed: Judged, tagger: Tagger) -> list[SharedPair]:
+    """Every question and expression of an image that share a word."""
+    questions, expressions, found = asked.by_image(), pointed.by_image(), []
+    for image in questions:
+        for q in questions[image]:
+            for r in expressions.get(image, ()):
+                question, expression = asked.examples[q], pointed.examples[r]
+                words = tagger(question.text) & tagger(expression.text)
+                if words:
+                    found.append(
+                        SharedPair(
+                            image=image,
+                            words=tuple(sorted(words)),
+                            question=question.text,
+                            answer=str(asked.predictions[q]),
+                            right_answer=max(question.target, key=question.target.get) if question.target else "",
+                            answered=float(asked.values[q]),
+                            expression=expression.text,
+                            box=tuple(map(float, pointed.predictions[r])),
+                            right_box=tuple(expression.target),
+                            found=float(pointed.values[r]),
+                        )
+                    )
+    return found
+
+
+def render(rows: dict[str, Consistency]) -> str:
+    """The scores as a table."""
+    lines = [f"{'':<10} {'MT-VGC':>7} {'95% interval':>18} {'independent':>12} {'VQA':>7} {'found':>7} {'images':>7}"]
+    for name, row in rows.items():
+        interval = f"{row.interval[0]:.1%} to {row.interval[1]:.1%}"
+        lines.append(
+            f"{name:<10} {row.score:>7.1%} {interval:>18} {row.independent:>12.1%} {row.answered:>7.1%} "
+            f"{row.found:>7.1%} {row.images:>7}   {row.pairs} pairs share a word"
+        )
+    return "\n".join(lines)
+
+
+def _warn(config: ConsistencyConfig) -> None:
+    """Says where a run may have been trained on the very questions or expressions."""
+    for path in dict.fromkeys([config.run, *(config.grounding or "").split(",")]):
+        facts = Path(path) / CONFIG
+        if path and facts.exists() and not read_json(facts)["flags"].get("clean"):
+            print(f"{path}: was trained without --clean, perhaps on what is asked here; see finetune.clean")
+
+
+if __name__ == "__main__":
+    with leaving(ALONE):
+        command(ConsistencyConfig, run, "finetune.consistency", "Does a model find what it answers questions about?")
