@@ -22,12 +22,23 @@ class MissingFile(UserError):
 def scan(path, kind: type[Kind]) -> Kind:
     """What `kind`, a type of msgspec, asks for of a .json file; all else is passed over and takes no memory."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return msgspec.json.decode(data, type=kind)
+        with open(path, "rb") as file:
+            # Closed when nothing refers to it any more: records that are yet to be decoded do.
+            return msgspec.json.decode(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), type=kind)
     except FileNotFoundError:
         raise _missing(path) from None
     except (ValueError, msgspec.DecodeError) as error:  # ValueError: an empty file cannot be mapped
         raise UserError(f"{path}: is not as it should be ({error}); fetch it again") from None
+
+
+def scan_records(path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    """(key, what `kind` asks for) of every record of a .json file that is one object of them, in their order."""
+    decoder, records = msgspec.json.Decoder(kind), scan(path, dict[str, msgspec.Raw])
+    for key, record in records.items():
+        try:
+            yield key, decoder.decode(record)
+        except msgspec.DecodeError as error:
+            raise UserError(f"{path}, record {key}: is not as it should be ({error}); fetch it again") from None
 
 
 def scan_lines(path, kind: type[Kind]) -> Iterator[Kind]:

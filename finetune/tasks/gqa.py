@@ -12,16 +12,25 @@ import numpy as np
 
 from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
-from finetune.official import find_file, read_annotations, scan, take
+from finetune.official import find_file, scan_records
 from finetune.task import Example, part_scores
 
 MINVAL = 3000  # questions of train and val together, the last by id
 
 
-class Imaged(msgspec.Struct):
-    """As much of a question as tells its image."""
+class Types(msgspec.Struct):
+    """What kind of question it is."""
 
+    structural: str | None = None
+
+
+class Question(msgspec.Struct):
+    """As much of a record of the official files as examples have."""
+
+    question: str
     image: str | int = msgspec.field(name="imageId")
+    answer: str | None = None
+    types: Types | None = None
 
 
 class Asked(NamedTuple):
@@ -46,7 +55,7 @@ class GQA(AnsweringTask):
         files = [_file(folder, part) for part in parts]
         if processed.has_questions(folder, "trainval", *parts) and not all(path.exists() for path in files):
             return super().image_counts(folder, split)
-        found = [Asked(id, str(of.image)) for path in files for id, of in scan(path, dict[str, Imaged]).items()]
+        found = [Asked(id, str(of.image)) for path in files for id, of in scan_records(path, Question)]
         if len(parts) > 1:
             rest, minval = held_out_by_id(found, MINVAL, 0.1)
             found = minval if split == "minval" else rest
@@ -81,21 +90,16 @@ def read(folder: Path, split: str) -> list[Example]:
     path = _file(folder, split)
     if not path.exists() and processed.has_questions(folder, split):
         return _from_processed(folder, split)
-    examples = []
-    for question, record in read_annotations(path).items():
-        where = f"{path}, question {question}"
-        target = {take(record, "answer", str, where): 1.0} if "answer" in record else None
-        types = record.get("types")
-        examples.append(
-            Example(
-                question,
-                take(record, "question", str, where),
-                (str(take(record, "imageId", (str, int), where)),),
-                target,
-                facts={"type": types.get("structural") if isinstance(types, dict) else None},
-            )
+    return [
+        Example(
+            id,
+            found.question,
+            (str(found.image),),
+            None if found.answer is None else {found.answer: 1.0},
+            facts={"type": found.types.structural if found.types else None},
         )
-    return examples
+        for id, found in scan_records(path, Question)
+    ]
 
 
 def _from_processed(folder: Path, split: str) -> list[Example]:

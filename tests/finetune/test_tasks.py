@@ -195,7 +195,7 @@ def test_broken_files_are_told_by_file_record_and_key(tmp_path):
     with pytest.raises(UserError, match=r"train2014_questions\.json: is not whole JSON"):
         TASKS["vqa"].read(tmp_path, "train")
     questions.unlink()
-    with pytest.raises(UserError, match=r"train2014_questions\.json: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"train2014_questions\.json: is not there; it is an official"):
         TASKS["vqa"].read(tmp_path, "train")
 
 
