@@ -26,11 +26,24 @@ class Removed(msgspec.Struct):
 
 @dataclass(frozen=True)
 class CleanedTask:
-    """The images that one task leaves out where it trains and validates."""
+    """The images that one task leaves out where it trains and validates.
+
+    examples: how many there were of each split when it was cleaned.
+    """
 
     task: Task
     folder: Path
     images: frozenset[str]
+    examples: dict[str, int]
+
+    def check(self, split: str, examples: list[Example]) -> None:
+        """Refuses a split that has changed since."""
+        then = self.examples.get(split, len(examples))
+        if len(examples) != then:
+            raise UserError(
+                f"--clean {self.folder}: {self.task.name}'s {split} had {then} examples when it was cleaned and has "
+                f"{len(examples)}; run finetune.clean again on this data"
+            )
 
     def keep(self, split: str, examples: list[Example], say=print) -> list[Example]:
         """The examples of a split without those images; of a test all."""
@@ -64,7 +77,8 @@ def read_cleaned(folder, task: Task) -> CleanedTask:
     manifest = read_manifest(folder)
     if task.name not in manifest["tasks"]:
         raise UserError(f"--clean {folder}: has nothing on {task.name}; run finetune.clean again, on data that has it")
+    known = manifest["tasks"][task.name]
     removed = frozenset(line.image for line in scan_lines(list_file(folder, task), Removed))
-    if len(removed) != manifest["tasks"][task.name]["removed_images"]:
+    if len(removed) != known["removed_images"]:
         raise UserError(f"{list_file(folder, task)}: is not as finetune.clean wrote it; run it again")
-    return CleanedTask(task, Path(folder), removed)
+    return CleanedTask(task, Path(folder), removed, {split: of["all"] for split, of in known["examples"].items()})

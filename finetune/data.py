@@ -40,6 +40,7 @@ class TaskData:
         """A split's examples whose images have regions, of a cleaned task those that are left."""
         examples = self.task.read(self.folder, split)
         if self.cleaned is not None:
+            self.cleaned.check(split, examples)
             examples = self.cleaned.keep(split, examples, say)
             if not examples:
                 raise UserError(f"--clean: leaves nothing of {self.task.name}'s {split}; all its images are of tests")

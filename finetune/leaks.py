@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from finetune.cleaned import read_cleaned, read_manifest
 from finetune.near_duplicates import read_pairs
@@ -22,7 +23,8 @@ def check(data: str, folder) -> list[str]:
     tests: dict[str, str] = {}  # name -> whose
     kept: list[tuple[str, str, str]] = []  # (name, task and split, image)
     sentences = []
-    for task in (task for task in all_tasks().values() if task.folder(data).is_dir()):
+    tasks = [task for task in all_tasks().values() if task.folder(data).is_dir()]
+    for task in tqdm(tasks, unit=" tasks"):
         known = manifest["tasks"].get(task.name)
         if known is None:
             sentences.append(f"{task.name}: is not in {folder}; run finetune.clean again")
@@ -42,7 +44,7 @@ def check(data: str, folder) -> list[str]:
             then = known["examples"][split]
             if (len(examples), len(left)) != (then["all"], then["kept"]):
                 sentences.append(
-                    f"{task.name} {split}: has {len(examples)} examples, {len(left)} of them cleaned, and had "
+                    f"{task.name} {split}: has {len(examples)} examples, {len(left)} without images of tests, and had "
                     f"{then['all']} and {then['kept']} when it was cleaned; run finetune.clean again"
                 )
     return sentences + _leaks(kept, tests, _same(data, folder))

@@ -3,7 +3,9 @@
 import concurrent.futures
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 
 from tqdm import tqdm
 
@@ -16,6 +18,13 @@ def _start(counter):
     global _counter
     _counter = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is killed, which can tell nobody."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def advance(amount: int = 1) -> None:

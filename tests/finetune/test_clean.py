@@ -184,6 +184,17 @@ def test_training_leaves_them_out(cleaned, tmp_path, pretrained, run_command):
     assert status == 0 and "examples of refcoco's train" in said and "examples of vqa's trainval" in said, err
 
 
+def test_annotations_that_changed_are_not_trained_on(cleaned, tmp_path, run_command):
+    data = tmp_path / "data"
+    shutil.copytree(cleaned[0], data, symlinks=True)
+    (data / "snli_ve" / "snli_ve_train.jsonl").write_text(
+        "".join((data / "snli_ve" / "snli_ve_train.jsonl").read_text().splitlines(keepends=True)[1:])
+    )
+    flags = ("finetune.st", "--task", "snli_ve", "--data", data, "--clean", data / "clean", "--out", tmp_path / "run")
+    status, _, err = run_command(*flags)
+    assert status == 2 and "snli_ve's train had 80 examples when it was cleaned and has 79" in err
+
+
 def test_mistakes(cleaned, tmp_path, run_command):
     data, _ = cleaned
     (tmp_path / "empty").mkdir()

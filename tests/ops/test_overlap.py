@@ -101,8 +101,8 @@ def test_no_regions_and_no_images(mask, shape):
     assert mask(torch.zeros(*shape, 4), none, none, 0.4).shape == shape
 
 
-@pytest.mark.parametrize(("batch", "n"), [(14_000, 36), (4000, 100), (2, 1024), (1, 2500), (50_000, 3)])
-def test_compiled_and_pure_agree_to_the_bit_on_a_million_boxes(batch, n):
+@pytest.mark.parametrize(("batch", "n"), [(14_000, 36), (1000, 100), (2, 1024), (1, 2500), (50_000, 3)])
+def test_compiled_and_pure_agree_to_the_bit_on_many_boxes(batch, n):
     boxes, seeds, valid = random_case(batch, n)
     for mask in (None, valid):
         for threshold in (0.4, 0.0, 0.7):

@@ -5,11 +5,11 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_one_process_and_two_give_the_same_bytes(tmp_path, run_command):
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
 
 
-def test_a_killed_extraction_goes_on_with_the_shards_that_are_left(tmp_path, run_command):
+def test_a_killed_extraction_ends_its_workers_and_goes_on_with_the_shards_that_are_left(tmp_path, run_command):
     draw_images(tmp_path / "in", 60)
     out = tmp_path / "out"
     command = ["shards.extract", tmp_path / "in", "--out", out, "--per_shard", "4", "--processes", "1"]
@@ -79,15 +79,20 @@ def test_a_killed_extraction_goes_on_with_the_shards_that_are_left(tmp_path, run
         [sys.executable, "-m", *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     try:
         until = time.time() + 60
         while len(list(out.glob("regions-*.index.npz"))) < 3 and time.time() < until:
             time.sleep(0.02)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+    until = time.time() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.time() < until, "workers outlive what started them"
+        time.sleep(0.05)
+    assert workers
     done = {path: path.stat().st_mtime_ns for path in out.glob("regions-*.index.npz")}
     assert 3 <= len(done) < 15 and not (out / "dataset.json").exists()
     status, _, err = run_command("pretrain.run", "--data", out, "--out", tmp_path / "run")
