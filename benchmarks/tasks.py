@@ -21,7 +21,7 @@ from finetune import evaluate, st
 from finetune.batch import TaskCollator
 from finetune.boxes import iou
 from finetune.intervals import bootstrap_interval
-from finetune.predict import predict
+from finetune.predictions import predict
 from finetune.regions import Regions
 from finetune.scores import measure
 from finetune.tasks import choose_tasks

@@ -12,7 +12,7 @@ from finetune.agreement import Consistency, ImageAgreement, consistency, shared_
 from finetune.data import TaskData
 from finetune.evaluate import EvaluateConfig, load
 from finetune.pairs_page import SharedPair, write_page
-from finetune.predict import predict
+from finetune.predictions import predict
 from finetune.regions import Regions, region_folder
 from finetune.scores import measure
 from finetune.tagging import DEFAULT, Tagger, make_tagger

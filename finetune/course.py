@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.batch import TaskBatch, TaskCollator
-from finetune.predict import predict
+from finetune.predictions import predict
 from finetune.scores import measure
 from finetune.sources import task_steps
 from finetune.work import TaskPass

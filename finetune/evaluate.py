@@ -8,7 +8,7 @@ from finetune.batch import TaskCollator
 from finetune.course import describe_scores
 from finetune.data import open_data
 from finetune.heads import TaskModel, layer_of
-from finetune.predict import predict
+from finetune.predictions import predict
 from finetune.scores import measure
 from finetune.start import Start, choose_start, choose_vocabulary
 from finetune.task import Task
@@ -56,7 +56,7 @@ def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) 
     data = open_data(task, config.data, config.missing)
     examples = choose(data) if choose else data.examples(config.split or task.splits[1], ranks.say)
     start = choose_start(config.run, config.config, config.tokenizer, (), data.feature_size, flag="--run")
-    _check_trained(start, task)
+    check_trained(start, task)
     vocabulary = None
     if hasattr(task, "vocabulary"):
         vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(start, data, config.answers)
@@ -73,7 +73,7 @@ def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) 
     return TaskPass(model, task, precision, start.token(task)), collator
 
 
-def _check_trained(start: Start, task: Task) -> None:
+def check_trained(start: Start, task: Task) -> None:
     """Refuses weights in which no task trained the head of this one: they would answer at random."""
     weights = start.weights
     trained = weights.facts.get("tasks", []) if weights else []

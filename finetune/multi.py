@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from finetune.batch import TaskCollator
-from finetune.predict import predict
+from finetune.predictions import predict
 from finetune.regimes import Regime
 from finetune.scores import TaskScore, mean_score, score_task
 from finetune.sources import Order, Turn, TurnReader

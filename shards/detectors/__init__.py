@@ -2,8 +2,12 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 
+from shards.dataset import UNFINISHED
 from shards.detector import Detector
+from shards.errors import UserError
+from shards.files import read_json
 
 
 def make_detector(config) -> Detector:
@@ -11,3 +15,21 @@ def make_detector(config) -> Detector:
     names = {module.name for module in pkgutil.iter_modules(__path__)}
     name = config.detector if config.detector in names else "transformers_model"
     return importlib.import_module(f"{__name__}.{name}").DETECTOR(config)
+
+
+def detector_of(folder: Path, device: str) -> Detector:
+    """The detector that made the region shards of a folder, as it was then, on a device (cpu, cuda)."""
+    from shards.extract import ExtractConfig  # which makes detectors itself
+
+    path = Path(folder) / "dataset.json"
+    if (Path(folder) / UNFINISHED).exists() or not path.exists():
+        raise UserError(f"{folder}: holds no finished region shards; their detector is needed")
+    plan = read_json(path).get("extra", {}).get("plan", {})
+    if plan.get("command") != "shards.extract":
+        raise UserError(f"{folder}: its regions came with no detector; name shards that shards.extract has made")
+    names = ("detector", "weights", "detector_config", "class_names", "precision", "regions", "words", "seed")
+    given = {name: plan[name] for name in names if plan.get(name) is not None}
+    detector = make_detector(ExtractConfig(images="", out=str(folder), device=device, **given))
+    if not detector.load(Path(folder)):
+        raise UserError(f"{folder}: lacks what its detector learned; extract it again")
+    return detector

@@ -1,0 +1,58 @@
+"""Predictions of a model on a task's examples, in the form that the task's scores and submissions take."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.batch import WHOLE, TaskBatch, TaskCollator, image_size
+from finetune.rank_pairs import retrieval_scores
+from finetune.sources import in_order
+from finetune.work import TaskPass
+from pretrain.distributed import add_up
+from shards.errors import ErrorElsewhere, UserError
+from shards.ranks import Ranks
+
+
+@torch.no_grad()
+def predict(work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device):
+    """Predictions for all examples of the collator, divided over the ranks and the same on every one.
+
+    Answers as texts, boxes (n, 4) in pixels, numbers of candidates, labels, or retrieval's scores (captions, images):
+    see the task's own `scores`.
+    """
+    training = work.model.training
+    work.model.eval()
+    failure, raw = None, None
+    try:
+        if work.task.head == "retrieval":
+            raw = retrieval_scores(work, collator, batch_size, ranks, device)
+        else:
+            raw = _choices(work, collator, batch_size, workers, ranks, device)
+    except UserError as error:  # said below, when every rank knows
+        failure = error
+    work.model.train(training)
+    if int(add_up(torch.tensor(int(failure is not None)), ranks)):
+        raise failure or ErrorElsewhere("another rank has stopped")
+    raw = add_up(torch.from_numpy(raw), ranks).numpy()
+    if work.task.head in ("retrieval", "regions"):
+        return raw
+    numbers = raw[:, 0].astype(np.int64)
+    return [collator.vocabulary.answers[n] for n in numbers] if collator.vocabulary else numbers
+
+
+def _choices(work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device) -> np.ndarray:
+    """float64 (examples, 1 or 4): what this rank chooses for its share, zeros elsewhere."""
+    boxes = work.task.head == "regions"
+    chosen = np.zeros((len(collator.examples), 4 if boxes else 1))
+    for part, batch in in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda"):
+        best = work.scores(batch.to(device)).argmax(1).cpu()
+        chosen[part] = _boxes(collator, part, batch, best) if boxes else best[:, None].numpy()
+    return chosen
+
+
+def _boxes(collator: TaskCollator, part: slice, batch: TaskBatch, best: Tensor) -> np.ndarray:
+    """(n, 4): the boxes of the chosen rows in the annotations' pixels; row 0 is the whole image."""
+    rows = np.concatenate([np.broadcast_to(WHOLE, (len(best), 1, 4)), batch.rows.boxes.numpy()], 1)
+    examples = collator.examples[part]
+    sizes = [image_size(example, collator.regions[example.images[0]]) for example in examples]
+    return rows[np.arange(len(best)), best.numpy()] * np.array([size * 2 for size in sizes])

@@ -1,0 +1,136 @@
+"""One image and one text: the same answer as an evaluation of the same example from its shards gives."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.predict import Predictor, parse_boxes
+from finetune.tasks import all_tasks
+from shards.errors import UserError
+from shards.given_boxes import plain_id
+
+TASKS = all_tasks()
+
+
+@pytest.fixture(scope="module")
+def trained(world, pretrained, tmp_path_factory):
+    """A run of all tasks, barely trained, and its evaluation's predictions of some examples of each task."""
+    from launching import python
+
+    out = tmp_path_factory.mktemp("predict") / "mt"
+    done = python("finetune.mt", "--data", world, "--init", pretrained, "--workers", 0, "--iterations", 4, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return Predictor(trained)
+
+
+def image_file(world, task, image):
+    folder = world / "images" / task.images
+    return next(path for path in sorted(folder.glob("*.png")) if plain_id(path.stem) == image)
+
+
+def evaluated(trained, world, task, examples):
+    """What finetune.evaluate predicts of these examples."""
+    from finetune.evaluate import EvaluateConfig, load
+    from finetune.predictions import predict
+    from shards.ranks import ALONE
+
+    config = EvaluateConfig(run=str(trained), data=str(world), workers=0)
+    work, collator = load(config, task, lambda data: examples)
+    return predict(work, collator, 8, 0, ALONE, work.precision.device)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith("retrieval")])
+def test_an_answer_is_the_one_of_an_evaluation(world, trained, predictor, name):
+    task = TASKS[name]
+    examples = task.read(world / name, task.splits[1])[:6]
+    expected = evaluated(trained, world, task, examples)
+    for example, right in zip(examples, expected, strict=True):
+        files = [image_file(world, task, image) for image in example.images]
+        found = predictor(name, example.text, *files, boxes=example.candidates)
+        assert found.confidence == sorted(found.confidence, reverse=True) and 0 <= found.confidence[-1] <= 1
+        if task.head == "regions":
+            np.testing.assert_allclose(found.boxes[0], right, atol=0.01)
+        elif task.head == "candidates":
+            assert found.choices[0] == f"candidate {right}" and found.boxes[0] == example.candidates[right]
+        elif task.head in ("vqa", "gqa"):
+            assert found.choices[0] == right
+        else:
+            assert found.choices[0] == task.labels[right]
+
+
+def test_retrieval_ranks_the_images_that_are_given(world, trained, predictor):
+    task = TASKS["coco_retrieval"]
+    examples = task.read(world / "coco_retrieval", "val")
+    images = list(dict.fromkeys(example.images[0] for example in examples))[:4]
+    examples = [example for example in examples if example.images[0] in images]
+    scores = evaluated(trained, world, task, examples)
+    files = [image_file(world, task, image) for image in images]
+    found = predictor("coco_retrieval", examples[0].text, *files)
+    order = np.argsort(-scores[0], kind="stable")
+    assert found.choices == [str(files[n]) for n in order] and sum(found.confidence) == pytest.approx(1)
+
+
+def test_files_bytes_and_arrays_are_one(world, predictor):
+    path = image_file(world, TASKS["vqa"], TASKS["vqa"].read(world / "vqa", "minval")[0].images[0])
+    ways = (path, path.read_bytes(), np.asarray(Image.open(path).convert("RGB")))
+    one, two, three = (predictor("vqa", "What is it?", way) for way in ways)
+    assert one == two == three
+
+
+def test_the_command(world, trained, run_command):
+    path = image_file(world, TASKS["vqa"], TASKS["vqa"].read(world / "vqa", "minval")[0].images[0])
+    flags = ("finetune.predict", path, "--run", trained, "--top", 3)
+    status, said, err = run_command(*flags, "--task", "refcoco", "--text", "the red thing")
+    assert status == 0 and len(said.splitlines()) == 3 and " at " in said, err
+    status, said, err = run_command(*flags, "--task", "visual7w", "--text", "Which?", "--boxes", "1,2,30,40; 5,6,70,80")
+    assert status == 0 and "candidate 1" in said and "at 5, 6, 70, 80" in said, err
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--task", "vqa", "--text", " "), "--text: is empty"),
+        (("--task", "nlvr2", "--text", "Both."), "nlvr2: is asked of 2 images, and 1 are given"),
+        (("--task", "flickr_retrieval", "--text", "a"), "flickr_retrieval: ranks images; give two or more"),
+        (("--task", "visual7w", "--text", "Which?"), "visual7w: give --boxes"),
+        (("--task", "vqa", "--text", "a", "--boxes", "1,2,3,4"), "--boxes is of visual7w and guesswhat"),
+        (("--task", "vqa", "--text", "a", "--boxes", "1,2,3"), "--boxes 1,2,3: should be four numbers"),
+        (("--task", "vqa", "--text", "a", "--boxes", "5,2,3,4"), "has no inside"),
+        (("--task", "captioning", "--text", "a"), "--task captioning: should be one of vqa"),
+        (("--task", "vqa", "--text", "a", "--regions", "nowhere"), "nowhere: holds no finished region shards"),
+    ],
+)
+def test_mistakes(world, trained, run_command, flags, complaint):
+    path = next((world / "images" / "coco").glob("*.png"))
+    status, _, err = run_command("finetune.predict", path, "--run", trained, *flags)
+    assert status == 2 and complaint in err and "Traceback" not in err
+
+
+def test_hostile_files_are_told_in_a_sentence(trained, tmp_path, run_command):
+    (tmp_path / "a.png").write_text("no image")
+    for name, complaint in (("a.png", "a.png: "), ("b.png", "b.png: cannot be read")):
+        status, _, err = run_command(
+            "finetune.predict", tmp_path / name, "--run", trained, "--task", "vqa", "--text", "What?"
+        )
+        assert status == 2 and complaint in err and "Traceback" not in err
+
+
+def test_a_folder_that_is_no_run(tmp_path, pretrained):
+    for run in (tmp_path, pretrained):
+        with pytest.raises(UserError, match=r"is no run of finetune\.st or finetune\.mt"):
+            Predictor(run)
+
+
+def test_converted_regions_have_no_detector(trained, tmp_path):
+    (tmp_path / "dataset.json").write_text('{"feature_size": 8, "extra": {"plan": {"command": "shards.convert"}}}')
+    with pytest.raises(UserError, match="its regions came with no detector"):
+        _ = Predictor(trained, regions=tmp_path).detector
+
+
+def test_boxes_as_text():
+    assert parse_boxes(None) == [] and parse_boxes("1,2,3,4;0.5,0,9,9") == [(1, 2, 3, 4), (0.5, 0, 9, 9)]
