@@ -63,15 +63,18 @@ def vqa(splits: Splits, counts: dict[str, int]) -> dict:
 
 
 def vgqa(pictures: list[Picture], count: int, coco_ids: dict[str, int]) -> dict:
-    """Open questions; coco_ids: of the pictures that are COCO's too, by file."""
-    entries, images, key = [], [], 1
+    """Open questions; coco_ids: of the pictures that are COCO's too, by file.
+
+    Questions are numbered in no order of the pictures, so that those held out, the last by number, are of all kinds of
+    pictures.
+    """
+    entries, images, keys = [], [], iter((np.random.default_rng(count).permutation(count) + 1).tolist())
     for picture, number in zip(pictures, spread(count, pictures), strict=True):
         rng, qas = picture.rng(3), []
         order = [questions.OPEN[int(n)] for n in rng.permutation(len(questions.OPEN))]
         for question in questions.ask(list(picture.things), order, number, rng):
             answer = question.answer.capitalize() + "."
-            qas.append({"qa_id": key, "image_id": picture.id, "question": question.text, "answer": answer})
-            key += 1
+            qas.append({"qa_id": next(keys), "image_id": picture.id, "question": question.text, "answer": answer})
         entries.append({"id": picture.id, "qas": qas})
         coco = coco_ids.get(picture.same_as)
         images.append({"image_id": picture.id, "width": WIDTH, "height": HEIGHT, "coco_id": coco, "flickr_id": None})

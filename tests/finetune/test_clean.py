@@ -104,6 +104,15 @@ def test_what_is_removed(cleaned):
     assert row[2] == str(len(images)) and row[4] == str(len(images) - len(expected["vqa"]))
 
 
+def test_something_is_left_to_train_and_validate_on(cleaned):
+    data, _ = cleaned
+    for name, task in TASKS.items():
+        for split in task.splits[:2]:
+            examples = task.examples(data / name, split)
+            left = read_cleaned(data / "clean", task).keep(split, examples, say=lambda _: None)
+            assert len(left) >= len(examples) / 3, f"{name} {split}"
+
+
 def test_why_it_is_removed(cleaned):
     """A trail leads from the image to a test's, each step by the map; a test's own id needs none."""
     data, _ = cleaned
