@@ -14,7 +14,7 @@ from finetune.task import Box
 from shards.files import whole_file
 from shards.inspect import image_of
 
-WIDTH = 320  # pixels of a picture on the page
+WIDTH = 480  # pixels of a picture on the page
 RIGHT, CHOSEN = "#0072b2", "#d55e00"  # blue and vermilion, which colour-blind readers tell apart
 
 STYLE = """
@@ -78,8 +78,9 @@ def _figure(pair: SharedPair, regions: Regions) -> str:
     scale = WIDTH / sample.info.get("width", image.width)
     image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))))
     pen = ImageDraw.Draw(image)
-    for box, colour, width in ((pair.right_box, RIGHT, 4), (pair.box, CHOSEN, 2)):
-        pen.rectangle([value * scale for value in box], outline=colour, width=width)
+    for box, colour, apart in ((pair.right_box, RIGHT, 5), (pair.box, CHOSEN, 2)):  # outside of what they hold
+        x1, y1, x2, y2 = (value * scale for value in box)
+        pen.rectangle((x1 - apart, y1 - apart, x2 + apart, y2 + apart), outline=colour, width=3)
     file = io.BytesIO()
     image.save(file, "PNG")
     source = base64.b64encode(file.getvalue()).decode()

@@ -66,7 +66,7 @@ class Task(ABC):
     @property
     def learned(self) -> tuple[str, ...]:
         """Splits that have everything to train and validate on, each example in one of them."""
-        return self.splits[:2]
+        return tuple(split for split in self.splits[:2] if not self.is_test(split))
 
     def is_test(self, split: str) -> bool:
         return split in self.tests
