@@ -4,6 +4,7 @@ The rules are those of the official evaluation (github.com/GT-Vision-Lab/VQA), o
 be the scores there.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,7 @@ CONTRACTIONS |= {
 }
 
 
+@functools.lru_cache(maxsize=1 << 18)  # of millions of answers few are different
 def normalise(text: str) -> str:
     """An answer in the official normal form: no punctuation, digits for number words, no articles, lower case."""
     return _without_articles(_without_punctuation(text))
