@@ -73,9 +73,9 @@ def run(config: ConsistencyConfig) -> None:
     pointed_at = set().union(*(_images(config, task, config.expressions) for task in runs))
     asked = judge(config, config.run, "vqa", config.questions, pointed_at)
     found = {task: judge(config, path, task, config.expressions, asked_of) for task, path in runs.items()}
-    rows = {find_task(task).title: consistency(agreements(asked, judged, tagger)) for task, judged in found.items()}
+    rows = {find_task(task).title: consistency(agreements(asked, [judged], tagger)) for task, judged in found.items()}
     if len(found) > 1:
-        rows["both"] = consistency([one for judged in found.values() for one in agreements(asked, judged, tagger)])
+        rows["both"] = consistency(agreements(asked, list(found.values()), tagger))
     out = Path(config.out or Path(config.run) / "consistency")
     write_json(out / "consistency.json", {name: dataclasses.asdict(row) for name, row in rows.items()})
     regions = Regions(region_folder(config.data, find_task("vqa").images))
@@ -131,25 +131,20 @@ def judge(config: ConsistencyConfig, path: str, name: str, splits: str, images: 
     return Judged(name, collator.examples, predictions, measure(task, collator.examples, predictions)[1])
 
 
-def agreements(asked: Judged, pointed: Judged, tagger: Tagger) -> list[ImageAgreement]:
-    """Image by image, those that have both."""
-    questions, expressions = asked.by_image(), pointed.by_image()
-    return [
-        ImageAgreement(
-            shared_words(*_words(asked, questions[image], pointed, expressions[image], tagger)),
-            asked.values[questions[image]],
-            pointed.values[expressions[image]],
-        )
-        for image in questions
-        if image in expressions
-    ]
-
-
-def _words(asked: Judged, questions: list[int], pointed: Judged, expressions: list[int], tagger: Tagger):
-    return (
-        [tagger(asked.examples[number].text) for number in questions],
-        [tagger(pointed.examples[number].text) for number in expressions],
-    )
+def agreements(asked: Judged, pointed: Sequence[Judged], tagger: Tagger) -> list[ImageAgreement]:
+    """Image by image, those that have both; the expressions of several tasks together."""
+    questions, found = asked.by_image(), []
+    expressions = [(judged, judged.by_image()) for judged in pointed]
+    for image, numbers in questions.items():
+        of_image = [(judged, n) for judged, by_image in expressions for n in by_image.get(image, ())]
+        if of_image:
+            shared = shared_words(
+                [tagger(asked.examples[n].text) for n in numbers],
+                [tagger(judged.examples[n].text) for judged, n in of_image],
+            )
+            values = np.array([judged.values[n] for judged, n in of_image])
+            found.append(ImageAgreement(shared, asked.values[numbers], values))
+    return found
 
 
 def shared_pairs(asked: Judged, pointed: Judged, tagger: Tagger) -> list[SharedPair]:

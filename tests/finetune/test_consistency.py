@@ -145,13 +145,16 @@ def test_a_run_of_many_tasks(world, runs, run_command):
     assert list(rows) == ["RefCOCO", "RefCOCO+", "both"] and "trained without --clean" in said
     tag, tasks = make_tagger("hanta"), all_tasks()
     questions = [e for s in ("train", "val") for e in tasks["vqa"].examples(world / "vqa", s)]
+    pointed_at = set()
     for name in ("refcoco", "refcoco+"):
         expressions = [e for s in ("testA", "testB") for e in tasks[name].examples(world / name, s)]
         sharing = [(q, r) for q in questions for r in expressions if q.images == r.images and tag(q.text) & tag(r.text)]
         row = rows[tasks[name].title]
+        pointed_at |= {r.images for r in expressions}
         assert row["pairs"] == len(sharing) > 0 and 0 <= row["score"] <= 1
         assert row["images"] == len({q.images for q in questions} & {r.images for r in expressions})
     assert rows["both"]["pairs"] == rows["RefCOCO"]["pairs"] + rows["RefCOCO+"]["pairs"]
+    assert rows["both"]["images"] == len({q.images for q in questions} & pointed_at)
     page = (runs / "mt" / "consistency" / "pairs.html").read_text()
     assert page.startswith("<!doctype html>") and ("data:image/png" in page or "There are none" in page)
 
