@@ -3,15 +3,19 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test env lint clean
+.PHONY: demo test test-slow env lint clean
 
 demo: env
 	$(BIN)/python -m pretrain.run --epochs 6 --out runs/demo-pretrain --resume
 	$(BIN)/python -m finetune.mt --iterations 60 --init runs/demo-pretrain --out runs/demo-mt --resume
 	$(BIN)/python -m finetune.st --task refcoco --epochs 4 --init runs/demo-mt --out runs/demo-st --resume
 
+# One thread a process: the tests start processes of their own, and threads that wait for each other would slow them all.
 test: env lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 lint: env
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_floors_and_the_compiled_operator(wheel, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     floors = {name.partition("/")[0] for name in names if name.endswith(".py")}

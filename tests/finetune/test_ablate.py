@@ -34,6 +34,7 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
     assert status == 2
 
 
+@pytest.mark.slow
 def test_rows_of_pretraining_have_their_own(world, tmp_path, run_command):
     flags = ["--suite", "pretraining", "--data", world, "--out", tmp_path, "--iterations", 1, "--epochs", 1]
     status, _, err = run_command("finetune.ablate", *flags, "--seeds", 1, "--rows", "no pretraining")

@@ -98,7 +98,7 @@ def test_single_tasks_go_on_from_all(twelve, tmp_path, run_command, world):
     assert status == 2 and "--task should say which, of vqa, vgqa, gqa" in err
 
 
-@pytest.mark.parametrize("more", [(), ("--one_step",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("--one_step",), marks=pytest.mark.slow)])
 def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
     more = more and (*more, "true")
     flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0, "--iterations", 7, *more]
@@ -116,7 +116,7 @@ def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
         assert all(torch.allclose(one[key], value, atol=1e-8) for key, value in final_weights(tmp_path / name).items())
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_path, ranks):
     """Stopped between two tasks of an iteration, after some have stopped and some go on."""
     flags = ["--tasks", SOME, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6]

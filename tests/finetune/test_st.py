@@ -46,7 +46,10 @@ def test_every_task_is_trained_scored_and_submitted(st, tmp_path, run_command, w
     assert file.stat().st_size > 100
 
 
-@pytest.mark.parametrize("task", ["refcoco+", "guesswhat", "nlvr2"])
+@pytest.mark.parametrize(
+    "task",
+    ["refcoco+", pytest.param("guesswhat", marks=pytest.mark.slow), pytest.param("nlvr2", marks=pytest.mark.slow)],
+)
 def test_a_task_can_be_learned_by_heart(st, tmp_path, run_command, pretrained, task):
     """Validated on what it is trained on: inputs, targets, loss and score agree, or it would not come to all right."""
     flags = ["--validation_split", "train", "--epochs", 60, "--lr", 3e-4, "--dropout", 0, "--batch_size", 10]
@@ -106,7 +109,7 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(st, tmp_pa
     assert results[0]["validation"] == results[1]["validation"] and results[0]["kind"] == results[1]["kind"] == "ST"
 
 
-@pytest.mark.parametrize("task", ["nlvr2", "coco_retrieval", "visual7w"])
+@pytest.mark.parametrize("task", ["nlvr2", pytest.param("coco_retrieval", marks=pytest.mark.slow), "visual7w"])
 def test_ranks_and_accumulation_change_no_number(st, tmp_path, pretrained, task):
     flags = ["--init", pretrained, "--precision", "float64", "--dropout", 0, "--log_every", 1, "--batch_size", 14]
     for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3)):

@@ -33,7 +33,10 @@ def small(tmp_path):
     return ["--data", tmp_path / "data", *FLAGS]
 
 
-@pytest.mark.parametrize(("precision", "of_losses", "of_weights"), [("float64", 1e-9, 1e-9), ("float32", 1e-6, None)])
+@pytest.mark.parametrize(
+    ("precision", "of_losses", "of_weights"),
+    [("float64", 1e-9, 1e-9), pytest.param("float32", 1e-6, None, marks=pytest.mark.slow)],
+)
 def test_ranks_and_accumulation_change_no_number(small, tmp_path, precision, of_losses, of_weights):
     """Ten steps on one process, two ranks, two accumulated parts, and three ranks that divide eight pairs unevenly."""
     flags = [*small, "--epochs", 2, "--dropout", 0, "--precision", precision]
@@ -85,7 +88,9 @@ def test_two_ranks_stop_and_go_on_as_if_they_had_not(small, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(("fault", "rank"), [("kill_in_step", 1), ("kill_in_save", 0)])
+@pytest.mark.parametrize(
+    ("fault", "rank"), [pytest.param("kill_in_step", 1, marks=pytest.mark.slow), ("kill_in_save", 0)]
+)
 def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_the_same(small, tmp_path, fault, rank):
     """SIGKILL in the middle of a step, and in the middle of writing a checkpoint, under torchrun."""
     flags = [*small, "--epochs", 3, "--save_every", 4, "--dropout", 0.1]

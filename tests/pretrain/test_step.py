@@ -161,6 +161,7 @@ def test_activation_checkpointing_changes_no_gradient():
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_compiled_streams_give_the_same_loss_and_gradients():
     """With one layer of each kind: compiling more of them takes as many times as long."""
     sizes = SIZES.replace(num_hidden_layers=2, v_num_hidden_layers=1, v_biattention_id=(0,), t_biattention_id=(1,))
