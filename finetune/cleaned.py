@@ -56,6 +56,11 @@ class CleanedTask:
         return kept
 
 
+def clean_folder(data, clean: str) -> Path:
+    """The folder that --clean means: DATA/clean where it stands alone (fire makes True of it), else what it names."""
+    return Path(data) / "clean" if clean.lower() == "true" else Path(clean)
+
+
 def read_manifest(folder) -> dict:
     """What finetune.clean says of its work in `folder`."""
     path = Path(folder) / MANIFEST

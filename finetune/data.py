@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.answers import AnswerVocabulary
 from finetune.batch import TaskCollator
-from finetune.cleaned import CleanedTask, read_cleaned
+from finetune.cleaned import CleanedTask, clean_folder, read_cleaned
 from finetune.packed import PackedExamples
 from finetune.regions import Regions, region_folder, with_regions
 from finetune.retrieval import Options
@@ -103,7 +103,7 @@ def open_data(
     """DATA/NAME holds the task's official files, DATA/regions/... its images' regions and its candidates' boxes.
 
     annotated: open annotated boxes of referring expressions too; opened: region shards by folder, which tasks share,
-    and to which what is opened here is added; clean: a folder that finetune.clean has written.
+    and to which what is opened here is added; clean: see cleaned.clean_folder.
     """
     opened = {} if opened is None else opened
 
@@ -121,4 +121,6 @@ def open_data(
     boxes = regions_of(f"{task.name}_boxes") if given else None
     if boxes is not None:
         check_same_width(regions, boxes)
-    return TaskData(task, folder, regions, boxes, missing, read_cleaned(clean, task) if clean else None)
+    return TaskData(
+        task, folder, regions, boxes, missing, read_cleaned(clean_folder(data, clean), task) if clean else None
+    )

@@ -30,7 +30,9 @@ class FinetuneConfig:
     tokenizer: str | None = flag(None, "of weights that are no run's: a BERT's directory, vocab.txt, or a hub name")
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
-    clean: str | None = flag(None, "a folder of finetune.clean: leave out what training has of any task's test images")
+    clean: str | None = flag(
+        None, "leave any task's test images out, by DATA/clean or another folder of finetune.clean"
+    )
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
     accumulate: int = flag(1, "parts that a rank works through one after another in a step, to save memory", low=1)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
