@@ -103,13 +103,11 @@ def _grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
 
 def _images(config: ConsistencyConfig, name: str, splits: str) -> set[str]:
     """The images of some splits of a task."""
-    task = find_task(name)
-    return {
-        image
-        for split in splits.split(",")
-        for example in task.read(task.folder(config.data), split)
-        for image in example.images
-    }
+    task, found = find_task(name), set()
+    for split in splits.split(","):
+        task.check_split(split)
+        found.update(*task.image_counts(task.folder(config.data), split))
+    return found
 
 
 def judge(config: ConsistencyConfig, path: str, name: str, splits: str, images: set[str]) -> Judged:

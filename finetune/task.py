@@ -94,10 +94,13 @@ class Task(ABC):
     def submission(self, examples: Sequence[Example], predictions) -> str:
         """The text of the file that the official server takes."""
 
-    def read(self, folder, split: str) -> list[Example]:
-        """`examples` of a split that exists, of which there is at least one."""
+    def check_split(self, split: str) -> None:
         if split not in self.splits:
             raise UserError(f"--split {split}: {self.name} has {', '.join(self.splits)}")
+
+    def read(self, folder, split: str) -> list[Example]:
+        """`examples` of a split that exists, of which there is at least one."""
+        self.check_split(split)
         examples = self.examples(Path(folder), split)
         if not examples:
             raise UserError(f"{folder}: holds no example of {self.name}'s split {split}")
