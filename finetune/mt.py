@@ -161,7 +161,8 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         trained=facts.get("trained", 0),
     )
     if not newest:
-        on_first(ranks, lambda: begin_run(run, config, start, sizes, tasks, tokens, vocabularies))
+        begun = run, config, start, sizes, tasks, tokens, vocabularies, device
+        on_first(ranks, lambda: begin_run(*begun))
     _describe(course, start)
     return course
 

@@ -123,7 +123,8 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:
-        on_first(ranks, lambda: begin_run(run, config, start, sizes, [task], {task.name: work.token}, vocabularies))
+        begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device
+        on_first(ranks, lambda: begin_run(*begun))
     _describe(course, task, kind, start, examples, held_out)
     return course, kind
 

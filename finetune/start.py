@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from finetune.answers import ORDER, AnswerVocabulary, read_vocabulary
 from finetune.data import TaskData
 from finetune.heads import TaskModel
@@ -11,6 +13,7 @@ from finetune.processed import answer_file
 from finetune.task import Task
 from pretrain.bert import NOT_BERTS
 from pretrain.checkpoint import best_checkpoint
+from pretrain.circumstances import circumstances
 from pretrain.config import ModelConfig, read_model_config
 from pretrain.run_folder import CONFIG, clear_run
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces
@@ -129,7 +132,14 @@ def choose_vocabulary(start: Start, data: TaskData, file: str | None) -> AnswerV
 
 
 def begin_run(
-    run: Path, config, start: Start, sizes: ModelConfig, tasks: list[Task], tokens: dict, vocabularies: Vocabularies
+    run: Path,
+    config,
+    start: Start,
+    sizes: ModelConfig,
+    tasks: list[Task],
+    tokens: dict,
+    vocabularies: Vocabularies,
+    device: torch.device,
 ) -> None:
     """A run directory with what choose_start reads again. tokens: of the tasks that have one."""
     clear_run(run)
@@ -144,6 +154,7 @@ def begin_run(
             "tasks": [task.name for task in tasks],
             "tokens": tokens,
             "start": {"kind": start.kind, "run": start.path},
+            "made": circumstances(device),
         },
     )
 

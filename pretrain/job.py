@@ -10,6 +10,7 @@ import torch
 
 from pretrain.batch import Batch
 from pretrain.bert import from_bert, load_bert
+from pretrain.circumstances import circumstances
 from pretrain.collate import Collator, Limits
 from pretrain.config import CONFIGS, ModelConfig, read_model_config
 from pretrain.distributed import on_first, same_everywhere
@@ -134,7 +135,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
         frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.training, pieces, config.words)),
     )
     if not newest:
-        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces))
+        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces, device))
     _describe(job, len(pieces))
     return job
 
@@ -240,12 +241,15 @@ def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
         raise UserError(f"{config.data}: is not the data set that the run in {run} was begun with")
 
 
-def _begin_run(run: Path, config: PretrainConfig, pairs: Pairs, sizes: ModelConfig, pieces: WordPieces) -> None:
+def _begin_run(
+    run: Path, config: PretrainConfig, pairs: Pairs, sizes: ModelConfig, pieces: WordPieces, device: torch.device
+) -> None:
     """A run directory with its configuration."""
     clear_run(run)
     pieces.save(run)
     flags = dataclasses.asdict(config)
-    write_json(run / CONFIG, {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs)})
+    facts = {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs), "made": circumstances(device)}
+    write_json(run / CONFIG, facts)
 
 
 def _describe(job: Job, pieces: int) -> None:

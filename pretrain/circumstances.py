@@ -1,0 +1,58 @@
+"""What a run was made by and on, for whoever reads its results later."""
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from shards.ranks import launched
+
+PACKAGE = "twelve-in-one"
+
+
+def circumstances(device: torch.device) -> dict:
+    """When, with which versions, and on how much of what hardware a run begins. commit: where git knows the code."""
+    return {
+        "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "version": _version(),
+        "commit": commit(Path(__file__).parents[1]),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": None if device.type == "cuda" else torch.get_num_threads(),
+        "ranks": launched().count,
+    }
+
+
+def _version() -> str | None:
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return None
+
+
+def commit(folder: Path) -> str | None:
+    """The checked-out commit of the code in a folder, with a + behind it where files were changed since."""
+    if not (folder / ".git").exists():  # installed, perhaps below some other project's checkout
+        return None
+    try:
+        told = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(told, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def processor() -> str:
+    """The processor's name, and how many of its cores the machine has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    name = names[0] if names and names[0] else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
