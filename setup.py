@@ -40,7 +40,7 @@ setup(
     description="Train one vision-and-language model on many tasks (the 12-in-1 method)",
     python_requires=">=3.11",
     packages=find_packages(include=["ops*", "shards*", "pretrain*", "finetune*"]),
-    package_data={"finetune": ["paper_tables.json"]},
+    package_data={"finetune": ["paper_tables.json"], "finetune.pages": ["*.css", "*.html", "*.js"]},
     install_requires=[
         "torch>=2.4",
         "transformers>=4.48",
@@ -59,7 +59,16 @@ setup(
     extras_require={
         "lmdb": ["lmdb>=1.4", "msgpack>=1.0"],  # shards.convert of the published LMDBs
         "spacy": ["spacy>=3.7"],  # finetune.consistency with a model of spaCy
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "tensorboard>=2.16"],
+        "pages": ["matplotlib>=3.8", "bertviz>=1.4", "mpld3>=0.5.10", "XStatic-jQuery>=3.5"],  # report, attention
+        "demo": ["gradio>=5"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "tensorboard>=2.16",
+            "playwright>=1.40",
+        ],
     },
     **extension(),
 )

@@ -11,7 +11,7 @@ import numpy as np
 from finetune.agreement import Consistency, ImageAgreement, consistency, shared_words
 from finetune.data import TaskData
 from finetune.evaluate import EvaluateConfig, load
-from finetune.pairs_page import SharedPair, write_page
+from finetune.pages.pairs import SharedPair, write_pairs
 from finetune.predictions import predict
 from finetune.regions import Regions, region_folder
 from finetune.scores import measure
@@ -80,7 +80,7 @@ def run(config: ConsistencyConfig) -> None:
     write_json(out / "consistency.json", {name: dataclasses.asdict(row) for name, row in rows.items()})
     regions = Regions(region_folder(config.data, find_task("vqa").images))
     pairs = [pair for judged in found.values() for pair in shared_pairs(asked, judged, tagger)]
-    write_page(out / "pairs.html", pairs, regions, SHOWN)
+    write_pairs(out / "pairs.html", pairs, regions, SHOWN)
     print(render(rows))
     _warn(config)
     print(f"the pairs that agree most and least: {out / 'pairs.html'}")

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from finetune.batch import TaskCollator
 from finetune.course import describe_scores
@@ -10,17 +9,16 @@ from finetune.data import open_data
 from finetune.heads import TaskModel, layer_of
 from finetune.predictions import predict
 from finetune.scores import measure
-from finetune.start import Start, choose_start, choose_vocabulary
+from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
 from finetune.task import Task
 from finetune.tasks import find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device, connected, leaving, on_first
-from pretrain.run_folder import CONFIG
 from pretrain.settings import PRECISIONS
 from pretrain.step import Precision
 from pretrain.weights import RUN, describe
 from shards.errors import UserError
-from shards.files import read_json, whole_file, write_json
+from shards.files import whole_file, write_json
 from shards.flags import REQUIRED, command, flag
 from shards.ranks import ALONE, Ranks, launched
 from shards.world import DEFAULT_WORLD, complete_world
@@ -86,7 +84,7 @@ def check_trained(start: Start, task: Task) -> None:
 def run(config: EvaluateConfig) -> None:
     """Predicts, scores where the answers are public, and writes what was asked for."""
     ranks = launched()
-    task = find_task(config.task or _only_task(config.run))
+    task = find_task(config.task) if config.task else _only_task(config.run)
     split = config.split or task.splits[1]
     with connected(ranks, choose_device(config.device, ranks)):
         on_first(ranks, lambda: complete_world(config.data))
@@ -111,11 +109,10 @@ def run(config: EvaluateConfig) -> None:
         print(f"predictions: {config.submission}")
 
 
-def _only_task(run: str) -> str:
-    path = Path(run) / CONFIG
-    tasks = read_json(path).get("tasks", []) if path.exists() else []
-    if len(tasks) != 1:
-        raise UserError(f"--run {run}: --task should say which{', of ' * bool(tasks)}{', '.join(tasks)}")
+def _only_task(run: str) -> Task:
+    tasks = read_tasks(run)
+    if len(tasks) > 1:
+        raise UserError(f"--run {run}: --task should say which, of {', '.join(task.name for task in tasks)}")
     return tasks[0]
 
 

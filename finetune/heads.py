@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
 from pretrain.layers import Norm
-from pretrain.model import Encoded, TwoStream, initialise
+from pretrain.model import AttentionMaps, Encoded, TwoStream, initialise
 
 OPTIONS = 4  # of a retrieval example in training: the pair, and three that do not belong together
 POINTING = ("regions", "candidates")  # heads of one layer, which scores rows: all of them, or the candidates alone
@@ -76,7 +76,8 @@ class TaskModel(nn.Module):
         all rows; of candidates (B, K) over the last ones; PADDING where there is no region."""
         return self.scores(self.encode(inputs), inputs, head)
 
-    def encode(self, inputs: TaskInputs) -> Encoded:
+    def encode(self, inputs: TaskInputs, maps: AttentionMaps | None = None) -> Encoded:
+        """The states of both streams; `maps` collects exact attention maps."""
         return self.encoder(
             inputs.input_ids,
             inputs.text_mask,
@@ -84,6 +85,7 @@ class TaskModel(nn.Module):
             inputs.locations,
             inputs.image_mask,
             task_ids=inputs.task_ids,
+            maps=maps,
         )
 
     def scores(self, encoded: Encoded, inputs: TaskInputs, head: str) -> Tensor:

@@ -11,6 +11,7 @@ from finetune.data import TaskData
 from finetune.heads import TaskModel
 from finetune.processed import answer_file
 from finetune.task import Task
+from finetune.tasks import find_task
 from pretrain.bert import NOT_BERTS
 from pretrain.checkpoint import best_checkpoint
 from pretrain.circumstances import circumstances
@@ -19,7 +20,7 @@ from pretrain.run_folder import CONFIG, clear_run
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces
 from pretrain.weights import BERT, RUN, Weights, find_weights, take_weights
 from shards.errors import UserError
-from shards.files import write_json
+from shards.files import read_json, write_json
 
 TASK_TOKENS = 20
 PRETRAINING = "runs/pretrain"
@@ -168,3 +169,12 @@ def read_vocabularies(run) -> Vocabularies:
     return {
         path.stem.removeprefix("answers-"): read_vocabulary(path) for path in sorted(Path(run).glob("answers-*.json"))
     }
+
+
+def read_tasks(run) -> list[Task]:
+    """The tasks that a run trained."""
+    path = Path(run) / CONFIG
+    names = read_json(path).get("tasks", []) if path.exists() else []
+    if not names:
+        raise UserError(f"--run {run}: does not say which tasks it knows; --task should say which")
+    return [find_task(name) for name in names]

@@ -75,6 +75,10 @@ class Task(ABC):
         """The name under which an image's photo is known to all tasks: a collection of photos, and its id there."""
         return f"{self.images}:{image}"
 
+    def kind(self, example: Example) -> str | None:
+        """The kind of an example that its data set names and scores are reported by, None where there is none."""
+        return None
+
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
         """How many examples of a split have the same images. Data sets with large files read less than examples do."""
         return Counter(example.images for example in self.examples(folder, split))
@@ -106,9 +110,8 @@ class Task(ABC):
             raise UserError(f"{folder}: holds no example of {self.name}'s split {split}")
         return examples
 
-
-def part_scores(values: np.ndarray, parts: Sequence[str | None]) -> dict[str, np.ndarray]:
-    """The values of the examples of each part, by its name in alphabetical order; None: of no part."""
-    names = sorted({part for part in parts if part is not None})
-    labels = np.array([part if part is not None else "" for part in parts], dtype=object)
-    return {name: values[labels == name] for name in names}
+    def part_scores(self, values: np.ndarray, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        """The values of the examples of each kind, by its name in alphabetical order."""
+        kinds = [self.kind(example) for example in examples]
+        labels = np.array([kind if kind is not None else "" for kind in kinds], dtype=object)
+        return {name: values[labels == name] for name in sorted({kind for kind in kinds if kind is not None})}

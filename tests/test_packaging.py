@@ -34,6 +34,8 @@ def test_a_wheel_holds_the_floors_and_the_compiled_operator(wheel, tmp_path):
     floors = {name.partition("/")[0] for name in names if name.endswith(".py")}
     assert floors == {floor for floor in ("ops", "shards", "pretrain", "finetune") if (ROOT / floor).is_dir()}
     assert "finetune/paper_tables.json" in names
+    pages = {path.name for path in (ROOT / "finetune/pages").iterdir() if path.suffix in (".css", ".html", ".js")}
+    assert pages and pages == {name.split("/")[-1] for name in names if "/pages/" in name and not name.endswith(".py")}
     target = tmp_path / "site"
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", target, wheel, cwd=tmp_path)
     # -P and the path make this copy the one that is imported, not the one that the tests were started from.

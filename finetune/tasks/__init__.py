@@ -30,7 +30,7 @@ def find_task(name: str) -> Task:
     return tasks[name]
 
 
-def choose_tasks(names: str) -> list[Task]:
+def choose_tasks(names: str, flag: str = "--tasks") -> list[Task]:
     """The tasks of a text like "refcoco,g1": names and groups with commas between them; each once.
 
     all: the paper's twelve; tasks of other groups than its four are chosen by their name or group.
@@ -41,6 +41,6 @@ def choose_tasks(names: str) -> list[Task]:
         groups.setdefault(task.group.lower(), set()).add(task.name)
     for name in names.split(","):
         if name.lower() not in groups and name not in tasks:
-            raise UserError(f"--tasks {name}: should be of {', '.join([*groups, *tasks])}")
+            raise UserError(f"{flag} {name}: should be of {', '.join([*groups, *tasks])}")
         chosen |= groups.get(name.lower(), {name})
     return [task for name, task in tasks.items() if name in chosen]

@@ -13,7 +13,7 @@ import numpy as np
 from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.official import find_file, scan_records
-from finetune.task import Example, part_scores
+from finetune.task import Example
 
 MINVAL = 3000  # questions of train and val together, the last by id
 
@@ -64,10 +64,13 @@ class GQA(AnsweringTask):
     def right_answers(self, folder: Path) -> list[str]:
         return [answer for example in read_trainval(folder) for answer in example.target]
 
+    def kind(self, example: Example) -> str | None:
+        return example.facts["type"]
+
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
         values = np.array([float(said in example.target) for example, said in pairs])
-        return {"accuracy": values} | part_scores(values, [example.facts["type"] for example in examples])
+        return {"accuracy": values} | self.part_scores(values, examples)
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
         pairs = zip(examples, predictions, strict=True)

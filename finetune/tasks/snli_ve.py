@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.classes import LabelTask
 from finetune.official import find_file, read_lines, take, unique
-from finetune.task import Example, part_scores
+from finetune.task import Example
 from shards.errors import UserError
 
 NO_LABEL = "-"  # the annotators did not agree; such pairs are left out
@@ -36,9 +36,12 @@ class VisualEntailment(LabelTask):
         unique((example.id for example in examples), str(path))
         return examples
 
+    def kind(self, example: Example) -> str | None:
+        return self.labels[example.target]
+
     def scores(self, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, np.ndarray]:
         right = self.right(examples, predictions)
-        return {"accuracy": right} | part_scores(right, [self.labels[example.target] for example in examples])
+        return {"accuracy": right} | self.part_scores(right, examples)
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[int]) -> str:
         pairs = zip(examples, predictions, strict=True)

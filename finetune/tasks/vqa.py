@@ -13,7 +13,7 @@ from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.answers import normalise, soft_scores, vqa_accuracy
 from finetune.official import find_file, read_annotations, scan, take, unique
-from finetune.task import Example, part_scores
+from finetune.task import Example
 from shards.errors import UserError
 
 MINVAL = 3000  # questions of val, the last by id, that training leaves out
@@ -62,6 +62,9 @@ class VQA(AnsweringTask):
             for where, record in annotations(folder, split)
         ]
 
+    def kind(self, example: Example) -> str | None:
+        return example.facts.get("answer_type")
+
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         """The official accuracy; where the ten answers are not known, the target of the answer that was given."""
         if any("answers" not in example.facts for example in examples):
@@ -70,7 +73,7 @@ class VQA(AnsweringTask):
         values = np.array(
             [vqa_accuracy(said, example.facts["answers"]) for said, example in zip(predictions, examples, strict=True)]
         )
-        return {"accuracy": values} | part_scores(values, [example.facts["answer_type"] for example in examples])
+        return {"accuracy": values} | self.part_scores(values, examples)
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
         pairs = zip(examples, predictions, strict=True)

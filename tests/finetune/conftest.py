@@ -1,4 +1,6 @@
-"""A small world, made once for the tests of fine-tuning, and a short pretraining run on it."""
+"""A small world, made once for the tests of fine-tuning, short runs on it, and a browser to look at pages with."""
+
+import shutil
 
 import pytest
 from launching import python
@@ -20,3 +22,59 @@ def pretrained(world):
     done = python("pretrain.run", "--data", world, "--out", run, "--epochs", 1, "--workers", 0, "--batch_size", 20)
     assert done.returncode == 0, done.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(world, pretrained):
+    """A run of all tasks, barely trained."""
+    run = world.parent / "trained"
+    done = python("finetune.mt", "--data", world, "--init", pretrained, "--workers", 0, "--iterations", 4, "--out", run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The machine's own Chromium, driven by playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not path:
+        pytest.skip("there is no Chromium on this machine (Debian: apt install chromium)")
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page in the browser. problems: errors of its scripts, and what it asked of other places than its own."""
+
+    def __init__(self, page, address: str, home: str):
+        self.page, self.problems = page, []
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        page.on(
+            "request",
+            lambda sent: None if sent.url.startswith(("data:", "blob:", home)) else self.problems.append(sent.url),
+        )
+        page.goto(address)
+
+    def __getattr__(self, name):
+        return getattr(self.page, name)
+
+
+@pytest.fixture
+def look(chromium):
+    """Opens a file, or an address of this machine, in a new window: look(PATH) -> Opened."""
+    windows = []
+
+    def open_page(address, **options) -> Opened:
+        windows.append(chromium.new_page(viewport={"width": 1200, "height": 900}, **options))
+        windows[-1].set_default_timeout(20000)
+        here = str(address) if str(address).startswith("http") else f"file://{address}"
+        return Opened(windows[-1], here, here if here.startswith("http") else "file:")
+
+    yield open_page
+    for window in windows:
+        window.close()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.agreement import ImageAgreement, consistency, shared_words
-from finetune.pairs_page import SharedPair, choose
+from finetune.pages.pairs import SharedPair, choose
 from finetune.tagging import make_tagger
 from finetune.tasks import all_tasks
 from shards.errors import UserError
@@ -156,7 +156,7 @@ def test_a_run_of_many_tasks(world, runs, run_command):
     assert rows["both"]["pairs"] == rows["RefCOCO"]["pairs"] + rows["RefCOCO+"]["pairs"]
     assert rows["both"]["images"] == len({q.images for q in questions} & pointed_at)
     page = (runs / "mt" / "consistency" / "pairs.html").read_text()
-    assert page.startswith("<!doctype html>") and ("data:image/png" in page or "There are none" in page)
+    assert page.startswith("<!doctype html>") and ("data:image/jpeg" in page or "There are none" in page)
 
 
 def test_two_runs_of_one_task_each(world, runs, run_command, tmp_path):

@@ -4,23 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.predict import Predictor, parse_boxes
+from finetune.predict import Predictor
+from finetune.query import parse_boxes
 from finetune.tasks import all_tasks
 from shards.errors import UserError
 from shards.given_boxes import plain_id
 
 TASKS = all_tasks()
-
-
-@pytest.fixture(scope="module")
-def trained(world, pretrained, tmp_path_factory):
-    """A run of all tasks, barely trained, and its evaluation's predictions of some examples of each task."""
-    from launching import python
-
-    out = tmp_path_factory.mktemp("predict") / "mt"
-    done = python("finetune.mt", "--data", world, "--init", pretrained, "--workers", 0, "--iterations", 4, "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 @pytest.fixture(scope="module")

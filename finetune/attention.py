@@ -1,0 +1,52 @@
+"""python -m finetune.attention --run RUN --image ID --text "..." --task T: a page of what the model attended to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.explain import explain
+from finetune.pages.attention import attention_page
+from finetune.predict import Predictor
+from finetune.query import Query, parse_boxes
+from pretrain.settings import PRECISIONS
+from shards.files import whole_file
+from shards.flags import REQUIRED, command, flag
+
+
+@dataclass
+class AttentionConfig:
+    """Flags of finetune.attention."""
+
+    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt")
+    image: str = flag(REQUIRED, "a file, or the id of an image of the run's data; several with commas between them")
+    task: str = flag(REQUIRED, "the task, vqa for one; a wrong name lists them")
+    text: str = flag(REQUIRED, "the question, expression, caption or statement")
+    boxes: str | None = flag(None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them")
+    regions: str | None = flag(None, "region shards whose detector looks at files (else the run's own)")
+    out: str = flag("attention.html", "where the page goes")
+    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+
+
+def page_of(predictor: Predictor, query: Query) -> str:
+    """The page of a query, with what the model says of it (of retrieval where there is something to rank)."""
+    work, batch = predictor.batch(query)
+    ranks_nothing = query.task.head == "retrieval" and len(query.names) < 2
+    prediction = None if ranks_nothing else predictor.answer(query)
+    title = f"{query.task.title}, {predictor.run}"
+    images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
+    explained = explain(work, batch, predictor.start.pieces)
+    return attention_page(title, query.text, images, explained, prediction, query.size)
+
+
+def run(config: AttentionConfig) -> None:
+    predictor = Predictor(config.run, config.regions, config.device, config.precision)
+    names, boxes = config.image.split(","), parse_boxes(config.boxes)
+    ask = predictor.query if all(Path(name).is_file() for name in names) else predictor.query_by_id
+    query = ask(config.task, config.text, *names, boxes=boxes)
+    with whole_file(config.out, "w", encoding="utf-8") as file:
+        file.write(page_of(predictor, query))
+    print(f"the page: {config.out}")
+
+
+if __name__ == "__main__":
+    command(AttentionConfig, run, "finetune.attention", "A page of what a model attended to, in words and regions.")

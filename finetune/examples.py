@@ -1,0 +1,204 @@
+"""python -m finetune.examples --run RUN --task T: a page of what a model gets right and wrong (figures 8 and 9)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from finetune import evaluate
+from finetune.batch import TaskCollator, image_size
+from finetune.choices import Prediction, prediction, ranked
+from finetune.explain import explain
+from finetune.pages.attention import attention_page
+from finetune.pages.examples import Card, write_examples
+from finetune.predictions import predict
+from finetune.sources import in_order
+from finetune.start import read_tasks
+from finetune.task import Example, Task
+from finetune.tasks import choose_tasks
+from finetune.work import TaskPass
+from pretrain.settings import PRECISIONS
+from shards.errors import UserError
+from shards.files import whole_file
+from shards.flags import REQUIRED, command, flag
+from shards.inspect import image_of
+from shards.ranks import ALONE
+from shards.world import DEFAULT_WORLD, complete_world
+
+RIGHT = 0.5  # an example of a higher score is called right
+TOP = 5  # choices of an example on the page
+
+
+@dataclass
+class ExamplesConfig:
+    """Flags of finetune.examples."""
+
+    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt, or published weights")
+    task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run trained")
+    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
+    split: str | None = flag(None, "the split, else each task's validation split")
+    examples: int = flag(1000, "of a split, the first so many are looked at", low=1)
+    count: int = flag(20, "of the wrong ones, the surest, and as many right ones are shown of each task", low=1)
+    attention: bool = flag(True, "a page of each example's attention too, in a folder beside the page")
+    out: str = flag("examples.html", "where the page goes")
+    batch_size: int = flag(64, "examples at a time", low=1)
+    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class Said:
+    """An example, what the model says of it, and how right that is, between 0 and 1."""
+
+    number: int
+    example: Example
+    prediction: Prediction
+    value: float
+
+
+def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[Said]:
+    """What a model says of all examples of a collator."""
+    task, examples = work.task, collator.examples
+    if task.head == "retrieval":
+        device = work.precision.device
+        scores = predict(work, collator, batch_size, 0, ALONE, device)
+        images = list(dict.fromkeys(example.images[0] for example in examples))
+        said = [ranked(task, images, torch.from_numpy(row).softmax(0), TOP) for row in scores]
+        official = scores
+    else:
+        said = list(
+            tqdm(_said(work, collator, batch_size), task.title, len(examples), unit=" examples", mininterval=0.5)
+        )
+        official = [_official(task, one) for one in said]
+    values = next(iter(task.scores(examples, official).values()))
+    return [Said(*of) for of in zip(range(len(examples)), examples, said, values.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def _said(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[Prediction]:
+    limit = collator.limits.regions
+    for part, batch in in_order(collator, batch_size, 0, ALONE):
+        scores = work.scores(batch.to(work.precision.device)).cpu()
+        for row, example in zip(scores, collator.examples[part], strict=True):
+            sample = collator.regions[example.images[0]]
+            regions, size = sample.boxes[:limit], image_size(example, sample)
+            yield prediction(work.task, row, TOP, collator.vocabulary, regions, size, example.candidates)
+
+
+def _official(task: Task, said: Prediction):
+    """The likeliest in the form that the task's scores take."""
+    if task.head == "regions":
+        return said.boxes[0]
+    return said.choices[0] if hasattr(task, "vocabulary") else said.numbers[0]
+
+
+def choose(said: Sequence[Said], count: int) -> list[Said]:
+    """The wrong ones of which the model is surest, surest first, and right ones from the surest to the least sure."""
+    by_confidence = sorted(said, key=lambda one: (-one.prediction.confidence[0], one.number))
+    wrong = [one for one in by_confidence if one.value <= RIGHT]
+    right = [one for one in by_confidence if one.value > RIGHT]
+    spread = np.linspace(0, len(right) - 1, min(count, len(right))).round().astype(int).tolist()
+    return wrong[:count] + [right[place] for place in spread]
+
+
+def kind_of(task: Task, example: Example) -> str:
+    """The data set's own kind of an example; where it has none, of a question the word that it begins with."""
+    first = example.text.split()[0].lower() if example.text.rstrip().endswith("?") else ""
+    return task.kind(example) or first
+
+
+def expected_of(task: Task, example: Example) -> tuple[str, tuple | None]:
+    """What would be right: (words, a box in the annotations' pixels)."""
+    if task.head == "regions":
+        return "", tuple(example.target)
+    if task.head == "candidates":
+        return f"candidate {example.target}", example.candidates[example.target]
+    if task.head == "retrieval":
+        return example.images[0], None
+    if hasattr(task, "vocabulary"):
+        best = sorted(example.target.items(), key=lambda pair: -pair[1])
+        return ", ".join(answer for answer, _ in best[:3]), None
+    return task.labels[example.target], None
+
+
+def run(config: ExamplesConfig) -> None:
+    complete_world(config.data)
+    tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
+    out, cards, summary = Path(config.out), [], []
+    for task in tasks:
+        work, collator = _load(config, task)
+        said = judge(work, collator, config.batch_size)
+        right = sum(one.value > RIGHT for one in said)
+        summary.append(f"{task.title}: {right} of {len(said)} right")
+        print(summary[-1], flush=True)
+        for one in choose(said, config.count):
+            page = f"{out.stem}-attention/{task.name}-{one.number}.html" if config.attention else None
+            cards.append(_card(task, collator, one, page))
+            if page:
+                with whole_file(out.parent / page, "w", encoding="utf-8") as file:
+                    file.write(_attention(config, work, collator, one))
+    cards.sort(key=lambda card: (card.right, -card.said.confidence[0]))
+    write_examples(out, f"What {config.run} gets right and wrong", "; ".join(summary), cards)
+    print(f"the page: {out}" + (f", with attention in {out.stem}-attention" if config.attention else ""))
+
+
+def _load(config: ExamplesConfig, task: Task) -> tuple[TaskPass, TaskCollator]:
+    shared = {"run": config.run, "data": config.data, "precision": config.precision, "device": config.device}
+    settings = evaluate.EvaluateConfig(task=task.name, split=config.split or task.splits[1], **shared)
+    work, collator = evaluate.load(settings, task)
+    collator = replace(collator, examples=collator.examples[: config.examples])
+    if task.head != "retrieval" and any(example.target is None for example in collator.examples):
+        raise UserError(f"--split {settings.split}: {task.name} has no public answers there to tell right from wrong")
+    work.model.eval()
+    return work, collator
+
+
+def _card(task: Task, collator: TaskCollator, one: Said, page: str | None) -> Card:
+    example, regions = one.example, collator.regions
+    shown = one.prediction.choices[:3] if task.head == "retrieval" else list(example.images)
+    width, height = image_size(example, regions[example.images[0]])
+    side = np.array([width, height] * 2)
+    words, box = expected_of(task, example)
+    return Card(
+        task=task.title,
+        kind=kind_of(task, example),
+        right=one.value > RIGHT,
+        value=one.value,
+        text=example.text,
+        said=one.prediction,
+        expected=words,
+        chosen_box=tuple(np.array(one.prediction.boxes[0]) / side) if one.prediction.boxes else None,
+        expected_box=tuple(np.array(box) / side) if box is not None else None,
+        images=[image_of(regions[image], regions.dataset.folder)[0] for image in shown],
+        names=shown,
+        regions=regions[shown[0]].boxes[: collator.limits.regions],
+        attention=page,
+    )
+
+
+def _attention(config: ExamplesConfig, work: TaskPass, collator: TaskCollator, one: Said) -> str:
+    batch = collator(0, np.array([one.number])).to(work.precision.device)
+    regions = collator.regions
+    images = [
+        (image, np.asarray(image_of(regions[image], regions.dataset.folder)[0].convert("RGB")))
+        for image in one.example.images
+    ]
+    ranking = work.task.head == "retrieval"  # of other images than the one that is explained
+    title = f"{work.task.title}, {config.run}"
+    explained = explain(work, batch, collator.pieces)
+    size = image_size(one.example, regions[one.example.images[0]])
+    return attention_page(
+        title, one.example.text, images, explained, None if ranking else one.prediction, size, lines=False
+    )
+
+
+if __name__ == "__main__":
+    command(
+        ExamplesConfig,
+        run,
+        "finetune.examples",
+        "A page of what a model gets right and wrong, the surest mistakes first.",
+    )

@@ -1,0 +1,51 @@
+"""Attention as lines between two columns of words or regions: bertviz's head view, on a page that needs no network."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from finetune.explain import Explanation
+from finetune.pages.page import need
+
+VIEWS = ("S->S", "S->I", "I->S")  # among regions there would be tens of thousands of lines
+DIGITS = 4  # of a weight
+REMOTE = re.compile(r"<script src=.*?</script>", re.DOTALL)  # bertviz's own way to its libraries
+
+# bertviz asks for its libraries by require.js; here they are on the page already.
+LOADER = "window.require = {config() {}}; window.requirejs = (names, use) => use(window.jQuery, window.d3);"
+
+
+def libraries() -> str:
+    """The scripts that the views need, from installed packages: jQuery, d3, and what hands them over."""
+    try:
+        from mpld3 import urls
+        from xstatic.pkg import jquery
+    except ImportError as error:
+        raise need("pages", "mpld3 and XStatic-jQuery", error) from None
+    files = Path(jquery.BASE_DIR) / "jquery.min.js", Path(urls.D3_LOCAL)
+    codes = [file.read_text(encoding="utf-8") for file in files]
+    return "".join(f"<script>{code}</script>\n" for code in (*codes, LOADER))
+
+
+def head_views(explanation: Explanation) -> dict[str, str]:
+    """View -> its HTML, the last layer chosen."""
+    try:
+        from bertviz import head_view
+    except ImportError as error:
+        raise need("pages", "bertviz", error) from None
+    sides = {"S": explanation.words, "I": explanation.rows}
+    views = {}
+    for view in VIEWS:
+        weights = torch.from_numpy(explanation.maps[view]).double().round(decimals=DIGITS)
+        layers = [layer[None] for layer in weights]
+        made = head_view(
+            cross_attention=layers,
+            decoder_tokens=sides[view[0]],
+            encoder_tokens=sides[view[-1]],
+            layer=len(layers) - 1,
+            prettify_tokens=False,
+            html_action="return",
+        )
+        views[view] = REMOTE.sub("", made.data)
+    return views

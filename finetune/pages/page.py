@@ -1,0 +1,63 @@
+"""An HTML page in one file, and its parts: pictures, data, and the styles and scripts of this folder."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shards.errors import UserError
+from shards.files import whole_file
+
+FOLDER = Path(__file__).parent
+LONG_SIDE = 800  # pixels of a picture on a page, at the most
+QUALITY = 88  # of its JPEG
+
+escape = html.escape
+
+
+def write_page(path, title: str, body: str, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> None:
+    """Writes a page, whole or not at all. styles, scripts: files of this folder beside the common style."""
+    with whole_file(path, "w", encoding="utf-8") as file:
+        file.write(render_page(title, body, styles, scripts))
+
+
+def render_page(title: str, body: str, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> str:
+    """The text of a page; see write_page."""
+    style = "".join(read(name) for name in ("page.css", *styles))
+    code = "".join(f"<script>{read(name)}</script>\n" for name in scripts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n{code}</body>\n</html>\n"
+    )
+
+
+def read(name: str) -> str:
+    """A file of this folder."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def data_block(name: str, value) -> str:
+    """A value that scripts find as JSON in the element of this id."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def picture(image: np.ndarray | Image.Image, long_side: int = LONG_SIDE) -> str:
+    """The address that holds an image itself, no larger than long_side."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image = image.convert("RGB")
+    image.thumbnail((long_side, long_side))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def need(extra: str, packages: str, error: ImportError) -> UserError:
+    """What to say where the packages of an extra are not there."""
+    return UserError(f"this page needs {packages} ({error}); pip install 'twelve-in-one[{extra}]' brings them")
