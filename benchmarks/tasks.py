@@ -23,7 +23,7 @@ from finetune.boxes import iou
 from finetune.intervals import bootstrap_interval
 from finetune.predictions import predict
 from finetune.regions import Regions
-from finetune.scores import measure
+from finetune.scores import score_task
 from finetune.tasks import choose_tasks
 from finetune.work import TaskPass
 from pretrain.checkpoint import best_checkpoint
@@ -80,7 +80,7 @@ def chance(collator: TaskCollator) -> float:
 
 
 def main_values(task, examples, predictions) -> np.ndarray:
-    return measure(task, examples, predictions)[1]
+    return score_task(task, examples, predictions).values
 
 
 def values_of(work: TaskPass, collator: TaskCollator) -> np.ndarray:

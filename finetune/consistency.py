@@ -14,7 +14,7 @@ from finetune.evaluate import EvaluateConfig, load
 from finetune.pages.pairs import SharedPair, write_pairs
 from finetune.predictions import predict
 from finetune.regions import Regions, region_folder
-from finetune.scores import measure
+from finetune.scores import score_task
 from finetune.tagging import DEFAULT, Tagger, make_tagger
 from finetune.task import Example
 from finetune.tasks import find_task
@@ -126,7 +126,7 @@ def judge(config: ConsistencyConfig, path: str, name: str, splits: str, images: 
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(EvaluateConfig) if hasattr(config, f.name)}
     work, collator = load(EvaluateConfig(**shared | {"run": path, "task": name}), task, choose)
     predictions = predict(work, collator, config.batch_size, config.workers, ALONE, work.precision.device)
-    return Judged(name, collator.examples, predictions, measure(task, collator.examples, predictions)[1])
+    return Judged(name, collator.examples, predictions, score_task(task, collator.examples, predictions).values)
 
 
 def agreements(asked: Judged, pointed: Sequence[Judged], tagger: Tagger) -> list[ImageAgreement]:

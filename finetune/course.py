@@ -7,7 +7,7 @@ import numpy as np
 
 from finetune.batch import TaskBatch, TaskCollator
 from finetune.predictions import predict
-from finetune.scores import measure
+from finetune.scores import score_task
 from finetune.sources import task_steps
 from finetune.work import TaskPass
 from pretrain.trainer import Course
@@ -49,7 +49,7 @@ class SingleTask(Course):
         """The task's metrics on its validation split, between 0 and 1, the main one first and once more as `score`."""
         at_once, workers = self.config.batch_size, self.config.workers
         predictions = predict(self.work, self.validation, at_once, workers, self.ranks, self.device)
-        scores, _ = measure(self.work.task, self.validation.examples, predictions)
+        scores = score_task(self.work.task, self.validation.examples, predictions).summary
         if scores["score"] > self.best:
             self.best, self.worse = scores["score"], 0
         else:
@@ -74,6 +74,8 @@ class SingleTask(Course):
 
 
 def describe_scores(scores: dict) -> str:
-    """Every metric in percent, and on how many examples."""
-    parts = [f"{name} {value:.1%}" for name, value in scores.items() if name not in ("score", "examples")]
-    return f"{', '.join(parts)}, on {scores['examples']} examples"
+    """Every metric in percent, the main one with its interval, and on how many examples."""
+    low, high = scores["interval"]
+    names = [name for name in scores if name not in ("score", "examples", "interval")]
+    main, *others = (f"{name} {scores[name]:.1%}" for name in names)
+    return f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"

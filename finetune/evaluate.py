@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune.batch import TaskCollator
 from finetune.course import describe_scores
 from finetune.data import open_data
 from finetune.heads import TaskModel, layer_of
 from finetune.predictions import predict
-from finetune.scores import measure
+from finetune.scores import score_task
 from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
 from finetune.task import Task
 from finetune.tasks import find_task
@@ -36,7 +37,7 @@ class EvaluateConfig:
     split: str | None = flag(None, "the split, else the task's validation split")
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     submission: str | None = flag(None, "where to write the predictions in the official form")
-    scores: str | None = flag(None, "where to write the scores, as JSON")
+    scores: str | None = flag(None, "where to write the scores, as JSON (else RUN/scores/TASK-SPLIT.json)")
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
     batch_size: int = flag(256, "examples at a time", low=1)
@@ -98,15 +99,21 @@ def run(config: EvaluateConfig) -> None:
         if config.submission is None:
             raise UserError(f"--split {split}: has no public answers to score; --submission FILE writes the file")
     else:
-        scores, _ = measure(task, examples, predictions)
+        scores = score_task(task, examples, predictions).summary
         print(f"{task.title}, {split}: {describe_scores(scores)}")
-        if config.scores:
-            del scores["score"]  # the main metric once more
-            write_json(config.scores, {"task": task.name, "split": split} | scores)
+        path = Path(config.scores or kept_scores(config.run) / f"{task.name}-{split}.json")
+        write_json(path, {"task": task.name, "split": split} | scores)
+        print(f"scores: {path}")
     if config.submission:
         with whole_file(config.submission, "w", encoding="utf-8") as file:
             file.write(task.submission(examples, predictions))
         print(f"predictions: {config.submission}")
+
+
+def kept_scores(run) -> Path:
+    """Where the scores of a run's evaluations are, for reports; those of a file of weights lie beside it."""
+    path = Path(run)
+    return (path if path.is_dir() else path.parent) / "scores"
 
 
 def _only_task(run: str) -> Task:

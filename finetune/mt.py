@@ -74,8 +74,7 @@ def result(course: MultiTask, seconds: float) -> dict:
         "regime": course.config.regime,
         "iterations": course.plan.total_steps,
         "tasks": {
-            entrant.task.name: entrant.score.metrics
-            | {"interval": entrant.score.interval, "trained_on": entrant.plan.pairs, "steps": entrant.taken}
+            entrant.task.name: entrant.score.summary | {"trained_on": entrant.plan.pairs, "steps": entrant.taken}
             for entrant in course.entrants
         },
         "groups": {g: mean_score(scores, g)[0] for g in sorted({score.group for score in scores.values()})},

@@ -64,21 +64,20 @@ class TaskScore:
     def interval(self) -> tuple[float, float]:
         return interval_of(self.draws)
 
-
-def measure(task: Task, examples, predictions) -> tuple[dict[str, float], np.ndarray]:
-    """(every metric of a task as a mean, the main one first and once more as `score`, and the number of examples; the
-    main one's values by example)."""
-    values = task.scores(examples, predictions)
-    means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
-    main = next(iter(means))
-    return {"score": means[main]} | means | {"examples": len(examples)}, values[main]
+    @property
+    def summary(self) -> dict:
+        """The metrics with the main one's 95% interval, as runs keep them."""
+        return self.metrics | {"interval": self.interval}
 
 
 def score_task(task: Task, examples, predictions) -> TaskScore:
-    """`measure` with its bootstrap samples."""
-    metrics, values = measure(task, examples, predictions)
-    draws = bootstrap_means(values, seed=task.token)  # tasks are drawn independently of each other
-    return TaskScore(task.group, metrics, values, draws)
+    """A task's metrics as means, with bootstrap samples of the main one."""
+    values = task.scores(examples, predictions)
+    means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
+    main = next(iter(means))
+    metrics = {"score": means[main]} | means | {"examples": len(examples)}
+    draws = bootstrap_means(values[main], seed=task.token)  # tasks are drawn independently of each other
+    return TaskScore(task.group, metrics, values[main], draws)
 
 
 def save_values(path, scores: dict[str, TaskScore]) -> None:

@@ -46,6 +46,7 @@ def check_flags(config, run: Path, free: set[str]) -> None:
 
 def clear_run(run: Path) -> None:
     """An empty run directory; what an earlier run without a checkpoint left there is removed."""
-    for path in (run / "checkpoints", run / "metrics.jsonl", run / "result.json", *run.glob("events.out.tfevents.*")):
+    names = ("checkpoints", "metrics.jsonl", "result.json", "scores", "events.out.tfevents.*")
+    for path in (path for name in names for path in run.glob(name)):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)

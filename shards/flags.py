@@ -22,7 +22,10 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def flag(default, help: str, *, low=None, above=None, high=None, choices=None, first: bool = False):
-    """A dataclass field with its help, its range and its choices; `first` lets it be given without its name."""
+    """A dataclass field with its help, its range and its choices; `first` lets it be given without its name.
+
+    A field of tuple[str, ...] that is `first` takes all that is given without a name.
+    """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices, "first": first}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
@@ -41,7 +44,13 @@ def _type_of(config_type, field):
     return hint, False
 
 
+def _takes_all(config_type, field) -> bool:
+    return typing.get_origin(_type_of(config_type, field)[0]) is tuple
+
+
 def _convert(name: str, text, kind, optional: bool):
+    if typing.get_origin(kind) is tuple:
+        return (text,) if isinstance(text, str) else tuple(text)
     if not isinstance(text, str):
         value = text
     elif optional and text.lower() == "none":
@@ -79,6 +88,8 @@ def build(config_type, values: dict, positional: tuple = ()):
     """An instance of `config_type` from texts or values; any mistake is a UserError that names the flag."""
     fields = {field.name: field for field in dataclasses.fields(config_type)}
     firsts = [name for name, field in fields.items() if field.metadata.get("first")]
+    if firsts and _takes_all(config_type, fields[firsts[0]]):
+        positional = (tuple(positional),) if positional else ()
     if len(positional) > len(firsts):
         hint = f"only {' '.join(firsts).upper()} goes without one, a pattern in quotes; " if firsts else ""
         raise UserError(f"{positional[len(firsts)]}: every value needs a flag before it; {hint}--help lists the flags")
@@ -105,7 +116,8 @@ def build(config_type, values: dict, positional: tuple = ()):
 def usage(config_type, command: str, summary: str) -> str:
     """The text of --help."""
     fields = dataclasses.fields(config_type)
-    firsts = "".join(f" {field.name.upper()}" for field in fields if field.metadata.get("first"))
+    firsts = [field for field in fields if field.metadata.get("first")]
+    firsts = "".join(f" {field.name.upper()}{' ...' * _takes_all(config_type, field)}" for field in firsts)
     lines = [f"python -m {command}{firsts} [--flag value ...]", "", summary, ""]
     own = config_type.__annotations__  # before those that it shares with others
     for field in sorted(fields, key=lambda field: field.name not in own):

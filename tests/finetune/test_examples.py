@@ -11,7 +11,7 @@ from finetune import evaluate
 from finetune.choices import Prediction
 from finetune.examples import Said, choose, expected_of, judge, kind_of
 from finetune.predictions import predict
-from finetune.scores import measure
+from finetune.scores import score_task
 from finetune.tasks import all_tasks
 from shards.ranks import ALONE
 
@@ -30,7 +30,7 @@ def test_every_example_is_judged_as_an_evaluation_judges_it(trained, world, name
     work, collator = loaded(trained, world, name)
     said = judge(work, collator, 7)
     predictions = predict(work, collator, 16, 0, ALONE, work.precision.device)
-    _, values = measure(TASKS[name], collator.examples, predictions)
+    values = score_task(TASKS[name], collator.examples, predictions).values
     np.testing.assert_allclose([one.value for one in said], values)
     for one in said:
         confidence = one.prediction.confidence

@@ -82,3 +82,29 @@ def test_values_from_python_are_checked_like_texts():
     assert build(Config, {"source": "x", "share": 1}).share == 1.0
     with pytest.raises(UserError, match="--batch_size"):
         build(Config, {"source": "x", "batch_size": "many"})
+
+
+@dataclass
+class Many:
+    runs: tuple[str, ...] = flag(REQUIRED, "what to read", first=True)
+    out: str = flag("out", "where to")
+
+
+@pytest.mark.parametrize(
+    ("argv", "runs"),
+    [(("a", "b", "c"), ("a", "b", "c")), (("a", "--out", "o", "b"), ("a", "b")), (("--runs", "a"), ("a",))],
+)
+def test_a_tuple_takes_all_that_has_no_name(argv, runs):
+    found = []
+    with pytest.raises(SystemExit):
+        command(Many, lambda config: found.append(config.runs), "some.command", "Does it.", list(argv))
+    assert found == [runs]
+
+
+def test_a_tuple_that_is_needed_is_missed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(Many, lambda config: None, "some.command", "Does it.", [])
+    assert stopped.value.code == 2 and "RUNS is missing: what to read" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(Many, lambda config: None, "some.command", "Does it.", ["--help"])
+    assert "python -m some.command RUNS ... [--flag value ...]" in capsys.readouterr().out
