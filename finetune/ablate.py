@@ -13,7 +13,8 @@ from scipy import stats
 from finetune.ablations import PAPER_TABLES, SUITES, Row
 from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
-from finetune.scores import paper_row, render_rows, table_row
+from finetune.paper import paper_row
+from finetune.scores import render_rows, table_row
 from finetune.start import PRETRAINING
 from shards.errors import UserError
 from shards.files import read_json, whole_file

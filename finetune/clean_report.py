@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.scores import paper_numbers
+from finetune.paper import paper_numbers
 from finetune.task import Task
 
 

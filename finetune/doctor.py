@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.official import find_file, plain_or_packed
+from finetune.paper import paper_samples
 from finetune.regions import Regions, region_folder
-from finetune.scores import paper_samples
 from finetune.task import Task
 from finetune.tasks import choose_tasks
 from shards.errors import UserError

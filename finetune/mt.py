@@ -13,8 +13,9 @@ from finetune.data import TaskData, check_same_width, open_data
 from finetune.engine import make_model, make_task_engine
 from finetune.heads import layer_of
 from finetune.multi import Entrant, Iterations, MultiTask
+from finetune.paper import paper_row
 from finetune.regimes import REGIMES
-from finetune.scores import mean_score, paper_row, render_rows, save_values, table_row
+from finetune.scores import mean_score, render_rows, save_values, table_row
 from finetune.settings import FREE_FLAGS, HEAD_LR, MtConfig, batch_size, lr_scale
 from finetune.start import PRETRAINING, TASK_TOKENS, Start, Vocabularies, begin_run, choose_start, choose_vocabulary
 from finetune.task import Task

@@ -1,8 +1,6 @@
 """Scores of many tasks: group means, the MT score, and the layout of the paper's table 10."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -10,19 +8,6 @@ from finetune.intervals import bootstrap_means, interval_of
 from finetune.task import Task
 from finetune.tasks import all_tasks
 from shards.files import whole_file
-
-PAPER = Path(__file__).parent / "paper_tables.json"  # the numbers of the paper's tables 7 to 12
-
-TABLE8_NAMES = {  # of tasks that have others there
-    "vqa": "VQA2.0",
-    "vgqa": "VGQA",
-    "coco_retrieval": "COCO Retrieval",
-    "flickr_retrieval": "Flickr30k Retrieval",
-}
-TABLE8_TESTS = {  # which splits its tests are; retrieval's are counted in images there, RefCOCO's are two
-    **{"vqa": "test", "vgqa": "val", "gqa": "testdev", "refcocog": "test", "visual7w": "test", "guesswhat": "test"},
-    **{"nlvr2": "test1", "snli_ve": "test"},
-}
 
 # Columns of tables 10 to 12: of a task its metric, or of a group the mean of its tasks.
 COLUMNS = {
@@ -104,23 +89,6 @@ def table_row(metrics: dict[str, dict[str, float]]) -> dict[str, float | None]:
             values = [of["score"] for name, of in metrics.items() if place in ("all", groups[name])]
         row[column] = 100 * float(np.mean(values)) if values else None
     return row
-
-
-def paper_samples(task: Task) -> dict[str, int]:
-    """Split -> how many samples the paper's table 8 says it has: of training, and of the test where it is one split."""
-    row = paper_numbers("table8_training", task)
-    return {task.splits[0]: row[0], TABLE8_TESTS.get(task.name, ""): row[2]} if row else {}
-
-
-def paper_numbers(table: str, task: Task) -> list | None:
-    """A task's row of the paper's table 7 or 8, None for one that is not the paper's."""
-    return json.loads(PAPER.read_text(encoding="utf-8"))[table]["rows"].get(TABLE8_NAMES.get(task.name, task.title))
-
-
-def paper_row(table: str, row: str) -> dict[str, float]:
-    """A row of one of the paper's tables by its columns."""
-    tables = json.loads(PAPER.read_text(encoding="utf-8"))
-    return dict(zip(tables[table]["columns"], tables[table]["rows"][row], strict=True))
 
 
 def render_rows(rows: dict[str, dict[str, float | None]]) -> str:

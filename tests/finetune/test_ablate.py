@@ -8,7 +8,7 @@ from scipy import stats
 
 from finetune.ablate import Run, compare
 from finetune.ablations import PAPER_TABLES, SUITES, Row
-from finetune.scores import paper_row
+from finetune.paper import paper_row
 
 
 def test_rows_are_the_papers():

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from finetune.scores import COLUMNS, PAPER, TaskScore, mean_score, paper_row, render_rows, table_row
+from finetune.paper import PAPER, paper_row
+from finetune.scores import COLUMNS, TaskScore, mean_score, render_rows, table_row
 from finetune.tasks import all_tasks
 
 TABLES = json.loads(PAPER.read_text())

@@ -1,0 +1,41 @@
+"""The numbers of the paper's tables 7 to 12."""
+
+from pathlib import Path
+
+from finetune.task import Task
+from shards.files import read_json
+
+PAPER = Path(__file__).parent / "paper_tables.json"
+
+TABLE8_NAMES = {  # of tasks that have others there
+    "vqa": "VQA2.0",
+    "vgqa": "VGQA",
+    "coco_retrieval": "COCO Retrieval",
+    "flickr_retrieval": "Flickr30k Retrieval",
+}
+TABLE8_TESTS = {  # which splits its tests are; retrieval's are counted in images there, RefCOCO's are two
+    **{"vqa": "test", "vgqa": "val", "gqa": "testdev", "refcocog": "test", "visual7w": "test", "guesswhat": "test"},
+    **{"nlvr2": "test1", "snli_ve": "test"},
+}
+
+
+def paper_table(table: str) -> dict:
+    """A table's `columns` and `rows`."""
+    return read_json(PAPER)[table]
+
+
+def paper_samples(task: Task) -> dict[str, int]:
+    """Split -> how many samples the paper's table 8 says it has: of training, and of the test where it is one split."""
+    row = paper_numbers("table8_training", task)
+    return {task.splits[0]: row[0], TABLE8_TESTS.get(task.name, ""): row[2]} if row else {}
+
+
+def paper_numbers(table: str, task: Task) -> list | None:
+    """A task's row of the paper's table 7 or 8, None for one that is not the paper's."""
+    return paper_table(table)["rows"].get(TABLE8_NAMES.get(task.name, task.title))
+
+
+def paper_row(table: str, row: str) -> dict[str, float]:
+    """A row of one of the paper's tables by its columns."""
+    numbers = paper_table(table)
+    return dict(zip(numbers["columns"], numbers["rows"][row], strict=True))

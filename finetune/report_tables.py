@@ -1,0 +1,223 @@
+"""Tables 9 to 12 of the paper with the scores of runs in its layout, beside its own."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+
+from finetune.ablations import PAPER_TABLES, SUITES
+from finetune.intervals import bootstrap_means, interval_of
+from finetune.mt import VALUES
+from finetune.paper import paper_row, paper_table
+from finetune.runs import MULTI, SINGLE, Run
+from finetune.scores import COLUMNS, table_row
+from finetune.settings import FREE_FLAGS, MtConfig
+from finetune.tasks import all_tasks
+from pretrain.run_folder import CONFIG
+from pretrain.settings import PretrainConfig
+from shards.files import read_json
+
+# Rows of table 9: of a task its metric.
+TABLE9 = {
+    "VQA": ("vqa", "score"),
+    "VGQA": ("vgqa", "score"),
+    "GQA": ("gqa", "score"),
+    "IR COCO R1": ("coco_retrieval", "R@1"),
+    "IR COCO R5": ("coco_retrieval", "R@5"),
+    "IR COCO R10": ("coco_retrieval", "R@10"),
+    "IR Flickr R1": ("flickr_retrieval", "R@1"),
+    "IR Flickr R5": ("flickr_retrieval", "R@5"),
+    "IR Flickr R10": ("flickr_retrieval", "R@10"),
+    "Visual7W": ("visual7w", "score"),
+    "RefCOCO": ("refcoco", "score"),
+    "RefCOCO+": ("refcoco+", "score"),
+    "RefCOCOg": ("refcocog", "score"),
+    "GuessWhat": ("guesswhat", "score"),
+    "NLVR2": ("nlvr2", "score"),
+    "SNLI-VE": ("snli_ve", "score"),
+}
+STARTS = ("scratch", "BERT", "ST", "AT", "AT->ST")  # columns of table 9; AT: of a run of many tasks
+
+# Flags that make no other method of a run of many tasks: where it reads and writes, how long, and on what.
+NO_METHOD = FREE_FLAGS | {
+    *("data", "init", "seed", "device", "precision", "iterations", "epochs", "validate_on", "lr_scale", "save_every"),
+    *("config", "tokenizer", "missing", "vqa_answers", "gqa_answers"),
+}
+
+
+# Flags of a pretraining run that make its objective another one.
+OBJECTIVE = ("region_target", "overlap", "aligned_only", "predict_overlapped")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score in percent. interval: where it lies with 95%, in percent; note: what it is of."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a table of columns. paper: whether it is the paper's own."""
+
+    name: str
+    cells: dict[str, Cell]
+    paper: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs of many tasks that differ in their seeds alone. changes: their flags that are not the default ones."""
+
+    changes: dict
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        words = [f"{name} {value}" for name, value in self.changes.items()]
+        return ", ".join(words) or "the full method"
+
+    @property
+    def length(self) -> str:
+        return f"{self.runs[0].result['iterations']} iterations"
+
+
+def table9(runs: Iterable[Run]) -> tuple[list[str], list[TableRow]]:
+    """(columns, rows): of every task the paper's ST and AT->ST and what there is of these here.
+
+    Here: the score of a test that finetune.evaluate has kept, else the validation's.
+    """
+    paper, rows = paper_table("table9_full_dataset"), []
+    shown: dict[str, None] = {}
+    for name, (task, metric) in TABLE9.items():
+        numbers = dict(zip(paper["columns"], paper["rows"][name], strict=True))
+        cells = {f"the paper's {start}": Cell(numbers[start], note=numbers["split"]) for start in ("ST", "AT->ST")}
+        for start in STARTS:
+            if own := [cell for run in runs if (cell := _scored(run, start, task, metric))]:
+                shown[start] = None
+                cells[start] = own[0] if len(own) == 1 else _mean(own)
+        rows.append(TableRow(name, cells))
+    order = [start for start in STARTS if start in shown]
+    return ["the paper's ST", "the paper's AT->ST", *order], rows
+
+
+def _scored(run: Run, start: str, task: str, metric: str) -> Cell | None:
+    """A run's score as table 9 has it, None where it has none under this start."""
+    if start != {MULTI: "AT", SINGLE: run.config.get("start", {}).get("kind")}.get(run.kind):
+        return None
+    of = all_tasks().get(task)
+    tests = [split for split in of.splits if of.is_test(split) and (task, split) in run.evaluations]
+    scores = run.evaluations[task, tests[0]] if tests else run.validated.get(task)
+    if scores is None:
+        return None
+    main = scores[metric] == scores["score"]
+    interval = tuple(100 * end for end in scores["interval"]) if main and "interval" in scores else None
+    return Cell(100 * scores[metric], interval, tests[0] if tests else of.splits[1])
+
+
+def _mean(cells: Sequence[Cell]) -> Cell:
+    values = [cell.value for cell in cells]
+    return Cell(float(np.mean(values)), None, f"{cells[0].note}, mean of {len(values)} runs")
+
+
+def methods(runs: Iterable[Run]) -> list[Method]:
+    """The finished runs of many tasks by what they do, those of one method, data and length together."""
+    found: dict[str, Method] = {}
+    for run in runs:
+        if run.kind != MULTI or run.result is None:
+            continue
+        changes = _changed(run.flags, MtConfig, set(run.flags) - NO_METHOD)
+        if changes.get("clean"):
+            changes["clean"] = True  # whatever the folder
+        changes |= _pretraining(run) if run.start == "ST" else {"init": run.start}
+        key = json.dumps([changes, run.result["iterations"], run.flags["data"]], sort_keys=True)
+        found.setdefault(key, Method(changes)).runs.append(run)
+    return list(found.values())
+
+
+def _changed(flags: dict, config: type, names: Iterable[str]) -> dict:
+    """The flags of these names that are not a command's defaults."""
+    defaults = {one.name: one.default for one in fields(config)}
+    return {name: flags[name] for name in defaults if name in names and flags.get(name) != defaults[name]}
+
+
+def _pretraining(run: Run) -> dict:
+    """What the pretraining run that a run began with did otherwise than by default, where it is still there."""
+    path = Path(run.config["start"]["run"] or "") / CONFIG
+    return _changed(read_json(path)["flags"], PretrainConfig, OBJECTIVE) if path.is_file() else {}
+
+
+def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:
+    """Table -> its rows: the paper's, each followed by the runs of the same method.
+
+    The first table has all other methods too; of the others only those with more than the full method are there.
+    """
+    tables, placed = {}, set()
+    for suite, table in PAPER_TABLES.items():
+        rows, count = [], 0
+        for name, row in SUITES[suite].items():
+            cells = {column: Cell(value) for column, value in paper_row(table, name).items()}
+            changes = _changed(row.flags, MtConfig, row.flags)
+            shown = f"Δ {name}" if suite == "table11" else name
+            rows.append(TableRow(f"the paper: {shown}", cells, True))
+            for number, method in enumerate(found):
+                if method.changes == changes:
+                    rows.append(TableRow(f"{shown}, {method.length}", method_cells(method)))
+                    placed.add(number)
+                    count += bool(changes)
+        tables[suite] = rows, count
+    others = [
+        TableRow(f"{one.name}, {one.length}", method_cells(one))
+        for number, one in enumerate(found)
+        if number not in placed
+    ]
+    (first, (rows, _)), *more = tables.items()
+    shown = {first: others + rows} if found else {}
+    return shown | {suite: rows for suite, (rows, count) in more if count}
+
+
+def method_cells(method: Method) -> dict[str, Cell]:
+    """Columns of table 10 as means over a method's runs, with intervals of tasks and of the MT score."""
+    rows = [table_row(run.result["tasks"]) for run in method.runs]
+    draws = _draws(method.runs)
+    note = f"mean of {len(rows)} seeds" if len(rows) > 1 else ""
+    cells = {}
+    for column, place in COLUMNS.items():
+        if rows[0][column] is None:
+            continue
+        value, own = float(np.mean([row[column] for row in rows])), []
+        if isinstance(place, tuple):
+            own = [draws[place[0]]] if place[0] in draws and place[1] in ("score", "R@1") else []
+        elif place == "all":
+            own = list(draws.values())
+        cells[column] = Cell(value, interval_of(100 * np.mean(own, 0)) if own else None, note)
+    return cells
+
+
+def _draws(runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """Task -> bootstrap samples of its score over the same examples of all runs; none where they were not kept."""
+    files = [run.path / VALUES for run in runs]
+    if not all(map(Path.exists, files)):
+        return {}
+    kept = [dict(np.load(file)) for file in files]
+    tokens = {name: task.token for name, task in all_tasks().items()}
+    return {name: bootstrap_means(np.mean([values[name] for values in kept], 0), seed=tokens[name]) for name in kept[0]}
+
+
+def gap_scores(found: Sequence[Method]) -> dict[int, Cell]:
+    """Δ -> the MT score of the full method with it; none where only one Δ was tried."""
+    default = MtConfig.gap
+    scores = {
+        one.changes.get("gap", default): method_cells(one)["MT Score"] for one in found if set(one.changes) <= {"gap"}
+    }
+    return dict(sorted(scores.items())) if len(scores) > 1 else {}
+
+
+def paper_gap_scores() -> dict[int, float]:
+    table = paper_table(PAPER_TABLES["table11"])
+    place = table["columns"].index("MT Score")
+    return dict(sorted((int(gap), numbers[place]) for gap, numbers in table["rows"].items()))

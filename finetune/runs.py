@@ -1,0 +1,88 @@
+"""Runs as they lie on disk, for those who compare them: what they were asked for, how they went, and their results."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.evaluate import kept_scores
+from pretrain.run_folder import CONFIG
+from shards.errors import UserError
+from shards.files import read_json
+
+METRICS = "metrics.jsonl"
+PRETRAINING, SINGLE, MULTI = "pretraining", "one task", "many tasks"  # kinds of runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's directory as it was read. result: None of one that is not finished; training, validation: the lines of
+    its metrics; evaluations: (task, split) -> scores that finetune.evaluate has kept."""
+
+    path: Path
+    config: dict
+    result: dict | None
+    training: list[dict]
+    validation: list[dict]
+    evaluations: dict[tuple[str, str], dict]
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def flags(self) -> dict:
+        return self.config["flags"]
+
+    @property
+    def kind(self) -> str:
+        return PRETRAINING if "tasks" not in self.config else MULTI if "regime" in self.flags else SINGLE
+
+    @property
+    def start(self) -> str:
+        """What its training began from: AT->ST, ST, BERT or scratch."""
+        return self.config["start"]["kind"]
+
+    @property
+    def validated(self) -> dict[str, dict]:
+        """Task -> the metrics of its validation, of a finished run."""
+        if self.result is None or self.kind == PRETRAINING:
+            return {}
+        return self.result["tasks"] if self.kind == MULTI else {self.result["task"]: self.result["validation"]}
+
+
+def find_runs(paths: Iterable[str]) -> list[Run]:
+    """The runs of these directories, and of directories that hold runs further below; each once."""
+    folders: dict[Path, None] = {}
+    for path in map(Path, paths):
+        below = [path] if (path / CONFIG).exists() else sorted(found.parent for found in path.rglob(CONFIG))
+        below = [folder for folder in below if (folder / METRICS).exists()]
+        if not below:
+            raise UserError(f"{path}: holds no run; name directories of pretrain.run, finetune.mt, st or ablate")
+        folders |= dict.fromkeys(below)
+    return [read_run(folder) for folder in folders]
+
+
+def read_run(folder: Path) -> Run:
+    config, result = read_json(folder / CONFIG), folder / "result.json"
+    if not isinstance(config, dict) or "flags" not in config:
+        raise UserError(f"{folder / CONFIG}: is not the configuration of a run")
+    lines = list(_lines(folder / METRICS))
+    kept = [read_json(path) for path in sorted(kept_scores(folder).glob("*.json"))]
+    return Run(
+        path=folder,
+        config=config,
+        result=read_json(result) if result.exists() else None,
+        training=[line for line in lines if line["kind"] == "train"],
+        validation=[line for line in lines if line["kind"] == "validation"],
+        evaluations={(scores["task"], scores["split"]): scores for scores in kept},
+    )
+
+
+def _lines(path: Path):
+    """The lines of a run's metrics, up to one that is cut short (the run may be going on)."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return

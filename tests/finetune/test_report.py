@@ -1,0 +1,205 @@
+"""Reports: the numbers are those of the runs' results, in the paper's layout, and the page can be looked at."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from launching import python
+
+from finetune.intervals import bootstrap_means, interval_of
+from finetune.pages.curves import stopped
+from finetune.paper import paper_table
+from finetune.report_tables import ablation_tables, gap_scores, methods, table9
+from finetune.runs import MULTI, PRETRAINING, SINGLE, Run, find_runs, read_run
+from finetune.tasks import all_tasks
+from shards.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def single(world, trained):
+    """A run of one task from the run of all, with its test evaluated."""
+    out = world.parent / "st-refcoco"
+    flags = ("--task", "refcoco", "--data", world, "--workers", 0)
+    done = python("finetune.st", *flags, "--init", trained, "--epochs", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    done = python("finetune.evaluate", *flags, "--run", out, "--split", "testA")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture
+def variant(trained, tmp_path):
+    """A copy of the run of all tasks, as if its flags had been others: variant(NAME, flags) -> its folder."""
+
+    def make(name: str, iterations=4, start="ST", **flags):
+        folder = tmp_path / name
+        shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoints"))
+        config, result = (json.loads((folder / file).read_text()) for file in ("config.json", "result.json"))
+        config["flags"] |= flags
+        config["start"]["kind"] = start
+        result["iterations"] = iterations
+        rng = np.random.default_rng(len(name))
+        values = {task: rng.random(len(v)) for task, v in np.load(folder / "values.npz").items()}
+        np.savez(folder / "values.npz", **values)
+        for task, of in values.items():
+            result["tasks"][task]["score"] = float(of.mean())
+            main = "R@1" if task.endswith("retrieval") else "accuracy"
+            result["tasks"][task][main] = float(of.mean())
+        for file, value in (("config.json", config), ("result.json", result)):
+            (folder / file).write_text(json.dumps(value))
+        return folder
+
+    return make
+
+
+def test_runs_are_found_where_they_are(trained, pretrained, single, tmp_path):
+    runs = find_runs([str(pretrained), str(trained), str(single), str(trained)])
+    assert [run.kind for run in runs] == [PRETRAINING, MULTI, SINGLE]
+    shutil.copytree(single, tmp_path / "a" / "seed0" / "mt")
+    assert [run.path for run in find_runs([str(tmp_path)])] == [tmp_path / "a" / "seed0" / "mt"]
+    with pytest.raises(UserError, match="holds no run; name directories of"):
+        find_runs([str(tmp_path / "a" / "seed0" / "mt" / "checkpoints")])
+    with open(tmp_path / "a" / "seed0" / "mt" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "kind": "tr')  # a run that goes on
+    run = read_run(tmp_path / "a" / "seed0" / "mt")
+    assert run.training and all(line["step"] < 99 for line in run.training)
+
+
+def test_table9_has_the_test_where_it_was_scored(trained, single):
+    columns, rows = table9(find_runs([str(trained), str(single)]))
+    assert columns == ["the paper's ST", "the paper's AT->ST", "AT", "AT->ST"]
+    of = {row.name: row.cells for row in rows}
+    kept = json.loads((single / "scores" / "refcoco-testA.json").read_text())
+    assert of["RefCOCO"]["AT->ST"].value == pytest.approx(100 * kept["accuracy"])
+    assert of["RefCOCO"]["AT->ST"].note == "testA" and of["RefCOCO"]["AT"].note == "val"
+    assert of["RefCOCO"]["AT->ST"].interval == pytest.approx([100 * end for end in kept["interval"]])
+    assert "AT->ST" not in of["VQA"] and of["VQA"]["the paper's ST"].value == 71.82
+    tasks = json.loads((trained / "result.json").read_text())["tasks"]
+    assert of["IR COCO R5"]["AT"].value == pytest.approx(100 * tasks["coco_retrieval"]["R@5"])
+
+
+def test_runs_stand_below_the_papers_row_of_the_same_method(variant):
+    paths = [variant(f"seed{n}", seed=n) for n in range(2)]
+    paths += [variant("head", task_token="head"), variant("eight", gap=8), variant("short", iterations=2)]
+    paths += [variant("scratch", start="scratch"), variant("one-step", one_step=True)]
+    found = methods(find_runs(map(str, paths)))
+    assert [len(one.runs) for one in found] == [2, 1, 1, 1, 1, 1]
+    tables = ablation_tables(found)
+    assert list(tables) == ["table10", "table11"]
+    names = [row.name for row in tables["table10"]]
+    assert names[:4] == [
+        "one_step True, 4 iterations",
+        "the paper: token per dataset",
+        "token per dataset, 4 iterations",
+        "token per dataset, 2 iterations",
+    ]
+    for paper, own in (("token per head", "token per head"), ("no CC pretraining", "no CC pretraining")):
+        assert names[names.index(f"the paper: {paper}") + 1] == f"{own}, 4 iterations"
+    names = [row.name for row in tables["table11"]]
+    assert names[names.index("the paper: Δ 8") + 1] == "Δ 8, 4 iterations"
+    paper = tables["table10"][1]
+    assert paper.paper and paper.cells["MT Score"].value == 69.08
+
+
+def test_seeds_are_averaged_and_their_interval_is_over_examples(variant):
+    paths = [variant("a"), variant("seeds", seed=1)]
+    (method,) = methods(find_runs(map(str, paths)))
+    rows = ablation_tables([method])["table10"]
+    cell = rows[1].cells["RefCOCO"]
+    values = np.mean([np.load(path / "values.npz")["refcoco"] for path in paths], 0)
+    assert cell.value == pytest.approx(100 * values.mean())
+    expected = interval_of(bootstrap_means(100 * values, seed=all_tasks()["refcoco"].token))
+    assert cell.interval == pytest.approx(expected) and cell.note == "mean of 2 seeds"
+    low, high = rows[1].cells["MT Score"].interval
+    assert low < rows[1].cells["MT Score"].value < high and high - low < cell.interval[1] - cell.interval[0]
+    assert rows[1].cells["Mean G1"].interval is None
+
+
+def test_the_sweep_of_gaps(variant):
+    assert gap_scores(methods(find_runs([str(variant("one"))]))) == {}
+    found = methods(find_runs(map(str, [variant("many", gap=16), variant("few"), variant("head", task_token="head")])))
+    scores = gap_scores(found)
+    assert list(scores) == [4, 16] and scores[16].value != scores[4].value
+
+
+def test_where_a_task_was_stopped(tmp_path):
+    def run(*going):
+        lines = [{"step": step, "kind": "validation", "a/going": value} for step, value in going]
+        return Run(tmp_path, {}, None, [{"step": 99}], lines, {})
+
+    assert stopped(run((10, 1), (20, 0), (30, 0), (40, 1), (50, 0), (60, 1)), "a") == [(20, 40), (50, 60)]
+    assert stopped(run((10, 1), (20, 0)), "a") == [(20, 99)]
+    assert stopped(run((10, 1)), "a") == []
+
+
+@pytest.fixture
+def page(trained, pretrained, single, variant, tmp_path, run_command):
+    runs = [pretrained, trained, single, variant("wide", gap=16)]
+    status, said, err = run_command("finetune.report", *runs, "--out", tmp_path / "report.html")
+    assert status == 0 and f"4 runs: {pretrained}, {trained}" in said, err
+    return tmp_path / "report.html"
+
+
+def test_the_page(page, look, trained):
+    opened = look(page, offline=True)
+    titles = ["Runs", "Scores", "Stop-and-go", "Alone and together", "Pretraining", "What the runs were made of"]
+    assert [one.inner_text() for one in opened.locator("h2").all()] == titles
+    captions = opened.locator("figure.plot figcaption").all_inner_texts()
+    assert [re.match(r"Figure \d|Pretraining", caption)[0] for caption in captions] == [
+        *("Figure 2", "Figure 6", "Figure 6", "Figure 6", "Figure 6", "Figure 7", "Pretraining")
+    ]
+    table = opened.locator("h3", has_text="Table 10").locator("xpath=following-sibling::div[1]")
+    assert table.locator("tbody tr").count() == len(paper_table("table10_ablations")["rows"]) + 1
+    own = table.locator("tr.own td span").first.inner_text()
+    assert own == f"{100 * json.loads((trained / 'result.json').read_text())['tasks']['vqa']['score']:.2f}"
+    assert "refcoco" in opened.locator("details").first.evaluate("e => e.parentNode.textContent")
+    assert opened.problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_plots_take_the_pages_colours(page, look, scheme):
+    opened = look(page, color_scheme=scheme)
+    assert not re.search(r"#0[0-9]0[0-9]0[0-9]", page.read_text(encoding="utf-8"))  # none of matplotlib's own left
+    colours = opened.evaluate(
+        """() => {
+            const text = document.querySelector('figure.plot svg text');
+            return [getComputedStyle(text).fill, getComputedStyle(document.body).backgroundColor];
+        }"""
+    )
+    text, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    assert (text < 200 and paper > 700) if scheme == "light" else (text > 600 and paper < 100)
+
+
+def test_the_same_runs_give_the_same_page(trained, tmp_path, run_command):
+    pages = []
+    for name in ("a.html", "b.html"):
+        status, _, err = run_command("finetune.report", trained, "--out", tmp_path / name)
+        assert status == 0, err
+        pages.append((tmp_path / name).read_text(encoding="utf-8"))
+    assert pages[0] == pages[1]
+
+
+def test_an_unfinished_run_and_one_without_scores(trained, pretrained, tmp_path, run_command, look):
+    for name, source in (("mt", trained), ("pretrain", pretrained)):
+        shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints", "result.json"))
+    config = json.loads((tmp_path / "mt" / "config.json").read_text())
+    del config["made"]  # of an earlier version
+    (tmp_path / "mt" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pretrain" / "metrics.jsonl").write_text("")
+    status, _, err = run_command("finetune.report", tmp_path, "--out", tmp_path / "report.html")
+    assert status == 0, err
+    opened = look(tmp_path / "report.html")
+    assert opened.get_by_text("not finished").count() == 2 and opened.problems == []
+
+
+def test_mistakes(tmp_path, run_command):
+    status, _, err = run_command("finetune.report")
+    assert status == 2 and "RUNS is missing: directories of runs" in err
+    status, _, err = run_command("finetune.report", tmp_path)
+    assert status == 2 and "holds no run" in err
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "config.json").write_text("[]")
+    status, _, err = run_command("finetune.report", tmp_path)
+    assert status == 2 and "is not the configuration of a run" in err
