@@ -27,15 +27,18 @@ class AttentionConfig:
     device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
-def page_of(predictor: Predictor, query: Query) -> str:
-    """The page of a query, with what the model says of it (of retrieval where there is something to rank)."""
+def page_of(predictor: Predictor, query: Query, lines: bool = True) -> str:
+    """The page of a query, with what the model says of it (of retrieval where there is something to rank).
+
+    lines: see attention_page.
+    """
     work, batch = predictor.batch(query)
     ranks_nothing = query.task.head == "retrieval" and len(query.names) < 2
     prediction = None if ranks_nothing else predictor.answer(query)
     title = f"{query.task.title}, {predictor.run}"
     images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
     explained = explain(work, batch, predictor.start.pieces)
-    return attention_page(title, query.text, images, explained, prediction, query.size)
+    return attention_page(title, query.text, images, explained, prediction, query.size, lines)
 
 
 def run(config: AttentionConfig) -> None:

@@ -67,10 +67,10 @@ def check_query(task: Task, text: str, images: int, boxes: Sequence[Box]) -> Non
     if task.head != "retrieval" and images != wanted:
         raise UserError(f"{task.name}: is asked of {wanted} image{'s' * (wanted > 1)}, and {images} are given")
     if (task.head == "candidates") != bool(boxes):
-        mend = "give --boxes" if task.head == "candidates" else "--boxes is of visual7w and guesswhat"
-        raise UserError(f"{task.name}: {mend}")
+        mend = "needs the boxes of its candidates" if task.head == "candidates" else "has no candidates"
+        raise UserError(f"{task.name}: {mend} (--boxes)")
     if not text.strip():
-        raise UserError("--text: is empty")
+        raise UserError("the text is empty (--text)")
 
 
 def read_image(image) -> np.ndarray:

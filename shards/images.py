@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import UserError
 from shards.files import expand, is_remote
@@ -32,19 +32,23 @@ class Record:
     caption: str | None = None
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """RGB uint8 (H, W, 3), upright (EXIF), transparent pixels on white; BadImage where that cannot be had.
 
     The size is checked in the header, before any pixel is decoded: a small file can claim a huge picture.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            if image.width * image.height > max_pixels:
+                raise BadImage(f"has {image.width} x {image.height} pixels, more than {max_pixels}")
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except BadImage:
         raise
+    except UnidentifiedImageError:
+        raise BadImage("cannot be decoded (it is no image of a kind that is known)") from None
+    except Image.DecompressionBombError:  # of a size at which Pillow does not even say what it is
+        raise BadImage(f"has more than {max_pixels} pixels") from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         raise BadImage(f"cannot be decoded ({error or type(error).__name__})") from None
 

@@ -71,13 +71,19 @@ def overlapping(samples: list[Sample]) -> float:
     return float(np.concatenate(counts).mean())
 
 
+def source_of(sample: Sample, folder: Path) -> str:
+    """The file that a sample's image is, or `TAR#MEMBER`. folder: of the shards."""
+    name, hash_sign, member = sample.info.get("source", "").partition("#")
+    return f"{folder / name}{hash_sign}{member}"
+
+
 def image_of(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
     """The image that a sample was made from, or a blank of its size and why there is none. folder: of the shards."""
     try:
-        name, hash_sign, member = sample.info.get("source", "").partition("#")
-        if split_name(member or name)[1].lower() not in SUFFIXES:
+        source = source_of(sample, folder)
+        if split_name(source.split("#")[-1])[1].lower() not in SUFFIXES:
             raise UserError("the shards were made from features")
-        return Image.fromarray(decode_image(read_source(f"{folder / name}{hash_sign}{member}"))), ""
+        return Image.fromarray(decode_image(read_source(source))), ""
     except (UserError, BadImage) as error:
         return Image.new("RGB", (sample.info.get("width", 640), sample.info.get("height", 640)), "white"), str(error)
 

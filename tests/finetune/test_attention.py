@@ -187,7 +187,7 @@ def test_the_command_takes_ids_and_files(world, trained, tmp_path, run_command):
     [
         (("--image", "no-image", "--task", "vqa"), "no-image: is neither a file nor the id of an image in"),
         (("--image", "9", "--task", "nlvr2"), "nlvr2: is asked of 2 images, and 1 are given"),
-        (("--image", "9", "--task", "visual7w"), "visual7w: give --boxes"),
+        (("--image", "9", "--task", "visual7w"), "visual7w: needs the boxes of its candidates (--boxes)"),
     ],
 )
 def test_mistakes(trained, run_command, flags, complaint):

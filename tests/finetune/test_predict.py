@@ -84,11 +84,11 @@ def test_the_command(world, trained, run_command):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (("--task", "vqa", "--text", " "), "--text: is empty"),
+        (("--task", "vqa", "--text", " "), "the text is empty (--text)"),
         (("--task", "nlvr2", "--text", "Both."), "nlvr2: is asked of 2 images, and 1 are given"),
         (("--task", "flickr_retrieval", "--text", "a"), "flickr_retrieval: ranks images; give two or more"),
-        (("--task", "visual7w", "--text", "Which?"), "visual7w: give --boxes"),
-        (("--task", "vqa", "--text", "a", "--boxes", "1,2,3,4"), "--boxes is of visual7w and guesswhat"),
+        (("--task", "visual7w", "--text", "Which?"), "visual7w: needs the boxes of its candidates (--boxes)"),
+        (("--task", "vqa", "--text", "a", "--boxes", "1,2,3,4"), "vqa: has no candidates (--boxes)"),
         (("--task", "vqa", "--text", "a", "--boxes", "1,2,3"), "--boxes 1,2,3: should be four numbers"),
         (("--task", "vqa", "--text", "a", "--boxes", "5,2,3,4"), "has no inside"),
         (("--task", "captioning", "--text", "a"), "--task captioning: should be one of vqa"),

@@ -1,0 +1,145 @@
+"""python -m finetune.demo --run RUN: a page on this machine to ask a model about images."""
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.desk import CANDIDATES, TOP, Desk
+from finetune.pages.page import need
+from finetune.predict import Predictor
+from finetune.query import IMAGES
+from finetune.uploads import Uploads
+from shards.errors import UserError
+from shards.flags import REQUIRED, command, flag
+from shards.images import SUFFIXES, find_parts
+
+WORDS = {  # head -> (what the text is, for instance)
+    "vqa": ("Question", "How many stars are there?"),
+    "gqa": ("Question", "What color is the star?"),
+    "regions": ("Expression", "the red star on the left"),
+    "candidates": ("Question or dialogue", "Which one is red?"),
+    "retrieval": ("Caption", "a red star and a blue disc"),
+    "nlvr2": ("Statement about two images", "There are more stars on the left."),
+    "entailment": ("Statement", "There is a star."),
+}
+STYLE = "iframe.attention { width: 100%; height: 56rem; border: 0; border-radius: .5rem; }"
+
+
+@dataclass
+class DemoConfig:
+    """Flags of finetune.demo."""
+
+    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt")
+    images: str | None = flag(None, "a folder of images that retrieval ranks (else of the run's own validation)")
+    ranked: int = flag(24, "how many of them, the first", low=2)
+    regions: str | None = flag(None, "region shards whose detector to use (else those that the run was trained on)")
+    host: str = flag("127.0.0.1", "the address to listen on; 0.0.0.0 lets other machines in")
+    port: int = flag(7860, "the port", low=1, high=65535)
+    megabytes: float = flag(10.0, "of an uploaded file, at the most", above=0)
+    megapixels: float = flag(25.0, "of an uploaded image, at the most", above=0)
+    seconds: float = flag(10.0, "in which an uploaded image has to be decoded", above=0)
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+
+
+def build(desk: Desk):
+    """The page, as gradio has it."""
+    try:
+        import gradio
+    except ImportError as error:
+        raise need("demo", "gradio", error) from None
+
+    def said(function):
+        """A user's mistake becomes a sentence on the page."""
+
+        def call(*values):
+            try:
+                return function(*values)
+            except UserError as error:
+                raise gradio.Error(str(error), print_exception=False) from None
+
+        return call
+
+    def labels(task):
+        """(what the text is, an instance, which images are wanted)."""
+        label, instance = WORDS.get(task.head, ("Text", ""))
+        images = "two images, the left one first" if task.name in IMAGES else "an image"
+        if task.head == "retrieval":
+            images = f"two images or more; without any, {len(desk.pool(task))} are there to be ranked"
+        return label, instance, f"Images: {images}"
+
+    def choose(title):
+        task = desk.tasks[title]
+        label, instance, images = labels(task)
+        return (
+            gradio.update(label=label, placeholder=instance, value=""),
+            gradio.update(label=images, value=None),
+            gradio.update(visible=task.head == "candidates", value=""),
+        )
+
+    def preview(files):
+        return [(desk.uploads.read(file)[0], Path(file).name) for file in files or ()]
+
+    def ask(title, text, files, boxes):
+        answer = desk.ask(title, text, files, boxes)
+        confidence = dict(zip(answer.prediction.choices, answer.prediction.confidence, strict=True))
+        frame = f'<iframe class="attention" sandbox="allow-scripts" srcdoc="{html.escape(answer.attention)}"></iframe>'
+        ranking = gradio.update(value=answer.ranking, visible=bool(answer.ranking))
+        return confidence, answer.shown, ranking, f"{answer.seconds:.2f} s", frame
+
+    first = next(iter(desk.tasks.values()))
+    label, instance, images = labels(first)
+    candidates = f"Candidates: x1,y1,x2,y2; ... in pixels (empty: {CANDIDATES} regions of the detector's)"
+    kinds = [f".{suffix}" for suffix in SUFFIXES]
+    with gradio.Blocks(title=desk.predictor.run, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gradio.Markdown(f"## Ask `{desk.predictor.run}`")
+        with gradio.Row():
+            with gradio.Column():
+                task = gradio.Dropdown(list(desk.tasks), value=first.title, label="Task", elem_id="task")
+                text = gradio.Textbox(label=label, placeholder=instance, elem_id="text")
+                files = gradio.File(label=images, file_count="multiple", file_types=kinds, height=140, elem_id="files")
+                boxes = gradio.Textbox(label=candidates, visible=first.head == "candidates", elem_id="boxes")
+                with gradio.Row():
+                    example = gradio.Button("An example", elem_id="example")
+                    go = gradio.Button("Ask", variant="primary", elem_id="ask")
+                seen = gradio.Gallery(label="Images", columns=2, height=300, object_fit="contain", elem_id="seen")
+            with gradio.Column():
+                answer = gradio.Label(label="Answer", num_top_classes=TOP, elem_id="answer")
+                shown = gradio.Image(label="Where", height=320, buttons=["fullscreen"], elem_id="shown")
+                ranking = gradio.Gallery(label="Ranking", columns=3, visible=False, elem_id="ranking")
+                took = gradio.Markdown(elem_id="took")
+        attention = gradio.HTML(elem_id="attention")
+        one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
+        task.change(choose, task, [text, files, boxes], **one_at_a_time)
+        files.change(said(preview), files, seen, **one_at_a_time)
+        example.click(said(desk.example), task, [text, files, boxes], **one_at_a_time)
+        asked, told = [task, text, files, boxes], [answer, shown, ranking, took, attention]
+        gradio.on([go.click, text.submit], said(ask), asked, told, **one_at_a_time)
+    return page
+
+
+def run(config: DemoConfig) -> None:
+    files = [file for part in find_parts(config.images, 1000) for file in part.files] if config.images else []
+    if any(file.endswith(".tar") for file in files):
+        raise UserError(f"--images {config.images}: should be a folder of image files")
+    predictor = Predictor(config.run, config.regions, config.device)
+    uploads = Uploads(config.megabytes, config.megapixels, config.seconds)
+    page = build(Desk(predictor, uploads, files, config.ranked)).queue(max_size=32)
+    _ = predictor.model, predictor.detector  # before the first question
+    print(f"http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
+    try:
+        page.launch(
+            server_name=config.host,
+            server_port=config.port,
+            max_file_size=round(config.megabytes * 1e6),
+            share=False,
+            quiet=True,
+            css=STYLE,
+        )
+    except OSError as error:
+        raise UserError(f"--port {config.port}: cannot be listened on ({error})") from None
+    finally:
+        uploads.close()
+
+
+if __name__ == "__main__":
+    command(DemoConfig, run, "finetune.demo", "A page on this machine to ask a model about images.")
