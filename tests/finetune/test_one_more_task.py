@@ -1,4 +1,4 @@
-"""The worked example of docs/tasks.md: a thirteenth task is one new file."""
+"""The worked example of docs/adding_a_task.md: a thirteenth task is one new file."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained, tmp_path):
     for floor in ("ops", "shards", "pretrain", "finetune"):
         shutil.copytree(ROOT / floor, tmp_path / floor)
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(), re.DOTALL)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding_a_task.md").read_text(), re.DOTALL)
     (tmp_path / "finetune" / "tasks" / "tallyqa.py").write_text(code)
     data = tmp_path / "data"
     (data / "tallyqa").mkdir(parents=True)
