@@ -1,5 +1,6 @@
 """python -m shards.inspect DIR: what is in a data set, and a picture of an image with its regions drawn."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from shards.dataset import checksum_errors, open_dataset, read_captions
 from shards.errors import UserError
 from shards.files import whole_file
 from shards.flags import REQUIRED, command, flag
+from shards.given_boxes import plain_id
 from shards.images import SUFFIXES, BadImage, decode_image, read_source
 from shards.index import split_name
 from shards.pixels import iou
@@ -120,6 +122,14 @@ def _class_of(sample: Sample, region: int, names: list[str]) -> str:
     return f"{names[number]} {share:.0%}"
 
 
+def number_of(reader: RegionReader, image: str) -> int:
+    """The number of an image by its id, or by the id that annotations have; KeyError where there is none."""
+    with contextlib.suppress(KeyError):
+        return reader.number_of(image)
+    ids = (plain_id(name) for index in reader.indexes for name in index.ids.tolist())
+    return {name: number for number, name in enumerate(ids)}[image]
+
+
 def run(config: InspectConfig) -> None:
     dataset = open_dataset(config.data)
     if config.check:
@@ -128,7 +138,7 @@ def run(config: InspectConfig) -> None:
             raise UserError("; ".join(errors))
     reader = RegionReader(dataset)
     try:
-        number = 0 if config.image is None else reader.number_of(config.image)
+        number = 0 if config.image is None else number_of(reader, config.image)
     except KeyError:
         first = reader[0].info.get("id", reader[0].key)
         raise UserError(

@@ -200,3 +200,12 @@ def test_retrieval_with_one_image_is_explained_and_not_ranked(predictor, world):
     assert '"prediction":[]' in page_of(predictor, query)
     with pytest.raises(UserError, match="ranks images; give two or more"):
         predictor("coco_retrieval", "a star", query.pixels[0])
+
+
+def test_inspect_takes_the_same_ids(world, tmp_path, run_command):
+    image = TASKS["vqa"].read(world / "vqa", "minval")[0].images[0]
+    flags = (world / "regions" / "coco", "--picture", tmp_path / "a.png")
+    status, said, err = run_command("shards.inspect", *flags, "--image", image)
+    assert status == 0 and f"{int(image):012}: " in said.replace("COCO_val2014_", ""), err
+    status, _, err = run_command("shards.inspect", *flags, "--image", "no-image")
+    assert status == 2 and "--image no-image: no image has this id" in err
