@@ -101,7 +101,7 @@ def build(desk: Desk):
                 with gradio.Row():
                     example = gradio.Button("An example", elem_id="example")
                     go = gradio.Button("Ask", variant="primary", elem_id="ask")
-                seen = gradio.Gallery(label="Images", columns=2, height=300, object_fit="contain", elem_id="seen")
+                seen = gradio.Gallery(label="Images", columns=2, height=320, object_fit="contain", elem_id="seen")
             with gradio.Column():
                 answer = gradio.Label(label="Answer", num_top_classes=TOP, elem_id="answer")
                 shown = gradio.Image(label="Where", height=320, buttons=["fullscreen"], elem_id="shown")

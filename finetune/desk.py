@@ -22,6 +22,7 @@ from shards.inspect import source_of
 
 CANDIDATES = 8  # regions among which to choose where no boxes are given
 TOP = 5
+SHOWN = 480  # pixels of an image's longer side on the page, at the least
 LINE, MARK = 4, "#e69f00"  # of the drawn box
 EXAMPLES = 200  # of a task's validation split, the first, from which one is drawn
 
@@ -122,9 +123,11 @@ class Desk:
 
 
 def drawn(image: np.ndarray, box: Box | None) -> np.ndarray:
-    """The image with a box on it."""
-    if box is None:
-        return image
+    """The image, SHOWN pixels at the least, with a box on it."""
     picture = Image.fromarray(image)
-    ImageDraw.Draw(picture).rectangle(box, outline=MARK, width=max(LINE, max(picture.size) // 150))
+    scale = max(1, SHOWN / max(picture.size))
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    if box is not None:
+        corners = [value * scale for value in box]
+        ImageDraw.Draw(picture).rectangle(corners, outline=MARK, width=max(LINE, max(picture.size) // 150))
     return np.asarray(picture)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from shards.errors import UserError
 from shards.images import BadImage, decode_image
+from shards.jobs import begin_worker
 
 LONG_SIDE = 1600  # pixels; larger images are made smaller, so that everything after this is bounded too
 
@@ -32,7 +33,7 @@ class Uploads:
             raise UserError(f"{name}: has {size:.1f} MB, more than the {self.megabytes:g} that are taken")
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
+            self._pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=begin_worker)
         try:
             return self._pool.submit(_decode, str(path), round(self.pixels * 1e6)).result(self.seconds)
         except BadImage as error:

@@ -14,7 +14,8 @@ from shards.errors import UserError
 _counter = None
 
 
-def _start(counter):
+def begin_worker(counter=None) -> None:
+    """What a working process does first: it leaves interrupts to its parent, and ends with it."""
     global _counter
     _counter = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
@@ -38,7 +39,7 @@ def worker_pool(processes: int, counter=None):
     """A pool of processes that leave an interrupt to the one that started them; a lost one is a UserError."""
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(
-        max_workers=processes, mp_context=context, initializer=_start, initargs=(counter,)
+        max_workers=processes, mp_context=context, initializer=begin_worker, initargs=(counter,)
     )
     try:
         yield pool

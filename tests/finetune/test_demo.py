@@ -196,6 +196,28 @@ def test_a_hostile_file_in_the_browser(address, look, tmp_path):
     assert opened.problems == []
 
 
+def test_a_killed_page_leaves_no_process_behind(trained, tmp_path):
+    """Its decoding process ends with it."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    script = (
+        "import sys; from finetune.uploads import Uploads\n"
+        "if __name__ == '__main__':\n"
+        "    one = Uploads(1, 1, 30); one.read(sys.argv[1]); print(*one._pool._processes, flush=True); sys.stdin.read()"
+    )
+    (tmp_path / "page.py").write_text(script)
+    command = [sys.executable, tmp_path / "page.py", tmp_path / "a.png"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("the decoding process lives on")
+
+
 def test_another_program_on_the_port(address, trained, run_command):
     port = address.rpartition(":")[2]
     status, _, err = run_command("finetune.demo", "--run", trained, "--port", port)
