@@ -1,0 +1,50 @@
+"""The documentation: its links and pictures are there, and its commands name commands and flags that exist."""
+
+import importlib
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+
+
+def commands(text: str):
+    """(module, names of its flags) of every `python -m` in blocks of code and between backticks."""
+    text = text.replace("\\\n", " ")
+    for line in re.findall(r"(?:python|torchrun[^\n`]*?) -m ((?:pretrain|finetune|shards|ops)\b[^\n`#|]*)", text):
+        module, *words = line.split()
+        yield module, [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_flags_exist(page):
+    for name, flags in commands(page.read_text(encoding="utf-8")):
+        module = importlib.import_module(f"{name}.__main__" if name in ("ops", "shards.world") else name)
+        configs = [
+            value
+            for key, value in vars(module).items()
+            if key.endswith("Config") and value.__module__ == module.__name__
+        ]
+        configs = configs or [value for key, value in vars(module).items() if key.endswith("Config")]
+        known = {field.name for config in configs for field in fields(config)}
+        assert set(flags) <= known | {"help"}, (name, flags)
+
+
+def test_every_page_is_linked_from_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    missing = [
+        page.name
+        for page in (ROOT / "docs").glob("*.md")
+        if page.name != "README.md" and f"]({page.name})" not in index
+    ]
+    assert missing == []
