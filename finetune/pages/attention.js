@@ -1,21 +1,10 @@
 // The attention page: what a word or a region looks at, on the image and in the text.
 "use strict";
 
-const data = JSON.parse(document.getElementById("data").textContent);
 const STEPS = 65535; // into which a weight is divided
 const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]; // Okabe and Ito's
 const KINDS = { co: ["words and regions", "S->I"], text: ["among words", "S->S"], image: ["among regions", "I->I"] };
 const VIEWS = { "S->S": "words to words", "S->I": "words to regions", "I->S": "regions to words", "I->I": "regions to regions" };
-const find = (id) => document.getElementById(id);
-
-/** An element with attributes, and what it holds. */
-function make(name, attributes = {}, ...inside) {
-  const space = ["svg", "rect", "image", "text", "g", "mask"].includes(name) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
-  const element = document.createElementNS(space, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...inside);
-  return element;
-}
 
 /** The weights of a view: (layer, head or "mean", looking) -> an array over what is looked at. */
 function unpack({ shape: [layers, heads, looking, seen], weights }) {
@@ -154,8 +143,6 @@ function pointed() {
   const best = data.prediction[0];
   return best && best.box ? [rectangle(best.box, { class: "chosen" })] : [];
 }
-
-const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
 
 function strongest(values, names, count, special = []) {
   const order = values.map((_, number) => number).filter((number) => !special[number]).sort((a, b) => values[b] - values[a]);

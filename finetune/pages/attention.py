@@ -39,7 +39,7 @@ def attention_page(
         title,
         body + (libraries() if lines else "") + data_block("data", data) + "".join(templates),
         styles=["attention.css"],
-        scripts=["attention.js"],
+        scripts=["elements.js", "attention.js"],
     )
 
 

@@ -1,17 +1,7 @@
 // The examples page: cards, and filters over them.
 "use strict";
 
-const { cards, pictures } = JSON.parse(document.getElementById("data").textContent);
-const find = (id) => document.getElementById(id);
-const SVG = ["svg", "rect", "image"];
-
-/** An element with attributes, and what it holds. */
-function make(name, attributes = {}, ...inside) {
-  const element = document.createElementNS(SVG.includes(name) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...inside);
-  return element;
-}
+const { cards, pictures } = data;
 
 /** An image, on the first of a card's with boxes. */
 function drawn(card, { name, width, height }, first) {
@@ -25,8 +15,6 @@ function drawn(card, { name, width, height }, first) {
   const image = make("image", { href: pictures[name], width, height, preserveAspectRatio: "none" });
   return make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `image ${name}` }, image, ...boxes);
 }
-
-const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
 
 function drawnCard(card) {
   const images = make("div", { class: "several" }, ...card.images.map((image, number) => drawn(card, image, number === 0)));

@@ -43,7 +43,9 @@ def write_examples(path: Path, title: str, summary: str, cards: Sequence[Card]) 
                 pictures[name] = picture(image, LONG_SIDE)
     data = {"pictures": pictures, "cards": [_described(card) for card in cards]}
     body = read("examples.html").replace("TITLE", escape(title)).replace("SUMMARY", escape(summary))
-    write_page(path, title, body + data_block("data", data), styles=["examples.css"], scripts=["examples.js"])
+    write_page(
+        path, title, body + data_block("data", data), styles=["examples.css"], scripts=["elements.js", "examples.js"]
+    )
 
 
 def _described(card: Card) -> dict:

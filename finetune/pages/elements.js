@@ -1,0 +1,16 @@
+// What the scripts of several pages share.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const SVG = ["svg", "rect", "image", "text", "g", "mask"];
+const find = (id) => document.getElementById(id);
+const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
+
+/** An element with attributes, and what it holds. */
+function make(name, attributes = {}, ...inside) {
+  const space = SVG.includes(name) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
+  const element = document.createElementNS(space, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...inside);
+  return element;
+}
