@@ -125,7 +125,6 @@ def run(config: DemoConfig) -> None:
     uploads = Uploads(config.megabytes, config.megapixels, config.seconds)
     page = build(Desk(predictor, uploads, files, config.ranked)).queue(max_size=32)
     _ = predictor.model, predictor.detector  # before the first question
-    print(f"http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
     try:
         page.launch(
             server_name=config.host,
@@ -134,9 +133,14 @@ def run(config: DemoConfig) -> None:
             share=False,
             quiet=True,
             css=STYLE,
+            prevent_thread_lock=True,
         )
-    except OSError as error:
-        raise UserError(f"--port {config.port}: cannot be listened on ({error})") from None
+        print(f"http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
+    except OSError:
+        place = f"--host {config.host} --port {config.port}"
+        reason = "another program listens there, or the address is not this machine's"
+        raise UserError(f"{place}: cannot be listened on; {reason}") from None
     finally:
         uploads.close()
 

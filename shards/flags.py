@@ -167,7 +167,7 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
     except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
         if not error.strerror:
             raise
-        sys.exit(_refuse(f"{error.filename or 'a file'}: {error.strerror}"))
+        sys.exit(_refuse(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}"))
 
 
 def _refuse(sentence: str) -> int:

@@ -221,7 +221,7 @@ def test_a_killed_page_leaves_no_process_behind(trained, tmp_path):
 def test_another_program_on_the_port(address, trained, run_command):
     port = address.rpartition(":")[2]
     status, _, err = run_command("finetune.demo", "--run", trained, "--port", port)
-    assert status == 2 and f"--port {port}: cannot be listened on" in err and "Traceback" not in err
+    assert status == 2 and f"--port {port}: cannot be listened on; another program" in err and "Traceback" not in err
 
 
 def test_flags_that_do_not_fit(trained, tmp_path, run_command):

@@ -108,3 +108,15 @@ def test_a_tuple_that_is_needed_is_missed(capsys):
     with pytest.raises(SystemExit):
         command(Many, lambda config: None, "some.command", "Does it.", ["--help"])
     assert "python -m some.command RUNS ... [--flag value ...]" in capsys.readouterr().out
+
+
+def test_a_folder_where_a_file_should_go_is_named(tmp_path, capsys):
+    from shards.files import whole_file
+
+    def run(config):
+        with whole_file(config.out, "w") as file:
+            file.write("a")
+
+    with pytest.raises(SystemExit):
+        command(Many, run, "some.command", "Does it.", ["a", "--out", str(tmp_path)])
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
