@@ -72,11 +72,11 @@ def _outcome(run: Run) -> str:
         scores = run.result["validation"]
         named = {"alignment": "alignment_accuracy", "masked words": "word_accuracy"}
         return ", ".join(f"{name} {scores[key]:.1%}" for name, key in named.items() if key in scores)
-    if run.kind == MULTI:
-        low, high = run.result["mt_interval"]
-        return f"MT score {run.result['mt_score']:.1%} <small>({low:.1%} to {high:.1%})</small>"
-    low, high = run.result["validation"]["interval"]
-    return f"{run.result['validation']['score']:.1%} <small>({low:.1%} to {high:.1%})</small>"
+    many = run.kind == MULTI
+    of = {"score": run.result["mt_score"], "interval": run.result["mt_interval"]} if many else run.result["validation"]
+    low, high = of.get("interval", (None, None))  # runs of earlier versions have none
+    interval = f" <small>({low:.1%} to {high:.1%})</small>" if low is not None else ""
+    return f"{'MT score ' * many}{of['score']:.1%}{interval}"
 
 
 def _number(cell: Cell | None) -> str:
