@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.errors import UserError
+from shards.half import to_half
 from shards.sample import Sample
 from shards.writer import check_sample, safe_key
 
@@ -87,7 +88,7 @@ def sample_of(image: Features, shape: Shape, source: str) -> Sample:
         raise BadRecord(f"has a box outside its {width} x {height} image; are width and height the other way round?")
     sample = Sample(
         key=safe_key(image.id),
-        features=image.features.astype(np.float16),
+        features=to_half(image.features),
         boxes=(boxes / size).clip(0, 1),
         info={"id": image.id, "width": width, "height": height, "source": source},
         caption=image.caption,

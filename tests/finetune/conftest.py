@@ -33,9 +33,12 @@ def trained(world, pretrained):
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """The machine's own Chromium, driven by playwright."""
+    """The machine's own Chromium, driven by playwright.
+
+    Of a module, not of the session: data workers that later tests fork would hold its pipes, and it would never end.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not path:

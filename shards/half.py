@@ -1,0 +1,35 @@
+"""float32 to float16 as numpy rounds it, several times as fast."""
+
+import numpy as np
+
+SIGN, EXACT = np.uint32(0x8000_0000), np.uint32(13)  # the sign; bits of a float32's fraction that a float16 lacks
+LEAST, MOST = (
+    np.uint32(0x3880_0000),
+    np.uint32(0x477F_F000),
+)  # between which a float16 is an ordinary number: 2^-14, 65520
+BIAS = np.uint32((127 - 15) << 10)  # between the exponents, in a float16's place
+
+
+def to_half(values: np.ndarray) -> np.ndarray:
+    """float16 of any array, to the bit what astype gives, NaN and overflow to infinity among it.
+
+    numpy converts number by number. Here whole arrays are rounded as integers; zeros come out right by that, and the
+    few numbers that are no ordinary ones in float16 are left to numpy.
+    """
+    if values.dtype != np.float32 or not values.size:
+        return values.astype(np.float16)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    size = bits & ~SIGN
+    special = (size - np.uint32(1) < LEAST - np.uint32(1)) | (size >= MOST)  # zero less one is the largest number
+    rounded = size >> EXACT
+    rounded &= np.uint32(1)
+    rounded += size
+    rounded += np.uint32(0xFFF)  # to the nearest, and of two nearest to the even one
+    rounded >>= EXACT
+    np.maximum(rounded, BIAS, out=rounded)
+    rounded -= BIAS
+    rounded |= (bits & SIGN) >> np.uint32(16)
+    halves = rounded.astype(np.uint16).view(np.float16)
+    if special.any():
+        halves[special] = values[special].astype(np.float16)
+    return halves

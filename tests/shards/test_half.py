@@ -1,0 +1,41 @@
+"""float16 to the bit as numpy has it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as shapes
+
+from shards.half import to_half
+
+FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+def same(values) -> bool:
+    with np.errstate(over="ignore"):
+        ours, theirs = to_half(values), values.astype(np.float16)
+    return (
+        ours.shape == theirs.shape and ours.dtype == np.float16 and np.array_equal(ours.view("u2"), theirs.view("u2"))
+    )
+
+
+def test_every_half_and_what_lies_about_it():
+    """All 65,536 of them, the middle to the next one, and the float32s next to both."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    bits = halves.view(np.uint32)
+    with np.errstate(all="ignore"):
+        middles = ((halves.astype(np.float64) + np.roll(halves, -1)) / 2).astype(np.float32).view(np.uint32)
+    for around in (bits, middles):
+        for step in (-2, -1, 0, 1, 2):
+            assert same((around + np.uint32(step % (1 << 32))).view(np.float32))
+
+
+@given(shapes.arrays(np.float32, shapes.array_shapes(max_dims=3, max_side=9, min_side=0), elements=FLOATS))
+def test_any_array(values):
+    assert same(values)
+    assert same(values.T) and same(values[..., ::2])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", "i4", ">f4"])
+def test_other_types_are_numpys(dtype):
+    assert same(np.array([[0, 1.5, -3], [60000, 1e-7, 12]]).astype(dtype))
