@@ -18,7 +18,8 @@ def to_half(values: np.ndarray) -> np.ndarray:
     """
     if values.dtype != np.float32 or not values.size:
         return values.astype(np.float16)
-    bits = np.ascontiguousarray(values).view(np.uint32)
+    values = np.ascontiguousarray(values)
+    bits = values.view(np.uint32)
     size = bits & ~SIGN
     special = (size - np.uint32(1) < LEAST - np.uint32(1)) | (size >= MOST)  # zero less one is the largest number
     rounded = size >> EXACT
@@ -30,6 +31,6 @@ def to_half(values: np.ndarray) -> np.ndarray:
     rounded -= BIAS
     rounded |= (bits & SIGN) >> np.uint32(16)
     halves = rounded.astype(np.uint16).view(np.float16)
-    if special.any():
-        halves[special] = values[special].astype(np.float16)
+    places = np.flatnonzero(special)
+    halves.reshape(-1)[places] = values.reshape(-1)[places].astype(np.float16)
     return halves
