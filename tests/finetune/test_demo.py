@@ -1,5 +1,6 @@
 """The live page: every task is answered as predict answers, hostile files get a sentence, and a browser can use it."""
 
+import functools
 import io
 import os
 import signal
@@ -158,7 +159,9 @@ def address(trained):
     pytest.importorskip("gradio")
     port = free_port()
     command = [sys.executable, "-m", "finetune.demo", "--run", str(trained), "--port", str(port), "--megabytes", "1"]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    heeds_interrupts = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # though this process may not
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heeds_interrupts)
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
         try:
