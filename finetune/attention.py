@@ -5,26 +5,21 @@ from pathlib import Path
 
 from finetune.explain import explain
 from finetune.pages.attention import attention_page
-from finetune.predict import Predictor
+from finetune.predict import ModelFlags, Predictor
 from finetune.query import Query, parse_boxes
-from pretrain.settings import PRECISIONS
 from shards.files import whole_file
 from shards.flags import REQUIRED, command, flag
 
 
 @dataclass
-class AttentionConfig:
+class AttentionConfig(ModelFlags):
     """Flags of finetune.attention."""
 
-    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt")
-    image: str = flag(REQUIRED, "a file, or the id of an image of the run's data; several with commas between them")
+    image: str = flag(REQUIRED, "a file, or the id of an image of the data; several with commas between them")
     task: str = flag(REQUIRED, "the task, vqa for one; a wrong name lists them")
     text: str = flag(REQUIRED, "the question, expression, caption or statement")
     boxes: str | None = flag(None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them")
-    regions: str | None = flag(None, "region shards whose detector looks at files (else the run's own)")
     out: str = flag("attention.html", "where the page goes")
-    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
 def page_of(predictor: Predictor, query: Query, lines: bool = True) -> str:
@@ -42,7 +37,7 @@ def page_of(predictor: Predictor, query: Query, lines: bool = True) -> str:
 
 
 def run(config: AttentionConfig) -> None:
-    predictor = Predictor(config.run, config.regions, config.device, config.precision)
+    predictor = config.predictor()
     names, boxes = config.image.split(","), parse_boxes(config.boxes)
     ask = predictor.query if all(Path(name).is_file() for name in names) else predictor.query_by_id
     query = ask(config.task, config.text, *names, boxes=boxes)

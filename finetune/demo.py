@@ -6,11 +6,11 @@ from pathlib import Path
 
 from finetune.desk import CANDIDATES, TOP, Desk
 from finetune.pages.page import need
-from finetune.predict import Predictor
+from finetune.predict import ModelFlags
 from finetune.query import IMAGES
 from finetune.uploads import Uploads
 from shards.errors import UserError
-from shards.flags import REQUIRED, command, flag
+from shards.flags import command, flag
 from shards.images import SUFFIXES, find_parts
 
 WORDS = {  # head -> (what the text is, for instance)
@@ -26,19 +26,16 @@ STYLE = "iframe.attention { width: 100%; height: 56rem; border: 0; border-radius
 
 
 @dataclass
-class DemoConfig:
+class DemoConfig(ModelFlags):
     """Flags of finetune.demo."""
 
-    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt")
-    images: str | None = flag(None, "a folder of images that retrieval ranks (else of the run's own validation)")
+    images: str | None = flag(None, "a folder of images that retrieval ranks (else of the validation of the data)")
     ranked: int = flag(24, "how many of them, the first", low=2)
-    regions: str | None = flag(None, "region shards whose detector to use (else those that the run was trained on)")
     host: str = flag("127.0.0.1", "the address to listen on; 0.0.0.0 lets other machines in")
     port: int = flag(7860, "the port", low=1, high=65535)
     megabytes: float = flag(10.0, "of an uploaded file, at the most", above=0)
     megapixels: float = flag(25.0, "of an uploaded image, at the most", above=0)
     seconds: float = flag(10.0, "in which an uploaded image has to be decoded", above=0)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
 def build(desk: Desk):
@@ -121,7 +118,7 @@ def run(config: DemoConfig) -> None:
     files = [file for part in find_parts(config.images, 1000) for file in part.files] if config.images else []
     if any(file.endswith(".tar") for file in files):
         raise UserError(f"--images {config.images}: should be a folder of image files")
-    predictor = Predictor(config.run, config.regions, config.device)
+    predictor = config.predictor()
     uploads = Uploads(config.megabytes, config.megapixels, config.seconds)
     page = build(Desk(predictor, uploads, files, config.ranked)).queue(max_size=32)
     _ = predictor.model, predictor.detector  # before the first question

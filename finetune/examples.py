@@ -36,7 +36,7 @@ TOP = 5  # choices of an example on the page
 class ExamplesConfig:
     """Flags of finetune.examples."""
 
-    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt, or published weights")
+    run: str = flag(REQUIRED, "a run of finetune.st or finetune.mt, or published weights beside what belongs to them")
     task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run trained")
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     split: str | None = flag(None, "the split, else each task's validation split")

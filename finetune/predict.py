@@ -5,7 +5,7 @@ print(Predictor("runs/mt")("vqa", "What color is the star?", "scene.png"))
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -15,12 +15,13 @@ import torch
 from finetune.batch import TaskBatch
 from finetune.choices import Prediction, prediction, ranked
 from finetune.evaluate import check_trained
-from finetune.heads import TaskModel
+from finetune.heads import TaskModel, layer_of
+from finetune.processed import answer_file
 from finetune.query import Query, candidates_of, check_query, parse_boxes, read_image, sample_of
 from finetune.regions import Regions, region_folder
-from finetune.start import choose_start
+from finetune.start import Vocabularies, choose_start, vocabulary_of_head
 from finetune.task import Box, Task
-from finetune.tasks import find_task
+from finetune.tasks import all_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device
 from pretrain.run_folder import CONFIG
@@ -32,39 +33,76 @@ from shards.files import read_json
 from shards.flags import REQUIRED, command, flag
 from shards.inspect import image_of
 from shards.ranks import ALONE
+from shards.world import DEFAULT_WORLD
+
+
+@dataclass(kw_only=True)
+class ModelFlags:
+    """Flags of commands that ask a model. None: what the run itself says."""
+
+    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt, or published weights")
+    data: str | None = flag(None, "the data folder (else the run's own)")
+    regions: str | None = flag(None, "region shards whose detector looks at files (else of the data folder)")
+    config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
+    tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
+    vqa_answers: str | None = flag(None, "of published weights: VQA's answers, in order (else from the data)")
+    gqa_answers: str | None = flag(None, "of published weights: GQA's answers, in order (else from the data)")
+    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+
+    def predictor(self) -> "Predictor":
+        return Predictor(**{one.name: getattr(self, one.name) for one in fields(ModelFlags)})
 
 
 @dataclass
-class PredictConfig:
+class PredictConfig(ModelFlags):
     """Flags of finetune.predict."""
 
     image: str = flag(REQUIRED, "an image file, or several with commas between them", first=True)
-    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt")
     task: str = flag(REQUIRED, "the task, vqa for one; a wrong name lists them")
     text: str = flag(REQUIRED, "the question, expression, caption or statement")
     boxes: str | None = flag(None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them")
-    regions: str | None = flag(None, "region shards whose detector to use (else those that the run was trained on)")
     top: int = flag(5, "how many of the likeliest are shown", low=1)
-    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
 class Predictor:
     """A run's model with the detector of the regions that it was trained on. Loading takes seconds, a prediction less.
 
-    regions: a folder of region shards whose detector to use, else the run's own.
+    For the arguments see ModelFlags.
     """
 
-    def __init__(self, run, regions=None, device: str = "auto", precision: str = "float32"):
-        self.run = str(run)
-        facts = read_json(Path(run) / CONFIG) if (Path(run) / CONFIG).exists() else None
-        if facts is None or "tasks" not in facts:
+    def __init__(
+        self,
+        run,
+        data=None,
+        regions=None,
+        config: str | None = None,
+        tokenizer: str | None = None,
+        vqa_answers=None,
+        gqa_answers=None,
+        precision: str = "float32",
+        device: str = "auto",
+    ):
+        self.run, self._given = str(run), (config, tokenizer)
+        facts = read_json(Path(run) / CONFIG) if (Path(run) / CONFIG).exists() else {}
+        if facts and not facts.get("tasks") and not facts.get("heads"):
             raise UserError(f"--run {run}: is no run of finetune.st or finetune.mt")
-        self.tasks: list[str] = facts["tasks"]
-        self.data = Path(facts["flags"]["data"])
-        self.regions = Path(regions or region_folder(self.data, find_task(self.tasks[0]).images))
+        self.data = Path(data or facts.get("flags", {}).get("data", DEFAULT_WORLD))
+        images = dict.fromkeys(task.images for name, task in all_tasks().items() if name in facts.get("tasks", [name]))
+        folders = [region_folder(self.data, name) for name in images]
+        found = next((folder for folder in folders if (folder / "dataset.json").exists()), folders[0])
+        self.regions = Path(regions or found)
+        self.answers = {"vqa": vqa_answers, "gqa": gqa_answers}
         self.device = choose_device(device, ALONE)
         self.precision = Precision(precision, self.device)
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Those that it was trained on, of published weights those that they have heads for."""
+        weights = self.start.weights
+        return weights.facts.get("tasks") or [
+            name for name, task in all_tasks().items() if layer_of(task.head) in weights.heads
+        ]
 
     @cached_property
     def detector(self):
@@ -75,12 +113,24 @@ class Predictor:
         path = self.regions / "dataset.json"
         if not path.exists():
             raise UserError(f"{self.regions}: holds no finished region shards; name some with --regions")
-        return choose_start(self.run, None, None, (), read_json(path)["feature_size"], flag="--run")
+        return choose_start(self.run, *self._given, (), read_json(path)["feature_size"], flag="--run")
+
+    @cached_property
+    def vocabularies(self) -> Vocabularies:
+        """Of the answer heads whose answers are known."""
+        known = dict(self.start.vocabularies)
+        for head, file in self.answers.items():
+            if head in known or head not in self.start.weights.heads:
+                continue
+            folders = [task.folder(self.data) for task in all_tasks().values() if task.head == head]
+            file = file or next(filter(None, map(answer_file, folders)), None)
+            if file is not None:
+                known[head] = vocabulary_of_head(file, self.start, head)
+        return known
 
     @cached_property
     def model(self) -> TaskModel:
-        vocabularies = self.start.vocabularies
-        model = TaskModel(self.start.sizes, {head: len(answers) for head, answers in vocabularies.items()})
+        model = TaskModel(self.start.sizes, {head: len(answers) for head, answers in self.vocabularies.items()})
         self.start.load(model)
         return model.to(self.device, self.precision.weights).eval()
 
@@ -127,6 +177,9 @@ class Predictor:
     def _asked(self, task: str, text: str, images: int, boxes: Sequence[Box]) -> Task:
         found = find_task(task)
         check_trained(self.start, found)
+        if hasattr(found, "vocabulary") and found.head not in self.vocabularies:
+            mend = f"give a file of them in the order in which it was trained (--{found.head}_answers)"
+            raise UserError(f"--run {self.run}: does not say what its answers of {task} are; {mend}")
         check_query(found, text, images, boxes)
         return found
 
@@ -143,12 +196,12 @@ class Predictor:
         scores = work.scores(batch).float().cpu()
         if query.task.head == "retrieval":
             return ranked(query.task, query.names, scores.softmax(0), top)
-        answers, sample = self.start.vocabularies.get(query.task.head), query.samples[0]
+        answers, sample = self.vocabularies.get(query.task.head), query.samples[0]
         return prediction(query.task, scores[0], top, answers, sample.boxes, query.size, query.boxes)
 
 
 def run(config: PredictConfig) -> None:
-    predictor = Predictor(config.run, config.regions, config.device, config.precision)
+    predictor = config.predictor()
     images = config.image.split(",")
     print(predictor(config.task, config.text, *images, boxes=parse_boxes(config.boxes), top=config.top))
 

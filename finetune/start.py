@@ -126,7 +126,12 @@ def choose_vocabulary(start: Start, data: TaskData, file: str | None) -> AnswerV
             )
     if file is None:
         return kept or task.vocabulary(data.folder)
-    vocabulary = read_vocabulary(file)
+    return vocabulary_of_head(file, start, data.task.head)
+
+
+def vocabulary_of_head(file, start: Start, head: str) -> AnswerVocabulary:
+    """The answers of a file, of which there are as many as the head has numbers, where the weights have one."""
+    vocabulary, head_size = read_vocabulary(file), start.weights.heads.get(head) if start.weights else None
     if head_size is not None and len(vocabulary) != head_size:
         raise UserError(f"{file}: has {len(vocabulary)} answers, and the head of {start.path} has {head_size}")
     return vocabulary

@@ -227,8 +227,8 @@ def test_another_program_on_the_port(address, trained, run_command):
     assert status == 2 and f"--port {port}: cannot be listened on; another program" in err and "Traceback" not in err
 
 
-def test_flags_that_do_not_fit(trained, tmp_path, run_command):
+def test_flags_that_do_not_fit(trained, world, tmp_path, run_command):
     status, _, err = run_command("finetune.demo", "--run", trained, "--images", tmp_path)
     assert status == 2 and "holds no images" in err
-    status, _, err = run_command("finetune.demo", "--run", tmp_path)
-    assert status == 2 and "is no run of finetune.st or finetune.mt" in err
+    status, _, err = run_command("finetune.demo", "--run", tmp_path, "--data", world)
+    assert status == 2 and f"--run {tmp_path}: holds no whole checkpoint and no weights" in err

@@ -110,10 +110,11 @@ def test_hostile_files_are_told_in_a_sentence(trained, tmp_path, run_command):
         assert status == 2 and complaint in err and "Traceback" not in err
 
 
-def test_a_folder_that_is_no_run(tmp_path, pretrained):
-    for run in (tmp_path, pretrained):
-        with pytest.raises(UserError, match=r"is no run of finetune\.st or finetune\.mt"):
-            Predictor(run)
+def test_a_folder_that_is_no_run(tmp_path, pretrained, world):
+    with pytest.raises(UserError, match=r"is no run of finetune\.st or finetune\.mt"):
+        Predictor(pretrained)
+    with pytest.raises(UserError, match=r"--run .*: holds no whole checkpoint and no weights"):
+        Predictor(tmp_path, data=world)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))
 
 
 def test_converted_regions_have_no_detector(trained, tmp_path):

@@ -8,6 +8,9 @@ import shutil
 import pytest
 from launching import python
 
+from finetune.predict import Predictor
+from shards.errors import UserError
+
 
 @pytest.fixture(scope="module")
 def published(world, pretrained, tmp_path_factory):
@@ -84,3 +87,31 @@ def test_weights_without_the_head_are_not_scored(world, published, pretrained, t
     ]:
         status, _, err = run_command("finetune.evaluate", "--data", world, "--workers", 0, *flags)
         assert status == 2 and complaint in err and err.count("\n") == 1, err
+
+
+def test_published_weights_are_asked_as_the_run_is(world, published, tmp_path):
+    """From pixels on; which tasks they know follows from their heads."""
+    run, file = published
+    image = next((world / "images" / "coco").glob("*.png"))
+    own = Predictor(run)("vqa", "How many are there?", image)
+    given = Predictor(file, data=world, vqa_answers=run / "answers-vqa.json")
+    assert given("vqa", "How many are there?", image) == own
+    assert "vqa" in given.tasks and "vgqa" in given.tasks and "gqa" not in given.tasks
+    with pytest.raises(UserError, match=r"does not say what its answers of vqa are; .*--vqa_answers"):
+        Predictor(file, data=world)("vqa", "How many are there?", image)
+    done = python("pretrain.convert", file, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    converted = Predictor(tmp_path / "run", data=world, vqa_answers=run / "answers-vqa.json")
+    assert converted("vqa", "How many are there?", image) == own and converted.tasks == given.tasks
+
+
+def test_answers_of_published_weights_are_found_in_the_data(world, published, tmp_path):
+    run, file = published
+    (tmp_path / "regions").symlink_to(world / "regions")
+    (tmp_path / "vqa" / "cache").mkdir(parents=True)
+    answers = json.loads((run / "answers-vqa.json").read_text())
+    (tmp_path / "vqa" / "cache" / "trainval_label2ans.pkl").write_bytes(pickle.dumps(answers))
+    assert Predictor(file, data=tmp_path).vocabularies["vqa"].answers == answers
+    (tmp_path / "vqa" / "cache" / "trainval_label2ans.pkl").write_bytes(pickle.dumps(answers[1:]))
+    with pytest.raises(UserError, match=rf"has {len(answers) - 1} answers, and the head of .* has {len(answers)}"):
+        _ = Predictor(file, data=tmp_path).vocabularies
