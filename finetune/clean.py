@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from finetune.clean_report import TaskCount, report
-from finetune.cleaned import FORMAT, MANIFEST, Removed, list_file
-from finetune.leaks import check
-from finetune.near_duplicates import PAIRS, add_near_duplicates
+from finetune.cleaning.cleaned import FORMAT, MANIFEST, Removed, list_file
+from finetune.cleaning.leaks import check
+from finetune.cleaning.near_duplicates import PAIRS, add_near_duplicates
+from finetune.cleaning.photos import Photos, Trail, add_genome
+from finetune.cleaning.table import TaskCount, report
 from finetune.official import MissingFile, find_file
-from finetune.photos import Photos, Trail, add_genome
 from finetune.processed import published_tests
 from finetune.task import Task
 from finetune.tasks import all_tasks, find_task

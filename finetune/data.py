@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.answers import AnswerVocabulary
 from finetune.batch import TaskCollator
-from finetune.cleaned import CleanedTask, clean_folder, read_cleaned
+from finetune.cleaning.cleaned import CleanedTask, clean_folder, read_cleaned
 from finetune.packed import PackedExamples
 from finetune.regions import Regions, region_folder, with_regions
 from finetune.retrieval import Options

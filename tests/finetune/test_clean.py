@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune.cleaned import read_cleaned
-from finetune.looks import DIFFERENT, NEAR, TRIMMED, difference, grey, look_hashes, near_pairs
+from finetune.cleaning.cleaned import read_cleaned
+from finetune.cleaning.looks import DIFFERENT, NEAR, TRIMMED, difference, grey, look_hashes, near_pairs
+from finetune.cleaning.photos import Photos
 from finetune.official import scan
-from finetune.photos import Photos
 from finetune.tasks import all_tasks
 from shards.errors import UserError
 from shards.given_boxes import plain_id

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from finetune.looks import DIFFERENT, difference, grey, look_hashes, near_pairs
+from finetune.cleaning.looks import DIFFERENT, difference, grey, look_hashes, near_pairs
+from finetune.cleaning.photos import Photos
 from finetune.official import scan_lines
-from finetune.photos import Photos
 from finetune.tasks import all_tasks
 from shards.errors import UserError
 from shards.files import whole_file

@@ -5,8 +5,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from finetune.cleaned import read_cleaned, read_manifest
-from finetune.near_duplicates import read_pairs
+from finetune.cleaning.cleaned import read_cleaned, read_manifest
+from finetune.cleaning.near_duplicates import read_pairs
 from finetune.official import MissingFile, find_file, read_annotations
 from finetune.tasks import all_tasks, find_task
 from finetune.tasks.vgqa import IMAGE_DATA
