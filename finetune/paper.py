@@ -13,10 +13,6 @@ TABLE8_NAMES = {  # of tasks that have others there
     "coco_retrieval": "COCO Retrieval",
     "flickr_retrieval": "Flickr30k Retrieval",
 }
-TABLE8_TESTS = {  # which splits its tests are; retrieval's are counted in images there, RefCOCO's are two
-    **{"vqa": "test", "vgqa": "val", "gqa": "testdev", "refcocog": "test", "visual7w": "test", "guesswhat": "test"},
-    **{"nlvr2": "test1", "snli_ve": "test"},
-}
 
 
 def paper_table(table: str) -> dict:
@@ -25,9 +21,16 @@ def paper_table(table: str) -> dict:
 
 
 def paper_samples(task: Task) -> dict[str, int]:
-    """Split -> how many samples the paper's table 8 says it has: of training, and of the test where it is one split."""
+    """Split -> how many samples the paper's table 8 says it has: of training, and of the test where it is one split.
+
+    Visual Genome QA's is its validation; retrieval's are counted in images there.
+    """
     row = paper_numbers("table8_training", task)
-    return {task.splits[0]: row[0], TABLE8_TESTS.get(task.name, ""): row[2]} if row else {}
+    if row is None:
+        return {}
+    tests = task.tests or task.splits[1:2]
+    single = len(tests) == 1 and task.head != "retrieval"
+    return {task.splits[0]: row[0]} | ({tests[0]: row[2]} if single else {})
 
 
 def paper_numbers(table: str, task: Task) -> list | None:

@@ -240,7 +240,7 @@ data.images.forEach(({ name }, number) => {
 });
 find("which").hidden = data.images.length < 2;
 for (const [view, title] of Object.entries(VIEWS)) {
-  const button = make("button", { value: view, role: "tab" }, `${view} ${title}`);
+  const button = make("button", { value: view }, `${view} ${title}`);
   button.addEventListener("click", () => openView(view));
   find("tabs").append(button);
 }
