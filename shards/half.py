@@ -1,4 +1,4 @@
-"""float32 to float16 as numpy rounds it, several times as fast."""
+"""float32 to float16 as numpy rounds it, in two thirds of the time (benchmarks/half.py)."""
 
 import numpy as np
 
@@ -21,16 +21,19 @@ def to_half(values: np.ndarray) -> np.ndarray:
     values = np.ascontiguousarray(values)
     bits = values.view(np.uint32)
     size = bits & ~SIGN
-    special = (size - np.uint32(1) < LEAST - np.uint32(1)) | (size >= MOST)  # zero less one is the largest number
-    rounded = size >> EXACT
-    rounded &= np.uint32(1)
-    rounded += size
-    rounded += np.uint32(0xFFF)  # to the nearest, and of two nearest to the even one
-    rounded >>= EXACT
-    np.maximum(rounded, BIAS, out=rounded)
-    rounded -= BIAS
-    rounded |= (bits & SIGN) >> np.uint32(16)
-    halves = rounded.astype(np.uint16).view(np.float16)
+    special = size - np.uint32(1) < LEAST - np.uint32(1)  # zero less one is the largest number
+    special |= size >= MOST
+    odd = size >> EXACT
+    odd &= np.uint32(1)
+    size += odd
+    size += np.uint32(0xFFF)  # to the nearest, and of two nearest to the even one
+    size >>= EXACT
+    np.maximum(size, BIAS, out=size)
+    size -= BIAS
+    halves = size.astype(np.uint16)
+    if (negative := bits >= SIGN).any():
+        halves |= negative.astype(np.uint16) << np.uint16(15)
+    halves = halves.view(np.float16)
     places = np.flatnonzero(special)
     halves.reshape(-1)[places] = values.reshape(-1)[places].astype(np.float16)
     return halves
