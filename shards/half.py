@@ -3,10 +3,8 @@
 import numpy as np
 
 SIGN, EXACT = np.uint32(0x8000_0000), np.uint32(13)  # the sign; bits of a float32's fraction that a float16 lacks
-LEAST, MOST = (
-    np.uint32(0x3880_0000),
-    np.uint32(0x477F_F000),
-)  # between which a float16 is an ordinary number: 2^-14, 65520
+LEAST = np.uint32(0x3880_0000)  # 2^-14, the least ordinary number of float16
+MOST = np.uint32(0x477F_F000)  # 65520, the least that it rounds to infinity
 BIAS = np.uint32((127 - 15) << 10)  # between the exponents, in a float16's place
 
 
