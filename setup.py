@@ -60,7 +60,7 @@ setup(
         "lmdb": ["lmdb>=1.4", "msgpack>=1.0"],  # shards.convert of the published LMDBs
         "spacy": ["spacy>=3.7"],  # finetune.consistency with a model of spaCy
         "pages": ["matplotlib>=3.8", "bertviz>=1.4", "mpld3>=0.5.10", "XStatic-jQuery>=3.5"],  # report, attention
-        "demo": ["gradio>=5"],
+        "demo": ["gradio>=6"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
