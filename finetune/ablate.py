@@ -14,7 +14,7 @@ from finetune.ablations import PAPER_TABLES, SUITES, Row
 from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row
-from finetune.scores import render_rows, table_row
+from finetune.scores import mean_row, render_rows
 from finetune.start import PRETRAINING
 from shards.errors import UserError
 from shards.files import read_json, whole_file
@@ -123,7 +123,7 @@ def table(suite: str, runs: list[Run]) -> str:
     for one in runs:
         by_row.setdefault(one.name, []).append(one)
     results = {name: [read_json(one.out / "result.json") for one in of_row] for name, of_row in by_row.items()}
-    rows = {name: _mean_row(of_row) for name, of_row in results.items()}
+    rows = {name: mean_row([result["tasks"] for result in of_row]) for name, of_row in results.items()}
     if suite in PAPER_TABLES:
         rows |= {f"the paper: {name}": paper_row(PAPER_TABLES[suite], name) for name in results}
     full = next(iter(by_row))
@@ -135,12 +135,6 @@ def table(suite: str, runs: list[Run]) -> str:
         lines.append(f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
     lines.append("interval: 95%, over examples, paired; p: paired t-test over tasks and seeds")
     return "\n".join(lines)
-
-
-def _mean_row(results: list[dict]) -> dict[str, float | None]:
-    """Table 10's columns, as means over seeds."""
-    of_seeds = [table_row(result["tasks"]) for result in results]
-    return {c: v if v is None else float(np.mean([row[c] for row in of_seeds])) for c, v in of_seeds[0].items()}
 
 
 def compare(row: list[Run], full: list[Run]) -> tuple[float, tuple[float, float], float]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.choices import Prediction
 from finetune.explain import explain
 from finetune.pages.attention import attention_page
 from finetune.predict import ModelFlags, Predictor
@@ -27,13 +28,17 @@ def page_of(predictor: Predictor, query: Query, lines: bool = True) -> str:
 
     lines: see attention_page.
     """
-    work, batch = predictor.batch(query)
     ranks_nothing = query.task.head == "retrieval" and len(query.names) < 2
-    prediction = None if ranks_nothing else predictor.answer(query)
+    return explained_page(predictor, query, None if ranks_nothing else predictor.answer(query), lines)
+
+
+def explained_page(predictor: Predictor, query: Query, said: Prediction | None, lines: bool) -> str:
+    """The page of a query and of what the model has said of it."""
+    work, batch = predictor.batch(query)
     title = f"{query.task.title}, {predictor.run}"
     images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
     explained = explain(work, batch, predictor.start.pieces)
-    return attention_page(title, query.text, images, explained, prediction, query.size, lines)
+    return attention_page(title, query.text, images, explained, said, query.size, lines)
 
 
 def run(config: AttentionConfig) -> None:

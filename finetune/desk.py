@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from finetune.attention import page_of
+from finetune.attention import explained_page
 from finetune.choices import Prediction
 from finetune.predict import Predictor
 from finetune.query import IMAGES, Query, parse_boxes
@@ -65,22 +65,19 @@ class Desk:
         if task.head != "retrieval" and len(files) != wanted:
             raise UserError(f"{task.title} is asked of {wanted} image{'s' * (wanted > 1)}, and {len(files)} are here")
         images, scales = zip(*map(self.uploads.read, files), strict=True)
-        query = self._query(task, text, images, np.array(parse_boxes(boxes)) * scales[0])
+        given = parse_boxes(boxes)
+        inside = (np.array(given) * scales[0]).tolist() if task.head == "candidates" else []
+        query = self.predictor.query(task.name, text, *images, boxes=inside, proposals=CANDIDATES)
         query.names = [Path(file).name for file in files]
         said, ranking = self.predictor.answer(query, TOP), []
+        explained, of = query, said
         if task.head == "retrieval":
             ranking = [(images[n], f"{share:.0%}") for n, share in zip(said.numbers, said.confidence, strict=True)]
             best = said.numbers[0]
-            query = Query(task, text, [query.names[best]], [images[best]], [query.samples[best]])
-        shown = drawn(query.pixels[0], said.boxes[0] if said.boxes else None)
-        return Answer(said, shown, ranking, page_of(self.predictor, query, lines=False), time.perf_counter() - began)
-
-    def _query(self, task: Task, text: str, images: Sequence[np.ndarray], boxes: np.ndarray) -> Query:
-        if task.head != "candidates":
-            boxes = boxes[:0]
-        elif not len(boxes):
-            boxes = self.predictor.detector.detect([images[0]])[0].boxes[:CANDIDATES]
-        return self.predictor.query(task.name, text, *images, boxes=boxes.tolist())
+            explained, of = Query(task, text, [query.names[best]], [images[best]], [query.samples[best]]), None
+        shown = drawn(explained.pixels[0], said.boxes[0] if said.boxes else None)
+        page = explained_page(self.predictor, explained, of, lines=False)
+        return Answer(said, shown, ranking, page, time.perf_counter() - began)
 
     def pool(self, task: Task) -> list[str]:
         """The files that retrieval ranks by itself."""

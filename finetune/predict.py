@@ -140,14 +140,19 @@ class Predictor:
             raise UserError(f"{task}: ranks images; give two or more")
         return self.answer(self.query(task, text, *images, boxes=boxes), top)
 
-    def query(self, task: str, text: str, *images, boxes: Sequence[Box] = ()) -> Query:
-        """The query of image files, with the regions that the detector finds."""
-        found = self._asked(task, text, len(images), boxes)
+    def query(self, task: str, text: str, *images, boxes: Sequence[Box] = (), proposals: int = 0) -> Query:
+        """The query of image files, with the regions that the detector finds.
+
+        proposals: of a task that chooses among candidates, so many of these regions are they where no boxes are given.
+        """
+        proposes = not boxes and proposals > 0 and find_task(task).head == "candidates"
+        found = self._asked(task, text, len(images), proposes or bool(boxes))
         names = [str(image) if isinstance(image, str | Path) else f"image {n}" for n, image in enumerate(images)]
         pixels, detector = [read_image(image) for image in images], self.detector
-        samples = [
-            sample_of(name, image, detector.detect([image])[0]) for name, image in zip(names, pixels, strict=True)
-        ]
+        regions = [detector.detect([image])[0] for image in pixels]
+        samples = list(map(sample_of, names, pixels, regions))
+        if proposes:
+            boxes = regions[0].boxes[:proposals].tolist()
         candidates = None
         if boxes:
             described = detector.describe(pixels[:1], [np.array(boxes, np.float32)])[0]
@@ -159,7 +164,7 @@ class Predictor:
 
         Candidates are known by where they lie. An image whose pixels are not at hand is blank.
         """
-        found = self._asked(task, text, len(ids), boxes)
+        found = self._asked(task, text, len(ids), bool(boxes))
         regions = Regions(region_folder(self.data, found.images))
         for name in ids:
             if name not in regions:
@@ -174,7 +179,7 @@ class Predictor:
             candidates.info = {side: candidates.info[side] for side in ("width", "height")}
         return Query(found, text, list(ids), pixels, samples, boxes, candidates)
 
-    def _asked(self, task: str, text: str, images: int, boxes: Sequence[Box]) -> Task:
+    def _asked(self, task: str, text: str, images: int, boxes: bool) -> Task:
         found = find_task(task)
         check_trained(self.start, found)
         if hasattr(found, "vocabulary") and found.head not in self.vocabularies:

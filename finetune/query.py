@@ -59,14 +59,14 @@ class Query:
         )
 
 
-def check_query(task: Task, text: str, images: int, boxes: Sequence[Box]) -> None:
-    """Refuses what a task cannot be asked. images: how many."""
+def check_query(task: Task, text: str, images: int, boxes: bool) -> None:
+    """Refuses what a task cannot be asked. images: how many; boxes: whether there are candidates."""
     wanted = IMAGES.get(task.name, 1)
     if task.head == "retrieval" and images < 1:
         raise UserError(f"{task.name}: ranks images; give some")
     if task.head != "retrieval" and images != wanted:
         raise UserError(f"{task.name}: is asked of {wanted} image{'s' * (wanted > 1)}, and {images} are given")
-    if (task.head == "candidates") != bool(boxes):
+    if (task.head == "candidates") != boxes:
         mend = "needs the boxes of its candidates" if task.head == "candidates" else "has no candidates"
         raise UserError(f"{task.name}: {mend} (--boxes)")
     if not text.strip():

@@ -9,7 +9,6 @@ import numpy as np
 from finetune.task import Box
 from shards.dataset import Dataset, open_dataset
 from shards.errors import UserError
-from shards.given_boxes import plain_id
 from shards.reader import RegionReader
 from shards.sample import Sample
 
@@ -25,8 +24,7 @@ class Regions:
     def __init__(self, folder):
         self.dataset = _open(Path(folder))
         self.reader = RegionReader(self.dataset)
-        ids = (plain_id(image) for index in self.reader.indexes for image in index.ids.tolist())
-        self.numbers = {image: number for number, image in enumerate(ids)}
+        self.numbers = self.reader.plain_numbers()
 
     def __contains__(self, image: str) -> bool:
         return image in self.numbers

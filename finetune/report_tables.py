@@ -12,32 +12,19 @@ from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row, paper_table
 from finetune.runs import MULTI, SINGLE, Run
-from finetune.scores import COLUMNS, table_row
+from finetune.scores import COLUMNS, mean_row
 from finetune.settings import FREE_FLAGS, MtConfig
-from finetune.tasks import all_tasks
+from finetune.tasks import all_tasks, find_task
 from pretrain.run_folder import CONFIG
 from pretrain.settings import PretrainConfig
 from shards.files import read_json
 
-# Rows of table 9: of a task its metric.
-TABLE9 = {
-    "VQA": ("vqa", "score"),
-    "VGQA": ("vgqa", "score"),
-    "GQA": ("gqa", "score"),
-    "IR COCO R1": ("coco_retrieval", "R@1"),
-    "IR COCO R5": ("coco_retrieval", "R@5"),
-    "IR COCO R10": ("coco_retrieval", "R@10"),
-    "IR Flickr R1": ("flickr_retrieval", "R@1"),
-    "IR Flickr R5": ("flickr_retrieval", "R@5"),
-    "IR Flickr R10": ("flickr_retrieval", "R@10"),
-    "Visual7W": ("visual7w", "score"),
-    "RefCOCO": ("refcoco", "score"),
-    "RefCOCO+": ("refcoco+", "score"),
-    "RefCOCOg": ("refcocog", "score"),
-    "GuessWhat": ("guesswhat", "score"),
-    "NLVR2": ("nlvr2", "score"),
-    "SNLI-VE": ("snli_ve", "score"),
+TABLE9 = "table9_full_dataset"
+TABLE9_COLUMNS = {  # its rows that table 10 has as columns of other names
+    **{f"IR COCO R{k}": f"RC R@{k}" for k in (1, 5, 10)},
+    **{f"IR Flickr R{k}": f"RF R@{k}" for k in (1, 5, 10)},
 }
+MAIN = ("score", "R@1")  # metrics whose intervals are kept
 STARTS = ("scratch", "BERT", "ST", "AT", "AT->ST")  # columns of table 9; AT: of a run of many tasks
 
 # Flags that make no other method of a run of many tasks: where it reads and writes, how long, and on what.
@@ -45,7 +32,6 @@ NO_METHOD = FREE_FLAGS | {
     *("data", "init", "seed", "device", "precision", "iterations", "epochs", "validate_on", "lr_scale", "save_every"),
     *("config", "tokenizer", "missing", "vqa_answers", "gqa_answers"),
 }
-
 
 # Flags of a pretraining run that make its objective another one.
 OBJECTIVE = ("region_target", "overlap", "aligned_only", "predict_overlapped")
@@ -91,10 +77,10 @@ def table9(runs: Iterable[Run]) -> tuple[list[str], list[TableRow]]:
 
     Here: the score of a test that finetune.evaluate has kept, else the validation's.
     """
-    paper, rows = paper_table("table9_full_dataset"), []
-    shown: dict[str, None] = {}
-    for name, (task, metric) in TABLE9.items():
-        numbers = dict(zip(paper["columns"], paper["rows"][name], strict=True))
+    rows, shown = [], {}
+    for name in paper_table(TABLE9)["rows"]:
+        task, metric = COLUMNS[TABLE9_COLUMNS.get(name, name)]
+        numbers = paper_row(TABLE9, name)
         cells = {f"the paper's {start}": Cell(numbers[start], note=numbers["split"]) for start in ("ST", "AT->ST")}
         for start in STARTS:
             if own := [cell for run in runs if (cell := _scored(run, start, task, metric))]:
@@ -109,13 +95,13 @@ def _scored(run: Run, start: str, task: str, metric: str) -> Cell | None:
     """A run's score as table 9 has it, None where it has none under this start."""
     if start != {MULTI: "AT", SINGLE: run.config.get("start", {}).get("kind")}.get(run.kind):
         return None
-    of = all_tasks().get(task)
+    of = find_task(task)
     tests = [split for split in of.splits if of.is_test(split) and (task, split) in run.evaluations]
     scores = run.evaluations[task, tests[0]] if tests else run.validated.get(task)
     if scores is None:
         return None
-    main = scores[metric] == scores["score"]
-    interval = tuple(100 * end for end in scores["interval"]) if main and "interval" in scores else None
+    known = metric in MAIN and "interval" in scores
+    interval = tuple(100 * end for end in scores["interval"]) if known else None
     return Cell(100 * scores[metric], interval, tests[0] if tests else of.splits[1])
 
 
@@ -182,16 +168,15 @@ def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:
 
 def method_cells(method: Method) -> dict[str, Cell]:
     """Columns of table 10 as means over a method's runs, with intervals of tasks and of the MT score."""
-    rows = [table_row(run.result["tasks"]) for run in method.runs]
-    draws = _draws(method.runs)
-    note = f"mean of {len(rows)} seeds" if len(rows) > 1 else ""
+    draws, seeds = _draws(method.runs), len(method.runs)
+    note = f"mean of {seeds} seeds" if seeds > 1 else ""
     cells = {}
-    for column, place in COLUMNS.items():
-        if rows[0][column] is None:
+    for column, value in mean_row([run.result["tasks"] for run in method.runs]).items():
+        place, own = COLUMNS[column], []
+        if value is None:
             continue
-        value, own = float(np.mean([row[column] for row in rows])), []
         if isinstance(place, tuple):
-            own = [draws[place[0]]] if place[0] in draws and place[1] in ("score", "R@1") else []
+            own = [draws[place[0]]] if place[0] in draws and place[1] in MAIN else []
         elif place == "all":
             own = list(draws.values())
         cells[column] = Cell(value, interval_of(100 * np.mean(own, 0)) if own else None, note)
@@ -218,6 +203,6 @@ def gap_scores(found: Sequence[Method]) -> dict[int, Cell]:
 
 
 def paper_gap_scores() -> dict[int, float]:
-    table = paper_table(PAPER_TABLES["table11"])
-    place = table["columns"].index("MT Score")
-    return dict(sorted((int(gap), numbers[place]) for gap, numbers in table["rows"].items()))
+    """The same of the paper."""
+    table = PAPER_TABLES["table11"]
+    return dict(sorted((int(gap), paper_row(table, gap)["MT Score"]) for gap in SUITES["table11"]))

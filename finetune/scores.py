@@ -91,6 +91,12 @@ def table_row(metrics: dict[str, dict[str, float]]) -> dict[str, float | None]:
     return row
 
 
+def mean_row(runs: list[dict[str, dict[str, float]]]) -> dict[str, float | None]:
+    """`table_row` as means over runs of the same tasks."""
+    rows = [table_row(metrics) for metrics in runs]
+    return {c: v if v is None else float(np.mean([row[c] for row in rows])) for c, v in rows[0].items()}
+
+
 def render_rows(rows: dict[str, dict[str, float | None]]) -> str:
     """Rows of table 10's columns as text, one row a line; columns that no row has are left out."""
     columns = [column for column in COLUMNS if any(row.get(column) is not None for row in rows.values())]

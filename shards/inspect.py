@@ -11,7 +11,6 @@ from shards.dataset import checksum_errors, open_dataset, read_captions
 from shards.errors import UserError
 from shards.files import whole_file
 from shards.flags import REQUIRED, command, flag
-from shards.given_boxes import plain_id
 from shards.images import SUFFIXES, BadImage, decode_image, read_source
 from shards.index import split_name
 from shards.pixels import iou
@@ -126,8 +125,7 @@ def number_of(reader: RegionReader, image: str) -> int:
     """The number of an image by its id, or by the id that annotations have; KeyError where there is none."""
     with contextlib.suppress(KeyError):
         return reader.number_of(image)
-    ids = (plain_id(name) for index in reader.indexes for name in index.ids.tolist())
-    return {name: number for number, name in enumerate(ids)}[image]
+    return reader.plain_numbers()[image]
 
 
 def run(config: InspectConfig) -> None:

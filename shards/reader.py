@@ -6,6 +6,7 @@ import numpy as np
 
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.given_boxes import plain_id
 from shards.index import load_index
 from shards.sample import MEMBERS, Sample, decode
 
@@ -59,6 +60,11 @@ class RegionReader:
             except (OSError, ValueError) as error:  # an empty file is a ValueError
                 raise UserError(f"{path}: cannot be read ({error})") from None
         return self._maps[shard]
+
+    def plain_numbers(self) -> dict[str, int]:
+        """The number of every image by the id that annotations have (given_boxes.plain_id)."""
+        ids = (plain_id(image) for index in self.indexes for image in index.ids.tolist())
+        return {image: number for number, image in enumerate(ids)}
 
     def number_of(self, image_id: str) -> int:
         """The number of the sample with this image id; KeyError where there is none."""

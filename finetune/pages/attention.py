@@ -8,7 +8,7 @@ import numpy as np
 from finetune.choices import Prediction
 from finetune.explain import Explanation
 from finetune.pages.bertviz_views import head_views, libraries
-from finetune.pages.page import data_block, escape, picture, read, render_page
+from finetune.pages.page import data_block, fill, picture, render_page
 
 STEPS = 65535  # into which a weight between 0 and 1 is divided on the page
 
@@ -34,7 +34,7 @@ def attention_page(
         for number, explanation in enumerate(explanations if lines else ())
         for view, html in head_views(explanation).items()
     ]
-    body = read("attention.html").replace("TITLE", escape(title)).replace("TEXT", escape(text))
+    body = fill("attention.html", TITLE=title, TEXT=text)
     return render_page(
         title,
         body + (libraries() if lines else "") + data_block("data", data) + "".join(templates),

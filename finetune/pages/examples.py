@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.choices import Prediction
-from finetune.pages.page import data_block, escape, picture, read, write_page
+from finetune.pages.page import data_block, fill, picture, write_page
 from finetune.task import Box
 
 LONG_SIDE = 480  # pixels of a picture
@@ -42,7 +42,7 @@ def write_examples(path: Path, title: str, summary: str, cards: Sequence[Card]) 
             if name not in pictures:
                 pictures[name] = picture(image, LONG_SIDE)
     data = {"pictures": pictures, "cards": [_described(card) for card in cards]}
-    body = read("examples.html").replace("TITLE", escape(title)).replace("SUMMARY", escape(summary))
+    body = fill("examples.html", TITLE=title, SUMMARY=summary)
     write_page(
         path, title, body + data_block("data", data), styles=["examples.css"], scripts=["elements.js", "examples.js"]
     )
