@@ -1,8 +1,10 @@
 """The built-in detector: regions and their descriptors from pixels alone, no neural network and no weights.
 
-Areas between edges, and the outlines that edges form, give objects. Around each of them nested, larger and
-shifted boxes give the overlapping proposals that a neural detector gives, so that overlap masking has the
-same work to do. Each box's crop is described by fixed measurements of colour, shape and texture.
+Areas between edges, and the outlines that edges form, give objects. Around each of them parts, surroundings and
+shifted boxes give the overlapping proposals that a neural detector gives, and what lies on a better box is
+suppressed as it does: on the miniature world a region has 1.2 to 1.4 others that overlap it by an IoU of 0.4,
+on the bottom-up-attention features of photographs 1.2, so that overlap masking has the same work to do. Each
+box's crop is described by fixed measurements of colour, shape and texture.
 """
 
 import zlib
@@ -16,7 +18,9 @@ from shards import hashing
 WORK_PIXELS = 256 * 256  # objects are looked for in a picture of at most this size
 EDGE_STEPS = (10, 40)  # differences between neighbours, of 255, that count as an edge
 MIN_SIDE = 3  # pixels; what is smaller is noise and not an object
-ROUNDS = 6  # proposals around one object at the most, the object's own box aside
+ROUNDS = 9  # proposals around one object, the object's own box aside
+SIZES = (0.3, 0.6), (0.7, 1.2), (1.4, 2.4)  # of proposals, as shares of the object's sides: parts, like it, around it
+OVERLAP = 0.7  # IoU from which a box is suppressed by a better one
 CROP = 32  # crops are described at CROP x CROP pixels
 
 
@@ -30,8 +34,9 @@ def detect(image: np.ndarray, limit: int = 36, seed: int = 0) -> tuple[np.ndarra
     boxes, scores = _objects(small, max(1, limit // 2))
     ratio = np.array([width / small.shape[1], height / small.shape[0]] * 2)
     random_key = hashing.key(seed, zlib.crc32(np.ascontiguousarray(small)))
-    boxes, scores = _propose(boxes * ratio, scores, width, height, limit, random_key)
-    best = np.argsort(-scores, kind="stable")[:limit]
+    boxes, scores = _propose(boxes * ratio, scores, width, height, random_key)
+    order = np.argsort(-scores, kind="stable")
+    best = order[_distinct(boxes[order], OVERLAP, limit)]
     return boxes[best].astype(np.float32), scores[best].astype(np.float32)
 
 
@@ -74,7 +79,7 @@ def _objects(image: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
     boxes = np.unique(boxes[large], axis=0)
     scores = _saliency(image, boxes)
     order = np.argsort(-scores, kind="stable")[: 8 * limit]
-    kept = _distinct(boxes[order])[:limit]
+    kept = _distinct(boxes[order], 0.85, limit)
     return boxes[order][kept], scores[order][kept]
 
 
@@ -128,27 +133,29 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shared / np.maximum(_areas(boxes)[:, None] + _areas(others)[None] - shared, 1e-9)
 
 
-def _distinct(boxes: np.ndarray, overlap: float = 0.85) -> np.ndarray:
-    """Indexes of boxes, best first, that lie on no better one."""
+def _distinct(boxes: np.ndarray, overlap: float, limit: int) -> np.ndarray:
+    """Indexes of the first boxes, best first, that lie on no better one: at most limit."""
     close = iou(boxes, boxes) > overlap
-    kept = np.zeros(len(boxes), bool)
+    kept = []
     for i in range(len(boxes)):
-        kept[i] = not (close[i] & kept).any()
-    return np.flatnonzero(kept)
+        if not close[i, kept].any():
+            kept.append(i)
+            if len(kept) == limit:
+                break
+    return np.array(kept, int)
 
 
-def _propose(boxes, scores, width: int, height: int, limit: int, random_key: int):
+def _propose(boxes, scores, width: int, height: int, random_key: int):
     """The objects' boxes and, around them, smaller, larger and shifted ones, each a little less sure."""
     all_boxes, all_scores = [boxes], [scores]
-    rounds = min(ROUNDS, -(-(limit - len(boxes)) // len(boxes)))
-    for step in range(1, rounds + 1):
+    for step in range(1, ROUNDS + 1):
         numbers = hashing.draw(np.int64(random_key), np.arange(step * 1000, step * 1000 + 4 * len(boxes)))
         u = (hashing.uniform24(numbers) / (1 << 24)).reshape(len(boxes), 4)
-        low, high = ((0.55, 0.85), (0.9, 1.1), (1.15, 1.6))[step % 3]
-        size = (boxes[:, 2:] - boxes[:, :2]) * (low + (high - low) * u[:, :2])
-        centre = (boxes[:, 2:] + boxes[:, :2]) / 2 + (u[:, 2:] - 0.5) * 0.35 * (boxes[:, 2:] - boxes[:, :2])
-        jittered = np.concatenate([centre - size / 2, centre + size / 2], 1)
-        all_boxes.append(_inside(jittered, width, height))
+        low, high = SIZES[step % len(SIZES)]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        size = sides * (low + (high - low) * u[:, :2])
+        centre = (boxes[:, 2:] + boxes[:, :2]) / 2 + (u[:, 2:] - 0.5) * sides
+        all_boxes.append(_inside(np.concatenate([centre - size / 2, centre + size / 2], 1), width, height))
         all_scores.append(scores * 0.9**step)
     return np.concatenate(all_boxes), np.concatenate(all_scores)
 

@@ -32,12 +32,16 @@ def test_drawn_objects_are_among_the_best_regions():
 
 
 def test_proposals_overlap_as_a_detectors_do():
-    """Most regions have another with an IoU of 0.4 or more: that is what overlap masking is for."""
-    rng = np.random.default_rng(0)
-    boxes, scores = pixels.detect(np.asarray(draw_scene(make_scene(rng), rng)))
-    overlapped = [max(iou(a, b) for j, b in enumerate(boxes) if j != i) >= 0.4 for i, a in enumerate(boxes)]
-    assert np.mean(overlapped) > 0.6
-    assert (np.diff(scores) <= 0).all()
+    """As in photographs, one or two others have an IoU of 0.4 or more with a region, and none repeats it."""
+    overlapping = []
+    for number in range(20):
+        rng = np.random.default_rng(number)
+        boxes, scores = pixels.detect(np.asarray(draw_scene(make_scene(rng), rng)))
+        overlaps = np.array([[iou(a, b) for b in boxes] for a in boxes]) - np.eye(len(boxes))
+        overlapping.append((overlaps >= 0.4).sum(1).mean())
+        assert overlaps.max() < 0.71  # suppressed in float64, given in float32
+        assert (np.diff(scores) <= 0).all()
+    assert 0.8 < np.mean(overlapping) < 1.8
 
 
 @settings(max_examples=60, deadline=None)
