@@ -1,6 +1,6 @@
 """Published features to region shards, against reading them; and one image of 100,000, against the published reader.
 
-    python benchmarks/convert.py [--images 1000] [--ids 100000]
+    python benchmarks/convert.py [--images 10000] [--ids 100000]
 
 The sources are written first, with random numbers. Before each reading and each conversion a source is dropped from the
 page cache, so that all read the disk. What is compared is bytes of the source per second, with the time that processes
@@ -35,7 +35,7 @@ REGIONS, WIDTH = 36, 2048
 class Config:
     """Flags of this benchmark."""
 
-    images: int = flag(3000, "images of each source", low=10)
+    images: int = flag(10_000, "images of each source", low=10)
     ids: int = flag(100_000, "images of the data set that is read at random", low=100)
     reads: int = flag(2000, "images that are read at random", low=1)
     folder: str | None = flag(None, "where to write, else a temporary folder")

@@ -16,7 +16,7 @@ from shards.skips import is_done, list_skipped, note_skipped, noted
 from shards.source import Source
 from shards.writer import write_shard
 
-LOOKED_AT = 400  # records, spread over the source, that tell what all have in common
+LOOKED_AT = 32  # records, spread over the source, that tell what all have in common
 
 
 @dataclass

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from shards.errors import UserError
 
+LARGEST_ARRAY = 1 << 24  # bytes of an array of one image, about
+
 _counter = None
 
 
@@ -20,6 +22,8 @@ def begin_worker(counter=None) -> None:
     _counter = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # glibc takes an array of 300 kB from the system and gives it back, page by page, until a larger one was freed once.
+    bytes(LARGEST_ARRAY)
 
 
 def _end_with_parent() -> None:

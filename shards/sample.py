@@ -39,7 +39,7 @@ class Sample:
 
 def _npy(array: np.ndarray, dtype: str) -> bytes:
     array = np.ascontiguousarray(array, dtype=dtype)
-    return _npy_header(dtype, array.shape) + array.tobytes()
+    return b"".join((_npy_header(dtype, array.shape), array))
 
 
 @functools.lru_cache(maxsize=4096)
