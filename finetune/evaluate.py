@@ -1,7 +1,7 @@
-"""python -m finetune.evaluate --run RUN --task T --split S: the official score of a run, and a submission file."""
+"""python -m finetune.evaluate --run RUN --task T --split S: official scores of a run, and a submission file."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.batch import TaskCollator
@@ -9,10 +9,10 @@ from finetune.course import describe_scores
 from finetune.data import open_data
 from finetune.heads import TaskModel, layer_of
 from finetune.predictions import predict
-from finetune.scores import score_task
+from finetune.scores import TaskScore, mean_score, render_rows, score_task, table_row
 from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
 from finetune.task import Task
-from finetune.tasks import find_task
+from finetune.tasks import choose_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.settings import PRECISIONS
@@ -24,6 +24,8 @@ from shards.flags import REQUIRED, command, flag
 from shards.ranks import ALONE, Ranks, launched
 from shards.world import DEFAULT_WORLD, complete_world
 
+TESTS = "tests"  # what --split calls all that is a task's test
+
 
 @dataclass
 class EvaluateConfig:
@@ -33,11 +35,11 @@ class EvaluateConfig:
     config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
     tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
     answers: str | None = flag(None, "a file of the answers of published weights, in order (else from the data)")
-    task: str | None = flag(None, "the task, where the run has several")
-    split: str | None = flag(None, "the split, else the task's validation split")
+    task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run knows")
+    split: str | None = flag(None, "the split, or tests: all of a task's test, else the task's validation split")
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
-    submission: str | None = flag(None, "where to write the predictions in the official form")
-    scores: str | None = flag(None, "where to write the scores, as JSON (else RUN/scores/TASK-SPLIT.json)")
+    submission: str | None = flag(None, "where to write the predictions of one task and split, in the official form")
+    scores: str | None = flag(None, "where to write one task's scores, as JSON (else RUN/scores/TASK-SPLIT.json)")
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
     batch_size: int = flag(256, "examples at a time", low=1)
@@ -85,42 +87,64 @@ def check_trained(start: Start, task: Task) -> None:
 def run(config: EvaluateConfig) -> None:
     """Predicts, scores where the answers are public, and writes what was asked for."""
     ranks = launched()
-    task = find_task(config.task) if config.task else _only_task(config.run)
-    split = config.split or task.splits[1]
+    tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
+    asked = [(task, split) for task in tasks for split in _splits(task, config.split)]
+    if not asked:
+        raise UserError(f"--split {TESTS}: {tasks[0].name} has none; it has {', '.join(tasks[0].splits)}")
+    for name in ("submission", "scores"):
+        if len(asked) > 1 and (path := getattr(config, name)):
+            raise UserError(f"--{name} {path}: is of one --task and --split, and here are {len(asked)}")
+    scored: dict[str, TaskScore] = {}
     with connected(ranks, choose_device(config.device, ranks)):
         on_first(ranks, lambda: complete_world(config.data))
-        work, collator = load(config, task, ranks=ranks)
-        predictions = predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
+        for task, split in asked:
+            if score := _evaluate(replace(config, split=split), task, ranks):
+                scored[task.name] = score
     if not ranks.first:
         return
-    examples = collator.examples
+    if len(asked) == 1 and not scored and not config.submission:
+        raise UserError(f"--split {asked[0][1]}: has no public answers to score; --submission FILE writes the file")
+    if len(asked) == len(scored) > 1:
+        mean, (low, high) = mean_score(scored)
+        print(f"mean of {len(scored)} tasks: {mean:.1%} ({low:.1%} to {high:.1%})")
+        print(render_rows({config.run: table_row({name: score.metrics for name, score in scored.items()})}))
+
+
+def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
+    """What --split means for a task."""
+    if asked == TESTS:
+        return task.tests
+    if asked is not None:
+        task.check_split(asked)
+    return (asked or task.splits[1],)
+
+
+def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> TaskScore | None:
+    """The score of a task on a split, None where its answers are not public, or on another rank than the first."""
+    work, collator = load(config, task, ranks=ranks)
+    predictions = predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
+    if not ranks.first:
+        return None
+    examples, score = collator.examples, None
     if task.head != "retrieval" and any(example.target is None for example in examples):
-        print(f"{task.title}, {split}: {len(examples)} examples, whose answers are not public")
-        if config.submission is None:
-            raise UserError(f"--split {split}: has no public answers to score; --submission FILE writes the file")
+        print(f"{task.title}, {config.split}: {len(examples)} examples, whose answers are not public")
     else:
-        scores = score_task(task, examples, predictions).summary
-        print(f"{task.title}, {split}: {describe_scores(scores)}")
-        path = Path(config.scores or kept_scores(config.run) / f"{task.name}-{split}.json")
-        write_json(path, {"task": task.name, "split": split} | scores)
+        score = score_task(task, examples, predictions)
+        print(f"{task.title}, {config.split}: {describe_scores(score.summary)}")
+        path = Path(config.scores or kept_scores(config.run) / f"{task.name}-{config.split}.json")
+        write_json(path, {"task": task.name, "split": config.split} | score.summary)
         print(f"scores: {path}")
     if config.submission:
         with whole_file(config.submission, "w", encoding="utf-8") as file:
             file.write(task.submission(examples, predictions))
         print(f"predictions: {config.submission}")
+    return score
 
 
 def kept_scores(run) -> Path:
     """Where the scores of a run's evaluations are, for reports; those of a file of weights lie beside it."""
     path = Path(run)
     return (path if path.is_dir() else path.parent) / "scores"
-
-
-def _only_task(run: str) -> Task:
-    tasks = read_tasks(run)
-    if len(tasks) > 1:
-        raise UserError(f"--run {run}: --task should say which, of {', '.join(task.name for task in tasks)}")
-    return tasks[0]
 
 
 if __name__ == "__main__":

@@ -94,8 +94,29 @@ def test_single_tasks_go_on_from_all(twelve, tmp_path, run_command, world):
     assert result["kind"] == "AT->ST" and result["validation"]["score"] == before["score"]
     status, out, _ = run_command("finetune.evaluate", "--run", run, "--task", "refcoco", "--data", world)
     assert status == 0 and f"accuracy {before['score']:.1%}" in out
-    status, _, err = run_command("finetune.evaluate", "--run", run, "--data", world)
-    assert status == 2 and "--task should say which, of vqa, vgqa, gqa" in err
+
+
+def test_all_tasks_of_a_run_are_scored_at_once(twelve, tmp_path, run_command, world):
+    """By default on validation, to what training has found there; of tests, those whose answers are public."""
+    run, _ = twelve
+    flags = ("--run", run, "--data", world, "--workers", 0)
+    status, out, err = run_command("finetune.evaluate", *flags, "--task", "g3,nlvr2")
+    before = json.loads((run / "result.json").read_text())
+    mean = np.mean([before["tasks"][name]["score"] for name in ("refcoco", "refcoco+", "refcocog", "visual7w")])
+    kept = {path.name: json.loads(path.read_text()) for path in (run / "scores").iterdir()}
+    assert (status, err) == (0, "") and len(kept) == 6 and kept["nlvr2-dev.json"]["score"] > 0
+    found = np.mean([kept[f"{name}-val.json"]["score"] for name in ("refcoco", "refcoco+", "refcocog", "visual7w")])
+    assert found == pytest.approx(mean) and "mean of 6 tasks: " in out and "Mean G3" in out
+    status, out, _ = run_command("finetune.evaluate", *flags, "--task", "refcoco,vqa,vgqa", "--split", "tests")
+    assert status == 0 and "RefCOCO, testA: " in out and "RefCOCO, testB: " in out
+    assert "VQA v2, test: " in out and "answers are not public" in out and "Visual Genome QA" not in out
+    for given, words in (
+        (("--submission", tmp_path / "all.json"), "is of one --task and --split, and here are 12"),
+        (("--task", "vgqa", "--split", "tests"), "vgqa has none; it has train, val"),
+        (("--task", "g3", "--split", "testA"), "visual7w has train, val, test"),
+    ):
+        status, _, err = run_command("finetune.evaluate", *flags, *given)
+        assert status == 2 and words in err
 
 
 @pytest.mark.parametrize("more", [(), pytest.param(("--one_step",), marks=pytest.mark.slow)])
