@@ -24,7 +24,7 @@ from shards.flags import REQUIRED, command, flag
 from shards.ranks import ALONE, Ranks, launched
 from shards.world import DEFAULT_WORLD, complete_world
 
-TESTS = "tests"  # what --split calls all that is a task's test
+TESTS = "tests"  # what --split calls a task's test, which may be several splits
 
 
 @dataclass
@@ -36,7 +36,9 @@ class EvaluateConfig:
     tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
     answers: str | None = flag(None, "a file of the answers of published weights, in order (else from the data)")
     task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run knows")
-    split: str | None = flag(None, "the split, or tests: all of a task's test, else the task's validation split")
+    split: str | None = flag(
+        None, "the split, or tests: those of which scores are reported, else the task's validation split"
+    )
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     submission: str | None = flag(None, "where to write the predictions of one task and split, in the official form")
     scores: str | None = flag(None, "where to write one task's scores, as JSON (else RUN/scores/TASK-SPLIT.json)")
@@ -113,7 +115,7 @@ def run(config: EvaluateConfig) -> None:
 def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
     """What --split means for a task."""
     if asked == TESTS:
-        return task.tests
+        return task.reported
     if asked is not None:
         task.check_split(asked)
     return (asked or task.splits[1],)

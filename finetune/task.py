@@ -71,6 +71,11 @@ class Task(ABC):
     def is_test(self, split: str) -> bool:
         return split in self.tests
 
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """Splits whose scores are published as those of the test."""
+        return self.tests
+
     def photo(self, image: str) -> str:
         """The name under which an image's photo is known to all tasks: a collection of photos, and its id there."""
         return f"{self.images}:{image}"

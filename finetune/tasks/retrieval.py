@@ -30,6 +30,10 @@ class Retrieval(Task):
     def is_test(self, split: str) -> bool:
         return split.startswith(("test", "fold"))
 
+    @property
+    def reported(self) -> tuple[str, ...]:
+        return ("test",)
+
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, self.files[0])
         images = self._images(path, split) if path.exists() or not _lines(folder, split) else _processed(folder, split)

@@ -107,8 +107,9 @@ def test_all_tasks_of_a_run_are_scored_at_once(twelve, tmp_path, run_command, wo
     assert (status, err) == (0, "") and len(kept) == 6 and kept["nlvr2-dev.json"]["score"] > 0
     found = np.mean([kept[f"{name}-val.json"]["score"] for name in ("refcoco", "refcoco+", "refcocog", "visual7w")])
     assert found == pytest.approx(mean) and "mean of 6 tasks: " in out and "Mean G3" in out
-    status, out, _ = run_command("finetune.evaluate", *flags, "--task", "refcoco,vqa,vgqa", "--split", "tests")
+    status, out, _ = run_command("finetune.evaluate", *flags, "--task", "refcoco,vqa,vgqa,g2", "--split", "tests")
     assert status == 0 and "RefCOCO, testA: " in out and "RefCOCO, testB: " in out
+    assert "COCO retrieval, test: " in out and "test5k" not in out
     assert "VQA v2, test: " in out and "answers are not public" in out and "Visual Genome QA" not in out
     for given, words in (
         (("--submission", tmp_path / "all.json"), "is of one --task and --split, and here are 12"),
