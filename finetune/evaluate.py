@@ -10,31 +10,27 @@ from finetune.data import open_data
 from finetune.heads import TaskModel, layer_of
 from finetune.predictions import predict
 from finetune.scores import TaskScore, mean_score, render_rows, score_task, table_row
+from finetune.settings import WeightsFlags, answer_files
 from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
 from finetune.task import Task
 from finetune.tasks import choose_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device, connected, leaving, on_first
-from pretrain.settings import PRECISIONS
 from pretrain.step import Precision
 from pretrain.weights import RUN, describe
 from shards.errors import UserError
 from shards.files import whole_file, write_json
-from shards.flags import REQUIRED, command, flag
+from shards.flags import command, flag
 from shards.ranks import ALONE, Ranks, launched
 from shards.world import DEFAULT_WORLD, complete_world
 
 TESTS = "tests"  # what --split calls a task's test, which may be several splits
 
 
-@dataclass
-class EvaluateConfig:
+@dataclass(kw_only=True)
+class EvaluateConfig(WeightsFlags):
     """Flags of finetune.evaluate."""
 
-    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt, or published weights")
-    config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
-    tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
-    answers: str | None = flag(None, "a file of the answers of published weights, in order (else from the data)")
     task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run knows")
     split: str | None = flag(
         None, "the split, or tests: those of which scores are reported, else the task's validation split"
@@ -45,15 +41,16 @@ class EvaluateConfig:
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
     batch_size: int = flag(256, "examples at a time", low=1)
-    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
 
 
-def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
+def load(
+    config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE, answers: str | None = None
+) -> tuple[TaskPass, TaskCollator]:
     """The run's model on its device, and the examples with what they need.
 
-    choose: a function of the task's data that gives the examples; those of the split where it is None.
+    choose: a function of the task's data that gives the examples; those of the split where it is None; answers: a file
+    of those that published weights know, in their order.
     """
     device = choose_device(config.device, ranks)
     data = open_data(task, config.data, config.missing)
@@ -62,9 +59,7 @@ def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) 
     check_trained(start, task)
     vocabulary = None
     if hasattr(task, "vocabulary"):
-        vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(start, data, config.answers)
-    elif config.answers:
-        raise UserError(f"--answers {config.answers}: {task.name} has no answers to choose from")
+        vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(start, data, answers)
     model = TaskModel(start.sizes, {task.head: len(vocabulary)} if vocabulary else {})
     sentence = describe(*start.load(model))
     if start.weights.kind != RUN:
@@ -90,6 +85,7 @@ def run(config: EvaluateConfig) -> None:
     """Predicts, scores where the answers are public, and writes what was asked for."""
     ranks = launched()
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
+    answers = answer_files(config, tasks)
     asked = [(task, split) for task in tasks for split in _splits(task, config.split)]
     if not asked:
         raise UserError(f"--split {TESTS}: {tasks[0].name} has none; it has {', '.join(tasks[0].splits)}")
@@ -100,7 +96,7 @@ def run(config: EvaluateConfig) -> None:
     with connected(ranks, choose_device(config.device, ranks)):
         on_first(ranks, lambda: complete_world(config.data))
         for task, split in asked:
-            if score := _evaluate(replace(config, split=split), task, ranks):
+            if score := _evaluate(replace(config, split=split), task, ranks, answers.get(task.head)):
                 scored[task.name] = score
     if not ranks.first:
         return
@@ -121,9 +117,9 @@ def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
     return (asked or task.splits[1],)
 
 
-def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> TaskScore | None:
+def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks, answers: str | None) -> TaskScore | None:
     """The score of a task on a split, None where its answers are not public, or on another rank than the first."""
-    work, collator = load(config, task, ranks=ranks)
+    work, collator = load(config, task, ranks=ranks, answers=answers)
     predictions = predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
     if not ranks.first:
         return None

@@ -15,15 +15,15 @@ from finetune.explain import explain
 from finetune.pages.attention import attention_page
 from finetune.pages.examples import Card, write_examples
 from finetune.predictions import predict
+from finetune.settings import WeightsFlags, answer_files
 from finetune.sources import in_order
 from finetune.start import read_tasks
 from finetune.task import Example, Task
 from finetune.tasks import choose_tasks
 from finetune.work import TaskPass
-from pretrain.settings import PRECISIONS
 from shards.errors import UserError
 from shards.files import whole_file
-from shards.flags import REQUIRED, command, flag
+from shards.flags import command, flag
 from shards.inspect import image_of
 from shards.ranks import ALONE
 from shards.world import DEFAULT_WORLD, complete_world
@@ -32,11 +32,10 @@ RIGHT = 0.5  # an example of a higher score is called right
 TOP = 5  # choices of an example on the page
 
 
-@dataclass
-class ExamplesConfig:
+@dataclass(kw_only=True)
+class ExamplesConfig(WeightsFlags):
     """Flags of finetune.examples."""
 
-    run: str = flag(REQUIRED, "a run of finetune.st or finetune.mt, or published weights beside what belongs to them")
     task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run trained")
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     split: str | None = flag(None, "the split, else each task's validation split")
@@ -45,8 +44,6 @@ class ExamplesConfig:
     attention: bool = flag(True, "a page of each example's attention too, in a folder beside the page")
     out: str = flag("examples.html", "where the page goes")
     batch_size: int = flag(64, "examples at a time", low=1)
-    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
@@ -127,9 +124,10 @@ def expected_of(task: Task, example: Example) -> tuple[str, tuple | None]:
 def run(config: ExamplesConfig) -> None:
     complete_world(config.data)
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
+    answers = answer_files(config, tasks)
     out, cards, summary = Path(config.out), [], []
     for task in tasks:
-        work, collator = _load(config, task)
+        work, collator = _load(config, task, answers)
         said = judge(work, collator, config.batch_size)
         right = sum(one.value > RIGHT for one in said)
         summary.append(f"{task.title}: {right} of {len(said)} right")
@@ -145,13 +143,13 @@ def run(config: ExamplesConfig) -> None:
     print(f"the page: {out}" + (f", with attention in {out.stem}-attention" if config.attention else ""))
 
 
-def _load(config: ExamplesConfig, task: Task) -> tuple[TaskPass, TaskCollator]:
-    shared = {"run": config.run, "data": config.data, "precision": config.precision, "device": config.device}
-    settings = evaluate.EvaluateConfig(task=task.name, split=config.split or task.splits[1], **shared)
-    work, collator = evaluate.load(settings, task)
+def _load(config: ExamplesConfig, task: Task, answers: dict[str, str | None]) -> tuple[TaskPass, TaskCollator]:
+    split = config.split or task.splits[1]
+    settings = evaluate.EvaluateConfig(task=task.name, split=split, data=config.data, **config.of_weights)
+    work, collator = evaluate.load(settings, task, answers=answers.get(task.head))
     collator = replace(collator, examples=collator.examples[: config.examples])
     if task.head != "retrieval" and any(example.target is None for example in collator.examples):
-        raise UserError(f"--split {settings.split}: {task.name} has no public answers there to tell right from wrong")
+        raise UserError(f"--split {split}: {task.name} has no public answers there to tell right from wrong")
     work.model.eval()
     return work, collator
 

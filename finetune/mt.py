@@ -16,7 +16,7 @@ from finetune.multi import Entrant, Iterations, MultiTask
 from finetune.paper import paper_row
 from finetune.regimes import REGIMES
 from finetune.scores import mean_score, render_rows, save_values, table_row
-from finetune.settings import FREE_FLAGS, HEAD_LR, MtConfig, batch_size, lr_scale
+from finetune.settings import FREE_FLAGS, HEAD_LR, MtConfig, answer_files, batch_size, lr_scale
 from finetune.start import PRETRAINING, TASK_TOKENS, Start, Vocabularies, begin_run, choose_start, choose_vocabulary
 from finetune.task import Task
 from finetune.tasks import choose_tasks
@@ -28,7 +28,6 @@ from pretrain.run_folder import check_flags, checkpoint_to_go_on_from, stored_fl
 from pretrain.sources import Places
 from pretrain.step import Precision
 from pretrain.trainer import complete
-from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
@@ -179,15 +178,12 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
 
 def _vocabularies(config: MtConfig, data: list[TaskData], start: Start) -> Vocabularies:
     """The answers of every answer head, by the first task that has it: VQA's serve Visual Genome QA too."""
-    given, found = {"vqa": config.vqa_answers, "gqa": config.gqa_answers}, {}
+    given, found = answer_files(config, [of_task.task for of_task in data]), {}
     for of_task in data:
         head = of_task.task.head
         if head in found or not hasattr(of_task.task, "vocabulary"):
             continue
         found[head] = choose_vocabulary(start, of_task, given.get(head))
-    for head, path in given.items():
-        if path and head not in found:
-            raise UserError(f"--{head}_answers {path}: none of the tasks has answers of this kind to choose from")
     return found
 
 

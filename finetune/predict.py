@@ -5,7 +5,7 @@ print(Predictor("runs/mt")("vqa", "What color is the star?", "scene.png"))
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from finetune.heads import TaskModel, layer_of
 from finetune.processed import answer_file
 from finetune.query import Query, candidates_of, check_query, parse_boxes, read_image, sample_of
 from finetune.regions import Regions, region_folder
+from finetune.settings import WeightsFlags
 from finetune.start import Vocabularies, choose_start, vocabulary_of_head
 from finetune.task import Box, Task
 from finetune.tasks import all_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device
 from pretrain.run_folder import CONFIG
-from pretrain.settings import PRECISIONS
 from pretrain.step import Precision
 from shards.detectors import detector_of
 from shards.errors import UserError
@@ -37,21 +37,14 @@ from shards.world import DEFAULT_WORLD
 
 
 @dataclass(kw_only=True)
-class ModelFlags:
-    """Flags of commands that ask a model. None: what the run itself says."""
+class ModelFlags(WeightsFlags):
+    """Flags of commands that show a model something. None: what the run itself says."""
 
-    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt, or published weights")
     data: str | None = flag(None, "the data folder (else the run's own)")
     regions: str | None = flag(None, "region shards whose detector looks at files (else of the data folder)")
-    config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
-    tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
-    vqa_answers: str | None = flag(None, "of published weights: VQA's answers, in order (else from the data)")
-    gqa_answers: str | None = flag(None, "of published weights: GQA's answers, in order (else from the data)")
-    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
     def predictor(self) -> "Predictor":
-        return Predictor(**{one.name: getattr(self, one.name) for one in fields(ModelFlags)})
+        return Predictor(data=self.data, regions=self.regions, **self.of_weights)
 
 
 @dataclass

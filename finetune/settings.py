@@ -1,12 +1,14 @@
 """The flags of fine-tuning, and what comes with the size of the model where they do not say otherwise."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 from finetune.regimes import REGIMES
 from finetune.task import Task
 from pretrain.config import ModelConfig
 from pretrain.settings import PRECISIONS
+from shards.errors import UserError
 from shards.flags import REQUIRED, flag
 from shards.world import DEFAULT_WORLD
 
@@ -46,6 +48,33 @@ class FinetuneConfig:
     log_every: int = flag(20, "steps between two lines of the log", low=1)
     seed: int = flag(0, "of new weights, order and dropout")
     resume: bool = flag(False, "go on from the run's newest checkpoint, where there is one")
+
+
+@dataclass(kw_only=True)
+class WeightsFlags:
+    """Flags that commands share which ask trained weights."""
+
+    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt, or published weights")
+    config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
+    tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
+    vqa_answers: str | None = flag(None, "of published weights: VQA's answers, in order (else from the data)")
+    gqa_answers: str | None = flag(None, "of published weights: GQA's answers, in order (else from the data)")
+    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+
+    @property
+    def of_weights(self) -> dict:
+        """These flags alone, for a command that asks another."""
+        return {one.name: getattr(self, one.name) for one in fields(WeightsFlags)}
+
+
+def answer_files(config, tasks: Iterable[Task]) -> dict[str, str | None]:
+    """Answer head -> the file of its answers that a flag names; each must be for one of the tasks."""
+    files, heads = {"vqa": config.vqa_answers, "gqa": config.gqa_answers}, {task.head for task in tasks}
+    for head, file in files.items():
+        if file and head not in heads:
+            raise UserError(f"--{head}_answers {file}: none of the tasks has answers of this kind to choose from")
+    return files
 
 
 @dataclass(kw_only=True)

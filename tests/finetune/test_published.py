@@ -37,7 +37,7 @@ def score_of(run_command, tmp_path, *flags) -> dict:
 def test_published_weights_score_as_the_run_does(world, published, tmp_path, run_command):
     run, file = published
     on = ("--data", world, "--task", "vqa")
-    given = ("--run", file, "--answers", run / "answers-vqa.json")
+    given = ("--run", file, "--vqa_answers", run / "answers-vqa.json")
     assert score_of(run_command, tmp_path, *given, *on) == score_of(run_command, tmp_path, "--run", run, *on)
 
 
