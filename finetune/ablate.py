@@ -128,7 +128,7 @@ def table(suite: str, runs: list[Run]) -> str:
         rows |= {f"the paper: {name}": paper_row(PAPER_TABLES[suite], name) for name in results}
     full = next(iter(by_row))
     seeds = len(by_row[full])
-    lines = [f"{suite}: means of {seeds} seeds, validation", render_rows(rows), ""]
+    lines = [f"{suite}: means of {seeds} {'seeds' if seeds > 1 else 'seed'}, validation", render_rows(rows), ""]
     lines.append(f"difference of the MT score from that of {full!r}, on the tasks that both have")
     for name in list(by_row)[1:]:
         difference, (low, high), p = compare(by_row[name], by_row[full])

@@ -1,4 +1,4 @@
-"""float32 to float16 as numpy rounds it, several times faster where there are zeros (benchmarks/half.py)."""
+"""float32 to float16 as numpy rounds it, twice as fast where there are zeros, as behind a ReLU (benchmarks/half.py)."""
 
 import numpy as np
 
