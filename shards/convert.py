@@ -65,13 +65,16 @@ def convert(config: ConvertConfig) -> Dataset:
 
 
 def _shape(source: Source) -> Shape:
-    """What the source's images have in common, from those that can be read."""
+    """What the source's images have in common, from those that can be read; where classes have no distribution, the
+    first of them tells it."""
     images, complaint = [], "it is empty"
     for record in source.some(LOOKED_AT):
         try:
             images.append(source.parse(record.raw))
         except BadRecord as error:
             complaint = f"{source.where(record.place)}: {error}"
+        if images and images[-1].distribution is None:
+            break
     if not images:
         raise UserError(f"{source.path}: holds no image that can be used; {complaint}")
     return shape_of(images)
