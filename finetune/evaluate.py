@@ -120,15 +120,18 @@ def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
 def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks, answers: str | None) -> TaskScore | None:
     """The score of a task on a split, None where its answers are not public, or on another rank than the first."""
     work, collator = load(config, task, ranks=ranks, answers=answers)
+    examples, title, score = collator.examples, f"{task.title}, {config.split}", None
+    public = task.head == "retrieval" or all(example.target is not None for example in examples)
+    if not public:
+        ranks.say(f"{title}: {len(examples)} examples, whose answers are not public")
+        if not config.submission:
+            return None
     predictions = predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
     if not ranks.first:
         return None
-    examples, score = collator.examples, None
-    if task.head != "retrieval" and any(example.target is None for example in examples):
-        print(f"{task.title}, {config.split}: {len(examples)} examples, whose answers are not public")
-    else:
+    if public:
         score = score_task(task, examples, predictions)
-        print(f"{task.title}, {config.split}: {describe_scores(score.summary)}")
+        print(f"{title}: {describe_scores(score.summary)}")
         path = Path(config.scores or kept_scores(config.run) / f"{task.name}-{config.split}.json")
         write_json(path, {"task": task.name, "split": config.split} | score.summary)
         print(f"scores: {path}")
