@@ -60,16 +60,11 @@ function drawImage() {
   const area = ([x1, y1, x2, y2]) => (x2 - x1) * (y2 - y1);
   const order = shown.boxes.map((_, number) => number).sort((one, other) => area(shown.boxes[other]) - area(shown.boxes[one]));
   for (const number of order) { // small ones on top, so that each can be pointed at
-    const rect = rectangle(shown.boxes[number], { class: "region", "data-number": number, tabindex: 0, role: "button", "aria-label": shown.rows[number] });
+    const rect = rectangle(shown.boxes[number], shown, { class: "region", "data-number": number, tabindex: 0, role: "button", "aria-label": shown.rows[number] });
     react(rect, { from: "I", number });
     image.append(rect);
   }
   image.append(make("g", { id: "over" }));
-}
-
-function rectangle([x1, y1, x2, y2], attributes) {
-  const { width, height } = shown;
-  return make("rect", { x: x1 * width, y: y1 * height, width: (x2 - x1) * width, height: (y2 - y1) * height, ...attributes });
 }
 
 function drawWords() {
@@ -117,7 +112,7 @@ function veil(shares, none) {
   const { width, height } = shown;
   const order = shares.map((_, row) => row).slice(1).sort((one, other) => shares[one] - shares[other]);
   const grey = (share) => Math.round(255 * (1 - share));
-  const rects = order.map((row) => rectangle(shown.boxes[row], { fill: `rgb(${grey(shares[row])}, ${grey(shares[row])}, ${grey(shares[row])})` }));
+  const rects = order.map((row) => rectangle(shown.boxes[row], shown, { fill: `rgb(${grey(shares[row])}, ${grey(shares[row])}, ${grey(shares[row])})` }));
   find("unlit").replaceChildren(...(none ? [] : [make("rect", { width, height, fill: "#ffffff" }), ...rects]));
 }
 
@@ -131,7 +126,7 @@ function labels(count) {
     const colour = (used[word] ??= COLOURS[Object.keys(used).length % COLOURS.length]);
     const [x1, y1] = shown.boxes[row];
     const x = Math.min(x1 * shown.width, shown.width - size * 0.62 * word.length), y = y1 * shown.height;
-    parts.push(rectangle(shown.boxes[row], { fill: "none", stroke: colour, "stroke-width": 2.5, "pointer-events": "none" }));
+    parts.push(rectangle(shown.boxes[row], shown, { fill: "none", stroke: colour, "stroke-width": 2.5, "pointer-events": "none" }));
     parts.push(make("rect", { x, y, width: size * (0.62 * word.length + 0.5), height: size * 1.25, fill: colour, class: "label" }));
     parts.push(make("text", { x: x + size * 0.25, y: y + size * 0.95, "font-size": size, fill: "#1b1f24", class: "label" }, word));
   }
@@ -141,7 +136,7 @@ function labels(count) {
 /** The box of what the model chose, where it chose one. */
 function pointed() {
   const best = data.prediction[0];
-  return best && best.box ? [rectangle(best.box, { class: "chosen" })] : [];
+  return best && best.box ? [rectangle(best.box, shown, { class: "chosen" })] : [];
 }
 
 function strongest(values, names, count, special = []) {
@@ -158,6 +153,9 @@ function say(from, regions, words) {
   return from.from === "S" ? lines : [`${name} looks at ${strongest(words, shown.words, 5)}`, make("br"), `and at ${strongest(regions, shown.rows, 4)}`];
 }
 
+const numbered = (name, count) => Array.from({ length: count }, (_, number) => [number, `${name} ${number}`]);
+const headsOf = (count) => [["mean", "all heads"], ...numbered("head", count)];
+
 /** Which layer and head of each kind the image and the words show. */
 function drawChoices() {
   const parts = [];
@@ -165,17 +163,15 @@ function drawChoices() {
     const { layers, heads } = maps[view], last = layers - 1;
     chosen[kind] ??= { layer: last, head: "mean" };
     const pick = (name, options) => {
-      const select = make("select", { "aria-label": `${name} ${title}`, "data-kind": kind, "data-name": name });
-      for (const [value, text] of options) select.append(make("option", { value }, text));
-      select.value = chosen[kind][name];
-      select.addEventListener("change", () => {
-        chosen[kind][name] = name === "layer" ? +select.value : select.value;
+      const picked = select(options, { "aria-label": `${name} ${title}`, "data-kind": kind, "data-name": name });
+      picked.value = chosen[kind][name];
+      picked.addEventListener("change", () => {
+        chosen[kind][name] = name === "layer" ? +picked.value : picked.value;
         light(pinned);
       });
-      return select;
+      return picked;
     };
-    const numbers = (name, count) => Array.from({ length: count }, (_, number) => [number, `${name} ${number}`]);
-    parts.push(make("label", {}, title, pick("layer", numbers("layer", layers)), pick("head", [["mean", "all heads"], ...numbers("head", heads)])));
+    parts.push(make("label", {}, title, pick("layer", numbered("layer", layers)), pick("head", headsOf(heads))));
   }
   find("choices").replaceChildren(...parts);
 }
@@ -207,10 +203,8 @@ function matrix(view) {
   const cell = Math.max(4, Math.min(16, Math.floor(900 / to.length)));
   canvas.width = to.length * cell;
   canvas.height = from.length * cell;
-  const layer = make("select", { "aria-label": "layer of the squares" }), head = make("select", { "aria-label": "head of the squares" });
-  for (let number = 0; number < layers; number++) layer.append(make("option", { value: number }, `layer ${number}`));
-  head.append(make("option", { value: "mean" }, "all heads"));
-  for (let number = 0; number < heads; number++) head.append(make("option", { value: number }, `head ${number}`));
+  const layer = select(numbered("layer", layers), { "aria-label": "layer of the squares" });
+  const head = select(headsOf(heads), { "aria-label": "head of the squares" });
   layer.value = layers - 1;
   let rows;
   const paint = () => {
@@ -228,7 +222,7 @@ function matrix(view) {
     const x = Math.floor((event.clientX - box.left) / box.width * to.length), y = Math.floor((event.clientY - box.top) / box.height * from.length);
     if (rows[y] && rows[y][x] !== undefined) note.textContent = `${from[y]} looks at ${to[x]}: ${percent(rows[y][x])}`;
   });
-  for (const select of [layer, head]) select.addEventListener("change", paint);
+  for (const choice of [layer, head]) choice.addEventListener("change", paint);
   paint();
   return make("div", {}, make("div", { class: "bar" }, layer, head), canvas, note);
 }

@@ -14,3 +14,13 @@ function make(name, attributes = {}, ...inside) {
   element.append(...inside);
   return element;
 }
+
+/** A box, given as shares, on an image of a width and height. */
+function rectangle([x1, y1, x2, y2], { width, height }, attributes) {
+  return make("rect", { x: x1 * width, y: y1 * height, width: (x2 - x1) * width, height: (y2 - y1) * height, ...attributes });
+}
+
+/** A choice of [value, text] options. */
+function select(options, attributes) {
+  return make("select", attributes, ...options.map(([value, text]) => make("option", { value }, text)));
+}

@@ -5,13 +5,8 @@ const { cards, pictures } = data;
 
 /** An image, on the first of a card's with boxes. */
 function drawn(card, { name, width, height }, first) {
-  const rectangle = ([x1, y1, x2, y2], kind) =>
-    make("rect", { x: x1 * width, y: y1 * height, width: (x2 - x1) * width, height: (y2 - y1) * height, class: kind });
-  const boxes = first ? [
-    ...card.regions.map((box) => rectangle(box, "region")),
-    ...(card.expectedBox ? [rectangle(card.expectedBox, "meant")] : []),
-    ...(card.chosenBox ? [rectangle(card.chosenBox, "chosen")] : []),
-  ] : [];
+  const kinds = [...card.regions.map((box) => [box, "region"]), [card.expectedBox, "meant"], [card.chosenBox, "chosen"]];
+  const boxes = kinds.filter(([box]) => first && box).map(([box, kind]) => rectangle(box, { width, height }, { class: kind }));
   const image = make("image", { href: pictures[name], width, height, preserveAspectRatio: "none" });
   return make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `image ${name}` }, image, ...boxes);
 }
