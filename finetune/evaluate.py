@@ -10,7 +10,7 @@ from finetune.data import open_data
 from finetune.heads import TaskModel, layer_of
 from finetune.predictions import predict
 from finetune.scores import TaskScore, mean_score, render_rows, score_task, table_row
-from finetune.settings import WeightsFlags, answer_files
+from finetune.settings import WeightsFlags, answer_files, check_answer_files
 from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
 from finetune.task import Task
 from finetune.tasks import choose_tasks, find_task
@@ -44,13 +44,10 @@ class EvaluateConfig(WeightsFlags):
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
 
 
-def load(
-    config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE, answers: str | None = None
-) -> tuple[TaskPass, TaskCollator]:
+def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
     """The run's model on its device, and the examples with what they need.
 
-    choose: a function of the task's data that gives the examples; those of the split where it is None; answers: a file
-    of those that published weights know, in their order.
+    choose: a function of the task's data that gives the examples; those of the split where it is None.
     """
     device = choose_device(config.device, ranks)
     data = open_data(task, config.data, config.missing)
@@ -59,7 +56,9 @@ def load(
     check_trained(start, task)
     vocabulary = None
     if hasattr(task, "vocabulary"):
-        vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(start, data, answers)
+        vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(
+            start, data, answer_files(config).get(task.head)
+        )
     model = TaskModel(start.sizes, {task.head: len(vocabulary)} if vocabulary else {})
     sentence = describe(*start.load(model))
     if start.weights.kind != RUN:
@@ -85,7 +84,7 @@ def run(config: EvaluateConfig) -> None:
     """Predicts, scores where the answers are public, and writes what was asked for."""
     ranks = launched()
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
-    answers = answer_files(config, tasks)
+    check_answer_files(config, tasks)
     asked = [(task, split) for task in tasks for split in _splits(task, config.split)]
     if not asked:
         raise UserError(f"--split {TESTS}: {tasks[0].name} has none; it has {', '.join(tasks[0].splits)}")
@@ -96,7 +95,7 @@ def run(config: EvaluateConfig) -> None:
     with connected(ranks, choose_device(config.device, ranks)):
         on_first(ranks, lambda: complete_world(config.data))
         for task, split in asked:
-            if score := _evaluate(replace(config, split=split), task, ranks, answers.get(task.head)):
+            if score := _evaluate(replace(config, split=split), task, ranks):
                 scored[task.name] = score
     if not ranks.first:
         return
@@ -117,9 +116,9 @@ def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
     return (asked or task.splits[1],)
 
 
-def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks, answers: str | None) -> TaskScore | None:
+def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> TaskScore | None:
     """The score of a task on a split, None where its answers are not public, or on another rank than the first."""
-    work, collator = load(config, task, ranks=ranks, answers=answers)
+    work, collator = load(config, task, ranks=ranks)
     examples, title, score = collator.examples, f"{task.title}, {config.split}", None
     public = task.head == "retrieval" or all(example.target is not None for example in examples)
     if not public:

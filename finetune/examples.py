@@ -15,7 +15,7 @@ from finetune.explain import explain
 from finetune.pages.attention import attention_page
 from finetune.pages.examples import Card, write_examples
 from finetune.predictions import predict
-from finetune.settings import WeightsFlags, answer_files
+from finetune.settings import WeightsFlags, check_answer_files
 from finetune.sources import in_order
 from finetune.start import read_tasks
 from finetune.task import Example, Task
@@ -124,10 +124,10 @@ def expected_of(task: Task, example: Example) -> tuple[str, tuple | None]:
 def run(config: ExamplesConfig) -> None:
     complete_world(config.data)
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
-    answers = answer_files(config, tasks)
+    check_answer_files(config, tasks)
     out, cards, summary = Path(config.out), [], []
     for task in tasks:
-        work, collator = _load(config, task, answers)
+        work, collator = _load(config, task)
         said = judge(work, collator, config.batch_size)
         right = sum(one.value > RIGHT for one in said)
         summary.append(f"{task.title}: {right} of {len(said)} right")
@@ -143,10 +143,10 @@ def run(config: ExamplesConfig) -> None:
     print(f"the page: {out}" + (f", with attention in {out.stem}-attention" if config.attention else ""))
 
 
-def _load(config: ExamplesConfig, task: Task, answers: dict[str, str | None]) -> tuple[TaskPass, TaskCollator]:
+def _load(config: ExamplesConfig, task: Task) -> tuple[TaskPass, TaskCollator]:
     split = config.split or task.splits[1]
-    settings = evaluate.EvaluateConfig(task=task.name, split=split, data=config.data, **config.of_weights)
-    work, collator = evaluate.load(settings, task, answers=answers.get(task.head))
+    settings = evaluate.EvaluateConfig(split=split, data=config.data, **config.of_weights)
+    work, collator = evaluate.load(settings, task)
     collator = replace(collator, examples=collator.examples[: config.examples])
     if task.head != "retrieval" and any(example.target is None for example in collator.examples):
         raise UserError(f"--split {split}: {task.name} has no public answers there to tell right from wrong")

@@ -16,7 +16,7 @@ from finetune.multi import Entrant, Iterations, MultiTask
 from finetune.paper import paper_row
 from finetune.regimes import REGIMES
 from finetune.scores import mean_score, render_rows, save_values, table_row
-from finetune.settings import FREE_FLAGS, HEAD_LR, MtConfig, answer_files, batch_size, lr_scale
+from finetune.settings import FREE_FLAGS, HEAD_LR, MtConfig, answer_files, batch_size, check_answer_files, lr_scale
 from finetune.start import PRETRAINING, TASK_TOKENS, Start, Vocabularies, begin_run, choose_start, choose_vocabulary
 from finetune.task import Task
 from finetune.tasks import choose_tasks
@@ -178,7 +178,8 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
 
 def _vocabularies(config: MtConfig, data: list[TaskData], start: Start) -> Vocabularies:
     """The answers of every answer head, by the first task that has it: VQA's serve Visual Genome QA too."""
-    given, found = answer_files(config, [of_task.task for of_task in data]), {}
+    check_answer_files(config, [of_task.task for of_task in data])
+    given, found = answer_files(config), {}
     for of_task in data:
         head = of_task.task.head
         if head in found or not hasattr(of_task.task, "vocabulary"):

@@ -68,13 +68,17 @@ class WeightsFlags:
         return {one.name: getattr(self, one.name) for one in fields(WeightsFlags)}
 
 
-def answer_files(config, tasks: Iterable[Task]) -> dict[str, str | None]:
-    """Answer head -> the file of its answers that a flag names; each must be for one of the tasks."""
-    files, heads = {"vqa": config.vqa_answers, "gqa": config.gqa_answers}, {task.head for task in tasks}
-    for head, file in files.items():
+def answer_files(config) -> dict[str, str | None]:
+    """Answer head -> the file of its answers that a flag names."""
+    return {"vqa": config.vqa_answers, "gqa": config.gqa_answers}
+
+
+def check_answer_files(config, tasks: Iterable[Task]) -> None:
+    """Refuses a file of answers that none of the tasks has a use for."""
+    heads = {task.head for task in tasks}
+    for head, file in answer_files(config).items():
         if file and head not in heads:
             raise UserError(f"--{head}_answers {file}: none of the tasks has answers of this kind to choose from")
-    return files
 
 
 @dataclass(kw_only=True)
