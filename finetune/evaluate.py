@@ -56,9 +56,8 @@ def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) 
     check_trained(start, task)
     vocabulary = None
     if hasattr(task, "vocabulary"):
-        vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(
-            start, data, answer_files(config).get(task.head)
-        )
+        file = answer_files(config).get(task.head)
+        vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(start, data, file)
     model = TaskModel(start.sizes, {task.head: len(vocabulary)} if vocabulary else {})
     sentence = describe(*start.load(model))
     if start.weights.kind != RUN:
