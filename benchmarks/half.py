@@ -1,4 +1,4 @@
-"""float32 to float16: shards.half against numpy's astype, whose bits it gives.
+"""float32 to float16: shards.half against numpy's astype.
 
 python benchmarks/half.py [--regions 36] [--width 2048]
 """
@@ -12,6 +12,7 @@ from statistics import median
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
 import numpy as np
+import torch
 
 from shards.flags import command, flag
 from shards.half import to_half
@@ -28,9 +29,10 @@ class Config:
 
 
 def run(config: Config) -> None:
+    torch.set_num_threads(1)  # as in a working process of shards.convert
     rng = np.random.default_rng(0)
     features = np.maximum(rng.standard_normal((config.regions, config.width), np.float32), 0)  # as behind a ReLU
-    ways = {"numpy's astype": lambda: features.astype(np.float16), "as integers": lambda: to_half(features)}
+    ways = {"numpy's astype": lambda: features.astype(np.float16), "by torch": lambda: to_half(features)}
     times = {name: median(timeit.repeat(way, number=1, repeat=REPEATS)) for name, way in ways.items()}
     base = times["numpy's astype"]
     for name, seconds in times.items():

@@ -22,6 +22,7 @@ def begin_worker(counter=None) -> None:
     _counter = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for torch, where a task imports it: this is one process of several
     # glibc takes an array of 300 kB from the system and gives it back, page by page, until a larger one was freed once.
     bytes(LARGEST_ARRAY)
 
