@@ -18,20 +18,32 @@ def extension() -> dict:
         print("torch is not here (pip's --no-build-isolation shows it): the operators will be pure torch")
         return {}
     sources = [f"ops/csrc/{name}.cpp" for name in ("binding", "overlap_cpu", "regions_cpu")]
+    kernels = [f"ops/csrc/{name}.cu" for name in ("overlap_cuda", "regions_cuda")]
     # -ffp-contract and -fmad: CPU and GPU must give the same bits, and so must every processor.
-    flags = {"cxx": ["-O3", "-ffp-contract=off"]}
+    flags = {"cxx": ["-O3", "-ffp-contract=off"], "nvcc": ["-O3", "-fmad=false"]}
+    cpu = cpp_extension.CppExtension("ops._compiled", sources, extra_compile_args=flags)
+    attempts = {"for the CPU alone": cpu}
     if torch.version.cuda and cpp_extension.CUDA_HOME:
-        kind = cpp_extension.CUDAExtension
-        sources += ["ops/csrc/overlap_cuda.cu", "ops/csrc/regions_cuda.cu"]
-        flags["nvcc"] = ["-O3", "-fmad=false"]
         macros = [("WITH_CUDA", None)]
-    else:
-        kind, macros = cpp_extension.CppExtension, []
-    module = kind("ops._compiled", sources, define_macros=macros, extra_compile_args=flags, optional=True)
-    return {
-        "ext_modules": [module],
-        "cmdclass": {"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=False)},
-    }
+        cuda = cpp_extension.CUDAExtension(
+            "ops._compiled", sources + kernels, define_macros=macros, extra_compile_args=flags
+        )
+        attempts = {"with CUDA": cuda} | attempts
+
+    class Build(cpp_extension.BuildExtension):
+        def build_extensions(self):
+            """The first attempt that succeeds: another CUDA than torch's, or half a toolkit, cost the GPU's alone."""
+            for way, attempt in attempts.items():
+                vars(self.extensions[0]).update(vars(attempt))
+                self.force = True  # what an attempt before it has left is of no use
+                try:
+                    return super().build_extensions()
+                except Exception as error:  # of compilers, of distutils, of torch: each has kinds of its own
+                    print(f"the operators could not be compiled {way}: {error}")
+            self.extensions.clear()
+
+    first = next(iter(attempts.values()))
+    return {"ext_modules": [first], "cmdclass": {"build_ext": Build.with_options(use_ninja=False)}}
 
 
 setup(

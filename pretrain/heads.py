@@ -1,5 +1,6 @@
 """The pretraining heads: masked words, masked regions, alignment. They take only the positions to predict."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ class WordHead(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.transform = Transform(config.hidden_size)
-        self.bias = nn.Parameter(Tensor(config.vocab_size).zero_())
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
         return F.linear(self.transform(states), word_embeddings, self.bias)

@@ -48,7 +48,7 @@ class BatchedDetector(Detector):
             raise UserError(f"{self.config.images}: none of the images looked at can be decoded")
         size = self.config.batch_size
         batches = (sample[begin : begin + size] for begin in range(0, len(sample), size))
-        rows = np.concatenate([one.distribution.cpu().numpy() for batch in batches for one in self._run(batch)])
+        rows = np.concatenate([one.distribution.float().cpu().numpy() for batch in batches for one in self._run(batch)])
         write_json(folder / FILE, {"kept": kept_classes(rows)})
 
     def load(self, folder: Path) -> bool:

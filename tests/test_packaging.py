@@ -1,5 +1,6 @@
 """What is installed from a wheel works from any directory, the compiled operator included."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,25 +12,26 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def run(*command, cwd):
-    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
+def run(*command, cwd, **environment):
+    environment = os.environ | {name: str(value) for name, value in environment.items()}
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from the files that git would hand out: no leftovers of the working tree."""
-    folder = tmp_path_factory.mktemp("wheel")
+def build(folder, **environment):
+    """A wheel of the files that git would hand out, with no leftovers of the working tree, and what its build said."""
     source = folder / "source"
     skip = shutil.ignore_patterns(".*", "*.so", "build", "data", "runs", "tests", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=skip)
-    run(sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", folder, cwd=source)
-    return next(folder.glob("*.whl"))
+    command = (sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-v", "-w", folder)
+    said = run(*command, cwd=source, **environment)
+    return next(folder.glob("*.whl")), said
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_floors_and_the_compiled_operator(wheel, tmp_path):
+def test_a_wheel_holds_the_floors_and_the_compiled_operator(tmp_path):
+    wheel, _ = build(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
     floors = {name.partition("/")[0] for name in names if name.endswith(".py")}
     assert floors == {floor for floor in ("ops", "shards", "pretrain", "finetune") if (ROOT / floor).is_dir()}
@@ -44,3 +46,21 @@ def test_a_wheel_holds_the_floors_and_the_compiled_operator(wheel, tmp_path):
     assert str(target) in out
     if shutil.which("c++"):
         assert "CPU   compiled; self-check passed" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+@pytest.mark.parametrize("release", ["13.0", "12.4"])
+def test_a_cuda_that_does_not_build_costs_the_operators_for_the_gpu_alone(release, tmp_path):
+    """torch is made to say that it has CUDA 13.0; of the toolkit there is an nvcc that tells its release."""
+    nvcc = tmp_path / "toolkit/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f'#!/bin/sh\necho "release {release}, V{release}.1"\n')
+    nvcc.chmod(0o755)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import torch.utils.cpp_extension\ntorch.version.cuda = '13.0'\n"
+        f"torch.utils.cpp_extension.CUDA_HOME = {str(tmp_path / 'toolkit')!r}\n"
+    )
+    wheel, said = build(tmp_path, PYTHONPATH=tmp_path)
+    assert "the operators could not be compiled with CUDA" in said
+    assert any(name.startswith("ops/_compiled") for name in zipfile.ZipFile(wheel).namelist())

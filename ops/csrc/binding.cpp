@@ -5,8 +5,9 @@
 #include <torch/library.h>
 
 #ifdef WITH_CUDA
-#include <ATen/cuda/CUDAContext.h>
+// Not ATen/cuda/CUDAContext.h, which wants the headers of cuBLAS, cuSPARSE and cuSOLVER to be installed too.
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #endif
 
 #include <algorithm>
@@ -69,7 +70,7 @@ at::Tensor mask_overlapping_on_cuda(const at::Tensor& boxes, const at::Tensor& s
   at::Tensor out = at::empty(seeds.sizes(), s.options());
   const int error = mask_overlapping_cuda(
       b.const_data_ptr<float>(), s.const_data_ptr<bool>(), valid ? v.const_data_ptr<bool>() : nullptr, b.size(0),
-      b.size(1), static_cast<float>(threshold), out.mutable_data_ptr<bool>(), at::cuda::getCurrentCUDAStream());
+      b.size(1), static_cast<float>(threshold), out.mutable_data_ptr<bool>(), c10::cuda::getCurrentCUDAStream());
   TORCH_CHECK(error == 0, "mask_overlapping: ", cudaGetErrorString(static_cast<cudaError_t>(error)));
   return out;
 }
@@ -80,7 +81,7 @@ at::Tensor mask_regions_on_cuda(const at::Tensor& features, const at::Tensor& vi
   at::Tensor out = room_for_rows(f, dtype);
   const int error = mask_regions_cuda(f.const_data_ptr(), static_cast<int>(number_of(f.scalar_type())),
                                       v.const_data_ptr<bool>(), f.size(0), f.size(1), f.size(2), out.mutable_data_ptr(),
-                                      static_cast<int>(number_of(dtype)), at::cuda::getCurrentCUDAStream());
+                                      static_cast<int>(number_of(dtype)), c10::cuda::getCurrentCUDAStream());
   TORCH_CHECK(error == 0, "mask_regions: ", cudaGetErrorString(static_cast<cudaError_t>(error)));
   return out;
 }
