@@ -104,7 +104,7 @@ def seconds_to_decode(source: Path, file: Path) -> float:
 def seconds_to_convert(source: Path, file: Path, out: Path, processes: int) -> float:
     drop_from_cache(file)
     began = time.perf_counter()
-    convert(ConvertConfig(str(source), str(out), per_shard=200, processes=processes))
+    convert(ConvertConfig(str(source), str(out), processes=processes))
     return time.perf_counter() - began
 
 
