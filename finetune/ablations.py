@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from finetune.paper import WITHOUT_G4
+
 
 @dataclass(frozen=True)
 class Row:
@@ -41,4 +43,4 @@ SUITES: dict[str, dict[str, Row]] = {
     },
 }
 
-PAPER_TABLES = {"table10": "table10_ablations", "table11": "table11_stop_and_go_gap", "table12": "table12_without_g4"}
+PAPER_TABLES = {"table10": "table10_ablations", "table11": "table11_stop_and_go_gap", "table12": WITHOUT_G4}

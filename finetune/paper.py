@@ -5,6 +5,7 @@ from pathlib import Path
 from finetune.task import Task
 from shards.files import read_json
 
+WITHOUT_G4 = "table12_without_g4"
 PAPER = Path(__file__).parent / "paper_tables.json"
 
 TABLE8_NAMES = {  # of tasks that have others there
@@ -39,6 +40,10 @@ def paper_numbers(table: str, task: Task) -> list | None:
 
 
 def paper_row(table: str, row: str) -> dict[str, float]:
-    """A row of one of the paper's tables by its columns."""
+    """A row of one of the paper's tables by its columns.
+
+    Table 12's scores are divided by twelve there though they are of ten tasks; here they are means of the ten.
+    """
     numbers = paper_table(table)
-    return dict(zip(numbers["columns"], numbers["rows"][row], strict=True))
+    cells = dict(zip(numbers["columns"], numbers["rows"][row], strict=True))
+    return cells | {"MT Score": cells["MT Score"] * 12 / 10} if table == WITHOUT_G4 else cells
