@@ -24,6 +24,8 @@ def extension() -> dict:
     cpu = cpp_extension.CppExtension("ops._compiled", sources, extra_compile_args=flags)
     attempts = {"for the CPU alone": cpu}
     if torch.version.cuda and cpp_extension.CUDA_HOME:
+        if not torch.cuda.is_available():  # as where an image is built: torch would ask the GPUs that it sees
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")
         macros = [("WITH_CUDA", None)]
         cuda = cpp_extension.CUDAExtension(
             "ops._compiled", sources + kernels, define_macros=macros, extra_compile_args=flags
