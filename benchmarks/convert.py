@@ -49,7 +49,7 @@ def item(number: int, rng, width: int = WIDTH, regions: int = REGIONS) -> dict:
         "image_w": 640,
         "num_boxes": regions,
         "boxes": np.concatenate([corner, corner + 100], 1),
-        # Behind a ReLU a third is zero, which is slow to make a float16 of where every number is looked at.
+        # A third is zero, as in real features, which come from behind a ReLU.
         "features": np.maximum(rng.standard_normal((regions, width), np.float32) + np.float32(0.4), 0),
     }
 

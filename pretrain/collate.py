@@ -11,6 +11,7 @@ from pretrain.objective import Objective
 from pretrain.pairs import Captions, Swaps
 from pretrain.tokenizer import WordPieces
 from shards.errors import UserError
+from shards.half import finite
 from shards.sample import Sample
 
 
@@ -26,12 +27,6 @@ class Limits:
     feature_size: int
     num_classes: int = 0
     per_region: int = 0
-
-
-def finite(features: np.ndarray) -> bool:
-    """Whether features (N, D) are all finite in float16, by the bits of their exponents: faster than np.isfinite."""
-    bits = np.ascontiguousarray(features, np.float16).view(np.uint16)
-    return not ((bits & 0x7FFF) >= 0x7C00).any()
 
 
 def check_sample(sample: Sample, limits: Limits) -> None:

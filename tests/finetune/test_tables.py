@@ -42,8 +42,8 @@ def test_table_12_divides_ten_tasks_by_twelve_and_we_by_ten(name):
     scores = scores_of(row)
     mean = mean_score(scores)[0] * 100
     assert len(scores) == 10
-    assert mean * 10 / 12 == pytest.approx(printed, abs=0.0101)
-    assert mean == pytest.approx(row["MT Score"], abs=0.0121)
+    assert mean * 10 / 12 == pytest.approx(printed, abs=0.01)
+    assert mean == pytest.approx(row["MT Score"], abs=0.012)
     mine = table_row({name: score.metrics for name, score in scores.items()})
     assert mine["Mean G4"] is None and mine["NLVR2"] is None
     text = render_rows({"mine": mine})
