@@ -12,7 +12,7 @@ from finetune.answers import AnswerVocabulary
 from finetune.boxes import grounding_target
 from finetune.heads import TaskInputs
 from finetune.pointing import candidate_target
-from finetune.regions import Regions, rows_of_boxes
+from finetune.regions import SamplesById, rows_of_boxes
 from finetune.retrieval import Options
 from finetune.task import Example, Task
 from pretrain import masking
@@ -86,11 +86,11 @@ class TaskCollator:
 
     task: Task
     examples: Sequence[Example]
-    regions: Regions
+    regions: SamplesById
     pieces: WordPieces
     limits: Limits
-    boxes: Regions | None = None
-    annotated: Regions | None = None
+    boxes: SamplesById | None = None
+    annotated: SamplesById | None = None
     vocabulary: AnswerVocabulary | None = None
     options: Options | None = None
 
@@ -121,7 +121,7 @@ class TaskCollator:
             (self.examples[hard].text, own),
         ]
 
-    def _sample(self, regions: Regions, image: str) -> Sample:
+    def _sample(self, regions: SamplesById, image: str) -> Sample:
         sample = regions[image]
         check_sample(sample, self.limits)
         return sample

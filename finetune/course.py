@@ -8,6 +8,7 @@ import numpy as np
 from finetune.batch import TaskBatch, TaskCollator
 from finetune.predictions import predict
 from finetune.scores import score_task
+from finetune.settings import StConfig
 from finetune.sources import task_steps
 from finetune.work import TaskPass
 from pretrain.trainer import Course
@@ -20,6 +21,7 @@ class SingleTask(Course):
     scores are validated at the end of every epoch; best, worse: the best score so far, and how many epochs ago.
     """
 
+    config: StConfig
     work: TaskPass
     training: TaskCollator
     validation: TaskCollator

@@ -9,6 +9,7 @@ from finetune.batch import TaskCollator
 from finetune.predictions import predict
 from finetune.regimes import Regime
 from finetune.scores import TaskScore, mean_score, score_task
+from finetune.settings import MtConfig
 from finetune.sources import Order, Turn, TurnReader
 from finetune.task import Task
 from finetune.work import TaskPass
@@ -54,6 +55,8 @@ class MultiTask(Course):
     learning rate follows.
     """
 
+    config: MtConfig
+    plan: Iterations
     entrants: list[Entrant]
     regime: Regime
     lr: float

@@ -37,6 +37,9 @@ class Regions:
         return self.reader[self.numbers[image]]
 
 
+SamplesById = Regions | dict[str, Sample]  # of a data set, or of what was asked about a few images
+
+
 def _open(folder: Path) -> Dataset:
     """The data set of a folder, or those of its folders as one."""
     inside = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []

@@ -124,6 +124,7 @@ class Collator:
         try:
             if isinstance(sample, UserError):
                 return sample
-            return check_sample(sample, self.limits)
+            check_sample(sample, self.limits)
         except UserError as error:
             return error
+        return None

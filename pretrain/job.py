@@ -39,6 +39,7 @@ BETAS, EPSILON = (0.9, 0.98), 1e-8
 class Job(Course):
     """Pretraining that is ready to go on from plan.first_step."""
 
+    config: PretrainConfig
     pairs: Pairs
     collator: Collator
     validation: ValidationBatches
