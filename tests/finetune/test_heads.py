@@ -7,7 +7,7 @@ import torch
 from conftest import PARITY
 
 from finetune.heads import OPTIONS, PADDING, TaskInputs, TaskModel
-from finetune.losses import example_losses
+from finetune.losses import example_losses, training_scores
 from finetune.start import choose_start
 from pretrain.published import our_name
 
@@ -103,6 +103,16 @@ def test_the_loss_of_an_example_is_its_own(scores):
     whole = example_losses("regions", scores("regions"), target)
     alone = [example_losses("regions", scores("regions", slice(n, n + 1)), target[n : n + 1]) for n in range(5)]
     close(whole, torch.cat(alone))
+
+
+def test_scores_in_training_are_how_right_the_likeliest_choice_is():
+    scores = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
+    soft = torch.tensor([[1.0, 0.6, 0.0], [0.0, 1.0, 0.0]])
+    assert training_scores("vqa", scores, soft).tolist() == pytest.approx([0.6, 0])
+    assert training_scores("regions", scores, soft).tolist() == [1, 0]  # an IoU of 0.5 or more is right
+    assert training_scores("entailment", scores, torch.tensor([1, 1])).tolist() == [1, 0]
+    pairs = torch.tensor([2.0, 1.0, 0.0, 1.0, 1.0, 0.0, 3.0, 2.0])  # the first of every four belongs
+    assert training_scores("retrieval", pairs, None).tolist() == [1, 0]
 
 
 def test_padding_adds_nothing_to_a_loss_and_is_never_chosen(parity, model):

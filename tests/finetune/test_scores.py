@@ -125,5 +125,7 @@ def test_intervals_cover_what_they_say_they_do():
         low, high = interval_of(bootstrap_means(rng.random(100) < 0.3, 400, seed))
         covered += low <= 0.3 <= high
     assert 180 <= covered <= 199
+    assert interval_of(np.arange(1001)) == pytest.approx((25, 975))
+    assert interval_of(np.arange(1001), 0.5) == pytest.approx((250, 750))
     assert bootstrap_interval(np.ones(5)) == (1, 1)
     assert bootstrap_interval(np.arange(100)) == bootstrap_interval(np.arange(100))
