@@ -3,6 +3,7 @@
 import math
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,33 @@ def test_a_step_whose_gradients_are_not_finite_changes_nothing_and_is_counted(pr
     take(engine, batch, 1)
     assert engine.skipped.count == 1 and engine.skipped.streak == 0
     assert any(not torch.equal(before[name], value) for name, value in weights(engine).items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+@pytest.mark.parametrize("clip", [0.0, 0.25, 1e6])
+def test_gradients_are_cut_to_the_largest_norm_and_the_log_has_the_whole(precision, clip):
+    """With plain gradient descent at a rate of one, a step is as long as its gradient."""
+    engine, batch, sums = make_engine(precision), make_batch(), Sums()
+    engine.optimizer, engine.clip = torch.optim.SGD(engine.model.parameters(), lr=1.0), clip
+    before = weights(engine)
+    engine.step(0, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
+    length = math.sqrt(sum(float((value - before[name]).square().sum()) for name, value in weights(engine).items()))
+    whole = sums.reading(ALONE)["gradient_norm"]
+    assert whole > 1 and length == pytest.approx(min(whole, clip or math.inf), rel=1e-3)
+
+
+def test_dropout_follows_from_the_step_the_rank_and_the_part():
+    batch = make_batch()
+    counts = (2 * batch.word_count, 2 * batch.region_count, 2 * len(batch))
+
+    def loss(step, rank=0, parts=(batch,)):
+        engine, sums = make_engine(dropout=0.3), Sums()
+        engine.ranks = replace(ALONE, rank=rank)
+        engine.step(step, list(parts), sums, counts)
+        return sums.values["words"].item()
+
+    assert loss(5) == loss(5) and len({loss(5), loss(6), loss(5, rank=1)}) == 3
+    assert loss(5, parts=(batch, batch)) != 2 * loss(5)
 
 
 def test_a_skipped_step_adds_nothing_to_the_log():
