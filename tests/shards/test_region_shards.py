@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import tarfile
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +24,7 @@ from shards.errors import UserError
 from shards.index import index_path, load_index
 from shards.order import epoch_order
 from shards.reader import RegionReader
-from shards.sample import Sample
+from shards.sample import Sample, encode
 from shards.stream import Stretch, open_stream, read_stream, stream_ranges
 from shards.writer import safe_key, write_shard
 
@@ -101,6 +102,18 @@ def test_long_and_odd_names_survive(tmp_path):
     reader = RegionReader(open_dataset(str(tmp_path / "a.tar")))
     assert same(reader[0], sample)
     assert read_captions(reader.dataset) == ["zwei Zeilen ÿ"]
+    assert next(iter(read_stream(str(tmp_path / "a.tar")))).key == sample.key
+
+
+@pytest.mark.parametrize("key", ["a", "x" * 87, "x" * 88, "x" * 300, "ÿ" * 44])
+def test_any_tar_program_finds_every_member(tmp_path, key):
+    """A header of the old kind has room for 100 bytes, which KEY.features.npy has with a key of 87."""
+    sample = dataclasses.replace(make_samples(1)[0], key=key)
+    write_shard(tmp_path / "a.tar", [sample])
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        found = {entry.name: tar.extractfile(entry).read() for entry in tar}
+        assert all(entry.mode == 0o644 for entry in tar)
+    assert found == {f"{key}.{name}": data for name, data in encode(sample).items()}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 600, 5000])
