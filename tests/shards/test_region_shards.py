@@ -207,8 +207,15 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_a_window_keeps_reading_local():
-    order = epoch_order([10] * 100, seed=0, epoch=0, window=20)
-    assert all(len(np.unique(part // 10)) == 2 for part in order.reshape(-1, 20))
+    """And mixes shards all the same: they come in another order in each epoch."""
+    routes = []
+    for epoch in range(2):
+        order = epoch_order([10] * 100, seed=0, epoch=epoch, window=20)
+        shards = [np.unique(part // 10).tolist() for part in order.reshape(-1, 20)]
+        assert all(len(pair) == 2 for pair in shards)
+        routes.append(shards)
+    near = [abs(a - b) == 1 for route in routes for a, b in route]
+    assert sum(near) < 10 and routes[0] != routes[1]
 
 
 @settings(max_examples=100, deadline=None)
