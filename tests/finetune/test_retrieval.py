@@ -108,6 +108,18 @@ def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples)
 
 
 @torch.no_grad()
+def test_the_model_is_told_the_task_by_its_token(regions, examples):
+    work, collator = make_work(examples, regions)
+    batch, scores = collator(0, np.arange(3)), []
+    for token in (work.token, work.token + 1, None):
+        told = TaskPass(work.model, work.task, work.precision, token)
+        ids = told.inputs(batch).task_ids
+        assert ids is None if token is None else ids.tolist() == [token] * 3
+        scores.append(told.scores(batch))
+    assert not any(torch.allclose(scores[n], scores[n - 1], atol=1e-5) for n in range(3))
+
+
+@torch.no_grad()
 def test_ranks_divide_the_images(regions, examples):
     work, collator = make_work(examples, regions)
     whole = retrieval_scores(work, collator, 8, ALONE, torch.device("cpu"))

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.batch import region_target
 from finetune.boxes import grounding_target, iou
 from finetune.intervals import bootstrap_interval, bootstrap_means, interval_of
 from finetune.pointing import candidate_target
 from finetune.task import Example
 from finetune.tasks import all_tasks
 from finetune.tasks.retrieval import caption_ranks, image_ranks, own_images
+from shards.sample import Sample
 
 TASKS = all_tasks()
 CORNERS = st.tuples(*[st.integers(0, 6)] * 4)
@@ -42,6 +44,16 @@ def test_a_region_is_right_above_one_half():
     assert TASKS["refcoco"].scores(examples, boxes)["accuracy"].tolist() == [1, 0, 1]
     said = json.loads(TASKS["refcoco"].submission(examples, boxes))
     assert said[1] == {"sent_id": 1, "bbox": [0, 0, 10, 5]}
+
+
+def test_the_target_of_regions_is_in_the_pixels_of_the_annotations():
+    """Row 0 is the whole image; a shard may have been made of an image of another size; rows behind are padding."""
+    boxes = np.array([[0, 0, 0.5, 1], [0, 0, 0.9, 0.8]], np.float32)
+    sample = Sample("1", np.zeros((2, 3), np.float16), boxes, info={"width": 50, "height": 20})
+    example = Example(7, "", ("1",), (0.0, 0.0, 90.0, 40.0), facts={"width": 100, "height": 40})
+    assert region_target(example, sample, 5).tolist() == pytest.approx([0.9, 5 / 9, 0.8, 0, 0])
+    unsized = Example(7, "", ("1",), (0.0, 0.0, 45.0, 20.0))
+    assert region_target(unsized, sample, 2).tolist() == pytest.approx([0.9, 5 / 9])
 
 
 def test_candidates():
