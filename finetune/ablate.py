@@ -16,6 +16,7 @@ from finetune.mt import VALUES
 from finetune.paper import paper_row
 from finetune.scores import mean_row, render_rows
 from finetune.start import PRETRAINING
+from pretrain.run_folder import CONFIG
 from shards.errors import UserError
 from shards.files import read_json, whole_file
 from shards.flags import REQUIRED, command, flag
@@ -34,6 +35,7 @@ class AblateConfig:
     out: str = flag("runs/ablate", "a folder for the runs; those that are finished there are kept")
     iterations: int | None = flag(None, "of each run, else finetune.mt's own", low=1)
     epochs: int | None = flag(None, "of each pretraining run, else pretrain.run's own", low=1)
+    lr_scale: float | None = flag(None, "factor on all tasks' learning rates, else finetune.mt's own", above=0)
     rows: str | None = flag(None, "only these rows of the suite, with semicolons between them")
 
 
@@ -65,6 +67,7 @@ def run(config: AblateConfig) -> None:
     ]
     waiting = [one for one in runs if not one.finished]
     print(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished before", flush=True)
+    check_alike([one for one in runs if one.finished], config)
     with ThreadPoolExecutor(config.jobs) as pool:
         try:
             for number, one in enumerate(pool.map(lambda one: _train(one, config), waiting), 1):
@@ -72,6 +75,7 @@ def run(config: AblateConfig) -> None:
                 print(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
+    check_alike(runs, config)  # what was finished before by other defaults shows beside the new ones
     text = table(config.suite, runs)
     path = Path(config.out) / config.suite / "table.txt"
     with whole_file(path, "w", encoding="utf-8") as file:
@@ -92,10 +96,27 @@ def _rows(config: AblateConfig) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if name in (full, *names)}
 
 
+def check_alike(runs: list[Run], config: AblateConfig) -> None:
+    """Refuses finished runs that were not made as it is asked, or not as the first of them: a table would mix them."""
+    asked: dict[str, dict] = {"mt": {"iterations": config.iterations, "lr_scale": config.lr_scale}}
+    asked["pretrain"] = {"epochs": config.epochs}
+    for one in runs:
+        for part in ("mt", "pretrain") if one.row.pretraining is not None else ("mt",):
+            flags = read_json(one.folder / part / CONFIG)["flags"]
+            for name, value in asked[part].items():
+                if value is None and name != "iterations":  # the default, which a run has settled
+                    asked[part][name] = flags[name]
+                elif flags[name] != value:
+                    raise UserError(
+                        f"{one.folder / part}: was made with --{name} {flags[name]}, and the others with "
+                        f"{'the default' if value is None else value}; give another --out, or remove it"
+                    )
+
+
 def _train(one: Run, config: AblateConfig) -> Run:
     """Pretrains where the row says so, and trains; both go on where they were interrupted."""
     shared = {"seed": one.seed, "resume": True}
-    flags = {"data": config.data, "init": config.init, "out": one.out, "iterations": config.iterations}
+    flags = {name: getattr(config, name) for name in ("data", "init", "iterations", "lr_scale")} | {"out": one.out}
     if one.row.pretraining is not None:
         pretrained = one.folder / "pretrain"
         own = {"data": config.data, "out": pretrained, "epochs": config.epochs} | one.row.pretraining

@@ -111,7 +111,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     start = on_first(ranks, lambda: choose_start(*asked, texts, data[0].feature_size, runs=(PRETRAINING,)))
     sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
-    config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes))
+    config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
     if newest:
         check_flags(config, run, FREE_FLAGS)
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start))
