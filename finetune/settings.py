@@ -20,7 +20,7 @@ BASE_SIZE = 768  # of the text stream: table 8's settings are for this one
 MT_EPOCHS = 4  # of the longest task, as the paper's 40 K iterations are
 TASK_TOKEN_KINDS = ("dataset", "head", "none")  # a token for each task, for each head, or for none
 # A small model learns one task, or several together, at so many times the rate (docs/results.md),
-SMALL_LR, SMALL_LR_TOGETHER = 4, 16
+SMALL_LR, SMALL_LR_TOGETHER = 4, 8
 SMALL_BATCH = 64  # on batches of half the size, no larger than this
 
 

@@ -34,7 +34,7 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
     assert status == 2
     for name, value in (("iterations", 2), ("lr_scale", 3)):
         status, _, err = run_command("finetune.ablate", *flags, f"--{name}", value)
-        assert status == 2 and f"was made with --{name} {1 if name == 'iterations' else 16}" in err
+        assert status == 2 and f"was made with --{name} {1 if name == 'iterations' else 8}" in err
 
 
 @pytest.mark.slow
