@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from finetune.paper import PAPER, WITHOUT_G4, paper_row
+from finetune.paper import PAPER, WITHOUT_G4, paper_row, paper_samples
 from finetune.scores import COLUMNS, TaskScore, mean_score, render_rows, table_row
 from finetune.tasks import all_tasks
 
@@ -55,3 +55,13 @@ def test_the_interval_of_a_mean_of_tasks_is_narrower_than_theirs():
     scores = {name: TaskScore("G1", {"score": 0.5}, np.empty(0), rng.normal(0.5, 0.05, 2000)) for name in "abcdefgh"}
     low, high = mean_score(scores)[1]
     assert high - low == pytest.approx((scores["a"].interval[1] - scores["a"].interval[0]) / np.sqrt(8), rel=0.15)
+
+
+def test_what_the_paper_says_of_a_tasks_size():
+    """Training always; the test where table 8 counts what one split here has, in the same unit."""
+    tasks = all_tasks()
+    assert paper_samples(tasks["vqa"]) == {"trainval": 655111, "test": 447793}
+    assert paper_samples(tasks["vgqa"]) == {"train": 1437931, "val": 5000}
+    assert paper_samples(tasks["refcocog"]) == {"train": 80512, "test": 9602}
+    assert paper_samples(tasks["refcoco"]) == {"train": 120624}  # two splits are its test
+    assert paper_samples(tasks["flickr_retrieval"]) == {"train": 145000}  # counted in images there
