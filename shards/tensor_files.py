@@ -1,5 +1,6 @@
 """State dicts in files: safetensors, or what torch.save wrote."""
 
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        value = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # torch's doubts about a pickle that it then refuses
+            value = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file, or one of another kind, raises almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: is not a whole file of tensors alone ({reason})") from None
