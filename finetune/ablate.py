@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from finetune.mt import VALUES
 from finetune.paper import paper_row
 from finetune.scores import mean_row, render_rows
 from finetune.start import PRETRAINING
+from pretrain.checkpoint import newest_checkpoint
 from pretrain.run_folder import CONFIG
 from shards.errors import UserError
 from shards.files import read_json, whole_file
@@ -49,6 +51,10 @@ class Run:
     folder: Path
 
     @property
+    def pretrained(self) -> Path:
+        return self.folder / "pretrain"
+
+    @property
     def out(self) -> Path:
         return self.folder / "mt"
 
@@ -67,7 +73,7 @@ def run(config: AblateConfig) -> None:
     ]
     waiting = [one for one in runs if not one.finished]
     print(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished before", flush=True)
-    check_alike([one for one in runs if one.finished], config)
+    config = as_begun(runs, config)
     with ThreadPoolExecutor(config.jobs) as pool:
         try:
             for number, one in enumerate(pool.map(lambda one: _train(one, config), waiting), 1):
@@ -75,7 +81,6 @@ def run(config: AblateConfig) -> None:
                 print(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
-    check_alike(runs, config)  # what was finished before by other defaults shows beside the new ones
     text = table(config.suite, runs)
     path = Path(config.out) / config.suite / "table.txt"
     with whole_file(path, "w", encoding="utf-8") as file:
@@ -96,21 +101,30 @@ def _rows(config: AblateConfig) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if name in (full, *names)}
 
 
-def check_alike(runs: list[Run], config: AblateConfig) -> None:
-    """Refuses finished runs that were not made as it is asked, or not as the first of them: a table would mix them."""
-    asked: dict[str, dict] = {"mt": {"iterations": config.iterations, "lr_scale": config.lr_scale}}
-    asked["pretrain"] = {"epochs": config.epochs}
+def as_begun(runs: list[Run], config: AblateConfig) -> AblateConfig:
+    """The flags, where nothing else is asked for with the rate and the epochs of runs that were begun before.
+
+    A run that was begun otherwise than it is asked, or than another, is refused: a table would mix them.
+    """
+    for folder, name, value in _begun_with(runs):
+        asked = getattr(config, name)
+        if asked is None and name != "iterations":  # of which a run keeps that nothing was asked for
+            config = replace(config, **{name: value})
+        elif value != asked:
+            raise UserError(
+                f"{folder}: was made with --{name} {value}, and the others with "
+                f"{'the default' if asked is None else asked}; give another --out, or remove it"
+            )
+    return config
+
+
+def _begun_with(runs: list[Run]) -> Iterator[tuple[Path, str, object]]:
+    """(its folder, flag, value) of what the runs that were begun before have in common."""
     for one in runs:
-        for part in ("mt", "pretrain") if one.row.pretraining is not None else ("mt",):
-            flags = read_json(one.folder / part / CONFIG)["flags"]
-            for name, value in asked[part].items():
-                if value is None and name != "iterations":  # the default, which a run has settled
-                    asked[part][name] = flags[name]
-                elif flags[name] != value:
-                    raise UserError(
-                        f"{one.folder / part}: was made with --{name} {flags[name]}, and the others with "
-                        f"{'the default' if value is None else value}; give another --out, or remove it"
-                    )
+        for folder, names in ((one.pretrained, ("epochs",)), (one.out, ("iterations", "lr_scale"))):
+            if newest_checkpoint(folder):
+                flags = read_json(folder / CONFIG)["flags"]
+                yield from ((folder, name, flags[name]) for name in names)
 
 
 def _train(one: Run, config: AblateConfig) -> Run:
@@ -118,10 +132,9 @@ def _train(one: Run, config: AblateConfig) -> Run:
     shared = {"seed": one.seed, "resume": True}
     flags = {name: getattr(config, name) for name in ("data", "init", "iterations", "lr_scale")} | {"out": one.out}
     if one.row.pretraining is not None:
-        pretrained = one.folder / "pretrain"
-        own = {"data": config.data, "out": pretrained, "epochs": config.epochs} | one.row.pretraining
+        own = {"data": config.data, "out": one.pretrained, "epochs": config.epochs} | one.row.pretraining
         _call("pretrain.run", own | shared, one.folder / "pretrain.log", config.jobs)
-        flags["init"] = pretrained
+        flags["init"] = one.pretrained
     _call("finetune.mt", flags | one.row.flags | shared, one.folder / "mt.log", config.jobs)
     return one
 

@@ -1,14 +1,17 @@
 """finetune.ablate: rows, resuming, and the comparison of rows."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from finetune.ablate import Run, compare
+from finetune.ablate import AblateConfig, Run, as_begun, compare
 from finetune.ablations import PAPER_TABLES, SUITES, Row
 from finetune.paper import paper_row
+from shards.errors import UserError
+from shards.files import write_json
 
 
 def test_rows_are_the_papers():
@@ -54,6 +57,22 @@ def test_a_failed_run_is_told_with_its_log(world, tmp_path, run_command):
     status, _, err = run_command("finetune.ablate", *flags)
     assert status == 2 and "mt.log: python -m finetune.mt ended with status 2" in err
     assert "--init nowhere: no such file or directory" in err
+
+
+def test_a_suite_goes_on_with_the_rate_that_it_was_begun_with(tmp_path):
+    """Whatever the default is by then; runs that were begun at two rates are no table."""
+    config = AblateConfig(suite="table11", iterations=3)
+    runs = [Run("row", Row(), seed, tmp_path / str(seed)) for seed in range(3)]
+    assert as_begun(runs, config) == config
+    for run, rate in zip(runs[:2], (4.0, 8.0), strict=True):
+        write_json(run.out / "config.json", {"flags": {"iterations": 3, "lr_scale": rate}})
+    assert as_begun(runs, config) == config  # without a checkpoint there is nothing to go on with
+    for run in runs[:2]:
+        write_json(run.out / "checkpoints" / "step-00000001" / "checkpoint.json", {"step": 1, "score": None})
+    assert as_begun(runs[::2], config) == replace(config, lr_scale=4.0)
+    for asked in (config, replace(config, lr_scale=8.0), replace(config, iterations=None)):
+        with pytest.raises(UserError, match=r"was made with --(lr_scale|iterations)"):
+            as_begun(runs, asked)
 
 
 def made_run(folder, seed, values) -> Run:
