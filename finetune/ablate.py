@@ -121,7 +121,9 @@ def as_begun(runs: list[Run], config: AblateConfig) -> AblateConfig:
 def _begun_with(runs: list[Run]) -> Iterator[tuple[Path, str, object]]:
     """(its folder, flag, value) of what the runs that were begun before have in common."""
     for one in runs:
-        for folder, names in ((one.pretrained, ("epochs",)), (one.out, ("iterations", "lr_scale"))):
+        shared_start = one.row.pretraining is None and "init" not in one.row.flags
+        trained = ("data", "iterations", "lr_scale", *(["init"] if shared_start else []))
+        for folder, names in ((one.pretrained, ("epochs",)), (one.out, trained)):
             if newest_checkpoint(folder):
                 flags = read_json(folder / CONFIG)["flags"]
                 yield from ((folder, name, flags[name]) for name in names)

@@ -60,12 +60,13 @@ def test_a_failed_run_is_told_with_its_log(world, tmp_path, run_command):
 
 
 def test_a_suite_goes_on_with_the_rate_that_it_was_begun_with(tmp_path):
-    """Whatever the default is by then; runs that were begun at two rates are no table."""
-    config = AblateConfig(suite="table11", iterations=3)
+    """Whatever the default is by then; runs that were begun at two rates, or on two data sets, are no table."""
+    config = AblateConfig(suite="table11", data="data", init="weights", iterations=3)
     runs = [Run("row", Row(), seed, tmp_path / str(seed)) for seed in range(3)]
     assert as_begun(runs, config) == config
     for run, rate in zip(runs[:2], (4.0, 8.0), strict=True):
-        write_json(run.out / "config.json", {"flags": {"iterations": 3, "lr_scale": rate}})
+        flags = {"data": "data", "init": "weights", "iterations": 3, "lr_scale": rate}
+        write_json(run.out / "config.json", {"flags": flags})
     assert as_begun(runs, config) == config  # without a checkpoint there is nothing to go on with
     for run in runs[:2]:
         write_json(run.out / "checkpoints" / "step-00000001" / "checkpoint.json", {"step": 1, "score": None})
@@ -73,6 +74,11 @@ def test_a_suite_goes_on_with_the_rate_that_it_was_begun_with(tmp_path):
     for asked in (config, replace(config, lr_scale=8.0), replace(config, iterations=None)):
         with pytest.raises(UserError, match=r"was made with --(lr_scale|iterations)"):
             as_begun(runs, asked)
+    for name in ("data", "init"):
+        with pytest.raises(UserError, match=f"was made with --{name} "):
+            as_begun(runs[:1], replace(config, **{name: "other"}))
+    scratch = [Run("row", Row({"init": "scratch"}), 0, runs[0].folder)]  # its own start is none of the suite's
+    assert as_begun(scratch, replace(config, init="other")).lr_scale == 4.0
 
 
 def made_run(folder, seed, values) -> Run:
