@@ -28,4 +28,6 @@ def random_batch(size: int, sizes: ModelConfig) -> Batch:
         class_ids=torch.from_numpy(rng.integers(0, sizes.v_target_size, (size, REGIONS, PER_REGION))),
         class_probs=torch.full((size, REGIONS, PER_REGION), 0.99 / PER_REGION),
         misaligned=torch.from_numpy(swapped(keys)),
+        pieces=int(lengths.sum()),
+        regions=size * REGIONS,
     )

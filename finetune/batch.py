@@ -58,12 +58,13 @@ class TaskBatch:
         """What the model takes, on the batch's device. token: the task's, for a model that has task tokens."""
         rows, candidates = self.rows, self.candidates
         features, locations = masking.image_rows(rows.features, rows.boxes, rows.valid, dtype)
-        image_mask = F.pad(rows.valid, (1, 0), value=True)
+        image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.rows
         if candidates is not None:
             extra = masking.image_rows(candidates.features, candidates.boxes, candidates.valid, dtype)
             features = torch.cat([features, extra[0][:, 1:]], 1)
             locations = torch.cat([locations, extra[1][:, 1:]], 1)
             image_mask = torch.cat([image_mask, candidates.valid], 1)
+            image_count += candidates.regions
         length = torch.arange(rows.input_ids.shape[1], device=rows.lengths.device)
         return TaskInputs(
             input_ids=rows.input_ids,
@@ -73,6 +74,8 @@ class TaskBatch:
             image_mask=image_mask,
             task_ids=None if token is None else torch.full_like(rows.lengths, token),
             candidates=0 if candidates is None else candidates.valid.shape[1],
+            text_count=rows.pieces,
+            image_count=image_count,
         )
 
 

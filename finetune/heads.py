@@ -39,7 +39,8 @@ class TaskInputs:
     """A batch as the model takes it; rows of images: 0 the whole image, then regions, then candidates if there are any.
 
     input_ids int64 (B, L), text_mask bool (B, L), features (B, R, D), locations (B, R, 5), image_mask bool (B, R),
-    task_ids int64 (B,), or None for a model without task tokens; candidates: how many of the last rows are candidates.
+    task_ids int64 (B,), or None for a model without task tokens; candidates: how many of the last rows are candidates;
+    text_count, image_count: how many places of the masks are true, where that is known (see TwoStream.forward).
     For NLVR2 the rows of B are left, right, left, right; for retrieval in training OPTIONS rows are one example.
     """
 
@@ -50,6 +51,8 @@ class TaskInputs:
     image_mask: Tensor
     task_ids: Tensor | None = None
     candidates: int = 0
+    text_count: int | None = None
+    image_count: int | None = None
 
 
 class TaskModel(nn.Module):
@@ -86,6 +89,8 @@ class TaskModel(nn.Module):
             inputs.image_mask,
             task_ids=inputs.task_ids,
             maps=maps,
+            text_count=inputs.text_count,
+            image_count=inputs.image_count,
         )
 
     def scores(self, encoded: Encoded, inputs: TaskInputs, head: str) -> Tensor:

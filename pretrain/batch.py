@@ -13,7 +13,8 @@ class Batch:
     keys int64 (B,): the samples' random keys; input_ids int64 (B, L); lengths int64 (B,), with [CLS] and [SEP];
     features float16 (B, N, D); boxes float32 (B, N, 4); valid bool (B, N); class_ids int16 and class_probs
     float16 (B, N, k), or (B, N, 0) where there are no classes; misaligned bool (B,). word_count and
-    region_count: how many of them will be predicted; problems: why samples that belong here were left out.
+    region_count: how many of them will be predicted; pieces and regions: how many there are, None where nobody has
+    counted; problems: why samples that belong here were left out.
     """
 
     keys: Tensor
@@ -27,10 +28,17 @@ class Batch:
     misaligned: Tensor
     word_count: int = 0
     region_count: int = 0
+    pieces: int | None = None
+    regions: int | None = None
     problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows all images have together, with row 0 of each, where that is known."""
+        return None if self.regions is None else self.regions + len(self)
 
     def _map(self, function) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

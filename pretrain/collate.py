@@ -79,6 +79,8 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
         class_ids=torch.from_numpy(class_ids),
         class_probs=torch.from_numpy(class_probs),
         misaligned=torch.from_numpy(np.asarray(misaligned, bool)),
+        pieces=sum(map(len, token_ids)),
+        regions=sum(counts),
     )
 
 

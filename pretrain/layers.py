@@ -4,12 +4,15 @@ Every block keeps BERT's arrangement: a sublayer, dropout, the residual, then La
 Queries, keys and values of one input are one matrix, so that they cost one multiplication.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.attention import attend, split_heads
 from pretrain.config import ModelConfig
+from pretrain.packing import Layout
 
 EPSILON = 1e-12
 LOCATION_SIZE = 5  # x1, y1, x2, y2 as shares of width and height, and the share of the area
@@ -91,11 +94,16 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.feed_forward = FeedForward(size, inner, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, maps: list | None = None) -> Tensor:
-        """(B, L, size), bool (B, L) -> (B, L, size)."""
-        q, k, v = (split_heads(part, self.heads) for part in self.query_key_value(x).chunk(3, -1))
-        context = attend(q, k, v, mask, self.attention_dropout if self.training else 0.0, maps)
-        return self.feed_forward(self.norm(x + self.dropout(self.output(context))))
+    def forward(self, x: Tensor, layout: Layout, maps: list | None = None) -> Tensor:
+        """(n, size), or (B, L, size) with padding -> the same."""
+        q, k, v = _by_head(self.query_key_value(x), layout, self.heads)
+        context = attend(q, k, v, layout.mask, self.attention_dropout if self.training else 0.0, maps)
+        return self.feed_forward(self.norm(x + self.dropout(self.output(layout.pack(context)))))
+
+
+def _by_head(query_key_value: Tensor, layout: Layout, heads: int) -> Iterator[Tensor]:
+    """Queries, keys and values of all positions, padding too: (B, heads, L, size / heads) each."""
+    return (split_heads(part, heads) for part in layout.pad(query_key_value).chunk(3, -1))
 
 
 class Connection(nn.Module):
@@ -121,23 +129,23 @@ class Connection(nn.Module):
     def forward(
         self,
         text: Tensor,
-        text_mask: Tensor,
+        text_layout: Layout,
         image: Tensor,
-        image_mask: Tensor,
+        image_layout: Layout,
         text_maps: list | None = None,
         image_maps: list | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(B, L, h_t), (B, L), (B, R, h_v), (B, R) -> the new text (B, L, h_t) and image (B, R, h_v).
+        """Text (B, L, h_t) and image (B, R, h_v), as they are laid out -> the new text and image, laid out the same.
 
         text_maps takes the words' attention to regions (B, heads, L, R), image_maps the reverse.
         """
-        q1, k1, v1 = (split_heads(x, self.heads) for x in self.image_query_key_value(image).chunk(3, -1))
-        q2, k2, v2 = (split_heads(x, self.heads) for x in self.text_query_key_value(text).chunk(3, -1))
+        q1, k1, v1 = _by_head(self.image_query_key_value(image), image_layout, self.heads)
+        q2, k2, v2 = _by_head(self.text_query_key_value(text), text_layout, self.heads)
         # As published: what the keys belong to names the dropout.
         text_dropout = self.text_attention_dropout if self.training else 0.0
         image_dropout = self.image_attention_dropout if self.training else 0.0
-        for_image = attend(q1, k2, v2, text_mask, text_dropout, image_maps)
-        for_text = attend(q2, k1, v1, image_mask, image_dropout, text_maps)
+        for_image = image_layout.pack(attend(q1, k2, v2, text_layout.mask, text_dropout, image_maps))
+        for_text = text_layout.pack(attend(q2, k1, v1, image_layout.mask, image_dropout, text_maps))
         image = self.image_norm(image + self.image_dropout(self.image_output(for_image)))
         text = self.text_norm(text + self.text_dropout(self.text_output(for_text)))
         return self.text_feed_forward(text), self.image_feed_forward(image)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
 from pretrain.layers import Connection, ImageEmbedding, Layer, Pooler, TextEmbedding
+from pretrain.packing import Layout, layout
 
 
 @dataclass
@@ -99,51 +100,55 @@ class TwoStream(nn.Module):
         segment_ids: Tensor | None = None,
         task_ids: Tensor | None = None,
         maps: AttentionMaps | None = None,
+        text_count: int | None = None,
+        image_count: int | None = None,
     ) -> Encoded:
         """input_ids int64 (B, L), text_mask bool (B, L): true on words; features (B, R, D), locations (B, R, 5),
         image_mask bool (B, R), row 0 being the whole image; segment_ids int64 (B, L); task_ids int64 (B,).
 
         With task_ids the text is one position longer. `maps` collects exact attention maps, at the cost of
-        fused attention.
+        fused attention. text_count and image_count say how many places of text_mask and image_mask are true, for
+        whoever knows: padding then costs next to nothing, and what comes out there means nothing.
         """
+        text, texts = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps)
+        image, images = self.begin_image(features, locations, image_mask, image_count, maps)
+        return self.join(text, texts, image, images, maps)
+
+    def begin_text(
+        self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None
+    ) -> tuple[Tensor, Layout]:
+        """The text stream up to the first connection, which no image has a part in, and how it is laid out."""
         if task_ids is not None:
             text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
-        text = self.begin_text(input_ids, text_mask, segment_ids, task_ids, maps)
-        image = self.begin_image(features, locations, image_mask, maps)
-        return self.join(text, text_mask, image, image_mask, maps)
+            text_count = text_count and text_count + len(task_ids)
+        texts = layout(text_mask, text_count)
+        text = texts.pack(self.text_embedding(input_ids, segment_ids, task_ids))
+        return self._run(self.steps[: self._first], text, texts, None, None, maps)[0], texts
 
-    def begin_text(self, input_ids, text_mask, segment_ids=None, task_ids=None, maps=None) -> Tensor:
-        """(B, L, h_t): the text stream up to the first connection, which no image has a part in.
+    def begin_image(self, features, locations, image_mask, image_count=None, maps=None) -> tuple[Tensor, Layout]:
+        """The image stream up to the first connection, which no text has a part in, and how it is laid out."""
+        images = layout(image_mask, image_count)
+        image = self.image_embedding(images.pack(features), images.pack(locations))
+        return self._run(self.steps[: self._first], None, None, image, images, maps)[1], images
 
-        text_mask has the task token's position already.
-        """
-        text = self.text_embedding(input_ids, segment_ids, task_ids)
-        return self._run(self.steps[: self._first], text, text_mask, None, None, maps)[0]
-
-    def begin_image(self, features, locations, image_mask, maps=None) -> Tensor:
-        """(B, R, h_v): the image stream up to the first connection, which no text has a part in."""
-        image = self.image_embedding(features, locations)
-        return self._run(self.steps[: self._first], None, None, image, image_mask, maps)[1]
-
-    def join(self, text: Tensor, text_mask: Tensor, image: Tensor, image_mask: Tensor, maps=None) -> Encoded:
-        """The first connection and all that follows."""
-        text, image = self._run(self.steps[self._first :], text, text_mask, image, image_mask, maps)
+    def join(self, text: Tensor, texts: Layout, image: Tensor, images: Layout, maps=None) -> Encoded:
+        """The first connection and all that follows, from what the two streams begin with."""
+        text, image = self._run(self.steps[self._first :], text, texts, image, images, maps)
+        text, image = texts.pad(text), images.pad(image)
         return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
 
-    def _run(self, steps, text, text_mask, image, image_mask, maps) -> tuple[Tensor, Tensor]:
+    def _run(self, steps, text, texts, image, images, maps) -> tuple[Tensor, Tensor]:
         """Some blocks in their order; those of a stream that is None are left out."""
         keep = maps or AttentionMaps(None, None, None, None)
         call = partial(checkpoint, use_reentrant=False) if self.recompute and self.training else _call
         for kind, number in steps:
             if kind == "text" and text is not None:
-                text = call(self.text_layers[number], text, text_mask, keep.text)
+                text = call(self.text_layers[number], text, texts, keep.text)
             elif kind == "image" and image is not None:
-                image = call(self.image_layers[number], image, image_mask, keep.image)
+                image = call(self.image_layers[number], image, images, keep.image)
             elif kind == "connection":
                 connection = self.connections[number]
-                text, image = call(
-                    connection, text, text_mask, image, image_mask, keep.text_over_image, keep.image_over_text
-                )
+                text, image = call(connection, text, texts, image, images, keep.text_over_image, keep.image_over_text)
         return text, image
 
     def fuse(self, encoded: Encoded) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from pretrain import masking
 from pretrain.batch import Batch
 from pretrain.heads import PretrainingModel
+from pretrain.packing import positions
 
 REGION_TARGETS = ("classes", "features", "none")
 
@@ -118,10 +119,17 @@ class Objective:
 
     def losses(self, model: PretrainingModel, batch: Batch, inputs: Inputs) -> Losses:
         """One pass of the model over a masked batch."""
-        encoder = model.encoder
-        encoded = encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)
+        encoded = model.encoder(
+            inputs.input_ids,
+            inputs.text_mask,
+            inputs.features,
+            inputs.locations,
+            inputs.image_mask,
+            text_count=batch.pieces,
+            image_count=batch.rows,
+        )
         word_scores = at_least_float32(model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]))
-        alignment = at_least_float32(model.alignment(encoder.fuse(encoded)))
+        alignment = at_least_float32(model.alignment(model.encoder.fuse(encoded)))
         labels = batch.misaligned.long()
         regions, regions_right = self._region_loss(model, batch, inputs, encoded.image[:, 1:].flatten(0, 1))
         return Losses(
@@ -156,11 +164,6 @@ class Objective:
 
 def at_least_float32(scores: Tensor) -> Tensor:
     return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-
-
-def positions(mask: Tensor, count: int) -> Tensor:
-    """Flat indexes int64 (count,) of the true places of a bool tensor, without asking the device how many."""
-    return mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:count]
 
 
 def class_distribution(class_ids: Tensor, class_probs: Tensor, num_classes: int) -> Tensor:

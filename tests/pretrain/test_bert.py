@@ -7,6 +7,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFa
 from pretrain.bert import load_bert
 from pretrain.config import TINY
 from pretrain.heads import PretrainingModel
+from pretrain.packing import Layout
 from pretrain.tokenizer import bert_pieces
 from shards.errors import UserError
 
@@ -59,7 +60,7 @@ def test_hidden_states_equal_berts_up_to_the_first_connection(bert, pickled, tmp
     x = ours.encoder.text_embedding(ids, segments, None)
     torch.testing.assert_close(x, states[0], atol=1e-5, rtol=0)
     for number in range(2):
-        x = ours.encoder.text_layers[number](x, mask)
+        x = ours.encoder.text_layers[number](x, Layout(mask))
         torch.testing.assert_close(x[mask], states[number + 1][mask], atol=1e-5, rtol=0)
 
 

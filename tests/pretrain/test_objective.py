@@ -12,7 +12,8 @@ from pretrain.collate import Limits, stack
 from pretrain.config import TINY
 from pretrain.heads import PretrainingModel
 from pretrain.masking import sample_keys
-from pretrain.objective import Objective, class_distribution, positions
+from pretrain.objective import Objective, class_distribution
+from pretrain.packing import positions
 
 SIZES = TINY.replace(
     vocab_size=40, v_feature_size=12, v_target_size=9, hidden_size=32, v_hidden_size=32, bi_hidden_size=32
