@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
 from pretrain.layers import Connection, ImageEmbedding, Layer, Pooler, TextEmbedding
-from pretrain.packing import Layout, layout
+from pretrain.packing import Layout, lay_out
 
 
 @dataclass
@@ -110,9 +110,9 @@ class TwoStream(nn.Module):
         fused attention. text_count and image_count say how many places of text_mask and image_mask are true, for
         whoever knows: padding then costs next to nothing, and what comes out there means nothing.
         """
-        text, texts = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps)
-        image, images = self.begin_image(features, locations, image_mask, image_count, maps)
-        return self.join(text, texts, image, images, maps)
+        text, text_layout = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps)
+        image, image_layout = self.begin_image(features, locations, image_mask, image_count, maps)
+        return self.join(text, text_layout, image, image_layout, maps)
 
     def begin_text(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None
@@ -121,34 +121,36 @@ class TwoStream(nn.Module):
         if task_ids is not None:
             text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
             text_count = text_count and text_count + len(task_ids)
-        texts = layout(text_mask, text_count)
-        text = texts.pack(self.text_embedding(input_ids, segment_ids, task_ids))
-        return self._run(self.steps[: self._first], text, texts, None, None, maps)[0], texts
+        text_layout = lay_out(text_mask, text_count)
+        text = text_layout.pack(self.text_embedding(input_ids, segment_ids, task_ids))
+        return self._run(self.steps[: self._first], text, text_layout, None, None, maps)[0], text_layout
 
     def begin_image(self, features, locations, image_mask, image_count=None, maps=None) -> tuple[Tensor, Layout]:
         """The image stream up to the first connection, which no text has a part in, and how it is laid out."""
-        images = layout(image_mask, image_count)
-        image = self.image_embedding(images.pack(features), images.pack(locations))
-        return self._run(self.steps[: self._first], None, None, image, images, maps)[1], images
+        image_layout = lay_out(image_mask, image_count)
+        image = self.image_embedding(image_layout.pack(features), image_layout.pack(locations))
+        return self._run(self.steps[: self._first], None, None, image, image_layout, maps)[1], image_layout
 
-    def join(self, text: Tensor, texts: Layout, image: Tensor, images: Layout, maps=None) -> Encoded:
+    def join(self, text: Tensor, text_layout: Layout, image: Tensor, image_layout: Layout, maps=None) -> Encoded:
         """The first connection and all that follows, from what the two streams begin with."""
-        text, image = self._run(self.steps[self._first :], text, texts, image, images, maps)
-        text, image = texts.pad(text), images.pad(image)
+        text, image = self._run(self.steps[self._first :], text, text_layout, image, image_layout, maps)
+        text, image = text_layout.pad(text), image_layout.pad(image)
         return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
 
-    def _run(self, steps, text, texts, image, images, maps) -> tuple[Tensor, Tensor]:
+    def _run(self, steps, text, text_layout, image, image_layout, maps) -> tuple[Tensor, Tensor]:
         """Some blocks in their order; those of a stream that is None are left out."""
         keep = maps or AttentionMaps(None, None, None, None)
         call = partial(checkpoint, use_reentrant=False) if self.recompute and self.training else _call
         for kind, number in steps:
             if kind == "text" and text is not None:
-                text = call(self.text_layers[number], text, texts, keep.text)
+                text = call(self.text_layers[number], text, text_layout, keep.text)
             elif kind == "image" and image is not None:
-                image = call(self.image_layers[number], image, images, keep.image)
+                image = call(self.image_layers[number], image, image_layout, keep.image)
             elif kind == "connection":
                 connection = self.connections[number]
-                text, image = call(connection, text, texts, image, images, keep.text_over_image, keep.image_over_text)
+                text, image = call(
+                    connection, text, text_layout, image, image_layout, keep.text_over_image, keep.image_over_text
+                )
         return text, image
 
     def fuse(self, encoded: Encoded) -> Tensor:

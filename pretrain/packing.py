@@ -31,7 +31,7 @@ class Layout:
         return padded.index_copy(0, self.index, x).unflatten(0, self.mask.shape)
 
 
-def layout(mask: Tensor, count: int | None) -> Layout:
+def lay_out(mask: Tensor, count: int | None) -> Layout:
     """How to lay out sequences with this mask. count: of its true places; None: unknown, and the padding stays."""
     if count is None or count >= (1 - LEAST_PADDING) * mask.numel():
         return Layout(mask)

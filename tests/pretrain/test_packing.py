@@ -11,7 +11,7 @@ from torch import nn
 
 from pretrain.config import TINY, model_config_from
 from pretrain.model import AttentionMaps, TwoStream
-from pretrain.packing import layout
+from pretrain.packing import lay_out
 from pretrain.published import from_published
 
 SIZES = TINY.replace(
@@ -81,7 +81,7 @@ def test_published_outputs_without_padding(parity):
     x, theirs = parity["inputs"], parity["outputs"]
     text_mask, image_mask = x["text_mask"].bool(), x["region_mask"].bool()
     counts = {"text_count": int(text_mask.sum()), "image_count": int(image_mask.sum())}
-    assert layout(text_mask, counts["text_count"]).index is not None
+    assert lay_out(text_mask, counts["text_count"]).index is not None
     maps = AttentionMaps()
     with torch.no_grad():
         arguments = x["input_ids"], text_mask, x["features"], x["locations"], image_mask, x["segment_ids"]
@@ -123,7 +123,7 @@ def test_what_lies_in_the_padding_does_not_matter(what):
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(9, 12))
 def test_padding_comes_back_as_zeros(lengths, longest):
     mask = mask_of(lengths, longest)
-    one = layout(mask, int(mask.sum()))
+    one = lay_out(mask, int(mask.sum()))
     x = torch.randn(*mask.shape, 3)
     padded = one.pad(one.pack(x))
     assert torch.equal(padded, x if one.index is None else x * mask[..., None])
@@ -132,6 +132,6 @@ def test_padding_comes_back_as_zeros(lengths, longest):
 
 
 def test_little_padding_and_unknown_padding_stay():
-    assert layout(mask_of([8, 7]), 15).index is None
-    assert layout(mask_of([8, 2]), None).index is None
-    assert layout(mask_of([8, 2]), 10).index is not None
+    assert lay_out(mask_of([8, 7]), 15).index is None
+    assert lay_out(mask_of([8, 2]), None).index is None
+    assert lay_out(mask_of([8, 2]), 10).index is not None
