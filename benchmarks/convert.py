@@ -29,6 +29,7 @@ from shards.formats import open_source
 from shards.reader import RegionReader
 
 REGIONS, WIDTH = 36, 2048
+BEST_OF = 3
 
 
 @dataclass
@@ -101,23 +102,24 @@ def seconds_to_decode(source: Path, file: Path) -> float:
     return time.perf_counter() - began
 
 
-def seconds_to_convert(source: Path, file: Path, out: Path, processes: int) -> float:
+def seconds_to_convert(source: Path, file: Path, folder: Path, processes: int) -> float:
     drop_from_cache(file)
-    began = time.perf_counter()
-    convert(ConvertConfig(str(source), str(out), processes=processes))
-    return time.perf_counter() - began
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        began = time.perf_counter()
+        convert(ConvertConfig(str(source), out, processes=processes))
+        return time.perf_counter() - began
 
 
 def compare(source: Path, file: Path, folder: Path) -> None:
     size = file.stat().st_size
     print(f"{source.name}, {size / 1e6:.0f} MB")
-    rates = {
-        "the bytes alone": size / min(seconds_to_read(file) for _ in range(2)),
-        "read and decoded": size / min(seconds_to_decode(source, file) for _ in range(2)),
+    ways = {
+        "the bytes alone": lambda: seconds_to_read(file),
+        "read and decoded": lambda: seconds_to_decode(source, file),
+        "converted by 1": lambda: seconds_to_convert(source, file, folder, 1),
+        "converted by 2": lambda: seconds_to_convert(source, file, folder, 2),
     }
-    for processes in (1, 2):
-        out = folder / f"{source.name}-{processes}"
-        rates[f"converted by {processes}"] = size / seconds_to_convert(source, file, out, processes)
+    rates = {name: size / min(way() for _ in range(BEST_OF)) for name, way in ways.items()}
     bytes_alone, decoded, *_ = rates.values()
     print(f"{'':<20} {'MB/s':>8} {'of decoding':>12} {'of the bytes':>13}")
     for name, rate in rates.items():

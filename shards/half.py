@@ -4,14 +4,16 @@ import warnings
 
 import numpy as np
 
-EXPONENT = 0x7C00  # of a float16: all its bits are set in what is not finite
+INFINITE, MINUS_INFINITE = 0x7C00, 0xFC00  # as bits of a float16; what is NaN comes behind them
 
 
 def finite(values: np.ndarray) -> bool:
-    """Whether numbers are all finite in float16, by the bits of their exponents: faster than np.isfinite."""
+    """Whether numbers are all finite in float16, by the largest of their bits: faster than np.isfinite."""
     with np.errstate(over="ignore"):
-        bits = np.asarray(values, np.float16).view(np.uint16)
-    return not ((bits & EXPONENT) == EXPONENT).any()
+        halves = np.asarray(values, np.float16)
+    # With a sign all that are positive are compared, since the others are below 0; without one the negative ones.
+    signed, unsigned = (halves.view(kind).max(initial=0) for kind in (np.int16, np.uint16))
+    return bool(signed < INFINITE and unsigned < MINUS_INFINITE)
 
 
 def to_half(values: np.ndarray) -> np.ndarray:

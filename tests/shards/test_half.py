@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as shapes
 
-from shards.half import to_half
+from shards.half import finite, to_half
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
@@ -47,3 +47,14 @@ def test_what_is_only_to_be_read():
 @pytest.mark.parametrize("dtype", ["f2", "f8", "i4", ">f4"])
 def test_other_types_are_numpys(dtype):
     assert same(np.array([[0, 1.5, -3], [60000, 1e-7, 12]]).astype(dtype))
+
+
+def test_every_half_is_finite_or_not():
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert [finite(halves[n : n + 1]) for n in range(len(halves))] == np.isfinite(halves).tolist()
+
+
+@given(shapes.arrays(np.float32, shapes.array_shapes(max_dims=3, max_side=9, min_side=0), elements=FLOATS))
+def test_arrays_are_finite_where_all_of_them_is(values):
+    with np.errstate(over="ignore"):
+        assert finite(values) == finite(values.T) == np.isfinite(values.astype(np.float16)).all()
