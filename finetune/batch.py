@@ -58,7 +58,7 @@ class TaskBatch:
         """What the model takes, on the batch's device. token: the task's, for a model that has task tokens."""
         rows, candidates = self.rows, self.candidates
         features, locations = masking.image_rows(rows.features, rows.boxes, rows.valid, dtype)
-        image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.rows
+        image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_rows
         if candidates is not None:
             extra = masking.image_rows(candidates.features, candidates.boxes, candidates.valid, dtype)
             features = torch.cat([features, extra[0][:, 1:]], 1)

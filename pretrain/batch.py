@@ -36,7 +36,7 @@ class Batch:
         return len(self.keys)
 
     @property
-    def rows(self) -> int | None:
+    def image_rows(self) -> int | None:
         """How many rows all images have together, with row 0 of each, where that is known."""
         return None if self.regions is None else self.regions + len(self)
 

@@ -126,7 +126,7 @@ class Objective:
             inputs.locations,
             inputs.image_mask,
             text_count=batch.pieces,
-            image_count=batch.rows,
+            image_count=batch.image_rows,
         )
         word_scores = at_least_float32(model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]))
         alignment = at_least_float32(model.alignment(model.encoder.fuse(encoded)))

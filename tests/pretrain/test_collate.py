@@ -81,7 +81,7 @@ def test_counts_are_those_that_the_mask_has(batches):
         assert batch.word_count == words.sum()
         assert batch.region_count == (masking.choose_regions(batch.keys, batch.valid) & counted).sum()
         assert batch.pieces == (batch.input_ids != 0).sum() == batch.lengths.sum()
-        assert batch.rows == batch.valid.sum() + 40
+        assert batch.image_rows == batch.valid.sum() + 40
 
 
 def test_a_caption_longer_than_the_limit_is_cut_and_keeps_its_end_mark():

@@ -1,18 +1,14 @@
 """States without their padding: the same numbers, for the work of the positions that are there."""
 
-import json
-
 import pytest
 import torch
-from conftest import PARITY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretrain.config import TINY, model_config_from
-from pretrain.model import AttentionMaps, TwoStream
+from pretrain.config import TINY
+from pretrain.model import TwoStream
 from pretrain.packing import lay_out
-from pretrain.published import from_published
 
 SIZES = TINY.replace(
     vocab_size=40, v_feature_size=12, hidden_size=32, v_hidden_size=32, bi_hidden_size=32, task_tokens=3
@@ -70,34 +66,6 @@ def test_states_and_gradients_are_those_with_padding(lengths, tokens, recompute)
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-
-
-def test_published_outputs_without_padding(parity):
-    """The published implementation's own states, wherever a word or a region is."""
-    config = model_config_from(json.loads((PARITY / "config.json").read_text()), "parity")
-    weights = from_published(parity["tasks_weights"])[0]
-    model = TwoStream(config.replace(task_tokens=20)).eval()
-    model.load_state_dict({name[8:]: value for name, value in weights.items() if name.startswith("encoder.")})
-    x, theirs = parity["inputs"], parity["outputs"]
-    text_mask, image_mask = x["text_mask"].bool(), x["region_mask"].bool()
-    counts = {"text_count": int(text_mask.sum()), "image_count": int(image_mask.sum())}
-    assert lay_out(text_mask, counts["text_count"]).index is not None
-    maps = AttentionMaps()
-    with torch.no_grad():
-        arguments = x["input_ids"], text_mask, x["features"], x["locations"], image_mask, x["segment_ids"]
-        encoded = model(*arguments, x["task_ids"][:, 0], maps, **counts)
-    text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
-    for ours, published in (
-        (encoded.text[text_mask], theirs["task_seq_t"][text_mask]),
-        (encoded.image[image_mask], theirs["task_seq_v"][image_mask]),
-        (encoded.pooled_text, theirs["task_pool_t"]),
-        (encoded.pooled_image, theirs["task_pool_v"]),
-        *(
-            (m.transpose(1, 2)[text_mask], theirs[f"attention_text.{n}"].transpose(1, 2)[text_mask])
-            for n, m in enumerate(maps.text)
-        ),
-    ):
-        torch.testing.assert_close(ours, published, rtol=0, atol=1e-5)
 
 
 def test_no_layer_works_on_padding():

@@ -14,6 +14,7 @@ from pretrain.heads import PretrainingModel
 from pretrain.masking import HiddenRegions
 from pretrain.model import AttentionMaps, TwoStream, steps
 from pretrain.objective import Inputs, Objective
+from pretrain.packing import lay_out
 from pretrain.published import from_published
 
 
@@ -84,6 +85,23 @@ def test_every_attention_map(parity, tasks):
             close(layer, parity["outputs"][f"attention_{name}.{number}"])
             seen += 1
     assert seen == sum(name.startswith("attention_") for name in parity["outputs"])
+
+
+def test_states_and_maps_without_padding(parity, tasks):
+    """Where a word or a region is, when the model is told how many there are and leaves the rest out."""
+    x, theirs, maps = parity["inputs"], parity["outputs"], AttentionMaps()
+    text_mask, image_mask = x["text_mask"].bool(), x["region_mask"].bool()
+    counts = {"text_count": int(text_mask.sum()), "image_count": int(image_mask.sum())}
+    assert lay_out(text_mask, counts["text_count"]).index is not None
+    encoded = encode(tasks, x, task_ids=x["task_ids"][:, 0], maps=maps, **counts)
+    text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
+    close(encoded.text[text_mask], theirs["task_seq_t"][text_mask])
+    close(encoded.image[image_mask], theirs["task_seq_v"][image_mask])
+    close(encoded.pooled_text, theirs["task_pool_t"])
+    close(encoded.pooled_image, theirs["task_pool_v"])
+    for number, layer in enumerate(maps.text):
+        published = theirs[f"attention_text.{number}"]
+        close(layer.transpose(1, 2)[text_mask], published.transpose(1, 2)[text_mask])
 
 
 def published_losses(parity, model):
