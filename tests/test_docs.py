@@ -12,9 +12,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benc
 
 
 def commands(text: str):
-    """(module, names of its flags) of every `python -m` in blocks of code and between backticks."""
+    """(module, names of its flags) of every `python -m` in blocks of code and between backticks, behind a `&&` too."""
     text = text.replace("\\\n", " ")
-    for line in re.findall(r"(?:python|torchrun[^\n`]*?) -m ((?:pretrain|finetune|shards|ops)\b[^\n`#|]*)", text):
+    for line in re.findall(r"(?:python|torchrun[^\n`&]*?) -m ((?:pretrain|finetune|shards|ops)\b[^\n`#|&]*)", text):
         module, *words = line.split()
         yield module, [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
 
