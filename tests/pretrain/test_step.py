@@ -10,6 +10,7 @@ import pytest
 import torch
 from data_sets import make_samples
 from torch import nn
+from without_content import nothing_is_asked, without_content
 
 from pretrain.collate import Limits, stack
 from pretrain.config import TINY
@@ -291,6 +292,16 @@ def test_without_apex_and_with_the_package_of_that_name_the_message_says_what_to
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
     with pytest.raises(UserError, match="PyPI's package apex is another project"):
         make_engine(kind="apex_lamb")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_a_step_asks_for_no_number(precision):
+    engine, batch = make_engine(precision), make_batch()
+    take(engine, batch, 1)  # the optimizer's state is made
+    with nothing_is_asked() as mode:
+        sums, counts = Sums(), (batch.word_count, batch.region_count, len(batch))
+        engine.step(1, [without_content(batch, mode)], sums, counts)
+    assert set(sums.values) > {"words", "regions", "alignment", "gradient_norm", "steps"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
