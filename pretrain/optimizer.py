@@ -1,11 +1,9 @@
 """AdamW with its parameter groups, apex's fused optimizers by name, and the learning rate of a step."""
 
-import importlib
-
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UserError
+from pretrain import nvidia_apex
 
 OPTIMIZERS = ("adamw", "apex", "apex_lamb")
 MANY_UPDATES = 1_000_000  # 0.999 to this power is nothing, and float32 counts on from here to 16 million
@@ -36,46 +34,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1
 def make_optimizer(
     model: nn.Module, lr: float, betas, eps: float, weight_decay: float, scale=lambda name: 1.0, kind: str = "adamw"
 ) -> torch.optim.Optimizer:
-    """torch's fused AdamW on the parameter groups of `model`, or NVIDIA apex's FusedAdam or FusedLAMB.
-
-    With apex, LayerNorm is replaced by apex's too: the same weights under the same names.
-    """
+    """torch's fused AdamW on the parameter groups of `model`, or what NVIDIA's apex has in its place (see there)."""
     groups = parameter_groups(model, weight_decay, scale)
-    if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-    optimizers, normalization = _apex("optimizers"), _apex("normalization")
-    _replace_norms(model, normalization.FusedLayerNorm)
-    if kind == "apex_lamb":
-        # Its own clipping of the gradient's norm is left to ours (a limit of 0 is none).
-        return optimizers.FusedLAMB(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=0.0)
-    return optimizers.FusedAdam(groups, lr=lr, betas=betas, eps=eps, adam_w_mode=True)
-
-
-def _apex(part: str):
-    """A part of NVIDIA's apex; PyPI's package of that name is another project."""
-    try:
-        importlib.import_module("apex")
-    except ImportError:
-        raise UserError(
-            "--optimizer apex: apex is not installed; build NVIDIA's from its source (github.com/NVIDIA/apex), or "
-            "leave the flag out: torch's own fused AdamW is the default"
-        ) from None
-    try:
-        return importlib.import_module(f"apex.{part}")
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"--optimizer apex: the installed apex has no usable apex.{part} ({error}); PyPI's package apex is another "
-            "project: remove it and build NVIDIA's from its source (github.com/NVIDIA/apex) with its CUDA extensions"
-        ) from None
-
-
-def _replace_norms(model: nn.Module, norm: type) -> None:
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.LayerNorm):
-                fused = norm(child.normalized_shape, eps=child.eps).to(child.weight.device)
-                fused.weight, fused.bias = child.weight, child.bias
-                setattr(module, name, fused)
+    if kind != "adamw":
+        return nvidia_apex.fused(kind, model, groups, lr, betas, eps)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

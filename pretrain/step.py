@@ -150,7 +150,7 @@ class Engine:
             self.optimizer.step()
         elif finite.item():
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         return norm, finite
 
 

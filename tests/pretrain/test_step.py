@@ -5,6 +5,7 @@ import sys
 import types
 from dataclasses import replace
 
+import fake_apex
 import numpy as np
 import pytest
 import torch
@@ -214,51 +215,9 @@ def test_an_empty_part_gives_no_gradient():
     assert len(grads) > 50 and all((grad == 0).all() for grad in grads)
 
 
-class FusedNorm(nn.Module):
-    """apex's FusedLayerNorm as far as anybody outside can tell."""
-
-    def __init__(self, shape, eps=1e-5):
-        super().__init__()
-        self.shape, self.eps = shape, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
-
-    def forward(self, x):
-        return nn.functional.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
-
-
-class FusedAdam(torch.optim.Optimizer):
-    """apex's FusedAdam: moments by parameter, but the number of updates in the group, as a plain int."""
-
-    def __init__(self, params, lr, betas, eps, adam_w_mode, weight_decay=0.0):
-        assert adam_w_mode
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
-            one, two = group["betas"]
-            for p in (p for p in group["params"] if p.grad is not None):
-                state = self.state[p]
-                if not state:
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                state["exp_avg"].lerp_(p.grad, 1 - one)
-                state["exp_avg_sq"].lerp_(p.grad**2, 1 - two)
-                root = (state["exp_avg_sq"] / (1 - two ** group["step"])).sqrt() + group["eps"]
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(group["lr"] * state["exp_avg"] / (1 - one ** group["step"]) / root)
-
-
 @pytest.fixture
 def apex(monkeypatch):
-    """A stand-in for NVIDIA's apex, with what is used of it."""
-    parts = {
-        "apex": types.ModuleType("apex"),
-        "apex.optimizers": types.SimpleNamespace(FusedAdam=FusedAdam, FusedLAMB=None),
-        "apex.normalization": types.SimpleNamespace(FusedLayerNorm=FusedNorm),
-    }
-    for name, module in parts.items():
-        monkeypatch.setitem(sys.modules, name, module)
+    fake_apex.install(monkeypatch)
 
 
 def test_apex_is_used_as_torchs_own_optimizer_is(apex):
@@ -272,7 +231,24 @@ def test_apex_is_used_as_torchs_own_optimizer_is(apex):
     assert take(fused, batch, 8) == pytest.approx(take(reference, batch, 8), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "apex"])
+def test_apexs_layer_norm_keeps_float32_under_autocast(apex):
+    """Left to itself it would work in bf16, weights and all."""
+    batch = make_batch()
+    reference, fused = (make_engine("bf16", dropout=0, kind=kind) for kind in ("adamw", "apex"))
+    assert take(fused, batch, 1) == pytest.approx(take(reference, batch, 1), rel=1e-6)
+
+
+def test_apexs_lamb_has_the_whole_gradient(apex):
+    """Each weight that decays moves by the share `lr` of its length, down the loss."""
+    engine, batch = make_engine(dropout=0, kind="apex_lamb"), make_batch()
+    before = weights(engine)["encoder.text_layers.0.feed_forward.up.weight"]
+    losses = take(engine, batch, 1)
+    after = weights(engine)["encoder.text_layers.0.feed_forward.up.weight"]
+    assert (after - before).norm() == pytest.approx(1e-3 * before.norm().item(), rel=1e-3)
+    assert take(engine, batch, 7)[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize("kind", ["adamw", "apex", "apex_lamb"])
 def test_an_optimizer_goes_on_where_it_was(apex, kind):
     batch = make_batch()
     whole = make_engine(kind=kind)
@@ -292,6 +268,17 @@ def test_without_apex_and_with_the_package_of_that_name_the_message_says_what_to
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
     with pytest.raises(UserError, match="PyPI's package apex is another project"):
         make_engine(kind="apex_lamb")
+
+
+def test_an_apex_without_its_extensions_is_a_plain_error(monkeypatch):
+    """They are asked for when an optimizer is made, and not before."""
+
+    def unbuilt(*_, **__):
+        raise RuntimeError("apex.optimizers.FusedAdam requires cuda extensions")
+
+    fake_apex.install(monkeypatch, FusedAdam=unbuilt)
+    with pytest.raises(UserError, match=r"--optimizer apex: .*requires cuda extensions.* wants a GPU and its CUDA ext"):
+        make_engine(kind="apex")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
