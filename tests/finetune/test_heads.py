@@ -12,7 +12,7 @@ from finetune.start import choose_start
 from pretrain.published import our_name
 
 
-def close(ours, theirs, tolerance=1e-5):
+def assert_close(ours, theirs, tolerance=1e-5):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=tolerance)
 
 
@@ -63,15 +63,15 @@ def scores(parity, model):
 
 def test_every_head(parity, scores):
     theirs = parity["outputs"]
-    close(scores("vqa"), theirs["task_vil_prediction"])
-    close(scores("gqa"), theirs["task_vil_prediction_gqa"])
-    close(scores("retrieval"), theirs["task_vil_logit"][:, 0])
-    close(scores("nlvr2", slice(4)), theirs["task_vil_binary_prediction_first4"])
-    close(scores("entailment"), theirs["task_vil_tri_prediction"])
+    assert_close(scores("vqa"), theirs["task_vil_prediction"])
+    assert_close(scores("gqa"), theirs["task_vil_prediction_gqa"])
+    assert_close(scores("retrieval"), theirs["task_vil_logit"][:, 0])
+    assert_close(scores("nlvr2", slice(4)), theirs["task_vil_binary_prediction_first4"])
+    assert_close(scores("entailment"), theirs["task_vil_tri_prediction"])
     valid = parity["inputs"]["region_mask"].bool()
-    close(scores("regions")[valid], theirs["task_vision_logit"][..., 0][valid])
+    assert_close(scores("regions")[valid], theirs["task_vision_logit"][..., 0][valid])
     assert (scores("regions")[~valid] == PADDING).all() and not valid.all()
-    close(scores("candidates", candidates=3), scores("regions")[:, -3:])
+    assert_close(scores("candidates", candidates=3), scores("regions")[:, -3:])
 
 
 def test_bf16_stays_within_its_bounds(parity, scores):
@@ -86,14 +86,16 @@ def test_bf16_stays_within_its_bounds(parity, scores):
 
 def test_every_loss(parity, scores):
     theirs = parity["outputs"]
-    close(example_losses("vqa", scores("vqa"), theirs["target_vqa"]).mean(), theirs["loss_vqa"], 1e-3)
-    close(example_losses("regions", scores("regions"), theirs["target_regions"][..., 0]).mean(), theirs["loss_regions"])
+    assert_close(example_losses("vqa", scores("vqa"), theirs["target_vqa"]).mean(), theirs["loss_vqa"], 1e-3)
+    assert_close(
+        example_losses("regions", scores("regions"), theirs["target_regions"][..., 0]).mean(), theirs["loss_regions"]
+    )
     labels = theirs["target_tri"].argmax(1)
-    close(example_losses("entailment", scores("entailment"), labels).mean(), theirs["loss_tri"])
+    assert_close(example_losses("entailment", scores("entailment"), labels).mean(), theirs["loss_tri"])
     labels = theirs["target_binary"].argmax(1)
-    close(example_losses("nlvr2", scores("nlvr2", slice(4)), labels).mean(), theirs["loss_binary_first4"])
+    assert_close(example_losses("nlvr2", scores("nlvr2", slice(4)), labels).mean(), theirs["loss_binary_first4"])
     first = scores("retrieval", slice(OPTIONS))
-    close(example_losses("retrieval", first, None).mean(), theirs["loss_retrieval_first4"])
+    assert_close(example_losses("retrieval", first, None).mean(), theirs["loss_retrieval_first4"])
 
 
 def test_the_loss_of_an_example_is_its_own(scores):
@@ -102,7 +104,7 @@ def test_the_loss_of_an_example_is_its_own(scores):
     target = torch.rand(5, 11).where(torch.rand(5, 11) > 0.7, torch.zeros(()))
     whole = example_losses("regions", scores("regions"), target)
     alone = [example_losses("regions", scores("regions", slice(n, n + 1)), target[n : n + 1]) for n in range(5)]
-    close(whole, torch.cat(alone))
+    assert_close(whole, torch.cat(alone))
 
 
 def test_scores_in_training_are_how_right_the_likeliest_choice_is():
@@ -128,9 +130,9 @@ def test_padding_adds_nothing_to_a_loss_and_is_never_chosen(parity, model):
         inputs.task_ids,
     )
     padded = model(wide, "regions")
-    close(padded[:, :11], narrow)
+    assert_close(padded[:, :11], narrow)
     target = torch.zeros(5, 11)
-    close(example_losses("regions", padded, pad(target, (0, 4))), example_losses("regions", narrow, target))
+    assert_close(example_losses("regions", padded, pad(target, (0, 4))), example_losses("regions", narrow, target))
     assert (padded.argmax(1) < 11).all()
 
 

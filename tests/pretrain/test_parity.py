@@ -18,7 +18,7 @@ from pretrain.packing import lay_out
 from pretrain.published import from_published
 
 
-def close(ours, theirs, tolerance=1e-5):
+def assert_close(ours, theirs, tolerance=1e-5):
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max().item() <= tolerance
 
@@ -61,19 +61,19 @@ def encode(model, x, **options):
 def test_pretraining_scores(parity, pretraining):
     theirs = parity["outputs"]
     encoded = encode(pretraining.encoder, parity["inputs"])
-    close(pretraining.word_scores(encoded.text), theirs["pre_scores_t"])
-    close(pretraining.regions(encoded.image), theirs["pre_scores_v"])
-    close(pretraining.alignment(pretraining.encoder.fuse(encoded)), theirs["pre_rel"])
+    assert_close(pretraining.word_scores(encoded.text), theirs["pre_scores_t"])
+    assert_close(pretraining.regions(encoded.image), theirs["pre_scores_v"])
+    assert_close(pretraining.alignment(pretraining.encoder.fuse(encoded)), theirs["pre_rel"])
 
 
 @pytest.mark.parametrize("maps", [None, AttentionMaps()], ids=["fused", "exact maps"])
 def test_hidden_states_and_poolers_with_task_tokens(parity, tasks, maps):
     theirs = parity["outputs"]
     encoded = encode(tasks, parity["inputs"], task_ids=parity["inputs"]["task_ids"][:, 0], maps=maps)
-    close(encoded.text, theirs["task_seq_t"])
-    close(encoded.image, theirs["task_seq_v"])
-    close(encoded.pooled_text, theirs["task_pool_t"])
-    close(encoded.pooled_image, theirs["task_pool_v"])
+    assert_close(encoded.text, theirs["task_seq_t"])
+    assert_close(encoded.image, theirs["task_seq_v"])
+    assert_close(encoded.pooled_text, theirs["task_pool_t"])
+    assert_close(encoded.pooled_image, theirs["task_pool_v"])
 
 
 def test_every_attention_map(parity, tasks):
@@ -82,7 +82,7 @@ def test_every_attention_map(parity, tasks):
     seen = 0
     for name, layers in vars(maps).items():
         for number, layer in enumerate(layers):
-            close(layer, parity["outputs"][f"attention_{name}.{number}"])
+            assert_close(layer, parity["outputs"][f"attention_{name}.{number}"])
             seen += 1
     assert seen == sum(name.startswith("attention_") for name in parity["outputs"])
 
@@ -95,13 +95,13 @@ def test_states_and_maps_without_padding(parity, tasks):
     assert lay_out(text_mask, counts["text_count"]).index is not None
     encoded = encode(tasks, x, task_ids=x["task_ids"][:, 0], maps=maps, **counts)
     text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
-    close(encoded.text[text_mask], theirs["task_seq_t"][text_mask])
-    close(encoded.image[image_mask], theirs["task_seq_v"][image_mask])
-    close(encoded.pooled_text, theirs["task_pool_t"])
-    close(encoded.pooled_image, theirs["task_pool_v"])
+    assert_close(encoded.text[text_mask], theirs["task_seq_t"][text_mask])
+    assert_close(encoded.image[image_mask], theirs["task_seq_v"][image_mask])
+    assert_close(encoded.pooled_text, theirs["task_pool_t"])
+    assert_close(encoded.pooled_image, theirs["task_pool_v"])
     for number, layer in enumerate(maps.text):
         published = theirs[f"attention_text.{number}"]
-        close(layer.transpose(1, 2)[text_mask], published.transpose(1, 2)[text_mask])
+        assert_close(layer.transpose(1, 2)[text_mask], published.transpose(1, 2)[text_mask])
 
 
 def published_losses(parity, model):
@@ -145,9 +145,9 @@ def published_losses(parity, model):
 def test_losses(parity, pretraining):
     losses = published_losses(parity, pretraining)
     theirs = parity["outputs"]
-    close(losses.words / losses.word_count, theirs["pre_loss_lm"][0])
-    close(losses.regions / losses.region_count, theirs["pre_loss_region"][0])
-    close(losses.alignment / losses.pair_count, theirs["pre_loss_align"][0])
+    assert_close(losses.words / losses.word_count, theirs["pre_loss_lm"][0])
+    assert_close(losses.regions / losses.region_count, theirs["pre_loss_region"][0])
+    assert_close(losses.alignment / losses.pair_count, theirs["pre_loss_align"][0])
 
 
 def test_gradients(parity, pretraining):
@@ -182,10 +182,10 @@ def test_padding_changes_no_valid_output(parity, pretraining):
         "locations": torch.where(image_mask[..., None], x["locations"], -3.0),
     }
     padded = encode(pretraining.encoder, {name: widen(name, value) for name, value in wild.items()})
-    close(padded.text[:, : text_mask.shape[1]][text_mask], plain.text[text_mask], 1e-12)
-    close(padded.image[:, : image_mask.shape[1]][image_mask], plain.image[image_mask], 1e-12)
-    close(padded.pooled_text, plain.pooled_text, 1e-12)
-    close(padded.pooled_image, plain.pooled_image, 1e-12)
+    assert_close(padded.text[:, : text_mask.shape[1]][text_mask], plain.text[text_mask], 1e-12)
+    assert_close(padded.image[:, : image_mask.shape[1]][image_mask], plain.image[image_mask], 1e-12)
+    assert_close(padded.pooled_text, plain.pooled_text, 1e-12)
+    assert_close(padded.pooled_image, plain.pooled_image, 1e-12)
 
 
 def widen(name: str, value):
