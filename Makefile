@@ -1,9 +1,10 @@
 # `make demo` and `make test` work on a fresh clone: both make the environment first.
 VENV ?= .venv
 PYTHON ?= python3
+REQUIREMENTS ?= requirements.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow env lint clean
+.PHONY: demo test test-slow test-oldest env lint clean
 
 demo: env
 	$(BIN)/python -m pretrain.run --epochs 6 --out runs/demo-pretrain --resume
@@ -17,16 +18,22 @@ test: env lint
 test-slow: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
+# With the oldest versions that setup.py allows, in a clone: operators are compiled for one torch, and lie in the tree.
+test-oldest:
+	rm -rf build/oldest
+	git clone --quiet . build/oldest
+	$(MAKE) -C build/oldest test REQUIREMENTS=tests/oldest.txt
+
 lint: env
 	$(BIN)/ruff check .
 
 env: $(VENV)/installed
 
 # torch first and alone: what comes after builds and resolves against it.
-$(VENV)/installed: requirements.txt setup.py $(wildcard ops/csrc/*)
+$(VENV)/installed: $(REQUIREMENTS) setup.py $(wildcard ops/csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements.txt)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' $(REQUIREMENTS))
+	$(BIN)/python -m pip install --quiet -r $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 

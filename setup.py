@@ -57,23 +57,23 @@ setup(
     package_data={"finetune": ["paper_tables.json"], "finetune.pages": ["*.css", "*.html", "*.js"]},
     install_requires=[
         "torch>=2.4",
-        "transformers>=4.48",
-        "tokenizers>=0.19",
+        "transformers>=4.57.1",
+        "tokenizers>=0.22.2",
         "webdataset>=0.2.100",
-        "numpy>=1.26",
-        "scipy>=1.11",
+        "numpy>=2.0",
+        "scipy>=1.13",
         "fire>=0.6",
-        "tensorboardX>=2.6",
+        "tensorboardX>=2.6.5",
         "safetensors>=0.4.3",
         "pillow>=10",
-        "tqdm>=4.64",
+        "tqdm>=4.64.1",
         "msgspec>=0.18",
-        "HanTa>=1.1",
+        "HanTa>=1.2.1",
     ],
     extras_require={
-        "lmdb": ["lmdb>=1.4", "msgpack>=1.0"],  # shards.convert of the published LMDBs
+        "lmdb": ["lmdb>=1.4", "msgpack>=1.0.2"],  # shards.convert of the published LMDBs
         "spacy": ["spacy>=3.7"],  # finetune.consistency with a model of spaCy
-        "pages": ["matplotlib>=3.8", "bertviz>=1.4", "mpld3>=0.5.10", "XStatic-jQuery>=3.5"],  # report, attention
+        "pages": ["matplotlib>=3.9", "bertviz>=1.4.1", "mpld3>=0.5.10", "XStatic-jQuery>=3.5.1.1"],  # report, attention
         "demo": ["gradio>=6"],
         "test": [
             "pytest>=8",

@@ -13,7 +13,8 @@
 RUN=runs/cc
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# --signal sends SIGTERM to the ranks five minutes before the end; they save and stop.
+# --signal sends SIGTERM to the ranks five minutes before the end; they save and stop. torchrun has a shutdown timeout
+# from torch 2.12 on; with an older one leave it out.
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --max-restarts 3 --shutdown-timeout 240 \
     --rdzv-backend c10d --rdzv-endpoint "$FIRST:29500" --rdzv-id "$SLURM_JOB_ID" \
     -m pretrain.run --resume --data 'data/cc/regions-{00000..00331}.tar' --config base --bert bert-base-uncased \

@@ -52,7 +52,7 @@ class WordPieces:
 
 
 def load_pieces(folder) -> WordPieces:
-    """The tokenizer of a run directory."""
+    """The tokenizer of a directory that has it in a file: of a run, or of a BERT."""
     path = Path(folder) / "tokenizer.json"
     try:
         return WordPieces(Tokenizer.from_file(str(path)), str(path))
@@ -67,10 +67,12 @@ def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
 
     A vocab.txt without a configuration beside it is of lower case.
     """
+    path = Path(name)
+    if (path / "tokenizer.json").exists():
+        return load_pieces(path)
     from transformers import AutoTokenizer, BertTokenizerFast  # take seconds to import, and most runs need neither
 
-    path = Path(name)
-    bare = path.is_dir() and not any((path / file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
+    bare = path.is_dir() and not (path / "tokenizer_config.json").exists()
     words = path / "vocab.txt" if bare else path
     try:
         if words.is_file():

@@ -1,6 +1,7 @@
 """What is installed from a wheel works from any directory, the compiled operator included."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,21 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_the_oldest_versions_are_those_that_setup_allows():
+    """What `make test-oldest` tests is what setup.py promises."""
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', (ROOT / "setup.py").read_text()))
+    oldest = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "tests/oldest.txt").read_text(), re.MULTILINE))
+    tested = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert set(oldest) == set(tested)
+    for name, version in oldest.items():
+        used_by_tests_alone = name in ("pytest", "pytest-xdist", "hypothesis", "ruff", "tensorboard", "playwright")
+        bound = bounds.get(name) if not used_by_tests_alone else None
+        assert Version(version) == Version(bound or tested[name]), name
 
 
 def run(*command, cwd, **environment):

@@ -91,11 +91,17 @@ def test_a_directory_without_weights_is_refused(tmp_path):
         load_bert(PretrainingModel(SIZES), str(tmp_path))
 
 
-def test_the_tokenizer_of_the_directory_is_used(tmp_path):
+@pytest.mark.parametrize("files", [["tokenizer.json"], ["vocab.txt"], ["vocab.txt", "tokenizer_config.json"]], ids=str)
+def test_the_tokenizer_of_the_directory_is_used(tmp_path, files):
+    """What BERTs have on disk, from the oldest with their words alone to the newest with all in one file."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##s", "dog"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "words.txt"))
     tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    for path in tmp_path.iterdir():
+        if path.name not in files:
+            path.unlink()
     pieces = bert_pieces(str(tmp_path))
     assert len(pieces) == len(words)
     texts = ["A cats dog", "zebra a a a a a a"]
