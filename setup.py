@@ -68,6 +68,7 @@ setup(
         "pillow>=10",
         "tqdm>=4.64.1",
         "msgspec>=0.18",
+        "pybase64>=1.4",  # forty times as fast as the standard library, and a TSV is nothing else
         "HanTa>=1.2.1",
     ],
     extras_require={

@@ -23,6 +23,9 @@ from shards.ranks import Ranks
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+# Every group that was, for good: freeing one, older torch (2.4) waits for gloo's threads and lets no other run, so that
+# a thread which has a tensor of the last exchange to give back waits too, for ever.
+_groups: list[dist.ProcessGroup] = []
 PATIENCE = datetime.timedelta(hours=1)  # the first rank may be drawing a world or writing a large checkpoint
 
 
@@ -43,6 +46,7 @@ def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
             world_size=count,
             timeout=PATIENCE,
         )
+        _groups.append(dist.group.WORLD)
         yield
         dist.destroy_process_group()
     except RuntimeError as error:

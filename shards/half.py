@@ -1,4 +1,4 @@
-"""float32 to float16 by torch, which asks the processor for it: far faster than numpy does (benchmarks/half.py)."""
+"""float32 to float16 by torch, which asks the processor for it: far faster than numpy does (benchmarks/features.py)."""
 
 import warnings
 

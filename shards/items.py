@@ -1,9 +1,9 @@
 """Images as dictionaries of arrays, which is how several published files keep them, each with names of its own."""
 
-import base64
 import binascii
 
 import numpy as np
+import pybase64
 
 from shards.features import BadRecord, Features
 
@@ -55,7 +55,7 @@ def _floats(item: dict, name: str) -> np.ndarray:
     try:
         if isinstance(value, str | bytes):
             data = value.encode() if isinstance(value, str) else value
-            return np.frombuffer(base64.b64decode(data.translate(None, b"\r\n"), validate=True), "<f4")
+            return np.frombuffer(pybase64.b64decode(data.translate(None, b"\r\n"), validate=True), "<f4")
         return np.asarray(value, np.float32)
     except (binascii.Error, ValueError, TypeError) as error:
         raise BadRecord(f"has {name} that are not numbers ({error})") from None

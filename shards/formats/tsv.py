@@ -5,7 +5,6 @@ img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, feature
 comes first is known by the number of columns and checked by the boxes, which must lie inside the image.
 """
 
-import base64
 import binascii
 import gzip
 import itertools
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pybase64
 
 from shards.errors import UserError
 from shards.features import BadRecord, Features
@@ -114,7 +114,7 @@ class TSV(Source):
 
 def _array(row: dict[str, bytes], name: str, dtype: str, length: int | None) -> np.ndarray:
     try:
-        values = np.frombuffer(base64.b64decode(row[name], validate=True), dtype)
+        values = np.frombuffer(pybase64.b64decode(row[name], validate=True), dtype)
     except (binascii.Error, ValueError):
         raise BadRecord(f"has a column {name} that is not whole base64") from None
     if length is not None and len(values) != length:

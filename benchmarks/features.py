@@ -1,0 +1,52 @@
+"""What converting does to an image's features: base64 by pybase64, float16 by torch, against the usual ways.
+
+python benchmarks/features.py [--regions 36] [--width 2048]
+"""
+
+import base64
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
+
+import numpy as np
+import pybase64
+import torch
+
+from benchmarks.timing import print_table, time_in_turn
+from shards.flags import command, flag
+from shards.half import to_half
+
+REPEATS = 100
+
+
+@dataclass
+class Config:
+    """Flags of this benchmark."""
+
+    regions: int = flag(36, "of an image", low=1)
+    width: int = flag(2048, "of a region's features", low=1)
+
+
+def run(config: Config) -> None:
+    torch.set_num_threads(1)  # as in a working process of shards.convert
+    rng = np.random.default_rng(0)
+    features = np.maximum(rng.standard_normal((config.regions, config.width), np.float32), 0)  # as behind a ReLU
+    text = base64.b64encode(features.tobytes())
+    for title, ways in {
+        "base64": {
+            "the standard library": lambda: base64.b64decode(text, validate=True),
+            "pybase64": lambda: pybase64.b64decode(text, validate=True),
+        },
+        "float32 to float16": {
+            "numpy's astype": lambda: features.astype(np.float16),
+            "by torch": lambda: to_half(features),
+        },
+    }.items():
+        print(title)
+        print_table(time_in_turn(ways, REPEATS), next(iter(ways)), per=1e-6, unit="us/image")
+
+
+if __name__ == "__main__":
+    command(Config, run, "benchmarks/features.py", __doc__.splitlines()[0], sys.argv[1:])
