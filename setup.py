@@ -62,7 +62,7 @@ setup(
         "webdataset>=0.2.100",
         "numpy>=2.0",
         "scipy>=1.13",
-        "fire>=0.6",
+        "fire>=0.7",
         "tensorboardX>=2.6.5",
         "safetensors>=0.4.3",
         "pillow>=10",
