@@ -42,16 +42,19 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, err
 
 
-def workers_of(process: subprocess.Popen) -> list[int]:
-    """Forked children, which carry their parent's command line."""
-    cmdline = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == cmdline]
+def descendants(pid: int) -> list[int]:
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [one for child in children for one in (child, *descendants(child))]
+
+
+def workers_of(process: subprocess.Popen, folder: Path) -> list[int]:
+    """Those of its processes that read shards of a folder, whichever process started them."""
+    return [pid for pid in descendants(process.pid) if str(folder) in Path(f"/proc/{pid}/maps").read_text()]
 
 
 def test_a_data_worker_that_is_killed_is_reported_with_its_shard(dataset_folder, tmp_path):
     with training(tmp_path / "run", "--data", dataset_folder, "--workers", 2) as process:
-        victim, _ = workers_of(process)
+        victim = workers_of(process, dataset_folder)[0]
         os.kill(victim, signal.SIGKILL)
         status, err = ended(process)
     assert status == 2 and "Traceback" not in err
