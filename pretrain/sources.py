@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,6 +118,15 @@ class Places:
         if worker:
             self.table[worker.id] = torch.tensor([os.getpid(), self.firsts[data_set] + shard])
 
+    def dead(self, patience: float = 1.0) -> list[int]:
+        """Workers that read and are no more. patience: seconds in which one that is about to end may do so."""
+        until, read = time.monotonic() + patience, {pid for pid, _ in self.table.tolist() if pid > 0}
+        while read and not (gone := read - {child.pid for child in multiprocessing.active_children()}):
+            if time.monotonic() > until:
+                return []
+            time.sleep(0.01)
+        return sorted(gone) if read else []
+
     def describe(self, death: str) -> str:
         """A sentence for torch's message about a worker that died."""
         listed = re.search(r"pid(?:\(s\))? ([\d, ]+)", death)  # "(pid 7)", or "(pid(s) 7, 8)"
@@ -133,16 +144,29 @@ class Places:
 def watched_workers(places: Places):
     """Ends the data workers with the block, whatever ends it; one that died is a UserError with its shard.
 
-    torch's error about a dead worker may be raised anywhere in the block.
+    torch's error about a dead worker may be raised anywhere in the block; where a batch was just being fetched from it,
+    that of the connection comes first.
     """
     try:
         yield
     except BaseException as error:
+        death = _death(error, places)
         # The frames of an error would keep the loader alive, and its workers, until the interpreter waits for them.
         traceback.clear_frames(error.__traceback__)
-        if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        if death is None:
             raise
-        raise UserError(places.describe(str(error))) from None
+        raise UserError(places.describe(death)) from None
+
+
+def _death(error: BaseException, places: Places) -> str | None:
+    """torch's words about a data worker that died, or some like them; None where an error is another."""
+    if isinstance(error, ConnectionError | EOFError):  # torch may not have noticed yet; it is told by a signal
+        try:
+            dead = places.dead()
+        except RuntimeError as noticed:
+            return _death(noticed, places)
+        return f"(pid(s) {', '.join(map(str, dead))})" if dead else None
+    return str(error) if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) else None
 
 
 def _end_workers() -> None:
@@ -155,7 +179,14 @@ def _end_workers() -> None:
 def _start_worker(_) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it is for the training process to answer them
+    sys.excepthook = _say_unless_abandoned
     torch.set_num_threads(1)
+
+
+def _say_unless_abandoned(kind, error, trace) -> None:
+    """Python's own hook, but for what the thread that hands batches over says of a training process that has ended."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 class _Answers(Dataset):

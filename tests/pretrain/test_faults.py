@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -11,9 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from data_sets import make_dataset
 
 from pretrain.checkpoint import checkpoints
+from pretrain.sources import Places, watched_workers
+from shards.dataset import open_dataset
+from shards.errors import UserError
 
 SMALL = ["--batch_size", 8, "--log_every", 1, "--validation_pairs", 9]
 
@@ -60,6 +65,19 @@ def test_a_data_worker_that_is_killed_is_reported_with_its_shard(dataset_folder,
     assert status == 2 and "Traceback" not in err
     # torch notices by the signal, or by the exit, whichever is first.
     assert re.search(rf"a data worker (was killed \(Killed\)|died) while reading {dataset_folder}/part-0000", err)
+
+
+def test_a_connection_that_breaks_with_a_worker_is_told_from_any_other(dataset_folder):
+    """What comes before torch has noticed, where the worker ends while a batch is being fetched from it."""
+    places = Places(1, open_dataset(str(dataset_folder)))
+    worker = multiprocessing.Process(target=time.sleep, args=(100,), daemon=True)
+    worker.start()
+    places.table[0] = torch.tensor([worker.pid, 1])
+    with pytest.raises(ConnectionResetError), watched_workers(places):
+        raise ConnectionResetError
+    worker.kill()
+    with pytest.raises(UserError, match=r"a data worker died while reading .*part-00001\.tar"), watched_workers(places):
+        raise ConnectionResetError
 
 
 def test_a_shard_that_is_cut_short_under_the_run_is_named(dataset_folder, tmp_path):
