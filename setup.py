@@ -57,7 +57,7 @@ setup(
     package_data={"finetune": ["paper_tables.json"], "finetune.pages": ["*.css", "*.html", "*.js"]},
     install_requires=[
         "torch>=2.4",
-        "transformers>=4.57.1",
+        "transformers>=5.0",
         "tokenizers>=0.22.2",
         "webdataset>=0.2.100",
         "numpy>=2.0",
@@ -75,7 +75,7 @@ setup(
         "lmdb": ["lmdb>=1.4", "msgpack>=1.0.2"],  # shards.convert of the published LMDBs
         "spacy": ["spacy>=3.7"],  # finetune.consistency with a model of spaCy
         "pages": ["matplotlib>=3.9", "bertviz>=1.4.1", "mpld3>=0.5.10", "XStatic-jQuery>=3.5.1.1"],  # report, attention
-        "demo": ["gradio>=6"],
+        "demo": ["gradio>=6.31"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
