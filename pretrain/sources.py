@@ -32,6 +32,7 @@ from shards.reader import RegionReader
 from shards.sample import Sample
 from shards.stream import open_stream, read_stream
 
+PATIENCE = 1.0  # seconds between the end of a worker's connection and that of the worker, at the most
 VALIDATION_EPOCH = -1  # held-out pairs are masked and swapped in one way, whatever the training epoch
 
 
@@ -118,14 +119,14 @@ class Places:
         if worker:
             self.table[worker.id] = torch.tensor([os.getpid(), self.firsts[data_set] + shard])
 
-    def dead(self, patience: float = 1.0) -> list[int]:
-        """Workers that read and are no more. patience: seconds in which one that is about to end may do so."""
-        until, read = time.monotonic() + patience, {pid for pid, _ in self.table.tolist() if pid > 0}
-        while read and not (gone := read - {child.pid for child in multiprocessing.active_children()}):
+    def dead(self) -> list[int]:
+        """Workers that have read and are no more; one that is about to end has PATIENCE for it."""
+        until, read = time.monotonic() + PATIENCE, {pid for pid, _ in self.table.tolist() if pid > 0}
+        while not (gone := read - {child.pid for child in multiprocessing.active_children()}):
             if time.monotonic() > until:
-                return []
+                break
             time.sleep(0.01)
-        return sorted(gone) if read else []
+        return sorted(gone)
 
     def describe(self, death: str) -> str:
         """A sentence for torch's message about a worker that died."""
