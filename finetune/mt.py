@@ -25,9 +25,9 @@ from pretrain.checkpoint import FACTS
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.plan import Plan
 from pretrain.run_folder import check_flags, checkpoint_to_go_on_from, stored_flags
-from pretrain.sources import Places
 from pretrain.step import Precision
 from pretrain.trainer import complete
+from pretrain.workers import Places
 from shards.files import read_json, write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched

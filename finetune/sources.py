@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from finetune.batch import TaskBatch, TaskCollator
 from pretrain.plan import Plan, share
-from pretrain.sources import Loader, Places, loading
+from pretrain.workers import Loader, Places, loading
 from shards import hashing
 from shards.ranks import Ranks
 

@@ -21,9 +21,9 @@ from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.plan import Plan
 from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, stored_flags
-from pretrain.sources import Places
 from pretrain.step import Precision
 from pretrain.trainer import complete
+from pretrain.workers import Places
 from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import command

@@ -21,12 +21,13 @@ from pretrain.pairs import Swaps
 from pretrain.plan import Plan, Stage
 from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, clear_run
 from pretrain.settings import FREE_FLAGS, PretrainConfig
-from pretrain.sources import Pairs, Places, ValidationBatches, open_pairs, training_steps
+from pretrain.sources import Pairs, ValidationBatches, open_pairs, training_steps
 from pretrain.step import Engine, Precision, make_engine
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces, load_pieces
 from pretrain.trainer import Course, restore_engine
 from pretrain.validate import most_frequent_word, validate
 from pretrain.work import Pass, means
+from pretrain.workers import Places
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.files import read_json, write_json

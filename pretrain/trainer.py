@@ -21,8 +21,8 @@ from pretrain.distributed import add_up_numbers, on_first
 from pretrain.logs import Clock, RunLog, duration
 from pretrain.optimizer import lr_factor, set_lr
 from pretrain.plan import Plan
-from pretrain.sources import Places, watched_workers
 from pretrain.step import Engine, Skipped, Sums
+from pretrain.workers import Places, watched_workers
 from shards.errors import ErrorElsewhere, UserError
 from shards.ranks import Ranks
 

@@ -16,7 +16,7 @@ import torch
 from data_sets import make_dataset
 
 from pretrain.checkpoint import checkpoints
-from pretrain.sources import Places, watched_workers
+from pretrain.workers import Places, watched_workers
 from shards.dataset import open_dataset
 from shards.errors import UserError
 

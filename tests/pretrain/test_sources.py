@@ -21,9 +21,10 @@ from pretrain.masking import sample_keys
 from pretrain.objective import Objective
 from pretrain.pairs import Swaps
 from pretrain.plan import Plan, share
-from pretrain.sources import Places, ValidationBatches, open_pairs, training_steps
+from pretrain.sources import ValidationBatches, open_pairs, training_steps
 from pretrain.streams import StreamedBatches, turns
 from pretrain.tokenizer import learn_pieces
+from pretrain.workers import Places
 from shards.errors import UserError
 from shards.ranks import Ranks
 
