@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -347,4 +348,4 @@ def memory(device: torch.device) -> int:
     """The most bytes that this process has held: of the GPU's memory, or of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -15,7 +15,7 @@ _REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
 
 def is_remote(url: str) -> bool:
-    """True for whatever webdataset opens that is not a local path: `pipe:...`, `http://...`, `s3://...`."""
+    """True for whatever webdataset may open that is not a local path: `pipe:...`, `http://...`, `gs://...`."""
     return bool(_REMOTE.match(url)) and not url.startswith("file://")
 
 

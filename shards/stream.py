@@ -6,6 +6,7 @@ sizes of the shards, no sample is read twice, and one shard with eight readers i
 """
 
 import json
+import re
 import sys
 import tarfile
 import time
@@ -23,6 +24,7 @@ from shards.index import split_name
 from shards.sample import MEMBERS, Sample, decode
 
 RETRY_AFTER = (0.5, 1, 2, 4, 8)  # seconds before a broken stream is opened again
+CURL = {6: "the host is not known", 7: "no connection", 22: "the server does not give it"}  # statuses of curl
 BUFFER = 1000
 
 
@@ -34,7 +36,8 @@ def open_stream(pattern: str) -> tuple[Dataset, list[str]]:
     """
     urls = expand(pattern)
     folder = urls[0].rpartition("/")[0]
-    value, lines = _read(f"{folder}/dataset.json"), _read(f"{folder}/captions.txt")
+    piped = urls[0].startswith("pipe:")  # a command line has no folder
+    value, lines = (None if piped else _read(f"{folder}/{name}") for name in ("dataset.json", "captions.txt"))
     try:
         value = json.loads(value or b"null")
         texts = None if lines is None else lines.decode().split("\n")[:-1]
@@ -60,13 +63,23 @@ def open_stream(pattern: str) -> tuple[Dataset, list[str]]:
 
 def _read(url: str) -> bytes | None:
     """What is behind an address, or None where nothing can be had."""
-    if url.startswith("pipe:"):
-        return None  # a command line has no folder
     try:
-        with webdataset.gopen(url) as file:
+        with _open(url) as file:
             return file.read() or None
-    except (OSError, ValueError):
+    except OSError:
         return None
+
+
+def _open(url: str):
+    try:
+        return webdataset.gopen(url)
+    except ValueError:
+        raise UserError(
+            f"{url}: webdataset does not read {url.partition(':')[0]}: addresses; a command that writes a shard to its "
+            "output can be named instead, as in --data 'pipe:aws s3 cp s3://bucket/regions-{00000..00331}.tar -'"
+        ) from None
+    except FileNotFoundError as error:
+        raise UserError(f"{url}: is read by {error.filename}, which is not installed here") from None
 
 
 def _read_through(urls) -> tuple[Dataset, list[str]]:
@@ -112,12 +125,21 @@ def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sa
 
 def _broken(url: str, number: int, error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
-        return f"{url}: cannot be read ({error.strerror or error})"
+        return f"{url}: cannot be read ({_reason(url, error)})"
     return f"{url}: the tar breaks off or is damaged after {number} samples ({error})"
 
 
+def _reason(url: str, error: OSError) -> str:
+    """Of webdataset's words about the program that reads an address, the status with which it ended."""
+    ended = re.search(r"exit (-?\d+) \(read\)", str(error))
+    if ended is None:
+        return error.strerror or str(error)
+    meaning = "" if url.startswith("pipe:") else CURL.get(int(ended[1]), "")
+    return f"its program ended with status {ended[1]}{meaning and f', {meaning}'}"
+
+
 def _read_once(url: str, begin: int, end: int | None) -> Iterator[Sample]:
-    with webdataset.gopen(url) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+    with _open(url) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for number, (key, members) in enumerate(_group(tar, begin)):
             if end is not None and number >= end:
                 return
