@@ -4,6 +4,7 @@ Everything here is a no-op for a single process. Numbers of the host travel over
 that agreeing on a step never waits for the GPU.
 """
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -70,6 +71,7 @@ def leaving(ranks: Ranks) -> Iterator[None]:
     except SystemExit as end:
         if ranks.count == 1:
             raise
+        atexit._run_exitfuncs()  # multiprocessing's among them: what it has not given back, it warns of (Python 3.14)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code)
