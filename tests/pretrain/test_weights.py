@@ -94,7 +94,7 @@ def test_bf16_stays_within_its_bounds(parity, published, kind):
     for name, value in found.items():
         theirs = parity["outputs"][name]
         error = (value.float() - theirs).abs() / theirs.abs().max()
-        assert 0 < error.mean() < 3e-3 and error.max() < 1.5e-2, (name, error.mean(), error.max())
+        assert 0 < error.mean() < 2**-8 and error.max() < 1.5e-2, (name, error.mean(), error.max())
 
 
 @pytest.mark.filterwarnings("ignore:.*no place for")
