@@ -1,6 +1,5 @@
 """Texts to word-piece numbers: BERT's own tokenizer from a directory, or a vocabulary learned from the captions."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,10 +78,10 @@ def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
             tokenizer = BertTokenizerFast(str(words))
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-        return WordPieces(tokenizer.backend_tokenizer, f"{flag} {name}")
-    except (OSError, ValueError) as error:
-        kind = "has no tokenizer that can be read" if os.path.isdir(name) else "is neither a directory nor to be had"
+    except Exception as error:  # of the hub, of transformers, and of tokenizers, which raises bare Exception
+        kind = "has no tokenizer that can be read" if path.exists() else "is neither a directory nor to be had"
         raise UserError(f"{flag} {name}: {kind} ({str(error).splitlines()[0]})") from None
+    return WordPieces(tokenizer.backend_tokenizer, f"{flag} {name}")
 
 
 def learn_pieces(texts: Iterable[str], size: int) -> WordPieces:

@@ -109,6 +109,9 @@ def test_the_tokenizer_of_the_directory_is_used(tmp_path, files):
     assert pieces.ordinary_ids().tolist() == [5, 6, 7, 8]
 
 
-def test_a_missing_tokenizer_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("words", [None, b"\xff\xfe\x00no text"])
+def test_a_missing_or_broken_tokenizer_is_one_sentence(tmp_path, words):
+    if words:
+        (tmp_path / "vocab.txt").write_bytes(words)
     with pytest.raises(UserError, match="has no tokenizer that can be read"):
-        bert_pieces(str(tmp_path))
+        bert_pieces(str(tmp_path / "vocab.txt" if words else tmp_path))
