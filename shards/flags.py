@@ -14,6 +14,7 @@ import typing
 import fire
 
 from shards.errors import ErrorElsewhere, UserError
+from shards.files import is_remote
 from shards.ranks import launched
 
 _YES = {"true", "yes", "1", "on"}
@@ -84,6 +85,13 @@ def _check(name: str, value, rules) -> None:
         raise UserError(f"--{name} {value}: should be {rules['high']} or less")
 
 
+def _check_out(path: str | None) -> None:
+    if path == "":
+        raise UserError("--out is empty; it should be a path")
+    if path is not None and is_remote(path):
+        raise UserError(f"--out {path}: is an address; it should be a path of a file system")
+
+
 def build(config_type, values: dict, positional: tuple = ()):
     """An instance of `config_type` from texts or values; any mistake is a UserError that names the flag."""
     fields = {field.name: field for field in dataclasses.fields(config_type)}
@@ -106,6 +114,8 @@ def build(config_type, values: dict, positional: tuple = ()):
             raise UserError(f"--{name}: no such flag; {mend}")
         result[name] = _convert(name, value, *_type_of(config_type, fields[name]))
         _check(name, result[name], fields[name].metadata)
+        if name == "out":  # where every command writes, and some of what it uses would take an address there
+            _check_out(result[name])
     for name, field in fields.items():
         if field.default is REQUIRED and name not in result:
             given = name.upper() if field.metadata.get("first") else f"--{name} {name.upper()}"

@@ -16,6 +16,7 @@ class Config:
     lr: float | None = flag(None, "learning rate", above=0)
     kind: str = flag("a", "which", choices=("a", "b"))
     resume: bool = flag(False, "go on")
+    out: str | None = flag(None, "where to")
 
 
 def parsed(*argv, status=0):
@@ -34,6 +35,7 @@ def test_texts_become_values_of_the_fields_types():
         "lr": 1e-3,
         "kind": "a",
         "resume": True,
+        "out": None,
     }
 
 
@@ -59,6 +61,8 @@ def test_booleans_are_real(text, value):
         (["here", "--kind", "c"], ["--kind c", "a, b"]),
         (["here", "--resume", "perhaps"], ["--resume perhaps", "true or false"]),
         (["here", "--batchsize", "3"], ["--batchsize", "did you mean --batch_size"]),
+        (["here", "--out", ""], ["--out is empty", "path"]),
+        (["here", "--out", "s3://bucket/runs"], ["--out s3://bucket/runs", "path of a file system"]),
         (["here", "--zzz", "3"], ["--zzz", "--help"]),
         (["here", "there"], ["there", "SOURCE"]),
         ([], ["SOURCE is missing", "where from"]),
