@@ -1,6 +1,7 @@
 """python -m finetune.demo --run RUN: a page on this machine to ask a model about images."""
 
 import html
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,10 @@ def build(desk: Desk):
 
 
 def run(config: DemoConfig) -> None:
+    try:
+        socket.getaddrinfo(config.host, config.port)
+    except (OSError, UnicodeError):  # the latter of what no host can be called
+        raise UserError(f"--host {config.host}: is the name or address of no machine") from None
     files = [file for part in find_parts(config.images, 1000) for file in part.files] if config.images else []
     if any(file.endswith(".tar") for file in files):
         raise UserError(f"--images {config.images}: should be a folder of image files")

@@ -90,7 +90,7 @@ def published_tests(folder: Path) -> Iterator[tuple[str, str]]:
         if path.exists():
             try:
                 ids = np.load(path, allow_pickle=False)
-            except ValueError as error:
+            except (ValueError, EOFError) as error:
                 raise UserError(f"{path}: should be an array of image ids ({error})") from None
             for image in ids.ravel().tolist():
                 yield f"{collection}:{str(image).removesuffix('.jpg')}", path.name

@@ -57,7 +57,7 @@ def load_words(path) -> VisualWords:
                 sharpness=float(values["sharpness"]),
                 per_region=int(values["per_region"]),
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: is not a file of visual words ({error})") from None
 
 

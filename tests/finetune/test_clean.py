@@ -242,6 +242,9 @@ def test_the_published_lists_of_test_images_count(cleaned, tmp_path, run_command
     assert run_command("finetune.clean", "--data", data)[0] == 0
     found = lines(data / "clean" / "removed" / "guesswhat.jsonl")
     assert [(line["image"], line["test"]) for line in found] == [(image, "coco_test_ids.npy") for image in images]
+    (data / "guesswhat" / "cache" / "coco_test_ids.npy").write_bytes(b"")
+    status, _, err = run_command("finetune.clean", "--data", data)
+    assert status == 2 and "coco_test_ids.npy: should be an array of image ids" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -231,3 +231,5 @@ def test_flags_that_do_not_fit(trained, world, tmp_path, run_command):
     assert status == 2 and "holds no images" in err
     status, _, err = run_command("finetune.demo", "--run", tmp_path, "--data", world)
     assert status == 2 and f"--run {tmp_path}: holds no whole checkpoint and no weights" in err
+    status, _, err = run_command("finetune.demo", "--run", trained, "--host", "a..b")
+    assert status == 2 and err == "error: --host a..b: is the name or address of no machine\n"

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shards import pixels
+from shards.errors import UserError
 from shards.visual_words import fit_words, load_words
 from shards.world.scenes import draw_scene, make_scene
 
@@ -119,6 +120,18 @@ def test_words_survive_saving_and_are_the_same_every_time(words_and_features, tm
         assert all(
             np.array_equal(a, b) for a, b in zip(words.classify(features), other.classify(features), strict=True)
         )
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:200], lambda data: b"no words"])
+def test_what_is_no_file_of_words_is_said_in_a_sentence(words_and_features, tmp_path, damage):
+    path = tmp_path / "w.npz"
+    words_and_features[0].save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"w\.npz: is not a file of visual words"):
+        load_words(path)
+    np.save(tmp_path / "w.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"w\.npy: is not a file of visual words"):
+        load_words(tmp_path / "w.npy")
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
