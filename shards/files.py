@@ -23,9 +23,15 @@ def is_remote(url: str) -> bool:
 def whole_file(path, mode: str = "wb", **options):
     """Opens a temporary file beside `path` and renames it when the block ends well.
 
-    A reader sees the old file, or no file, or the whole new one. An error in the block leaves nothing.
+    A reader sees the old file, or no file, or the whole new one. An error in the block leaves nothing. A link stays
+    one, and what is no file, a pipe or /dev/null, is written to: a rename would put a file in its place.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, mode, **options) as file:
+            yield file
+        return
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

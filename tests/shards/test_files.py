@@ -1,5 +1,8 @@
 """Whole files and patterns."""
 
+import os
+import threading
+
 import pytest
 
 from shards.errors import UserError
@@ -17,6 +20,29 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
         file.write("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path):
+    """A file of its own in its place would be the end of /dev/null, for whoever may write to /dev."""
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    with whole_file(pipe, "w") as file:
+        file.write("all of it")
+    reader.join(10)
+    assert read == ["all of it"] and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "link.json", tmp_path / "elsewhere" / "target.json"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        with whole_file(link, "w") as file:
+            file.write(text)
+        assert link.is_symlink() and target.read_text() == text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "link.json", "target.json"]
 
 
 def test_patterns_name_files_in_order(tmp_path):
