@@ -81,7 +81,7 @@ def test_bf16_stays_within_its_bounds(parity, scores):
         for head, name in (("vqa", "prediction"), ("gqa", "prediction_gqa"), ("entailment", "tri_prediction")):
             published = theirs[f"task_vil_{name}"]
             error = (scores(head).float() - published).abs() / published.abs().max()
-            assert 0 < error.mean() < 2**-8 and error.max() < 1.5e-2, (head, error.mean(), error.max())
+            assert 0 < error.mean() < 3e-3 and error.max() < 1.5e-2, (head, error.mean(), error.max())
 
 
 def test_every_loss(parity, scores):

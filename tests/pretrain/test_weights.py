@@ -94,7 +94,8 @@ def test_bf16_stays_within_its_bounds(parity, published, kind):
     for name, value in found.items():
         theirs = parity["outputs"][name]
         error = (value.float() - theirs).abs() / theirs.abs().max()
-        assert 0 < error.mean() < 2**-8 and error.max() < 1.5e-2, (name, error.mean(), error.max())
+        few = value.numel() < 100  # of the alignment's ten scores, how they are rounded is the processor's affair
+        assert 0 < error.mean() < (2**-8 if few else 3e-3) and error.max() < 1.5e-2, (name, error.mean(), error.max())
 
 
 @pytest.mark.filterwarnings("ignore:.*no place for")
