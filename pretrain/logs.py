@@ -2,11 +2,12 @@
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+
+from shards.files import whole_file
 
 
 def duration(seconds: float) -> str:
@@ -35,9 +36,8 @@ class RunLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 break  # a line cut short by a crash
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with whole_file(self.path, "w", encoding="utf-8") as file:
+            file.writelines(kept)
 
     def write(self, step: int, kind: str, values: dict) -> None:
         """One line of metrics.jsonl, and a TensorBoard scalar `kind/name` for every number."""
