@@ -34,7 +34,7 @@ class AblateConfig:
     jobs: int = flag(1, "runs at a time; they share the machine's cores", low=1)
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     init: str = flag(PRETRAINING, "the run that rows start from which do not say otherwise")
-    out: str = flag("runs/ablate", "a folder for the runs; those that are finished there are kept")
+    out: str = flag("runs/ablate", "a folder for the runs; those that are finished there are kept", written=True)
     iterations: int | None = flag(None, "of each run, else finetune.mt's own", low=1)
     epochs: int | None = flag(None, "of each pretraining run, else pretrain.run's own", low=1)
     lr_scale: float | None = flag(None, "factor on all tasks' learning rates, else finetune.mt's own", above=0)

@@ -20,7 +20,7 @@ class AttentionConfig(ModelFlags):
     task: str = flag(REQUIRED, "the task, vqa for one; a wrong name lists them")
     text: str = flag(REQUIRED, "the question, expression, caption or statement")
     boxes: str | None = flag(None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them")
-    out: str = flag("attention.html", "where the page goes")
+    out: str = flag("attention.html", "where the page goes", written=True)
 
 
 def page_of(predictor: Predictor, query: Query, lines: bool = True) -> str:

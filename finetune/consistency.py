@@ -41,7 +41,7 @@ class ConsistencyConfig:
     questions: str = flag("train,val", "VQA's splits, with commas between them, those with public answers")
     expressions: str = flag("testA,testB", "splits of the referring expressions")
     tagger: str = flag(DEFAULT, "what tells nouns and adjectives: hanta, or an installed model of spaCy")
-    out: str | None = flag(None, "a folder for the numbers and the page (else RUN/consistency)")
+    out: str | None = flag(None, "a folder for the numbers and the page (else RUN/consistency)", written=True)
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     batch_size: int = flag(256, "examples at a time", low=1)
     precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)

@@ -42,7 +42,7 @@ class ExamplesConfig(WeightsFlags):
     examples: int = flag(1000, "of a split, the first so many are looked at", low=1)
     count: int = flag(20, "of the wrong ones, the surest, and as many right ones are shown of each task", low=1)
     attention: bool = flag(True, "a page of each example's attention too, in a folder beside the page")
-    out: str = flag("examples.html", "where the page goes")
+    out: str = flag("examples.html", "where the page goes", written=True)
     batch_size: int = flag(64, "examples at a time", low=1)
 
 

@@ -16,7 +16,7 @@ class GivenBoxesConfig:
     """Flags of finetune.given_boxes."""
 
     task: str = flag(REQUIRED, "the task whose annotations have boxes")
-    out: str = flag(REQUIRED, "the file to write, for shards.extract --boxes")
+    out: str = flag(REQUIRED, "the file to write, for shards.extract --boxes", written=True)
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files")
 
 

@@ -13,7 +13,7 @@ class ReportConfig:
     """Flags of finetune.report."""
 
     runs: tuple[str, ...] = flag(REQUIRED, "directories of runs, or directories that hold some", first=True)
-    out: str = flag("report.html", "where the page goes")
+    out: str = flag("report.html", "where the page goes", written=True)
 
 
 def run(config: ReportConfig) -> None:

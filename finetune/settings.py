@@ -88,7 +88,7 @@ class StConfig(FinetuneConfig):
 
     task: str = flag(REQUIRED, "the task, refcoco for one; a wrong name lists them")
     init: str | None = flag(None, "a run, weights, a BERT, or scratch (else runs/mt, runs/pretrain, or scratch)")
-    out: str | None = flag(None, "the run directory (else runs/st-TASK)")
+    out: str | None = flag(None, "the run directory (else runs/st-TASK)", written=True)
     answers: str | None = flag(None, "a file of the answers to choose from, in order (else from the annotations)")
     train_split: str | None = flag(None, "the split to train on, else the task's own")
     validation_split: str | None = flag(None, "the split to validate on, else the task's own")
@@ -105,7 +105,7 @@ class MtConfig(FinetuneConfig):
 
     tasks: str = flag("all", "names or groups (g1 to g4) with commas between them, or all twelve")
     init: str | None = flag(None, "a run, weights, a BERT, or scratch (else runs/pretrain, or scratch)")
-    out: str = flag("runs/mt", "the run directory")
+    out: str = flag("runs/mt", "the run directory", written=True)
     vqa_answers: str | None = flag(None, "a file of VQA's and VGQA's answers, in order (else from the annotations)")
     gqa_answers: str | None = flag(None, "a file of GQA's answers, in order (else from the annotations)")
     regime: str = flag("dsg", "which tasks train in an iteration; dsg: dynamic stop-and-go", choices=tuple(REGIMES))

@@ -25,7 +25,9 @@ class ConvertConfig:
     """Flags of pretrain.convert."""
 
     source: str = flag(REQUIRED, "published weights, or a run's directory", first=True)
-    out: str = flag(REQUIRED, "a run's directory to be made, or (--to published) a .bin or .safetensors file")
+    out: str = flag(
+        REQUIRED, "a run's directory to be made, or (--to published) a .bin or .safetensors file", written=True
+    )
     to: str = flag("run", "the form of the result", choices=FORMS)
     config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
     tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")

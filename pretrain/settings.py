@@ -21,7 +21,7 @@ class PretrainConfig:
     """Flags of pretrain.run. None: what the model configuration brings along (settings.py)."""
 
     data: str | None = flag(None, f"region shards with captions: a folder or a pattern (else {DEFAULT_WORLD}, made)")
-    out: str = flag("runs/pretrain", "the run directory")
+    out: str = flag("runs/pretrain", "the run directory", written=True)
     config: str = flag("tiny", "sizes of the model: base (as published), tiny, or a JSON file")
     bert: str | None = flag(None, "a Hugging Face BERT (a directory, or a hub name): tokenizer and text stream")
     vocabulary: int = flag(8000, "word pieces to learn from the captions where there is no --bert", low=100)

@@ -24,7 +24,7 @@ class ConvertConfig:
     """Flags of shards.convert."""
 
     source: str = flag(REQUIRED, "features: a .tsv or .tsv.gz, an LMDB, or a folder of .npy files", first=True)
-    out: str = flag(REQUIRED, "the folder for the shards")
+    out: str = flag(REQUIRED, "the folder for the shards", written=True)
     per_shard: int = flag(1000, "images per shard", low=1)
     on_bad_row: str = flag("stop", "what to do about an image that cannot be used", choices=("stop", "skip"))
     processes: int = flag(os.cpu_count() or 1, "working processes", low=1)

@@ -35,7 +35,7 @@ class ExtractConfig:
     """Flags of shards.extract."""
 
     images: str = flag(REQUIRED, "a folder of images, or tars in img2dataset's layout (pattern)", first=True)
-    out: str = flag(REQUIRED, "the folder for the shards")
+    out: str = flag(REQUIRED, "the folder for the shards", written=True)
     detector: str = flag("pixels", "pixels, x152, or an object-detection model of transformers (directory or name)")
     weights: str | None = flag(None, "of the detector x152: its file, detectron_model.pth as published")
     detector_config: str | None = flag(None, "JSON file of the detector's sizes, where they are not the published ones")

@@ -22,12 +22,14 @@ _NO = {"false", "no", "0", "off"}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
-def flag(default, help: str, *, low=None, above=None, high=None, choices=None, first: bool = False):
+def flag(default, help: str, *, low=None, above=None, high=None, choices=None, first=False, written=False):
     """A dataclass field with its help, its range and its choices; `first` lets it be given without its name.
 
-    A field of tuple[str, ...] that is `first` takes all that is given without a name.
+    A field of tuple[str, ...] that is `first` takes all that is given without a name. What is `written` is a path: some
+    of what writes there would take an address.
     """
-    metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices, "first": first}
+    metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
+    metadata |= {"first": first, "written": written}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -83,13 +85,10 @@ def _check(name: str, value, rules) -> None:
         raise UserError(f"--{name} {value}: should be more than {rules['above']}")
     if rules.get("high") is not None and not value <= rules["high"]:
         raise UserError(f"--{name} {value}: should be {rules['high']} or less")
-
-
-def _check_out(path: str | None) -> None:
-    if path == "":
-        raise UserError("--out is empty; it should be a path")
-    if path is not None and is_remote(path):
-        raise UserError(f"--out {path}: is an address; it should be a path of a file system")
+    if rules.get("written") and value == "":
+        raise UserError(f"--{name} is empty; it should be a path")
+    if rules.get("written") and is_remote(value):
+        raise UserError(f"--{name} {value}: is an address; it should be a path of a file system")
 
 
 def build(config_type, values: dict, positional: tuple = ()):
@@ -114,8 +113,6 @@ def build(config_type, values: dict, positional: tuple = ()):
             raise UserError(f"--{name}: no such flag; {mend}")
         result[name] = _convert(name, value, *_type_of(config_type, fields[name]))
         _check(name, result[name], fields[name].metadata)
-        if name == "out":  # where every command writes, and some of what it uses would take an address there
-            _check_out(result[name])
     for name, field in fields.items():
         if field.default is REQUIRED and name not in result:
             given = name.upper() if field.metadata.get("first") else f"--{name} {name.upper()}"

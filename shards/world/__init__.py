@@ -24,7 +24,7 @@ REGIONS = 24  # per image: ample for four objects, and a third less work than th
 class WorldConfig:
     """Flags of shards.world."""
 
-    out: str = flag(DEFAULT_WORLD, "the folder of the world")
+    out: str = flag(DEFAULT_WORLD, "the folder of the world", written=True)
     pairs: int = flag(6000, "image-caption pairs for pretraining", low=1)
     examples: int = flag(1500, "training examples of each task at the least, about", low=60)
     one_in: int = flag(200, "of training examples, one for so many of the real data sets'", low=1)

@@ -16,7 +16,7 @@ class Config:
     lr: float | None = flag(None, "learning rate", above=0)
     kind: str = flag("a", "which", choices=("a", "b"))
     resume: bool = flag(False, "go on")
-    out: str | None = flag(None, "where to")
+    out: str | None = flag(None, "where to", written=True)
 
 
 def parsed(*argv, status=0):
