@@ -1,9 +1,28 @@
 """Packaging: the floors as packages, ranges of versions, extras, and the compiled operator where one can be built."""
 
+import glob
+import importlib.util
 import os
 import shutil
 
 from setuptools import find_packages, setup
+
+
+def cuda_toolkit(version: str) -> str | None:
+    """The folder of a CUDA toolkit with both nvcc and headers, the one of torch's version first; None without one.
+
+    torch derives the folder from the nvcc on the PATH, which may be a wrapper or a link outside of any toolkit.
+    """
+    found = shutil.which("nvcc")
+    package = importlib.util.find_spec("nvidia")  # NVIDIA's own wheels
+    wheels = [f"{root}/cu{version.partition('.')[0]}" for root in (package.submodule_search_locations if package else ())]
+    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), f"/usr/local/cuda-{version}"]
+    places += [os.path.dirname(os.path.dirname(os.path.realpath(found))) if found else None, "/usr/local/cuda"]
+    places += [*sorted(glob.glob("/usr/local/cuda-*"), reverse=True), *wheels]
+    for place in places:
+        if place and all(os.path.exists(os.path.join(place, x)) for x in ("bin/nvcc", "include/cuda_runtime_api.h")):
+            return place
+    return None
 
 
 def extension() -> dict:
@@ -23,7 +42,9 @@ def extension() -> dict:
     flags = {"cxx": ["-O3", "-ffp-contract=off"], "nvcc": ["-O3", "-fmad=false"]}
     cpu = cpp_extension.CppExtension("ops._compiled", sources, extra_compile_args=flags)
     attempts = {"for the CPU alone": cpu}
-    if torch.version.cuda and cpp_extension.CUDA_HOME:
+    toolkit = cuda_toolkit(torch.version.cuda) if torch.version.cuda else None
+    if toolkit:
+        cpp_extension.CUDA_HOME = toolkit
         if not torch.cuda.is_available():  # as where an image is built: torch would ask the GPUs that it sees
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")
         macros = [("WITH_CUDA", None)]

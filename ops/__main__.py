@@ -1,4 +1,7 @@
-"""python -m ops: which implementation is in use, and whether it is right."""
+"""python -m ops: which implementation is in use, and whether it is right.
+
+The exit status is 1 where a self-check fails, and where torch has CUDA and the operators were not compiled for it.
+"""
 
 import sys
 
@@ -25,6 +28,13 @@ def self_check(device: str) -> bool:
 def main() -> int:
     right = True
     for device, backend in backends.items():
+        if device == "CUDA" and torch.version.cuda and backend != "compiled":
+            print(
+                f"{device:<5} {backend}: this torch has CUDA {torch.version.cuda} and the operators were not compiled for "
+                "it; install again where nvcc of that version is (CUDA_HOME names its toolkit) and read what pip -v prints"
+            )
+            right = False
+            continue
         if device == "CUDA" and not torch.cuda.is_available():
             print(f"{device:<5} {backend}; this torch sees no GPU, not checked")
             continue

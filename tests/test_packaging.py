@@ -71,10 +71,10 @@ def test_a_cuda_that_does_not_build_costs_the_operators_for_the_gpu_alone(releas
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(f'#!/bin/sh\necho "release {release}, V{release}.1"\n')
     nvcc.chmod(0o755)
-    (tmp_path / "sitecustomize.py").write_text(
-        "import torch.utils.cpp_extension\ntorch.version.cuda = '13.0'\n"
-        f"torch.utils.cpp_extension.CUDA_HOME = {str(tmp_path / 'toolkit')!r}\n"
-    )
-    wheel, said = build(tmp_path, PYTHONPATH=tmp_path)
+    header = tmp_path / "toolkit/include/cuda_runtime_api.h"
+    header.parent.mkdir()
+    header.touch()
+    (tmp_path / "sitecustomize.py").write_text("import torch\ntorch.version.cuda = '13.0'\n")
+    wheel, said = build(tmp_path, PYTHONPATH=tmp_path, CUDA_HOME=tmp_path / "toolkit")
     assert "the operators could not be compiled with CUDA" in said
     assert any(name.startswith("ops/_compiled") for name in zipfile.ZipFile(wheel).namelist())

@@ -23,14 +23,27 @@ def assert_close(ours, theirs, tolerance=1e-5):
     assert (ours - theirs).abs().max().item() <= tolerance
 
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=GPU, id="gpu")])
+def parity(parity, request):
+    """The reference implementation's files on each device."""
+    return {file: {name: value.to(request.param) for name, value in x.items()} for file, x in parity.items()}
+
+
 @pytest.fixture(scope="module")
 def config():
     return model_config_from(json.loads((PARITY / "config.json").read_text()), "parity")
 
 
+def device_of(parity):
+    return parity["inputs"]["input_ids"].device
+
+
 @pytest.fixture
 def pretraining(parity, config):
-    model = PretrainingModel(config).eval()
+    model = PretrainingModel(config).eval().to(device_of(parity))
     weights, unknown = from_published(parity["pretrain_weights"])
     assert all(".q_dense" in name for name in unknown)
     model.load_state_dict(weights)
@@ -41,7 +54,7 @@ def pretraining(parity, config):
 def tasks(parity, config):
     weights, unknown = from_published(parity["tasks_weights"])
     assert all(".q_dense" in name or name.startswith("linguisic_logit") for name in unknown)
-    model = TwoStream(config.replace(task_tokens=20)).eval()
+    model = TwoStream(config.replace(task_tokens=20)).eval().to(device_of(parity))
     model.load_state_dict({name[8:]: value for name, value in weights.items() if name.startswith("encoder.")})
     return model
 
@@ -112,13 +125,13 @@ def published_losses(parity, model):
     region_positions = (aligned & (x["region_labels"] == 1)).flatten().nonzero()[:, 0]
     size, regions, classes = x["region_targets"].shape
     batch = Batch(
-        keys=torch.zeros(size, dtype=torch.int64),
+        keys=torch.zeros(size, dtype=torch.int64, device=device_of(parity)),
         input_ids=x["input_ids"],
         lengths=x["text_mask"].sum(1),
         features=x["features"][:, 1:],
         boxes=x["locations"][:, 1:, :4],
         valid=x["region_mask"][:, 1:].bool(),
-        class_ids=torch.arange(classes).expand(size, regions, classes),
+        class_ids=torch.arange(classes, device=device_of(parity)).expand(size, regions, classes),
         class_probs=x["region_targets"],
         misaligned=x["misaligned"].bool(),
         word_count=len(word_positions),
@@ -136,7 +149,7 @@ def published_losses(parity, model):
         region_positions=region_positions,
         hidden=HiddenRegions(none, none, none),
     )
-    objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, 200))
+    objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, 200)).to(device_of(parity))
     encoder = model.encoder
     encoder.forward = functools.partial(encoder.forward, segment_ids=x["segment_ids"])
     return objective.losses(model, batch, inputs)

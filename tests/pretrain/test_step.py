@@ -292,6 +292,18 @@ def test_a_step_asks_for_no_number(precision):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_a_gpu_masks_what_the_cpu_masks():
+    batch = make_batch(200)
+    on_cpu, on_gpu = OBJECTIVE.mask(batch), OBJECTIVE.to("cuda").mask(batch.to("cuda"))
+    for name in ("input_ids", "text_mask", "image_mask", "word_positions", "word_labels", "region_positions"):
+        assert torch.equal(getattr(on_cpu, name), getattr(on_gpu, name).cpu()), name
+    for name in ("chosen", "zeroed", "hidden"):
+        assert torch.equal(getattr(on_cpu.hidden, name), getattr(on_gpu.hidden, name).cpu()), name
+    torch.testing.assert_close(on_cpu.features, on_gpu.features.cpu())
+    torch.testing.assert_close(on_cpu.locations, on_gpu.locations.cpu())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 def test_a_step_never_waits_for_the_gpu():
     engine, batch = make_engine(), make_batch().to("cuda")
     engine.model.to("cuda")
