@@ -15,7 +15,8 @@ def cuda_toolkit(version: str) -> str | None:
     """
     found = shutil.which("nvcc")
     package = importlib.util.find_spec("nvidia")  # NVIDIA's own wheels
-    wheels = [f"{root}/cu{version.partition('.')[0]}" for root in (package.submodule_search_locations if package else ())]
+    roots = package.submodule_search_locations if package else ()
+    wheels = [f"{root}/cu{version.partition('.')[0]}" for root in roots]
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), f"/usr/local/cuda-{version}"]
     places += [os.path.dirname(os.path.dirname(os.path.realpath(found))) if found else None, "/usr/local/cuda"]
     places += [*sorted(glob.glob("/usr/local/cuda-*"), reverse=True), *wheels]

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
@@ -69,6 +69,13 @@ def matrix_rate() -> float:
     return 2 * size**3 / timed(lambda: a @ b)[0]
 
 
+def copy_rate() -> float:
+    """Bytes per second, read and written, of a copy on the device that no cache holds."""
+    source = torch.empty(1 << (30 if ON_GPU else 20), device=DEVICE, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / timed(lambda: target.copy_(source))[0]
+
+
 @dataclass
 class Record:
     """Appends results to a file of JSON lines, each with the device, torch and the commit."""
@@ -78,7 +85,8 @@ class Record:
 
     def add(self, **values) -> None:
         device = torch.cuda.get_device_name() if ON_GPU else "cpu (dry run)"
-        line = json.dumps({"stage": self.stage, "device": device, "torch": torch.__version__, "commit": commit()} | values)
+        told = {"stage": self.stage, "device": device, "torch": torch.__version__, "commit": commit()}
+        line = json.dumps(told | values)
         print(line, flush=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
@@ -97,18 +105,13 @@ def commit() -> str:
 
 def machine(record: Record) -> None:
     """The two ceilings, measured in this run: matrix rate and copy bandwidth; and the model's own matrix products."""
-    size = 1 << (30 if ON_GPU else 20)
-    source = torch.empty(size, device=DEVICE, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    copy = 2 * size / timed(lambda: target.copy_(source))[0]
     record.add(
         matrix_tflops=matrix_rate() / 1e12,
-        copy_gb_s=copy / 1e9,
+        copy_gb_s=copy_rate() / 1e9,
         memory_gb=torch.cuda.get_device_properties(0).total_memory / 1e9 if ON_GPU else 0,
         cuda=torch.version.cuda,
         cpus=os.cpu_count(),
     )
-    del source, target
     image, text = BATCH_SIZE * 37, BATCH_SIZE * 12
     products = {
         "image query key value": (image, 1024, 3072),
@@ -759,8 +762,8 @@ def program(record: Record) -> None:
 STAGES = {
     function.__name__: function
     for function in (
-        *(machine, attention, shards, operators, step, agree, resume, graph, fp16, memory, nccl, tasks, program, detector),
-        *(compiled_blocks, compiled_encoder),
+        *(machine, attention, shards, operators, step, agree, resume, program, graph, fp16, memory, nccl, tasks),
+        *(detector, compiled_blocks, compiled_encoder),
     )
 }
 

@@ -30,8 +30,8 @@ def main() -> int:
     for device, backend in backends.items():
         if device == "CUDA" and torch.version.cuda and backend != "compiled":
             print(
-                f"{device:<5} {backend}: this torch has CUDA {torch.version.cuda} and the operators were not compiled for "
-                "it; install again where nvcc of that version is (CUDA_HOME names its toolkit) and read what pip -v prints"
+                f"{device:<5} {backend}: torch has CUDA {torch.version.cuda}, and the operators were not compiled; "
+                "install again with nvcc of that version (CUDA_HOME names its toolkit) and read what pip -v prints"
             )
             right = False
             continue
