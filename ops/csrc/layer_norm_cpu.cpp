@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "dropout.h"
@@ -10,6 +11,8 @@
 #include "number.h"
 #include "processors.h"
 #include "random_row.h"
+
+#pragma GCC diagnostic ignored "-Wpsabi"  // how vectors are passed to functions: here all are inlined
 
 namespace {
 
@@ -44,15 +47,23 @@ inline void write_row(const double* from, Number, int64_t row, int64_t h, void* 
   narrow_row<double>(from, row, h, to);
 }
 
-// The sum of term(0) to term(h - 1), in the same order on every processor.
-template <typename T, typename Term>
-inline T sum_of(int64_t h, Term term) {
-  T sums[kSums] = {};
+// kSums numbers that are worked on together, in as many registers as a processor needs for them. Compilers do not
+// turn the loop over an array of partial sums into vectors themselves.
+template <typename T>
+struct Lanes {
+  typedef T Vector __attribute__((vector_size(kSums * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+
+// The sum of term(values...) over the columns of one or two rows, in the same order on every processor.
+template <typename T, typename Term, typename... Rows>
+inline T sum_of(int64_t h, Term term, const Rows*... rows) {
+  using Vector = typename Lanes<T>::Vector;
+  Vector vector = {};
   int64_t i = 0;
-  for (; i + kSums <= h; i += kSums) {
-    for (int k = 0; k < kSums; ++k) sums[k] += term(i + k);
-  }
-  for (int k = 0; i + k < h; ++k) sums[k] += term(i + k);
+  for (; i + kSums <= h; i += kSums) vector += term(*reinterpret_cast<const Vector*>(rows + i)...);
+  T sums[kSums];
+  memcpy(sums, &vector, sizeof sums);
+  for (int k = 0; i + k < h; ++k) sums[k] += term(rows[i + k]...);
   for (int step = kSums / 2; step > 0; step /= 2) {
     for (int k = 0; k < step; ++k) sums[k] += sums[k + step];
   }
@@ -105,8 +116,8 @@ inline void forward(const LayerNorm& of, const void* bias_data, double eps, int6
     dropout_add(of, row, scratch);
     const T* __restrict__ z = scratch.sum.data();
     T* __restrict__ result = scratch.other.data();
-    const T mean = sum_of<T>(of.h, [z](int64_t i) { return z[i]; }) / static_cast<T>(of.h);
-    const T squares = sum_of<T>(of.h, [z, mean](int64_t i) { return (z[i] - mean) * (z[i] - mean); });
+    const T mean = sum_of<T>(of.h, [](const auto& value) { return value; }, z) / static_cast<T>(of.h);
+    const T squares = sum_of<T>(of.h, [mean](const auto& value) { return (value - mean) * (value - mean); }, z);
     const T rstd = T(1) / std::sqrt(squares / static_cast<T>(of.h) + static_cast<T>(eps));
     for (int64_t i = 0; i < of.h; ++i) result[i] = (z[i] - mean) * rstd * weight[i] + bias[i];
     write_row(result, out_type, row, of.h, out);
@@ -137,8 +148,8 @@ inline void backward(const LayerNorm& of, const void* gradient_data, Number grad
       dbias[i] += gradient[i];
       gradient[i] *= weight[i];
     }
-    const T level = sum_of<T>(of.h, [gradient](int64_t i) { return gradient[i]; }) / static_cast<T>(of.h);
-    const T slope = sum_of<T>(of.h, [=](int64_t i) { return gradient[i] * normal[i]; }) / static_cast<T>(of.h);
+    const T level = sum_of<T>(of.h, [](const auto& value) { return value; }, gradient) / static_cast<T>(of.h);
+    const T slope = sum_of<T>(of.h, [](const auto& a, const auto& b) { return a * b; }, gradient, normal) / static_cast<T>(of.h);
     for (int64_t i = 0; i < of.h; ++i) result[i] = rstd * (gradient[i] - level - normal[i] * slope);
     if (dresidual) write_row(result, of.residual_type, row, of.h, dresidual);
     if (scratch.rate.threshold) drop(scratch.lanes.data(), scratch.rate.threshold, scratch.scale, of.h, result);
