@@ -23,23 +23,32 @@ def mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-def kept_columns(keys: torch.Tensor, site: int, h: int, p: float) -> torch.Tensor:
-    """bool (n, h), by the definition of the random function, column by column."""
+def column_lanes(keys: torch.Tensor, site: int, h: int):
+    """The 16 random bits of each column, uint64 (n, h), by the definition of the random function."""
     keys = keys.numpy().view(np.uint64)[:, None]
     columns = np.arange(h, dtype=np.uint64)
     row_site = mix(keys + np.array([site + 1], np.uint64) * GOLDEN)
     bits = mix(row_site + (columns // np.uint64(4) + np.uint64(1)) * GOLDEN)
-    lanes = bits >> np.uint64(16) * (columns % np.uint64(4)) & np.uint64(0xFFFF)
-    return torch.from_numpy(lanes >= np.uint64(round(p * 65536)))
+    return bits >> np.uint64(16) * (columns % np.uint64(4)) & np.uint64(0xFFFF)
 
 
-def kept_pairs(query_keys: torch.Tensor, key_keys: torch.Tensor, site: int, heads: int, p: float) -> torch.Tensor:
-    """bool (B, heads, L, M), by the definition of the random function."""
+def kept_columns(keys: torch.Tensor, site: int, h: int, p: float) -> torch.Tensor:
+    """bool (n, h)"""
+    return torch.from_numpy(column_lanes(keys, site, h) >= np.uint64(round(p * 65536)))
+
+
+def pair_bits(query_keys: torch.Tensor, key_keys: torch.Tensor, site: int, heads: int):
+    """The 24 random bits of each probability, uint64 (B, heads, L, M), by the definition of the random function."""
     query = query_keys.numpy().view(np.uint64)[:, None, :, None]
     key = key_keys.numpy().view(np.uint64)[:, None, None, :]
     head = np.arange(heads, dtype=np.uint64)[:, None, None]
     start = mix(query + (np.uint64(site * heads) + head + np.uint64(1)) * GOLDEN)
-    return torch.from_numpy(mix(start + key) >> np.uint64(40) >= np.uint64(round(p * 2**24)))
+    return mix(start + key) >> np.uint64(40)
+
+
+def kept_pairs(query_keys: torch.Tensor, key_keys: torch.Tensor, site: int, heads: int, p: float) -> torch.Tensor:
+    """bool (B, heads, L, M)"""
+    return torch.from_numpy(pair_bits(query_keys, key_keys, site, heads) >= np.uint64(round(p * 2**24)))
 
 
 def scale_of(p: float, bits: int = 16) -> float:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dropout_cases import TYPES, kept_columns, kept_pairs, normal, random_keys, scale_of
+from dropout_cases import TYPES, column_lanes, kept_columns, kept_pairs, normal, pair_bits, random_keys, scale_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
@@ -54,6 +54,23 @@ def test_attention_equals_the_definition(attention_dropout, shape, site, p, dtyp
     expected = scaled.masked_fill(~kept_pairs(*keys, site, heads, p), 0)
     found = attention_dropout(probs, *keys, site, p)
     assert found.dtype == dtype and torch.equal(found, expected)
+
+
+@dropouts
+@pytest.mark.parametrize("column", [0, 1, 6, 11])
+def test_bits_at_the_threshold_are_kept(dropout, column):
+    keys = random_keys(1)
+    lane = int(column_lanes(keys, 0, 12)[0, column])
+    assert dropout(torch.ones(1, 12), keys, 0, lane / 65536)[0, column] > 0
+    assert dropout(torch.ones(1, 12), keys, 0, (lane + 1) / 65536)[0, column] == 0
+
+
+@attention_dropouts
+def test_attention_bits_at_the_threshold_are_kept(attention_dropout):
+    keys = random_keys(1, 1)
+    bits = int(pair_bits(keys, keys, 3, 1)[0, 0, 0, 0])
+    assert attention_dropout(torch.ones(1, 1, 1, 1), keys, keys, 3, bits / 2**24) > 0
+    assert attention_dropout(torch.ones(1, 1, 1, 1), keys, keys, 3, (bits + 1) / 2**24) == 0
 
 
 def test_a_row_starts_from_the_random_number_of_its_key_and_site():
