@@ -7,6 +7,8 @@ import shutil
 
 from setuptools import find_packages, setup
 
+OPERATORS = ("overlap", "regions", "dropout", "layer_norm")
+
 
 def cuda_toolkit(version: str) -> str | None:
     """The folder of a CUDA toolkit with both nvcc and headers, the one of torch's version first; None without one.
@@ -37,8 +39,8 @@ def extension() -> dict:
     except ImportError:
         print("torch is not here (pip's --no-build-isolation shows it): the operators will be pure torch")
         return {}
-    sources = [f"ops/csrc/{name}.cpp" for name in ("binding", "overlap_cpu", "regions_cpu")]
-    kernels = [f"ops/csrc/{name}.cu" for name in ("overlap_cuda", "regions_cuda")]
+    sources = [f"ops/csrc/{name}.cpp" for name in ("binding", *(f"{name}_cpu" for name in OPERATORS))]
+    kernels = [f"ops/csrc/{name}_cuda.cu" for name in OPERATORS]
     # -ffp-contract and -fmad: CPU and GPU must give the same bits, and so must every processor.
     flags = {"cxx": ["-O3", "-ffp-contract=off"], "nvcc": ["-O3", "-fmad=false"]}
     cpu = cpp_extension.CppExtension("ops._compiled", sources, extra_compile_args=flags)

@@ -7,12 +7,16 @@ import sys
 
 import torch
 
-from ops import mask_overlapping, mask_regions, pure
+from ops import attention_dropout, dropout, dropout_add_layer_norm, mask_overlapping, mask_regions, pure
 from ops.library import backends
 
 
 def self_check(device: str) -> bool:
-    """Compares the operators with their pure torch versions on random boxes and features."""
+    """Compares the operators with their pure torch versions on random inputs."""
+    return check_masking(device) and check_dropout(device)
+
+
+def check_masking(device: str) -> bool:
     generator = torch.Generator().manual_seed(0)
     boxes = torch.rand(64, 50, 4, generator=generator)
     boxes[..., 2:] += boxes[..., :2]
@@ -23,6 +27,28 @@ def self_check(device: str) -> bool:
     rows = mask_regions(features.to(device), valid.to(device)).cpu()
     same = torch.allclose(rows, pure.mask_regions(features, valid, torch.float32))
     return torch.equal(found.cpu(), expected) and same
+
+
+def check_dropout(device: str) -> bool:
+    """Masks to the bit; LayerNorm and its gradients to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    x, residual = torch.randn(2, 64, 72, generator=generator)
+    probs = torch.rand(4, 3, 16, 10, generator=generator)
+    keys = torch.randint(-(2**63), 2**63 - 1, (64,), generator=generator)
+    weight, bias = torch.randn(2, 72, generator=generator)
+    dropped = dropout(x.to(device), keys.to(device), 3, 0.1).cpu()
+    rates = keys.view(4, 16), keys.view(4, 16)[:, :10], 3, 0.1
+    attended = attention_dropout(probs.to(device), *(k.to(device) for k in rates[:2]), *rates[2:]).cpu()
+    right = torch.equal(dropped, pure.dropout(x, keys, 3, 0.1))
+    right &= torch.equal(attended, pure.attention_dropout(probs, *rates))
+
+    inputs = [value.to(device).requires_grad_() for value in (x, residual, weight, bias)]
+    out = dropout_add_layer_norm(*inputs, keys.to(device), 3, 0.1, 1e-12, torch.float32)
+    gradients = torch.autograd.grad(out, inputs, residual.to(device))
+    expected, mean, rstd = pure.dropout_add_layer_norm(x, residual, weight, bias, keys, 3, 0.1, 1e-12, torch.float32)
+    slopes = pure.dropout_add_layer_norm_backward(residual, x, residual, weight, keys, mean, rstd, 3, 0.1)
+    pairs = zip((out, *gradients), (expected, *slopes), strict=True)
+    return right and all(torch.allclose(a.detach().cpu(), b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
 def main() -> int:

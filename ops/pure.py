@@ -32,3 +32,116 @@ def mask_regions(features: Tensor, visible: Tensor, dtype: torch.dtype) -> Tenso
     torch.sum(rows[:, 1:], 1, out=rows[:, 0])
     rows[:, 0] /= visible.sum(1, keepdim=True).clamp(min=1)
     return rows.to(dtype)
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+GOLDEN, MULTIPLIER1, MULTIPLIER2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (the plain one copies the sign)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64, elementwise: shards.hashing.mix, which this package cannot import."""
+    x = (x ^ _shift(x, 30)) * MULTIPLIER1
+    x = (x ^ _shift(x, 27)) * MULTIPLIER2
+    return x ^ _shift(x, 31)
+
+
+def _draw(keys: Tensor, counters: Tensor | int) -> Tensor:
+    steps = (counters + 1) * GOLDEN
+    return _mix(keys + (_signed(steps) if isinstance(steps, int) else steps))
+
+
+def dropped_columns(keys: Tensor, site: int, width: int, p: float) -> Tensor:
+    """Whether dropout drops a column: bool (n, width) for int64 keys (n,); see ops.dropout."""
+    groups = torch.arange((width + 3) // 4, device=keys.device)
+    bits = _draw(_draw(keys, site)[:, None], groups)
+    lanes = bits[..., None] >> torch.arange(0, 64, 16, device=keys.device) & 0xFFFF
+    return lanes.flatten(1)[:, :width] < round(p * 65536)
+
+
+def dropped_pairs(query_keys: Tensor, key_keys: Tensor, site: int, heads: int, p: float) -> Tensor:
+    """Whether dropout drops a probability: bool (B, heads, L, M); see ops.attention_dropout."""
+    counters = site * heads + torch.arange(heads, device=query_keys.device)
+    queries = _draw(query_keys[:, None], counters[:, None])
+    return _shift(_mix(queries[..., None] + key_keys[:, None, None]), 40) < round(p * 2**24)
+
+
+def _scale(p: float, bits: int) -> float:
+    kept = 2**bits - round(p * 2**bits)
+    return 2**bits / kept
+
+
+def _compute_type(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _drop(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+    """Zero where dropped, otherwise x * scale, in the compute type."""
+    dtype = _compute_type(x)
+    return (x.to(dtype) * torch.tensor(scale, dtype=dtype, device=x.device)).masked_fill(dropped, 0)
+
+
+def dropout(x: Tensor, keys: Tensor, site: int, p: float) -> Tensor:
+    """The same as the compiled operator, bit for bit: see ops.dropout."""
+    return _drop(x, dropped_columns(keys, site, x.shape[1], p), _scale(p, 16)).to(x.dtype)
+
+
+def attention_dropout(probs: Tensor, query_keys: Tensor, key_keys: Tensor, site: int, p: float) -> Tensor:
+    """The same as the compiled operator, bit for bit: see ops.attention_dropout."""
+    dropped = dropped_pairs(query_keys, key_keys, site, probs.shape[1], p)
+    return _drop(probs, dropped, _scale(p, 24)).to(probs.dtype)
+
+
+def _dropout_add(x: Tensor, residual: Tensor | None, keys: Tensor | None, site: int, p: float) -> Tensor:
+    """dropout(x) + residual in the compute type."""
+    total = _drop(x, dropped_columns(keys, site, x.shape[1], p), _scale(p, 16)) if p > 0 else x.to(_compute_type(x))
+    return total if residual is None else total + residual.to(total.dtype)
+
+
+def dropout_add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    keys: Tensor | None,
+    site: int,
+    p: float,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output and each row's mean and reciprocal standard deviation: see ops.dropout_add_layer_norm."""
+    total = _dropout_add(x, residual, keys, site, p)
+    mean = total.mean(1)
+    centred = total - mean[:, None]
+    rstd = (centred.square().mean(1) + eps).rsqrt()
+    return (centred * rstd[:, None] * weight + bias).to(dtype), mean, rstd
+
+
+def dropout_add_layer_norm_backward(
+    gradient: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    keys: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    site: int,
+    p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, the residual (empty without one), weight and bias."""
+    normal = (_dropout_add(x, residual, keys, site, p) - mean[:, None]) * rstd[:, None]
+    gradient = gradient.to(normal.dtype)
+    scaled = gradient * weight
+    level, slope = scaled.mean(1, keepdim=True), (scaled * normal).mean(1, keepdim=True)
+    total = (scaled - level - normal * slope) * rstd[:, None]
+    dx = _drop(total, dropped_columns(keys, site, x.shape[1], p), _scale(p, 16)) if p > 0 else total.clone()
+    dresidual = x.new_empty(0) if residual is None else total.to(residual.dtype)
+    return dx.to(x.dtype), dresidual, (gradient * normal).sum(0), gradient.sum(0)

@@ -1,5 +1,5 @@
-// The types of features in memory, and reading and writing them as float32. Rounding is to nearest, ties to even,
-// on the CPU and on the GPU: the same bits.
+// The types of numbers in memory, and reading and writing them as float32 (float64 as itself). Rounding is to nearest,
+// ties to even, on the CPU and on the GPU: the same bits.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 #include "host_device.h"
 
-enum class Number : int { kFloat32, kFloat16, kBFloat16 };
+enum class Number : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
 struct Float16 {
   uint16_t bits;
@@ -27,6 +27,7 @@ HOST_DEVICE uint32_t to_bits(float value) {
   return bits;
 }
 
+HOST_DEVICE double widen(double value) { return value; }
 HOST_DEVICE float widen(float value) { return value; }
 HOST_DEVICE float widen(BFloat16 value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
 // Exponent and fraction moved to float32's place come out 2^112 too small (subnormal numbers too); an infinity or
@@ -38,6 +39,7 @@ HOST_DEVICE float widen(Float16 value) {
   return from_bits(to_bits(from_bits(size) * 0x1p112f) | static_cast<uint32_t>(ones) | sign);
 }
 
+HOST_DEVICE void narrow(double value, double& out) { out = value; }
 HOST_DEVICE void narrow(float value, float& out) { out = value; }
 HOST_DEVICE void narrow(float value, BFloat16& out) {
   const uint32_t bits = to_bits(value);

@@ -6,16 +6,11 @@
 
 #include "kernels.h"
 #include "number.h"
+#include "pack.h"
 
 namespace {
 
 constexpr int kThreads = 128;
-
-// W neighbouring numbers, moved by one instruction where they have 16 bytes.
-template <typename T, int W>
-struct alignas(sizeof(T) * W <= 16 ? sizeof(T) * W : 16) Pack {
-  T values[W];
-};
 
 // A thread owns W neighbouring columns of one image and walks down its regions: it reads every visible one once,
 // writes every row once, and keeps the sums of its columns, in the order in which the CPU adds them.
@@ -57,8 +52,7 @@ void start(const void* features, const bool* visible, int64_t batch, int64_t n, 
   constexpr int kWide = 16 / (sizeof(In) > sizeof(Out) ? sizeof(In) : sizeof(Out));
   const In* from = static_cast<const In*>(features);
   Out* to = static_cast<Out*>(out);
-  const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0;
-  const bool wide = size % kWide == 0 && aligned;
+  const bool wide = size % kWide == 0 && aligned(from) && aligned(to);
   const int64_t work = batch * (wide ? size / kWide : size);
   const int64_t wanted = (work + kThreads - 1) / kThreads;
   const int blocks = static_cast<int>(wanted < (1 << 20) ? wanted : (1 << 20));

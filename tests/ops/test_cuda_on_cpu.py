@@ -13,8 +13,9 @@ import ops
 
 SOURCES = Path(__file__).parents[2] / "ops" / "csrc"
 EMULATION = Path(__file__).parent / "cuda_on_cpu"
-KERNELS = ("overlap_cuda.cu", "regions_cuda.cu")
+KERNELS = ("overlap_cuda.cu", "regions_cuda.cu", "dropout_cuda.cu", "layer_norm_cuda.cu")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of Number in number.h
+ALL_TYPES = (*TYPES, torch.float64)
 
 LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)<<<([^,]+), ([^,]+), 0, (.+?)>>>\((.*?)\);", re.DOTALL)
 
@@ -62,6 +63,82 @@ def test_the_regions_kernel_gives_the_bits_of_the_cpu(emulated, size, kind, to):
     numbers = (5, 13, size, TYPES.index(kind), TYPES.index(to))
     found = emulated("regions", *numbers, tensors=(features, visible), dtype=to).view(5, 14, size)
     assert torch.equal(found, ops.mask_regions(features, visible, to))
+
+
+def random_keys(*shape):
+    return torch.randint(-(2**63), 2**63 - 1, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", ALL_TYPES)
+@pytest.mark.parametrize(("n", "h"), [(9, 48), (5, 7), (2, 1030), (300, 1)])
+def test_the_dropout_kernel_gives_the_bits_of_the_cpu(emulated, n, h, kind):
+    x, keys = torch.randn(n, h).to(kind), random_keys(n)
+    found = emulated("dropout", n, h, ALL_TYPES.index(kind), 3, 0.3, tensors=(x, keys), dtype=kind).view(n, h)
+    assert torch.equal(found, ops.dropout(x, keys, 3, 0.3))
+
+
+@pytest.mark.parametrize("kind", ALL_TYPES)
+@pytest.mark.parametrize(("queries", "keys"), [(5, 24), (3, 37), (1, 1)])
+def test_the_attention_dropout_kernel_gives_the_bits_of_the_cpu(emulated, queries, keys, kind):
+    shape = 3, 4, queries, keys
+    probs, query_keys, key_keys = torch.rand(shape).to(kind), random_keys(3, queries), random_keys(3, keys)
+    numbers = (*shape, ALL_TYPES.index(kind), 2, 0.3)
+    found = emulated("attention", *numbers, tensors=(probs, query_keys, key_keys), dtype=kind).view(shape)
+    assert torch.equal(found, ops.attention_dropout(probs, query_keys, key_keys, 2, 0.3))
+
+
+FLOAT, HALF, BFLOAT, DOUBLE = ALL_TYPES
+
+
+@pytest.mark.parametrize(
+    ("n", "h", "x", "residual", "out", "p"),
+    [
+        (70, 128, BFLOAT, BFLOAT, BFLOAT, 0.1),  # one warp for a row in backward
+        (70, 256, FLOAT, FLOAT, FLOAT, 0.1),
+        (60, 264, HALF, HALF, HALF, 0.5),  # three warps
+        (60, 768, BFLOAT, FLOAT, BFLOAT, 0.1),
+        (60, 772, FLOAT, FLOAT, BFLOAT, 0.1),  # four warps
+        (60, 1024, BFLOAT, BFLOAT, FLOAT, 0.1),
+        (60, 768, FLOAT, None, FLOAT, 0.1),
+        (60, 768, BFLOAT, BFLOAT, BFLOAT, 0.0),
+        (1, 1024, HALF, FLOAT, HALF, 0.1),
+        (20, 7, FLOAT, FLOAT, FLOAT, 0.1),  # kernels of any width
+        (20, 1030, BFLOAT, FLOAT, BFLOAT, 0.1),
+        (20, 64, FLOAT, BFLOAT, HALF, 0.1),
+        (20, 64, DOUBLE, DOUBLE, DOUBLE, 0.1),
+        (20, 64, DOUBLE, None, DOUBLE, 0.0),
+    ],
+)
+def test_the_layer_norm_kernels_agree_with_the_cpu(emulated, n, h, x, residual, out, p):
+    generator = torch.Generator().manual_seed(0)
+    statistics = DOUBLE if x == DOUBLE else FLOAT
+    values, gradient = (torch.randn(n, h, generator=generator).to(kind) for kind in (x, out))
+    added = torch.randn(n, h, generator=generator).to(residual or x)
+    weight, bias = (torch.randn(h, generator=generator).to(statistics) for _ in range(2))
+    keys = random_keys(n)
+    kinds = [ALL_TYPES.index(kind) for kind in (x, added.dtype, out)]
+    numbers = (n, h, *kinds, int(residual is not None), 5, p)
+    tensors = (values, added, weight, bias, keys, gradient)
+    found = emulated("layer_norm", *numbers, tensors=tensors, dtype=torch.uint8)
+
+    operators = torch.ops.twelve_in_one
+    given = added if residual else None
+    forward = operators.dropout_add_layer_norm(values, given, weight, bias, keys, 5, p, 1e-12, out)
+    slopes = operators.dropout_add_layer_norm_backward(gradient, values, given, weight, keys, *forward[1:], 5, p)
+    if residual is None:
+        slopes = slopes[0], torch.zeros_like(added), *slopes[2:]
+    rounding = {FLOAT: 1e-5, HALF: 2e-3, BFLOAT: 1.6e-2, DOUBLE: 1e-12}
+    parts = split_bytes(found, *forward, *slopes)
+    assert torch.equal(parts[3] == 0, slopes[0] == 0)  # the mask
+    for expected, part in zip((*forward, *slopes), parts, strict=True):
+        error = rounding[expected.dtype]
+        torch.testing.assert_close(part, expected, rtol=error, atol=error if expected.dtype == DOUBLE else 1e-4)
+
+
+def split_bytes(data, *like):
+    """Tensors of these types and shapes, one after another in `data`."""
+    parts = data.split([tensor.nbytes for tensor in like])
+    return [part.clone().view(tensor.dtype).view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
