@@ -325,13 +325,17 @@ def backward_kernel(
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a kernel is compiled: see forward_kernel. loop: whether one tile of queries may be too few."""
+    """How a kernel is compiled: m, n, loop and choose as forward_kernel's M, N, LOOP and CHOOSE.
+
+    registers: upper bound per thread, None for the compiler's choice; fewer let more programs share a multiprocessor.
+    """
 
     m: int
     n: int
     loop: bool
     choose: str
     warps: int
+    registers: int | None = None
 
 
 def tiles(backward: bool, dtype: torch.dtype, d: int, max_query: int, max_key: int, same: bool) -> Tiles:
@@ -342,7 +346,7 @@ def tiles(backward: bool, dtype: torch.dtype, d: int, max_query: int, max_key: i
     m, n = (max(16, triton.next_power_of_2(longest)) for longest in (max_query, max_key))
     if dtype == torch.float32:
         # Not for speed: exact products use no tensor cores. Larger tiles or fewer warps spill kilobytes per thread.
-        return Tiles(16, n, max_query > 16, "none", 8)
+        return Tiles(16, n, max_query > 16, "none", 16)
     # Only the shorter side (the text) has sequences far below its bound in practice; more variants cost compile time.
     choose = "both" if same else "query" if max_query < max_key else "key"
     if (m if choose == "query" else n) <= 16 or (same and n > 64):
@@ -365,7 +369,7 @@ def forward(query, key, value, out, query_side, key_side, heads, site, limit, ke
             query.stride(0), key.stride(0), value.stride(0), out.stride(0),
             site * heads + 1, limit << 8, keep_scale, _LOG2E * d**-0.5,
             D=d, M=c.m, N=c.n, LOOP=c.loop, CHOOSE=c.choose, DROPOUT=limit > 0, PRECISION="ieee",
-            num_warps=c.warps,
+            num_warps=c.warps, maxnreg=c.registers,
         )  # fmt: skip
 
 
@@ -388,7 +392,7 @@ def backward(
             dq.stride(0), dk.stride(0), dv.stride(0),
             site * heads + 1, limit << 8, keep_scale, _LOG2E * d**-0.5, d**-0.5,
             D=d, M=c.m, N=c.n, LOOP=c.loop, CHOOSE=c.choose, DROPOUT=limit > 0, PRECISION="ieee",
-            num_warps=c.warps,
+            num_warps=c.warps, maxnreg=c.registers,
         )  # fmt: skip
 
 
