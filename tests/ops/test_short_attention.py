@@ -10,13 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ops import short_attention as module
-from ops.short_attention import (
-    packed_cross_attention,
-    packed_self_attention,
-    short_attention,
-    short_attention_reference,
-)
+from ops import packed_cross_attention, packed_self_attention, short_attention
+from ops.short_attention import _mix, kernel_available, short_attention_reference
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -151,7 +146,7 @@ def test_mix_is_the_one_of_hashing():
     from shards.hashing import mix
 
     keys = side([100])[1]
-    assert torch.equal(module._mix(keys), mix(keys))
+    assert torch.equal(_mix(keys), mix(keys))
 
 
 def test_reference_of_empty_sequences_is_zero_and_has_gradients():
@@ -233,7 +228,7 @@ def check_one(q_lengths, k_lengths, heads, d, dtype, p, device="cpu", spare=(3, 
         with torch.no_grad():  # rows behind the last sequence may hold anything
             x[int((q_side if x is inputs[0] else k_side)[0][-1]) :] = float("nan")
     call = arguments(q_side, k_side, heads, 5, p)
-    assert module.kernel_available(inputs[0], heads)
+    assert kernel_available(inputs[0], heads)
     found = compare(lambda *x: short_attention(*x, *call), lambda *x: short_attention_reference(*x, *call), inputs)
     for x, s in zip(found, (q_side, q_side, k_side, k_side), strict=True):
         assert (x[int(s[0][-1]) :] == 0).all()
