@@ -2,13 +2,13 @@
 
 One program handles one sequence and one head, and all keys of a sequence fit one tile. The softmax therefore needs no
 second pass over the keys, and the backward pass recomputes the probabilities instead of loading saved statistics: in
-the matrix-multiply layout a row's maximum and sum cost two shuffles each, less than a saved tensor would cost to
-manage. dq, dk and dv of a (sequence, head) are written by one program, so there are no atomics and the results are
+the matrix-multiply layout a row's maximum and sum cost two shuffles each, and nothing beyond the inputs has to be
+kept. dq, dk and dv of a (sequence, head) are written by one program, so there are no atomics and the results are
 deterministic.
 
-The kernels are bound by memory at these lengths. Beyond the loads and stores, most of the time goes to the
-elementwise work on a tile (exponentials and random numbers), so a program picks the smallest tile that its own
-sequence fits: see `CHOOSE`.
+By count of bytes and operations, not yet measured, the kernels should be bound by memory at these lengths, followed by
+the elementwise work on a tile (exponentials and random numbers). That work grows with the tile and not with the
+sequence, so a program picks the smallest tile that its own sequence fits: see `CHOOSE`.
 """
 
 from contextlib import nullcontext
