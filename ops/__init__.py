@@ -1,5 +1,15 @@
 """Operators of the toolkit under the names by which everything above calls them."""
 
 from ops.library import attention_dropout, dropout, dropout_add_layer_norm, mask_overlapping, mask_regions
+from ops.short_attention import packed_cross_attention, packed_self_attention, short_attention
 
-__all__ = ["attention_dropout", "dropout", "dropout_add_layer_norm", "mask_overlapping", "mask_regions"]
+__all__ = [
+    "attention_dropout",
+    "dropout",
+    "dropout_add_layer_norm",
+    "mask_overlapping",
+    "mask_regions",
+    "packed_cross_attention",
+    "packed_self_attention",
+    "short_attention",
+]
