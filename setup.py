@@ -69,7 +69,8 @@ def extension() -> dict:
             self.extensions.clear()
 
     first = next(iter(attempts.values()))
-    return {"ext_modules": [first], "cmdclass": {"build_ext": Build.with_options(use_ninja=False)}}
+    build = Build.with_options(use_ninja=bool(shutil.which("ninja")))
+    return {"ext_modules": [first], "cmdclass": {"build_ext": build}}
 
 
 setup(

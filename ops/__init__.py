@@ -1,10 +1,12 @@
 """Operators of the toolkit under the names by which everything above calls them."""
 
+from ops.column_sum import column_sum
 from ops.library import attention_dropout, dropout, dropout_add_layer_norm, mask_overlapping, mask_regions
 from ops.short_attention import packed_cross_attention, packed_self_attention, short_attention
 
 __all__ = [
     "attention_dropout",
+    "column_sum",
     "dropout",
     "dropout_add_layer_norm",
     "mask_overlapping",

@@ -151,6 +151,11 @@ def packed_cross_attention(
     )  # fmt: skip
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether attention on packed rows has a kernel on this device."""
+    return _HAS_TRITON and device.type == "cuda"
+
+
 def kernel_available(x: Tensor, heads: int) -> bool:
     """Whether the Triton kernels compute attention over x (n, heads * d); otherwise the plain torch version does."""
     there = (_HAS_TRITON and x.is_cuda) or (_INTERPRETED and x.device.type == "cpu")

@@ -34,7 +34,9 @@ def mix(x):
 
 
 def draw(keys, counters):
-    """int64 random numbers for keys and counters (arrays or tensors that broadcast against each other)."""
+    """int64 random numbers for keys and counters: arrays or tensors that broadcast, or one number for a counter."""
+    if isinstance(counters, int):
+        return mix(keys + _signed((counters + 1) * _GOLDEN))
     return mix(keys + (counters + 1) * _signed(_GOLDEN))
 
 
