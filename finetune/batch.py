@@ -18,7 +18,9 @@ from finetune.task import Example, Task
 from pretrain import masking
 from pretrain.batch import Batch
 from pretrain.collate import Limits, check_sample, stack
+from pretrain.dropout import CANDIDATES
 from pretrain.tokenizer import WordPieces
+from shards import hashing
 from shards.sample import Sample
 
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])  # row 0 of an image
@@ -59,12 +61,15 @@ class TaskBatch:
         rows, candidates = self.rows, self.candidates
         features, locations = masking.image_rows(rows.features, rows.boxes, rows.valid, dtype)
         image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_rows
+        positions = torch.arange(image_mask.shape[1], device=image_mask.device)
         if candidates is not None:
             extra = masking.image_rows(candidates.features, candidates.boxes, candidates.valid, dtype)
             features = torch.cat([features, extra[0][:, 1:]], 1)
             locations = torch.cat([locations, extra[1][:, 1:]], 1)
             image_mask = torch.cat([image_mask, candidates.valid], 1)
             image_count += candidates.regions
+            behind = torch.arange(candidates.valid.shape[1], device=positions.device)
+            positions = torch.cat([positions, CANDIDATES + behind])
         length = torch.arange(rows.input_ids.shape[1], device=rows.lengths.device)
         return TaskInputs(
             input_ids=rows.input_ids,
@@ -76,6 +81,8 @@ class TaskBatch:
             candidates=0 if candidates is None else candidates.valid.shape[1],
             text_count=rows.pieces,
             image_count=image_count,
+            sample_keys=rows.keys,
+            image_positions=positions,
         )
 
 
@@ -84,7 +91,8 @@ class TaskCollator:
     """Makes batches of a task's examples.
 
     boxes: the regions of its candidates, for tasks that have them; annotated: boxes to add to each image's regions;
-    vocabulary: of tasks that answer; options: of retrieval in training (without, a caption and its image are one row).
+    vocabulary: of tasks that answer; options: of retrieval in training (without, a caption and its image are one row);
+    seed: of dropout.
     """
 
     task: Task
@@ -96,6 +104,7 @@ class TaskCollator:
     annotated: SamplesById | None = None
     vocabulary: AnswerVocabulary | None = None
     options: Options | None = None
+    seed: int = 0
 
     def __call__(self, epoch: int, numbers: np.ndarray) -> TaskBatch:
         """The batch of the examples of these numbers, int (n,), in an epoch."""
@@ -108,7 +117,7 @@ class TaskCollator:
             limits = replace(limits, regions=max(len(sample.boxes) for sample in samples))
         ids = self.pieces.encode([text for text, _ in texts_images], self.limits.words)
         candidates = self._candidates(chosen) if self.boxes is not None else None
-        rows = self._stack(samples, ids, limits)
+        rows = self._stack(samples, ids, limits, self._keys(epoch, numbers, len(samples)))
         return TaskBatch(rows, candidates, self._target(chosen, samples, rows, candidates), len(chosen))
 
     def _rows(self, epoch: int, number: int) -> list[tuple[str, str]]:
@@ -129,8 +138,15 @@ class TaskCollator:
         check_sample(sample, self.limits)
         return sample
 
-    def _stack(self, samples: list[Sample], ids: list[list[int]], limits: Limits) -> Batch:
-        return stack(samples, ids, np.zeros(len(samples)), np.zeros(len(samples)), limits)
+    def _keys(self, epoch: int, numbers: np.ndarray, rows: int) -> np.ndarray:
+        """int64 (rows,): keys of the rows that the examples of these numbers have, as many for each."""
+        each = rows // max(len(numbers), 1)
+        counted = np.repeat(numbers, each) * each + np.tile(np.arange(each), len(numbers))
+        return masking.sample_keys(hashing.key(self.seed, hashing.text_key(self.task.name)), epoch, counted)
+
+    def _stack(self, samples: list[Sample], ids: list[list[int]], limits: Limits, keys=None) -> Batch:
+        none = np.zeros(len(samples), np.int64)
+        return stack(samples, ids, none if keys is None else keys, none, limits)
 
     def _candidates(self, chosen: list[Example]) -> Batch:
         samples = []

@@ -66,7 +66,7 @@ class TaskData:
     ) -> TaskCollator:
         """positions: of words that the model has; regions: of an image at the most, else the task's.
 
-        seed: of retrieval's options in training, None in evaluation.
+        seed: of retrieval's options and of dropout in training, None in evaluation.
         """
         training, candidates = seed is not None, self.task.head == "candidates"
         return TaskCollator(
@@ -79,6 +79,7 @@ class TaskData:
             annotated=self.boxes if training and not candidates else None,
             vocabulary=vocabulary,
             options=Options(examples, self.regions, seed) if training and self.task.head == "retrieval" else None,
+            seed=seed or 0,
         )
 
 

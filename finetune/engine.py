@@ -39,7 +39,7 @@ def make_task_engine(config, ranks: Ranks, work: nn.Module, lr: float, head_lr: 
 
     optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, config.weight_decay, scale)
     without_bias_correction(optimizer)
-    engine = make_engine(work, optimizer, ranks, config.seed, config.clip, all_used=False)
+    engine = make_engine(work, optimizer, ranks, config.clip, all_used=False)
     if newest:
         restore_engine(engine, newest)
     return engine

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
+from pretrain.dropout import Dropout, number_sites
 from pretrain.layers import Norm
 from pretrain.model import AttentionMaps, Encoded, TwoStream, initialise
 
@@ -40,7 +41,8 @@ class TaskInputs:
 
     input_ids int64 (B, L), text_mask bool (B, L), features (B, R, D), locations (B, R, 5), image_mask bool (B, R),
     task_ids int64 (B,), or None for a model without task tokens; candidates: how many of the last rows are candidates;
-    text_count, image_count: how many places of the masks are true, where that is known (see TwoStream.forward).
+    text_count, image_count: how many places of the masks are true, where that is known; sample_keys int64 (B,) and
+    image_positions int64 (R,): what dropout follows from (see TwoStream.forward).
     For NLVR2 the rows of B are left, right, left, right; for retrieval in training OPTIONS rows are one example.
     """
 
@@ -53,6 +55,8 @@ class TaskInputs:
     candidates: int = 0
     text_count: int | None = None
     image_count: int | None = None
+    sample_keys: Tensor | None = None
+    image_positions: Tensor | None = None
 
 
 class TaskModel(nn.Module):
@@ -71,7 +75,8 @@ class TaskModel(nn.Module):
         heads["nlvr2"] = AnswerHead(2 * fused, 2 * fused, 2)
         heads["entailment"] = nn.Linear(fused, 3)
         self.heads = nn.ModuleDict(heads)
-        self.region_dropout = nn.Dropout(config.v_hidden_dropout_prob)
+        self.region_dropout = Dropout(config.v_hidden_dropout_prob)
+        number_sites(self)
         initialise(self.heads, config.initializer_range)
 
     def forward(self, inputs: TaskInputs, head: str) -> Tensor:
@@ -91,13 +96,16 @@ class TaskModel(nn.Module):
             maps=maps,
             text_count=inputs.text_count,
             image_count=inputs.image_count,
+            sample_keys=inputs.sample_keys,
+            image_positions=inputs.image_positions,
         )
 
     def scores(self, encoded: Encoded, inputs: TaskInputs, head: str) -> Tensor:
         """What `forward` says, from states that are there already."""
         if head in POINTING:
             first = -inputs.candidates if head == "candidates" else 0
-            points = self.heads["pointing"](self.region_dropout(encoded.image[:, first:]))[..., 0]
+            keys = None if encoded.image_keys is None else encoded.image_keys[:, first:]
+            points = self.heads["pointing"](self.region_dropout(encoded.image[:, first:], keys))[..., 0]
             return points.masked_fill(~inputs.image_mask[:, first:], PADDING)
         fused = self.encoder.fuse(encoded)
         if head == "nlvr2":

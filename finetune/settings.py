@@ -47,6 +47,7 @@ class FinetuneConfig:
     device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
     log_every: int = flag(20, "steps between two lines of the log", low=1)
+    save_minutes: float = flag(10.0, "minutes without a checkpoint after which one is written, 0 for none", low=0)
     seed: int = flag(0, "of new weights, order and dropout")
     resume: bool = flag(False, "go on from the run's newest checkpoint, where there is one")
 
@@ -152,4 +153,4 @@ def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int,
 
 
 # Flags that may differ between a run and its continuation: they do not change what is computed.
-FREE_FLAGS = {"resume", "out", "workers", "accumulate", "activation_checkpointing", "log_every"}
+FREE_FLAGS = {"resume", "out", "workers", "accumulate", "activation_checkpointing", "log_every", "save_minutes"}

@@ -10,8 +10,10 @@ There are no generators in it: order, masks and dropout follow from the seed and
 import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,13 +25,66 @@ from shards.files import read_json, write_json
 MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoint.json"
 
 
-def save_checkpoint(run, step: int, model: nn.Module, optimizer, facts: dict, score: float | None) -> Path:
-    """Writes checkpoints/step-N of a run and removes all but the newest and the best (lowest score).
+class CheckpointWriter:
+    """Writes the checkpoints of a run in a thread; training waits for nothing but a copy in the host's memory.
 
-    Where it cannot be written, the older ones stay as they are and a UserError says so.
+    From a GPU the copy goes to pinned memory, behind what the GPU has been given to do and before what comes next. A
+    checkpoint that cannot be written leaves the older ones as they are; `failure` says why as soon as it is known, and
+    the next call raises it.
     """
-    tensors = {MODEL: model.state_dict(), TRAINING: optimizer_state(model, optimizer)}
-    return _save(run, step, tensors, {"step": step, "score": score} | facts)
+
+    def __init__(self, run):
+        self.run, self.failure = run, None
+        self._thread: threading.Thread | None = None
+        self._copies: dict[str, Tensor] = {}
+
+    def save(self, step: int, model: nn.Module, optimizer, facts: dict, score: float | None) -> None:
+        """Begins to write checkpoints/step-N, after which all but the newest and the best (lowest score) are removed.
+
+        Waits for the checkpoint before it, raising its UserError.
+        """
+        self.wait()
+        tensors = {MODEL: model.state_dict(), TRAINING: optimizer_state(model, optimizer)}
+        copies = {
+            file: {name: self._copy(f"{file}/{name}", value) for name, value in values.items()}
+            for file, values in tensors.items()
+        }
+        copied = torch.cuda.current_stream().record_event() if next(model.parameters()).is_cuda else None
+        facts = {"step": step, "score": score} | facts
+        self._thread = threading.Thread(target=self._write, args=(step, copies, facts, copied), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when the checkpoint is on the disk; a UserError says why it is not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+    def _copy(self, name: str, value: Tensor) -> Tensor:
+        value = value.detach()
+        copy = self._copies.get(name)
+        if copy is None:
+            copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._copies[name] = copy
+        return copy.copy_(value, non_blocking=True)
+
+    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict, copied) -> None:
+        try:
+            if copied is not None:
+                copied.synchronize()
+            _save(self.run, step, tensors, facts)
+        except Exception as error:
+            self.failure = error
+
+
+def save_checkpoint(run, step: int, model: nn.Module, optimizer, facts: dict, score: float | None) -> None:
+    """Writes checkpoints/step-N of a run and returns when it is on the disk."""
+    writer = CheckpointWriter(run)
+    writer.save(step, model, optimizer, facts, score)
+    writer.wait()
 
 
 def save_weights(run, weights: dict[str, Tensor]) -> Path:

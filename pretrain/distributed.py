@@ -114,6 +114,30 @@ def add_up(values: Tensor, ranks: Ranks) -> Tensor:
     return values
 
 
+BLOCK = 1 << 24  # numbers that are added up at once: 64 MB of float32
+
+
+def add_up_in_blocks(tensors: list[Tensor], ranks: Ranks) -> None:
+    """The sums over all ranks of tensors of one type, in place, many of them at a time."""
+    if ranks.count == 1:
+        return
+    block: list[Tensor] = []
+    for number, tensor in enumerate(tensors, 1):
+        block.append(tensor)
+        if sum(x.numel() for x in block) >= BLOCK or number == len(tensors):
+            flat = add_up(torch.cat([x.flatten() for x in block]), ranks)
+            sums = [part.view_as(x) for part, x in zip(flat.split([x.numel() for x in block]), block, strict=True)]
+            torch._foreach_copy_(block, sums)
+            block = []
+
+
+def same_weights(module: nn.Module, ranks: Ranks) -> None:
+    """Gives every rank the first one's weights."""
+    if ranks.count > 1:
+        for parameter in module.parameters():
+            dist.broadcast(parameter.detach(), src=0)
+
+
 def add_up_numbers(values: list[int], ranks: Ranks) -> list[int]:
     """Sums over all ranks of whole numbers."""
     return add_up(torch.tensor(values, dtype=torch.int64), ranks).tolist() if ranks.count > 1 else values

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
 from pretrain.layers import Norm
+from pretrain.linear import Linear
 from pretrain.model import TwoStream, initialise
 
 
@@ -14,7 +15,7 @@ class Transform(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.dense = nn.Linear(size, size)
+        self.dense = Linear(size, size)
         self.norm = Norm(size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class RegionHead(nn.Module):
     def __init__(self, config: ModelConfig, outputs: int):
         super().__init__()
         self.transform = Transform(config.v_hidden_size)
-        self.decoder = nn.Linear(config.v_hidden_size, outputs)
+        self.decoder = Linear(config.v_hidden_size, outputs)
 
     def forward(self, states: Tensor) -> Tensor:
         return self.decoder(self.transform(states))

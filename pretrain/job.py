@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pretrain import cuda_graph
 from pretrain.batch import Batch
 from pretrain.bert import from_bert, load_bert
 from pretrain.circumstances import circumstances
@@ -15,6 +16,7 @@ from pretrain.collate import Collator, Limits
 from pretrain.config import CONFIGS, ModelConfig, read_model_config
 from pretrain.distributed import on_first, same_everywhere
 from pretrain.heads import PretrainingModel
+from pretrain.layers import narrow_hidden_states
 from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
 from pretrain.pairs import Swaps
@@ -180,6 +182,8 @@ def _work(
     precision = Precision(config.precision, device)
     model.to(device, precision.weights)
     model.encoder.recompute = config.activation_checkpointing
+    if config.residual == "precision":
+        narrow_hidden_states(model)
     if config.compile:
         model.encoder.compile(dynamic=True)
     objective = Objective(
@@ -198,7 +202,12 @@ def _engine(config: PretrainConfig, ranks: Ranks, work: Pass) -> Engine:
         return config.bert_lr_scale if config.bert and from_bert(name) else 1.0
 
     optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
-    return make_engine(work, optimizer, ranks, config.seed, config.clip)
+    graph = None
+    if config.cuda_graph:
+        if not cuda_graph.runs_on(work.precision.device) or config.accumulate > 1:
+            raise UserError("--cuda_graph: works on GPUs, with --accumulate 1")
+        graph = -(-config.batch_size // ranks.count), config.words
+    return make_engine(work, optimizer, ranks, config.clip, graph=graph)
 
 
 def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) -> ModelConfig:

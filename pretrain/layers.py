@@ -4,14 +4,15 @@ Every block keeps BERT's arrangement: a sublayer, dropout, the residual, then La
 Queries, keys and values of one input are one matrix, so that they cost one multiplication.
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.attention import attend, split_heads
+import ops
+from pretrain.attention import co_attention, self_attention
 from pretrain.config import ModelConfig
+from pretrain.dropout import Dropout
+from pretrain.linear import Linear
 from pretrain.packing import Layout
 
 EPSILON = 1e-12
@@ -19,13 +20,49 @@ LOCATION_SIZE = 5  # x1, y1, x2, y2 as shares of width and height, and the share
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm with BERT's epsilon. Works and answers in float32 at the least, under autocast on any device."""
+    """LayerNorm with BERT's epsilon, computed in float32 at least, under autocast on any device.
+
+    narrow: what comes out has the type that autocast computes in, and not float32; the hidden states between the
+    blocks then have half the bytes, and what follows them need not convert them.
+    """
 
     def __init__(self, size: int):
         super().__init__(size, EPSILON)
+        self.narrow = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if x.dtype == torch.float64 else x.float())
+        """(..., size) -> the same."""
+        normed = super().forward(x if x.dtype == torch.float64 else x.float())
+        return normed.to(self._output_type(x))
+
+    def after(self, x: Tensor, residual: Tensor, dropout: Dropout, keys: Tensor | None) -> Tensor:
+        """LayerNorm(dropout(x) + residual) in one pass. x, residual: (..., size); keys: int64, one for each row."""
+        normed = ops.dropout_add_layer_norm(
+            x.flatten(0, -2),
+            residual.flatten(0, -2),
+            self.weight,
+            self.bias,
+            keys,
+            dropout.site,
+            dropout.rate,
+            self.eps,
+            self._output_type(x),
+        )
+        return normed.view(x.shape)
+
+    def _output_type(self, x: Tensor) -> torch.dtype:
+        if x.dtype == torch.float64:
+            return torch.float64
+        if self.narrow and torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        return torch.float32
+
+
+def narrow_hidden_states(model: nn.Module) -> None:
+    """Lets the LayerNorms of a model return the type that autocast computes in."""
+    for module in model.modules():
+        if isinstance(module, Norm):
+            module.narrow = True
 
 
 class TextEmbedding(nn.Module):
@@ -38,19 +75,22 @@ class TextEmbedding(nn.Module):
         self.segment = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.task = nn.Embedding(config.task_tokens, config.hidden_size) if config.task_tokens else None
         self.norm = Norm(config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, segment_ids: Tensor | None, task_ids: Tensor | None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, segment_ids: Tensor | None, task_ids: Tensor | None, keys: Tensor | None = None
+    ) -> Tensor:
         """int64 (B, L), (B, L) or None for segment 0, (B,) or None -> (B, L or L + 1, h).
 
-        The task token has no position or segment of its own; the words keep theirs.
+        The task token has no position or segment of its own; the words keep theirs. keys: dropout keys of the result's
+        positions.
         """
         positions = self.position.weight[: input_ids.shape[1]]
         segments = self.segment.weight[0] if segment_ids is None else self.segment(segment_ids)
         x = self.word(input_ids) + positions + segments
         if task_ids is not None:
             x = torch.cat([x[:, :1], self.task(task_ids)[:, None], x[:, 1:]], 1)
-        return self.dropout(self.norm(x))
+        return self.dropout(self.norm(x), keys)
 
 
 class ImageEmbedding(nn.Module):
@@ -58,14 +98,14 @@ class ImageEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.feature = nn.Linear(config.v_feature_size, config.v_hidden_size)
-        self.location = nn.Linear(LOCATION_SIZE, config.v_hidden_size)
+        self.feature = Linear(config.v_feature_size, config.v_hidden_size)
+        self.location = Linear(LOCATION_SIZE, config.v_hidden_size)
         self.norm = Norm(config.v_hidden_size)
-        self.dropout = nn.Dropout(config.v_hidden_dropout_prob)
+        self.dropout = Dropout(config.v_hidden_dropout_prob)
 
-    def forward(self, features: Tensor, locations: Tensor) -> Tensor:
-        """(B, R, D), (B, R, 5) -> (B, R, h)."""
-        return self.dropout(self.norm(self.feature(features) + self.location(locations)))
+    def forward(self, features: Tensor, locations: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, R, D), (B, R, 5) -> (B, R, h), or rows without padding. keys: dropout keys of the rows."""
+        return self.dropout(self.norm(self.feature(features) + self.location(locations)), keys)
 
 
 class FeedForward(nn.Module):
@@ -73,13 +113,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, size: int, inner: int, dropout: float):
         super().__init__()
-        self.up = nn.Linear(size, inner)
-        self.down = nn.Linear(inner, size)
+        self.up = Linear(size, inner)
+        self.down = Linear(inner, size)
         self.norm = Norm(size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        return self.norm.after(self.down(F.gelu(self.up(x))), x, self.dropout, keys)
 
 
 class Layer(nn.Module):
@@ -87,42 +127,39 @@ class Layer(nn.Module):
 
     def __init__(self, size: int, heads: int, inner: int, dropout: float, attention_dropout: float):
         super().__init__()
-        self.heads, self.attention_dropout = heads, attention_dropout
-        self.query_key_value = nn.Linear(size, 3 * size)
-        self.output = nn.Linear(size, size)
+        self.heads = heads
+        self.query_key_value = Linear(size, 3 * size)
+        self.attention_dropout = Dropout(attention_dropout)
+        self.output = Linear(size, size)
         self.norm = Norm(size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(size, inner, dropout)
 
     def forward(self, x: Tensor, layout: Layout, maps: list | None = None) -> Tensor:
-        """(n, size), or (B, L, size) with padding -> the same."""
-        q, k, v = _by_head(self.query_key_value(x), layout, self.heads)
-        context = attend(q, k, v, layout.mask, self.attention_dropout if self.training else 0.0, maps)
-        return self.feed_forward(self.norm(x + self.dropout(self.output(layout.pack(context)))))
-
-
-def _by_head(query_key_value: Tensor, layout: Layout, heads: int) -> Iterator[Tensor]:
-    """Queries, keys and values of all positions, padding too: (B, heads, L, size / heads) each."""
-    return (split_heads(part, heads) for part in layout.pad(query_key_value).chunk(3, -1))
+        """(num_tokens, size), or (B, L, size) with padding -> the same."""
+        context = self_attention(self.query_key_value(x), layout, self.heads, self.attention_dropout, maps)
+        x = self.norm.after(self.output(context), x, self.dropout, layout.row_keys)
+        return self.feed_forward(x, layout.row_keys)
 
 
 class Connection(nn.Module):
-    """A co-attention layer: the regions look at the words while the words look at the regions."""
+    """A co-attention layer: the regions attend to the tokens while the tokens attend to the regions."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         size, text, image = config.bi_hidden_size, config.hidden_size, config.v_hidden_size
         self.heads = config.bi_num_attention_heads
-        self.image_attention_dropout = config.v_attention_probs_dropout_prob
-        self.text_attention_dropout = config.attention_probs_dropout_prob
-        self.image_query_key_value = nn.Linear(image, 3 * size)
-        self.text_query_key_value = nn.Linear(text, 3 * size)
-        self.image_output = nn.Linear(size, image)
-        self.text_output = nn.Linear(size, text)
+        self.image_query_key_value = Linear(image, 3 * size)
+        self.text_query_key_value = Linear(text, 3 * size)
+        # As in the reference implementation: the stream of the keys decides on the probability.
+        self.image_attention_dropout = Dropout(config.attention_probs_dropout_prob)
+        self.text_attention_dropout = Dropout(config.v_attention_probs_dropout_prob)
+        self.image_output = Linear(size, image)
+        self.text_output = Linear(size, text)
         self.image_norm = Norm(image)
         self.text_norm = Norm(text)
-        self.image_dropout = nn.Dropout(config.v_hidden_dropout_prob)
-        self.text_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.image_dropout = Dropout(config.v_hidden_dropout_prob)
+        self.text_dropout = Dropout(config.hidden_dropout_prob)
         self.image_feed_forward = FeedForward(image, config.v_intermediate_size, config.v_hidden_dropout_prob)
         self.text_feed_forward = FeedForward(text, config.intermediate_size, config.hidden_dropout_prob)
 
@@ -137,18 +174,23 @@ class Connection(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Text (B, L, h_t) and image (B, R, h_v), as they are laid out -> the new text and image, laid out the same.
 
-        text_maps takes the words' attention to regions (B, heads, L, R), image_maps the reverse.
+        text_maps collects the tokens' attention to regions (B, heads, L, R), image_maps the reverse.
         """
-        q1, k1, v1 = _by_head(self.image_query_key_value(image), image_layout, self.heads)
-        q2, k2, v2 = _by_head(self.text_query_key_value(text), text_layout, self.heads)
-        # As published: what the keys belong to names the dropout.
-        text_dropout = self.text_attention_dropout if self.training else 0.0
-        image_dropout = self.image_attention_dropout if self.training else 0.0
-        for_image = image_layout.pack(attend(q1, k2, v2, text_layout.mask, text_dropout, image_maps))
-        for_text = text_layout.pack(attend(q2, k1, v1, image_layout.mask, image_dropout, text_maps))
-        image = self.image_norm(image + self.image_dropout(self.image_output(for_image)))
-        text = self.text_norm(text + self.text_dropout(self.text_output(for_text)))
-        return self.text_feed_forward(text), self.image_feed_forward(image)
+        for_image, for_text = co_attention(
+            self.image_query_key_value(image),
+            self.text_query_key_value(text),
+            image_layout,
+            text_layout,
+            self.heads,
+            self.image_attention_dropout,
+            self.text_attention_dropout,
+            image_maps,
+            text_maps,
+        )
+        image_keys, text_keys = image_layout.row_keys, text_layout.row_keys
+        image = self.image_norm.after(self.image_output(for_image), image, self.image_dropout, image_keys)
+        text = self.text_norm.after(self.text_output(for_text), text, self.text_dropout, text_keys)
+        return self.text_feed_forward(text, text_keys), self.image_feed_forward(image, image_keys)
 
 
 class Pooler(nn.Module):
@@ -156,7 +198,7 @@ class Pooler(nn.Module):
 
     def __init__(self, size: int, pooled: int):
         super().__init__()
-        self.dense = nn.Linear(size, pooled)
+        self.dense = Linear(size, pooled)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.dense(x[:, 0]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
+from pretrain.dropout import IMAGE, POOLED, TEXT, Dropout, fresh_keys, number_sites, position_keys
 from pretrain.layers import Connection, ImageEmbedding, Layer, Pooler, TextEmbedding
 from pretrain.packing import Layout, lay_out
 
@@ -27,12 +28,17 @@ class AttentionMaps:
 
 @dataclass
 class Encoded:
-    """text (B, L, h_t) and image (B, R, h_v): the last states; pooled_text and pooled_image (B, bi_hidden)."""
+    """text (B, L, h_t) and image (B, R, h_v): the last states; pooled_text and pooled_image (B, bi_hidden).
+
+    image_keys int64 (B, R), pooled_keys int64 (B,): for dropout in what follows; None without dropout.
+    """
 
     text: Tensor
     image: Tensor
     pooled_text: Tensor
     pooled_image: Tensor
+    image_keys: Tensor | None = None
+    pooled_keys: Tensor | None = None
 
 
 def steps(config: ModelConfig) -> list[tuple[str, int]]:
@@ -87,7 +93,8 @@ class TwoStream(nn.Module):
         self.connections = nn.ModuleList(Connection(config) for _ in config.v_biattention_id)
         self.text_pooler = Pooler(config.hidden_size, config.bi_hidden_size)
         self.image_pooler = Pooler(config.v_hidden_size, config.bi_hidden_size)
-        self.fusion_dropout = nn.Dropout(config.fusion_dropout_prob)
+        self.fusion_dropout = Dropout(config.fusion_dropout_prob)
+        number_sites(self)
         initialise(self, config.initializer_range)
 
     def forward(
@@ -102,33 +109,58 @@ class TwoStream(nn.Module):
         maps: AttentionMaps | None = None,
         text_count: int | None = None,
         image_count: int | None = None,
+        sample_keys: Tensor | None = None,
+        image_positions: Tensor | None = None,
     ) -> Encoded:
         """input_ids int64 (B, L), text_mask bool (B, L): true on words; features (B, R, D), locations (B, R, 5),
         image_mask bool (B, R), row 0 being the whole image; segment_ids int64 (B, L); task_ids int64 (B,).
 
         With task_ids the text is one position longer. `maps` collects exact attention maps, at the cost of
-        fused attention. text_count and image_count say how many places of text_mask and image_mask are true, for
-        whoever knows: padding then costs next to nothing, and what comes out there means nothing.
+        fused attention. text_count and image_count: how many places of text_mask and image_mask are true, or more
+        (see packing.lay_out); padding then costs next to nothing, and the states on it mean nothing. sample_keys int64
+        (B,): what dropout follows from, drawn from torch's generator where they are None; image_positions int64 (R,):
+        the numbers of the image's rows for dropout, 0 to R - 1 where they are None.
         """
-        text, text_layout = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps)
-        image, image_layout = self.begin_image(features, locations, image_mask, image_count, maps)
-        return self.join(text, text_layout, image, image_layout, maps)
+        if self.training and self.drops and sample_keys is None:
+            sample_keys = fresh_keys(len(input_ids), input_ids.device)
+        if not self.training:
+            sample_keys = None
+        text, text_layout = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps, sample_keys)
+        image, image_layout = self.begin_image(
+            features, locations, image_mask, image_count, maps, sample_keys, image_positions
+        )
+        encoded = self.join(text, text_layout, image, image_layout, maps)
+        if sample_keys is not None:
+            encoded.image_keys = image_layout.keys
+            encoded.pooled_keys = position_keys(sample_keys, POOLED, input_ids.new_zeros(1))[:, 0]
+        return encoded
+
+    @property
+    def drops(self) -> bool:
+        """Whether any dropout is in force in training."""
+        return any(module.p for module in self.modules() if isinstance(module, Dropout))
 
     def begin_text(
-        self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None
+        self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None
     ) -> tuple[Tensor, Layout]:
         """The text stream up to the first connection, which no image has a part in, and how it is laid out."""
         if task_ids is not None:
             text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
             text_count = text_count and text_count + len(task_ids)
-        text_layout = lay_out(text_mask, text_count)
-        text = text_layout.pack(self.text_embedding(input_ids, segment_ids, task_ids))
+        keys = _position_keys(sample_keys, TEXT, text_mask)
+        text_layout = lay_out(text_mask, text_count, keys)
+        text = text_layout.pack(self.text_embedding(input_ids, segment_ids, task_ids, keys))
         return self._run(self.steps[: self._first], text, text_layout, None, None, maps)[0], text_layout
 
-    def begin_image(self, features, locations, image_mask, image_count=None, maps=None) -> tuple[Tensor, Layout]:
+    def begin_image(
+        self, features, locations, image_mask, image_count=None, maps=None, sample_keys=None, image_positions=None
+    ) -> tuple[Tensor, Layout]:
         """The image stream up to the first connection, which no text has a part in, and how it is laid out."""
-        image_layout = lay_out(image_mask, image_count)
-        image = self.image_embedding(image_layout.pack(features), image_layout.pack(locations))
+        keys = _position_keys(sample_keys, IMAGE, image_mask, image_positions)
+        image_layout = lay_out(image_mask, image_count, keys)
+        image = self.image_embedding(
+            image_layout.pack(features), image_layout.pack(locations), image_layout.row_keys
+        )
         return self._run(self.steps[: self._first], None, None, image, image_layout, maps)[1], image_layout
 
     def join(self, text: Tensor, text_layout: Layout, image: Tensor, image_layout: Layout, maps=None) -> Encoded:
@@ -140,7 +172,8 @@ class TwoStream(nn.Module):
     def _run(self, steps, text, text_layout, image, image_layout, maps) -> tuple[Tensor, Tensor]:
         """Some blocks in their order; those of a stream that is None are left out."""
         keep = maps or AttentionMaps(None, None, None, None)
-        call = partial(checkpoint, use_reentrant=False) if self.recompute and self.training else _call
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # dropout has no generator
+        call = again if self.recompute and self.training else _call
         for kind, number in steps:
             if kind == "text" and text is not None:
                 text = call(self.text_layers[number], text, text_layout, keep.text)
@@ -156,8 +189,19 @@ class TwoStream(nn.Module):
     def fuse(self, encoded: Encoded) -> Tensor:
         """The two pooled vectors as one, (B, bi_hidden), with dropout."""
         if self.config.fusion_method == "sum":
-            return self.fusion_dropout(encoded.pooled_text + encoded.pooled_image)
-        return self.fusion_dropout(encoded.pooled_text * encoded.pooled_image)
+            fused = encoded.pooled_text + encoded.pooled_image
+        else:
+            fused = encoded.pooled_text * encoded.pooled_image
+        return self.fusion_dropout(fused, encoded.pooled_keys)
+
+
+def _position_keys(sample_keys: Tensor | None, kind: int, mask: Tensor, positions: Tensor | None = None):
+    """Dropout keys of the positions of a mask (B, L), None without keys of the samples."""
+    if sample_keys is None:
+        return None
+    if positions is None:
+        positions = torch.arange(mask.shape[1], device=mask.device)
+    return position_keys(sample_keys, kind, positions)
 
 
 def _call(function, *arguments):

@@ -18,7 +18,8 @@ REGION_TARGETS = ("classes", "features", "none")
 class Inputs:
     """A masked batch on the device: the encoder's arguments, and where and what to predict.
 
-    word_positions, region_positions: int64 (n,), flat indexes into (B, L) and (B, N); word_labels int64 (n,).
+    word_positions, region_positions: int64 (n,), flat indices into (B, L) and (B, N); word_labels int64 (n,);
+    word_weights, region_weights: bool (n,), false where a position fills up the batch's capacity and does not count.
     """
 
     input_ids: Tensor
@@ -28,13 +29,15 @@ class Inputs:
     image_mask: Tensor
     word_positions: Tensor
     word_labels: Tensor
+    word_weights: Tensor
     region_positions: Tensor
+    region_weights: Tensor
     hidden: masking.HiddenRegions
 
 
 @dataclass
 class Losses:
-    """Sums over the batch, float32 scalars on the device, and the counts they are divided by, whole numbers.
+    """Sums over the batch and the counts that they are sums of, scalars on the device.
 
     The trainer divides by the counts of the whole global batch, so that ranks and accumulation steps with
     unequal counts still give one true mean.
@@ -43,18 +46,24 @@ class Losses:
     words: Tensor
     regions: Tensor
     alignment: Tensor
-    word_count: int
-    region_count: int
-    pair_count: int
+    word_count: Tensor
+    region_count: Tensor
+    pair_count: Tensor
     words_right: Tensor
     regions_right: Tensor
     alignment_right: Tensor
 
-    def total(self, word_count: int, region_count: int, pair_count: int) -> Tensor:
-        """The training loss, as a part of the means over these counts; a count of zero adds nothing."""
-        return (
-            self.words / max(word_count, 1) + self.regions / max(region_count, 1) + self.alignment / max(pair_count, 1)
-        )
+    def total(self, word_count, region_count, pair_count) -> Tensor:
+        """The training loss, as a part of the means over these counts (numbers, or scalars on the device).
+
+        A count of zero adds nothing.
+        """
+        words, regions, pairs = map(_at_least_one, (word_count, region_count, pair_count))
+        return self.words / words + self.regions / regions + self.alignment / pairs
+
+
+def _at_least_one(count):
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class Objective:
         chosen, hidden, words, regions = self.choose(batch)
         features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~hidden.hidden, dtype)
         word_positions = positions(words, batch.word_count)
+        region_positions = positions(regions, batch.region_count)
         place = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
         return Inputs(
             input_ids=masking.mask_words(batch.input_ids, chosen, batch.keys, self.mask_id, self.ordinary_ids),
@@ -113,7 +123,9 @@ class Objective:
             image_mask=F.pad(batch.valid, (1, 0), value=True),
             word_positions=word_positions,
             word_labels=batch.input_ids.flatten()[word_positions],
-            region_positions=positions(regions, batch.region_count),
+            word_weights=words.flatten()[word_positions],
+            region_positions=region_positions,
+            region_weights=regions.flatten()[region_positions],
             hidden=hidden,
         )
 
@@ -127,39 +139,44 @@ class Objective:
             inputs.image_mask,
             text_count=batch.pieces,
             image_count=batch.image_rows,
+            sample_keys=batch.keys,
         )
         word_scores = at_least_float32(model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]))
         alignment = at_least_float32(model.alignment(model.encoder.fuse(encoded)))
-        labels = batch.misaligned.long()
-        regions, regions_right = self._region_loss(model, batch, inputs, encoded.image[:, 1:].flatten(0, 1))
+        labels, pairs = batch.misaligned.long(), batch.lengths > 0
+        regions, regions_right = self._region_losses(model, batch, inputs, encoded.image[:, 1:].flatten(0, 1))
         return Losses(
-            words=F.cross_entropy(word_scores, inputs.word_labels, reduction="sum"),
-            regions=regions,
-            alignment=F.cross_entropy(alignment, labels, reduction="sum"),
-            word_count=batch.word_count,
-            region_count=batch.region_count,
-            pair_count=len(labels),
-            words_right=(word_scores.detach().argmax(-1) == inputs.word_labels).sum(),
-            regions_right=regions_right,
-            alignment_right=(alignment.detach().argmax(-1) == labels).sum(),
+            words=_sum(F.cross_entropy(word_scores, inputs.word_labels, reduction="none"), inputs.word_weights),
+            regions=_sum(regions, inputs.region_weights),
+            alignment=_sum(F.cross_entropy(alignment, labels, reduction="none"), pairs),
+            word_count=inputs.word_weights.sum(),
+            region_count=inputs.region_weights.sum(),
+            pair_count=pairs.sum(),
+            words_right=((word_scores.detach().argmax(-1) == inputs.word_labels) & inputs.word_weights).sum(),
+            regions_right=(regions_right & inputs.region_weights).sum(),
+            alignment_right=((alignment.detach().argmax(-1) == labels) & pairs).sum(),
         )
 
-    def _region_loss(
+    def _region_losses(
         self, model: PretrainingModel, batch: Batch, inputs: Inputs, states: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The summed loss, and how many regions were told their likeliest class (0 where no class is the target)."""
-        none = batch.keys.new_zeros(())
-        if self.region_target == "none":
-            return states.new_zeros((), dtype=torch.float32), none
+        """The loss of each predicted region (n,), and whether its likeliest class was predicted, bool (n,)."""
         chosen = inputs.region_positions
+        none = torch.zeros_like(inputs.region_weights)
+        if self.region_target == "none":
+            return states.new_zeros(len(chosen), dtype=torch.float32), none
         scores = at_least_float32(model.regions(states[chosen]))
         if self.region_target == "features":
             target = batch.features.flatten(0, 1)[chosen].float()
-            return F.mse_loss(scores, target.to(scores.dtype), reduction="none").mean(-1).sum(), none
+            return F.mse_loss(scores, target.to(scores.dtype), reduction="none").mean(-1), none
         class_ids, class_probs = (x.flatten(0, 1)[chosen] for x in (batch.class_ids, batch.class_probs))
         target = class_distribution(class_ids, class_probs, scores.shape[-1])
-        right = (scores.detach().argmax(-1) == target.argmax(-1)).sum()
-        return F.kl_div(scores.log_softmax(-1), target, reduction="sum"), right
+        right = scores.detach().argmax(-1) == target.argmax(-1)
+        return F.kl_div(scores.log_softmax(-1), target, reduction="none").sum(-1), right
+
+
+def _sum(losses: Tensor, weights: Tensor) -> Tensor:
+    return losses.masked_fill(~weights, 0).sum()
 
 
 def at_least_float32(scores: Tensor) -> Tensor:

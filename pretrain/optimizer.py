@@ -37,7 +37,7 @@ def make_optimizer(
     """torch's fused AdamW on the parameter groups of `model`, or what NVIDIA's apex has in its place (see there)."""
     groups = parameter_groups(model, weight_decay, scale)
     if kind != "adamw":
-        return nvidia_apex.fused(kind, model, groups, lr, betas, eps)
+        return nvidia_apex.fused(kind, groups, lr, betas, eps)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 

@@ -8,6 +8,7 @@ from pretrain.optimizer import OPTIMIZERS
 from shards.flags import flag
 from shards.world import DEFAULT_WORLD
 
+RESIDUALS = ("float32", "precision")
 PRECISIONS = ("float32", "bf16", "fp16", "float64")
 
 # What --config brings along where the flags do not say otherwise. Base is the published run.
@@ -48,11 +49,16 @@ class PretrainConfig:
     optimizer: str = flag("adamw", "torch's fused AdamW, or NVIDIA apex's FusedAdam or FusedLAMB", choices=OPTIMIZERS)
     activation_checkpointing: bool = flag(False, "work activations out again in the backward pass, to save memory")
     compile: bool = flag(False, "torch.compile the two streams")
+    cuda_graph: bool = flag(False, "forward and backward pass as one CUDA graph (with --accumulate 1)")
+    residual: str = flag(
+        "float32", "type of the hidden states between the layers: float32, or as --precision", choices=RESIDUALS
+    )
     device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that read batches, 0: none", low=0)
     on_bad_shard: str = flag("stop", "what to do about samples that cannot be read", choices=("stop", "skip"))
     log_every: int = flag(50, "steps between two lines of the log", low=1)
     save_every: int = flag(1000, "steps between two validations with a checkpoint", low=1)
+    save_minutes: float = flag(10.0, "minutes without a checkpoint after which one is written, 0 for none", low=0)
     seed: int = flag(0, "of weights, order, masks and swaps")
     resume: bool = flag(False, "go on from the run's newest checkpoint, where there is one")
 
@@ -69,5 +75,6 @@ class PretrainConfig:
 
 # Flags that may differ between a run and its continuation: they do not change what is computed.
 FREE_FLAGS = {
-    *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "on_bad_shard", "log_every"),
+    *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "cuda_graph"),
+    *("on_bad_shard", "log_every", "save_minutes"),
 }

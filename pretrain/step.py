@@ -5,15 +5,15 @@ Nothing here waits for a GPU: counts come with the batches, and whether a step w
 """
 
 import contextlib
-import math
 from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.distributed import add_up, replicate, without_sync
-from shards import hashing
+from pretrain.cuda_graph import GraphedPass
+from pretrain.distributed import add_up, add_up_in_blocks, replicate, same_weights, without_sync
+from pretrain.linear import NarrowWeights
 from shards.errors import UserError
 from shards.ranks import Ranks
 
@@ -39,6 +39,12 @@ class Precision:
         if self.name in ("bf16", "fp16"):
             return torch.autocast(self.device.type, self.dtype)
         return contextlib.nullcontext()
+
+    def narrow_weights(self, model: nn.Module) -> NarrowWeights | None:
+        """What converts the weights of a model's linear layers for each pass, on a GPU; elsewhere autocast does."""
+        if self.device.type == "cuda" and self.name in ("bf16", "fp16"):
+            return NarrowWeights(model, self.dtype)
+        return None
 
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
@@ -106,7 +112,8 @@ class Engine:
     """What takes optimizer steps.
 
     replica: a module that makes of a part of a batch (its part of the loss, numbers for the log), synchronised over
-    ranks; model: whose weights are trained; seed: of dropout.
+    ranks unless there is a graph; model: whose weights are trained; graph: what takes the place of the replica's
+    forward and backward pass for batches that it has room for, where a step is not divided into parts.
     """
 
     replica: nn.Module
@@ -115,8 +122,8 @@ class Engine:
     precision: Precision
     scaler: torch.amp.GradScaler
     ranks: Ranks
-    seed: int
     clip: float
+    graph: GraphedPass | None = None
     skipped: Skipped = field(default_factory=Skipped)
 
     def step(self, number: int, parts: list, sums: Sums, *arguments) -> None:
@@ -124,47 +131,71 @@ class Engine:
 
         arguments: what the replica needs to know of the whole batch. The sums get its numbers, steps, gradient_norm.
         """
-        added: dict[str, Tensor | int] = {}
-        for place, part in enumerate(parts):
-            # Dropout follows from the step, and a run that goes on has no generator to bring back.
-            torch.manual_seed(hashing.key(self.seed, number, self.ranks.rank, place) & (2**63 - 1))
-            with without_sync(self.replica) if place + 1 < len(parts) else contextlib.nullcontext():
-                loss, numbers = self.replica(part, *arguments)
-                self.scaler.scale(loss * self.ranks.count).backward()  # ranks' gradients are averaged, not added
-            for name, value in numbers.items():
-                added[name] = added.get(name, 0) + value
+        if self.graph is not None and len(parts) == 1 and self.graph.holds(parts[0]):
+            added = self.graph(parts[0], *arguments)
+        else:
+            added = self._pass(parts, arguments)
+        if self.graph is not None:
+            add_up_in_blocks([p.grad for p in self.model.parameters() if p.grad is not None], self.ranks)
         norm, finite = self._update()
         self.skipped.note(number, finite)
         sums.add(added | {"gradient_norm": norm, "steps": 1}, finite)
 
+    def _pass(self, parts: list, arguments: tuple) -> dict[str, Tensor | int]:
+        """Adds the parts' gradients to those that there are, and returns their numbers."""
+        added: dict[str, Tensor | int] = {}
+        averaged = 1 if self.graph is not None else self.ranks.count  # replicas average gradients, and do not add them
+        if self.graph is not None:  # its gradients stay where they are, with what the last step left in them
+            torch._foreach_zero_([p.grad for p in self.model.parameters() if p.grad is not None])
+        for place, part in enumerate(parts):
+            with without_sync(self.replica) if place + 1 < len(parts) else contextlib.nullcontext():
+                loss, numbers = self.replica(part, *arguments)
+                self.scaler.scale(loss * averaged).backward()
+            for name, value in numbers.items():
+                added[name] = added.get(name, 0) + value
+        return added
+
     def _update(self) -> tuple[Tensor, Tensor]:
         """Clips and applies the gradients where they are finite; returns their norm and whether they are."""
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         finite = norm.isfinite()
-        if self.scaler.is_enabled():
+        shrink = (norm / self.clip).clamp(min=1.0) if self.clip else None  # what the gradients are divided by
+        fused = not self.scaler.is_enabled() and getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        if shrink is not None and not (fused and shrink.dtype == torch.float32):
+            torch._foreach_div_(gradients, shrink)
+            shrink = None
+        if fused:  # divides as it reads the gradients, which spares a pass over them; in float32 alone
+            self.optimizer.grad_scale, self.optimizer.found_inf = shrink, (~finite).float()
+            self.optimizer.step()
+        elif self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()
-            self.optimizer.step()
         elif finite.item():
             self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.graph is None:
+            self.optimizer.zero_grad()
         return norm, finite
 
 
 def make_engine(
-    work: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, seed: int, clip: float, all_used: bool = True
+    work: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, clip: float, all_used: bool = True, graph=None
 ) -> Engine:
-    """An engine for a module with a `model` and a `precision`. all_used: see distributed.replicate."""
+    """An engine for a module with a `model` and a `precision`.
+
+    all_used: see distributed.replicate; graph: (pairs, longest) of a GraphedPass, None to start kernels one by one.
+    """
+    scaler = work.precision.scaler()
+    if graph is not None:
+        same_weights(work, ranks)
     return Engine(
-        replica=replicate(work, ranks, all_used),
+        replica=replicate(work, ranks, all_used) if graph is None else work,
         model=work.model,
         optimizer=optimizer,
         precision=work.precision,
-        scaler=work.precision.scaler(),
+        scaler=scaler,
         ranks=ranks,
-        seed=seed,
         clip=clip,
+        graph=None if graph is None else GraphedPass(work, *graph, scaler.scale),
     )

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from pretrain.checkpoint import restore, save_checkpoint
+from pretrain.checkpoint import CheckpointWriter, restore
 from pretrain.distributed import add_up_numbers, on_first
 from pretrain.logs import Clock, RunLog, duration
 from pretrain.optimizer import lr_factor, set_lr
@@ -32,7 +32,7 @@ TOGETHER = 2.0  # seconds within which signals are one: a terminal's Ctrl-C come
 
 @dataclass
 class Course(ABC):
-    """What the loop needs of a run. config: its flags, of which out, lr, warmup and log_every are read;
+    """What the loop needs of a run. config: its flags, of which out, lr, warmup, log_every and save_minutes are read;
     bad_samples: left out so far, on all ranks.
 
     A batch's part has __len__, to(device), pin_memory() and record_stream(stream); `problems` says what was left out.
@@ -159,11 +159,12 @@ def complete(course: Course) -> tuple[int, dict]:
 
 @dataclass
 class Agreed:
-    """What all ranks know before a step: sums over them. counts: see Course."""
+    """What all ranks know before a step: sums over them. save: whether a checkpoint is due; counts: see Course."""
 
     interrupted: int
     terminated: int
     failed: int
+    save: int
     bad_samples: int
     counts: list[int]
 
@@ -172,16 +173,17 @@ class Agreed:
         return signal.SIGTERM if self.terminated else signal.SIGINT if self.interrupted else None
 
 
-def _agree(course: Course, parts: list, stop: Stop, failure: UserError | None) -> Agreed:
+def _agree(course: Course, parts: list, stop: Stop, failure: Exception | None, save: bool) -> Agreed:
     own = [
         int(stop.signal == signal.SIGINT),
         int(stop.signal == signal.SIGTERM),
         int(failure is not None),
+        int(save),
         sum(len(part.problems) for part in parts),
         *course.counts(parts),
     ]
-    interrupted, terminated, failed, bad_samples, *counts = add_up_numbers(own, course.ranks)
-    return Agreed(interrupted, terminated, failed, bad_samples, counts)
+    interrupted, terminated, failed, save, bad_samples, *counts = add_up_numbers(own, course.ranks)
+    return Agreed(interrupted, terminated, failed, save, bad_samples, counts)
 
 
 def on_device(steps: Iterable[list | None], device: torch.device) -> Iterator[list]:
@@ -221,17 +223,19 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
     """
     config, plan, engine = course.config, course.plan, course.engine
     sums, clock, progress, scores = Sums(), Clock(), Progress(course, log), {}
+    saving = Saving(course)
     reported: set[str] = set()
     steps = course.steps()
     saved = done = plan.first_step
     over = False
     engine.model.train()
-    with Stop(course.ranks.say) as stop, contextlib.closing(steps), watched_workers(course.places):
+    with Stop(course.ranks.say) as stop, contextlib.closing(steps), watched_workers(course.places), saving:
         ready, agreed = on_device(steps, course.device), None
         while done < plan.total_steps and not over:
             with clock.waiting():
                 parts, failure = _next(ready)
-            agreed = _agree(course, parts, stop, failure)
+            failure = failure or saving.failure
+            agreed = _agree(course, parts, stop, failure, saving.due)
             if agreed.failed:
                 raise failure or ErrorElsewhere("another rank has stopped")
             if agreed.signal:
@@ -251,14 +255,14 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
                 scores = progress.validation(done)
                 over = course.over()
                 clock.restart()
-            if done % course.save_every == 0 or last or over:
-                _save(course, done, scores)
+            if done % course.save_every == 0 or last or over or agreed.save:
+                saving.save(done, scores)
                 saved = done
-    finished = over or done == plan.total_steps
-    if not finished and (done > saved or done == 0):
-        if sums.values:
-            progress.training(done, lr, sums, clock)
-        _save(course, done, {})
+        finished = over or done == plan.total_steps
+        if not finished and (done > saved or done == 0):
+            if sums.values:
+                progress.training(done, lr, sums, clock)
+            saving.save(done, {})
     return None if finished else agreed.signal, done, scores
 
 
@@ -286,23 +290,48 @@ def restore_engine(engine: Engine, checkpoint: Path) -> dict:
     return facts
 
 
-def _save(course: Course, done: int, scores: dict) -> None:
-    """A checkpoint, written by the first rank."""
-    engine = course.engine
-    engine.skipped.check(wait=True)
-    facts = {
-        "total_steps": course.plan.total_steps,
-        "scores": scores,
-        "scaler": engine.scaler.state_dict(),
-        "skipped_steps": engine.skipped.count,
-        "bad_samples": course.bad_samples,
-    } | course.facts(done)
-    loss = course.loss_of(scores) if scores else None
+class Saving:
+    """The checkpoints of a run, written by the first rank while training goes on, and whole at the end of the block."""
 
-    def write() -> None:
-        save_checkpoint(course.config.out, done, engine.model, engine.optimizer, facts, loss)
+    def __init__(self, course: Course):
+        self.course, self.minutes = course, course.config.save_minutes
+        self.writer = CheckpointWriter(course.config.out) if course.ranks.first else None
+        self.last = time.monotonic()
 
-    on_first(course.ranks, write)
+    @property
+    def failure(self) -> Exception | None:
+        """Why the last checkpoint could not be written, as far as this rank knows."""
+        return self.writer.failure if self.writer else None
+
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is so long ago that another should be written, by the first rank's clock."""
+        return self.writer is not None and 0 < self.minutes * 60 <= time.monotonic() - self.last
+
+    def save(self, done: int, scores: dict) -> None:
+        """Begins a checkpoint after `done` steps."""
+        course, engine = self.course, self.course.engine
+        engine.skipped.check(wait=True)
+        facts = {
+            "total_steps": course.plan.total_steps,
+            "scores": scores,
+            "scaler": engine.scaler.state_dict(),
+            "skipped_steps": engine.skipped.count,
+            "bad_samples": course.bad_samples,
+        } | course.facts(done)
+        loss = course.loss_of(scores) if scores else None
+        on_first(course.ranks, lambda: self.writer.save(done, engine.model, engine.optimizer, facts, loss))
+        self.last = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            on_first(self.course.ranks, lambda: self.writer.wait())
+        elif self.writer:  # what ends the run is of more interest than whether its last checkpoint could be written
+            with contextlib.suppress(UserError):
+                self.writer.wait()
 
 
 class Progress:

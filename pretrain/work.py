@@ -14,12 +14,16 @@ class Pass(nn.Module):
     def __init__(self, model: PretrainingModel, objective: Objective, precision: Precision):
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
+        self.narrow = precision.narrow_weights(model)
 
-    def forward(self, batch: Batch, counts: tuple[int, int, int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+    def forward(self, batch: Batch, counts) -> tuple[Tensor, dict[str, Tensor]]:
         """(the batch's part of the training loss, numbers for the log).
 
-        counts: words, regions and pairs that count in the whole global batch, by which the losses are divided.
+        counts: words, regions and pairs of the whole global batch, by which the losses are divided; three numbers, or a
+        tensor (3,) on the device.
         """
+        if self.narrow is not None:
+            self.narrow.refresh()
         inputs, losses = self.losses(batch)
         return losses.total(*counts), _numbers(batch, inputs, losses)
 
@@ -29,7 +33,7 @@ class Pass(nn.Module):
             return inputs, self.objective.losses(self.model, batch, inputs)
 
 
-def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor | int]:
+def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor]:
     """What the log is told of a part of a step; sums, so that parts and ranks can be added up."""
     return {
         "words": losses.words.detach(),

@@ -4,24 +4,6 @@ import sys
 import types
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-
-
-class FusedLayerNorm(nn.Module):
-    """Works in the type of autocast where that is on, weights and all."""
-
-    def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, memory_efficient=False):
-        super().__init__()
-        self.normalized_shape, self.eps = normalized_shape, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(normalized_shape)), nn.Parameter(torch.zeros(normalized_shape))
-
-    def forward(self, input):
-        values = input, self.weight, self.bias
-        if torch.is_autocast_enabled("cpu"):
-            values = [value.to(torch.get_autocast_dtype("cpu")) for value in values]
-        with torch.autocast("cpu", enabled=False):
-            return F.layer_norm(values[0], self.normalized_shape, *values[1:], self.eps)
 
 
 class Fused(torch.optim.Optimizer):
@@ -81,7 +63,6 @@ def install(monkeypatch, **optimizers) -> None:
     parts = {
         "apex": types.ModuleType("apex"),
         "apex.optimizers": types.SimpleNamespace(**{"FusedAdam": FusedAdam, "FusedLAMB": FusedLAMB} | optimizers),
-        "apex.normalization": types.SimpleNamespace(FusedLayerNorm=FusedLayerNorm),
     }
     for name, module in parts.items():
         monkeypatch.setitem(sys.modules, name, module)

@@ -123,7 +123,7 @@ def test_all_tasks_of_a_run_are_scored_at_once(twelve, tmp_path, run_command, wo
 @pytest.mark.parametrize("more", [(), pytest.param(("--one_step",), marks=pytest.mark.slow)])
 def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
     more = more and (*more, "true")
-    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0, "--iterations", 7, *more]
+    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", 7, *more]
     for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3)):
         results = run_ranks(ranks, *mt(*flags, "--accumulate", parts, out=name), script=MT)
         assert {status for status, _, _ in results} == {0}, results

@@ -146,7 +146,9 @@ def published_losses(parity, model):
         image_mask=x["region_mask"].bool(),
         word_positions=word_positions,
         word_labels=x["lm_labels"].flatten()[word_positions],
+        word_weights=torch.ones_like(word_positions, dtype=torch.bool),
         region_positions=region_positions,
+        region_weights=torch.ones_like(region_positions, dtype=torch.bool),
         hidden=HiddenRegions(none, none, none),
     )
     objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, 200)).to(device_of(parity))

@@ -38,8 +38,8 @@ def small(tmp_path):
     [("float64", 1e-9, 1e-9), pytest.param("float32", 1e-6, None, marks=pytest.mark.slow)],
 )
 def test_ranks_and_accumulation_change_no_number(small, tmp_path, precision, of_losses, of_weights):
-    """Ten steps on one process, two ranks, two accumulated parts, and three ranks that divide eight pairs unevenly."""
-    flags = [*small, "--epochs", 2, "--dropout", 0, "--precision", precision]
+    """Ten steps with dropout on one process, two ranks, two parts, and three ranks that divide eight pairs unevenly."""
+    flags = [*small, "--epochs", 2, "--dropout", 0.1, "--precision", precision]
     layouts = {"one": (1, 1), "ranks": (2, 1), "parts": (1, 2), "uneven": (3, 1)}
     for name, (ranks, parts) in layouts.items():
         right(run_ranks(ranks, *flags, "--accumulate", parts, "--out", tmp_path / name))
@@ -67,7 +67,7 @@ def test_five_ranks_share_thirteen_pairs(tmp_path):
 
 
 def test_two_ranks_stop_and_go_on_as_if_they_had_not(small, tmp_path):
-    """SIGTERM to one of them alone; with dropout, which differs between ranks."""
+    """SIGTERM to one of them alone; with dropout."""
     flags = [*small, "--epochs", 40, "--dropout", 0.1, "--log_every", 1]
     right(run_ranks(2, *flags, "--out", tmp_path / "whole"))
     processes = start_ranks(2, *flags, "--out", tmp_path / "parts")
@@ -138,7 +138,7 @@ def test_a_bad_sample_ends_every_rank_or_is_left_out_on_all(small, tmp_path):
 
 def test_what_is_begun_on_two_ranks_goes_on_with_one_and_with_three(small, tmp_path):
     """On local shards the very same batches: the layout changes nothing but the last bits."""
-    flags = [*small, "--dropout", 0, "--precision", "float64", "--epochs", 3]
+    flags = [*small, "--dropout", 0.1, "--precision", "float64", "--epochs", 3]
     right(run_ranks(1, *flags, "--out", tmp_path / "whole"))
     for stop, ranks in ((4, 2), (9, 1), (None, 3)):
         environment = {} if stop is None else {"SABOTAGE_AT": stop, "SABOTAGE": "stop_after", "SABOTAGE_RANK": 0}
