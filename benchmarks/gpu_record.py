@@ -139,7 +139,7 @@ def operators(record: Record) -> None:
     """Which implementation of each operator is in use, and the time of its kernel next to the copy of its input."""
     from benchmarks.ops import boxes_case, features_case
     from benchmarks.timing import kernel_time
-    from ops import mask_overlapping, mask_regions
+    from ops import column_sum, dropout_add_layer_norm, mask_overlapping, mask_regions
     from ops.__main__ import self_check
     from ops.library import backends
 
@@ -152,6 +152,35 @@ def operators(record: Record) -> None:
     record.add(operator="mask_overlapping", shape=[BATCH_SIZE, 36], us=measure(lambda: mask_overlapping(*boxes)) * 1e6)
     features, visible = (x[:BATCH_SIZE] for x in features_case(BATCH_SIZE, torch.float16, DEVICE.type))
     target = torch.empty_like(features)
+    rows = BATCH_SIZE * 37
+    x, residual = (torch.randn(rows, 1024, device=DEVICE).bfloat16().requires_grad_() for _ in range(2))
+    weight, bias = (torch.ones(1024, device=DEVICE, requires_grad=True) for _ in range(2))
+    keys = torch.arange(rows, device=DEVICE)
+
+    def layer_norm():
+        return dropout_add_layer_norm(x, residual, weight, bias, keys, 0, 0.1, 1e-12, torch.bfloat16)
+
+    gradient = torch.randn(rows, 1024, device=DEVICE).bfloat16()
+    seconds = measure(layer_norm)
+    both = measure(lambda: torch.autograd.grad(layer_norm(), (x, residual, weight, bias), gradient))
+    record.add(
+        operator="dropout_add_layer_norm",
+        shape=[rows, 1024],
+        forward_us=seconds * 1e6,
+        forward_gb_s=3 * x.nbytes / seconds / 1e9,
+        backward_us=(both - seconds) * 1e6,
+        backward_gb_s=5 * x.nbytes / (both - seconds) / 1e9,
+    )
+    for width in (1024, 3072):
+        tall = torch.randn(rows, width, device=DEVICE).bfloat16()
+        seconds = measure(lambda tall=tall: column_sum(tall))
+        record.add(
+            operator="column_sum",
+            shape=[rows, width],
+            us=seconds * 1e6,
+            gb_s=tall.nbytes / seconds / 1e9,
+            torch_us=measure(lambda tall=tall: tall.sum(0)) * 1e6,
+        )
     seconds, copy = (
         measure(lambda: mask_regions(features, visible, torch.bfloat16)),
         measure(lambda: target.copy_(features)),
@@ -233,10 +262,19 @@ def pretraining_batches(count: int, size: int) -> list:
     return batches
 
 
-def make_engine(precision: str = "bf16", dropout: float | None = None, device=DEVICE, prepare=lambda model: None):
+def make_engine(
+    precision: str = "bf16",
+    dropout: float | None = None,
+    device=DEVICE,
+    prepare=lambda model: None,
+    residual: str = "float32",
+    graph: bool = False,
+):
     """What takes the optimizer steps of pretrain.run. prepare: called with the model before it is used."""
-    from benchmarks.pairs import SPECIAL
+    from benchmarks.pairs import SPECIAL, WORDS
+    from pretrain import cuda_graph
     from pretrain.heads import PretrainingModel
+    from pretrain.layers import narrow_hidden_states
     from pretrain.objective import Objective
     from pretrain.optimizer import make_optimizer
     from pretrain.step import Engine, Precision
@@ -246,11 +284,18 @@ def make_engine(precision: str = "bf16", dropout: float | None = None, device=DE
     sizes = model_config() if dropout is None else model_config().with_dropout(dropout)
     torch.manual_seed(0)
     model = PretrainingModel(sizes).train().to(device)
+    if residual == "precision":
+        narrow_hidden_states(model)
     prepare(model)
     how = Precision(precision, device)
     objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
-    return Engine(Pass(model, objective.to(device), how), model, optimizer, how, how.scaler(), ALONE, 0, 1.0)
+    engine = Engine(Pass(model, objective.to(device), how), model, optimizer, how, how.scaler(), ALONE, 1.0)
+    if graph:
+        if not ON_GPU:
+            cuda_graph.capture = lambda function: function
+        engine.graph = cuda_graph.GraphedPass(engine.replica, 1, WORDS, engine.scaler.scale)
+    return engine
 
 
 def take(engine, batch, step: int, sums=None) -> None:
@@ -281,22 +326,22 @@ def flops_of(batch) -> int:
     return useful_flops(model_config(), batch.pieces, rows, batch.word_count, batch.region_count)
 
 
-def record_step(record: Record, name: str, size: int, prepare=lambda model: None) -> None:
-    """One way of taking a step at one batch size: milliseconds, MFU, memory, kernels."""
+def record_step(record: Record, name: str, size: int, **ways) -> None:
+    """One way of taking a step (see make_engine) at one batch size: milliseconds, MFU, memory, kernels."""
     batches = [batch.to(DEVICE) for batch in pretraining_batches(8 if ON_GPU else 2, size)]
-    engine, number = make_engine(prepare=prepare), 0
+    engine, number = make_engine(**ways), 0
 
     def step():
         nonlocal number
         take(engine, batches[number % len(batches)], number)
         number += 1
 
+    if ON_GPU:
+        torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     step()
     wait()
     first = time.perf_counter() - began
-    if ON_GPU:
-        torch.cuda.reset_peak_memory_stats()
     seconds, host = timed(step, warmup=8)
     work, rate = statistics.mean(map(flops_of, batches)), matrix_rate()
     record.add(
@@ -314,7 +359,7 @@ def record_step(record: Record, name: str, size: int, prepare=lambda model: None
     )
 
 
-def kernels(function: Callable, most: int = 16) -> dict:
+def kernels(function: Callable, most: int = 30) -> dict:
     """How many kernels a call starts, how long they work together, and the longest ones."""
     if not ON_GPU:
         return {}
@@ -333,83 +378,69 @@ def kernels(function: Callable, most: int = 16) -> dict:
 
 
 def step(record: Record) -> None:
-    """The eager step at the published batch size, and at what one of eight GPUs has of it."""
-    for size in (BATCH_SIZE, max(1, BATCH_SIZE // 8)):
-        record_step(record, "eager", size)
+    """The step at the published batch size, and at what one of eight GPUs has of it."""
+    for name, ways in WAYS.items():
+        record_step(record, name, BATCH_SIZE, **ways)
+    for name in (EAGER, FASTEST):
+        record_step(record, name, max(1, BATCH_SIZE // 8), **WAYS[name])
+
+
+EAGER, FASTEST = "eager", "--residual precision --cuda_graph true"
+WAYS = {
+    EAGER: {},
+    "--residual precision": {"residual": "precision"},
+    "--cuda_graph true": {"graph": True},
+    FASTEST: {"residual": "precision", "graph": True},
+}
 
 
 def compiled_blocks(record: Record) -> None:
-    """The step with every transformer block compiled by itself."""
+    """The fastest step with every transformer block compiled by itself."""
 
     def prepare(model):
         for block in (*model.encoder.text_layers, *model.encoder.image_layers, *model.encoder.connections):
-            block.compile(dynamic=True)
+            block.compile(dynamic=False)
 
     if ON_GPU:
-        record_step(record, "blocks compiled", BATCH_SIZE, prepare)
+        record_step(record, f"{FASTEST}, blocks compiled", BATCH_SIZE, prepare=prepare, **WAYS[FASTEST])
 
 
 def compiled_encoder(record: Record) -> None:
     """The step with the two streams compiled as one."""
     if ON_GPU:
-        record_step(record, "encoder compiled (--compile)", BATCH_SIZE, lambda m: m.encoder.compile(dynamic=True))
-
-
-def graph(record: Record) -> None:
-    """What launching kernels costs: forward and backward of one fixed batch, captured once and replayed."""
-    for size in (BATCH_SIZE, max(1, BATCH_SIZE // 8)):
-        batch, engine = pretraining_batches(1, size)[0].to(DEVICE), make_engine()
-        counts = batch.word_count, batch.region_count, size
-
-        def forward_backward(engine=engine, batch=batch, counts=counts):
-            loss, _ = engine.replica(batch, counts)
-            loss.backward()
-
-        def eager(engine=engine, forward_backward=forward_backward):
-            engine.model.zero_grad(set_to_none=True)
-            forward_backward()
-
-        if not ON_GPU:
-            return eager()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                eager()
-        torch.cuda.current_stream().wait_stream(stream)
-        engine.model.zero_grad(set_to_none=True)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            forward_backward()
-        replay = timed(captured.replay)[0]
-        del captured
-        seconds, host = timed(eager)
-        record.add(batch_size=size, eager_ms=seconds * 1e3, eager_host_ms=host * 1e3, replay_ms=replay * 1e3)
-        del engine, forward_backward, eager
-        gc.collect()
+        record_step(record, "--compile true", BATCH_SIZE, prepare=lambda m: m.encoder.compile(dynamic=True))
 
 
 def agree(record: Record) -> None:
-    """Loss and gradients without dropout from the same weights: CPU float32 against the GPU in each precision."""
-    batch, found = pretraining_batches(1, 8)[0], {}
-    for name, precision, device in (
-        ("cpu float32", "float32", torch.device("cpu")),
-        ("float32", "float32", DEVICE),
-        ("bf16", "bf16", DEVICE),
-        ("fp16", "fp16", DEVICE),
+    """Loss and gradients, with dropout, from the same weights: float32 on the CPU against each way on the GPU."""
+    batch, found = pretraining_batches(1, 4)[0], {}
+    for name, precision, device, ways in (
+        ("cpu float32", "float32", torch.device("cpu"), {}),
+        ("float32", "float32", DEVICE, {}),
+        ("float32 --cuda_graph true", "float32", DEVICE, {"graph": True}),
+        ("bf16", "bf16", DEVICE, {}),
+        ("bf16 --residual precision", "bf16", DEVICE, {"residual": "precision"}),
+        (f"bf16 {FASTEST}", "bf16", DEVICE, WAYS[FASTEST]),
+        ("fp16", "fp16", DEVICE, {}),
     ):
-        engine, moved = make_engine(precision, 0.0, device), batch.to(device)
-        loss, _ = engine.replica(moved, (moved.word_count, moved.region_count, len(moved)))
-        scale = 1024.0 if precision == "fp16" else 1.0
-        (loss * scale).backward()
+        engine, moved = make_engine(precision, 0.1, device, **ways), batch.to(device)
+        counts, scale = [moved.word_count, moved.region_count, len(moved)], 1.0
+        if engine.graph is not None:
+            numbers = engine.graph(moved, counts)
+        else:
+            scale = 1024.0 if precision == "fp16" else 1.0
+            loss, numbers = engine.replica(moved, counts)
+            (loss * scale).backward()
+        names = zip(("words", "regions", "alignment"), counts, strict=True)
+        loss = sum(numbers[name].item() / count for name, count in names)
         gradients = [p.grad.flatten().float().cpu() / scale for p in engine.model.parameters() if p.grad is not None]
-        found[name] = loss.item(), torch.cat(gradients)
+        found[name] = loss, torch.cat(gradients)
         del engine
         gc.collect()
     expected, reference = found.pop("cpu float32")
     for name, (loss, gradient) in found.items():
         record.add(
-            precision=name,
+            way=name,
             loss_error=abs(loss - expected) / abs(expected),
             gradient_error=((gradient - reference).norm() / reference.norm()).item(),
         )
@@ -417,38 +448,49 @@ def agree(record: Record) -> None:
 
 def resume(record: Record) -> None:
     """Six steps twice, and three, a checkpoint and three more: all weights should be equal bit for bit."""
-    from pretrain.checkpoint import newest_checkpoint, restore, save_checkpoint
+    from pretrain.checkpoint import CheckpointWriter, newest_checkpoint, restore
 
     batches = [batch.to(DEVICE) for batch in pretraining_batches(6, max(1, BATCH_SIZE // 4))]
 
     def weights(engine) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in engine.model.parameters()]).cpu()
 
-    with tempfile.TemporaryDirectory() as folder:
-        ends = []
-        for attempt in range(2):
-            engine = make_engine()
-            for number, batch in enumerate(batches):
+    for way in (EAGER, FASTEST):
+        with tempfile.TemporaryDirectory() as folder:
+            ends, writer = [], CheckpointWriter(folder)
+            for attempt in range(2):
+                engine = make_engine(**WAYS[way])
+                for number, batch in enumerate(batches):
+                    take(engine, batch, number)
+                    if attempt == 0 and number == 2:
+                        blocked = []
+                        for _ in range(2):  # the first time pinned memory is made
+                            wait()
+                            began = time.perf_counter()
+                            writer.save(3, engine.model, engine.optimizer, {}, None)
+                            blocked.append(time.perf_counter() - began)
+                            writer.wait()
+                            saving = time.perf_counter() - began
+                ends.append(weights(engine))
+                del engine
+                gc.collect()
+            engine, began = make_engine(**WAYS[way]), time.perf_counter()
+            restore(newest_checkpoint(folder), engine.model, engine.optimizer)
+            wait()
+            restoring = time.perf_counter() - began
+            for number, batch in list(enumerate(batches))[3:]:
                 take(engine, batch, number)
-                if attempt == 0 and number == 2:
-                    wait()
-                    began = time.perf_counter()
-                    save_checkpoint(folder, 3, engine.model, engine.optimizer, {}, None)
-                    saving = time.perf_counter() - began
-            ends.append(weights(engine))
+            record.add(
+                way=way,
+                repeated_equal=torch.equal(*ends),
+                resumed_equal=torch.equal(ends[0], weights(engine)),
+                save_blocks_s=blocked[-1],
+                first_save_blocks_s=blocked[0],
+                save_s=saving,
+                restore_s=restoring,
+            )
             del engine
             gc.collect()
-        engine, began = make_engine(), time.perf_counter()
-        restore(newest_checkpoint(folder), engine.model, engine.optimizer)
-        restoring = time.perf_counter() - began
-        for number, batch in list(enumerate(batches))[3:]:
-            take(engine, batch, number)
-        record.add(
-            repeated_equal=torch.equal(*ends),
-            resumed_equal=torch.equal(ends[0], weights(engine)),
-            save_s=saving,
-            restore_s=restoring,
-        )
 
 
 def fp16(record: Record) -> None:
@@ -461,15 +503,19 @@ def fp16(record: Record) -> None:
     from shards.ranks import ALONE
 
     batches = [batch.to(DEVICE) for batch in pretraining_batches(8 if ON_GPU else 2, max(2, BATCH_SIZE // 4))]
-    for precision in ("fp16", "bf16"):
-        engine, losses, sums = make_engine(precision), [], Sums()
+    for precision, ways in (("fp16", {}), ("bf16", {}), ("bf16", {"residual": "precision"}), ("float32", {})):
+        engine, losses, sums = make_engine(precision, **ways), [], Sums()
         for number in range(100 if ON_GPU else 8):
             take(engine, batches[number % len(batches)], number, sums)
             if number % (20 if ON_GPU else 4) == 0:
                 losses.append(means(sums.reading(ALONE))["loss"])
         engine.skipped.check(wait=True)
         record.add(
-            precision=precision, losses=losses, skipped=engine.skipped.count, scale=float(engine.scaler.get_scale())
+            precision=precision,
+            **ways,
+            losses=losses,
+            skipped=engine.skipped.count,
+            scale=float(engine.scaler.get_scale()),
         )
         del engine
         gc.collect()
@@ -585,7 +631,7 @@ def tasks(record: Record) -> None:
     work = MultiTaskPass([TaskPass(model, task, precision, task.token) for task in chosen], [1.0] * len(chosen))
     optimizer = make_optimizer(model, 2e-5, BETAS, EPSILON, 0.01)
     without_bias_correction(optimizer)
-    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 0, 0.0)
+    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 0.0)
     turns = [
         Turn(number, 0, task_batch(task, task.batch_size if ON_GPU else 2, number).to(DEVICE))
         for number, task in enumerate(chosen)
@@ -716,6 +762,11 @@ def write_part(job: tuple[Path, int, int]) -> Path:
 
 def program(record: Record) -> None:
     """pretrain.run on the shards of the stage `shards`: pairs per second of a whole run, and its share of data wait."""
+    for graph in (True, False) if ON_GPU else (False,):
+        run_program(record, graph)
+
+
+def run_program(record: Record, graph: bool) -> None:
     config, out = scratch() / "base.json", scratch() / "run"
     config.write_text(json.dumps(model_config().to_dict()))
     workers = min(8, os.cpu_count() or 1)
@@ -724,6 +775,8 @@ def program(record: Record) -> None:
         "config": config,
         "out": out,
         "precision": "bf16",
+        "residual": "precision" if graph else "float32",
+        "cuda_graph": graph,
         "batch_size": BATCH_SIZE,
         "epochs": 10 if ON_GPU else 1,
         "lr": 1e-4,
@@ -747,6 +800,7 @@ def program(record: Record) -> None:
     training = [line for line in lines if line["kind"] == "train"]
     later = training[1:] or training  # the first line has the start of the data workers in it
     record.add(
+        way=FASTEST if graph else EAGER,
         pairs_per_second=statistics.median(line["samples_per_second"] for line in later),
         data_wait_share=statistics.median(line["data_wait_share"] for line in later),
         first_line_pairs_per_second=training[0]["samples_per_second"],
@@ -763,7 +817,7 @@ def program(record: Record) -> None:
 STAGES = {
     function.__name__: function
     for function in (
-        *(machine, attention, shards, operators, step, agree, resume, program, graph, fp16, memory, nccl, tasks),
+        *(machine, attention, shards, operators, step, agree, resume, program, fp16, memory, nccl, tasks),
         *(detector, compiled_blocks, compiled_encoder),
     )
 }

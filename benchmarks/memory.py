@@ -75,7 +75,7 @@ def peak(config: Config, choice: Choice) -> int:
     precision = Precision(choice.precision, device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
     work = Pass(model, objective.to(device), precision)
-    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 0, 1.0)
+    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
     for step, size in enumerate((1, config.batch_size // choice.accumulate)):
         batch = random_batch(size, sizes)
         batch.word_count, batch.region_count = objective.count(batch)

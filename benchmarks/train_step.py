@@ -119,7 +119,7 @@ def whole_step(config: Config, batch: Batch, model: PretrainingModel, objective:
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
     precision = Precision("bf16", device)
     work = Pass(model, objective, precision)
-    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 0, 1.0)
+    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
     counts, number = (batch.word_count, batch.region_count, len(batch)), iter(range(10**6))
     step = waiting_for(device, lambda: engine.step(next(number), [batch], Sums(), counts))
     seconds = time_in_turn({"step": step}, config.repeats)["step"]
