@@ -17,12 +17,9 @@ class TaskPass(nn.Module):
     def __init__(self, model: TaskModel, task: Task, precision: Precision, token: int | None):
         super().__init__()
         self.model, self.task, self.precision, self.token = model, task, precision, token
-        self.narrow = precision.narrow_weights(model)
 
     def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
         """(the batch's part of the training loss, numbers for the log). counts: examples of the whole global batch."""
-        if self.narrow is not None:
-            self.narrow.refresh()
         scores = self.scores(batch)
         losses = example_losses(self.task.head, scores, batch.target)
         right = training_scores(self.task.head, scores.detach(), batch.target)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pretrain.cuda_graph import GraphedPass
 from pretrain.distributed import add_up, add_up_in_blocks, replicate, same_weights, without_sync
-from pretrain.linear import NarrowWeights
 from shards.errors import UserError
 from shards.ranks import Ranks
 
@@ -39,12 +38,6 @@ class Precision:
         if self.name in ("bf16", "fp16"):
             return torch.autocast(self.device.type, self.dtype)
         return contextlib.nullcontext()
-
-    def narrow_weights(self, model: nn.Module) -> NarrowWeights | None:
-        """What converts the weights of a model's linear layers for each pass, on a GPU; elsewhere autocast does."""
-        if self.device.type == "cuda" and self.name in ("bf16", "fp16"):
-            return NarrowWeights(model, self.dtype)
-        return None
 
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
@@ -145,8 +138,8 @@ class Engine:
         """Adds the parts' gradients to those that there are, and returns their numbers."""
         added: dict[str, Tensor | int] = {}
         averaged = 1 if self.graph is not None else self.ranks.count  # replicas average gradients, and do not add them
-        if self.graph is not None:  # its gradients stay where they are, with what the last step left in them
-            torch._foreach_zero_([p.grad for p in self.model.parameters() if p.grad is not None])
+        if self.graph is not None:
+            self.graph.make_way()
         for place, part in enumerate(parts):
             with without_sync(self.replica) if place + 1 < len(parts) else contextlib.nullcontext():
                 loss, numbers = self.replica(part, *arguments)

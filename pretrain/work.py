@@ -14,7 +14,6 @@ class Pass(nn.Module):
     def __init__(self, model: PretrainingModel, objective: Objective, precision: Precision):
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
-        self.narrow = precision.narrow_weights(model)
 
     def forward(self, batch: Batch, counts) -> tuple[Tensor, dict[str, Tensor]]:
         """(the batch's part of the training loss, numbers for the log).
@@ -22,8 +21,6 @@ class Pass(nn.Module):
         counts: words, regions and pairs of the whole global batch, by which the losses are divided; three numbers, or a
         tensor (3,) on the device.
         """
-        if self.narrow is not None:
-            self.narrow.refresh()
         inputs, losses = self.losses(batch)
         return losses.total(*counts), _numbers(batch, inputs, losses)
 

@@ -438,8 +438,10 @@ void start_any(const Backward& call) {
   const int blocks = blocks_up_to(call.of.n);
   const T *mean = static_cast<const T*>(call.mean), *rstd = static_cast<const T*>(call.rstd);
   const Number type = static_cast<Number>(call.gradient_type);
-  backward_any_kernel<T><<<blocks, kThreads, 0, call.stream>>>(call.of, call.gradient, type, mean, rstd, call.rate,
-                                                               call.dx, call.dresidual);
+  if (blocks > 0) {
+    backward_any_kernel<T><<<blocks, kThreads, 0, call.stream>>>(call.of, call.gradient, type, mean, rstd, call.rate,
+                                                                 call.dx, call.dresidual);
+  }
   const int64_t tiles = (call.of.h + kThreads - 1) / kThreads;
   const int columns = static_cast<int>(call.partials * tiles);
   T* partial = static_cast<T*>(call.partial);

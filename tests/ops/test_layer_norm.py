@@ -340,7 +340,8 @@ def test_gpu_gradients_are_deterministic_and_replayed():
 
     def run():
         out = ops.dropout_add_layer_norm(*inputs, keys, 3, 0.1, 1e-5, torch.bfloat16)
-        return out, *torch.autograd.grad(out, inputs, torch.ones_like(out))
+        # Detached: a graph of autograd that outlives the call would tie the capture to this stream.
+        return out.detach(), *torch.autograd.grad(out, inputs, torch.ones_like(out))
 
     expected = run()
     assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
