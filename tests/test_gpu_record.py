@@ -245,3 +245,79 @@ def test_the_committed_page_is_that_of_the_committed_records(tmp_path):
     command = [sys.executable, "benchmarks/gpu_record.py", "--table", str(tmp_path / "gpu.md")]
     subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "gpu.md").read_text(encoding="utf-8") == (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+
+
+# ---- predictions for more GPUs ---------------------------------------------------------------------------------------
+
+GRAPHED = "--residual precision --cuda_graph true"
+
+
+@pytest.fixture
+def scaling(benchmark_module):
+    return benchmark_module("scaling")
+
+
+def test_every_parameter_has_a_gradient(benchmark_module, scaling):
+    """The predictions count the gradients of all parameters."""
+    record = benchmark_module("gpu_record")
+    engine, batch = record.make_engine("float32", 0.0, torch.device("cpu")), record.pretraining_batches(1, 4)[0]
+    engine.replica(batch, [batch.word_count, batch.region_count, len(batch)])[0].backward()
+    assert all(parameter.grad is not None for parameter in engine.model.parameters())
+    assert scaling.gradient_numbers() == 239_023_229
+
+
+def test_all_reduce_by_hand(scaling):
+    config = scaling.Config(nvlink_gb_s=100.0, nvlink_us=1.0, network_gb_s=10.0, network_us=10.0)
+    assert scaling.all_reduce_ms(config, 1, 1e9, 10) == 0
+    # 2 x 7/8 x 1 GB at 100 GB/s = 17.5 ms, and 10 calls of 14 steps of 1 us
+    assert scaling.all_reduce_ms(config, 8, 1e9, 10) == pytest.approx(17.5 + 0.14)
+    # 8 nodes: 2 x 7/8 x 0.125 GB at 10 GB/s = 21.875 ms more, and 10 calls of 14 steps of 10 us
+    assert scaling.all_reduce_ms(config, 64, 1e9, 10) == pytest.approx(17.64 + 21.875 + 1.4)
+
+
+def test_the_agreement_fits_what_was_measured(scaling):
+    agreement = scaling.Agreement("log")
+    assert agreement(1) == 0 and 20 < agreement(64) < 25
+    for ranks, ms in scaling.AGREEMENT_MS.items():
+        assert agreement(ranks) == pytest.approx(ms, abs=0.6)
+    assert scaling.Agreement("linear")(512) > 10 * agreement(512)
+
+
+def test_the_step_waits_for_the_slower_of_host_and_gpu(scaling):
+    config = scaling.Config(overlap=0.5)
+    eager = scaling.Way("eager", {512: 100.0, 64: 80.0}, {512: 60.0, 64: 80.0})
+    graph = scaling.Way(GRAPHED, {512: 60.0, 64: 15.0}, {512: 1.0, 64: 1.0})
+    one = scaling.predict(config, eager, 1, 512, 3000.0)
+    assert (one.ms, one.exposed_ms, one.agreement_ms) == (100.0, 0.0, 0.0)
+    several = scaling.predict(config, eager, 8, 64, 3000.0)  # the host decides
+    assert several.ms == 80.0 + several.agreement_ms and several.exposed_ms < 1
+    several = scaling.predict(config, graph, 8, 64, 3000.0)  # the agreement is hidden, the all-reduce is not
+    assert several.ms == 15.0 + several.exposed_ms and several.exposed_ms > several.reduce_ms > 1
+    assert several.pairs_per_second == pytest.approx(512e3 / several.ms)
+    assert scaling.predict(config, eager, 64, 8, None).one_ms == pytest.approx(77.5)
+    assert scaling.predict(config, scaling.Way("eager", {512: 1.0}, {512: 1.0}), 8, 64, None) is None
+
+
+def test_the_report_of_predictions(scaling, tmp_path):
+    lines = [step_line(way, size, ms, host_ms=ms) for way, size, ms in STEPS]
+    path = tmp_path / "gpu-2026-01-01.jsonl"
+    path.write_text("".join(json.dumps({"device": "GPU A", "commit": "abc"} | line) + "\n" for line in lines))
+    text = "\n".join(scaling.report(scaling.Config(records=str(tmp_path))))
+    assert "239,023,229 float32 numbers, 0.956 GB" in text and "one GPU A, bf16, commit abc" in text
+    assert "--cuda_graph true: not measured, so nothing is predicted" in text
+    eager, graph = text.split("eager: measured")[1].split(f"{GRAPHED}: measured")
+    for part in (eager, graph):
+        assert [line.split()[0] for line in part.splitlines() if line[:7].strip().isdigit()] == [
+            "1",
+            "8",
+            "64",
+            "512",
+        ] * 2
+    assert "too few batch sizes measured" in graph and "too few" not in eager
+    with pytest.raises(UserError, match="--device GPU B: no record"):
+        scaling.report(scaling.Config(records=str(tmp_path), device="GPU B"))
+    with pytest.raises(UserError, match="no record of the stage step"):
+        scaling.report(scaling.Config(records=str(tmp_path / "none")))
+
+
+STEPS = (("eager", 512, 95.0), ("eager", 64, 80.0), (GRAPHED, 512, 50.0))
