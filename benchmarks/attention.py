@@ -136,17 +136,22 @@ def cases():
     yield "co-attention 101 and 20-56", 8, 128, [side(detailed, 1024, 7), side(questions, 1024, 8)]
 
 
-def compare(repeats: int) -> None:
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {BATCH}, bf16, dropout {P}")
-    print(f"{'forward and backward':<28} {'heads x d':>9} {'padded ms':>10} {'packed ms':>10} {'ratio':>6} {'GB/s':>6}")
+def measured(repeats: int):
+    """(name, heads, head size, padded ms, packed ms, GB/s of the packed) of each case."""
     for name, heads, d, sides in cases():
         padded, packed, inputs = self_variants(*sides, heads) if len(sides) == 1 else cross_variants(*sides, heads)
         slow = milliseconds(forward_and_backward(padded, inputs), repeats)
         fast = milliseconds(forward_and_backward(packed, inputs), repeats)
         # Least traffic: q, k, v read twice and their gradients written; the context written and its gradient read.
-        least = sum(3 * x.qkv.nbytes + 2 * x.qkv.nbytes / 3 for x in sides) / fast / 1e6
+        yield name, heads, d, slow, fast, sum(3 * x.qkv.nbytes + 2 * x.qkv.nbytes / 3 for x in sides) / fast / 1e6
+
+
+def compare(repeats: int) -> None:
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {BATCH}, bf16, dropout {P}")
+    print(f"{'forward and backward':<28} {'heads x d':>9} {'padded ms':>10} {'packed ms':>10} {'ratio':>6} {'GB/s':>6}")
+    for name, heads, d, slow, fast, rate in measured(repeats):
         print(
-            f"{name:<28} {heads:>4} x {d:<3} {slow:>9.3f} {fast:>10.3f} {slow / fast:>6.2f} {least:>6.0f}", flush=True
+            f"{name:<28} {heads:>4} x {d:<3} {slow:>9.3f} {fast:>10.3f} {slow / fast:>6.2f} {rate:>6.0f}", flush=True
         )
 
 

@@ -44,7 +44,7 @@ record 90 program
 record 60 tasks
 record 60 detector
 record 60 nccl memory
-record 60 attention
+record 60 packed_attention attention
 record 120 compiled_blocks
 record 120 compiled_encoder
 exit $failed
