@@ -3,7 +3,7 @@
     python benchmarks/train_step.py [--device cuda] [--config base] [--batch_size 16] [--repeats 3]
 
 First, forward and backward as published, then with each of our changes: every line adds one to the line before it,
-and the ratio is to the first line. Captions have lengths like Conceptual Captions' (12 pieces on average); how much
+and the ratio is to the first line. Captions have lengths like Conceptual Captions' (12 tokens on average); how much
 trimming gives depends on the batch: the more captions, the longer the longest.
 
 Then the whole step of pretrain.run (masking, forward, backward, clipping, AdamW) in bf16: pairs per second, and its
@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-import pretrain.layers
+import ops
 from benchmarks.pairs import SPECIAL, WORDS, random_batch
 from benchmarks.timing import print_table, time_in_turn
-from pretrain.attention import attend
 from pretrain.batch import Batch
 from pretrain.config import read_model_config
 from pretrain.heads import PretrainingModel
@@ -72,13 +71,21 @@ def masked_positions_loss(objective: Objective, model: PretrainingModel, batch: 
 
 
 @contextlib.contextmanager
-def unfused():
-    """Attention through an explicit matrix of probabilities."""
-    pretrain.layers.attend = lambda q, k, v, mask, dropout, maps=None: attend(q, k, v, mask, dropout, [])
+def plain_operators():
+    """Dropout, residual and LayerNorm each by an operation of torch, and dropout by torch's generator."""
+    own = {name: getattr(ops, name) for name in ("dropout", "attention_dropout", "dropout_add_layer_norm")}
+
+    def layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype):
+        return F.layer_norm((F.dropout(x, p) + residual).to(dtype), x.shape[-1:], weight, bias, eps)
+
+    ops.dropout = lambda x, keys, site, p: F.dropout(x, p)
+    ops.attention_dropout = lambda probs, query_keys, key_keys, site, p: F.dropout(probs, p)
+    ops.dropout_add_layer_norm = layer_norm
     try:
         yield
     finally:
-        pretrain.layers.attend = attend
+        for name, operator in own.items():
+            setattr(ops, name, operator)
 
 
 def waiting_for(device: torch.device, function):
@@ -106,8 +113,8 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def matrix_work(work: Pass, batch: Batch) -> int:
-    """FLOPs of the matrix products and attention of one forward and backward pass, fused attention counted apart."""
-    with unfused(), FlopCounterMode(display=False) as counter:
+    """FLOPs of the matrix products of one forward and backward pass; attention's own too, but on a GPU (about 1%)."""
+    with FlopCounterMode(display=False) as counter:
         masked_positions_loss(work.objective, work.model, batch).backward()
     work.model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
@@ -150,36 +157,36 @@ def run(config: Config) -> None:
     packed = replace(padded, input_ids=padded.input_ids[:, : int(padded.lengths.max())])
     for batch in (padded, packed):
         batch.word_count, batch.region_count = objective.count(batch)
-    pieces = padded.lengths.float()
+    lengths = padded.lengths.float()
     where = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     print(
-        f"{config.config}, batch {size}, captions of {pieces.mean():.1f} pieces, the longest {int(pieces.max())} "
+        f"{config.config}, batch {size}, captions of {lengths.mean():.1f} tokens, the longest {int(lengths.max())} "
         f"(padded to {WORDS}); {device}, {where}, {torch.get_num_threads()} threads"
     )
     padded, packed, objective = padded.to(device), packed.to(device), objective.to(device)
     trimmed = replace(packed, pieces=None, regions=None)  # where nobody has counted, padding is worked on
 
-    def step(loss, batch, fused, precision=contextlib.nullcontext):
-        with contextlib.nullcontext() if fused else unfused(), precision():
+    def step(loss, batch, operators=contextlib.nullcontext, precision=contextlib.nullcontext):
+        with operators(), precision():
             value = loss(objective, model, batch)
         value.backward()
         model.zero_grad(set_to_none=True)
 
     def compiled():
         model.encoder._compiled_call_impl = compiled_call
-        step(masked_positions_loss, packed, True, bf16)
+        step(masked_positions_loss, packed, precision=bf16)
         model.encoder._compiled_call_impl = None
 
     bf16 = Precision("bf16", device).autocast
     model.encoder.compile(dynamic=True)
     compiled_call, model.encoder._compiled_call_impl = model.encoder._compiled_call_impl, None
     variants = {
-        "as published": lambda: step(all_positions_loss, padded, False),
-        "+ text trimmed": lambda: step(all_positions_loss, trimmed, False),
-        "+ heads at masked positions only": lambda: step(masked_positions_loss, trimmed, False),
-        "+ padding left out": lambda: step(masked_positions_loss, packed, False),
-        "+ fused attention": lambda: step(masked_positions_loss, packed, True),
-        "+ bf16": lambda: step(masked_positions_loss, packed, True, bf16),
+        "as published": lambda: step(all_positions_loss, padded, plain_operators),
+        "+ text trimmed": lambda: step(all_positions_loss, trimmed, plain_operators),
+        "+ heads at masked positions only": lambda: step(masked_positions_loss, trimmed, plain_operators),
+        "+ padding removed": lambda: step(masked_positions_loss, packed, plain_operators),
+        "+ dropout, residual and LayerNorm as one": lambda: step(masked_positions_loss, packed),
+        "+ bf16": lambda: step(masked_positions_loss, packed, precision=bf16),
         "+ compiled": compiled,
     }
     timed = {name: waiting_for(device, function) for name, function in variants.items()}
