@@ -34,17 +34,20 @@ wait $build && echo "== $SECONDS s: operators built"
 # Checks share the GPU: they measure nothing.
 within 120 "$python" -m pytest -q --tb=short -n 10 -p no:cacheprovider tests/ops tests/pretrain -k gpu \
   >"$folder/tests.log" 2>&1 & tests=$!
-record 100 agree resume fp16
+record 60 agree
 wait $tests || failed=1
 grep -E '^E  |^FAILED|^ERROR|passed|failed' "$folder/tests.log" | cut -c1-200 | tail -20
 echo "== $SECONDS s: GPU tests"
 
 record 80 operators step
-record 90 program
 record 60 tasks
 record 60 detector
-record 60 nccl memory
-record 60 packed_attention attention
+record 40 nccl resume
+record 90 program
+record 60 packed_attention
+record 60 memory
+record 60 fp16
+record 60 attention
 record 120 compiled_blocks
 record 120 compiled_encoder
 exit $failed
