@@ -1,6 +1,6 @@
-"""CUDA graphs as far as a CPU can play them: a capture that runs the function again, and attention on packed rows.
+"""What a GPU does, as far as a CPU can play it: attention on packed rows, and graphs that run the function again.
 
-As a script: python -m pretrain.run with such graphs.
+As a script: python -m MODULE, by the first argument where it is a module of finetune, else pretrain.run.
 """
 
 import runpy
@@ -20,5 +20,6 @@ def install(replace=setattr) -> None:
 if __name__ == "__main__":
     del sys.path[0]  # this folder, where tests/ops stands in the way of ops
     install()
-    sys.argv[0] = "pretrain.run"
-    runpy.run_module("pretrain.run", run_name="__main__", alter_sys=True)
+    name = sys.argv.pop(1) if sys.argv[1].startswith("finetune.") else "pretrain.run"
+    sys.argv[0] = name
+    runpy.run_module(name, run_name="__main__", alter_sys=True)

@@ -138,6 +138,23 @@ def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
         assert all(torch.allclose(one[key], value, atol=1e-8) for key, value in final_weights(tmp_path / name).items())
 
 
+def test_attention_on_packed_rows_changes_no_number(mt, tmp_path):
+    """As on a GPU, for all twelve tasks with dropout; GuessWhat's texts are too long for it and are padded."""
+    flags = ("--precision", "float64", "--dropout", 0.1, "--iterations", 2, "--validate_on", 8)
+    played = (Path(__file__).parents[1] / "graph_on_cpu.py", "finetune.mt")
+    for name, script in (("padded", MT), ("packed", played)):
+        [(status, _, err)] = run_ranks(1, *mt(*flags, out=name), script=script)
+        assert status == 0, err
+    for kind in ("train", "validation"):
+        pairs = zip(lines_of(tmp_path / "padded", kind), lines_of(tmp_path / "packed", kind), strict=True)
+        for mine, other in pairs:
+            numbers = [key for key in mine if "/" in key or key == "gradient_norm"]
+            assert len(numbers) > 24
+            assert all(mine[key] == pytest.approx(other[key], rel=1e-8) for key in numbers)
+    padded, packed = (final_weights(tmp_path / name) for name in ("padded", "packed"))
+    assert all(torch.allclose(padded[key], value, atol=1e-9) for key, value in packed.items())
+
+
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_path, ranks):
     """Stopped between two tasks of an iteration, after some have stopped and some go on."""
