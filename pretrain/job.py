@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from pretrain import cuda_graph
 from pretrain.batch import Batch
 from pretrain.bert import from_bert, load_bert
 from pretrain.circumstances import circumstances
@@ -202,11 +201,7 @@ def _engine(config: PretrainConfig, ranks: Ranks, work: Pass) -> Engine:
         return config.bert_lr_scale if config.bert and from_bert(name) else 1.0
 
     optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
-    graph = None
-    if config.cuda_graph:
-        if not cuda_graph.runs_on(work.precision.device) or config.accumulate > 1:
-            raise UserError("--cuda_graph: works on GPUs, with --accumulate 1")
-        graph = -(-config.batch_size // ranks.count), config.words
+    graph = (-(-config.batch_size // ranks.count), config.words) if config.cuda_graph else None
     return make_engine(work, optimizer, ranks, config.clip, graph=graph)
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from pretrain import cuda_graph
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import Job, prepare
 from pretrain.run_folder import stored_flags
 from pretrain.settings import PretrainConfig
 from pretrain.trainer import complete
+from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
@@ -31,6 +33,8 @@ def run(config: PretrainConfig) -> int:
     """Pretrains; the exit status is 0, or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
+    if config.cuda_graph and (config.accumulate > 1 or not cuda_graph.runs_on(device)):
+        raise UserError(f"--cuda_graph true: works on GPUs, with --accumulate 1; this is {device}")
     with connected(ranks, device):
         data = on_first(ranks, lambda: region_shards(config.data))
         return pretrain(dataclasses.replace(config, data=data).settled(), ranks, device)
