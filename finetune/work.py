@@ -26,6 +26,10 @@ class TaskPass(nn.Module):
         numbers = {"loss": losses.detach().sum(), "score": right.sum(), "examples": len(batch)}
         return losses.sum() / max(counts[-1], 1), numbers
 
+    def task_of(self, part: TaskBatch) -> str:
+        """The name of the task of a part of a step."""
+        return self.task.name
+
     def inputs(self, batch: TaskBatch) -> TaskInputs:
         return batch.inputs(self.token, self.precision.dtype)
 
@@ -50,3 +54,7 @@ class MultiTaskPass(nn.Module):
         work = self.passes[turn.task]
         loss, numbers = work(turn.batch, [counts[turn.number]])
         return loss * self.scales[turn.task], {f"{work.task.name}/{name}": v for name, v in numbers.items()}
+
+    def task_of(self, part: Turn) -> str:
+        """The name of the task of a part of a step."""
+        return self.passes[part.task].task.name

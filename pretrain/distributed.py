@@ -169,16 +169,14 @@ def same_everywhere(ranks: Ranks, value, complaint: str) -> None:
         raise UserError(complaint) if differs else ErrorElsewhere(complaint)
 
 
-def replicate(module: nn.Module, ranks: Ranks, all_used: bool = True) -> nn.Module:
+def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
     """The module, its gradients averaged over all ranks in each backward pass, its weights those of the first.
 
-    all_used: every parameter has a part in every loss; else those that have none are looked for in each pass.
+    Every parameter must have a part in every loss; see UsedParameters for a module of which a step uses some.
     """
     if ranks.count == 1:
         return module
-    return nn.parallel.DistributedDataParallel(
-        module, gradient_as_bucket_view=True, find_unused_parameters=not all_used
-    )
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def without_sync(module: nn.Module):
@@ -186,3 +184,41 @@ def without_sync(module: nn.Module):
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return module.no_sync()
     return contextlib.nullcontext()
+
+
+class UsedParameters:
+    """Sums of gradients over the ranks for a model whose training steps use some of its parameters each.
+
+    DistributedDataParallel with find_unused_parameters=True copies a map of the used parameters to the host in every
+    backward pass, and waits for the GPU to do so. Which parameters a step uses follows from its tasks, so here the set
+    is determined in the first step of each combination of tasks and kept. The price is that gradients are added up
+    after the backward pass and not while it runs.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks):
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.ranks = ranks
+        self._used: dict[frozenset[str], list[nn.Parameter]] = {}
+
+    def add_up(self, tasks: frozenset[str]) -> None:
+        """Adds up the gradients of a step over all ranks, in place. tasks: the names of its tasks, on every rank.
+
+        A parameter that is used on another rank but not here takes part with zeros. Gradients of parameters that no
+        task of the step uses stay None, so that the optimizer neither moves nor decays them.
+
+        Raises:
+            RuntimeError: a parameter has a gradient that it had on no rank in the first step of these tasks. The
+                ranks would diverge without a word if it was not added up.
+        """
+        if self.ranks.count == 1:
+            return
+        if tasks not in self._used:
+            having = add_up_numbers([int(p.grad is not None) for p in self.parameters], self.ranks)
+            self._used[tasks] = [p for p, ranks in zip(self.parameters, having, strict=True) if ranks]
+        used = self._used[tasks]
+        for parameter in used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if sum(parameter.grad is not None for parameter in self.parameters) != len(used):
+            raise RuntimeError(f"{', '.join(sorted(tasks))}: a step uses parameters that the first step did not use")
+        add_up_in_blocks([parameter.grad for parameter in used], self.ranks)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.cuda_graph import GraphedPass
-from pretrain.distributed import add_up, add_up_in_blocks, replicate, same_weights, without_sync
+from pretrain.distributed import UsedParameters, add_up, add_up_in_blocks, replicate, same_weights, without_sync
 from shards.errors import UserError
 from shards.ranks import Ranks
 
@@ -105,8 +105,10 @@ class Engine:
     """What takes optimizer steps.
 
     replica: a module that makes of a part of a batch (its part of the loss, numbers for the log), synchronised over
-    ranks unless there is a graph; model: whose weights are trained; graph: what takes the place of the replica's
-    forward and backward pass for batches that it has room for, where a step is not divided into parts.
+    ranks unless there is a graph or `used`; model: whose weights are trained; graph: what takes the place of the
+    replica's forward and backward pass for batches that it has room for, where a step is not divided into parts; used:
+    what adds up the gradients of the replica over the ranks after the backward pass. The replica then has a method
+    task_of(part), the name of the part's task.
     """
 
     replica: nn.Module
@@ -117,6 +119,7 @@ class Engine:
     ranks: Ranks
     clip: float
     graph: GraphedPass | None = None
+    used: UsedParameters | None = None
     skipped: Skipped = field(default_factory=Skipped)
 
     def step(self, number: int, parts: list, sums: Sums, *arguments) -> None:
@@ -130,6 +133,8 @@ class Engine:
             added = self._pass(parts, arguments)
         if self.graph is not None:
             add_up_in_blocks([p.grad for p in self.model.parameters() if p.grad is not None], self.ranks)
+        if self.used is not None:
+            self.used.add_up(frozenset(map(self.replica.task_of, parts)))
         norm, finite = self._update()
         self.skipped.note(number, finite)
         sums.add(added | {"gradient_norm": norm, "steps": 1}, finite)
@@ -137,7 +142,8 @@ class Engine:
     def _pass(self, parts: list, arguments: tuple) -> dict[str, Tensor | int]:
         """Adds the parts' gradients to those that there are, and returns their numbers."""
         added: dict[str, Tensor | int] = {}
-        averaged = 1 if self.graph is not None else self.ranks.count  # replicas average gradients, and do not add them
+        summed = self.graph is not None or self.used is not None
+        averaged = 1 if summed else self.ranks.count  # replicas average gradients, and do not add them
         if self.graph is not None:
             self.graph.make_way()
         for place, part in enumerate(parts):
@@ -177,13 +183,15 @@ def make_engine(
 ) -> Engine:
     """An engine for a module with a `model` and a `precision`.
 
-    all_used: see distributed.replicate; graph: (pairs, longest) of a GraphedPass, None to start kernels one by one.
+    all_used: every parameter has a part in every loss; else see distributed.UsedParameters; graph: (pairs, longest) of
+    a GraphedPass, None to start kernels one by one.
     """
     scaler = work.precision.scaler()
-    if graph is not None:
+    replicated = all_used and graph is None
+    if not replicated:
         same_weights(work, ranks)
     return Engine(
-        replica=replicate(work, ranks, all_used) if graph is None else work,
+        replica=replicate(work, ranks) if replicated else work,
         model=work.model,
         optimizer=optimizer,
         precision=work.precision,
@@ -191,4 +199,5 @@ def make_engine(
         ranks=ranks,
         clip=clip,
         graph=None if graph is None else GraphedPass(work, *graph, scaler.scale),
+        used=None if all_used else UsedParameters(work.model, ranks),
     )

@@ -120,22 +120,39 @@ def test_all_tasks_of_a_run_are_scored_at_once(twelve, tmp_path, run_command, wo
         assert status == 2 and words in err
 
 
+def same_numbers(one: Path, other: Path) -> None:
+    """Two runs gave the same numbers and weights but for rounding in float64."""
+    for kind in ("train", "validation"):
+        for mine, theirs in zip(lines_of(one, kind), lines_of(other, kind), strict=True):
+            numbers = [key for key in mine if "/" in key or key in ("gradient_norm", "lr", "samples", "mt_score")]
+            assert numbers and all(mine[key] == pytest.approx(theirs[key], rel=1e-8) for key in numbers), other
+    weights = final_weights(one)
+    assert all(torch.allclose(weights[key], value, atol=1e-8) for key, value in final_weights(other).items())
+
+
 @pytest.mark.parametrize("more", [(), pytest.param(("--one_step",), marks=pytest.mark.slow)])
 def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
     more = more and (*more, "true")
     flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", 7, *more]
-    for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3)):
+    for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3), ("both", 2, 2)):
         results = run_ranks(ranks, *mt(*flags, "--accumulate", parts, out=name), script=MT)
         assert {status for status, _, _ in results} == {0}, results
-    for kind in ("train", "validation"):
-        for name in ("ranks", "parts"):
-            pairs = zip(lines_of(tmp_path / "one", kind), lines_of(tmp_path / name, kind), strict=True)
-            for mine, other in pairs:
-                numbers = [key for key in mine if "/" in key or key in ("gradient_norm", "lr", "samples", "mt_score")]
-                assert numbers and all(mine[key] == pytest.approx(other[key], rel=1e-8) for key in numbers), name
-    one = final_weights(tmp_path / "one")
-    for name in ("ranks", "parts"):
-        assert all(torch.allclose(one[key], value, atol=1e-8) for key, value in final_weights(tmp_path / name).items())
+    for name in ("ranks", "parts", "both"):
+        same_numbers(tmp_path / "one", tmp_path / name)
+
+
+@pytest.mark.parametrize("one_step", ["false", "true"])
+def test_a_rank_without_examples_takes_part_in_every_step(world, pretrained, tmp_path, one_step):
+    """Steps of two examples on three ranks. The answer heads, which no task uses, stay as they were drawn."""
+    flags = ["--data", world, "--init", pretrained, "--workers", 0, "--log_every", 1, "--max_batch", 2]
+    flags += ["--tasks", "guesswhat,nlvr2", "--precision", "float64", "--dropout", 0.1, "--iterations", 5]
+    for name, ranks in (("one", 1), ("three", 3)):
+        results = run_ranks(ranks, *flags, "--one_step", one_step, "--out", tmp_path / name, script=MT)
+        assert {status for status, _, _ in results} == {0}, results
+    same_numbers(tmp_path / "one", tmp_path / "three")
+    unused = [name for name in final_weights(tmp_path / "one") if name.startswith("heads.entailment.")]
+    one, three = final_weights(tmp_path / "one"), final_weights(tmp_path / "three")
+    assert unused and all(torch.equal(one[name], three[name]) for name in unused)
 
 
 def test_attention_on_packed_rows_changes_no_number(mt, tmp_path):
