@@ -172,7 +172,12 @@ def same_everywhere(ranks: Ranks, value, complaint: str) -> None:
 def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
     """The module, its gradients averaged over all ranks in each backward pass, its weights those of the first.
 
-    Every parameter must have a part in every loss; see UsedParameters for a module of which a step uses some.
+    Every parameter that takes gradients must have a part in every loss; see UsedParameters for a module of which a step
+    uses some.
+
+    static_graph=True would save nothing: what it spares is the search for unused parameters, which
+    find_unused_parameters=False does not make either. And it rules out gradient accumulation, since torch (2.13) fails
+    an internal assertion where the first backward pass is one in no_sync.
     """
     if ranks.count == 1:
         return module

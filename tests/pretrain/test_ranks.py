@@ -38,14 +38,14 @@ def small(tmp_path):
     [("float64", 1e-9, 1e-9), pytest.param("float32", 1e-6, None, marks=pytest.mark.slow)],
 )
 def test_ranks_and_accumulation_change_no_number(small, tmp_path, precision, of_losses, of_weights):
-    """Ten steps with dropout on one process, two ranks, two parts, and three ranks that divide eight pairs unevenly."""
+    """Ten steps with dropout on one process, two ranks, two parts, both, and three ranks that divide eight unevenly."""
     flags = [*small, "--epochs", 2, "--dropout", 0.1, "--precision", precision]
-    layouts = {"one": (1, 1), "ranks": (2, 1), "parts": (1, 2), "uneven": (3, 1)}
+    layouts = {"one": (1, 1), "ranks": (2, 1), "parts": (1, 2), "both": (2, 2), "uneven": (3, 1)}
     for name, (ranks, parts) in layouts.items():
         right(run_ranks(ranks, *flags, "--accumulate", parts, "--out", tmp_path / name))
     one = lines_of(tmp_path / "one")
     assert len({line["loss"] for line in one}) == 10
-    for name in ("ranks", "parts", "uneven"):
+    for name in ("ranks", "parts", "both", "uneven"):
         for mine, other in zip(one, lines_of(tmp_path / name), strict=True):
             assert all(mine[value] == pytest.approx(other[value], rel=of_losses) for value in NAMES)
         held_out = [lines_of(tmp_path / run, "validation")[-1] for run in ("one", name)]
