@@ -27,7 +27,10 @@ CPU = torch.device("cpu")
 # Every group that was, for good: freeing one, older torch (2.4) waits for gloo's threads and lets no other run, so that
 # a thread which has a tensor of the last exchange to give back waits too, for ever.
 _groups: list[dist.ProcessGroup] = []
-PATIENCE = datetime.timedelta(hours=1)  # the first rank may be drawing a world or writing a large checkpoint
+PATIENCE = datetime.timedelta(hours=1)  # of gloo: the first rank may be drawing a world or writing a checkpoint
+# Of NCCL: ranks agree over gloo before each exchange between GPUs, so that none has more to wait for than a step,
+# compiling included.
+NCCL_PATIENCE = datetime.timedelta(minutes=10)
 
 
 @contextlib.contextmanager
@@ -46,8 +49,11 @@ def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
             rank=rank,
             world_size=count,
             timeout=PATIENCE,
+            device_id=device if device.type == "cuda" else None,  # NCCL then connects here, and hangs here if it does
         )
         _groups.append(dist.group.WORLD)
+        if device.type == "cuda":
+            _set_nccl_timeout(dist.group.WORLD, device)
         yield
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -57,6 +63,18 @@ def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
             "the connection to another rank was lost; what it said, or its machine's log, tells why, and --resume goes "
             f"on from the last checkpoint ({str(error).splitlines()[0]})"
         ) from None
+
+
+def _set_nccl_timeout(group: dist.ProcessGroup, device: torch.device) -> None:
+    """Sets the timeout of NCCL alone.
+
+    init_process_group gives its one timeout to every backend of "cpu:gloo,cuda:nccl", and so does torch's own
+    _set_pg_timeout, of which this is the part for NCCL. TORCH_DISTRIBUTED_DEBUG=DETAIL wraps the backend in one whose
+    timeout cannot be set; it keeps PATIENCE.
+    """
+    backend = group._get_backend(device)
+    if hasattr(backend, "_set_default_timeout"):
+        backend._set_default_timeout(NCCL_PATIENCE)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """What ranks exchange in a step, with the other rank played by the test."""
 
+import datetime
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from pretrain.distributed import UsedParameters
+from pretrain import distributed
+from pretrain.distributed import UsedParameters, connected
 from pretrain.step import Precision, Sums, make_engine
 from shards.ranks import Ranks
 
@@ -97,3 +100,34 @@ def test_a_gradient_that_was_on_no_rank_in_the_first_step_is_an_error(exchanged)
     work(("b", x))[0].backward()
     with pytest.raises(RuntimeError, match="a: a step uses parameters that the first step did not use"):
         used.add_up(frozenset({"a"}))
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cpu"])
+def test_gpus_are_named_and_nccl_waits_for_ten_minutes(monkeypatch, name):
+    """gloo waits for an hour: the first rank may have much to do alone. A gloo group of one stands in for both."""
+    given, timeouts, device, plain_init = {}, {}, torch.device(name), dist.init_process_group
+
+    def init(backend, **more):
+        given.update(more, backend=backend)
+        plain_init("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+    class Backend:
+        def __init__(self, device):
+            self.device = device
+
+        def _set_default_timeout(self, timeout):
+            timeouts[self.device] = timeout
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(distributed, "_unused", lambda store, rank, count: store)
+    monkeypatch.setattr(dist, "init_process_group", init)
+    monkeypatch.setattr(dist.ProcessGroup, "_get_backend", lambda group, device: Backend(device))
+    with connected(TWO, device):
+        pass
+    assert given["timeout"] == datetime.timedelta(hours=1)
+    if name == "cpu":
+        assert (given["backend"], given["device_id"], timeouts) == ("gloo", None, {})
+    else:
+        assert (given["backend"], given["device_id"]) == ("cpu:gloo,cuda:nccl", device)
+        assert timeouts == {device: datetime.timedelta(minutes=10)}
