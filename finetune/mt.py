@@ -116,7 +116,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         check_flags(config, run, FREE_FLAGS)
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
-    model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks.say)
+    model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_json(newest / FACTS) if newest else {}
     inputs = {"pieces": start.pieces, "positions": sizes.max_position_embeddings, "regions": config.regions}
     entrants = []

@@ -94,7 +94,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start))
     vocabularies = {task.head: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
-    model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks.say)
+    model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
     work = TaskPass(model, task, precision, start.token(task))
     facts = read_json(newest / FACTS) if newest else {}
     engine = make_task_engine(config, ranks, work, lr, head_lr, newest)

@@ -33,7 +33,7 @@ Vocabularies = dict[str, AnswerVocabulary]  # by answer head
 
 @dataclass
 class Start:
-    """Where to begin, without the weights: it is handed from the first rank to the others, and each reads for itself.
+    """Where to begin, without the weights: it is handed from the first rank to the others, which get these later.
 
     kind: AT->ST (from weights of several tasks), ST (from pretraining), BERT, or scratch; weights: None from scratch.
 

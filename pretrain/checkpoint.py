@@ -18,9 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pretrain.distributed import broadcast, on_first
 from pretrain.optimizer import optimizer_state, restore_optimizer
 from shards.errors import UserError
 from shards.files import read_json, write_json
+from shards.ranks import ALONE, Ranks
 
 MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoint.json"
 
@@ -170,8 +172,32 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
         raise UserError(f"{path / name}: cannot be read ({error})") from None
 
 
-def restore(path: Path, model: nn.Module, optimizer) -> dict:
-    """Brings model and optimiser back to a checkpoint; returns its facts."""
-    model.load_state_dict(read_tensors(path, MODEL))
-    restore_optimizer(model, optimizer, read_tensors(path, TRAINING))
-    return read_json(path / FACTS)
+def restore(path: Path, model: nn.Module, optimizer, ranks: Ranks = ALONE) -> dict:
+    """Brings model and optimizer back to a checkpoint; returns its facts.
+
+    The first rank alone reads and checks the files; the others get weights and optimizer state from it, between GPUs
+    where the model is on one. They must have the same model.
+    """
+
+    def read() -> tuple[dict, float | None, dict[str, torch.dtype]]:
+        model.load_state_dict(read_tensors(path, MODEL))
+        state = read_tensors(path, TRAINING)
+        restore_optimizer(model, optimizer, state)
+        updates = state.pop("updates", None)
+        types = {name: value.dtype for name, value in state.items()}
+        return read_json(path / FACTS), None if updates is None else updates.item(), types
+
+    facts, updates, types = on_first(ranks, read)
+    updated = [(name, parameter) for name, parameter in model.named_parameters() if f"moment1.{name}" in types]
+    if not ranks.first:
+        state = {
+            key: torch.empty(parameter.shape, dtype=types[key], device=parameter.device)
+            for name, parameter in updated
+            for key in (f"moment1.{name}", f"moment2.{name}")
+        }
+        if updates is not None:
+            state["updates"] = torch.tensor(updates, dtype=torch.float32)
+        restore_optimizer(model, optimizer, state)
+    moments = (optimizer.state[parameter][kept] for _, parameter in updated for kept in ("exp_avg", "exp_avg_sq"))
+    broadcast([*model.state_dict().values(), *moments], ranks)
+    return facts

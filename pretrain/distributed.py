@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -149,11 +149,16 @@ def add_up_in_blocks(tensors: list[Tensor], ranks: Ranks) -> None:
             block = []
 
 
+def broadcast(tensors: Iterable[Tensor], ranks: Ranks) -> None:
+    """Gives every rank the first one's values of tensors (on the CPU or a GPU), in place."""
+    if ranks.count > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+
 def same_weights(module: nn.Module, ranks: Ranks) -> None:
     """Gives every rank the first one's weights."""
-    if ranks.count > 1:
-        for parameter in module.parameters():
-            dist.broadcast(parameter.detach(), src=0)
+    broadcast(module.state_dict().values(), ranks)
 
 
 def add_up_numbers(values: list[int], ranks: Ranks) -> list[int]:

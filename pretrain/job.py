@@ -177,7 +177,8 @@ def _work(
     if config.region_target == "none":
         model.regions.requires_grad_(False)
     if config.bert and not newest:
-        ranks.say(f"{len(load_bert(model, config.bert))} weights of the text stream come from {config.bert}")
+        taken = on_first(ranks, lambda: len(load_bert(model, config.bert)))  # the others get them with the engine
+        ranks.say(f"{taken} weights of the text stream come from {config.bert}")
     precision = Precision(config.precision, device)
     model.to(device, precision.weights)
     model.encoder.recompute = config.activation_checkpointing

@@ -283,8 +283,8 @@ def _report(parts: list, reported: set[str]) -> None:
 
 
 def restore_engine(engine: Engine, checkpoint: Path) -> dict:
-    """Brings an engine back to a checkpoint that _save wrote; returns its facts."""
-    facts = restore(checkpoint, engine.model, engine.optimizer)
+    """Brings the engine of every rank back to a checkpoint that _save wrote; returns its facts."""
+    facts = restore(checkpoint, engine.model, engine.optimizer, engine.ranks)
     engine.scaler.load_state_dict(facts["scaler"])
     engine.skipped = Skipped(facts["skipped_steps"])
     return facts

@@ -264,6 +264,18 @@ def test_bad_features_end_all_ranks_with_one_sentence(mt, world, tmp_path):
     assert said.count("error") >= 1 and "NaN" in said and "Traceback" not in said
 
 
+def test_damaged_weights_end_all_ranks_with_one_sentence(mt, pretrained, tmp_path):
+    """The first rank alone reads them."""
+    shutil.copytree(pretrained, tmp_path / "damaged")
+    path = newest_checkpoint(tmp_path / "damaged") / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    results = run_ranks(2, *mt("--tasks", "g4", "--iterations", 1, "--init", tmp_path / "damaged"), script=MT)
+    assert [status for status, _, _ in results] == [2, 2], results
+    assert "its SHA-256 is not the one in" in results[0][2] and results[1][2] == ""
+
+
 def test_an_order_has_every_example_once_an_epoch_and_another_order_in_the_next():
     order = Order(Plan(pairs=23, batch_size=5, epochs=1 << 30), seed=3)
     epochs = [np.concatenate([order.part(epoch * 5 + step, 0)[1] for step in range(5)]) for epoch in range(3)]

@@ -118,6 +118,21 @@ def test_a_mistake_is_said_once_and_ends_every_rank(small, tmp_path):
     assert "holds no .tar files" in results[0][2] and [err for _, _, err in results[1:]] == ["", ""]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "training.safetensors"])
+def test_a_damaged_checkpoint_ends_every_rank_with_one_sentence(small, tmp_path, file):
+    """The first rank alone reads it: another has no file to complain of."""
+    run = tmp_path / "run"
+    right(run_ranks(1, *small, "--epochs", 1, "--out", run))
+    path = checkpoints(run)[-1] / file
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    results = run_ranks(3, *small, "--epochs", 1, "--out", run, "--resume")
+    assert [status for status, _, _ in results] == [2, 2, 2], results
+    assert f"{file}: its SHA-256 is not the one in checkpoint.json" in results[0][2]
+    assert [err for _, _, err in results[1:]] == ["", ""]
+
+
 def test_a_bad_sample_ends_every_rank_or_is_left_out_on_all(small, tmp_path):
     from shards.index import load_index
 
