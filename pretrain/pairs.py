@@ -1,22 +1,26 @@
 """The pairs of a data set: which have captions, which are held out, and which caption is swapped for which."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from pretrain import masking
 from shards import hashing
 from shards.errors import UserError
+from shards.texts import PackedTexts
 
 
 class Captions:
     """The captions of a data set by sample number, with a number for each distinct text.
 
-    text_ids: int64 (n,), equal where the texts are equal but for case and spaces; -1 where there is no caption.
+    texts: packed, so that data workers share them; text_ids: int64 (n,), equal where the texts are equal but for case
+    and spaces; -1 where there is no caption.
     """
 
-    def __init__(self, texts: list[str]):
-        self.texts = texts
-        keys = [hashing.text_key(" ".join(text.lower().split())) if text else -1 for text in texts]
-        self.text_ids = np.array(keys, np.int64)
+    def __init__(self, texts: Iterable[str]):
+        self.texts = texts if isinstance(texts, PackedTexts) else PackedTexts.of(texts)
+        keys = (hashing.text_key(" ".join(text.lower().split())) if text else -1 for text in self.texts)
+        self.text_ids = np.fromiter(keys, np.int64, len(self.texts))
 
     def __getitem__(self, number: int) -> str:
         return self.texts[number]

@@ -11,6 +11,7 @@ from shards.errors import UserError
 from shards.files import expand, read_json, whole_file, write_json
 from shards.index import load_index
 from shards.sample import MEMBERS, read_npy
+from shards.texts import PackedTexts
 
 FORMAT = 1
 UNFINISHED = "unfinished.json"
@@ -187,29 +188,28 @@ def read_dataset(folder) -> Dataset:
         raise UserError(f"{path}: does not have the fields of a data set ({error})") from None
 
 
-def read_captions(dataset: Dataset) -> list[str]:
+def read_captions(dataset: Dataset) -> PackedTexts:
     """The caption of every sample of the data set in sample order, '' where it has none."""
-    lines = _captions_file(dataset)
-    if lines is None:
-        lines = []
-        for shard in dataset.shards:
-            lines += [" ".join(text.split()) for text in _captions_in_tar(load_index(shard.path))]
-    return lines
+    captions = _captions_file(dataset)
+    if captions is None:
+        texts = (text for shard in dataset.shards for text in _captions_in_tar(load_index(shard.path)))
+        captions = PackedTexts.of(" ".join(text.split()) for text in texts)
+    return captions
 
 
-def _captions_file(dataset: Dataset) -> list[str] | None:
+def _captions_file(dataset: Dataset) -> PackedTexts | None:
     """captions.txt cut down to the data set's shards, or None where it is missing or of another data set."""
     path = dataset.folder / "captions.txt"
     if not path.exists() or not (dataset.folder / "dataset.json").exists():
         return None
-    with contextlib.suppress(UnicodeDecodeError), open(path, encoding="utf-8", newline="\n") as file:
-        lines = file.read().split("\n")[:-1]
+    with contextlib.suppress(UnicodeDecodeError):
+        lines = PackedTexts.of_lines(np.fromfile(path, np.uint8))
         begin, places = 0, {}
         for shard in read_dataset(dataset.folder).shards:
             places[shard.path] = begin, begin + shard.samples
             begin += shard.samples
         if len(lines) == begin:
-            return [line for shard in dataset.shards for line in lines[slice(*places[shard.path])]]
+            return PackedTexts.joined([lines.part(*places[shard.path]) for shard in dataset.shards])
     raise UserError(f"{path}: does not have one line for every sample; remove it to have it read from the shards")
 
 

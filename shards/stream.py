@@ -22,13 +22,14 @@ from shards.errors import BadSample, UserError
 from shards.files import expand
 from shards.index import split_name
 from shards.sample import MEMBERS, Sample, decode
+from shards.texts import PackedTexts
 
 RETRY_AFTER = (0.5, 1, 2, 4, 8)  # seconds before a broken stream is opened again
 CURL = {6: "the host is not known", 7: "no connection", 22: "the server does not give it"}  # statuses of curl
 BUFFER = 1000
 
 
-def open_stream(pattern: str) -> tuple[Dataset, list[str]]:
+def open_stream(pattern: str) -> tuple[Dataset, PackedTexts]:
     """The data set behind addresses that webdataset opens, and the caption of every sample in order.
 
     dataset.json and captions.txt are looked for in the first address's folder. Where either is missing the
@@ -40,7 +41,7 @@ def open_stream(pattern: str) -> tuple[Dataset, list[str]]:
     value, lines = (None if piped else _read(f"{folder}/{name}") for name in ("dataset.json", "captions.txt"))
     try:
         value = json.loads(value or b"null")
-        texts = None if lines is None else lines.decode().split("\n")[:-1]
+        texts = None if lines is None else PackedTexts.of_lines(np.frombuffer(lines, np.uint8))
     except ValueError:
         raise UserError(f"{folder}: its dataset.json or captions.txt cannot be read; remove it or mend it") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT or texts is None:
@@ -51,14 +52,15 @@ def open_stream(pattern: str) -> tuple[Dataset, list[str]]:
         raise UserError(f"{folder}/captions.txt: does not have one line for every sample of dataset.json")
     places, captions, begin = {}, [], 0
     for name, shard in shards.items():
-        places[name] = slice(begin, begin + shard.samples)
+        places[name] = begin, begin + shard.samples
         begin += shard.samples
     for url in urls:
         name = url.rpartition("/")[2]
         if name not in shards:
             raise UserError(f"{url}: is not in {folder}/dataset.json")
-        captions += texts[places[name]]
-    return Dataset([replace(shards[url.rpartition("/")[2]], path=url) for url in urls], **value), captions
+        captions.append(texts.part(*places[name]))
+    chosen = [replace(shards[url.rpartition("/")[2]], path=url) for url in urls]
+    return Dataset(chosen, **value), PackedTexts.joined(captions)
 
 
 def _read(url: str) -> bytes | None:
@@ -82,21 +84,23 @@ def _open(url: str):
         raise UserError(f"{url}: is read by {error.filename}, which is not installed here") from None
 
 
-def _read_through(urls) -> tuple[Dataset, list[str]]:
+def _read_through(urls) -> tuple[Dataset, PackedTexts]:
     print(f"reading {len(urls)} streams once to count their samples (dataset.json and captions.txt would save that)")
-    shards, captions, largest, sample = [], [], -1, None
+    shards, captions, counted, largest, sample = [], [], 0, -1, None
     for url in urls:
-        before = len(captions)
+        texts = []
         for sample in read_stream(url):
-            captions.append(" ".join((sample.caption or "").split()))
+            texts.append(" ".join((sample.caption or "").split()))
             if sample.class_ids is not None:
                 largest = max(largest, int(sample.class_ids.max(initial=-1)))
-        if len(captions) == before:
+        if not texts:
             raise UserError(f"{url}: holds no region samples (KEY.features.npy)")
-        shards.append(Shard(url, len(captions) - before, 0))
+        shards.append(Shard(url, len(texts), 0))
+        captions.append(PackedTexts.of(texts))
+        counted += sum(map(bool, texts))
     per_region = 0 if sample.class_ids is None else sample.class_ids.shape[1]
-    counted = sum(map(bool, captions))
-    return Dataset(shards, sample.features.shape[1], largest + 1, per_region, captions=counted), captions
+    dataset = Dataset(shards, sample.features.shape[1], largest + 1, per_region, captions=counted)
+    return dataset, PackedTexts.joined(captions)
 
 
 def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sample]:

@@ -1,0 +1,89 @@
+"""Texts by the million in little memory.
+
+As Python strings three million captions are half a gigabyte in every process, and data workers that are forked come to
+own a copy of it, since reading a string writes its reference count. As bytes in one array they are as large as their
+file, and all workers share them.
+"""
+
+import codecs
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+NEWLINE = ord("\n")
+AT_ONCE = 1 << 24  # bytes of a file that are decoded at once
+BLOCK = 4096  # texts
+
+
+class PackedTexts(Sequence):
+    """A sequence of texts, each of which is made when it is asked for.
+
+    data: uint8 (bytes,), the texts in UTF-8, behind each of which is one byte that belongs to none (a newline);
+    ends: int64 (n + 1,): -1, then the place of the byte behind each text.
+    """
+
+    def __init__(self, data: np.ndarray, ends: np.ndarray):
+        self.data, self.ends = data, ends
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "PackedTexts":
+        data, ends = bytearray(), array("q", [-1])
+        for text in texts:
+            data += text.encode()
+            ends.append(len(data))
+            data.append(NEWLINE)
+        return cls(np.frombuffer(bytes(data), np.uint8), np.frombuffer(ends, np.int64))
+
+    @classmethod
+    def of_lines(cls, data: np.ndarray) -> "PackedTexts":
+        """The lines of a file, without a copy; what follows the last newline is not one.
+
+        Raises:
+            UnicodeDecodeError: it is not UTF-8.
+        """
+        decoder, found = codecs.getincrementaldecoder("utf-8")(), [np.array([-1])]
+        for begin in range(0, len(data), AT_ONCE):
+            part = data[begin : begin + AT_ONCE]
+            decoder.decode(part.tobytes(), final=begin + AT_ONCE >= len(data))
+            found.append(np.flatnonzero(part == NEWLINE) + begin)
+        return cls(data, np.concatenate(found))
+
+    @classmethod
+    def joined(cls, parts: list["PackedTexts"]) -> "PackedTexts":
+        """The texts of several sequences; one alone is not copied."""
+        if len(parts) == 1:
+            return parts[0]
+        sizes = np.cumsum([0, *(len(part.data) for part in parts)])
+        ends = [part.ends[1:] + size for part, size in zip(parts, sizes, strict=False)]
+        return cls(np.concatenate([np.empty(0, np.uint8), *(p.data for p in parts)]), np.concatenate([[-1], *ends]))
+
+    def part(self, begin: int, end: int) -> "PackedTexts":
+        """The texts from number `begin` to before `end`, without a copy of their bytes."""
+        first, last = int(self.ends[begin]) + 1, int(self.ends[end]) + 1
+        return PackedTexts(self.data[first:last], self.ends[begin : end + 1] - first)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        number %= len(self)
+        before, end = self.ends[number : number + 2].tolist()
+        return self.data[before + 1 : end].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), BLOCK):
+            ends = self.ends[first : first + BLOCK + 1].tolist()
+            block, shift = self.data[ends[0] + 1 : ends[-1]].tobytes(), ends[0] + 1
+            for before, end in pairwise(ends):
+                yield block[before + 1 - shift : end - shift].decode()
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None
