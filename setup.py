@@ -81,7 +81,7 @@ setup(
     packages=find_packages(include=["ops*", "shards*", "pretrain*", "finetune*"]),
     package_data={"finetune": ["paper_tables.json"], "finetune.pages": ["*.css", "*.html", "*.js"]},
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.10",  # weights_only of earlier ones can be made to run code (CVE-2026-24747)
         "transformers>=5.0",
         "tokenizers>=0.22.2",
         "webdataset>=0.2.100",
@@ -90,7 +90,7 @@ setup(
         "fire>=0.7",
         "tensorboardX>=2.6.5",
         "safetensors>=0.4.3",
-        "pillow>=10",
+        "pillow>=11.3",  # CVE-2025-48379
         "tqdm>=4.64.1",
         "msgspec>=0.18",
         "pybase64>=1.4",  # forty times as fast as the standard library, and a TSV is nothing else
