@@ -28,11 +28,11 @@ MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoin
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run in a thread; training waits for nothing but a copy in the host's memory.
+    """Writes the checkpoints of a run in a thread; training waits only for a copy in host memory.
 
-    From a GPU the copy goes to pinned memory, behind what the GPU has been given to do and before what comes next. A
-    checkpoint that cannot be written leaves the older ones as they are; `failure` says why as soon as it is known, and
-    the next call raises it.
+    On a GPU the copy goes to pinned memory and is queued in the current stream, before the next step. If a checkpoint
+    cannot be written, the older ones remain; `failure` is the reason as soon as it is known, and the next call raises
+    it.
     """
 
     def __init__(self, run):
@@ -41,9 +41,12 @@ class CheckpointWriter:
         self._copies: dict[str, Tensor] = {}
 
     def save(self, step: int, model: nn.Module, optimizer, facts: dict, score: float | None) -> None:
-        """Begins to write checkpoints/step-N, after which all but the newest and the best (lowest score) are removed.
+        """Starts writing checkpoints/step-N; then all but the newest and the best (lowest score) are removed.
 
-        Waits for the checkpoint before it, raising its UserError.
+        Waits for the previous checkpoint first.
+
+        Raises:
+            UserError: the previous checkpoint could not be written.
         """
         self.wait()
         tensors = {MODEL: model.state_dict(), TRAINING: optimizer_state(model, optimizer)}
@@ -57,7 +60,11 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when the checkpoint is on the disk; a UserError says why it is not."""
+        """Returns when the checkpoint is on disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -1,9 +1,9 @@
 """Forward and backward pass of a pretraining step as a CUDA graph: captured once, replayed for every batch.
 
-A replay starts all kernels of the pass at once, which a processor that starts them one by one may take longer for than
-the GPU does to run them. The shapes in a graph are fixed, so a batch is copied into buffers that have room for more of
-everything (Capacities), and what is not filled counts for nothing: dropout and masks are functions of the samples, and
-the losses are weighted. A batch for which there is no room goes the ordinary way.
+A replay launches all kernels of the pass at once; launching them one by one can take the host longer than the GPU needs
+to run them. The shapes in a graph are fixed. A batch is therefore copied into buffers of a fixed capacity (Capacities),
+and the unfilled part does not change any result, because masks and dropout are functions of the samples and the losses
+are weighted. A batch that exceeds a capacity is computed without the graph.
 """
 
 import math
@@ -17,17 +17,22 @@ from pretrain.batch import Batch
 from pretrain.linear import NarrowWeights
 
 WARM_UP = 3  # passes before the capture, in which libraries choose their kernels and kernels are compiled
-# Room for what a batch holds beyond the first one: three standard deviations of their difference, so that about one
-# batch in 700 holds more, and goes the ordinary way. Rows that are not filled cost every batch.
+# Capacity beyond the first batch: three standard deviations of the difference of two batches, so that about one batch
+# in 700 exceeds it and is computed without the graph. Unfilled rows cost time in every batch.
 SPREAD = 3 * math.sqrt(2)
 MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Capacities:
-    """How much a graph's buffers hold: pairs, tokens and regions of the longest, and sums over the batch.
+    """The sizes of a graph's buffers.
 
-    full: whether every image has all its regions, which spares packing them.
+    Attributes:
+        pairs: pairs of a batch.
+        longest, regions: tokens of a caption, regions of an image.
+        tokens, image_rows: packed rows of the text and of the image stream, over the batch.
+        predicted_words, predicted_regions: positions that are predicted, over the batch.
+        full: whether every image has `regions` regions, so that image rows need no packing.
     """
 
     pairs: int
@@ -41,11 +46,11 @@ class Capacities:
 
     @classmethod
     def of(cls, batch: Batch, pairs: int, longest: int) -> "Capacities":
-        """Room for batches like this one. pairs, longest: the most pairs, and tokens of a caption, that may come."""
+        """Capacities for batches like this one. pairs, longest: upper bounds on pairs and on tokens of a caption."""
         size, regions = batch.valid.shape
         pairs, rows, full = max(pairs, size), max(pairs, size) * (regions + 1), batch.regions == size * regions
         lengths, valid = batch.lengths.float(), batch.valid.sum(1).float() + 1
-        # One more than there are positions leaves nothing out; as many would say that all are valid (packing.lay_out).
+        # Up to one more than the number of positions: exactly as many would mean that all are valid (see lay_out).
         tokens = _room(lengths, pairs, pairs * longest + 1)
         image_rows = rows if full else _room(valid, pairs, rows + 1)
         words, chosen = (
@@ -70,7 +75,7 @@ class Capacities:
         )
 
     def buffers(self, batch: Batch) -> Batch:
-        """A batch with room for so much, on the device and of the types of `batch`; nothing in it."""
+        """An empty batch of these sizes, with the device and the types of `batch`."""
         shapes = {
             "input_ids": (self.longest,),
             **{name: (self.regions, *getattr(batch, name).shape[2:]) for name in _OF_REGIONS},
@@ -92,7 +97,7 @@ _STALE = ("features", "boxes", "class_ids", "class_probs")  # of regions that ar
 
 
 def _room(each: Tensor, count: int, most: int) -> int:
-    """For sums of `count` numbers of which `each` are some."""
+    """Capacity for a sum of `count` numbers that are distributed like `each`."""
     if not len(each):
         return most
     deviation = each.std().item() if len(each) > 1 else each.max().item()
@@ -108,7 +113,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def fill(buffers: Batch, batch: Batch) -> None:
-    """Copies a batch into buffers that hold it. Pairs beyond it have no token and no region, and are misaligned."""
+    """Copies a batch into buffers that hold it. The other pairs get no token, no valid region, and are misaligned."""
     for name, source in _tensors(batch).items():
         target = getattr(buffers, name)
         if name not in _STALE and source.shape != target.shape:
@@ -123,7 +128,7 @@ def runs_on(device: torch.device) -> bool:
 
 
 def capture(function: Callable[[], None]) -> Callable[[], None]:
-    """A function that replays what `function` does on the current GPU."""
+    """Captures what `function` does on the current GPU and returns a function that replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -139,15 +144,18 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
 class GraphedPass:
     """Forward and backward pass of `work` (see work.Pass) over batches, through one CUDA graph.
 
-    The gradients are buffers of the graph: each call writes them anew, and they must stay where they are. pairs,
-    longest: the most pairs, and tokens of a caption, that may come; scale: the function that scales the loss.
+    The gradients are buffers of the graph, which each call overwrites; they must not be replaced or set to None.
+
+    Args:
+        pairs, longest: upper bounds on the pairs of a batch and on the tokens of a caption.
+        scale: the function that scales the loss (of the gradient scaler).
     """
 
     def __init__(self, work: nn.Module, pairs: int, longest: int, scale: Callable[[Tensor], Tensor]):
         self.work, self.pairs, self.longest, self.scale = work, pairs, longest, scale
         self.parameters = [parameter for parameter in work.parameters() if parameter.requires_grad]
         self.capacities: Capacities | None = None
-        # They spare the GPU work and cost the host some, which matters where it starts the kernels one by one.
+        # Only in a graph: they save GPU time and cost host time, which is scarce where kernels are launched one by one.
         precision = work.precision
         self.narrow = NarrowWeights(work.model, precision.dtype) if precision.name in ("bf16", "fp16") else None
 
@@ -155,7 +163,7 @@ class GraphedPass:
         return self.capacities is None or self.capacities.hold(batch)
 
     def __call__(self, batch: Batch, counts: list[int]) -> dict[str, Tensor]:
-        """Numbers for the log (see work.Pass), buffers that the next call writes anew; the gradients are in place."""
+        """Computes the gradients and returns numbers for the log (see work.Pass), which the next call overwrites."""
         if self.capacities is None:
             self._prepare(batch)
         fill(self.buffers, batch)
@@ -166,7 +174,7 @@ class GraphedPass:
         return self._numbers
 
     def make_way(self) -> None:
-        """Before a pass without the graph: the gradients that the last step left are zeroed where they are."""
+        """Prepares a pass without the graph: zeroes the gradients in place and refreshes the narrow weights."""
         torch._foreach_zero_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         if self.narrow is not None:
             self.narrow.refresh()

@@ -54,5 +54,5 @@ def position_keys(sample_keys: Tensor, kind: int, positions: Tensor) -> Tensor:
 
 
 def fresh_keys(size: int, device) -> Tensor:
-    """int64 (size,) from torch's own generator, for whoever trains without keys of the samples."""
+    """int64 (size,) from torch's own generator, for training without sample keys."""
     return torch.randint(-(1 << 63), (1 << 63) - 1, (size,), device=device)
