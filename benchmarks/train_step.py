@@ -185,8 +185,8 @@ def run(config: Config) -> None:
         "+ text trimmed": lambda: step(all_positions_loss, trimmed, plain_operators),
         "+ heads at masked positions only": lambda: step(masked_positions_loss, trimmed, plain_operators),
         "+ padding removed": lambda: step(masked_positions_loss, packed, plain_operators),
-        "+ dropout, residual and LayerNorm as one": lambda: step(masked_positions_loss, packed),
-        "+ bf16": lambda: step(masked_positions_loss, packed, precision=bf16),
+        "+ bf16": lambda: step(masked_positions_loss, packed, plain_operators, bf16),
+        "+ dropout, residual and LayerNorm as one": lambda: step(masked_positions_loss, packed, precision=bf16),
         "+ compiled": compiled,
     }
     timed = {name: waiting_for(device, function) for name, function in variants.items()}
