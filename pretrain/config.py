@@ -102,12 +102,33 @@ TINY = ModelConfig(
 
 CONFIGS = {"base": ModelConfig(), "tiny": TINY}
 
-# Keys of published files that this model has no use for: read by nothing there either, or fixed here.
+# Keys of published files that change nothing here: nothing reads them in the published code either, or they are about
+# speed, initialisation or the pretraining objective (which the flags of pretrain.run set).
 _IGNORED = {
     *("pooling_method", "bi_attention_type", "bi_intermediate_size", "v_initializer_range"),
-    *("fast_mode", "with_coattention"),
+    *("fast_mode", "visual_target", "visualization", "objective", "num_negative", "task_specific_tokens"),
 }
-_FIXED = {"hidden_act": "gelu", "v_hidden_act": "gelu"}
+
+# Keys of published files that would make another model -> (the one value that is supported, what another value means).
+_FIXED = {
+    "hidden_act": ("gelu", "another activation function"),
+    "v_hidden_act": ("gelu", "another activation function"),
+    "layer_norm_eps": (1e-12, "another LayerNorm epsilon"),
+    "model": ("bert", "another text encoder"),
+    "model_type": ("bert", "another text encoder"),
+    "with_coattention": (True, "two streams without co-attention"),
+    "dynamic_attention": (False, "image attention gated by the text"),
+    "in_batch_pairs": (False, "all captions paired with all images of a batch"),
+    "fixed_t_layer": (0, "frozen text layers"),
+    "fixed_v_layer": (0, "frozen image layers"),
+}
+
+# Keys that a file must have: without them it describes a single-stream model, and the published code has other
+# defaults for them than this one.
+_REQUIRED = (
+    *("v_hidden_size", "v_num_hidden_layers", "v_num_attention_heads", "v_intermediate_size"),
+    *("bi_hidden_size", "bi_num_attention_heads", "v_biattention_id", "t_biattention_id"),
+)
 
 
 def read_model_config(name: str) -> ModelConfig:
@@ -120,9 +141,27 @@ def read_model_config(name: str) -> ModelConfig:
 
 
 def model_config_from(values: dict, where: str) -> ModelConfig:
-    """A configuration from the keys of a JSON file; keys that change the model and are not known are refused."""
+    """A configuration from the keys of a JSON file.
+
+    Args:
+        values: the keys of a published file, or of a run's own `model`.
+        where: the file's name, for error messages.
+
+    Raises:
+        UserError: a key has a value of another model, is unknown or has the wrong type, or the image stream or the
+            co-attention is missing.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{where}: should be a JSON object of model sizes")
+    for key, (supported, meaning) in _FIXED.items():
+        if key in values and values[key] != supported:
+            found, wanted = json.dumps(values[key]), json.dumps(supported)
+            raise UserError(f"{where}: {key} {found} ({meaning}) is not supported; only {wanted} is")
+    if missing := [key for key in _REQUIRED if key not in values]:
+        raise UserError(
+            f"{where}: {', '.join(missing)} not found; should be the configuration of a two-stream model, and "
+            "single-stream models are not supported"
+        )
     known = {field.name: field for field in dataclasses.fields(ModelConfig)}
     chosen = {}
     for key, value in values.items():
@@ -133,11 +172,6 @@ def model_config_from(values: dict, where: str) -> ModelConfig:
             if type(value) is not kind:
                 raise UserError(f"{where}: {key} is {value!r}; should be a {kind.__name__}")
             chosen[key] = value
-        elif key in _FIXED:
-            if value != _FIXED[key]:
-                raise UserError(f"{where}: {key} {value!r} is not supported; only {_FIXED[key]} is")
-        elif key not in _IGNORED and not key.startswith(
-            ("visual_target", "model", "in_batch", "dynamic", "fixed_", "task_spec")
-        ):
+        elif key not in _IGNORED and key not in _FIXED:
             raise UserError(f"{where}: {key} is not a key of the model's configuration")
     return ModelConfig(**chosen)
