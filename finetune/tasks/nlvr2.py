@@ -21,6 +21,8 @@ class NLVR2(LabelTask):
         examples = []
         for where, record in read_lines(path):
             identifier = take(record, "identifier", str, where)
+            if identifier.count("-") != 3:
+                raise UserError(f"{where}: identifier is {identifier!r}; should be SPLIT-SET-PAIR-SENTENCE")
             pair, _, _ = identifier.rpartition("-")
             label = take(record, "label", str, where)
             if label not in self.labels:
@@ -31,16 +33,27 @@ class NLVR2(LabelTask):
         return examples
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, np.ndarray]:
-        """accuracy, and consistency: of each distinct sentence, whether it is right on all its pairs of images."""
+        """accuracy, and consistency: for each sentence, whether it is right on all its pairs of images.
+
+        Examples of one sentence have the same identifier without its pair, as in the official evaluation; the text is
+        not compared, since different writers may have written the same sentence.
+        """
         right = self.right(examples, predictions)
         by_sentence: dict[str, float] = {}
         for example, value in zip(examples, right.tolist(), strict=True):
-            by_sentence[example.text] = min(value, by_sentence.get(example.text, 1.0))
+            sentence = sentence_of(example.id)
+            by_sentence[sentence] = min(value, by_sentence.get(sentence, 1.0))
         return {"accuracy": right, "consistency": np.array(list(by_sentence.values()))}
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[int]) -> str:
         pairs = zip(examples, predictions, strict=True)
         return "".join(f"{example.id},{self.labels[chosen]}\n" for example, chosen in pairs)
+
+
+def sentence_of(identifier: str) -> str:
+    """SPLIT-SET-SENTENCE of an identifier: the sentence that it belongs to, whichever its pair of images is."""
+    split, number, _, sentence = identifier.split("-")
+    return f"{split}-{number}-{sentence}"
 
 
 TASKS = (

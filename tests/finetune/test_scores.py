@@ -100,11 +100,65 @@ def test_a_constant_score_retrieves_nothing():
 
 
 def test_nlvr2s_consistency_by_hand():
-    examples = [Example(f"{n}-0", text, ("a", "b"), n % 2) for n, text in enumerate(["x", "x", "y", "y", "z"])]
+    """Pairs 0 and 1 of sentence 0 are right, pair 1 of sentence 1 is wrong, and set 8 says the same as another set."""
+    names = ["dev-7-0-0", "dev-7-1-0", "dev-7-0-1", "dev-7-1-1", "dev-8-0-0"]
+    texts = ["x", "x", "y", "y", "y"]
+    examples = [Example(name, texts[n], ("a", "b"), n % 2) for n, name in enumerate(names)]
     found = TASKS["nlvr2"].scores(examples, [0, 1, 0, 0, 0])
     assert found["accuracy"].mean() == pytest.approx(0.8)
     assert found["consistency"].tolist() == [1, 0, 1]
-    assert TASKS["nlvr2"].submission(examples[:2], [0, 1]) == "0-0,False\n1-0,True\n"
+    assert TASKS["nlvr2"].submission(examples[:2], [0, 1]) == "dev-7-0-0,False\ndev-7-1-0,True\n"
+
+
+def official_consistency(records: list[dict], predictions: dict[str, str]) -> float:
+    """NLVR2's consistency by the official rule, from the official files' own records and a submission."""
+    consistent: dict[str, bool] = {}
+    for record in records:
+        parts = record["identifier"].split("-")
+        parts[2] = ""
+        sentence = "-".join(parts)
+        right = predictions[record["identifier"]].lower() == record["label"].lower()
+        consistent[sentence] = consistent.get(sentence, True) and right
+    return sum(consistent.values()) / len(consistent)
+
+
+def check_consistency(folder, records: list[dict], wrong: float) -> float:
+    """Compares NLVR2's scores on predictions of which a share is wrong with the official rule's; returns the score."""
+    task, rng = TASKS["nlvr2"], np.random.default_rng(0)
+    examples = task.read(folder, "dev")
+    predictions = [int(one.target != (rng.random() < wrong)) for one in examples]
+    said = dict(line.split(",") for line in task.submission(examples, predictions).splitlines())
+    found = task.scores(examples, predictions)
+    assert found["consistency"].mean() == official_consistency(records, said)
+    assert found["accuracy"].mean() == np.mean([said[one["identifier"]] == one["label"] for one in records])
+    return found["consistency"].mean()
+
+
+def test_nlvr2s_consistency_is_the_official_one(tmp_path):
+    """Sets that share a sentence's text, and sets with one or two sentences on one to four pairs of images."""
+    rng = np.random.default_rng(1)
+    records = [
+        {"identifier": f"dev-{number}-{pair}-{sentence}", "sentence": f"There are {number % 5} dogs.", "label": label}
+        for number in range(40)
+        for sentence in range(1 + number % 2)
+        for pair in range(1 + number % 4)
+        for label in [str(bool(rng.random() < 0.5))]
+    ]
+    rng.shuffle(records)
+    (tmp_path / "dev.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert 0.3 < check_consistency(tmp_path, records, 0.2) < 0.9
+
+
+def test_nlvr2s_consistency_on_the_real_annotations(tmp_path, real_data):
+    path = real_data / "annotations" / "nlvr2_dev.json"
+    if not path.is_file():
+        pytest.skip(f"NLVR2's annotations are not available ({path})")
+    (tmp_path / "dev.json").symlink_to(path)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert 0.3 < check_consistency(tmp_path, records, 0.2) < 0.6
+    examples = TASKS["nlvr2"].read(tmp_path, "dev")
+    assert len(TASKS["nlvr2"].scores(examples, [0] * len(examples))["consistency"]) == 2018
+    assert len({example.text for example in examples}) == 2004
 
 
 def test_parts_of_a_score():

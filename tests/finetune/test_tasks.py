@@ -206,6 +206,9 @@ def test_broken_lines_are_told_by_number(tmp_path):
     path.write_text("\n".join([*lines[:2], lines[2].replace('"False"', '"Maybe"')]))
     with pytest.raises(UserError, match=r"dev\.json, line 3: label is 'Maybe'; should be False or True"):
         TASKS["nlvr2"].read(tmp_path, "dev")
+    path.write_text("\n".join([*lines[:2], lines[2].replace("dev-850-2-0", "dev-850-2")]))
+    with pytest.raises(UserError, match=r"line 3: identifier is 'dev-850-2'; should be SPLIT-SET-PAIR-SENTENCE"):
+        TASKS["nlvr2"].read(tmp_path, "dev")
     path.write_text("\n".join([*lines[:2], lines[2][:40]]))
     with pytest.raises(UserError, match=r"dev\.json, line 3: is not whole JSON"):
         TASKS["nlvr2"].read(tmp_path, "dev")
