@@ -9,7 +9,15 @@ from finetune.course import describe_scores
 from finetune.data import open_data
 from finetune.heads import TaskModel, layer_of
 from finetune.predictions import predict
-from finetune.scores import TaskScore, mean_score, render_rows, score_task, table_row
+from finetune.scores import (
+    TaskScore,
+    breakdown_of,
+    mean_score,
+    render_breakdown,
+    render_rows,
+    score_task,
+    table_row,
+)
 from finetune.settings import WeightsFlags, answer_files, check_answer_files
 from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
 from finetune.task import Task
@@ -129,9 +137,12 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> TaskScore | N
         return None
     if public:
         score = score_task(task, examples, predictions)
+        by = breakdown_of(task, examples, score.values)
         print(f"{title}: {describe_scores(score.summary)}")
+        for name, parts in by.items():
+            print(render_breakdown(f"by {name}", parts))
         path = Path(config.scores or kept_scores(config.run) / f"{task.name}-{config.split}.json")
-        write_json(path, {"task": task.name, "split": config.split} | score.summary)
+        write_json(path, {"task": task.name, "split": config.split} | score.summary | ({"by": by} if by else {}))
         print(f"scores: {path}")
     if config.submission:
         with whole_file(config.submission, "w", encoding="utf-8") as file:

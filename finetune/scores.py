@@ -65,6 +65,22 @@ def score_task(task: Task, examples, predictions) -> TaskScore:
     return TaskScore(task.group, metrics, values[main], draws)
 
 
+def breakdown_of(task: Task, examples, values: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
+    """The main metric by types, as `Task.breakdown` has them: what they are of -> type -> its score and examples."""
+    return {
+        title: {name: {"score": float(part.mean()), "examples": len(part)} for name, part in parts.items()}
+        for title, parts in task.breakdown(examples, values).items()
+    }
+
+
+def render_breakdown(title: str, parts: dict[str, dict[str, float]]) -> str:
+    """A breakdown as text, one type a line: its score in percent and how many examples it has."""
+    width = max(len(title), *map(len, parts))
+    lines = [f"{title:<{width}}  {'score':>7}  examples"]
+    lines += [f"{name:<{width}}  {100 * of['score']:>7.2f}  {of['examples']:>8}" for name, of in parts.items()]
+    return "\n".join(lines)
+
+
 def save_values(path, scores: dict[str, TaskScore]) -> None:
     """The main metric's values by example of every task, for comparisons that pair them."""
     with whole_file(path) as file:

@@ -84,6 +84,18 @@ class Task(ABC):
         """The kind of an example that its data set names and scores are reported by, None where there is none."""
         return None
 
+    def breakdown(self, examples: Sequence[Example], values: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """Scores by types of which there are too many for every validation; finetune.evaluate reports them.
+
+        Args:
+            examples: of one split.
+            values: float (examples,), the main metric of each.
+
+        Returns:
+            What the types are of -> name of a type in alphabetical order -> the values of its examples.
+        """
+        return {}
+
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
         """How many examples of a split have the same images. Data sets with large files read less than examples do."""
         return Counter(example.images for example in self.examples(folder, split))
@@ -117,6 +129,10 @@ class Task(ABC):
 
     def part_scores(self, values: np.ndarray, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         """The values of the examples of each kind, by its name in alphabetical order."""
-        kinds = [self.kind(example) for example in examples]
-        labels = np.array([kind if kind is not None else "" for kind in kinds], dtype=object)
-        return {name: values[labels == name] for name in sorted({kind for kind in kinds if kind is not None})}
+        return scores_by(values, [self.kind(example) for example in examples])
+
+
+def scores_by(values: np.ndarray, names: Sequence[str | None]) -> dict[str, np.ndarray]:
+    """The values (n,) of each name in alphabetical order; names: of every value, None where it belongs to none."""
+    labels = np.array([name if name is not None else "" for name in names], dtype=object)
+    return {name: values[labels == name] for name in sorted({name for name in names if name is not None})}

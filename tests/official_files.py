@@ -51,6 +51,23 @@ def vqa(folder, questions=(262148000, 262148001), split="train2014", image=26214
     )
 
 
+def vqa_accuracy_by_type(annotations: dict, said: dict[int, str], key: str, normalise=str) -> dict[str, float]:
+    """Accuracy in percent by question_type or answer_type, as the official evaluation adds it up.
+
+    annotations: an official file; said: question_id -> answer; key: of the annotation's type.
+    """
+    by_type: dict[str, list[float]] = {}
+    for record in annotations["annotations"]:
+        if record["question_id"] not in said:
+            continue
+        given, shares = normalise(said[record["question_id"]]), []
+        for left_out in record["answers"]:
+            others = [one for one in record["answers"] if one["answer_id"] != left_out["answer_id"]]
+            shares.append(min(1, sum(normalise(one["answer"]) == given for one in others) / 3))
+        by_type.setdefault(record[key], []).append(sum(shares) / len(shares))
+    return {name: 100 * sum(values) / len(values) for name, values in sorted(by_type.items())}
+
+
 def vgqa(folder, count=6) -> None:
     qas = [
         {

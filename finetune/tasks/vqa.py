@@ -13,7 +13,7 @@ from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.answers import normalise, soft_scores, vqa_accuracy
 from finetune.official import find_file, read_annotations, scan, take, unique
-from finetune.task import Example
+from finetune.task import Example, scores_by
 from shards.errors import UserError
 
 MINVAL = 3000  # questions of val, the last by id, that training leaves out
@@ -65,6 +65,11 @@ class VQA(AnsweringTask):
     def kind(self, example: Example) -> str | None:
         return example.facts.get("answer_type")
 
+    def breakdown(self, examples: Sequence[Example], values: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """By the official question types, the 65 beginnings of questions; none where the annotations have none."""
+        found = scores_by(values, [example.facts.get("question_type") for example in examples])
+        return {"question type": found} if found else {}
+
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         """The official accuracy; where the ten answers are not known, the target of the answer that was given."""
         if any("answers" not in example.facts for example in examples):
@@ -107,6 +112,8 @@ def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict
             raise UserError(f"{where}: question_id {question} stands there twice")
         answers = [take(a, "answer", str, f"{where}, answers") for a in take(record, "answers", list, where)]
         facts = {"answers": answers, "answer_type": take(record, "answer_type", str, where)}
+        if "question_type" in record:
+            facts["question_type"] = take(record, "question_type", str, where)
         answered[question] = soft_scores(answers), facts
     return answered
 

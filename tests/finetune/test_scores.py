@@ -4,6 +4,7 @@ import json
 from fractions import Fraction
 
 import numpy as np
+import official_files as files
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from finetune.batch import region_target
 from finetune.boxes import grounding_target, iou
 from finetune.intervals import bootstrap_interval, bootstrap_means, interval_of
 from finetune.pointing import candidate_target
+from finetune.scores import breakdown_of, render_breakdown, score_task
 from finetune.task import Example
 from finetune.tasks import all_tasks
 from finetune.tasks.retrieval import caption_ranks, image_ranks, own_images
@@ -181,6 +183,44 @@ def test_parts_of_a_score():
         "neutral": 0,
     }
     assert '"prediction": "entailment"' in TASKS["snli_ve"].submission(labels, [2, 2, 2, 2])
+
+
+def test_vqas_accuracy_by_type_is_the_official_one(tmp_path):
+    """Questions whose types are mixed in one file; some are asked of one image, and some types are rare."""
+    rng, task = np.random.default_rng(3), TASKS["vqa"]
+    files.vqa(tmp_path, questions=tuple(range(300)), split="val2014")
+    path = tmp_path / "v2_mscoco_val2014_annotations.json"
+    annotations = json.loads(path.read_text())
+    answers, types = ["yes", "no", "2", "red"], ["is the", "how many", "what color is the", "none of the above", "why"]
+    for record in annotations["annotations"]:
+        record["question_type"] = types[min(int(rng.exponential(1.2)), 4)]
+        record["answer_type"] = ["yes/no", "number", "other"][rng.integers(3)]
+        record["answers"] = [{"answer": answers[rng.integers(4)], "answer_id": n} for n in range(1, 11)]
+    path.write_text(json.dumps(annotations))
+    examples = task.read(tmp_path, "val")
+    predictions = [answers[rng.integers(4)] for _ in examples]
+    said = {example.id: answer for example, answer in zip(examples, predictions, strict=True)}
+    score = score_task(task, examples, predictions)
+    by = breakdown_of(task, examples, score.values)["question type"]
+    expected = files.vqa_accuracy_by_type(annotations, said, "question_type")
+    assert len(expected) == 5 and {name: 100 * part["score"] for name, part in by.items()} == pytest.approx(expected)
+    assert sum(part["examples"] for part in by.values()) == len(examples)
+    for name, accuracy in files.vqa_accuracy_by_type(annotations, said, "answer_type").items():
+        assert 100 * score.metrics[name] == pytest.approx(accuracy)
+    assert not set(types) & set(score.metrics)  # so many are not reported at every validation
+    text = render_breakdown("by question type", by).splitlines()
+    assert text[2].split() == ["is", "the", f"{expected['is the']:.2f}", str(by["is the"]["examples"])]
+
+
+def test_annotations_without_question_types_have_no_breakdown_by_them(tmp_path):
+    files.vqa(tmp_path)
+    path = tmp_path / "v2_mscoco_train2014_annotations.json"
+    annotations = json.loads(path.read_text())
+    for record in annotations["annotations"]:
+        del record["question_type"]
+    path.write_text(json.dumps(annotations))
+    examples = TASKS["vqa"].read(tmp_path, "train")
+    assert breakdown_of(TASKS["vqa"], examples, np.ones(len(examples))) == {}
 
 
 def test_intervals_cover_what_they_say_they_do():
