@@ -1,8 +1,11 @@
 """python -m finetune.evaluate --run RUN --task T --split S: official scores of a run, and a submission file."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from finetune.batch import TaskCollator
 from finetune.course import describe_scores
@@ -20,7 +23,7 @@ from finetune.scores import (
 )
 from finetune.settings import WeightsFlags, answer_files, check_answer_files
 from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
-from finetune.task import Task
+from finetune.task import Example, Task
 from finetune.tasks import choose_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device, connected, leaving, on_first
@@ -32,7 +35,7 @@ from shards.flags import command, flag
 from shards.ranks import ALONE, Ranks, launched
 from shards.world import DEFAULT_WORLD, complete_world
 
-TESTS = "tests"  # what --split calls a task's test, which may be several splits
+TESTS = "tests"  # what --split calls a task's test, which may be several splits; also the name of their pooled score
 
 
 @dataclass(kw_only=True)
@@ -50,6 +53,15 @@ class EvaluateConfig(WeightsFlags):
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
     batch_size: int = flag(256, "examples at a time", low=1)
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The score of a task on a split, with what it was computed from."""
+
+    examples: Sequence[Example]
+    predictions: Sequence
+    score: TaskScore
 
 
 def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
@@ -93,25 +105,32 @@ def run(config: EvaluateConfig) -> None:
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
     asked = [(task, split) for task in tasks for split in _splits(task, config.split)]
+    splits_of = {task.name: [split for of, split in asked if of is task] for task, _ in asked}
     if not asked:
         raise UserError(f"--split {TESTS}: {tasks[0].name} has none; it has {', '.join(tasks[0].splits)}")
     for name in ("submission", "scores"):
         if len(asked) > 1 and (path := getattr(config, name)):
             raise UserError(f"--{name} {path}: is of one --task and --split, and here are {len(asked)}")
-    scored: dict[str, TaskScore] = {}
+    scored: dict[str, dict[str, Evaluated]] = {}
     with connected(ranks, choose_device(config.device, ranks)):
         on_first(ranks, lambda: complete_world(config.data))
         for task, split in asked:
-            if score := _evaluate(replace(config, split=split), task, ranks):
-                scored[task.name] = score
+            if evaluated := _evaluate(replace(config, split=split), task, ranks):
+                scored.setdefault(task.name, {})[split] = evaluated
     if not ranks.first:
         return
+    scores: dict[str, TaskScore] = {}
+    for name, parts in scored.items():
+        if len(splits_of[name]) == 1:
+            scores[name] = parts[splits_of[name][0]].score
+        elif len(parts) == len(splits_of[name]) and find_task(name).head != "retrieval":  # which ranks each split alone
+            scores[name] = _pool(config, find_task(name), parts)
     if len(asked) == 1 and not scored and not config.submission:
         raise UserError(f"--split {asked[0][1]}: has no public answers to score; --submission FILE writes the file")
-    if len(asked) == len(scored) > 1:
-        mean, (low, high) = mean_score(scored)
-        print(f"mean of {len(scored)} tasks: {mean:.1%} ({low:.1%} to {high:.1%})")
-        print(render_rows({config.run: table_row({name: score.metrics for name, score in scored.items()})}))
+    if len(splits_of) == len(scores) > 1:
+        mean, (low, high) = mean_score(scores)
+        print(f"mean of {len(scores)} tasks: {mean:.1%} ({low:.1%} to {high:.1%})")
+        print(render_rows({config.run: table_row({name: score.metrics for name, score in scores.items()})}))
 
 
 def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
@@ -123,8 +142,29 @@ def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
     return (asked or task.splits[1],)
 
 
-def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> TaskScore | None:
-    """The score of a task on a split, None where its answers are not public, or on another rank than the first."""
+def pooled_score(task: Task, parts: Sequence[Evaluated]) -> TaskScore:
+    """The score on the examples of several splits together, each example with the same weight."""
+    predictions = [prediction for part in parts for prediction in part.predictions]
+    predictions = np.array(predictions) if isinstance(parts[0].predictions, np.ndarray) else predictions
+    return score_task(task, [example for part in parts for example in part.examples], predictions)
+
+
+def _pool(config: EvaluateConfig, task: Task, parts: dict[str, Evaluated]) -> TaskScore:
+    """Prints and stores the pooled score of a task's test splits, as in table 9, and the mean of their scores."""
+    pooled = pooled_score(task, list(parts.values()))
+    splits = {split: part.score.metrics["score"] for split, part in parts.items()}
+    mean = float(np.mean(list(splits.values())))
+    names = " and ".join(splits)
+    print(f"{task.title}, {names} pooled: {describe_scores(pooled.summary)}; mean of the splits {mean:.1%}")
+    path = kept_scores(config.run) / f"{task.name}-{TESTS}.json"
+    facts = {"task": task.name, "split": TESTS, "splits": splits, "mean_of_splits": mean}
+    write_json(path, facts | pooled.summary)
+    print(f"scores: {path}")
+    return pooled
+
+
+def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | None:
+    """A task on a split, None where its answers are not public, or on another rank than the first."""
     work, collator = load(config, task, ranks=ranks)
     examples, title, score = collator.examples, f"{task.title}, {config.split}", None
     public = task.head == "retrieval" or all(example.target is not None for example in examples)
@@ -148,7 +188,7 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> TaskScore | N
         with whole_file(config.submission, "w", encoding="utf-8") as file:
             file.write(task.submission(examples, predictions))
         print(f"predictions: {config.submission}")
-    return score
+    return Evaluated(examples, predictions, score) if score else None
 
 
 def kept_scores(run) -> Path:

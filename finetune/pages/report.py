@@ -101,7 +101,8 @@ def _scores(runs: Sequence[Run], found: Sequence[Method]):
         yield "<h3>Table 9: every task alone, and from the weights of all</h3>"
         yield (
             '<p class="quiet">AT: all tasks in one model, validation. Of tests, the scores that finetune.evaluate has '
-            "kept in the run; else of the validation split, as the last column says. Small: 95% intervals.</p>"
+            "kept in the run (testA and testB pooled); else of the validation split, as the last column says. "
+            "Small: 95% intervals.</p>"
         )
         yield _table(["", *columns, "here, of"], shown)
     for suite, rows in ablation_tables(found).items():

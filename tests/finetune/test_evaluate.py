@@ -1,11 +1,16 @@
 """finetune.evaluate: what it prints and stores, compared with the official files and its own submissions."""
 
 import json
+import shutil
 
 import pytest
 from official_files import vqa_accuracy_by_type
 
 from finetune.answers import normalise
+from finetune.boxes import iou
+from finetune.report_tables import table9
+from finetune.runs import find_runs
+from finetune.tasks import all_tasks
 
 
 def test_vqa_by_question_type(world, trained, tmp_path, run_command):
@@ -24,3 +29,44 @@ def test_vqa_by_question_type(world, trained, tmp_path, run_command):
         assert 100 * kept[name] == pytest.approx(accuracy)
     printed = {line.rsplit(maxsplit=2)[0]: line.split()[-2] for line in out.splitlines() if line.startswith(tuple(by))}
     assert printed == {name: f"{accuracy:.2f}" for name, accuracy in expected.items()}
+
+
+def grounded(world, name: str, split: str, submission) -> list[bool]:
+    """Of every expression of a split, whether the submission's box has an IoU above 0.5 with the annotated one."""
+    said = {one["sent_id"]: one["bbox"] for one in json.loads(submission.read_text())}
+    right = []
+    for example in all_tasks()[name].examples(world / name, split):
+        x, y, width, height = said[example.id]
+        right.append(bool(iou((x, y, x + width, y + height), example.target)[0] > 0.5))
+    return right
+
+
+def test_test_splits_are_pooled(world, trained, tmp_path, run_command):
+    """All examples of testA and testB together, as in table 9, and not the mean of the two: they differ in size."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.rmtree(run / "scores", ignore_errors=True)
+    flags = ("finetune.evaluate", "--run", run, "--data", world, "--workers", 0)
+    right = {}
+    for split in ("testA", "testB"):
+        file = tmp_path / f"{split}.json"
+        status, _, err = run_command(*flags, "--task", "refcoco", "--split", split, "--submission", file)
+        assert (status, err) == (0, "") and not (run / "scores" / "refcoco-tests.json").exists()
+        right[split] = grounded(world, "refcoco", split, file)
+    a, b = right.values()
+    assert len(a) != len(b) and sum(a) / len(a) != sum(b) / len(b)
+    status, out, err = run_command(*flags, "--task", "refcoco,refcocog,nlvr2", "--split", "tests")
+    assert (status, err) == (0, "")
+    kept = json.loads((run / "scores" / "refcoco-tests.json").read_text())
+    pooled, mean = (sum(a) + sum(b)) / (len(a) + len(b)), (sum(a) / len(a) + sum(b) / len(b)) / 2
+    assert kept["score"] == kept["accuracy"] == pytest.approx(pooled) and kept["examples"] == len(a) + len(b)
+    assert kept["mean_of_splits"] == pytest.approx(mean) and kept["interval"][0] <= pooled <= kept["interval"][1]
+    assert kept["splits"] == {"testA": pytest.approx(sum(a) / len(a)), "testB": pytest.approx(sum(b) / len(b))}
+    assert f"RefCOCO, testA and testB pooled: accuracy {pooled:.1%} (" in out
+    assert f"on {len(a) + len(b)} examples; mean of the splits {mean:.1%}\n" in out
+    assert not (run / "scores" / "refcocog-tests.json").exists()  # which has one test split
+    others = [json.loads((run / "scores" / f"{name}.json").read_text()) for name in ("refcocog-test", "nlvr2-test1")]
+    means = (pooled + sum(other["score"] for other in others)) / 3
+    assert f"mean of 3 tasks: {means:.1%} (" in out and f"{100 * pooled:.2f}" in out.splitlines()[-1]
+    rows = {row.name: row.cells for row in table9(find_runs([str(run)]))[1]}
+    assert rows["RefCOCO"]["AT"].value == pytest.approx(100 * pooled) and rows["RefCOCO"]["AT"].note == "testA + testB"
