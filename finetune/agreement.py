@@ -1,12 +1,15 @@
 """Grounding consistency (MT-VGC): whether a model that answers a question about something also finds it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from finetune.intervals import bootstrap_means, interval_of
 from shards.errors import UserError
+
+THRESHOLD = 0.5  # VQA accuracy from which a question counts as answered; the paper gives none
+_ROUNDING = 1e-9  # VQA accuracies are means of ten sums of thirds
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,18 @@ class ImageAgreement:
             float(self.shared.sum(0) @ self.found),
         )
 
+    def thresholded(self, threshold: float) -> "ImageAgreement":
+        """The same with y(q) of the paper: 1 where a question's accuracy is at least the threshold, else 0."""
+        return replace(self, answered=(self.answered >= threshold - _ROUNDING).astype(float))
+
 
 @dataclass(frozen=True)
 class Consistency:
-    """MT-VGC with its 95% interval over images, and what stands beside it.
+    """MT-VGC with its 95% interval over images, and the values it is compared with.
 
-    pairs: of a question and an expression that share a word; answered, found: accuracies over all questions and all
-    expressions of these images; independent: the score if answering and finding had nothing to do with each other, the
-    product of their accuracies weighted by d.
+    pairs: of a question and an expression that share a word; answered, found: means of y(q) (VQA accuracy in the
+    fractional form) over all questions and of accuracy over all expressions of these images; independent: the score if
+    answering and finding had nothing to do with each other, the product of their means weighted by d.
     """
 
     score: float
@@ -55,8 +62,25 @@ def shared_words(questions: Sequence[frozenset[str]], expressions: Sequence[froz
     return np.array([[len(q & r) for r in expressions] for q in questions], np.int64).reshape(-1, len(expressions))
 
 
+def both_forms(images: Sequence[ImageAgreement], threshold: float = THRESHOLD) -> dict[str, Consistency]:
+    """MT-VGC of the same images with both forms of y(q): the thresholded one, as in the paper, and the fractional one.
+
+    Args:
+        images: with VQA accuracies in `answered`.
+        threshold: the least VQA accuracy of a question that counts as answered, above 0.
+    """
+    return {
+        "threshold": consistency([image.thresholded(threshold) for image in images]),
+        "fractional": consistency(images),
+    }
+
+
 def consistency(images: Sequence[ImageAgreement]) -> Consistency:
-    """The paper's equation 5 over images; a UserError where there is nothing to go by."""
+    """The paper's equation 5 over images, with their `answered` as y(q).
+
+    Raises:
+        UserError: there are no images, or no question and expression share a noun or an adjective.
+    """
     if not images:
         raise UserError("no image has both questions with public answers and referring expressions")
     agree, shared, answered, found = np.array([image.sums for image in images]).T

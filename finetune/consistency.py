@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.agreement import Consistency, ImageAgreement, consistency, shared_words
+from finetune.agreement import THRESHOLD, Consistency, ImageAgreement, both_forms, shared_words
 from finetune.data import TaskData
 from finetune.evaluate import EvaluateConfig, load
 from finetune.pages.pairs import SharedPair, write_pairs
@@ -40,6 +40,8 @@ class ConsistencyConfig:
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     questions: str = flag("train,val", "VQA's splits, with commas between them, those with public answers")
     expressions: str = flag("testA,testB", "splits of the referring expressions")
+    threshold: float = flag(THRESHOLD, "least VQA accuracy of a question that counts as answered", above=0, high=1)
+    fractional: bool = flag(False, "VQA accuracy itself, instead of 1 or 0, as the main form of the score")
     tagger: str = flag(DEFAULT, "what tells nouns and adjectives: hanta, or an installed model of spaCy")
     out: str | None = flag(None, "a folder for the numbers and the page (else RUN/consistency)", written=True)
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
@@ -73,17 +75,39 @@ def run(config: ConsistencyConfig) -> None:
     pointed_at = set().union(*(_images(config, task, config.expressions) for task in runs))
     asked = judge(config, config.run, "vqa", config.questions, pointed_at)
     found = {task: judge(config, path, task, config.expressions, asked_of) for task, path in runs.items()}
-    rows = {find_task(task).title: consistency(agreements(asked, [judged], tagger)) for task, judged in found.items()}
+    images = {find_task(task).title: agreements(asked, [judged], tagger) for task, judged in found.items()}
     if len(found) > 1:
-        rows["both"] = consistency(agreements(asked, list(found.values()), tagger))
+        images["both"] = agreements(asked, list(found.values()), tagger)
+    rows = {name: both_forms(of_row, config.threshold) for name, of_row in images.items()}
     out = Path(config.out or Path(config.run) / "consistency")
-    write_json(out / "consistency.json", {name: dataclasses.asdict(row) for name, row in rows.items()})
+    write_json(out / "consistency.json", {name: _stored(forms, config) for name, forms in rows.items()})
     regions = Regions(region_folder(config.data, find_task("vqa").images))
     pairs = [pair for judged in found.values() for pair in shared_pairs(asked, judged, tagger)]
     write_pairs(out / "pairs.html", pairs, regions, SHOWN)
-    print(render(rows))
+    for form in _forms(config):
+        print(_titles(config)[form])
+        print(render({name: forms[form] for name, forms in rows.items()}))
     _warn(config)
     print(f"the pairs that agree most and least: {out / 'pairs.html'}")
+
+
+def _forms(config: ConsistencyConfig) -> tuple[str, str]:
+    """Both forms of y(q), the main one first."""
+    return ("fractional", "threshold") if config.fractional else ("threshold", "fractional")
+
+
+def _titles(config: ConsistencyConfig) -> dict[str, str]:
+    return {
+        "threshold": f"y(q) = 1 where VQA accuracy is at least {config.threshold:g}, else 0",
+        "fractional": "y(q) = VQA accuracy (fractional)",
+    }
+
+
+def _stored(forms: dict[str, Consistency], config: ConsistencyConfig) -> dict:
+    """A row of consistency.json: the main form's numbers, which form it is, and both forms by name."""
+    main = _forms(config)[0]
+    both = {form: dataclasses.asdict(forms[form]) for form in forms}
+    return both[main] | {"form": main, "threshold_accuracy": config.threshold} | both
 
 
 def _grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
@@ -172,8 +196,8 @@ def shared_pairs(asked: Judged, pointed: Judged, tagger: Tagger) -> list[SharedP
 
 
 def render(rows: dict[str, Consistency]) -> str:
-    """The scores as a table."""
-    lines = [f"{'':<10} {'MT-VGC':>7} {'95% interval':>18} {'independent':>12} {'VQA':>7} {'found':>7} {'images':>7}"]
+    """The scores of one form as a table; the column y(q) is its mean over all questions."""
+    lines = [f"{'':<10} {'MT-VGC':>7} {'95% interval':>18} {'independent':>12} {'y(q)':>7} {'found':>7} {'images':>7}"]
     for name, row in rows.items():
         interval = f"{row.interval[0]:.1%} to {row.interval[1]:.1%}"
         lines.append(

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.agreement import ImageAgreement, consistency, shared_words
+from finetune.agreement import ImageAgreement, both_forms, consistency, shared_words
+from finetune.answers import vqa_accuracy
 from finetune.pages.pairs import SharedPair, choose
 from finetune.tagging import make_tagger
 from finetune.tasks import all_tasks
@@ -64,6 +65,34 @@ def test_the_score_equals_the_obvious_sum(data):
     else:
         with pytest.raises(UserError, match="shares a noun or an adjective"):
             consistency(images)
+
+
+def obvious_score(images, y) -> float:
+    """Equation 5 pair by pair; y: of a question's VQA accuracy."""
+    over, under = 0.0, 0
+    for one in images:
+        for q, answered in enumerate(one.answered):
+            for r, found in enumerate(one.found):
+                over += one.shared[q, r] * y(answered) * found
+                under += one.shared[q, r]
+    return over / under
+
+
+def test_a_question_is_answered_from_the_threshold_on():
+    """VQA's accuracies are 0, 0.3, 0.6, 0.9 and 1; those of at least the threshold count as one, the others as none."""
+    rng = np.random.default_rng(0)
+    ten = [["a"] * count + ["b", "c", "d", "e"] * 3 for count in range(5)]
+    values = [vqa_accuracy("a", answers[:10]) for answers in ten]
+    assert values == pytest.approx([0, 0.3, 0.6, 0.9, 1])
+    images = [image(rng.integers(0, 3, (4, 3)), rng.choice(values, 4), rng.integers(0, 2, 3)) for _ in range(30)]
+    forms = both_forms(images)
+    assert forms["threshold"].score == pytest.approx(obvious_score(images, lambda accuracy: accuracy > 0.45))
+    assert forms["fractional"].score == pytest.approx(obvious_score(images, lambda accuracy: accuracy))
+    assert forms["fractional"] == consistency(images) and forms["threshold"].score != forms["fractional"].score
+    for threshold, least in ((0.3, 0.29), (0.6, 0.59), (0.61, 0.89), (1.0, 0.99)):
+        found = both_forms(images, threshold)["threshold"]
+        assert found.score == pytest.approx(obvious_score(images, lambda accuracy, least=least: accuracy > least))
+        assert found.answered == pytest.approx(np.mean([one.answered > least for one in images]))
 
 
 def test_no_image_says_so():
@@ -152,6 +181,10 @@ def test_a_run_of_many_tasks(world, runs, run_command):
         row = rows[tasks[name].title]
         pointed_at |= {r.images for r in expressions}
         assert row["pairs"] == len(sharing) > 0 and 0 <= row["score"] <= 1
+        assert row["form"] == "threshold" and row["threshold_accuracy"] == 0.5
+        for form in ("threshold", "fractional"):
+            assert f"{row[form]['score']:.1%} " in said and f"{row[form]['independent']:.1%} " in said
+        assert row["score"] == row["threshold"]["score"]
         assert row["images"] == len({q.images for q in questions} & {r.images for r in expressions})
     assert rows["both"]["pairs"] == rows["RefCOCO"]["pairs"] + rows["RefCOCO+"]["pairs"]
     assert rows["both"]["images"] == len({q.images for q in questions} & pointed_at)
@@ -161,9 +194,16 @@ def test_a_run_of_many_tasks(world, runs, run_command):
 
 def test_two_runs_of_one_task_each(world, runs, run_command, tmp_path):
     flags = ("finetune.consistency", "--data", world, "--workers", 0, "--out", tmp_path, "--run", runs / "vqa")
-    status, _, err = run_command(*flags, "--grounding", runs / "refcoco")
+    status, said, err = run_command(*flags, "--grounding", runs / "refcoco")
     assert status == 0, err
-    assert list(json.loads((tmp_path / "consistency.json").read_text())) == ["RefCOCO"]
+    first = json.loads((tmp_path / "consistency.json").read_text())
+    assert list(first) == ["RefCOCO"] and said.index("at least 0.5, else 0") < said.index("y(q) = VQA accuracy (fract")
+    status, said, err = run_command(*flags, "--grounding", runs / "refcoco", "--fractional", "true", "--threshold", 0.3)
+    assert status == 0, err
+    row = json.loads((tmp_path / "consistency.json").read_text())["RefCOCO"]
+    assert row["fractional"] == first["RefCOCO"]["fractional"] and row["score"] == row["fractional"]["score"]
+    assert row["form"] == "fractional" and row["threshold_accuracy"] == 0.3
+    assert said.index("y(q) = VQA accuracy (fract") < said.index("at least 0.3, else 0")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +215,7 @@ def test_two_runs_of_one_task_each(world, runs, run_command, tmp_path):
         (("--run", "mt", "--questions", "test"), "has questions without public answers"),
         (("--run", "mt", "--expressions", "test"), "--split test: refcoco has train, val, testA, testB"),
         (("--run", "mt", "--tagger", "nothing"), "--tagger nothing: "),
+        (("--run", "mt", "--threshold", "0"), "--threshold 0"),
     ],
 )
 def test_mistakes(world, runs, run_command, tmp_path, flags, complaint):
