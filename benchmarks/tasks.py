@@ -4,7 +4,7 @@
 
 Every task is fine-tuned on the miniature world (runs that are there already are kept) and scored on its validation
 split twice: as it is, and with the regions of every image exchanged for another image's. `sees` is the difference of
-the two with its 95% bootstrap interval over examples; it is above 0 where the task looks at its images.
+the two with its 95% bootstrap interval over images; it is above 0 where the task looks at its images.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 from finetune import evaluate, st
 from finetune.batch import TaskCollator
 from finetune.boxes import iou
-from finetune.intervals import bootstrap_interval
+from finetune.intervals import bootstrap_interval, clusters_of
 from finetune.predictions import predict
 from finetune.regions import Regions
 from finetune.scores import score_task
@@ -109,7 +109,8 @@ def run(config: Config) -> None:
             boxes=Exchanged(collator.boxes, True) if collator.boxes else None,
         )
         values, without = (values_of(work, one) for one in (collator, blind))
-        low, high = bootstrap_interval(values - without)
+        clusters = clusters_of(example.images for example in collator.examples)
+        low, high = bootstrap_interval(values - without, clusters)
         rows.append((task.name, chance(collator), without.mean(), values.mean(), low, high))
     print(f"\n{'task':<17} {'chance':>7} {'blind':>7} {'score':>7}  sees, with its 95% interval")
     for name, guess, without, score, low, high in rows:

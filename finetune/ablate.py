@@ -15,7 +15,7 @@ from finetune.ablations import PAPER_TABLES, SUITES, Row
 from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row
-from finetune.scores import mean_row, render_rows
+from finetune.scores import load_values, mean_row, render_rows
 from finetune.start import PRETRAINING
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.run_folder import CONFIG
@@ -169,24 +169,26 @@ def table(suite: str, runs: list[Run]) -> str:
     for name in list(by_row)[1:]:
         difference, (low, high), p = compare(by_row[name], by_row[full])
         lines.append(f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
-    lines.append("interval: 95%, over examples, paired; p: paired t-test over tasks and seeds")
+    lines.append("interval: 95%, over images, paired; p: paired t-test over tasks and seeds")
     return "\n".join(lines)
 
 
 def compare(row: list[Run], full: list[Run]) -> tuple[float, tuple[float, float], float]:
     """(difference of the mean of the shared tasks' scores, its 95% interval, p of a paired t-test).
 
-    The test is over tasks and seeds; the interval is a bootstrap over examples, the same ones of both rows, of
-    differences that are means over seeds.
+    The test is over tasks and seeds; the interval is a bootstrap over images with their examples, the same ones of both
+    rows, of differences that are means over seeds.
     """
-    ours, theirs = ([dict(np.load(one.out / VALUES)) for one in runs] for runs in (row, full))
+    kept = [[load_values(one.out / VALUES) for one in runs] for runs in (row, full)]
+    ours, theirs = ([values for values, _ in of_row] for of_row in kept)
+    clusters = kept[0][0][1]
     names = [name for name in ours[0] if name in theirs[0]]
     differences = {name: np.mean([a[name] - b[name] for a, b in zip(ours, theirs, strict=True)], 0) for name in names}
-    draws = np.mean([bootstrap_means(values, seed=n) for n, values in enumerate(differences.values())], 0)
+    draws = [bootstrap_means(of, clusters[name], seed=n) for n, (name, of) in enumerate(differences.items())]
     mean = float(np.mean([values.mean() for values in differences.values()]))
     a, b = ([values[name].mean() for values in of_row for name in names] for of_row in (ours, theirs))
     p = float(stats.ttest_rel(a, b).pvalue) if not np.array_equal(a, b) else 1.0
-    return mean, interval_of(draws), p
+    return mean, interval_of(np.mean(draws, 0)), p
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from finetune.intervals import bootstrap_means, interval_of
+from finetune.intervals import bootstrap_ratios, interval_of
 from shards.errors import UserError
 
 THRESHOLD = 0.5  # VQA accuracy from which a question counts as answered; the paper gives none
@@ -87,12 +87,10 @@ def consistency(images: Sequence[ImageAgreement]) -> Consistency:
     if not shared.sum():
         pairs = sum(image.shared.size for image in images)
         raise UserError(f"none of the {pairs} pairs of a question and an expression shares a noun or an adjective")
-    drawn = bootstrap_means(shared)
-    with np.errstate(invalid="ignore"):
-        draws = bootstrap_means(agree) / drawn  # the same images are drawn for both
+    draws = bootstrap_ratios(agree, shared)
     return Consistency(
         score=float(agree.sum() / shared.sum()),
-        interval=interval_of(draws[drawn > 0]),
+        interval=interval_of(draws[~np.isnan(draws)]),
         images=len(images),
         pairs=int(sum((image.shared > 0).sum() for image in images)),
         answered=float(np.concatenate([image.answered for image in images]).mean()),

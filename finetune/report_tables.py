@@ -13,7 +13,7 @@ from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row, paper_table
 from finetune.runs import MULTI, SINGLE, Run
-from finetune.scores import COLUMNS, mean_row
+from finetune.scores import COLUMNS, load_values, mean_row
 from finetune.settings import FREE_FLAGS, MtConfig
 from finetune.task import Task
 from finetune.tasks import all_tasks, find_task
@@ -197,13 +197,16 @@ def method_cells(method: Method) -> dict[str, Cell]:
 
 
 def _draws(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """Task -> bootstrap samples of its score over the same examples of all runs; none where they were not kept."""
+    """Task -> bootstrap samples of its score over the same images of all runs; none where they were not kept."""
     files = [run.path / VALUES for run in runs]
     if not all(map(Path.exists, files)):
         return {}
-    kept = [dict(np.load(file)) for file in files]
-    tokens = {name: task.token for name, task in all_tasks().items()}
-    return {name: bootstrap_means(np.mean([values[name] for values in kept], 0), seed=tokens[name]) for name in kept[0]}
+    kept = [load_values(file) for file in files]
+    tokens, clusters = {name: task.token for name, task in all_tasks().items()}, kept[0][1]
+    return {
+        name: bootstrap_means(np.mean([values[name] for values, _ in kept], 0), clusters[name], seed=tokens[name])
+        for name in clusters
+    }
 
 
 def gap_scores(found: Sequence[Method]) -> dict[int, Cell]:

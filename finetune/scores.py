@@ -1,13 +1,16 @@
 """Scores of many tasks: group means, the MT score, and the layout of the paper's table 10."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.intervals import bootstrap_means, interval_of
+from finetune.intervals import bootstrap_means, clusters_of, interval_of
 from finetune.task import Task
 from finetune.tasks import all_tasks
 from shards.files import whole_file
+
+CLUSTERS = "clusters/"  # what keys of stored values begin with that are of clusters
 
 # Columns of tables 10 to 12: of a task its metric, or of a group the mean of its tasks.
 COLUMNS = {
@@ -37,12 +40,13 @@ COLUMNS = {
 
 @dataclass
 class TaskScore:
-    """A task's metrics (`score` the main one, between 0 and 1), the main one's values by example, and means of
-    bootstrap samples of these."""
+    """A task's metrics (`score` the main one, between 0 and 1), the main one's values and clusters by example (those of
+    one image are one cluster), and means of bootstrap samples of the clusters."""
 
     group: str
     metrics: dict[str, float]
     values: np.ndarray
+    clusters: np.ndarray
     draws: np.ndarray
 
     @property
@@ -61,8 +65,11 @@ def score_task(task: Task, examples, predictions) -> TaskScore:
     means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
     main = next(iter(means))
     metrics = {"score": means[main]} | means | {"examples": len(examples)}
-    draws = bootstrap_means(values[main], seed=task.token)  # tasks are drawn independently of each other
-    return TaskScore(task.group, metrics, values[main], draws)
+    if len(values[main]) != len(examples):
+        raise ValueError(f"{task.name}: {main} has {len(values[main])} values for {len(examples)} examples")
+    clusters = clusters_of(example.images for example in examples)
+    draws = bootstrap_means(values[main], clusters, seed=task.token)  # tasks are drawn independently of each other
+    return TaskScore(task.group, metrics, values[main], clusters, draws)
 
 
 def breakdown_of(task: Task, examples, values: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
@@ -82,9 +89,26 @@ def render_breakdown(title: str, parts: dict[str, dict[str, float]]) -> str:
 
 
 def save_values(path, scores: dict[str, TaskScore]) -> None:
-    """The main metric's values by example of every task, for comparisons that pair them."""
+    """The main metric's values and the clusters by example of every task, for comparisons that pair them."""
+    values = {name: score.values for name, score in scores.items()}
+    clusters = {f"{CLUSTERS}{name}": score.clusters for name, score in scores.items()}
     with whole_file(path) as file:
-        np.savez(file, **{name: score.values for name, score in scores.items()})
+        np.savez(file, **values, **clusters)
+
+
+def load_values(path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | None]]:
+    """(values, clusters) by task of a file that `save_values` wrote; None for clusters of a run that has none."""
+    with np.load(path) as file:
+        kept = dict(file)
+    values = {name: of for name, of in kept.items() if not name.startswith(CLUSTERS)}
+    clusters = {name: kept.get(f"{CLUSTERS}{name}") for name in values}
+    if lacking := [name for name, of in clusters.items() if of is None]:
+        warnings.warn(
+            f"{path}: has no images of {', '.join(lacking)} (an earlier version wrote it); intervals are over examples "
+            "and too narrow",
+            stacklevel=2,
+        )
+    return values, clusters
 
 
 def mean_score(scores: dict[str, TaskScore], group: str = "all") -> tuple[float, tuple[float, float]]:

@@ -108,6 +108,8 @@ class Task(ABC):
     def scores(self, examples: Sequence[Example], predictions) -> dict[str, np.ndarray]:
         """Name of a metric -> its value for every example (or every example that it is about), the main one first.
 
+        The main one has a value for every example, in their order.
+
         A score is the mean of such values; predictions are what `predict` of the task's head gives.
         """
 

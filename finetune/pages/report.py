@@ -107,7 +107,7 @@ def _scores(runs: Sequence[Run], found: Sequence[Method]):
         yield _table(["", *columns, "here, of"], shown)
     for suite, rows in ablation_tables(found).items():
         title, note = TITLES[suite]
-        yield f'<h3>{title}</h3><p class="quiet">{note} Small: 95% intervals over examples.</p>'
+        yield f'<h3>{title}</h3><p class="quiet">{note} Small: 95% intervals over images.</p>'
         columns = [column for column in COLUMNS if any(column in row.cells for row in rows)]
         kinds = ["paper" if row.paper else "own" for row in rows]
         yield _table(["", *columns], [_line(row, columns) for row in rows], kinds)

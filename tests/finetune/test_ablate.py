@@ -10,6 +10,7 @@ from scipy import stats
 from finetune.ablate import AblateConfig, Run, as_begun, compare
 from finetune.ablations import PAPER_TABLES, SUITES, Row
 from finetune.paper import paper_row
+from finetune.scores import CLUSTERS
 from shards.errors import UserError
 from shards.files import write_json
 
@@ -81,11 +82,36 @@ def test_a_suite_goes_on_with_the_rate_that_it_was_begun_with(tmp_path):
     assert as_begun(scratch, replace(config, init="other")).lr_scale == 4.0
 
 
-def made_run(folder, seed, values) -> Run:
+def made_run(folder, seed, values, per_image=1) -> Run:
+    """A finished run whose tasks have these values, of images with `per_image` examples each."""
     run = Run("row", Row(), seed, folder)
     run.out.mkdir(parents=True)
-    np.savez(run.out / "values.npz", **values)
+    clusters = {f"{CLUSTERS}{name}": np.arange(len(of)) // per_image for name, of in values.items()}
+    np.savez(run.out / "values.npz", **values, **clusters)
     return run
+
+
+def test_rows_are_compared_image_by_image(tmp_path):
+    """With ten equal examples per image the interval is that of the images: sqrt(10) times as wide as of examples."""
+    rng, widths = np.random.default_rng(0), []
+    gains = {name: rng.choice([-0.3, 0.0, 0.6], 50) for name in "ab"}
+    for per_image, repeat in ((1, 1), (10, 10), (1, 10)):
+        folder = tmp_path / f"{per_image}-{repeat}"
+        gain = {name: np.repeat(of, repeat) for name, of in gains.items()}
+        base = {name: np.full(len(of), 0.3) for name, of in gain.items()}
+        row = [made_run(folder / "row", 0, {name: base[name] + gain[name] for name in "ab"}, per_image)]
+        difference, (low, high), _ = compare(row, [made_run(folder / "full", 0, base, per_image)])
+        assert difference == pytest.approx(np.mean([of.mean() for of in gains.values()]))
+        widths.append(high - low)
+    assert widths[0] == pytest.approx(widths[1]) and widths[1] == pytest.approx(widths[2] * 10**0.5, rel=0.1)
+
+
+def test_runs_of_earlier_versions_have_intervals_over_examples_and_a_warning(tmp_path):
+    runs = [made_run(tmp_path / name, 0, {"a": np.linspace(0, 1, 20)}, 5) for name in ("row", "full")]
+    for run in runs:
+        np.savez(run.out / "values.npz", a=np.load(run.out / "values.npz")["a"])
+    with pytest.warns(UserWarning, match="has no images of a .* intervals are over examples and too narrow"):
+        assert compare(*([run] for run in runs)) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_rows_are_compared_example_by_example(tmp_path):

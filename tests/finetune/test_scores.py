@@ -8,12 +8,13 @@ import official_files as files
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from finetune.batch import region_target
 from finetune.boxes import grounding_target, iou
-from finetune.intervals import bootstrap_interval, bootstrap_means, interval_of
+from finetune.intervals import bootstrap_interval, bootstrap_means, bootstrap_ratios, clusters_of, interval_of
 from finetune.pointing import candidate_target
-from finetune.scores import breakdown_of, render_breakdown, score_task
+from finetune.scores import breakdown_of, load_values, render_breakdown, save_values, score_task
 from finetune.task import Example
 from finetune.tasks import all_tasks
 from finetune.tasks.retrieval import caption_ranks, image_ranks, own_images
@@ -223,15 +224,90 @@ def test_annotations_without_question_types_have_no_breakdown_by_them(tmp_path):
     assert breakdown_of(TASKS["vqa"], examples, np.ones(len(examples))) == {}
 
 
-def test_intervals_cover_what_they_say_they_do():
+def test_intervals_of_independent_examples_cover_what_they_say_they_do():
     """Of many samples of coin throws, about 95% have the true share within their interval."""
     rng = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        low, high = interval_of(bootstrap_means(rng.random(100) < 0.3, 400, seed))
+        low, high = interval_of(bootstrap_means(rng.random(100) < 0.3, None, 400, seed))
         covered += low <= 0.3 <= high
     assert 180 <= covered <= 199
     assert interval_of(np.arange(1001)) == pytest.approx((25, 975))
     assert interval_of(np.arange(1001), 0.5) == pytest.approx((250, 750))
-    assert bootstrap_interval(np.ones(5)) == (1, 1)
-    assert bootstrap_interval(np.arange(100)) == bootstrap_interval(np.arange(100))
+    assert bootstrap_interval(np.ones(5), None) == (1, 1)
+    assert bootstrap_interval(np.arange(100), None) == bootstrap_interval(np.arange(100), np.arange(100))
+
+
+@pytest.mark.parametrize("paired", [False, True], ids=["scores", "paired differences"])
+def test_only_intervals_over_images_cover_scores_of_clustered_examples(paired):
+    """300 images with 2 to 20 examples, whose difficulty is the image's: of many such samples, about 95% of the
+    intervals over images contain the true mean, and about half of the intervals over examples do."""
+    rng, trials = np.random.default_rng(1), 300
+    covered = {"images": 0, "examples": 0}
+    for seed in range(trials):
+        clusters = np.repeat(np.arange(300), rng.integers(2, 21, 300))
+        chance = rng.beta(0.6, 0.6, 300)[clusters]  # its mean is 0.5
+        values = (rng.random(len(clusters)) < chance).astype(float)
+        truth = 0.5
+        if paired:  # another model, which is right with 0.9 times the chance
+            values, truth = values - (rng.random(len(clusters)) < 0.9 * chance), 0.05
+            values += rng.normal(0, 0.5, 300)[clusters]  # images that are easier for one of the two
+        for name, of, draws in (("images", clusters, 400), ("examples", None, 200)):
+            low, high = interval_of(bootstrap_means(values, of, draws, seed))
+            covered[name] += low <= truth <= high
+    assert 0.92 <= covered["images"] / trials <= 0.98
+    assert covered["examples"] / trials < 0.65
+
+
+def test_the_bootstrap_is_scipys():
+    """On clusters of one example it is the ordinary bootstrap of a mean; on larger ones that of a ratio of sums."""
+    rng, options = np.random.default_rng(2), {"method": "percentile", "n_resamples": 20000, "batch": 500}
+    values = rng.random(80) ** 2
+    theirs = stats.bootstrap((values,), np.mean, random_state=3, **options).confidence_interval
+    ours = interval_of(bootstrap_means(values, np.arange(80), 20000, 4))
+    np.testing.assert_allclose(ours, theirs, atol=0.03 * (theirs.high - theirs.low))
+    clusters = np.repeat(np.arange(80), rng.integers(1, 12, 80))
+    values = values[clusters] + rng.random(len(clusters))
+    sums = np.array([values[clusters == number].sum() for number in range(80)])
+    sizes = np.array([(clusters == number).sum() for number in range(80)])
+
+    def ratio(a, b, axis):
+        return a.sum(axis) / b.sum(axis)
+
+    theirs = stats.bootstrap((sums, sizes), ratio, paired=True, vectorized=True, random_state=5, **options)
+    theirs = theirs.confidence_interval
+    ours = interval_of(bootstrap_means(values, clusters, 20000, 6))
+    np.testing.assert_allclose(ours, theirs, atol=0.03 * (theirs.high - theirs.low))
+
+
+def test_resampled_images_bring_all_their_examples():
+    """Against a slow version that concatenates the examples of the images that were drawn."""
+    rng = np.random.default_rng(0)
+    clusters = rng.permutation(np.repeat(np.arange(7), [1, 4, 2, 9, 1, 3, 5]))
+    values = rng.random(len(clusters))
+    drawn = np.random.default_rng(11).integers(0, 7, (50, 7))
+    slow = [np.concatenate([values[clusters == number] for number in numbers]).mean() for numbers in drawn]
+    np.testing.assert_allclose(bootstrap_means(values, clusters, 50, 11), slow)
+    with pytest.raises(ValueError, match="25 values and clusters of 3"):
+        bootstrap_means(values, np.arange(3))
+    assert np.isnan(bootstrap_ratios([0.0, 0.0], [0, 0], 5)).all()
+
+
+def test_examples_that_share_an_image_are_one_cluster():
+    images = [("a",), ("b",), ("a",), ("c", "d"), ("e",), ("d", "f"), ("f",), ("b",)]
+    assert clusters_of(images).tolist() == [0, 1, 0, 2, 3, 2, 2, 1]
+    assert clusters_of((str(n),) for n in range(5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_scores_of_tasks_have_intervals_over_images(tmp_path):
+    """Eighteen hypotheses per image, all right or all wrong: the interval is that of the images."""
+    task = TASKS["snli_ve"]
+    examples = [Example(f"{n}-{k}", "", (str(n),), 0) for n in range(30) for k in range(18)]
+    right = np.random.default_rng(0).random(30) < 0.6
+    score = score_task(task, examples, np.where(np.repeat(right, 18), 0, 1))
+    expected = interval_of(bootstrap_means(right, None, seed=task.token))
+    assert score.interval == pytest.approx(expected) and score.summary["interval"] == score.interval
+    save_values(tmp_path / "values.npz", {"snli_ve": score})
+    values, clusters = load_values(tmp_path / "values.npz")
+    assert list(values) == ["snli_ve"] and values["snli_ve"].tolist() == score.values.tolist()
+    assert clusters["snli_ve"].tolist() == np.repeat(np.arange(30), 18).tolist()

@@ -22,7 +22,11 @@ def scores_of(row: dict) -> dict[str, TaskScore]:
     for name, of_task in metrics.items():
         of_task.setdefault("score", of_task.get("R@1"))
         scores[name] = TaskScore(
-            all_tasks()[name].group, of_task, np.full(10, of_task["score"]), np.full(10, of_task["score"])
+            all_tasks()[name].group,
+            of_task,
+            np.full(10, of_task["score"]),
+            np.arange(10),
+            np.full(10, of_task["score"]),
         )
     return scores
 
@@ -52,7 +56,10 @@ def test_table_12_divides_ten_tasks_by_twelve_and_we_by_ten(name):
 
 def test_the_interval_of_a_mean_of_tasks_is_narrower_than_theirs():
     rng = np.random.default_rng(0)
-    scores = {name: TaskScore("G1", {"score": 0.5}, np.empty(0), rng.normal(0.5, 0.05, 2000)) for name in "abcdefgh"}
+    scores = {
+        name: TaskScore("G1", {"score": 0.5}, np.empty(0), np.empty(0), rng.normal(0.5, 0.05, 2000))
+        for name in "abcdefgh"
+    }
     low, high = mean_score(scores)[1]
     assert high - low == pytest.approx((scores["a"].interval[1] - scores["a"].interval[0]) / np.sqrt(8), rel=0.15)
 
