@@ -61,15 +61,17 @@ class TaskBatch:
         rows, candidates = self.rows, self.candidates
         features, locations = masking.image_rows(rows.features, rows.boxes, rows.valid, dtype)
         image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_rows
-        positions = torch.arange(image_mask.shape[1], device=image_mask.device)
+        positions = None
         if candidates is not None:
             extra = masking.image_rows(candidates.features, candidates.boxes, candidates.valid, dtype)
             features = torch.cat([features, extra[0][:, 1:]], 1)
             locations = torch.cat([locations, extra[1][:, 1:]], 1)
+            rows_before, rows_behind = (
+                torch.arange(mask.shape[1], device=mask.device) for mask in (image_mask, candidates.valid)
+            )
+            positions = torch.cat([rows_before, CANDIDATES + rows_behind])
             image_mask = torch.cat([image_mask, candidates.valid], 1)
             image_count += candidates.regions
-            behind = torch.arange(candidates.valid.shape[1], device=positions.device)
-            positions = torch.cat([positions, CANDIDATES + behind])
         length = torch.arange(rows.input_ids.shape[1], device=rows.lengths.device)
         return TaskInputs(
             input_ids=rows.input_ids,

@@ -6,16 +6,17 @@ reference counts. As bytes in one array they are a fifth of that, and all worker
 
 import dataclasses
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from finetune.task import Example
+from shards.packed import PackedSequence
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Example))
 
 
-class PackedExamples(Sequence):
+class PackedExamples(PackedSequence):
     """A sequence of examples, each of which is made when it is asked for."""
 
     def __init__(self, examples: Iterable[Example]):
@@ -26,10 +27,5 @@ class PackedExamples(Sequence):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def __getitem__(self, number):
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        number %= len(self)
+    def item(self, number: int) -> Example:
         return Example(*pickle.loads(self.data[self.ends[number] : self.ends[number + 1]]))

@@ -64,19 +64,24 @@ def dropped_columns(keys: Tensor, site: int, width: int, p: float) -> Tensor:
     groups = torch.arange((width + 3) // 4, device=keys.device)
     bits = _draw(_draw(keys, site)[:, None], groups)
     lanes = bits[..., None] >> torch.arange(0, 64, 16, device=keys.device) & 0xFFFF
-    return lanes.flatten(1)[:, :width] < round(p * 65536)
+    return lanes.flatten(1)[:, :width] < threshold(p, 16)
 
 
 def dropped_pairs(query_keys: Tensor, key_keys: Tensor, site: int, heads: int, p: float) -> Tensor:
     """Whether dropout drops a probability: bool (B, heads, L, M); see ops.attention_dropout."""
     counters = site * heads + torch.arange(heads, device=query_keys.device)
     queries = _draw(query_keys[:, None], counters[:, None])
-    return _shift(_mix(queries[..., None] + key_keys[:, None, None]), 40) < round(p * 2**24)
+    return _shift(_mix(queries[..., None] + key_keys[:, None, None]), 40) < threshold(p, 24)
 
 
-def _scale(p: float, bits: int) -> float:
-    kept = 2**bits - round(p * 2**bits)
-    return 2**bits / kept
+def threshold(p: float, bits: int) -> int:
+    """Dropout drops where a random number of this many bits is below this threshold."""
+    return round(p * 2**bits)
+
+
+def keep_scale(p: float, bits: int) -> float:
+    """The factor on kept values: the reciprocal of the exact probability of keeping one."""
+    return 2**bits / (2**bits - threshold(p, bits))
 
 
 def _compute_type(x: Tensor) -> torch.dtype:
@@ -91,18 +96,18 @@ def _drop(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
 
 def dropout(x: Tensor, keys: Tensor, site: int, p: float) -> Tensor:
     """The same as the compiled operator, bit for bit: see ops.dropout."""
-    return _drop(x, dropped_columns(keys, site, x.shape[1], p), _scale(p, 16)).to(x.dtype)
+    return _drop(x, dropped_columns(keys, site, x.shape[1], p), keep_scale(p, 16)).to(x.dtype)
 
 
 def attention_dropout(probs: Tensor, query_keys: Tensor, key_keys: Tensor, site: int, p: float) -> Tensor:
     """The same as the compiled operator, bit for bit: see ops.attention_dropout."""
     dropped = dropped_pairs(query_keys, key_keys, site, probs.shape[1], p)
-    return _drop(probs, dropped, _scale(p, 24)).to(probs.dtype)
+    return _drop(probs, dropped, keep_scale(p, 24)).to(probs.dtype)
 
 
 def _dropout_add(x: Tensor, residual: Tensor | None, keys: Tensor | None, site: int, p: float) -> Tensor:
     """dropout(x) + residual in the compute type."""
-    total = _drop(x, dropped_columns(keys, site, x.shape[1], p), _scale(p, 16)) if p > 0 else x.to(_compute_type(x))
+    total = _drop(x, dropped_columns(keys, site, x.shape[1], p), keep_scale(p, 16)) if p > 0 else x.to(_compute_type(x))
     return total if residual is None else total + residual.to(total.dtype)
 
 
@@ -142,6 +147,6 @@ def dropout_add_layer_norm_backward(
     scaled = gradient * weight
     level, slope = scaled.mean(1, keepdim=True), (scaled * normal).mean(1, keepdim=True)
     total = (scaled - level - normal * slope) * rstd[:, None]
-    dx = _drop(total, dropped_columns(keys, site, x.shape[1], p), _scale(p, 16)) if p > 0 else total.clone()
+    dx = _drop(total, dropped_columns(keys, site, x.shape[1], p), keep_scale(p, 16)) if p > 0 else total.clone()
     dresidual = x.new_empty(0) if residual is None else total.to(residual.dtype)
     return dx.to(x.dtype), dresidual, (gradient * normal).sum(0), gradient.sum(0)

@@ -21,12 +21,13 @@ import os
 import torch
 from torch import Tensor
 
-from ops.library import NAMESPACE
+from ops.library import NAMESPACE, attention_dropout
+from ops.pure import keep_scale, threshold
 
 MAX_LENGTH = 128  # of one sequence, queries and keys: the keys of a sequence must fit one tile of the kernel
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_HEAD_SIZES = (16, 32, 64, 128)
-_DRAWS = 1 << 24  # dropout compares 24 random bits
+BITS = 24  # random bits that dropout compares
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # then the kernels accept CPU tensors
 
@@ -195,7 +196,7 @@ def _check_side(name: str, rows: Tensor, width: int, starts: Tensor, keys: Tenso
 
 
 def _check_call(p: float, first_starts: Tensor, second_starts: Tensor) -> None:
-    _check(0 <= p < 1 and _threshold(p) < _DRAWS, f"p should be at least 0 and less than 1 and is {p}")
+    _check(0 <= p < 1 and threshold(p, BITS) < 1 << BITS, f"p should be at least 0 and less than 1 and is {p}")
     _check(
         first_starts.shape == second_starts.shape,
         f"both sides should have the same number of sequences and have {first_starts.shape[0] - 1} and "
@@ -249,8 +250,7 @@ def _padded_attention(query, key, value, query_side, key_side, heads: int, site:
     scores = scores.masked_fill(~mask, -math.inf).masked_fill(~mask.any(-1, keepdim=True), 0)
     probabilities = scores.softmax(-1).masked_fill(~mask, 0)
     if p > 0:
-        kept = kept_probabilities(query_side[1][query_index], key_side[1][key_index], heads, site, p)
-        probabilities = probabilities.masked_fill(~kept, 0) * _keep_scale(p)
+        probabilities = attention_dropout(probabilities, query_side[1][query_index], key_side[1][key_index], site, p)
     context = (probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2)
     row = torch.arange(query.shape[0], device=query.device, dtype=query_side[0].dtype)
     sequence = (torch.searchsorted(query_side[0], row, right=True) - 1).clamp(0, query_index.shape[0] - 1)
@@ -265,37 +265,6 @@ def _padded_index(starts: Tensor, longest: int, rows: int) -> tuple[Tensor, Tens
     return (starts[:-1, None] + place).clamp(max=max(rows - 1, 0)), there
 
 
-def kept_probabilities(query_keys: Tensor, key_keys: Tensor, heads: int, site: int, p: float) -> Tensor:
-    """True where dropout keeps a probability: int64 keys (B, L), (B, M) -> bool (B, heads, L, M)."""
-    number = site * heads + torch.arange(1, heads + 1, device=query_keys.device)
-    a = _mix(query_keys[:, None, :] + number[:, None] * _signed(0x9E3779B97F4A7C15))
-    return _shift(_mix(a[..., None] + key_keys[:, None, None, :]), 40) >= _threshold(p)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64; the same as shards/hashing.py, which ops/ may not import."""
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _threshold(p: float) -> int:
-    return round(p * _DRAWS)
-
-
-def _keep_scale(p: float) -> float:
-    return _DRAWS / (_DRAWS - _threshold(p))
-
-
 # Operators
 
 
@@ -308,16 +277,16 @@ def _kernels():
 
 def _forward(query, key, value, query_side, key_side, heads: int, site: int, p: float) -> Tensor:
     out = query.new_empty(query.shape)
-    limit = _threshold(p)
-    _kernels().forward(query, key, value, out, query_side, key_side, heads, site, limit, _keep_scale(p))
+    limit = threshold(p, BITS)
+    _kernels().forward(query, key, value, out, query_side, key_side, heads, site, limit, keep_scale(p, BITS))
     return out
 
 
 def _backward(grad, query, key, value, dq, dk, dv, query_side, key_side, heads: int, site: int, p: float) -> None:
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()  # of `out.sum()`, for instance, it is expanded
-    limit = _threshold(p)
+    limit = threshold(p, BITS)
     _kernels().backward(
-        grad, query, key, value, dq, dk, dv, query_side, key_side, heads, site, limit, _keep_scale(p)
+        grad, query, key, value, dq, dk, dv, query_side, key_side, heads, site, limit, keep_scale(p, BITS)
     )  # fmt: skip
 
 

@@ -89,13 +89,6 @@ class CheckpointWriter:
             self.failure = error
 
 
-def save_checkpoint(run, step: int, model: nn.Module, optimizer, facts: dict, score: float | None) -> None:
-    """Writes checkpoints/step-N of a run and returns when it is on the disk."""
-    writer = CheckpointWriter(run)
-    writer.save(step, model, optimizer, facts, score)
-    writer.wait()
-
-
 def save_weights(run, weights: dict[str, Tensor]) -> Path:
     """Writes weights that came from elsewhere as the checkpoint of a run that trained for no step."""
     return _save(run, 0, {MODEL: weights}, {"step": 0, "score": None})

@@ -95,6 +95,7 @@ class TwoStream(nn.Module):
         self.image_pooler = Pooler(config.v_hidden_size, config.bi_hidden_size)
         self.fusion_dropout = Dropout(config.fusion_dropout_prob)
         number_sites(self)
+        self._dropouts = [module for module in self.modules() if isinstance(module, Dropout)]
         initialise(self, config.initializer_range)
 
     def forward(
@@ -121,10 +122,10 @@ class TwoStream(nn.Module):
         (B,): what dropout follows from, drawn from torch's generator where they are None; image_positions int64 (R,):
         the numbers of the image's rows for dropout, 0 to R - 1 where they are None.
         """
-        if self.training and self.drops and sample_keys is None:
+        if not (self.training and any(dropout.p for dropout in self._dropouts)):
+            sample_keys = None  # and no keys of positions are computed
+        elif sample_keys is None:
             sample_keys = fresh_keys(len(input_ids), input_ids.device)
-        if not self.training:
-            sample_keys = None
         text, text_layout = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps, sample_keys)
         image, image_layout = self.begin_image(
             features, locations, image_mask, image_count, maps, sample_keys, image_positions
@@ -134,11 +135,6 @@ class TwoStream(nn.Module):
             encoded.image_keys = image_layout.keys
             encoded.pooled_keys = position_keys(sample_keys, POOLED, input_ids.new_zeros(1))[:, 0]
         return encoded
-
-    @property
-    def drops(self) -> bool:
-        """Whether any dropout is in force in training."""
-        return any(module.p for module in self.modules() if isinstance(module, Dropout))
 
     def begin_text(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None

@@ -62,6 +62,6 @@ def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> d
 def _of_batch(work: Pass, batch: Batch, frequent: int) -> torch.Tensor:
     """SUMS over one batch, float64, on the CPU."""
     inputs, losses = work.losses(batch)
-    counts = (losses.word_count, losses.region_count, len(batch), batch.misaligned.sum())
+    counts = (losses.word_count, losses.region_count, losses.pair_count, batch.misaligned.sum())
     values = (*(getattr(losses, name) for name in LOSSES), *counts, (inputs.word_labels == frequent).sum())
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    return torch.stack([value.double() for value in values]).cpu()  # the device is asked once

@@ -12,12 +12,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from shards.packed import PackedSequence
+
 NEWLINE = ord("\n")
 AT_ONCE = 1 << 24  # bytes of a file that are decoded at once
 BLOCK = 4096  # texts
 
 
-class PackedTexts(Sequence):
+class PackedTexts(PackedSequence):
     """A sequence of texts, each of which is made when it is asked for.
 
     data: uint8 (bytes,), the texts in UTF-8, behind each of which is one byte that belongs to none (a newline);
@@ -67,12 +69,7 @@ class PackedTexts(Sequence):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def __getitem__(self, number):
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        number %= len(self)
+    def item(self, number: int) -> str:
         before, end = self.ends[number : number + 2].tolist()
         return self.data[before + 1 : end].tobytes().decode()
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ops import packed_cross_attention, packed_self_attention, short_attention
-from ops.short_attention import _mix, kernel_available, short_attention_reference
+from ops.pure import _mix
+from ops.short_attention import kernel_available, short_attention_reference
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
