@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.batch import TaskBatch, TaskCollator
-from finetune.predictions import predict
-from finetune.scores import score_task
+from finetune.scores import FOUR_WAY, RANKED_IMAGES, watched
 from finetune.settings import StConfig
 from finetune.sources import task_steps
+from finetune.validation import Validation
 from finetune.work import TaskPass
 from pretrain.trainer import Course
 
@@ -24,7 +24,7 @@ class SingleTask(Course):
     config: StConfig
     work: TaskPass
     training: TaskCollator
-    validation: TaskCollator
+    validation: Validation
     best: float = -np.inf
     worse: int = 0
 
@@ -50,10 +50,9 @@ class SingleTask(Course):
     def validate(self, done: int) -> dict:
         """The task's metrics on its validation split, between 0 and 1, the main one first and once more as `score`."""
         at_once, workers = self.config.batch_size, self.config.workers
-        predictions = predict(self.work, self.validation, at_once, workers, self.ranks, self.device)
-        scores = score_task(self.work.task, self.validation.examples, predictions).summary
-        if scores["score"] > self.best:
-            self.best, self.worse = scores["score"], 0
+        scores = self.validation.score(self.work, at_once, workers, self.ranks, self.device).summary
+        if watched(scores) > self.best:
+            self.best, self.worse = watched(scores), 0
         else:
             self.worse += 1
         return scores
@@ -62,7 +61,7 @@ class SingleTask(Course):
         return describe_scores(scores)
 
     def loss_of(self, scores: dict) -> float:
-        return -scores["score"]
+        return -watched(scores)
 
     @property
     def save_every(self) -> int:
@@ -76,8 +75,14 @@ class SingleTask(Course):
 
 
 def describe_scores(scores: dict) -> str:
-    """Every metric in percent, the main one with its interval, and on how many examples."""
+    """Every metric in percent, the main one with its interval, and on how many examples.
+
+    R@k among another number of images than published scores rank is marked.
+    """
     low, high = scores["interval"]
-    names = [name for name in scores if name not in ("score", "examples", "interval")]
+    names = [name for name in scores if name not in ("score", "examples", "interval", "images", FOUR_WAY)]
     main, *others = (f"{name} {scores[name]:.1%}" for name in names)
-    return f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"
+    text = f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"
+    if scores.get("images", RANKED_IMAGES[0]) not in RANKED_IMAGES:
+        text += f" (among {scores['images']} images; published scores rank {RANKED_IMAGES[0]:,})"
+    return text + (f"; 4-way accuracy {scores[FOUR_WAY]:.1%}" if FOUR_WAY in scores else "")

@@ -1,7 +1,7 @@
 """A task's splits with their regions, ready to be collated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.answers import AnswerVocabulary
@@ -10,8 +10,9 @@ from finetune.cleaning.cleaned import CleanedTask, clean_folder, read_cleaned
 from finetune.packed import PackedExamples
 from finetune.regions import Regions, region_folder, with_regions
 from finetune.retrieval import Options
-from finetune.settings import VALIDATED_CAPTIONS
+from finetune.settings import RANKED_CAPTIONS
 from finetune.task import Example, Task
+from finetune.validation import Validation
 from pretrain.collate import Limits
 from pretrain.tokenizer import WordPieces
 from shards.errors import UserError
@@ -50,10 +51,9 @@ class TaskData:
         return PackedExamples(kept)
 
     def splits(self, training: str, validation: str, validate_on: int | None, say) -> tuple[PackedExamples, list]:
-        """(examples to train on, examples to validate on): the first `validate_on` of these, or as many as suit."""
+        """(examples to train on, examples to validate on): the first `validate_on` of these, None for all."""
         train, held_out = (self.examples(split, say) for split in (training, validation))
-        limit = validate_on or (VALIDATED_CAPTIONS if self.task.head == "retrieval" else None)
-        return train, held_out[:limit]
+        return train, held_out[:validate_on]
 
     def collator(
         self,
@@ -81,6 +81,14 @@ class TaskData:
             options=Options(examples, self.regions, seed) if training and self.task.head == "retrieval" else None,
             seed=seed or 0,
         )
+
+    def validation(self, examples: Sequence[Example], *inputs, validate_on: int | None, seed: int) -> Validation:
+        """Args: as of `collator`; validate_on: as of `splits`; seed: of retrieval's negatives."""
+        if self.task.head != "retrieval":
+            return Validation(self.collator(examples, *inputs), None)
+        ranked = self.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
+        options = Options(examples, self.regions, seed)
+        return Validation(ranked, replace(ranked, examples=examples, options=options))
 
 
 def check_same_width(first: Regions, *others: Regions) -> None:

@@ -39,10 +39,18 @@ def make_model(
     return model.to(precision.device, precision.weights)
 
 
-def make_task_engine(config, ranks: Ranks, work: nn.Module, lr: float, head_lr: float, newest: Path | None) -> Engine:
+def make_task_engine(
+    config,
+    ranks: Ranks,
+    work: nn.Module,
+    lr: float,
+    head_lr: float,
+    newest: Path | None,
+    update_unused: bool = False,
+) -> Engine:
     """What trains `work`, as a checkpoint left it where one is given, with the first rank's weights on every rank.
 
-    The head that points learns at lr too.
+    The head that points learns at lr too. update_unused: see optimizer.ZeroGradients.
     """
 
     def scale(name: str) -> float:
@@ -51,7 +59,7 @@ def make_task_engine(config, ranks: Ranks, work: nn.Module, lr: float, head_lr: 
 
     optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, config.weight_decay, scale)
     without_bias_correction(optimizer)
-    engine = make_engine(work, optimizer, ranks, config.clip, all_used=False)
+    engine = make_engine(work, optimizer, ranks, config.clip, all_used=False, update_unused=update_unused)
     if newest:
         restore_engine(engine, newest)
     return engine

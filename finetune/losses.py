@@ -26,10 +26,12 @@ def example_losses(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
 def training_scores(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
     """float (examples,): how right the likeliest choice of each example is, between 0 and 1.
 
-    Of answers the soft score; of regions and candidates whether the IoU is 0.5 or more, as the targets have it.
+    Of retrieval whether the pair scores above its negatives; equal scores count against it, as in R@k. Of answers the
+    soft score; of regions and candidates whether the IoU is 0.5 or more, as the targets have it.
     """
     if head == "retrieval":
-        return (scores.reshape(len(scores) // OPTIONS, OPTIONS).argmax(1) == 0).float()
+        scores = scores.reshape(len(scores) // OPTIONS, OPTIONS)
+        return (scores[:, 0] > scores[:, 1:].amax(1)).float()
     best = scores.argmax(1)
     if head in ("nlvr2", "entailment"):
         return (best == target).float()

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,16 @@ from finetune.multi import Entrant, Iterations, MultiTask
 from finetune.paper import paper_row
 from finetune.regimes import REGIMES
 from finetune.scores import mean_score, render_rows, save_values, table_row
-from finetune.settings import FREE_FLAGS, HEAD_LR, MtConfig, answer_files, batch_size, check_answer_files, lr_scale
+from finetune.settings import (
+    FREE_FLAGS,
+    HEAD_LR,
+    MtConfig,
+    answer_files,
+    batch_size,
+    check_answer_files,
+    lr_scale,
+    update_unused,
+)
 from finetune.start import PRETRAINING, TASK_TOKENS, Start, Vocabularies, begin_run, choose_start, choose_vocabulary
 from finetune.task import Task
 from finetune.tasks import choose_tasks
@@ -49,6 +57,7 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
     tasks = choose_tasks(config.tasks)
+    on_first(ranks, lambda: REGIMES[config.regime].check([task.group for task in tasks]))
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
     on_first(ranks, lambda: complete_world(config.data))
     course = prepare(config, tasks, ranks, device, newest)
@@ -111,24 +120,27 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     start = on_first(ranks, lambda: choose_start(*asked, texts, data[0].feature_size, runs=(PRETRAINING,)))
     sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
-    config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
+    config = dataclasses.replace(
+        config,
+        lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)),
+        update_unused=update_unused(sizes) if config.update_unused is None else config.update_unused,
+    )
     if newest:
         check_flags(config, run, FREE_FLAGS)
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_json(newest / FACTS) if newest else {}
-    inputs = {"pieces": start.pieces, "positions": sizes.max_position_embeddings, "regions": config.regions}
     entrants = []
     for of_task, (training, held_out) in zip(data, splits, strict=True):
         task = of_task.task
-        collator = partial(of_task.collator, vocabulary=vocabularies.get(task.head), **inputs)
+        inputs = start.pieces, vocabularies.get(task.head), sizes.max_position_embeddings, config.regions
         size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
         entrants.append(
             Entrant(
                 work=TaskPass(model, task, precision, tokens.get(task.name)),
-                training=collator(training, seed=config.seed),
-                validation=collator(held_out),
+                training=of_task.collator(training, *inputs, config.seed),
+                validation=of_task.validation(held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
                 plan=Plan(len(training), size, ENDLESS, ranks=ranks, accumulate=config.accumulate),
                 taken=facts.get("taken", {}).get(task.name, 0),
             )
@@ -138,11 +150,13 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     lr = min(task.lr for task in tasks) * config.lr_scale
     work = MultiTaskPass([entrant.work for entrant in entrants], [t.lr * config.lr_scale / lr for t in tasks])
     regime = REGIMES[config.regime](
-        [task.name for task in tasks],
-        [entrant.plan.pairs for entrant in entrants],
-        plan.total_steps,
-        config.gap,
-        config.seed,
+        names=tuple(task.name for task in tasks),
+        groups=tuple(task.group for task in tasks),
+        sizes=tuple(entrant.plan.pairs for entrant in entrants),
+        iterations=plan.total_steps,
+        gap=config.gap,
+        first_phase=config.first_phase,
+        seed=config.seed,
     )
     if newest:
         regime.restore(facts["regime"])
@@ -151,7 +165,9 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         ranks=ranks,
         device=device,
         plan=plan,
-        engine=make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest),
+        engine=make_task_engine(
+            config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, update_unused=config.update_unused
+        ),
         places=Places(config.workers, *(of_task.regions.dataset for of_task in data)),
         bad_samples=0,
         entrants=entrants,
@@ -194,7 +210,7 @@ def _describe(course: MultiTask, start: Start) -> None:
     for entrant in course.entrants:
         say(
             f"{entrant.task.title:<20} {entrant.plan.pairs} examples to train on, "
-            f"{len(entrant.validation.examples)} to validate on, "
+            f"{len(entrant.validation)} to validate on, "
             f"{entrant.plan.steps_per_epoch} steps of {entrant.plan.batch_size} an epoch"
         )
     epochs = math.ceil(plan.total_steps / plan.steps_per_epoch)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import count
 
 from finetune.batch import TaskCollator
-from finetune.predictions import predict
 from finetune.regimes import Regime
-from finetune.scores import TaskScore, mean_score, score_task
+from finetune.scores import TaskScore, mean_score, watched
 from finetune.settings import MtConfig
 from finetune.sources import Order, Turn, TurnReader
 from finetune.task import Task
+from finetune.validation import Validation
 from finetune.work import TaskPass
 from pretrain.plan import Plan
 from pretrain.step import Sums
@@ -24,7 +24,7 @@ class Entrant:
 
     work: TaskPass
     training: TaskCollator
-    validation: TaskCollator
+    validation: Validation
     plan: Plan
     taken: int = 0
     score: TaskScore | None = None  # of its last validation
@@ -149,7 +149,7 @@ class MultiTask(Course):
             name = entrant.task.name
             self.score(entrant)
             values |= {f"{name}/{metric}": value for metric, value in entrant.score.metrics.items()}
-            change = None if last else self.regime.observe(name, entrant.score.metrics["score"])
+            change = None if last else self.regime.observe(name, watched(entrant.score.metrics))
             values[f"{name}/going"] = int(self.regime.going(name))
             if change:
                 values[f"{name}/change"] = change
@@ -160,10 +160,8 @@ class MultiTask(Course):
 
     def score(self, entrant: Entrant) -> None:
         """Validates a task."""
-        at_once = entrant.plan.batch_size
-        held_out = entrant.validation
-        predictions = predict(entrant.work, held_out, at_once, self.config.workers, self.ranks, self.device)
-        entrant.score = score_task(entrant.task, held_out.examples, predictions)
+        at_once, workers = entrant.plan.batch_size, self.config.workers
+        entrant.score = entrant.validation.score(entrant.work, at_once, workers, self.ranks, self.device)
 
     def scores(self) -> dict[str, TaskScore]:
         """The last validation's of every task."""

@@ -1,5 +1,7 @@
 """Predictions of a model on a task's examples, in the form that the task's scores and submissions take."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,31 +15,35 @@ from shards.errors import ErrorElsewhere, UserError
 from shards.ranks import Ranks
 
 
-@torch.no_grad()
 def predict(work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device):
     """Predictions for all examples of the collator, divided over the ranks and the same on every one.
 
     Answers as texts, boxes (n, 4) in pixels, numbers of candidates, labels, or retrieval's scores (captions, images):
     see the task's own `scores`.
     """
+    if work.task.head == "retrieval":
+        return predicted_on_all_ranks(work, lambda: retrieval_scores(work, collator, batch_size, ranks, device), ranks)
+    raw = predicted_on_all_ranks(work, lambda: _choices(work, collator, batch_size, workers, ranks, device), ranks)
+    if work.task.head == "regions":
+        return raw
+    numbers = raw[:, 0].astype(np.int64)
+    return [collator.vocabulary.answers[n] for n in numbers] if collator.vocabulary else numbers
+
+
+@torch.no_grad()
+def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray], ranks: Ranks) -> np.ndarray:
+    """The sum over the ranks of what each predicts for its share of the examples, with the model in evaluation mode."""
     training = work.model.training
     work.model.eval()
     failure, raw = None, None
     try:
-        if work.task.head == "retrieval":
-            raw = retrieval_scores(work, collator, batch_size, ranks, device)
-        else:
-            raw = _choices(work, collator, batch_size, workers, ranks, device)
+        raw = on_this_rank()
     except UserError as error:  # said below, when every rank knows
         failure = error
     work.model.train(training)
     if int(add_up(torch.tensor(int(failure is not None)), ranks)):
         raise failure or ErrorElsewhere("another rank has stopped")
-    raw = add_up(torch.from_numpy(raw), ranks).numpy()
-    if work.task.head in ("retrieval", "regions"):
-        return raw
-    numbers = raw[:, 0].astype(np.int64)
-    return [collator.vocabulary.answers[n] for n in numbers] if collator.vocabulary else numbers
+    return add_up(torch.from_numpy(raw), ranks).numpy()
 
 
 def _choices(work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device) -> np.ndarray:

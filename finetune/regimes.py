@@ -6,19 +6,52 @@ that batches can be read ahead from one validation to the next.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from finetune.stop_and_go import StopAndGo
+from shards.errors import UserError
 
 
+@dataclass
 class Regime(ABC):
-    """names: of the tasks; sizes: how many examples each has to train on; iterations: of the run; gap: Δ."""
+    """Decides which tasks train in an iteration.
 
-    def __init__(self, names: Sequence[str], sizes: Sequence[int], iterations: int, gap: int, seed: int):
-        self.names, self.sizes, self.iterations = tuple(names), tuple(sizes), iterations
-        self.gap, self.seed = gap, seed
+    Args:
+        names: of the tasks.
+        groups: the paper's group of each, G1 to G4.
+        sizes: the number of training examples of each.
+        iterations: of the run.
+        gap: Δ of stop-and-go.
+        first_phase: the share of the iterations in which a curriculum trains its first group alone.
+        seed: of what is drawn.
+    """
+
+    first_group: ClassVar[str] = ""  # of a curriculum, the group that trains alone first
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    sizes: tuple[int, ...]
+    iterations: int
+    gap: int
+    first_phase: float
+    seed: int
+
+    def __post_init__(self):
         self.states: dict[str, StopAndGo] = {}  # of the tasks that may be stopped
+
+    @classmethod
+    def check(cls, groups: Sequence[str]) -> None:
+        """Refuses tasks, by their groups, of which none or all train first."""
+        first = groups.count(cls.first_group)
+        if cls.first_group and first in (0, len(groups)):
+            raise UserError(
+                f"--regime: this curriculum begins with {cls.first_group} alone, and "
+                f"{'all' if first else 'none'} of the tasks {'are' if first else 'is'} of that group; "
+                "use another regime or other --tasks"
+            )
 
     @abstractmethod
     def turns(self, iteration: int) -> list[str]:
@@ -51,8 +84,7 @@ class RoundRobin(Regime):
 class DynamicStopAndGo(Regime):
     """Tasks that are stopped train in one iteration of every `gap` alone."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __post_init__(self):
         self.states = {name: StopAndGo() for name in self.names}
 
     def turns(self, iteration: int) -> list[str]:
@@ -60,17 +92,35 @@ class DynamicStopAndGo(Regime):
 
 
 class Curriculum(Regime):
-    """Tasks enter one after another, the smallest first, evenly over the first half of the run."""
+    """The group that converges fastest trains alone first, then all tasks round robin (section 4.2 of the paper)."""
+
+    first_group = "G3"
+
+    def turns(self, iteration: int) -> list[str]:
+        alone = iteration < round(self.first_phase * self.iterations)
+        return [
+            name for name, group in zip(self.names, self.groups, strict=True) if group == self.first_group or not alone
+        ]
+
+
+class AntiCurriculum(Curriculum):
+    """The same with the group that converges slowest first."""
+
+    first_group = "G1"
+
+
+class SmallestFirst(Regime):
+    """Tasks are added one after another, the smallest first, evenly over the first half of the run."""
 
     largest_first = False
 
     def turns(self, iteration: int) -> list[str]:
         order = sorted(range(len(self.names)), key=lambda n: self.sizes[n], reverse=self.largest_first)
-        entered = {n for place, n in enumerate(order) if iteration * 2 * len(order) >= place * self.iterations}
-        return [name for n, name in enumerate(self.names) if n in entered]
+        added = {n for place, n in enumerate(order) if iteration * 2 * len(order) >= place * self.iterations}
+        return [name for n, name in enumerate(self.names) if n in added]
 
 
-class AntiCurriculum(Curriculum):
+class LargestFirst(SmallestFirst):
     """The same with the largest first."""
 
     largest_first = True
@@ -100,6 +150,8 @@ REGIMES = {
     "round_robin": RoundRobin,
     "curriculum": Curriculum,
     "anti_curriculum": AntiCurriculum,
+    "smallest_first": SmallestFirst,
+    "largest_first": LargestFirst,
     "by_size": BySize,
     "by_sqrt_size": BySquareRoot,
 }

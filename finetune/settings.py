@@ -15,7 +15,7 @@ from shards.world import DEFAULT_WORLD
 EPOCHS, SMALL_EPOCHS = 20, 10  # of a single task; a small model's
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 HEAD_LR = 1e-4  # of the new heads; the one that points has the task's own
-VALIDATED_CAPTIONS = 200  # of retrieval, where every caption is scored with every image; evaluate takes all of them
+RANKED_CAPTIONS = 200  # in validation, where every caption is scored with every image; evaluate takes all of them
 BASE_SIZE = 768  # of the text stream: table 8's settings are for this one
 MT_EPOCHS = 4  # of the longest task, as the paper's 40 K iterations are
 TASK_TOKEN_KINDS = ("dataset", "head", "none")  # a token for each task, for each head, or for none
@@ -40,7 +40,7 @@ class FinetuneConfig:
     accumulate: int = flag(1, "parts that a rank works through one after another in a step, to save memory", low=1)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
     weight_decay: float = flag(0.01, "of all weights but biases and LayerNorm", low=0)
-    clip: float = flag(1.0, "largest gradient norm, 0 for no limit", low=0)
+    clip: float = flag(0.0, "largest gradient norm, 0 for no limit, as in the reference implementation", low=0)
     dropout: float | None = flag(None, "probability of every dropout, else the configuration's", low=0, high=0.99)
     precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
     activation_checkpointing: bool = flag(False, "work activations out again in the backward pass, to save memory")
@@ -111,7 +111,15 @@ class MtConfig(FinetuneConfig):
     gqa_answers: str | None = flag(None, "a file of GQA's answers, in order (else from the annotations)")
     regime: str = flag("dsg", "which tasks train in an iteration; dsg: dynamic stop-and-go", choices=tuple(REGIMES))
     gap: int = flag(4, "a stopped task trains in one of so many iterations", low=1)
+    first_phase: float = flag(
+        0.25, "share of the iterations in which a curriculum trains its first group alone", above=0, high=1
+    )
     task_token: str = flag("dataset", "what tells the model its task", choices=TASK_TOKEN_KINDS)
+    update_unused: bool | None = flag(
+        None,
+        "apply momentum and weight decay in every step to the parameters that its task does not use too, as the "
+        "reference implementation does (else at base only)",
+    )
     one_step: bool = flag(False, "sum the gradients of an iteration's tasks into one step")
     iterations: int | None = flag(None, "of the run, else as many as make --epochs of the longest task", low=1)
     epochs: int = flag(MT_EPOCHS, "passes over the longest task", low=1)
@@ -136,6 +144,11 @@ def lr_scale(sizes: ModelConfig, tasks: int = 1) -> float:
     if not small(sizes):
         return 1
     return SMALL_LR_TOGETHER if tasks > 1 else SMALL_LR
+
+
+def update_unused(sizes: ModelConfig) -> bool:
+    """Whether parameters that a step's task does not use are updated in it all the same."""
+    return not small(sizes)
 
 
 def batch_size(task: Task, sizes: ModelConfig) -> int:

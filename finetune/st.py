@@ -119,7 +119,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         bad_samples=0,
         work=work,
         training=data.collator(examples, *inputs, config.seed),
-        validation=data.collator(held_out, *inputs),
+        validation=data.validation(held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:

@@ -232,7 +232,7 @@ class UsedParameters:
         """Adds up the gradients of a step over all ranks, in place. tasks: the names of its tasks, on every rank.
 
         A parameter that is used on another rank but not here takes part with zeros. Gradients of parameters that no
-        task of the step uses stay None, so that the optimizer neither moves nor decays them.
+        task of the step uses stay None.
 
         Raises:
             RuntimeError: a parameter has a gradient that it had on no rank in the first step of these tasks. The

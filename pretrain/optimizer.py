@@ -92,3 +92,32 @@ def without_bias_correction(optimizer: torch.optim.AdamW) -> None:
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }
+
+
+class ZeroGradients:
+    """Zero gradients for the parameters that a step does not use and that an earlier step used.
+
+    With them AdamW applies momentum and weight decay to those parameters in every step. The reference implementation
+    does so because its zero_grad keeps gradients as zeros; torch's sets them to None, and AdamW skips the parameter.
+    Parameters that no step has used yet are skipped either way.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.unused = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.used: list[nn.Parameter] = []
+
+    def fill(self) -> None:
+        """Called between the backward pass and the optimizer step."""
+        for parameter in self.used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if first_used := [name for name, parameter in self.unused.items() if parameter.grad is not None]:
+            self.used += [self.unused.pop(name) for name in first_used]
+
+    def state(self) -> list[str]:
+        """The names of the parameters that no step has used yet."""
+        return list(self.unused)
+
+    def restore(self, unused: list[str]) -> None:
+        """Brings back what `state` gave."""
+        self.used += [self.unused.pop(name) for name in list(self.unused) if name not in unused]

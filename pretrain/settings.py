@@ -15,6 +15,7 @@ PRECISIONS = ("float32", "bf16", "fp16", "float64")
 BATCH_SIZE = {"base": 512, "tiny": 32}
 EPOCHS = {"base": 10, "tiny": 20}
 LR = {"base": 1e-4, "tiny": 1e-3}
+CLIP = {"base": 0.0, "tiny": 1.0}
 
 
 @dataclass
@@ -33,7 +34,7 @@ class PretrainConfig:
     lr: float | None = flag(None, "peak learning rate", above=0)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
     weight_decay: float = flag(0.01, "of all weights but biases and LayerNorm", low=0)
-    clip: float = flag(1.0, "largest gradient norm, 0 for no limit", low=0)
+    clip: float | None = flag(None, "largest gradient norm, 0 for no limit", low=0)
     bert_lr_scale: float = flag(1.0, "factor on the learning rate of weights that came from BERT", above=0)
     words: int = flag(36, "word pieces of a caption at the most, with [CLS] and [SEP]", low=3)
     regions: int = flag(36, "regions of an image at the most, the best first", low=1)
@@ -70,6 +71,7 @@ class PretrainConfig:
             batch_size=self.batch_size or BATCH_SIZE[kind],
             epochs=self.epochs or EPOCHS[kind],
             lr=self.lr or LR[kind],
+            clip=CLIP[kind] if self.clip is None else self.clip,
         )
 
 

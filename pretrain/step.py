@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pretrain.cuda_graph import GraphedPass
 from pretrain.distributed import UsedParameters, add_up, add_up_in_blocks, replicate, same_weights, without_sync
+from pretrain.optimizer import ZeroGradients
 from shards.errors import UserError
 from shards.ranks import Ranks
 
@@ -108,7 +109,7 @@ class Engine:
     ranks unless there is a graph or `used`; model: whose weights are trained; graph: what takes the place of the
     replica's forward and backward pass for batches that it has room for, where a step is not divided into parts; used:
     what adds up the gradients of the replica over the ranks after the backward pass. The replica then has a method
-    task_of(part), the name of the part's task.
+    task_of(part), the name of the part's task. zeros: makes the optimizer update parameters that a step does not use.
     """
 
     replica: nn.Module
@@ -120,6 +121,7 @@ class Engine:
     clip: float
     graph: GraphedPass | None = None
     used: UsedParameters | None = None
+    zeros: ZeroGradients | None = None
     skipped: Skipped = field(default_factory=Skipped)
 
     def step(self, number: int, parts: list, sums: Sums, *arguments) -> None:
@@ -165,6 +167,8 @@ class Engine:
         if shrink is not None and not (fused and shrink.dtype == torch.float32):
             torch._foreach_div_(gradients, shrink)
             shrink = None
+        if self.zeros is not None:
+            self.zeros.fill()
         if fused:  # divides as it reads the gradients, which spares a pass over them; in float32 alone
             self.optimizer.grad_scale, self.optimizer.found_inf = shrink, (~finite).float()
             self.optimizer.step()
@@ -177,14 +181,32 @@ class Engine:
             self.optimizer.zero_grad()
         return norm, finite
 
+    def state(self) -> dict:
+        """What a checkpoint keeps besides weights and the optimizer's moments."""
+        unused = {} if self.zeros is None else {"unused_parameters": self.zeros.state()}
+        return {"scaler": self.scaler.state_dict(), "skipped_steps": self.skipped.count} | unused
+
+    def restore(self, state: dict) -> None:
+        """Brings back what `state` gave."""
+        self.scaler.load_state_dict(state["scaler"])
+        self.skipped = Skipped(state["skipped_steps"])
+        if self.zeros is not None:
+            self.zeros.restore(state.get("unused_parameters", []))
+
 
 def make_engine(
-    work: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, clip: float, all_used: bool = True, graph=None
+    work: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+    clip: float,
+    all_used: bool = True,
+    graph=None,
+    update_unused: bool = False,
 ) -> Engine:
     """An engine for a module with a `model` and a `precision`.
 
     all_used: every parameter has a part in every loss; else see distributed.UsedParameters; graph: (pairs, longest) of
-    a GraphedPass, None to start kernels one by one.
+    a GraphedPass, None to start kernels one by one; update_unused: see optimizer.ZeroGradients.
     """
     scaler = work.precision.scaler()
     replicated = all_used and graph is None
@@ -200,4 +222,5 @@ def make_engine(
         clip=clip,
         graph=None if graph is None else GraphedPass(work, *graph, scaler.scale),
         used=None if all_used else UsedParameters(work.model, ranks),
+        zeros=ZeroGradients(work.model) if update_unused else None,
     )

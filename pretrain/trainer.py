@@ -22,7 +22,7 @@ from pretrain.distributed import add_up_numbers, on_first
 from pretrain.logs import Clock, RunLog, duration
 from pretrain.optimizer import lr_factor, set_lr
 from pretrain.plan import Plan
-from pretrain.step import Engine, Skipped, Sums
+from pretrain.step import Engine, Sums
 from pretrain.workers import Places, watched_workers
 from shards.errors import ErrorElsewhere, UserError
 from shards.ranks import Ranks
@@ -285,8 +285,7 @@ def _report(parts: list, reported: set[str]) -> None:
 def restore_engine(engine: Engine, checkpoint: Path) -> dict:
     """Brings the engine of every rank back to a checkpoint that _save wrote; returns its facts."""
     facts = restore(checkpoint, engine.model, engine.optimizer, engine.ranks)
-    engine.scaler.load_state_dict(facts["scaler"])
-    engine.skipped = Skipped(facts["skipped_steps"])
+    engine.restore(facts)
     return facts
 
 
@@ -315,10 +314,9 @@ class Saving:
         facts = {
             "total_steps": course.plan.total_steps,
             "scores": scores,
-            "scaler": engine.scaler.state_dict(),
-            "skipped_steps": engine.skipped.count,
             "bad_samples": course.bad_samples,
-        } | course.facts(done)
+        }
+        facts |= engine.state() | course.facts(done)
         loss = course.loss_of(scores) if scores else None
         on_first(course.ranks, lambda: self.writer.save(done, engine.model, engine.optimizer, facts, loss))
         self.last = time.monotonic()

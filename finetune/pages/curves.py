@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from finetune.pages.plots import DASHES, INK, LINE, MARKERS, SERIES, drawing, percent_axis, plot, whole_steps
 from finetune.report_tables import Cell, paper_gap_scores
 from finetune.runs import Run
+from finetune.scores import FOUR_WAY
 from finetune.tasks import find_task
 
 COLUMNS = 4  # panels beside each other
@@ -16,7 +17,7 @@ def stop_and_go(run: Run, name: str) -> str:
     rows = -(-len(tasks) // COLUMNS)
     with drawing(11, 2.1 * rows + 0.5, rows, COLUMNS, sharex=True) as (figure, axes):
         for axis, task in _panels(axes, tasks):
-            points = [(line["step"], line[f"{task}/score"]) for line in run.validation if f"{task}/score" in line]
+            points = validated(run, f"{task}/")
             if points:
                 axis.plot(*zip(*points, strict=True), "-o", color=SERIES[0], label="validation score")
             for number, (begin, end) in enumerate(stopped(run, task)):
@@ -28,6 +29,15 @@ def stop_and_go(run: Run, name: str) -> str:
         _legend(figure, axes)
         figure.supxlabel("iteration", fontsize=9)
         return plot(figure, name, f"Figure 6: validation of every task of {run.name}, and where it was stopped.")
+
+
+def validated(run: Run, prefix: str = "") -> list[tuple[int, float]]:
+    """(step, score) of every validation of a task: the score that stop-and-go and the choice of a checkpoint go by.
+
+    prefix: of the task's values in the run's log. Runs of earlier versions went by R@1 in retrieval.
+    """
+    lines = [(line["step"], line.get(f"{prefix}{FOUR_WAY}", line.get(f"{prefix}score"))) for line in run.validation]
+    return [(step, score) for step, score in lines if score is not None]
 
 
 def stopped(run: Run, task: str) -> list[tuple[int, int]]:
@@ -67,18 +77,18 @@ def together_and_alone(multi: Run | None, single: Sequence[Run], name: str) -> s
     of_task: dict[str, list[tuple[str, Run, str]]] = {}
     if multi is not None:
         for task in multi.config["tasks"]:
-            of_task.setdefault(task, []).append(("AT", multi, f"{task}/score"))
+            of_task.setdefault(task, []).append(("AT", multi, f"{task}/"))
     for run in single:
-        of_task.setdefault(run.config["tasks"][0], []).append((run.start, run, "score"))
+        of_task.setdefault(run.config["tasks"][0], []).append((run.start, run, ""))
     kinds = list(dict.fromkeys(kind for of in of_task.values() for kind, _, _ in of))
     rows = -(-len(of_task) // COLUMNS)
     with drawing(11, 2.1 * rows + 0.6, rows, min(COLUMNS, len(of_task))) as (figure, axes):
         for axis, task in _panels(axes, list(of_task)):
             values = []
-            for kind, run, key in of_task[task]:
-                look = kinds.index(kind) % len(SERIES)
+            for kind, run, prefix in of_task[task]:
+                look, key = kinds.index(kind) % len(SERIES), f"{prefix}score"
                 points = [(line["step"], line[key]) for line in run.training if key in line]
-                held_out = [(line["step"], line[key]) for line in run.validation if key in line]
+                held_out = validated(run, prefix)
                 values += [value for _, value in points + held_out]
                 for what, shown, marks in (("training", points, DASHES), ("validation", held_out, MARKERS)):
                     if shown:

@@ -134,6 +134,7 @@ def same_numbers(one: Path, other: Path) -> None:
 def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
     more = more and (*more, "true")
     flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", 7, *more]
+    flags += ["--update_unused", "true", "--clip", 1.0]
     for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3), ("both", 2, 2)):
         results = run_ranks(ranks, *mt(*flags, "--accumulate", parts, out=name), script=MT)
         assert {status for status, _, _ in results} == {0}, results
@@ -175,7 +176,7 @@ def test_attention_on_packed_rows_changes_no_number(mt, tmp_path):
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_path, ranks):
     """Stopped between two tasks of an iteration, after some have stopped and some go on."""
-    flags = ["--tasks", SOME, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6]
+    flags = ["--tasks", SOME, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6, "--update_unused", "true"]
     whole = run_ranks(ranks, *mt(*flags, out="whole"), script=MT)
     assert {status for status, _, _ in whole} == {0}, whole
     sabotage = {"SABOTAGE": "stop_after", "SABOTAGE_AT": 16 * 5 + 1, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
@@ -316,6 +317,8 @@ MISTAKES = [
     (["--tasks", "refcoc"], "--tasks refcoc: should be of all, g1, g2, g3, g4, vqa"),
     (["--tasks", "g4,,g1"], "--tasks : should be of all"),
     (["--regime", "dgs"], "--regime dgs: should be one of dsg, round_robin"),
+    (["--tasks", "g4,g1", "--regime", "curriculum"], "begins with G3 alone, and none of the tasks is of that group"),
+    (["--first_phase", 1.5], "--first_phase 1.5: should be 1 or less"),
     (["--gap", 0], "--gap 0: should be 1 or more"),
     (["--data", "nowhere", "--tasks", "g4"], "nowhere/nlvr2: no such folder"),
     (["--init", "nowhere"], "--init nowhere: no such file or directory"),

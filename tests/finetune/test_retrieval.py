@@ -1,5 +1,8 @@
 """Hard negatives, the options of training, and evaluation that works nothing out twice."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.batch import TaskCollator
+from finetune.course import describe_scores
+from finetune.data import TaskData
 from finetune.heads import OPTIONS, TaskModel
+from finetune.losses import training_scores
 from finetune.rank_pairs import retrieval_scores
 from finetune.regions import Regions
 from finetune.retrieval import Options, nearest_images
+from finetune.scores import watched
+from finetune.settings import RANKED_CAPTIONS
 from finetune.task import Example
 from finetune.tasks import find_task
+from finetune.validation import four_way_right
 from finetune.work import TaskPass
 from pretrain.collate import Limits
 from pretrain.config import TINY
@@ -141,3 +150,53 @@ def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
         assert not torch.equal(ids[row + 1], ids[row]) and not torch.equal(ids[row + 3], ids[row])
     loss, numbers = work(batch, [2])
     assert loss.item() > 0 and numbers["examples"] == 2
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@torch.no_grad()
+def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, examples, ranks, monkeypatch):
+    """27 captions in batches of 4, a slow version in the test, and the same negatives in every validation."""
+    monkeypatch.setattr("finetune.predictions.add_up", lambda values, ranks: values)
+    work, collator = make_work(examples, regions, options=Options(examples, regions, 5))
+    plain = TaskCollator(collator.task, examples, regions, collator.pieces, collator.limits)
+
+    def score(caption: str, image: str) -> float:
+        return work.scores(replace(plain, examples=[Example(0, caption, (image,))])(0, np.array([0]))).item()
+
+    expected = []
+    for number, example in enumerate(examples):
+        own = example.images[0]
+        other, image, hard = collator.options.draw(0, number)
+        wrong = [score(examples[other].text, own), score(example.text, image), score(examples[hard].text, own)]
+        expected.append(score(example.text, own) > max(wrong))
+    work.model.train()
+    cpu = torch.device("cpu")
+    for _ in range(2):
+        found = [four_way_right(work, collator, 4, 0, Ranks(n, ranks, n), cpu) for n in range(ranks)]
+        assert sum(found).tolist() == expected
+    assert 0 < sum(expected) < len(expected) and work.model.training
+
+
+def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_by_rank(regions, examples):
+    work, collator = make_work(examples, regions)
+    data = TaskData(work.task, Path(), regions, None, "stop")
+    inputs = collator.pieces, None, 256, 10
+    validation = data.validation(examples, *inputs, validate_on=None, seed=5)
+    cpu, counted = torch.device("cpu"), len(examples)
+    score = validation.score(work, 4, 0, ALONE, cpu)
+    right = four_way_right(work, validation.four_way, 4, 0, ALONE, cpu)
+    assert watched(score.metrics) == score.metrics["four_way_accuracy"] == right.mean() != score.metrics["R@1"]
+    assert score.metrics["score"] == score.metrics["R@1"] and score.metrics["images"] == 13
+    said = describe_scores(score.summary)
+    assert "among 13 images; published scores rank 1,000" in said and "; 4-way accuracy" in said
+    assert "published" not in describe_scores(score.summary | {"images": 1000})
+    assert len(data.validation(examples * 10, *inputs, validate_on=None, seed=5)) == 10 * counted
+    few = data.validation(examples * 10, *inputs, validate_on=None, seed=5)
+    assert len(few.examples.examples) == RANKED_CAPTIONS and len(few.four_way.examples) == 10 * counted
+    pointing = TaskData(find_task("refcoco"), Path(), regions, None, "stop")
+    assert pointing.validation(examples, *inputs, validate_on=None, seed=0).four_way is None
+
+
+def test_equal_scores_count_against_a_pair():
+    scores = torch.tensor([1.0, 1.0, 0.0, 0.0, 2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    assert training_scores("retrieval", scores, None).tolist() == [0, 1, 0]

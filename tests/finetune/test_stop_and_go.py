@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from finetune.regimes import REGIMES
 from finetune.stop_and_go import StopAndGo
+from shards.errors import UserError
 
 TRACES = json.loads((Path(__file__).parents[1] / "parity" / "stop_and_go.json").read_text())
 
@@ -66,11 +67,11 @@ def test_what_is_kept_is_all_there_is():
         assert [(one.observe(s), one.stopped) for s in rest] == [(other.observe(s), other.stopped) for s in rest]
 
 
-NAMES, SIZES = ("a", "b", "c", "d"), (100, 1600, 400, 900)
+NAMES, GROUPS, SIZES = ("a", "b", "c", "d"), ("G1", "G1", "G3", "G4"), (100, 1600, 400, 900)
 
 
-def regime(name: str, gap: int = 4, iterations: int = 800):
-    return REGIMES[name](NAMES, SIZES, iterations, gap, 0)
+def regime(name: str, gap: int = 4, iterations: int = 800, groups=GROUPS, first_phase: float = 0.25):
+    return REGIMES[name](NAMES, groups, SIZES, iterations, gap, first_phase, 0)
 
 
 @pytest.mark.parametrize("gap", [1, 4, 8, 16])
@@ -93,7 +94,26 @@ def test_round_robin_never_stops():
     assert all(everybody.turns(n) == list(NAMES) for n in range(20))
 
 
-@pytest.mark.parametrize(("name", "order"), [("curriculum", "acdb"), ("anti_curriculum", "bdca")])
+@pytest.mark.parametrize(("name", "first"), [("curriculum", "c"), ("anti_curriculum", "ab")])
+@pytest.mark.parametrize(("first_phase", "alone"), [(0.25, 200), (0.1, 80), (1.0, 800)])
+def test_a_curriculum_begins_with_one_group_alone(name, first, first_phase, alone):
+    """The fastest-converging group first, G3; in the anti-curriculum the slowest, G1."""
+    curriculum = regime(name, first_phase=first_phase)
+    assert all(curriculum.turns(n) == list(first) for n in range(alone))
+    assert all(curriculum.turns(n) == list(NAMES) for n in range(alone, 800))
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"), [(("G2",) * 4, "none of the tasks is"), (("G3",) * 4, "all of the tasks are")]
+)
+def test_a_curriculum_without_its_first_group_or_without_others_is_refused(groups, words):
+    with pytest.raises(UserError, match=f"begins with G3 alone, and {words} of that group"):
+        REGIMES["curriculum"].check(groups)
+    for name in ("dsg", "round_robin", "by_size", "smallest_first"):
+        REGIMES[name].check(groups)
+
+
+@pytest.mark.parametrize(("name", "order"), [("smallest_first", "acdb"), ("largest_first", "bdca")])
 def test_tasks_enter_by_size_over_the_first_half(name, order):
     entering = regime(name)
     first = {task: min(n for n in range(800) if task in entering.turns(n)) for task in NAMES}

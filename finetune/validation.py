@@ -1,0 +1,60 @@
+"""Validation of a task during training."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from finetune.batch import TaskCollator
+from finetune.losses import training_scores
+from finetune.predictions import predict, predicted_on_all_ranks
+from finetune.scores import FOUR_WAY, TaskScore, score_task
+from finetune.sources import in_order
+from finetune.work import TaskPass
+from shards.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation examples of a task.
+
+    Retrieval is scored twice. R@k ranks all images for every caption, which is affordable on few captions alone; its
+    error there is several points, too much to choose a checkpoint by or to decide when a task stops. That is done by
+    4-way accuracy on all captions: each against the same three negatives in every validation.
+
+    Args:
+        examples: what the task's own metrics are computed on.
+        four_way: of retrieval, all captions with their negatives, else None.
+    """
+
+    examples: TaskCollator
+    four_way: TaskCollator | None
+
+    def __len__(self) -> int:
+        return len((self.four_way or self.examples).examples)
+
+    def score(self, work: TaskPass, batch_size: int, workers: int, ranks: Ranks, device: torch.device) -> TaskScore:
+        """The task's metrics, of retrieval with 4-way accuracy; the same on every rank."""
+        predictions = predict(work, self.examples, batch_size, workers, ranks, device)
+        score = score_task(work.task, self.examples.examples, predictions)
+        if self.four_way is not None:
+            right = four_way_right(work, self.four_way, batch_size, workers, ranks, device)
+            score.metrics[FOUR_WAY] = float(right.mean())
+        return score
+
+
+def four_way_right(
+    work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device: torch.device
+) -> np.ndarray:
+    """float64 (captions,): 1 where a caption and its image score above their three negatives, else 0.
+
+    The negatives are those of epoch 0: they follow from the seed and the number of the caption alone.
+    """
+
+    def on_this_rank() -> np.ndarray:
+        right = np.zeros(len(collator.examples))
+        for part, batch in in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda"):
+            right[part] = training_scores("retrieval", work.scores(batch.to(device)), None).cpu()
+        return right
+
+    return predicted_on_all_ranks(work, on_this_rank, ranks)
