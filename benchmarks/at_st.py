@@ -1,9 +1,10 @@
 """ST, AT and AT->ST: each task alone from pretraining, all in one model, and each alone from that model.
 
-    python benchmarks/at_st.py [--tasks refcoco,vqa] [--pretrained runs/pretrain] [--mt runs/mt]
+    python benchmarks/at_st.py [--seeds 3] [--tasks refcoco,vqa] [--jobs 2] [--out runs/at_st]
 
-Runs that are there already are kept, those of benchmarks/tasks.py among them. All three are scored on the same examples
-of the validation split. `gain` is AT->ST less ST, with its 95% bootstrap interval over images, paired.
+Every seed has its own pretraining, multi-task run and single-task runs. Finished runs are kept, interrupted ones
+resumed. All are scored on the same examples of the validation split; a score is the mean over seeds. `gain` is AT->ST
+less ST, with its 95% bootstrap interval over images, paired.
 """
 
 import sys
@@ -14,12 +15,15 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import numpy as np
 
-from benchmarks.tasks import trained, values_of
+from benchmarks.tasks import values_of
+from benchmarks.training_runs import TrainingRun, complete
 from finetune import evaluate
 from finetune.intervals import bootstrap_interval, clusters_of
 from finetune.tasks import choose_tasks
 from shards.flags import command, flag
 from shards.world import DEFAULT_WORLD, complete_world
+
+KINDS = ("ST", "AT", "AT->ST")
 
 
 @dataclass
@@ -28,12 +32,24 @@ class Config:
 
     tasks: str = flag("all", "names or groups of tasks with commas between them")
     data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
-    pretrained: str = flag("runs/pretrain", "a pretraining run")
-    mt: str = flag("runs/mt", "a multi-task run from it")
-    alone: str = flag("runs/tasks", "a folder for the tasks' runs from pretraining")
-    after: str = flag("runs/at_st", "a folder for the tasks' runs from the multi-task run")
+    out: str = flag("runs/at_st", "a folder for the runs", written=True)
+    seeds: int = flag(1, "of each run, from 0 on", low=1)
     examples: int = flag(500, "of each validation split, the first", low=2)
-    seed: int = flag(0, "of the single-task runs")
+    jobs: int = flag(1, "runs at a time", low=1)
+
+
+def runs_of(config: Config, seed: int) -> dict[str, list[TrainingRun]]:
+    """The runs of a seed: pretraining, AT, and for each task ST and AT->ST."""
+    folder, shared = Path(config.out) / f"seed{seed}", {"data": config.data, "seed": seed}
+    pretrained = TrainingRun("pretrain.run", folder / "pretrain", shared)
+    together = TrainingRun("finetune.mt", folder / "mt", shared | {"init": pretrained.out})
+    runs = {"pretraining": [pretrained], "AT": [together]}
+    for kind, start in (("ST", pretrained), ("AT->ST", together)):
+        runs[kind] = [
+            TrainingRun("finetune.st", folder / kind / task.name, shared | {"task": task.name, "init": start.out})
+            for task in choose_tasks(config.tasks)
+        ]
+    return runs
 
 
 def first_values(run: str, task, config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -46,24 +62,23 @@ def first_values(run: str, task, config: Config) -> tuple[np.ndarray, np.ndarray
 def run(config: Config) -> None:
     tasks = choose_tasks(config.tasks)
     complete_world(config.data)
-    rows, clusters = [], []
-    for task in tasks:
-        flags = {"task": task.name, "data": config.data, "seed": config.seed}
-        runs = (
-            trained(f"{config.alone}/{task.name}", init=config.pretrained, **flags),
-            config.mt,
-            trained(f"{config.after}/{task.name}", init=config.mt, **flags),
-        )
-        values, (of_task, *_) = zip(*(first_values(one, task, config) for one in runs), strict=True)
-        rows.append(values)
-        clusters.append(of_task)
-    print(f"\n{'task':<17} {'ST':>7} {'AT':>7} {'AT->ST':>7}  gain, with its 95% interval")
-    for task, of_task, (alone, together, after) in zip(tasks, clusters, rows, strict=True):
-        low, high = bootstrap_interval(after - alone, of_task)
-        means = " ".join(f"{values.mean():>7.1%}" for values in (alone, together, after))
-        print(f"{task.name:<17} {means}  {(after - alone).mean():+6.1%}  ({low:+.1%} to {high:+.1%})")
-    means = " ".join(f"{np.mean([row[n].mean() for row in rows]):>7.1%}" for n in range(3))
-    print(f"{'mean':<17} {means}")
+    of_seeds = [runs_of(config, seed) for seed in range(config.seeds)]
+    for kinds in (("pretraining",), ("AT",), ("ST", "AT->ST")):
+        complete([run for runs in of_seeds for kind in kinds for run in runs[kind]], config.jobs)
+    means = {kind: [] for kind in KINDS}
+    print(f"\n{'task':<17}{''.join(f'{kind:>8}' for kind in KINDS)}  gain, with its 95% interval")
+    for number, task in enumerate(tasks):
+        values = {}
+        for kind in KINDS:
+            outs = [str(runs[kind][0 if kind == "AT" else number].out) for runs in of_seeds]
+            of_kind, (clusters, *_) = zip(*(first_values(out, task, config) for out in outs), strict=True)
+            values[kind] = np.mean(of_kind, 0)
+            means[kind].append(values[kind].mean())
+        gain = values["AT->ST"] - values["ST"]
+        low, high = bootstrap_interval(gain, clusters)
+        row = "".join(f"{values[kind].mean():>8.1%}" for kind in KINDS)
+        print(f"{task.name:<17}{row}  {gain.mean():+6.1%}  ({low:+.1%} to {high:+.1%})")
+    print(f"{'mean':<17}{''.join(f'{np.mean(means[kind]):>8.1%}' for kind in KINDS)}")
 
 
 if __name__ == "__main__":
