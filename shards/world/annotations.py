@@ -81,24 +81,59 @@ def vgqa(pictures: list[Picture], count: int, coco_ids: dict[str, int]) -> dict:
     return {"question_answers.json": entries, "image_data.json": images}
 
 
+HIDDEN = ("question", "imageId", "isBalanced")  # what GQA's test and submission files have of a question
+
+
 def gqa(splits: Splits, counts: dict[str, int]) -> dict:
-    files, key = {}, itertools.count(20_000_000)
+    """val and testdev have all questions, with those that the balanced ones entail, and choices; test has no answers.
+
+    The submission's questions are all of val, testdev and test.
+    """
+    files, submission, key, entailed_key = {}, {}, itertools.count(20_000_000), itertools.count(30_000_000)
     for split, pictures in splits.items():
-        asked = {}
+        balanced, further, choices = {}, {}, {}
         for picture, count in zip(pictures, spread(counts[split], pictures), strict=True):
             rng = picture.rng(4)
             order = [questions.COMPOSED[int(n)] for n in rng.permutation(len(questions.COMPOSED))]
-            for question in questions.ask(list(picture.things), order, count, rng):
-                asked[str(next(key))] = {
-                    "question": question.text,
-                    "imageId": str(picture.id),
-                    "answer": question.answer,
-                    "fullAnswer": f"{question.answer.capitalize()}.",
-                    "isBalanced": True,
-                    "types": {"structural": question.structure},
-                }
-        files[f"{split}_balanced_questions.json"] = asked
-    return files
+            asked = {q.text: (str(next(key)), q) for q in questions.ask(list(picture.things), order, count, rng)}
+            entailed = {q.text: q for _, question in asked.values() for q in question.entails if q.text not in asked}
+            known = asked | {text: (str(next(entailed_key)), q) for text, q in entailed.items()}
+            for id, question in known.values():
+                place = balanced if question.text in asked else further
+                place[id] = _gqa_record(picture, question, place is balanced)
+                place[id]["entailed"] = [known[one.text][0] for one in question.entails]
+                choices[id] = {"valid": question.valid, "plausible": question.options or question.valid}
+        everything = balanced | further
+        if split == "test":
+            balanced, everything = _hidden(balanced), _hidden(everything)
+        files[f"{split}_balanced_questions.json"] = balanced
+        if split != "train":  # the official file of all questions of train is in parts that nothing here reads
+            files[f"{split}_all_questions.json"] = everything
+            submission |= _hidden(everything)
+        if split in ("val", "testdev"):
+            files[f"{split}_choices.json"] = choices
+    return files | {"submission_all_questions.json": submission}
+
+
+def _gqa_record(picture: Picture, question: questions.Question, balanced: bool) -> dict:
+    return {
+        "question": question.text,
+        "imageId": str(picture.id),
+        "answer": question.answer,
+        "fullAnswer": f"{question.answer.capitalize()}.",
+        "isBalanced": balanced,
+        "types": {"structural": question.structure, "semantic": question.about, "detailed": question.structure},
+        "groups": {"global": question.group, "local": None},
+        "semantic": [
+            {"operation": operation, "dependencies": [], "argument": argument}
+            for operation, argument in question.program
+        ],
+    }
+
+
+def _hidden(records: dict[str, dict]) -> dict[str, dict]:
+    """Records without what would give the answers away."""
+    return {id: {name: record[name] for name in HIDDEN} for id, record in records.items()}
 
 
 def karpathy(splits: Splits, coco: bool) -> dict:

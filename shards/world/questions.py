@@ -22,15 +22,52 @@ from shards.world.language import (
 )
 from shards.world.scenes import Thing
 
+Program = tuple[tuple[str, str], ...]  # (operation, argument) by operation, as in GQA
+OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
+OFFICIAL = {"colour": "color"}  # names of attributes that GQA spells otherwise
+
 
 @dataclass(frozen=True)
 class Question:
-    """kind: VQA's answer_type (yes/no, number, other); structure: GQA's types.structural."""
+    """kind: VQA's answer_type (yes/no, number, other); structure, about: GQA's types.structural and types.semantic;
+    program: GQA's functional program; entails: questions whose answers follow from this one's; options: the answers
+    that the question itself names."""
 
     text: str
     answer: str
     kind: str
     structure: str
+    about: str = "obj"
+    program: Program = ()
+    entails: "tuple[Question, ...]" = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> tuple[str, ...]:
+        """The answers that could be one to such a question."""
+        if self.kind == "yes/no":
+            return ("yes", "no")
+        return VALUES["colour" if self.answer in VALUES["colour"] else "kind"]
+
+    @property
+    def group(self) -> str | None:
+        """GQA's groups.global: the open questions whose answers are of one sort."""
+        if self.structure != "query" or self.kind != "other":
+            return None
+        return "color" if self.answer in VALUES["colour"] else "shape"
+
+
+def select(known: Attributes) -> Program:
+    """The operations that find the things with these attributes."""
+    others = (name for name in known if name != "kind")
+    return (("select", known.get("kind", "thing")), *((f"filter {OFFICIAL.get(n, n)}", known[n]) for n in others))
+
+
+def verify(thing: str, name: str, value: str, program: Program) -> Question:
+    """Whether what a phrase and a program single out has the value that it has."""
+    text = f"Is the {thing} {a(value) if name == 'kind' else value}?"
+    step = (f"verify {OFFICIAL.get(name, name)}", value)
+    return Question(text, "yes", "yes/no", "verify", "attr", (*program, step))
 
 
 def ask_colour(things: list[Thing], rng: np.random.Generator) -> Question | None:
@@ -42,7 +79,9 @@ def ask_colour(things: list[Thing], rng: np.random.Generator) -> Question | None
     text = one(
         (f"What color is the {thing}?", f"What is the color of the {thing}?", f"Which color has the {thing}?"), rng
     )
-    return Question(text, target.colour, "other", "query")
+    program = select(known)
+    entailed = verify(thing, "colour", target.colour, program)
+    return Question(text, target.colour, "other", "query", "attr", (*program, ("query", "color")), (entailed,))
 
 
 def ask_shape(things: list[Thing], rng: np.random.Generator) -> Question | None:
@@ -52,7 +91,9 @@ def ask_shape(things: list[Thing], rng: np.random.Generator) -> Question | None:
         return None
     thing = words(known, rng)
     text = one((f"What shape is the {thing}?", f"What is the {thing}?", f"Which shape has the {thing}?"), rng)
-    return Question(text, target.kind, "other", "query")
+    program = select(known)
+    entailed = verify(thing, "kind", target.kind, program)
+    return Question(text, target.kind, "other", "query", "cat", (*program, ("query", "name")), (entailed,))
 
 
 def ask_neighbour(things: list[Thing], rng: np.random.Generator) -> Question | None:
@@ -64,9 +105,14 @@ def ask_neighbour(things: list[Thing], rng: np.random.Generator) -> Question | N
     if known is None or None in sides or len(found) != 1:
         return None
     place = f"{one(RELATIONS[relation], rng)} the {words(known, rng)}"
+    program = (*select(known), ("relate", f"thing,{OPPOSITES[relation]},s"))
     if rng.random() < 0.5:
-        return Question(f"What color is the thing {place}?", found[0].colour, "other", "query")
-    return Question(one((f"What is {place}?", f"Which shape is {place}?"), rng), found[0].kind, "other", "query")
+        text, name, asked = f"What color is the thing {place}?", "colour", "color"
+    else:
+        text, name, asked = one((f"What is {place}?", f"Which shape is {place}?"), rng), "kind", "name"
+    answer = getattr(found[0], name)
+    entailed = verify(f"thing {place}", name, answer, program)
+    return Question(text, answer, "other", "query", "rel", (*program, ("query", asked)), (entailed,))
 
 
 def ask_number(things: list[Thing], rng: np.random.Generator) -> Question:
@@ -83,7 +129,8 @@ def ask_presence(things: list[Thing], rng: np.random.Generator) -> Question:
     known, there = present_or_not(things, rng)
     what = a(words(known, rng))
     text = one((f"Is there {what}?", f"Is there {what} in the picture?", f"Do you see {what}?"), rng)
-    return Question(text, "yes" if there else "no", "yes/no", "verify")
+    program = (*select(known), ("exist", "?"))
+    return Question(text, "yes" if there else "no", "yes/no", "verify", "obj", program)
 
 
 def present_or_not(things: list[Thing], rng: np.random.Generator) -> tuple[Attributes, bool]:
@@ -108,8 +155,16 @@ def ask_relation(things: list[Thing], rng: np.random.Generator) -> Question | No
     true = related(first, relation, second)
     if None in known or true is None:
         return None
-    text = f"Is the {words(known[0], rng)} {one(RELATIONS[relation], rng)} the {words(known[1], rng)}?"
-    return Question(text, "yes" if true else "no", "yes/no", "verify")
+    one_phrase, place, other_phrase = words(known[0], rng), one(RELATIONS[relation], rng), words(known[1], rng)
+    answer, opposite = "yes" if true else "no", OPPOSITES[relation]
+    program, reverse = (
+        (*select(subject), ("verify rel", f"thing,{side},o"))
+        for subject, side in zip(known, (relation, opposite), strict=True)
+    )
+    text = f"Is the {other_phrase} {RELATIONS[opposite][0]} the {one_phrase}?"
+    entailed = Question(text, answer, "yes/no", "verify", "rel", reverse)
+    text = f"Is the {one_phrase} {place} the {other_phrase}?"
+    return Question(text, answer, "yes/no", "verify", "rel", program, (entailed,))
 
 
 def ask_comparison(things: list[Thing], rng: np.random.Generator) -> Question | None:
@@ -124,9 +179,12 @@ def ask_comparison(things: list[Thing], rng: np.random.Generator) -> Question | 
     fitting = [[p for p in pairs if _COMPARED[wording](counts[p[0]], counts[p[1]]) == truth] for truth in (False, True)]
     if not all(fitting):
         return None
-    first, second = (words({name: value}, rng, plural=True) for value in one(fitting[true], rng))
+    values = one(fitting[true], rng)
+    first, second = (words({name: value}, rng, plural=True) for value in values)
     link = "as" if wording == "as many" else "than"
-    return Question(f"Are there {wording} {first} {link} {second}?", "yes" if true else "no", "yes/no", "compare")
+    text, answer = f"Are there {wording} {first} {link} {second}?", "yes" if true else "no"
+    program = tuple(step for value in values for step in select({name: value}))
+    return Question(text, answer, "yes/no", "compare", "obj", (*program, (wording, "")))
 
 
 _COMPARED = {
@@ -146,7 +204,18 @@ def ask_choice(things: list[Thing], rng: np.random.Generator) -> Question | None
     first, second = (options[int(n)] for n in rng.permutation(2))
     if name == "kind":
         first, second = a(first), a(second)
-    return Question(f"Is the {words(known, rng)} {first} or {second}?", right, "other", "choose")
+    thing, program = words(known, rng), select(known)
+    step = (f"choose {'name' if name == 'kind' else 'color'}", "|".join(options))
+    return Question(
+        f"Is the {thing} {first} or {second}?",
+        right,
+        "other",
+        "choose",
+        "cat" if name == "kind" else "attr",
+        (*program, step),
+        (verify(thing, name, right, program),),
+        tuple(options),
+    )
 
 
 def ask_both(things: list[Thing], rng: np.random.Generator) -> Question:
@@ -157,7 +226,9 @@ def ask_both(things: list[Thing], rng: np.random.Generator) -> Question:
         true, text = one_there and two_there, f"Are there both {first} and {second}?"
     else:
         true, text = one_there or two_there, f"Is there either {first} or {second}?"
-    return Question(text, "yes" if true else "no", "yes/no", "logical")
+    parts = (*select(one_known), ("exist", "?"), *select(two_known), ("exist", "?"))
+    program = (*parts, ("and" if text.startswith("Are") else "or", ""))
+    return Question(text, "yes" if true else "no", "yes/no", "logical", "obj", program)
 
 
 OPEN = (ask_colour, ask_shape, ask_neighbour, ask_number)

@@ -98,6 +98,11 @@ def genome(sizes: TaskSizes, of_coco: dict[str, list[Picture]]) -> list[Picture]
     return pictures
 
 
+def gqa_test(sizes: TaskSizes, first: int) -> list[Picture]:
+    """The pictures of GQA's test, which are none of Visual Genome's; first: how many of those there are."""
+    return [picture((sizes.seed, GENOME, first + n), f"n{n + 1}", f"n{n + 1}.png") for n in range(20)]
+
+
 def flickr(sizes: TaskSizes) -> dict[str, list[Picture]]:
     train, evaluated = sizes.images("flickr", sizes.examples // 5), sizes.evaluation * 2 // 5
     counts = {"train": train, "val": evaluated, "test": evaluated}
@@ -140,7 +145,8 @@ def write_tasks(out: Path, sizes: TaskSizes) -> dict:
     }
     gqa_total = round(sizes.training("gqa") / (1 - HELD_OUT))
     gqa_val = max(sizes.evaluation, round(gqa_total * HELD_OUT))
-    gqa_counts = {"train": gqa_total - gqa_val, "val": gqa_val, "testdev": sizes.evaluation}
+    gqa_counts = {"train": gqa_total - gqa_val, "val": gqa_val, "testdev": sizes.evaluation, "test": 60}
+    of_gqa = divide(of_genome, sizes, ("train", "val", "testdev")) | {"test": gqa_test(sizes, len(of_genome))}
     captioned = {
         "train": train[: sizes.images("coco", sizes.examples // 5) - (len(val) - cut)],
         "restval": val[cut:],
@@ -154,7 +160,7 @@ def write_tasks(out: Path, sizes: TaskSizes) -> dict:
     files = {
         "vqa": annotations.vqa({"train2014": train, "val2014": val + test, "test2015": of_coco["unasked"]}, vqa_counts),
         "vgqa": annotations.vgqa(of_genome, round(sizes.training("vgqa") / (1 - HELD_OUT)), coco_ids),
-        "gqa": annotations.gqa(divide(of_genome, sizes, ("train", "val", "testdev")), gqa_counts),
+        "gqa": annotations.gqa(of_gqa, gqa_counts),
         "coco_retrieval": annotations.karpathy(captioned, coco=True),
         "flickr_retrieval": annotations.karpathy(of_flickr, coco=False),
         "visual7w": v7w,
@@ -172,7 +178,7 @@ def write_tasks(out: Path, sizes: TaskSizes) -> dict:
     files["refcocog"] = annotations.refer(splits, sizes.of("refcocog", "val", "test"), "refcocog")
     images = {
         "coco": [one for split in of_coco.values() for one in split],
-        "genome": of_genome,
+        "genome": of_genome + of_gqa["test"],
         "flickr": [one for split in of_flickr.values() for one in split],
         "nlvr2": of_nlvr2,
         "visual7w": [one for split in of_visual7w.values() for one in split],

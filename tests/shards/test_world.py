@@ -90,6 +90,26 @@ def test_answers_are_those_of_the_scene():
     assert {text: seen.get(text) for text in expected} == expected
 
 
+def test_entailed_questions_follow_from_the_answers():
+    """Attributes are those that the question asked for; relations the other way round are what is asked directly."""
+    directly: dict[tuple[int, str], str] = {}
+    entailed: list[tuple[int, questions.Question]] = []
+    for n in range(20000):
+        scene = n % 20
+        question = questions.COMPOSED[n % len(questions.COMPOSED)](SCENES[scene], np.random.default_rng(n))
+        if question is None:
+            continue
+        directly[scene, question.text] = question.answer
+        entailed += [(scene, one) for one in question.entails]
+        if question.structure in ("query", "choose"):
+            [one] = question.entails
+            assert one.answer == "yes" and one.text.removesuffix("?").split()[-1] == question.answer
+            assert one.program[:-1] == question.program[:-1] and question.answer in question.valid
+            assert one.valid == ("yes", "no") and question.answer in (question.options or question.valid)
+    known = [(directly[scene, one.text], one.answer) for scene, one in entailed if (scene, one.text) in directly]
+    assert len(known) > 300 and all(one == other for one, other in known)
+
+
 @pytest.mark.parametrize("kind", [questions.ask_presence, questions.ask_relation, questions.ask_comparison])
 def test_yes_and_no_are_as_frequent_whatever_the_words(kind):
     answers, first = Counter(), {}
