@@ -1,5 +1,6 @@
 """python -m finetune.doctor --data DIR: which tasks a data folder is ready for, and what the others lack."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,18 +44,19 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str]) -> Finding
     boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head == "candidates" else None
     lost: dict[str, list[str]] = {}  # split -> images without regions
     for split in task.splits:
+        needed = split in task.splits[:2]  # training and validation; the others are not needed to begin
         try:
-            examples = task.read(folder, split)
+            counts = count_examples(task, folder, split, whole=needed)
         except UserError as error:
-            if split in task.splits[:2]:  # of training and validation; the others are not needed to begin
+            if needed:
                 found.gaps.append(f"{split}: {error}")
             else:
                 found.absent.append(split)
             continue
-        images = {image for example in examples for image in example.images}
+        images = {image for of_example in counts for image in of_example}
         lost[split] = [image for image in images if image not in regions] if isinstance(regions, Regions) else []
         covered = len(images) - len(lost[split]) if isinstance(regions, Regions) else None
-        found.rows.append((split, len(examples), len(images), covered))
+        found.rows.append((split, counts.total(), len(images), covered))
     where = region_folder(data, task.images)
     if isinstance(regions, str):
         found.gaps.append(f"{regions}: python -m shards.extract IMAGES --out {where}, or shards.convert FEATURES")
@@ -70,6 +72,17 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str]) -> Finding
             f"then shards.extract IMAGES --boxes boxes.jsonl --out {out}"
         )
     return found
+
+
+def count_examples(task: Task, folder: Path, split: str, whole: bool) -> Counter[tuple[str, ...]]:
+    """How many examples of a split have the same images. whole: read all of the annotations, to find what is wrong in
+    them; without it a file of millions of questions (GQA's submission) takes little memory."""
+    if whole:
+        return Counter(example.images for example in task.read(folder, split))
+    counts = task.image_counts(folder, split)
+    if not counts:
+        raise UserError(f"{folder}: holds no example of {task.name}'s split {split}")
+    return counts
 
 
 def _regions(folder: Path, opened: dict[Path, Regions | str]) -> Regions | str:

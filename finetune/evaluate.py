@@ -11,7 +11,9 @@ from finetune.batch import TaskCollator
 from finetune.course import describe_scores
 from finetune.data import open_data
 from finetune.heads import TaskModel, layer_of
+from finetune.packed import PackedExamples
 from finetune.predictions import predict
+from finetune.regions import with_regions
 from finetune.scores import (
     TaskScore,
     breakdown_of,
@@ -23,7 +25,7 @@ from finetune.scores import (
 )
 from finetune.settings import WeightsFlags, answer_files, check_answer_files
 from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
-from finetune.task import Example, Task
+from finetune.task import Example, FurtherScores, Task
 from finetune.tasks import choose_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device, connected, leaving, on_first
@@ -172,23 +174,47 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | N
         ranks.say(f"{title}: {len(examples)} examples, whose answers are not public")
         if not config.submission:
             return None
-    predictions = predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
+    predictions = _predict(config, work, collator, ranks)
+    further = task.further_scores(task.folder(config.data), config.split, examples, predictions) if public else None
+    further_scores = _score_further(config, further, work, collator, ranks) if further else {}
     if not ranks.first:
         return None
     if public:
         score = score_task(task, examples, predictions)
         by = breakdown_of(task, examples, score.values)
         print(f"{title}: {describe_scores(score.summary)}")
+        if further_scores:
+            print(f"{title}: {further.describe(further_scores)}")
+        if further and further.absent:
+            print(further.absent)
         for name, parts in by.items():
             print(render_breakdown(f"by {name}", parts))
         path = Path(config.scores or kept_scores(config.run) / f"{task.name}-{config.split}.json")
-        write_json(path, {"task": task.name, "split": config.split} | score.summary | ({"by": by} if by else {}))
+        stored = {"task": task.name, "split": config.split} | score.summary | further_scores
+        write_json(path, stored | ({"by": by} if by else {}))
         print(f"scores: {path}")
     if config.submission:
         with whole_file(config.submission, "w", encoding="utf-8") as file:
             file.write(task.submission(examples, predictions))
         print(f"predictions: {config.submission}")
     return Evaluated(examples, predictions, score) if score else None
+
+
+def _predict(config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks):
+    return predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
+
+
+def _score_further(
+    config: EvaluateConfig, further: FurtherScores, work: TaskPass, collator: TaskCollator, ranks: Ranks
+) -> dict[str, float]:
+    """The metrics that need predictions of further examples, which are made here."""
+    if not further.examples:
+        return further.scores({})
+    ranks.say(f"{work.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics")
+    where, skip = collator.regions.dataset.folder, config.missing == "skip"
+    examples = PackedExamples(with_regions(further.examples, collator.regions, where, skip, ranks.say))
+    predictions = _predict(config, work, replace(collator, examples=examples), ranks)
+    return further.scores(dict(zip((example.id for example in examples), predictions, strict=True)))
 
 
 def kept_scores(run) -> Path:

@@ -5,7 +5,7 @@ import json
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -31,14 +31,30 @@ def scan(path, kind: type[Kind]) -> Kind:
         raise UserError(f"{path}: is not as it should be ({error}); fetch it again") from None
 
 
+class RecordFile(Generic[Kind]):
+    """The records of a .json file that is one object of them. A record is decoded when its key is looked up, and only
+    what `kind`, a type of msgspec, asks for: few records of a file with millions cost little memory."""
+
+    def __init__(self, path, kind: type[Kind]):
+        self.path, self._decoder = path, msgspec.json.Decoder(kind)
+        self._records = scan(path, dict[str, msgspec.Raw])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __getitem__(self, key: str) -> Kind:
+        if key not in self._records:
+            raise UserError(f"{self.path}: has no record {key}; fetch it again, or the file that names this record")
+        try:
+            return self._decoder.decode(self._records[key])
+        except msgspec.DecodeError as error:
+            raise UserError(f"{self.path}, record {key}: is not as it should be ({error}); fetch it again") from None
+
+
 def scan_records(path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
     """(key, what `kind` asks for) of every record of a .json file that is one object of them, in their order."""
-    decoder, records = msgspec.json.Decoder(kind), scan(path, dict[str, msgspec.Raw])
-    for key, record in records.items():
-        try:
-            yield key, decoder.decode(record)
-        except msgspec.DecodeError as error:
-            raise UserError(f"{path}, record {key}: is not as it should be ({error}); fetch it again") from None
+    records = RecordFile(path, kind)
+    return ((key, records[key]) for key in records)
 
 
 def scan_lines(path, kind: type[Kind]) -> Iterator[Kind]:

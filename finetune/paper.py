@@ -29,7 +29,7 @@ def paper_samples(task: Task) -> dict[str, int]:
     row = paper_numbers("table8_training", task)
     if row is None:
         return {}
-    tests = task.tests or task.splits[1:2]
+    tests = task.reported or task.splits[1:2]
     single = len(tests) == 1 and task.head != "retrieval"
     return {task.splits[0]: row[0]} | ({tests[0]: row[2]} if single else {})
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,25 @@ class Example:
     candidates: tuple[Box, ...] = ()
     candidate_ids: tuple[str, ...] = ()
     facts: dict = field(default_factory=dict)
+
+
+class FurtherScores(ABC):
+    """Metrics of a split that need more than its examples: predictions of further examples, or further official files.
+
+    examples: the further examples of which predictions are needed; absent: a sentence on the metrics that cannot be
+    computed and the files that would give them, "" where there are none.
+    """
+
+    examples: Sequence[Example]
+    absent: str
+
+    @abstractmethod
+    def scores(self, predictions: Mapping[int | str, object]) -> dict[str, float]:
+        """Name of a metric -> its value. predictions: by the id of the further examples that have one."""
+
+    @abstractmethod
+    def describe(self, scores: dict[str, float]) -> str:
+        """The metrics of `scores` in one line."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,19 @@ class Task(ABC):
         """
         return {}
 
+    def further_scores(
+        self, folder: Path, split: str, examples: Sequence[Example], predictions
+    ) -> FurtherScores | None:
+        """Metrics that finetune.evaluate reports beside `scores`, None where there are none.
+
+        Args:
+            folder: of the official files.
+            split: whose answers are public.
+            examples: of this split.
+            predictions: of these examples, as `scores` takes them.
+        """
+        return None
+
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
         """How many examples of a split have the same images. Data sets with large files read less than examples do."""
         return Counter(example.images for example in self.examples(folder, split))
@@ -134,7 +166,10 @@ class Task(ABC):
         return scores_by(values, [self.kind(example) for example in examples])
 
 
-def scores_by(values: np.ndarray, names: Sequence[str | None]) -> dict[str, np.ndarray]:
-    """The values (n,) of each name in alphabetical order; names: of every value, None where it belongs to none."""
+def scores_by(values: np.ndarray, names: Sequence[str | int | None]) -> dict[str, np.ndarray]:
+    """The values (n,) of each name in alphabetical order, of numbers in ascending order.
+
+    names: of every value, all texts or all numbers, None where it belongs to none.
+    """
     labels = np.array([name if name is not None else "" for name in names], dtype=object)
-    return {name: values[labels == name] for name in sorted({name for name in names if name is not None})}
+    return {str(name): values[labels == name] for name in sorted({name for name in names if name is not None})}

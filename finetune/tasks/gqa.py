@@ -1,6 +1,7 @@
 """GQA: compositional questions on Visual Genome images, with one short answer each."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +13,28 @@ import numpy as np
 
 from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
+from finetune.gqa_metrics import WITH_FILES, OfficialScores, Operation, official_scores, step_count
 from finetune.official import find_file, scan_records
-from finetune.task import Example
+from finetune.task import Example, scores_by
 
 MINVAL = 3000  # questions of train and val together, the last by id
+
+
+FILES = {"test_all": "test_all_questions.json", "submission": "submission_all_questions.json"}  # others are balanced
 
 
 class Types(msgspec.Struct):
     """What kind of question it is."""
 
     structural: str | None = None
+    semantic: str | None = None
+    detailed: str | None = None
+
+
+class Groups(msgspec.Struct):
+    """Questions whose answers are counted together, for the distribution score."""
+
+    everywhere: str | None = msgspec.field(name="global", default=None)
 
 
 class Question(msgspec.Struct):
@@ -31,6 +44,22 @@ class Question(msgspec.Struct):
     image: str | int = msgspec.field(name="imageId")
     answer: str | None = None
     types: Types | None = None
+    groups: Groups | None = None
+    semantic: list[Operation] | None = None
+
+    @property
+    def facts(self) -> dict:
+        """What scores are reported by; texts of a few values, each kept once for all questions."""
+        types, group = self.types or Types(), self.groups.everywhere if self.groups else None
+        named = {"type": types.structural, "semantic": types.semantic, "detailed": types.detailed, "group": group}
+        found = {name: text if text is None else sys.intern(text) for name, text in named.items()}
+        return found | {"steps": None if self.semantic is None else step_count(self.semantic)}
+
+
+class ImageOf(msgspec.Struct):
+    """As much of a record as tells its image."""
+
+    image: str | int = msgspec.field(name="imageId")
 
 
 class Asked(NamedTuple):
@@ -42,7 +71,19 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class GQA(AnsweringTask):
-    """Splits: trainval is the balanced train and val without minval; testdev is the test."""
+    """Splits: trainval is the balanced train and val without minval; testdev is the test with public answers.
+
+    Those of test and test_all (its balanced questions, and all of them) and of submission are not public. The
+    submission's questions are those of val, testdev, test and the challenge, so that its images, of which val's are
+    trained on, are not counted as a test's.
+    """
+
+    def is_test(self, split: str) -> bool:
+        return split in self.tests or split == "submission"
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        return ("testdev",)
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         if split in ("trainval", "minval"):
@@ -55,7 +96,7 @@ class GQA(AnsweringTask):
         files = [_file(folder, part) for part in parts]
         if processed.has_questions(folder, "trainval", *parts) and not all(path.exists() for path in files):
             return super().image_counts(folder, split)
-        found = [Asked(id, str(of.image)) for path in files for id, of in scan_records(path, Question)]
+        found = [Asked(id, str(of.image)) for path in files for id, of in scan_records(path, ImageOf)]
         if len(parts) > 1:
             rest, minval = held_out_by_id(found, MINVAL, 0.1)
             found = minval if split == "minval" else rest
@@ -70,7 +111,24 @@ class GQA(AnsweringTask):
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
         values = np.array([float(said in example.target) for example, said in pairs])
-        return {"accuracy": values} | self.part_scores(values, examples)
+        structures = [example.facts["type"] for example in examples]
+        answers = [name and ("open" if name == "query" else "binary") for name in structures]  # the official rule
+        return {"accuracy": values} | scores_by(values, answers) | self.part_scores(values, examples)
+
+    def breakdown(self, examples: Sequence[Example], values: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """By structural and semantic type, reasoning steps of the functional program, and words of the question."""
+        names = {
+            "structural type": [example.facts["type"] for example in examples],
+            "semantic type": [example.facts.get("semantic") for example in examples],
+            "steps": [example.facts.get("steps") for example in examples],
+            "words": [len(example.text.split()) for example in examples],
+        }
+        return {title: parts for title, of in names.items() if (parts := scores_by(values, of))}
+
+    def further_scores(
+        self, folder: Path, split: str, examples: Sequence[Example], predictions: Sequence[str]
+    ) -> OfficialScores:
+        return official_scores(folder, split, examples, predictions)
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
         pairs = zip(examples, predictions, strict=True)
@@ -85,7 +143,7 @@ def read_trainval(folder: Path) -> list[Example]:
 
 
 def _file(folder: Path, split: str) -> Path:
-    return find_file(folder, f"{split}_balanced_questions.json")
+    return find_file(folder, FILES.get(split, f"{split}_balanced_questions.json"))
 
 
 def read(folder: Path, split: str) -> list[Example]:
@@ -99,7 +157,7 @@ def read(folder: Path, split: str) -> list[Example]:
             found.question,
             (str(found.image),),
             None if found.answer is None else {found.answer: 1.0},
-            facts={"type": found.types.structural if found.types else None},
+            facts=found.facts,
         )
         for id, found in scan_records(path, Question)
     ]
@@ -123,9 +181,13 @@ TASKS = (
         batch_size=128,
         lr=4e-5,
         images="genome",
-        splits=("trainval", "minval", "train", "val", "testdev"),
-        tests=("testdev",),
+        splits=("trainval", "minval", "train", "val", "testdev", "test", "test_all", "submission"),
+        tests=("testdev", "test", "test_all"),
         annotated="train_balanced_questions.json",
-        files=tuple(f"{split}_balanced_questions.json" for split in ("train", "val", "testdev")),
+        files=(
+            *(f"{split}_balanced_questions.json" for split in ("train", "val", "testdev", "test")),
+            *FILES.values(),
+            *(f"{split}_{kind}.json" for split in WITH_FILES for kind in ("all_questions", "choices")),
+        ),
     ),
 )

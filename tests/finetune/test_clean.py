@@ -247,6 +247,35 @@ def test_the_published_lists_of_test_images_count(cleaned, tmp_path, run_command
     assert status == 2 and "coco_test_ids.npy: should be an array of image ids" in err and "Traceback" not in err
 
 
+def test_the_images_of_gqas_test_leave_and_those_of_its_submission_stay(cleaned, tmp_path, run_command):
+    """Both test files count, beside testdev; the submission asks about val too, which is trained on."""
+    data = tmp_path / "data"
+    for name in ("gqa", "vgqa"):
+        shutil.copytree(cleaned[0] / name, data / name)
+    task, folder = TASKS["gqa"], data / "gqa"
+    testdev = {images[0] for images in task.image_counts(folder, "testdev")}
+    images = sorted({image for split in task.learned for (image,) in task.image_counts(folder, split)} - testdev)
+    for name, image in (("test_balanced", images[3]), ("test_all", images[7])):
+        path = folder / f"{name}_questions.json"
+        records = json.loads(path.read_text())
+        records["1"] = {"question": "Is it red?", "imageId": image, "isBalanced": name == "test_balanced"}
+        path.write_text(json.dumps(records))
+    submission = {images[0] for images in task.image_counts(folder, "submission")}
+    assert len(submission & set(images)) > 2
+    assert run_command("finetune.clean", "--data", data)[0] == 0
+    removed = {line["image"]: line["test"] for line in lines(data / "clean" / "removed" / "gqa.jsonl")}
+    assert removed == {images[3]: "gqa test", images[7]: "gqa test_all"}
+    assert read_cleaned(data / "clean", TASKS["vgqa"]).images >= set(removed)
+    assert run_command("finetune.clean", "--data", data, "--check")[0] == 0
+    for name in ("test_balanced", "test_all"):
+        (folder / f"{name}_questions.json").unlink()
+    status, said, _ = run_command("finetune.clean", "--data", data)
+    assert status == 0 and not lines(data / "clean" / "removed" / "gqa.jsonl")
+    for name in ("test", "test_all"):
+        assert f"not there: gqa's {name}: " in said
+    assert "2,987 images" in said
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [('[{"image_id": 1, "coco_id": "x"}]', "$[0].coco_id"), ('[{"image_id": 1', "truncated"), ("", "empty")],

@@ -68,6 +68,7 @@ def test_what_the_paper_says_of_a_tasks_size():
     """Training always; the test where table 8 counts what one split here has, in the same unit."""
     tasks = all_tasks()
     assert paper_samples(tasks["vqa"]) == {"trainval": 655111, "test": 447793}
+    assert paper_samples(tasks["gqa"]) == {"trainval": 1072062, "testdev": 12578}
     assert paper_samples(tasks["vgqa"]) == {"train": 1437931, "val": 5000}
     assert paper_samples(tasks["refcocog"]) == {"train": 80512, "test": 9602}
     assert paper_samples(tasks["refcoco"]) == {"train": 120624}  # two splits are its test
