@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from finetune.ablations import PAPER_TABLES, SUITES, Row
+from finetune.cleaning.cleaned import NOT_CLEANED, is_cleaned
 from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row
@@ -160,11 +161,14 @@ def table(suite: str, runs: list[Run]) -> str:
         by_row.setdefault(one.name, []).append(one)
     results = {name: [read_json(one.out / "result.json") for one in of_row] for name, of_row in by_row.items()}
     rows = {name: mean_row([result["tasks"] for result in of_row]) for name, of_row in results.items()}
+    mark = ""
     if suite in PAPER_TABLES:
+        if not all(is_cleaned(read_json(one.out / CONFIG)) for one in runs):
+            mark = f", {NOT_CLEANED} (the paper's models are trained on cleaned data)"
         rows |= {f"the paper: {name}": paper_row(PAPER_TABLES[suite], name) for name in results}
     full = next(iter(by_row))
     seeds = len(by_row[full])
-    lines = [f"{suite}: means of {seeds} {'seeds' if seeds > 1 else 'seed'}, validation", render_rows(rows), ""]
+    lines = [f"{suite}: means of {seeds} {'seeds' if seeds > 1 else 'seed'}, validation{mark}", render_rows(rows), ""]
     lines.append(f"difference of the MT score from that of {full!r}, on the tasks that both have")
     for name in list(by_row)[1:]:
         difference, (low, high), p = compare(by_row[name], by_row[full])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.agreement import THRESHOLD, Consistency, ImageAgreement, both_forms, shared_words
+from finetune.cleaning.cleaned import is_cleaned
 from finetune.data import TaskData
 from finetune.evaluate import EvaluateConfig, load
 from finetune.pages.pairs import SharedPair, write_pairs
@@ -211,7 +212,7 @@ def _warn(config: ConsistencyConfig) -> None:
     """Says where a run may have been trained on the very questions or expressions."""
     for path in dict.fromkeys([config.run, *(config.grounding or "").split(",")]):
         facts = Path(path) / CONFIG
-        if path and facts.exists() and not read_json(facts)["flags"].get("clean"):
+        if path and facts.exists() and not is_cleaned(read_json(facts)):
             print(f"{path}: was trained without --clean, perhaps on what is asked here; see finetune.clean")
 
 

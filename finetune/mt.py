@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from finetune.cleaning.cleaned import NOT_CLEANED, is_cleaned
 from finetune.data import TaskData, check_same_width, open_data
 from finetune.engine import make_model, make_task_engine
 from finetune.heads import layer_of
@@ -32,7 +33,7 @@ from finetune.work import MultiTaskPass, TaskPass
 from pretrain.checkpoint import FACTS
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.plan import Plan
-from pretrain.run_folder import check_flags, checkpoint_to_go_on_from, stored_flags
+from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, stored_flags
 from pretrain.step import Precision
 from pretrain.trainer import complete
 from pretrain.workers import Places
@@ -105,6 +106,8 @@ def describe_result(course: MultiTask) -> None:
     measured = {name: score.metrics for name, score in scores.items()}
     paper = paper_row("table10_ablations", "token per dataset")
     print(render_rows({"this run, validation": table_row(measured), "the paper, test": paper}))
+    if not is_cleaned(read_json(Path(course.config.out) / CONFIG)):
+        print(f"{NOT_CLEANED}: this run was trained without --clean, the paper's model with it")
 
 
 def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> MultiTask:

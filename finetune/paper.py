@@ -34,6 +34,12 @@ def paper_samples(task: Task) -> dict[str, int]:
     return {task.splits[0]: row[0]} | ({tests[0]: row[2]} if single else {})
 
 
+def paper_training(task: Task, cleaned: bool) -> int | None:
+    """Training samples of the paper's table 8, of the cleaned or of the full data set; None of a task without a row."""
+    row = paper_numbers("table8_training", task)
+    return row and row[1 if cleaned else 0]
+
+
 def paper_numbers(table: str, task: Task) -> list | None:
     """A task's row of the paper's table 7 or 8, None for one that is not the paper's."""
     return paper_table(table)["rows"].get(TABLE8_NAMES.get(task.name, task.title))

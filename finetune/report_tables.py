@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.ablations import PAPER_TABLES, SUITES
+from finetune.cleaning.cleaned import NOT_CLEANED
 from finetune.evaluate import TESTS
 from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
@@ -33,6 +34,7 @@ STARTS = ("scratch", "BERT", "ST", "AT", "AT->ST")  # columns of table 9; AT: of
 NO_METHOD = FREE_FLAGS | {
     *("data", "init", "seed", "device", "precision", "iterations", "epochs", "validate_on", "lr_scale", "save_every"),
     *("config", "tokenizer", "missing", "vqa_answers", "gqa_answers"),
+    "clean",  # the paper's own method; runs without it are marked
 }
 
 # Flags of a pretraining run that make its objective another one.
@@ -59,38 +61,49 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Method:
-    """Runs of many tasks that differ in their seeds alone. changes: their flags that are not the default ones."""
+    """Runs of many tasks that differ in their seeds alone. changes: their flags that are not the default ones; cleaned:
+    whether they were trained with --clean."""
 
     changes: dict
+    cleaned: bool
     runs: list[Run] = field(default_factory=list)
 
     @property
     def name(self) -> str:
+        """Of a row of its own."""
         words = [f"{name} {value}" for name, value in self.changes.items()]
-        return ", ".join(words) or "the full method"
+        return self.describe(", ".join(words) or "the full method")
 
-    @property
-    def length(self) -> str:
-        return f"{self.runs[0].result['iterations']} iterations"
+    def describe(self, name: str) -> str:
+        """The name of a row with these runs' length, and a mark where they were trained without --clean."""
+        return marked(f"{name}, {self.runs[0].result['iterations']} iterations", self.cleaned)
+
+
+def marked(name: str, cleaned: bool) -> str:
+    """The name of something that is compared with the paper's, with a mark where it was trained without --clean."""
+    return name if cleaned else f"{name}, {NOT_CLEANED}"
 
 
 def table9(runs: Iterable[Run]) -> tuple[list[str], list[TableRow]]:
     """(columns, rows): of every task the paper's ST and AT->ST and what there is of these here.
 
     Here: the score of a test that finetune.evaluate has stored (RefCOCO and RefCOCO+: of testA and testB pooled, where
-    it has stored that), else the validation's.
+    it has stored that), else the validation's. Runs without --clean have columns of their own.
     """
-    rows, shown = [], {}
+    runs, rows, shown = list(runs), [], {}
+    columns = [(start, cleaned) for start in STARTS for cleaned in (True, False)]
     for name in paper_table(TABLE9)["rows"]:
         task, metric = COLUMNS[TABLE9_COLUMNS.get(name, name)]
         numbers = paper_row(TABLE9, name)
         cells = {f"the paper's {start}": Cell(numbers[start], note=numbers["split"]) for start in ("ST", "AT->ST")}
-        for start in STARTS:
-            if own := [cell for run in runs if (cell := _scored(run, start, task, metric))]:
-                shown[start] = None
-                cells[start] = own[0] if len(own) == 1 else _mean(own)
+        for start, cleaned in columns:
+            of = (run for run in runs if run.cleaned == cleaned)
+            if own := [cell for run in of if (cell := _scored(run, start, task, metric))]:
+                column = marked(start, cleaned)
+                shown[column] = None
+                cells[column] = own[0] if len(own) == 1 else _mean(own)
         rows.append(TableRow(name, cells))
-    order = [start for start in STARTS if start in shown]
+    order = [column for start, cleaned in columns if (column := marked(start, cleaned)) in shown]
     return ["the paper's ST", "the paper's AT->ST", *order], rows
 
 
@@ -124,18 +137,17 @@ def _mean(cells: Sequence[Cell]) -> Cell:
 
 
 def methods(runs: Iterable[Run]) -> list[Method]:
-    """The finished runs of many tasks by what they do, those of one method, data and length together."""
+    """The finished runs of many tasks by what they do, those of one method, data and length together; those without
+    --clean last."""
     found: dict[str, Method] = {}
     for run in runs:
         if run.kind != MULTI or run.result is None:
             continue
         changes = _changed(run.flags, MtConfig, set(run.flags) - NO_METHOD)
-        if changes.get("clean"):
-            changes["clean"] = True  # whatever the folder
         changes |= _pretraining(run) if run.start == "ST" else {"init": run.start}
-        key = json.dumps([changes, run.result["iterations"], run.flags["data"]], sort_keys=True)
-        found.setdefault(key, Method(changes)).runs.append(run)
-    return list(found.values())
+        key = json.dumps([changes, run.cleaned, run.result["iterations"], run.flags["data"]], sort_keys=True)
+        found.setdefault(key, Method(changes, run.cleaned)).runs.append(run)
+    return sorted(found.values(), key=lambda one: not one.cleaned)
 
 
 def _changed(flags: dict, config: type, names: Iterable[str]) -> dict:
@@ -165,15 +177,11 @@ def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:
             rows.append(TableRow(f"the paper: {shown}", cells, True))
             for number, method in enumerate(found):
                 if method.changes == changes:
-                    rows.append(TableRow(f"{shown}, {method.length}", method_cells(method)))
+                    rows.append(TableRow(method.describe(shown), method_cells(method)))
                     placed.add(number)
                     count += bool(changes)
         tables[suite] = rows, count
-    others = [
-        TableRow(f"{one.name}, {one.length}", method_cells(one))
-        for number, one in enumerate(found)
-        if number not in placed
-    ]
+    others = [TableRow(one.name, method_cells(one)) for number, one in enumerate(found) if number not in placed]
     (first, (rows, _)), *more = tables.items()
     shown = {first: others + rows} if found else {}
     return shown | {suite: rows for suite, (rows, count) in more if count}
@@ -210,7 +218,7 @@ def _draws(runs: Sequence[Run]) -> dict[str, np.ndarray]:
 
 
 def gap_scores(found: Sequence[Method]) -> dict[int, Cell]:
-    """Δ -> the MT score of the full method with it; none where only one Δ was tried."""
+    """Δ -> the MT score of the full method with it; none where only one Δ was tried. found: all cleaned, or none."""
     default = MtConfig.gap
     scores = {
         one.changes.get("gap", default): method_cells(one)["MT Score"] for one in found if set(one.changes) <= {"gap"}

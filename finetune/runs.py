@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.cleaning.cleaned import is_cleaned
 from finetune.evaluate import kept_scores
 from pretrain.run_folder import CONFIG
 from shards.errors import UserError
@@ -33,6 +34,11 @@ class Run:
     @property
     def flags(self) -> dict:
         return self.config["flags"]
+
+    @property
+    def cleaned(self) -> bool:
+        """Whether it was fine-tuned on cleaned data, as the paper's models of tables 10 to 12 are."""
+        return is_cleaned(self.config)
 
     @property
     def kind(self) -> str:

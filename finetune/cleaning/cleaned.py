@@ -7,11 +7,13 @@ import msgspec
 
 from finetune.official import scan_lines
 from finetune.task import Example, Task
+from pretrain.run_folder import CONFIG
 from shards.errors import UserError
 from shards.files import read_json
 
 MANIFEST = "clean.json"
 FORMAT = 1
+NOT_CLEANED = "not cleaned"  # what runs without --clean are marked by next to the paper's numbers, which are with it
 
 
 class Removed(msgspec.Struct):
@@ -54,6 +56,23 @@ class CleanedTask:
             left_out = len(examples) - len(kept)
             say(f"cleaned: {left_out} of {len(examples)} examples of {self.task.name}'s {split} have images of tests")
         return kept
+
+
+def is_cleaned(config: dict) -> bool:
+    """Whether a run was fine-tuned with --clean, and the fine-tuning run that it began with as well (AT->ST).
+
+    config: what the run's config.json has. A run to begin with that is not found, and pretraining, do not count.
+    """
+    seen: set[Path] = set()  # a run may have begun with weights that its own directory had before
+    while config["flags"].get("clean"):
+        before = Path(config.get("start", {}).get("run") or "") / CONFIG
+        if before in seen or not before.is_file():
+            return True
+        seen.add(before)
+        config = read_json(before)
+        if "tasks" not in config:
+            return True
+    return False
 
 
 def clean_folder(data, clean: str) -> Path:

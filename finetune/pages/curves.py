@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from finetune.pages.plots import DASHES, INK, LINE, MARKERS, SERIES, drawing, percent_axis, plot, whole_steps
-from finetune.report_tables import Cell, paper_gap_scores
+from finetune.report_tables import Cell, marked, paper_gap_scores
 from finetune.runs import Run
 from finetune.scores import FOUR_WAY
 from finetune.tasks import find_task
@@ -102,15 +102,15 @@ def together_and_alone(multi: Run | None, single: Sequence[Run], name: str) -> s
         return plot(figure, name, "Figure 7: every task's score in training and validation, alone and among others.")
 
 
-def gaps(scores: dict[int, Cell], name: str) -> str:
-    """Figure 2: the MT score by how many iterations a stopped task pauses."""
+def gaps(scores: dict[int, Cell], name: str, cleaned: bool) -> str:
+    """Figure 2: the MT score by how many iterations a stopped task pauses. cleaned: whether runs were with --clean."""
     with drawing(8, 3, 1, 2) as (figure, axes):
         ours, theirs = axes[0]
         low = [cell.value - cell.interval[0] if cell.interval else 0 for cell in scores.values()]
         high = [cell.interval[1] - cell.value if cell.interval else 0 for cell in scores.values()]
         values = [cell.value for cell in scores.values()]
         ours.errorbar(list(scores), values, (low, high), fmt="-o", color=SERIES[0], capsize=3)
-        ours.set_title("these runs, with 95% intervals")
+        ours.set_title(f"{marked('these runs', cleaned)}, with 95% intervals")
         paper = paper_gap_scores()
         theirs.plot(list(paper), list(paper.values()), "--s", color=SERIES[1])
         theirs.set_title("the paper")

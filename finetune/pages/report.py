@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.cleaning.cleaned import NOT_CLEANED
 from finetune.pages import curves
 from finetune.pages.page import escape, write_page
-from finetune.paper import paper_samples
-from finetune.report_tables import Cell, Method, TableRow, ablation_tables, gap_scores, methods, table9
+from finetune.paper import paper_training
+from finetune.report_tables import Cell, Method, TableRow, ablation_tables, gap_scores, marked, methods, table9
 from finetune.runs import MULTI, PRETRAINING, SINGLE, Run
 from finetune.scores import COLUMNS
 from finetune.tasks import find_task
@@ -101,18 +102,20 @@ def _scores(runs: Sequence[Run], found: Sequence[Method]):
         yield "<h3>Table 9: every task alone, and from the weights of all</h3>"
         yield (
             '<p class="quiet">AT: all tasks in one model, validation. Of tests, the scores that finetune.evaluate has '
-            "kept in the run (testA and testB pooled); else of the validation split, as the last column says. "
-            "Small: 95% intervals.</p>"
+            "kept in the run (testA and testB pooled); else of the validation split, as the last column says. The "
+            "paper's table 9 is of the full data sets, its tables 10 to 12 of cleaned ones. Small: 95% intervals.</p>"
         )
         yield _table(["", *columns, "here, of"], shown)
     for suite, rows in ablation_tables(found).items():
         title, note = TITLES[suite]
-        yield f'<h3>{title}</h3><p class="quiet">{note} Small: 95% intervals over images.</p>'
+        mark = f"The paper's models are trained on cleaned data; runs without --clean are marked {NOT_CLEANED!r}."
+        yield f'<h3>{title}</h3><p class="quiet">{note} {escape(mark)} Small: 95% intervals over images.</p>'
         columns = [column for column in COLUMNS if any(column in row.cells for row in rows)]
         kinds = ["paper" if row.paper else "own" for row in rows]
         yield _table(["", *columns], [_line(row, columns) for row in rows], kinds)
-    if scores := gap_scores(found):
-        yield curves.gaps(scores, "gaps")
+    for cleaned in (True, False):
+        if scores := gap_scores([one for one in found if one.cleaned == cleaned]):
+            yield curves.gaps(scores, "gaps" if cleaned else "gaps-not-cleaned", cleaned)
 
 
 def _line(row: TableRow, columns: Sequence[str]) -> list[str]:
@@ -159,7 +162,8 @@ def _made(runs: Sequence[Run]):
 
 
 def _data_sets(runs: Sequence[Run]) -> str:
-    """Examples to train on and held out, of every task once for each size that runs saw."""
+    """Examples to train on and held out, of every task once for each size that runs saw. The paper's: with and without
+    cleaning, as the run's."""
     rows: dict[tuple, list[str]] = {}
     for run in runs:
         if run.kind == PRETRAINING:
@@ -168,8 +172,9 @@ def _data_sets(runs: Sequence[Run]) -> str:
             rows.setdefault((PAIRS, pairs), [PAIRS, f"{pairs:,}", f"{held_out:,}" if held_out else "", ""])
         for task, scores in run.validated.items():
             trained = scores.get("trained_on", run.result.get("examples"))
-            of = find_task(task)
-            paper = paper_samples(of).get(of.splits[0])
-            cells = [escape(of.title), f"{trained:,}", f"{scores['examples']:,}", f"{paper:,}" if paper else ""]
-            rows.setdefault((task, trained, scores["examples"]), cells)
+            of, cleaned = find_task(task), run.cleaned
+            paper = paper_training(of, cleaned)
+            title = escape(marked(of.title, cleaned))
+            cells = [title, f"{trained:,}", f"{scores['examples']:,}", f"{paper:,}" if paper else ""]
+            rows.setdefault((task, cleaned, trained, scores["examples"]), cells)
     return _table(["", "to train on", "validated on", "the paper's training"], list(rows.values()))

@@ -1,6 +1,7 @@
 """finetune.ablate: rows, resuming, and the comparison of rows."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from scipy import stats
 
 from finetune.ablate import AblateConfig, Run, as_begun, compare
+from finetune.ablate import table as tabulate
 from finetune.ablations import PAPER_TABLES, SUITES, Row
 from finetune.paper import paper_row
 from finetune.scores import CLUSTERS
@@ -29,6 +31,16 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
     table = (tmp_path / "table12" / "table.txt").read_text()
     rows = {line[:20].strip(): line.split() for line in table.splitlines()}
     assert any(name.startswith("the paper: AT") for name in rows)
+    assert table.startswith("table12: means of 1 seed, validation, not cleaned (the paper's models are trained on ")
+    cleaned = []
+    for name in ("AT without G4", "AT"):
+        of_row = Run(name, Row(), 0, tmp_path / "cleaned" / name)
+        finished = tmp_path / "table12" / name.replace(" ", "_") / "seed0" / "mt"
+        shutil.copytree(finished, of_row.out, ignore=shutil.ignore_patterns("checkpoints"))
+        config = json.loads((of_row.out / "config.json").read_text())
+        write_json(of_row.out / "config.json", config | {"flags": config["flags"] | {"clean": "True"}})
+        cleaned.append(of_row)
+    assert tabulate("table12", cleaned).startswith("table12: means of 1 seed, validation\n")
     [mine] = [line for line in table.splitlines() if line.startswith("AT without G4 ")]
     result = json.loads((tmp_path / "table12" / "AT_without_G4" / "seed0" / "mt" / "result.json").read_text())
     assert mine.split()[-1] == f"{100 * result['mt_score']:.2f}" and len(result["tasks"]) == 10

@@ -70,6 +70,14 @@ def test_twelve_tasks_are_trained_scored_and_put_beside_the_paper(twelve):
     [paper] = [row for row in rows if row[:3] == ["the", "paper,", "test"]]
     assert len(mine) == len(paper) == 3 + 21 and paper[-1] == "69.08"
     assert float(mine[-1]) == pytest.approx(100 * result["mt_score"], abs=0.005)
+    assert "not cleaned: this run was trained without --clean, the paper's model with it" in out
+
+
+def test_a_cleaned_run_is_not_marked(mt, world, tmp_path, run_command):
+    assert run_command("finetune.clean", "--data", world, "--out", tmp_path / "clean")[0] == 0
+    flags = ("--tasks", "nlvr2", "--iterations", 1, "--clean", tmp_path / "clean")
+    status, out, err = run_command("finetune.mt", *mt(*flags))
+    assert (status, err) == (0, "") and "the paper, test" in out and "not cleaned" not in out
 
 
 def test_curves_hold_every_task_by_step(twelve):

@@ -71,8 +71,8 @@ def test_runs_are_found_where_they_are(trained, pretrained, single, tmp_path):
 
 def test_table9_has_the_test_where_it_was_scored(trained, single):
     columns, rows = table9(find_runs([str(trained), str(single)]))
-    assert columns == ["the paper's ST", "the paper's AT->ST", "AT", "AT->ST"]
-    of = {row.name: row.cells for row in rows}
+    assert columns == ["the paper's ST", "the paper's AT->ST", "AT, not cleaned", "AT->ST, not cleaned"]
+    of = {row.name: {c.removesuffix(", not cleaned"): cell for c, cell in row.cells.items()} for row in rows}
     kept = json.loads((single / "scores" / "refcoco-testA.json").read_text())
     assert of["RefCOCO"]["AT->ST"].value == pytest.approx(100 * kept["accuracy"])
     assert of["RefCOCO"]["AT->ST"].note == "testA" and of["RefCOCO"]["AT"].note == "val"
@@ -92,17 +92,57 @@ def test_runs_stand_below_the_papers_row_of_the_same_method(variant):
     assert list(tables) == ["table10", "table11"]
     names = [row.name for row in tables["table10"]]
     assert names[:4] == [
-        "one_step True, 4 iterations",
+        "one_step True, 4 iterations, not cleaned",
         "the paper: token per dataset",
-        "token per dataset, 4 iterations",
-        "token per dataset, 2 iterations",
+        "token per dataset, 4 iterations, not cleaned",
+        "token per dataset, 2 iterations, not cleaned",
     ]
     for paper, own in (("token per head", "token per head"), ("no CC pretraining", "no CC pretraining")):
-        assert names[names.index(f"the paper: {paper}") + 1] == f"{own}, 4 iterations"
+        assert names[names.index(f"the paper: {paper}") + 1] == f"{own}, 4 iterations, not cleaned"
     names = [row.name for row in tables["table11"]]
-    assert names[names.index("the paper: Δ 8") + 1] == "Δ 8, 4 iterations"
+    assert names[names.index("the paper: Δ 8") + 1] == "Δ 8, 4 iterations, not cleaned"
     paper = tables["table10"][1]
     assert paper.paper and paper.cells["MT Score"].value == 69.08
+
+
+def test_a_cleaned_run_is_the_papers_method_and_another_is_marked(variant):
+    """Whatever the folder of finetune.clean; seeds with and without are not averaged together."""
+    paths = [variant("plain"), variant("cleaned", clean="True"), variant("other", clean="data/clean", seed=1)]
+    found = methods(find_runs(map(str, paths)))
+    assert [(one.cleaned, one.changes, len(one.runs)) for one in found] == [(True, {}, 2), (False, {}, 1)]
+    assert [one.name for one in found] == [
+        "the full method, 4 iterations",
+        "the full method, 4 iterations, not cleaned",
+    ]
+    tables = ablation_tables(found)
+    assert list(tables) == ["table10"]
+    assert [row.name for row in tables["table10"]][:3] == [
+        "the paper: token per dataset",
+        "token per dataset, 4 iterations",
+        "token per dataset, 4 iterations, not cleaned",
+    ]
+    columns, rows = table9(find_runs(map(str, paths)))
+    assert columns[2:] == ["AT", "AT, not cleaned"]
+    of = {row.name: row.cells for row in rows}
+    scores = [json.loads((path / "result.json").read_text())["tasks"]["vqa"]["accuracy"] for path in paths]
+    assert of["VQA"]["AT, not cleaned"].value == pytest.approx(100 * scores[0])
+    assert of["VQA"]["AT"].value == pytest.approx(50 * (scores[1] + scores[2]))
+
+
+def test_a_run_is_as_clean_as_the_one_it_began_with(variant, single, pretrained):
+    at, clean_at = variant("at"), variant("clean-at", clean="True")
+
+    def cleaned(clean, run) -> bool:
+        config = json.loads((single / "config.json").read_text())
+        config["flags"]["clean"], config["start"] = clean, {"kind": "AT->ST", "run": run and str(run)}
+        return Run(single, config, None, [], [], {}).cleaned
+
+    assert cleaned("True", clean_at) and not cleaned("True", at) and not cleaned(None, clean_at)
+    assert cleaned("True", None) and cleaned("True", pretrained) and cleaned("True", at / "gone")
+    config = json.loads((clean_at / "config.json").read_text())
+    config["start"]["run"] = str(clean_at)  # --init and --out the same
+    (clean_at / "config.json").write_text(json.dumps(config))
+    assert cleaned("True", clean_at)
 
 
 def test_seeds_are_averaged_and_their_interval_is_over_images(variant):
@@ -126,6 +166,8 @@ def test_the_sweep_of_gaps(variant):
     found = methods(find_runs(map(str, [variant("many", gap=16), variant("few"), variant("head", task_token="head")])))
     scores = gap_scores(found)
     assert list(scores) == [4, 16] and scores[16].value != scores[4].value
+    paths = [variant(f"cleaned-{gap}", gap=gap, clean="True") for gap in (4, 16)]
+    assert list(gap_scores(methods(find_runs(map(str, paths))))) == [4, 16]
 
 
 def test_where_a_task_was_stopped(tmp_path):
@@ -160,6 +202,27 @@ def test_the_page(page, look, trained):
     assert own == f"{100 * json.loads((trained / 'result.json').read_text())['tasks']['vqa']['score']:.2f}"
     assert "refcoco" in opened.locator("details").first.evaluate("e => e.parentNode.textContent")
     assert opened.problems == []
+
+
+def test_the_page_of_cleaned_runs(variant, single, tmp_path, run_command, look):
+    """Figure 2 once for each kind of runs; the sizes of data sets are beside the paper's of the same kind."""
+    runs = [variant(f"{clean}-{gap}", gap=gap, clean=clean) for gap in (4, 8) for clean in ("True", None)]
+    status, _, err = run_command("finetune.report", *runs, single, "--out", tmp_path / "report.html")
+    assert status == 0, err
+    opened = look(tmp_path / "report.html", offline=True)
+    captions = opened.locator("figure.plot figcaption").all_inner_texts()
+    assert sum(caption.startswith("Figure 2") for caption in captions) == 2
+    drawn = " ".join(opened.locator("figure.plot svg").all_text_contents())
+    assert "these runs, with 95%" in drawn and "these runs, not cleaned, with 95%" in drawn
+    rows = {
+        row.locator("th").inner_text(): row.locator("td").all_inner_texts()[-1]
+        for row in opened.locator("h3", has_text="Data sets")
+        .locator("xpath=following-sibling::div[1]")
+        .locator("tbody tr")
+        .all()
+    }
+    assert (rows["VQA v2"], rows["VQA v2, not cleaned"]) == ("542,104", "655,111")
+    assert rows["RefCOCO, not cleaned"] == "120,624" and opened.problems == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
