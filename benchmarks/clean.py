@@ -134,6 +134,12 @@ class Writer:
                     asked = {"question": SENTENCE, "imageId": str(image), "answer": "yes"}
                     types = {"detailed": "existAttr", "semantic": "rel", "structural": "verify"}
                     file.add(asked | {"types": types} | more, key=f"{begin:03d}{number}")
+        images = [f"n{number}" for number in range(self.n(2_987))]  # of the official test
+        for kind, real in (("balanced", 95_336), ("all", 1_340_048)):
+            with Lines(self.data / "gqa" / f"test_{kind}_questions.json", "{", "}") as file:
+                for number, image in self.spread(images, real):
+                    asked = {"question": SENTENCE, "imageId": image, "isBalanced": kind == "balanced"}
+                    file.add(asked, key=f"2{number:08d}")
 
     def retrieval(self) -> None:
         sides = {
