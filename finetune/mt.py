@@ -123,11 +123,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     start = on_first(ranks, lambda: choose_start(*asked, texts, data[0].feature_size, runs=(PRETRAINING,)))
     sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
-    config = dataclasses.replace(
-        config,
-        lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)),
-        update_unused=update_unused(sizes) if config.update_unused is None else config.update_unused,
-    )
+    config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
     if newest:
         check_flags(config, run, FREE_FLAGS)
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start))
@@ -149,6 +145,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
             )
         )
     longest = max(entrant.plan.steps_per_epoch for entrant in entrants)
+    updated = update_unused(sizes) if config.update_unused is None else config.update_unused
     plan = Iterations(facts.get("step", 0), config.iterations or config.epochs * longest, longest)
     lr = min(task.lr for task in tasks) * config.lr_scale
     work = MultiTaskPass([entrant.work for entrant in entrants], [t.lr * config.lr_scale / lr for t in tasks])
@@ -168,9 +165,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         ranks=ranks,
         device=device,
         plan=plan,
-        engine=make_task_engine(
-            config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, update_unused=config.update_unused
-        ),
+        engine=make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated),
         places=Places(config.workers, *(of_task.regions.dataset for of_task in data)),
         bad_samples=0,
         entrants=entrants,

@@ -347,8 +347,8 @@ def test_another_regime_is_another_run(mt, run_command, tmp_path):
     status, _, err = run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2))
     assert status == 2 and "holds a run already; --resume goes on with it" in err
     resume = ("--out", tmp_path / "run", "--resume")
-    status, _, err = run_command("finetune.mt", *resume, "--regime", "curriculum")
-    assert status == 2 and "--regime curriculum: the run in" in err and "has dsg" in err
+    status, _, err = run_command("finetune.mt", *resume, "--regime", "round_robin")
+    assert status == 2 and "--regime round_robin: the run in" in err and "has dsg" in err
     status, out, _ = run_command("finetune.mt", *resume)
     assert status == 0 and "this run was finished before" in out and "MT score" in out
     shutil.rmtree(tmp_path / "run")
