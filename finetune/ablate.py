@@ -16,7 +16,7 @@ from finetune.cleaning.cleaned import NOT_CLEANED, is_cleaned
 from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row
-from finetune.scores import load_values, mean_row, render_rows
+from finetune.scores import load_values, mean_row, ranking_note, render_rows
 from finetune.start import PRETRAINING
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.run_folder import CONFIG
@@ -174,6 +174,8 @@ def table(suite: str, runs: list[Run]) -> str:
         difference, (low, high), p = compare(by_row[name], by_row[full])
         lines.append(f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
     lines.append("interval: 95%, over images, paired; p: paired t-test over tasks and seeds")
+    if note := ranking_note(results[full][0]["tasks"]):
+        lines.append(note)
     return "\n".join(lines)
 
 

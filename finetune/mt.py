@@ -15,7 +15,7 @@ from finetune.heads import layer_of
 from finetune.multi import Entrant, Iterations, MultiTask
 from finetune.paper import paper_row
 from finetune.regimes import REGIMES
-from finetune.scores import mean_score, render_rows, save_values, table_row
+from finetune.scores import mean_score, ranking_note, render_rows, save_values, table_row
 from finetune.settings import (
     FREE_FLAGS,
     HEAD_LR,
@@ -108,6 +108,8 @@ def describe_result(course: MultiTask) -> None:
     print(render_rows({"this run, validation": table_row(measured), "the paper, test": paper}))
     if not is_cleaned(read_json(Path(course.config.out) / CONFIG)):
         print(f"{NOT_CLEANED}: this run was trained without --clean, the paper's model with it")
+    if note := ranking_note(measured):
+        print(note)
 
 
 def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> MultiTask:

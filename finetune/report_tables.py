@@ -14,7 +14,7 @@ from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row, paper_table
 from finetune.runs import MULTI, SINGLE, Run
-from finetune.scores import COLUMNS, load_values, mean_row
+from finetune.scores import COLUMNS, RANKED_IMAGES, load_values, mean_row
 from finetune.settings import FREE_FLAGS, MtConfig
 from finetune.task import Task
 from finetune.tasks import all_tasks, find_task
@@ -117,7 +117,9 @@ def _scored(run: Run, start: str, task: str, metric: str) -> Cell | None:
         return None
     known = metric in MAIN and "interval" in scores
     interval = tuple(100 * end for end in scores["interval"]) if known else None
-    return Cell(100 * scores[metric], interval, split)
+    images = scores.get("images", RANKED_IMAGES[0])
+    note = split if images in RANKED_IMAGES else f"{split}, among {images} images"
+    return Cell(100 * scores[metric], interval, note)
 
 
 def _test_scores(run: Run, task: Task) -> tuple[str, dict] | None:

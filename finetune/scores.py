@@ -147,6 +147,19 @@ def mean_row(runs: list[dict[str, dict[str, float]]]) -> dict[str, float | None]
     return {c: v if v is None else float(np.mean([row[c] for row in rows])) for c, v in rows[0].items()}
 
 
+def ranking_note(metrics: dict[str, dict[str, float]]) -> str:
+    """A sentence on R@k of tasks (by name) that ranks another number of images than published scores, else nothing.
+
+    Runs of earlier versions do not say how many they ranked.
+    """
+    images = {name: of["images"] for name, of in metrics.items() if "images" in of}
+    ranked = {name: count for name, count in images.items() if count not in RANKED_IMAGES}
+    if not ranked:
+        return ""
+    titles = ", ".join(f"{count} images of {all_tasks()[name].title}" for name, count in ranked.items())
+    return f"R@k ranks {titles}; published scores rank {RANKED_IMAGES[0]:,} and are lower for it"
+
+
 def render_rows(rows: dict[str, dict[str, float | None]]) -> str:
     """Rows of table 10's columns as text, one row a line; columns that no row has are left out."""
     columns = [column for column in COLUMNS if any(row.get(column) is not None for row in rows.values())]

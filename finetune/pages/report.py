@@ -10,7 +10,7 @@ from finetune.pages.page import escape, write_page
 from finetune.paper import paper_training
 from finetune.report_tables import Cell, Method, TableRow, ablation_tables, gap_scores, marked, methods, table9
 from finetune.runs import MULTI, PRETRAINING, SINGLE, Run
-from finetune.scores import COLUMNS
+from finetune.scores import COLUMNS, ranking_note
 from finetune.tasks import find_task
 from pretrain.logs import duration
 
@@ -109,6 +109,8 @@ def _scores(runs: Sequence[Run], found: Sequence[Method]):
     for suite, rows in ablation_tables(found).items():
         title, note = TITLES[suite]
         mark = f"The paper's models are trained on cleaned data; runs without --clean are marked {NOT_CLEANED!r}."
+        if ranked := ranking_note(found[0].runs[0].result["tasks"]):
+            mark += f" {ranked}."
         yield f'<h3>{title}</h3><p class="quiet">{note} {escape(mark)} Small: 95% intervals over images.</p>'
         columns = [column for column in COLUMNS if any(column in row.cells for row in rows)]
         kinds = ["paper" if row.paper else "own" for row in rows]
