@@ -69,8 +69,10 @@ def begin_dataset(folder, plan: dict) -> None:
             begun = read_json(folder / name)
             begun = begun if name == UNFINISHED else begun.get("extra", {}).get("plan")
             if begun != plan:
+                differing = sorted(key for key in {*(begun or {}), *plan} if (begun or {}).get(key) != plan.get(key))
                 raise UserError(
-                    f"{folder}: holds shards made with other settings or other input; give another --out or remove it"
+                    f"{folder}: holds shards made with other settings or other input ({', '.join(differing)}); "
+                    "give another --out or remove it"
                 )
     if not (folder / "dataset.json").exists():
         write_json(folder / UNFINISHED, plan)

@@ -20,13 +20,15 @@ class Found:
 
 
 class Detector(ABC):
-    """name: as dataset.json has it; num_classes; class_names: of classes that have some.
+    """name: as dataset.json has it; version: raised whenever the same image gets other regions or features, so that
+    those of two versions are never mixed; num_classes; class_names: of classes that have some.
 
     per_image: whether it works image by image on a processor, so that several processes with one each are fastest;
     else it takes batches, in one process, on its device. sample: how many images it wants to be fitted on.
     """
 
     name: str
+    version: int = 1
     per_image: bool
     sample: int
     num_classes: int

@@ -49,7 +49,7 @@ class ExtractConfig:
     precision: str = flag("float32", "of detectors that are networks", choices=("float32", "bf16", "fp16"))
     device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     processes: int = flag(os.cpu_count() or 1, "working processes", low=1)
-    seed: int = flag(0, "of the proposals and the visual words of the detector pixels")
+    seed: int = flag(0, "of the visual words of the detector pixels")
 
 
 @dataclass
@@ -66,7 +66,8 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
     of several ranks, which share the shards."""
     parts = find_parts(config.images, config.per_shard)
     out, total = Path(config.out), sum(part.count for part in parts)
-    plan, detector = _plan(config, parts), make_detector(config)
+    detector = make_detector(config)
+    plan = _plan(config, parts, detector)
     if ranks.first:
         begin_dataset(out, plan)
     if (out / "dataset.json").exists():
@@ -92,7 +93,7 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
     return _finish(out, tasks, detector, plan)
 
 
-def _plan(config: ExtractConfig, parts: list[Part]) -> dict:
+def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
     """What makes one extraction another than the next."""
     plan = {
         "command": "shards.extract",
@@ -108,6 +109,8 @@ def _plan(config: ExtractConfig, parts: list[Part]) -> dict:
     if config.detector != "pixels":
         names = ("detector", "weights", "detector_config", "class_names", "precision")
         plan |= {name: getattr(config, name) for name in names}
+    if detector.version > 1:
+        plan["detector_version"] = detector.version
     return plan
 
 

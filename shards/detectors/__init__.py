@@ -17,6 +17,18 @@ def make_detector(config) -> Detector:
     return importlib.import_module(f"{__name__}.{name}").DETECTOR(config)
 
 
+def check_version(folder: Path, detector: Detector | type[Detector], remedy: str) -> None:
+    """Refuses region shards that another version of the detector made; remedy: what to do then."""
+    plan = read_json(Path(folder) / "dataset.json").get("extra", {}).get("plan", {})
+    if plan.get("command") == "shards.extract" and plan.get("detector", "pixels") == detector.name:
+        version = plan.get("detector_version", 1)
+        if version != detector.version:
+            raise UserError(
+                f"{folder}: version {version} of the detector {detector.name} found its regions, and this is version "
+                f"{detector.version}; {remedy}"
+            )
+
+
 def detector_of(folder: Path, device: str) -> Detector:
     """The detector that made the region shards of a folder, as it was then, on a device (cpu, cuda)."""
     from shards.extract import ExtractConfig  # which makes detectors itself
@@ -30,6 +42,7 @@ def detector_of(folder: Path, device: str) -> Detector:
     names = ("detector", "weights", "detector_config", "class_names", "precision", "regions", "words", "seed")
     given = {name: plan[name] for name in names if plan.get(name) is not None}
     detector = make_detector(ExtractConfig(images="", out=str(folder), device=device, **given))
+    check_version(folder, detector, "extract its images again to have regions found in others")
     if not detector.load(Path(folder)):
         raise UserError(f"{folder}: lacks what its detector learned; extract it again")
     return detector

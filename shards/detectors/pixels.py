@@ -1,4 +1,5 @@
-"""The detector that needs no weights: regions by their edges, described by colour, shape and texture (shards.pixels).
+"""The detector that needs no weights: regions by edges and contrast, described by colour, shape and texture
+(shards.pixels).
 
 Its classes are visual words, fitted on the images themselves or taken from an earlier extraction.
 """
@@ -19,6 +20,7 @@ REGIONS = 36  # of an image at the most, where nothing else is asked for
 
 class PixelDetector(Detector):
     name = "pixels"
+    version = 2  # 1 proposed boxes around connected areas and outlines
     per_image = True
     sample = 400
 
@@ -39,7 +41,7 @@ class PixelDetector(Detector):
         else:
             print(f"fitting visual words on up to {self.sample} images")
             features = [
-                pixels.describe(image, pixels.detect(image, self.regions, config.seed)[0])
+                pixels.describe(image, pixels.detect(image, self.regions)[0])
                 for image in itertools.islice(images, self.sample)
             ]
             if not features:
@@ -53,7 +55,7 @@ class PixelDetector(Detector):
         return self.words is not None
 
     def detect(self, images: list[np.ndarray]) -> list[Found]:
-        boxes = [pixels.detect(image, self.regions, self.config.seed)[0] for image in images]
+        boxes = [pixels.detect(image, self.regions)[0] for image in images]
         return self.describe(images, boxes)
 
     def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.dataset import UNFINISHED
+from shards.detectors import check_version
+from shards.detectors.pixels import PixelDetector
 from shards.errors import UserError
 from shards.extract import ExtractConfig, extract
 from shards.files import read_json, write_json
@@ -62,6 +64,8 @@ def make_world(config: WorldConfig, tasks: bool = True) -> Path:
     if is_world(out):
         if read_json(out / "world.json") != settings:
             raise UserError(f"{out}: holds a world made with other settings; give another --out or remove it")
+        for path in sorted((out / "regions").glob("*/dataset.json")):
+            check_version(path.parent, PixelDetector, f"remove {out / 'regions'}, and the regions are extracted again")
     else:
         if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
             raise UserError(f"{out}: is not empty and not a world; give another --out")

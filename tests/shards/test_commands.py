@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from shards.dataset import open_dataset, read_captions
+from shards.detectors import detector_of
+from shards.errors import UserError
 from shards.inspect import overlapping
 from shards.reader import RegionReader
 from shards.sample import Sample
@@ -49,7 +51,33 @@ def test_a_folder_of_images_becomes_region_shards(tmp_path, run_command):
     status, out, _ = run_command(*flags)
     assert status == 0 and "nothing to do" in out
     status, _, err = run_command(*flags[:-1], 21)
-    assert status == 2 and "other settings" in err
+    assert status == 2 and "other settings or other input (regions)" in err
+
+
+def as_of_version_1(folder):
+    """Region shards as the first version of the detector described them in dataset.json."""
+    path = folder / "dataset.json"
+    value = json.loads(path.read_text())
+    del value["extra"]["plan"]["detector_version"]
+    path.write_text(json.dumps(value))
+
+
+def test_regions_of_another_version_of_the_detector_can_be_read_and_are_never_mixed(tmp_path, run_command):
+    draw_images(tmp_path / "in", 2)
+    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--words", 4, "--processes", 1]
+    assert run_command(*flags)[0] == 0
+    assert detector_of(tmp_path / "out", "cpu").name == "pixels"
+    as_of_version_1(tmp_path / "out")
+    status, _, err = run_command(*flags)
+    assert status == 2 and "other settings or other input (detector_version); give another --out" in err
+    with pytest.raises(UserError, match=r"out: version 1 of the detector pixels found .* this is version 2; extract"):
+        detector_of(tmp_path / "out", "cpu")
+    assert len(RegionReader(open_dataset(str(tmp_path / "out")))[0].features) == 36
+    (tmp_path / "out" / "dataset.json").rename(tmp_path / "saved.json")
+    plan = json.loads((tmp_path / "saved.json").read_text())["extra"]["plan"]
+    (tmp_path / "out" / "unfinished.json").write_text(json.dumps(plan))
+    status, _, err = run_command(*flags)
+    assert status == 2 and "(detector_version)" in err
 
 
 def test_one_process_and_two_give_the_same_bytes(tmp_path, run_command):
@@ -300,6 +328,11 @@ def test_the_world_is_made_once_and_is_the_same_every_time(tmp_path, run_command
     before = tar.stat().st_mtime_ns
     assert run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD)[0] == 0
     assert tar.stat().st_mtime_ns == before
+    described = (tar.parent / "dataset.json").read_text()
+    as_of_version_1(tar.parent)
+    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD)
+    assert status == 2 and "version 1 of the detector pixels" in err and "remove" in err and "Traceback" not in err
+    (tar.parent / "dataset.json").write_text(described)
     status, _, err = run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD, "--seed", 1)
     assert status == 2 and "other settings" in err
     (tmp_path / "mine").mkdir()
