@@ -611,9 +611,11 @@ def task_batch(task, size: int, seed: int):
     regions, config = 100 if ON_GPU else 10, model_config()
     rows = random_batch(size * rows_per_example, config, task.words, regions, task.words / 2, seed)
     rows.input_ids = rows.input_ids[:, : int(rows.lengths.max())]
-    generator, candidates = torch.Generator().manual_seed(seed), None
+    generator, candidates, others = torch.Generator().manual_seed(seed), None, None
     if task.head == "candidates":
         candidates = random_batch(size, config, 5, 4 if task.name == "visual7w" else 8, 5, seed)
+    if task.name == "visual7w":  # an image has about 22 boxes
+        others = random_batch(size, config, 5, 18, 5, seed)
     shapes = {"vqa": 3129, "gqa": 1533, "regions": regions + 1}
     if task.head == "candidates":
         target = torch.rand(candidates.valid.shape, generator=generator)
@@ -621,7 +623,7 @@ def task_batch(task, size: int, seed: int):
         target = torch.rand(size, shapes[task.head], generator=generator)
     else:
         target = torch.randint(2, (size,), generator=generator)
-    return TaskBatch(rows, candidates, None if task.head == "retrieval" else target, size)
+    return TaskBatch(rows, candidates, None if task.head == "retrieval" else target, size, other_boxes=others)
 
 
 def tasks(record: Record) -> None:
@@ -661,8 +663,8 @@ def tasks(record: Record) -> None:
     rate, total = matrix_rate(), 0
     for number, (task, turn) in enumerate(zip(chosen, turns, strict=True)):
         seconds, host = timed(lambda n=number: step(n), repeats=5, warmup=1)
-        rows, candidates = turn.batch.rows, turn.batch.candidates
-        image_rows = rows.image_rows + (candidates.regions if candidates is not None else 0)
+        rows, boxes = turn.batch.rows, (turn.batch.candidates, turn.batch.other_boxes)
+        image_rows = rows.image_rows + sum(of.regions for of in boxes if of is not None)
         work_done = useful_flops(config, rows.pieces + len(rows), image_rows)
         total += work_done
         record.add(

@@ -18,7 +18,7 @@ from finetune.task import Example, Task
 from pretrain import masking
 from pretrain.batch import Batch
 from pretrain.collate import Limits, check_sample, stack
-from pretrain.dropout import CANDIDATES
+from pretrain.dropout import CANDIDATES, OTHER_BOXES
 from pretrain.tokenizer import WordPieces
 from shards import hashing
 from shards.sample import Sample
@@ -31,7 +31,9 @@ class TaskBatch:
     """Rows (see heads.TaskInputs) and their targets (see losses.example_losses).
 
     rows: texts with their images; candidates: the same number of rows of given boxes, or None; target: None where
-    none is needed or known; examples: how many of the task's examples these rows are; problems: see pretrain.batch.
+    none is needed or known; examples: how many of the task's examples these rows are; problems: see pretrain.batch;
+    other_boxes: boxes of each image's annotations that are no candidates, or None; the model attends to them, and they
+    are not scored.
     """
 
     rows: Batch
@@ -39,9 +41,10 @@ class TaskBatch:
     target: Tensor | None
     examples: int
     problems: tuple[str, ...] = ()
+    other_boxes: Batch | None = None
 
     def _map(self, function) -> "TaskBatch":
-        parts = {name: getattr(self, name) for name in ("rows", "candidates", "target")}
+        parts = {name: getattr(self, name) for name in ("rows", "candidates", "target", "other_boxes")}
         return replace(self, **{name: function(part) for name, part in parts.items() if part is not None})
 
     def __len__(self) -> int:
@@ -63,15 +66,20 @@ class TaskBatch:
         image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_rows
         positions = None
         if candidates is not None:
-            extra = masking.image_rows(candidates.features, candidates.boxes, candidates.valid, dtype)
-            features = torch.cat([features, extra[0][:, 1:]], 1)
-            locations = torch.cat([locations, extra[1][:, 1:]], 1)
-            rows_before, rows_behind = (
-                torch.arange(mask.shape[1], device=mask.device) for mask in (image_mask, candidates.valid)
-            )
-            positions = torch.cat([rows_before, CANDIDATES + rows_behind])
-            image_mask = torch.cat([image_mask, candidates.valid], 1)
-            image_count += candidates.regions
+            device = image_mask.device
+            features, locations, masks = [features], [locations], [image_mask]
+            positions = [torch.arange(image_mask.shape[1], device=device)]
+            for boxes, first in ((self.other_boxes, OTHER_BOXES), (candidates, CANDIDATES)):
+                if boxes is None:
+                    continue
+                extra = masking.image_rows(boxes.features, boxes.boxes, boxes.valid, dtype)
+                features.append(extra[0][:, 1:])  # row 0 stays the mean of the detector's regions
+                locations.append(extra[1][:, 1:])
+                masks.append(boxes.valid)
+                positions.append(first + torch.arange(boxes.valid.shape[1], device=device))
+                image_count += boxes.regions
+            features, locations, image_mask = (torch.cat(parts, 1) for parts in (features, locations, masks))
+            positions = torch.cat(positions)
         length = torch.arange(rows.input_ids.shape[1], device=rows.lengths.device)
         return TaskInputs(
             input_ids=rows.input_ids,
@@ -92,9 +100,9 @@ class TaskBatch:
 class TaskCollator:
     """Makes batches of a task's examples.
 
-    boxes: the regions of its candidates, for tasks that have them; annotated: boxes to add to each image's regions;
-    vocabulary: of tasks that answer; options: of retrieval in training (without, a caption and its image are one row);
-    seed: of dropout.
+    boxes: the regions of its images' given boxes, for tasks with candidates; annotated: boxes to add to each image's
+    regions; vocabulary: of tasks that answer; options: of retrieval in training (without, a caption and its image are
+    one row); seed: of dropout.
     """
 
     task: Task
@@ -118,9 +126,10 @@ class TaskCollator:
             samples = [joined(sample, other, limits) for sample, other in zip(samples, more, strict=True)]
             limits = replace(limits, regions=max(len(sample.boxes) for sample in samples))
         ids = self.pieces.encode([text for text, _ in texts_images], self.limits.words)
-        candidates = self._candidates(chosen) if self.boxes is not None else None
+        candidates, others = self._given_boxes(chosen) if self.boxes is not None else (None, None)
         rows = self._stack(samples, ids, limits, self._keys(epoch, numbers, len(samples)))
-        return TaskBatch(rows, candidates, self._target(chosen, samples, rows, candidates), len(chosen))
+        target = self._target(chosen, samples, rows, candidates)
+        return TaskBatch(rows, candidates, target, len(chosen), other_boxes=others)
 
     def _rows(self, epoch: int, number: int) -> list[tuple[str, str]]:
         example = self.examples[number]
@@ -150,12 +159,24 @@ class TaskCollator:
         none = np.zeros(len(samples), np.int64)
         return stack(samples, ids, none if keys is None else keys, none, limits)
 
-    def _candidates(self, chosen: list[Example]) -> Batch:
-        samples = []
+    def _given_boxes(self, chosen: list[Example]) -> tuple[Batch, Batch | None]:
+        """The candidates of examples, and the other boxes of their images, None where there are none.
+
+        The image stream of the reference implementation holds the boxes of all questions of an image. There may be more
+        than the task has room for; the candidates are kept in any case.
+        """
+        candidates, others = [], []
         for example in chosen:
-            sample = self._sample(self.boxes, example.images[0])
-            rows = rows_of_boxes(sample, example.candidate_ids, example.candidates)
-            samples.append(replace(sample, features=sample.features[rows], boxes=sample.boxes[rows]))
+            sample = self.boxes[example.images[0]]
+            check_sample(sample, replace(self.limits, regions=len(sample.boxes)))
+            scored = rows_of_boxes(sample, example.candidate_ids, example.candidates)
+            room = max(0, self.task.max_boxes - len(scored))
+            rest = np.setdiff1d(np.arange(len(sample.boxes)), scored)[:room]
+            for part, rows in ((candidates, scored), (others, rest)):
+                part.append(replace(sample, features=sample.features[rows], boxes=sample.boxes[rows]))
+        return self._stack_boxes(candidates), self._stack_boxes(others) if any(len(s.boxes) for s in others) else None
+
+    def _stack_boxes(self, samples: list[Sample]) -> Batch:
         most = max((len(sample.boxes) for sample in samples), default=1)
         return self._stack(samples, [[0]] * len(samples), replace(self.limits, regions=most))
 

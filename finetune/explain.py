@@ -19,8 +19,8 @@ class Explanation:
     """The attention between one text and one image.
 
     words: pieces; special: which of them no text has, [CLS] and the task token among them; rows: names of the whole
-    image, the regions and the candidates; boxes: (rows, 4) as shares of width and height; maps: view -> float32
-    (layers, heads, looking, looked at), each row of which sums to one.
+    image, the regions, the image's other given boxes and the candidates; boxes: (rows, 4) as shares of width and
+    height; maps: view -> float32 (layers, heads, looking, looked at), each row of which sums to one.
     """
 
     words: list[str]
@@ -60,7 +60,8 @@ def _rows(batch: TaskBatch, row: int) -> tuple[list[str], np.ndarray]:
     """Names and boxes (rows, 4) of all that a row of a batch has of its image, padding too."""
     boxes = [WHOLE, batch.rows.boxes[row].cpu().numpy()]
     names = ["the whole image", *(f"region {n}" for n in range(len(boxes[1])))]
-    if batch.candidates is not None:
-        boxes.append(batch.candidates.boxes[row].cpu().numpy())
-        names += [f"candidate {n}" for n in range(len(boxes[2]))]
+    for kind, given in (("other box", batch.other_boxes), ("candidate", batch.candidates)):
+        if given is not None:
+            boxes.append(given.boxes[row].cpu().numpy())
+            names += [f"{kind} {n}" for n in range(len(boxes[-1]))]
     return names, np.concatenate(boxes)

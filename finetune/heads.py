@@ -37,7 +37,10 @@ class AnswerHead(nn.Module):
 
 @dataclass
 class TaskInputs:
-    """A batch as the model takes it; rows of images: 0 the whole image, then regions, then candidates if there are any.
+    """A batch as the model takes it.
+
+    Rows of images: 0 the whole image, then regions, then the image's other given boxes and the candidates if there are
+    any.
 
     input_ids int64 (B, L), text_mask bool (B, L), features (B, R, D), locations (B, R, 5), image_mask bool (B, R),
     task_ids int64 (B,), or None for a model without task tokens; candidates: how many of the last rows are candidates;

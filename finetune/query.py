@@ -24,7 +24,8 @@ class Query:
     """A text about images; of retrieval, about each of them alone.
 
     names: of the images; pixels: uint8 RGB (H, W, 3) of each; samples: their regions; boxes: of the candidates, in
-    pixels of the image; candidates: their regions, or None.
+    pixels of the image; candidates: their regions, or None, with those of the image's other given boxes among them
+    where the image is one of the data set (an image file has no other boxes).
     """
 
     task: Task

@@ -83,7 +83,11 @@ def _rows_by_place(sample: Sample, boxes: Sequence[Box]) -> np.ndarray:
                 f"{sample.shard}: {sample.key} has no box at {[round(x, 1) for x in box]}, the nearest is {away:.1f} "
                 "pixels off; the shards should be of the boxes of these annotations"
             )
-    return distance.argmin(1)
+    rows: list[int] = []
+    for away in distance.tolist():
+        # Of boxes at the same place, one that is not taken yet: each is in the image stream once.
+        rows.append(min(range(len(away)), key=lambda row: (away[row], row in rows)))
+    return np.array(rows, np.int64)
 
 
 def with_regions(examples: list, regions: Regions, where, skip: bool, say=print) -> list:

@@ -59,7 +59,9 @@ class Task(ABC):
     group: of the paper (G1 to G4); token: the task token; head: see heads.HEADS; words, regions: limits of the
     inputs; batch_size, lr: of single-task training; images: the name of its region shards; splits: what may be read,
     training first, validation second; tests: those of the test, all of it together; files: the official ones, by name;
-    published: the name of its folder in the published code's archive, where it is another.
+    published: the name of its folder in the published code's archive, where it is another; max_boxes: with the head
+    `candidates`, so many boxes of an image's annotations, of all its questions, are in the image stream at most (the
+    question's own are in any case).
     """
 
     name: str
@@ -76,6 +78,7 @@ class Task(ABC):
     regions: int = 100
     files: tuple[str, ...] = ()
     published: str = ""
+    max_boxes: int = 0
 
     def folder(self, data) -> Path:
         """The folder of its official files in a data folder: of its own name, else of the published archive's."""

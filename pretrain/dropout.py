@@ -12,6 +12,7 @@ from shards import hashing
 
 TEXT, IMAGE, POOLED = range(3)  # the kinds of positions that a sample has
 CANDIDATES = 1 << 20  # the position of an image's first candidate: behind any number of regions
+OTHER_BOXES = 1 << 21  # of the first given box that is no candidate: behind any number of candidates
 _PURPOSE, _PURPOSES = 7, 8  # of a sample's key: pretrain.masking uses the others
 
 
