@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from finetune.answers import AnswerVocabulary, build_vocabulary, read_vocabulary
-from finetune.official import find_file
+from finetune.official import find_file, plain_or_packed
 from finetune.processed import answer_file
 from finetune.task import Task
 
@@ -17,15 +17,21 @@ class AnsweringTask(Task):
     """Predictions are answers as text.
 
     at_least: how many training questions must have an answer for it to be in the vocabulary; annotated: the official
-    file that has the training answers.
+    file that has the training answers; answers_of: the task whose vocabulary it shares, where that one's annotations
+    are in the data folder too.
     """
 
     at_least: int = 1
     annotated: str = ""
+    answers_of: str = ""
 
     @abstractmethod
     def right_answers(self, folder: Path) -> list[str]:
         """The one answer of every training question that the vocabulary is built from."""
+
+    def has_answers(self, folder: Path) -> bool:
+        """Whether a folder has what `vocabulary` reads."""
+        return plain_or_packed(find_file(folder, self.annotated)).exists() or answer_file(folder) is not None
 
     def vocabulary(self, folder) -> AnswerVocabulary:
         """From the official file, or, where the published code's own forms stand in for it, the one these go by."""

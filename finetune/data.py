@@ -22,11 +22,13 @@ from shards.errors import UserError
 class TaskData:
     """A task's folder of official files and the regions of its images.
 
-    boxes: the regions of its candidates, or of annotated boxes to be added in training, or None; cleaned: the images
-    that training and validation leave out, or None.
+    root: the folder of all tasks' data; boxes: the regions of its images' given boxes, of which its candidates are
+    some, or of annotated boxes to be added in training, or None; cleaned: the images that training and validation leave
+    out, or None.
     """
 
     task: Task
+    root: Path
     folder: Path
     regions: Regions
     boxes: Regions | None
@@ -130,6 +132,5 @@ def open_data(
     boxes = regions_of(f"{task.name}_boxes") if given else None
     if boxes is not None:
         check_same_width(regions, boxes)
-    return TaskData(
-        task, folder, regions, boxes, missing, read_cleaned(clean_folder(data, clean), task) if clean else None
-    )
+    cleaned = read_cleaned(clean_folder(data, clean), task) if clean else None
+    return TaskData(task, Path(data), folder, regions, boxes, missing, cleaned)

@@ -128,7 +128,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
     if newest:
         check_flags(config, run, FREE_FLAGS)
-    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start))
+    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, ranks.say))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_json(newest / FACTS) if newest else {}
@@ -192,7 +192,7 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
     return {name: min(task.token for task in tasks if layers[task.name] == layer) for name, layer in layers.items()}
 
 
-def _vocabularies(config: MtConfig, data: list[TaskData], start: Start) -> Vocabularies:
+def _vocabularies(config: MtConfig, data: list[TaskData], start: Start, say) -> Vocabularies:
     """The answers of every answer head, by the first task that has it: VQA's serve Visual Genome QA too."""
     check_answer_files(config, [of_task.task for of_task in data])
     given, found = answer_files(config), {}
@@ -200,7 +200,7 @@ def _vocabularies(config: MtConfig, data: list[TaskData], start: Start) -> Vocab
         head = of_task.task.head
         if head in found or not hasattr(of_task.task, "vocabulary"):
             continue
-        found[head] = choose_vocabulary(start, of_task, given.get(head))
+        found[head] = choose_vocabulary(start, of_task, given.get(head), say)
     return found
 
 

@@ -91,7 +91,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
     if newest:
         check_flags(config, run, FREE_FLAGS)
-    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start))
+    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, ranks.say))
     vocabularies = {task.head: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
@@ -129,13 +129,13 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     return course, kind
 
 
-def _vocabulary(config: StConfig, data: TaskData, start: Start) -> AnswerVocabulary | None:
+def _vocabulary(config: StConfig, data: TaskData, start: Start, say) -> AnswerVocabulary | None:
     """The answers to choose from, None of a task that has none."""
     if not hasattr(data.task, "vocabulary"):
         if config.answers:
             raise UserError(f"--answers {config.answers}: {data.task.name} has no answers to choose from")
         return None
-    return choose_vocabulary(start, data, config.answers)
+    return choose_vocabulary(start, data, config.answers, say)
 
 
 def _describe(

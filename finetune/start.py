@@ -108,7 +108,7 @@ def choose_start(
     return Start(kind, weights, sizes, weights.pieces(tokenizer), vocabularies, facts.get("tokens", {}))
 
 
-def choose_vocabulary(start: Start, data: TaskData, file: str | None) -> AnswerVocabulary:
+def choose_vocabulary(start: Start, data: TaskData, file: str | None, say=print) -> AnswerVocabulary:
     """The answers of a task that has some to choose from: a file's, those of the run that is gone on from, or the
     training annotations'.
 
@@ -117,16 +117,42 @@ def choose_vocabulary(start: Start, data: TaskData, file: str | None) -> AnswerV
     """
     task, head_size = data.task, start.weights.heads.get(data.task.head) if start.weights else None
     kept = start.vocabularies.get(task.head)
-    if file is None and kept is None and head_size is not None:
-        file = answer_file(data.folder)
+    if file is None and kept is not None:
+        return kept
+    if file is None and head_size is not None:
+        shared = _task_of_answers(task)
+        folders = [shared.folder(data.root)] if shared else []
+        file = next(filter(None, map(answer_file, [*folders, data.folder])), None)
         if file is None:
             raise UserError(
                 f"{start.path}: has a head of {head_size} answers for {task.name} and not the answers; give a file of "
                 f"them in the order in which it was trained ({data.folder / ORDER[0]} in the published data)"
             )
-    if file is None:
-        return kept or task.vocabulary(data.folder)
-    return vocabulary_of_head(file, start, data.task.head)
+    return vocabulary_of_head(file, start, task.head) if file is not None else _build_vocabulary(data, say)
+
+
+def _task_of_answers(task: Task) -> Task | None:
+    """The other task whose vocabulary a task shares."""
+    name = getattr(task, "answers_of", "")
+    return find_task(name) if name else None
+
+
+def _build_vocabulary(data: TaskData, say) -> AnswerVocabulary:
+    """The answers of the training annotations; those of the task that it shares them with, where these are there."""
+    task, shared = data.task, _task_of_answers(data.task)
+    if shared is None:
+        return task.vocabulary(data.folder)
+    folder = shared.folder(data.root)
+    if shared.has_answers(folder):
+        vocabulary = shared.vocabulary(folder)
+        say(f"{task.title}: {len(vocabulary)} answers, those of {shared.title} in {folder}")
+        return vocabulary
+    vocabulary = task.vocabulary(data.folder)
+    say(
+        f"{task.title}: {len(vocabulary)} answers, of its own annotations, because {folder} has none of "
+        f"{shared.title}; scores do not compare with those of models that choose from {shared.title}'s answers"
+    )
+    return vocabulary
 
 
 def vocabulary_of_head(file, start: Start, head: str) -> AnswerVocabulary:

@@ -99,6 +99,7 @@ TASKS = (
         splits=("train", "val"),
         at_least=9,
         annotated=QUESTIONS,
+        answers_of="vqa",
         files=(QUESTIONS, IMAGE_DATA),
         published="visual_genome",
     ),

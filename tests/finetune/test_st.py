@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from launching import finish, lines_of, run_ranks, start_ranks, weights_of
 
+from finetune.answers import normalise
 from finetune.tasks import all_tasks
 from pretrain.checkpoint import best_checkpoint, checkpoints
 
@@ -221,6 +223,51 @@ def test_another_answer_file_than_the_starts_is_told(st, run_command, tmp_path, 
     flags = ["--init", tmp_path / "first", "--answers", tmp_path / "answers.json"]
     status, _, err = run_command("finetune.st", *st("gqa", *flags, out="second"))
     assert status == 2 and "heads.gqa" in err and "another vocabulary" in err
+
+
+def answers_of(run) -> list[str]:
+    return json.loads((run / "answers-vqa.json").read_text())
+
+
+@pytest.fixture
+def genome_alone(world, tmp_path):
+    """A data folder with Visual Genome QA's files and regions alone."""
+    data = tmp_path / "genome_alone"
+    (data / "regions").mkdir(parents=True)
+    for part in ("vgqa", "regions/genome", "regions/coco"):
+        (data / part).symlink_to(world / part)
+    return data
+
+
+def test_visual_genome_qa_alone_chooses_from_vqas_answers(st, run_command, tmp_path, world, pretrained, genome_alone):
+    """As with all tasks together, so that both are scored on the same answers."""
+    counts = Counter(
+        normalise(one["multiple_choice_answer"])
+        for year in ("train2014", "val2014")
+        for one in json.loads((world / "vqa" / f"v2_mscoco_{year}_annotations.json").read_text())["annotations"]
+    )
+    vqas = sorted((answer for answer, count in counts.items() if count >= 9), key=lambda a: (-counts[a], a))
+    short = ("--data", world, "--init", pretrained, "--iterations", 1, "--workers", 0)
+    for tasks in ("g1", "vgqa,gqa"):
+        assert run_command("finetune.mt", "--tasks", tasks, *short, "--out", tmp_path / tasks)[0] == 0
+        assert answers_of(tmp_path / tasks) == vqas
+    status, out, err = run_command("finetune.st", *st("vgqa", "--init", pretrained, "--epochs", 1))
+    assert (status, err) == (0, "") and f"{len(vqas)} answers, those of VQA v2 in {world / 'vqa'}" in out
+    assert answers_of(tmp_path / "run") == vqas
+    flags = ("--init", pretrained, "--epochs", 1, "--data", genome_alone)
+    status, out, err = run_command("finetune.st", *st("vgqa", *flags, out="own"))
+    assert (status, err) == (0, "")
+    own = answers_of(tmp_path / "own")
+    assert own == all_tasks()["vgqa"].vocabulary(world / "vgqa").answers != vqas
+    assert f"{len(own)} answers, of its own annotations, because {genome_alone / 'vqa'} has none of VQA v2" in out
+
+
+def test_visual_genome_qa_goes_on_with_the_answers_that_it_has(st, run_command, tmp_path, pretrained, genome_alone):
+    """Of a run, whatever lies in the data folder by then."""
+    run_command("finetune.st", *st("vgqa", "--init", pretrained, "--data", genome_alone, "--epochs", 1, out="own"))
+    status, out, err = run_command("finetune.st", *st("vgqa", "--init", tmp_path / "own", "--epochs", 1))
+    assert (status, err) == (0, "") and "answers, " not in out
+    assert answers_of(tmp_path / "run") == answers_of(tmp_path / "own")
 
 
 def test_a_split_without_answers_is_submitted_and_not_scored(st, run_command, tmp_path, world, pretrained):
