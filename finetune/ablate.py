@@ -1,9 +1,10 @@
 """python -m finetune.ablate --suite table11: the paper's ablations, several seeds a row, and their table."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +19,20 @@ from finetune.mt import VALUES
 from finetune.paper import paper_row
 from finetune.scores import load_values, mean_row, ranking_note, render_rows
 from finetune.start import PRETRAINING
+from pretrain.bert import bert_folder
 from pretrain.checkpoint import newest_checkpoint
+from pretrain.config import ModelConfig
+from pretrain.distributed import CPU, add_up_numbers, connected, leaving, on_first
 from pretrain.run_folder import CONFIG
-from shards.errors import UserError
-from shards.files import read_json, whole_file
+from pretrain.settings import PRECISIONS, PretrainConfig
+from pretrain.weights import BERT, find_weights
+from shards.errors import ErrorElsewhere, UserError
+from shards.files import read_json, whole_file, write_json
 from shards.flags import REQUIRED, command, flag
-from shards.world import DEFAULT_WORLD, complete_world
+from shards.ranks import Ranks, launched
+from shards.world import DEFAULT_WORLD, complete_world, pairs_folder
+
+OWN_DEFAULT = ("lr_scale", "epochs")  # flags for which a run keeps the default that there was when it was begun
 
 
 @dataclass
@@ -32,7 +41,7 @@ class AblateConfig:
 
     suite: str = flag(REQUIRED, "which ablation", choices=tuple(SUITES))
     seeds: int = flag(3, "runs of each row, with seeds from 0 on", low=1)
-    jobs: int = flag(1, "runs at a time; they share the machine's cores", low=1)
+    jobs: int = flag(1, "runs at a time; they share the machine's cores (1 under torchrun)", low=1)
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     init: str = flag(PRETRAINING, "the run that rows start from which do not say otherwise")
     out: str = flag("runs/ablate", "a folder for the runs; those that are finished there are kept", written=True)
@@ -40,6 +49,13 @@ class AblateConfig:
     epochs: int | None = flag(None, "of each pretraining run, else pretrain.run's own", low=1)
     lr_scale: float | None = flag(None, "factor on all tasks' learning rates, else finetune.mt's own", above=0)
     rows: str | None = flag(None, "only these rows of the suite, with semicolons between them")
+    config: str | None = flag(None, "sizes of pretraining runs (else tiny), or of published weights given by --init")
+    bert: str | None = flag(
+        None, "a Hugging Face BERT for pretraining runs and for rows without pretraining (else the one of --init's run)"
+    )
+    clean: str | None = flag(None, "decontaminated training sets: DATA/clean or another folder of finetune.clean")
+    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
@@ -64,29 +80,84 @@ class Run:
         return (self.out / "result.json").exists()
 
 
-def run(config: AblateConfig) -> None:
+@dataclass(frozen=True)
+class Call:
+    """A command that a run consists of. flags: without --resume, which is always given; out: its run directory."""
+
+    module: str
+    flags: dict
+    out: Path
+
+    @property
+    def begun(self) -> bool:
+        return bool(newest_checkpoint(self.out)) or (self.out / "result.json").exists()
+
+    @property
+    def argv(self) -> list[str]:
+        given = {**self.flags, "out": self.out, "resume": True}
+        return ["-m", self.module, *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+
+    def log(self, ranks: Ranks) -> Path:
+        name = self.out.name if ranks.first else f"{self.out.name}-rank{ranks.rank}"
+        return self.out.with_name(f"{name}.log")
+
+
+@dataclass(frozen=True)
+class PlainStart:
+    """What rows without pretraining start from.
+
+    flags: of finetune.mt; sizes: to be written to the file that flags["config"] names, or None; text: for the log.
+    """
+
+    flags: dict
+    sizes: ModelConfig | None
+    text: str
+
+
+def run(config: AblateConfig) -> int:
+    """Runs a suite; the exit status is 0, or 128 + the signal that stopped it."""
+    ranks = launched()
+    if ranks.count > 1 and config.jobs > 1:
+        raise UserError(f"--jobs {config.jobs}: under torchrun every run takes all ranks; leave --jobs out")
+    with connected(ranks, CPU):
+        ablate(config, ranks)
+    return 0
+
+
+def ablate(config: AblateConfig, ranks: Ranks) -> None:
+    """One rank's part of a suite: it starts its rank of every run, one after another, and waits for the other ranks."""
     rows = _rows(config)
-    complete_world(config.data)
     runs = [
         Run(name, row, seed, Path(config.out) / config.suite / name.replace(" ", "_").replace(",", "") / f"seed{seed}")
         for seed in range(config.seeds)
         for name, row in rows.items()
     ]
-    waiting = [one for one in runs if not one.finished]
-    print(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished before", flush=True)
-    config = as_begun(runs, config)
+    config, start, finished = on_first(ranks, lambda: _prepare(config, runs))
+    waiting = [one for one, done in zip(runs, finished, strict=True) if not done]
+    ranks.say(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
+    if start is not None:
+        ranks.say(start.text)
+    processes = Processes(config.jobs, ranks)
     with ThreadPoolExecutor(config.jobs) as pool:
+        before = signal.signal(signal.SIGTERM, processes.stop)
         try:
-            for number, one in enumerate(pool.map(lambda one: _train(one, config), waiting), 1):
-                score = read_json(one.out / "result.json")["mt_score"]
-                print(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}", flush=True)
+            done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
+            for number, (one, _) in enumerate(zip(waiting, done, strict=True), 1):
+                if ranks.first:
+                    score = read_json(one.out / "result.json")["mt_score"]
+                    ranks.say(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
         finally:
             pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGTERM, before)
+    ranks.say(on_first(ranks, lambda: _write_table(config, runs)))
+
+
+def _write_table(config: AblateConfig, runs: list[Run]) -> str:
     text = table(config.suite, runs)
     path = Path(config.out) / config.suite / "table.txt"
     with whole_file(path, "w", encoding="utf-8") as file:
         file.write(text + "\n")
-    print(f"{text}\nthe table is in {path}")
+    return f"{text}\nthe table is in {path}"
 
 
 def _rows(config: AblateConfig) -> dict[str, Row]:
@@ -102,56 +173,145 @@ def _rows(config: AblateConfig) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if name in (full, *names)}
 
 
-def as_begun(runs: list[Run], config: AblateConfig) -> AblateConfig:
+def _prepare(config: AblateConfig, runs: list[Run]) -> tuple[AblateConfig, PlainStart | None, list[bool]]:
+    """(the flags as runs were begun with them, what rows without pretraining start from, which runs are finished)."""
+    complete_world(config.data)
+    pairs = pairs_folder(config.data)
+    if any(one.row.pretraining is not None for one in runs) and not pairs.is_dir():
+        raise UserError(f"{pairs}: no such folder; --suite {config.suite} needs region shards with captions there")
+    start = plain_start(config, [one.row for one in runs])
+    config = as_begun(runs, config, start)
+    if start is not None and start.sizes is not None:
+        path, sizes = Path(start.flags["config"]), start.sizes.to_dict()
+        begun = any(call.begun for one in runs if not one.row.pretrained for call in calls_of(one, config, start))
+        if begun and path.exists() and read_json(path) != sizes:
+            raise UserError(f"{path}: runs have these sizes, --init {config.init} has others; give another --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, sizes)
+    return config, start, [one.finished for one in runs]
+
+
+def plain_start(config: AblateConfig, rows: list[Row]) -> PlainStart | None:
+    """What rows without pretraining start from, None where there are none: a BERT, or random weights, at the size of
+    the model that the other rows start from.
+
+    The BERT is --bert, else the one that --init's pretraining began with.
+    """
+    own = any(row.pretraining is not None for row in rows)
+    if all(row.pretrained for row in rows):
+        if config.bert and not own:
+            raise UserError(f"--bert {config.bert}: none of the rows of {config.suite} starts from a BERT")
+        return None
+    sizes, tokenizer, bert, place = None, None, config.bert, config.config or PretrainConfig.config
+    if not own and config.init != "scratch":
+        try:
+            weights = find_weights(config.init, config.config)
+        except UserError as error:
+            raise UserError(str(error) if str(error).startswith("--") else f"--init {error}") from None
+        its_bert = config.init if weights.kind == BERT else weights.facts.get("flags", {}).get("bert")
+        sizes, tokenizer, bert = weights.sizes, weights.tokenizer, bert or its_bert
+        place = str(Path(config.out) / config.suite / "model.json")
+    size = f"of the sizes {'of ' + config.init if sizes else place}"
+    if bert:
+        flags = {"init": bert_folder(bert), "config": place}
+        return PlainStart(flags, sizes, f"without pretraining: from the BERT {bert}, {size}")
+    flags = {"init": "scratch", "config": place, "tokenizer": tokenizer}
+    return PlainStart(flags, sizes, f"without pretraining: from random weights, {size} (--bert names a BERT)")
+
+
+def calls_of(one: Run, config: AblateConfig, start: PlainStart | None) -> list[Call]:
+    """The commands of a run in their order: pretraining, where the row has its own, and multi-task training."""
+    machine = {"precision": config.precision, "device": config.device, "seed": one.seed}
+    names = ("data", "iterations", "lr_scale", "clean")
+    flags = {name: getattr(config, name) for name in names} | machine
+    if not one.row.pretrained:
+        return [Call("finetune.mt", flags | start.flags | one.row.flags, one.out)]
+    if one.row.pretraining is None:
+        return [Call("finetune.mt", flags | {"init": config.init, "config": config.config} | one.row.flags, one.out)]
+    pretraining = {
+        "data": str(pairs_folder(config.data)),
+        "config": config.config or PretrainConfig.config,
+        "bert": config.bert,
+        "epochs": config.epochs,
+    }
+    return [
+        Call("pretrain.run", pretraining | machine | one.row.pretraining, one.pretrained),
+        Call("finetune.mt", flags | {"init": str(one.pretrained)} | one.row.flags, one.out),
+    ]
+
+
+def as_begun(runs: list[Run], config: AblateConfig, start: PlainStart | None) -> AblateConfig:
     """The flags, where nothing else is asked for with the rate and the epochs of runs that were begun before.
 
-    A run that was begun otherwise than it is asked, or than another, is refused: a table would mix them.
+    A run that was begun, or finished, with other flags is refused: a table would mix them.
     """
-    for folder, name, value in _begun_with(runs):
-        asked = getattr(config, name)
-        if asked is None and name != "iterations":  # of which a run keeps that nothing was asked for
-            config = replace(config, **{name: value})
-        elif value != asked:
-            raise UserError(
-                f"{folder}: was made with --{name} {value}, and the others with "
-                f"{'the default' if asked is None else asked}; give another --out, or remove it"
-            )
+    for one in runs:
+        for call in calls_of(one, config, start):
+            stored = read_json(call.out / CONFIG)["flags"] if call.begun else {}
+            for name, asked in call.flags.items():
+                if asked is None and name in OWN_DEFAULT:
+                    config = replace(config, **{name: stored.get(name)})
+                elif stored.get(name, asked) != asked:
+                    raise UserError(
+                        f"{call.out}: was made with --{name} {stored[name]}, and not with "
+                        f"{'the default' if asked is None else asked}; give the same flags, another --out, or remove it"
+                    )
     return config
 
 
-def _begun_with(runs: list[Run]) -> Iterator[tuple[Path, str, object]]:
-    """(its folder, flag, value) of what the runs that were begun before have in common."""
-    for one in runs:
-        shared_start = one.row.pretraining is None and "init" not in one.row.flags
-        trained = ("data", "iterations", "lr_scale", *(["init"] if shared_start else []))
-        for folder, names in ((one.pretrained, ("epochs",)), (one.out, trained)):
-            if newest_checkpoint(folder):
-                flags = read_json(folder / CONFIG)["flags"]
-                yield from ((folder, name, flags[name]) for name in names)
+class Processes:
+    """The commands of runs as processes of their own, which end with this one."""
+
+    def __init__(self, jobs: int, ranks: Ranks):
+        self.ranks, self.running, self.stopped = ranks, set(), False
+        if ranks.count == 1:
+            self.environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+        else:
+            # A run's ranks meet in the store in which the ranks of this command have met (torchrun's own, or the first
+            # rank's), each time under a new name (see pretrain.distributed), so that no run needs a port of its own.
+            count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self.environment = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": count}
+
+    def call(self, call: Call) -> None:
+        """Runs a command to its end; a failure is a UserError that names its log."""
+        log = call.log(self.ranks)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w", encoding="utf-8") as file:
+            argv, environment = [sys.executable, *call.argv], os.environ | self.environment
+            process = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            self.running.add(process)
+            if self.stopped:  # since the last command ended
+                process.terminate()
+            status = process.wait()
+            self.running.discard(process)
+        if status:
+            lines = log.read_text(encoding="utf-8").splitlines()
+            sentence = f"{log}: python -m {call.module} ended with status {status}: {(lines or [''])[-1]}"
+            raise UserError(sentence) if lines or self.ranks.first else ErrorElsewhere(sentence)
+
+    def stop(self, number: int, _) -> None:
+        """Hands SIGTERM on, at which the runs save and stop, and ends this command."""
+        self.stopped = True
+        for process in list(self.running):
+            process.send_signal(number)
+        raise SystemExit(128 + number)
 
 
-def _train(one: Run, config: AblateConfig) -> Run:
+def _train(calls: list[Call], processes: Processes, ranks: Ranks) -> None:
     """Pretrains where the row says so, and trains; both go on where they were interrupted."""
-    shared = {"seed": one.seed, "resume": True}
-    flags = {name: getattr(config, name) for name in ("data", "init", "iterations", "lr_scale")} | {"out": one.out}
-    if one.row.pretraining is not None:
-        own = {"data": config.data, "out": one.pretrained, "epochs": config.epochs} | one.row.pretraining
-        _call("pretrain.run", own | shared, one.folder / "pretrain.log", config.jobs)
-        flags["init"] = one.pretrained
-    _call("finetune.mt", flags | one.row.flags | shared, one.folder / "mt.log", config.jobs)
-    return one
+    for call in calls:
+        _on_every_rank(ranks, lambda call=call: processes.call(call))
 
 
-def _call(module: str, flags: dict, log: Path, jobs: int) -> None:
-    given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w", encoding="utf-8") as file:
-        command = [sys.executable, "-m", module, *given]
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | threads).returncode
-    if status:
-        lines = log.read_text(encoding="utf-8").splitlines() or [""]
-        raise UserError(f"{log}: python -m {module} ended with status {status}: {lines[-1]}")
+def _on_every_rank(ranks: Ranks, function: Callable[[], None]) -> None:
+    """Calls a function on every rank and waits for all; where it fails on one, it fails on all."""
+    failure = None
+    try:
+        function()
+    except UserError as error:
+        failure = error
+    if add_up_numbers([int(failure is not None)], ranks)[0]:
+        raise failure or ErrorElsewhere("another rank has stopped")
 
 
 def table(suite: str, runs: list[Run]) -> str:
@@ -198,4 +358,6 @@ def compare(row: list[Run], full: list[Run]) -> tuple[float, tuple[float, float]
 
 
 if __name__ == "__main__":
-    command(AblateConfig, run, "finetune.ablate", "The paper's ablations on a data folder, with several seeds a row.")
+    summary = "The paper's ablations on a data folder, with several seeds a row."
+    with leaving(launched()):
+        command(AblateConfig, run, "finetune.ablate", summary)

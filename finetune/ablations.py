@@ -7,13 +7,15 @@ from finetune.paper import WITHOUT_G4
 
 @dataclass(frozen=True)
 class Row:
-    """flags: of finetune.mt; pretraining: flags of a pretraining run of its own, None where the suite's serves."""
+    """flags: of finetune.mt; pretraining: flags of a pretraining run of its own, None where the suite's serves;
+    pretrained: false where it starts from a BERT, or from random weights, of the same size."""
 
     flags: dict = field(default_factory=dict)
     pretraining: dict | None = None
+    pretrained: bool = True
 
 
-SCRATCH = Row({"init": "scratch"})
+NOT_PRETRAINED = Row(pretrained=False)
 
 # Suite -> the rows by the names of the paper's tables, the full method first.
 SUITES: dict[str, dict[str, Row]] = {
@@ -25,7 +27,7 @@ SUITES: dict[str, dict[str, Row]] = {
         "curriculum": Row({"regime": "curriculum"}),
         "anti-curriculum": Row({"regime": "anti_curriculum"}),
         "vanilla multitask": Row({"regime": "round_robin", "task_token": "none"}),
-        "no CC pretraining": SCRATCH,
+        "no CC pretraining": NOT_PRETRAINED,
     },
     "table11": {gap: Row({"gap": int(gap)}) for gap in ("4", "1", "8", "16")},
     "table12": {
@@ -39,7 +41,7 @@ SUITES: dict[str, dict[str, Row]] = {
         "all pairs, overlap": Row(pretraining={"aligned_only": False}),
         "aligned pairs, chosen alone": Row(pretraining={"overlap": 2.0}),
         "all pairs, chosen alone": Row(pretraining={"aligned_only": False, "overlap": 2.0}),
-        "no pretraining": SCRATCH,
+        "no pretraining": NOT_PRETRAINED,
     },
 }
 

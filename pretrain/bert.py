@@ -33,6 +33,15 @@ def load_bert(model: PretrainingModel, name: str) -> list[str]:
     return sorted(taken)
 
 
+def bert_folder(name: str) -> str:
+    """The directory of a BERT, which may be given by a name that the hub or its cache knows."""
+    if os.path.isdir(name):
+        return name
+    for file in ("config.json", "tokenizer.json", "vocab.txt"):  # into the directory of the weights
+        _from_hub(name, file)
+    return os.path.dirname(_file(name))
+
+
 def _file(name: str) -> str:
     """The state dict of a BERT, wherever transformers keeps it."""
     for file in BERT_FILES:

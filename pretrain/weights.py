@@ -42,15 +42,21 @@ class Weights:
             return read_tensors(self.file, MODEL), []
         return from_published(read_state_dict(self.file))
 
+    @property
+    def tokenizer(self) -> str:
+        """The directory or the name of their tokenizer: a run's own, what lies beside the weights, or BERT's."""
+        if self.kind == RUN:
+            return self.path
+        beside = (self.file.with_name(name) for name in ("tokenizer.json", "vocab.txt"))
+        return str(self.file.parent) if any(path.exists() for path in beside) else TOKENIZER
+
     def pieces(self, tokenizer: str | None = None) -> WordPieces:
         """The word pieces: a run's own; else those of `tokenizer`, or what lies beside the weights, or BERT's."""
         if self.kind == RUN:
             if tokenizer:
                 raise UserError(f"--tokenizer {tokenizer}: {self.path} is a run, which has its own")
             return load_pieces(self.path)
-        if tokenizer is None:
-            beside = (self.file.with_name(name) for name in ("tokenizer.json", "vocab.txt"))
-            tokenizer = str(self.file.parent) if any(path.exists() for path in beside) else TOKENIZER
+        tokenizer = tokenizer or self.tokenizer
         pieces = bert_pieces(tokenizer, "--tokenizer")
         if len(pieces) != self.sizes.vocab_size:
             raise UserError(

@@ -1,20 +1,36 @@
 """finetune.ablate: rows, resuming, and the comparison of rows."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from launching import finish, python, start_ranks
+from safetensors.torch import load_file
 from scipy import stats
+from transformers import BertConfig, BertModel
 
-from finetune.ablate import AblateConfig, Run, as_begun, compare
+from finetune.ablate import AblateConfig, PlainStart, Run, _prepare, as_begun, calls_of, compare, plain_start
 from finetune.ablate import table as tabulate
 from finetune.ablations import PAPER_TABLES, SUITES, Row
+from finetune.heads import TaskModel
 from finetune.paper import paper_row
 from finetune.scores import CLUSTERS
+from finetune.settings import MtConfig
+from finetune.start import choose_start
+from pretrain.bert import bert_folder
+from pretrain.checkpoint import MODEL, best_checkpoint, newest_checkpoint
+from pretrain.config import ModelConfig
+from pretrain.settings import PretrainConfig
+from shards.dataset import open_dataset, read_captions
 from shards.errors import UserError
 from shards.files import write_json
+from shards.flags import build
 
 
 def test_rows_are_the_papers():
@@ -53,16 +69,174 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
         assert status == 2 and f"was made with --{name} {1 if name == 'iterations' else 8}" in err
 
 
+@pytest.fixture
+def own_data(world, tmp_path):
+    """A data folder with the world's files that is no world: what stands in regions/pairs might be anybody's pairs."""
+    data = tmp_path / "own_data"
+    data.mkdir()
+    for part in world.iterdir():
+        if part.name not in ("world.json", "images"):
+            (data / part.name).symlink_to(part)
+    return data
+
+
 @pytest.mark.slow
-def test_rows_of_pretraining_have_their_own(world, tmp_path, run_command):
-    flags = ["--suite", "pretraining", "--data", world, "--out", tmp_path, "--iterations", 1, "--epochs", 1]
-    status, _, err = run_command("finetune.ablate", *flags, "--seeds", 1, "--rows", "no pretraining")
-    assert (status, err) == (0, "")
+def test_rows_of_pretraining_have_their_own(own_data, tmp_path, run_command):
+    flags = ["--suite", "pretraining", "--data", own_data, "--out", tmp_path, "--iterations", 1, "--epochs", 1]
+    status, out, err = run_command("finetune.ablate", *flags, "--seeds", 1, "--rows", "no pretraining")
+    assert (status, err) == (0, "") and "without pretraining: from random weights, of the sizes tiny" in out
     run = tmp_path / "pretraining" / "aligned_pairs_overlap" / "seed0"
     assert (run / "pretrain" / "result.json").exists()
-    assert json.loads((run / "mt" / "config.json").read_text())["start"] == {"kind": "ST", "run": str(run / "pretrain")}
-    scratch = tmp_path / "pretraining" / "no_pretraining" / "seed0" / "mt" / "config.json"
-    assert json.loads(scratch.read_text())["start"]["kind"] == "scratch"
+    stored = json.loads((run / "mt" / "config.json").read_text())
+    assert stored["start"] == {"kind": "ST", "run": str(run / "pretrain")}
+    plain = json.loads((tmp_path / "pretraining" / "no_pretraining" / "seed0" / "mt" / "config.json").read_text())
+    assert plain["start"]["kind"] == "scratch"
+    of_data = {"vocab_size": 0, "v_target_size": 0}  # of the texts that are learned from, of pretraining's own head
+    assert plain["model"] | of_data == stored["model"] | of_data
+
+
+def test_pretraining_takes_the_pairs_of_any_data_folder(own_data, tmp_path):
+    row = SUITES["pretraining"]["all pairs, overlap"]
+    config = AblateConfig(suite="pretraining", data=str(own_data), config="base", bert="bert", precision="bf16")
+    pretraining, training = calls_of(Run("row", row, 3, tmp_path), config, None)
+    assert pretraining.flags["data"] == str(own_data / "regions" / "pairs") and training.flags["data"] == str(own_data)
+    assert read_captions(open_dataset(pretraining.flags["data"]))
+    with pytest.raises(UserError, match=r"regions/pairs: no such folder; --suite pretraining needs region shards"):
+        _prepare(replace(config, data=str(tmp_path)), [Run("row", row, 0, tmp_path)])
+
+
+def test_flags_reach_the_commands_that_have_them(tmp_path):
+    """Every flag that is given is a flag of the command, and has the type that it has there."""
+    asked = {"clean": "clean", "precision": "bf16", "device": "cpu", "data": "data", "iterations": 7, "lr_scale": 2.0}
+    config = AblateConfig(suite="pretraining", config="base", bert="a bert", epochs=4, **asked)
+    start = PlainStart({"init": "a bert", "config": "base"}, None, "")
+    calls = {name: calls_of(Run(name, row, 5, tmp_path), config, start) for name, row in SUITES["pretraining"].items()}
+    for of_row in calls.values():
+        for call in of_row:
+            flags = build({"pretrain.run": PretrainConfig, "finetune.mt": MtConfig}[call.module], call.flags)
+            assert (flags.precision, flags.device, flags.seed) == ("bf16", "cpu", 5)
+            if call.module == "pretrain.run":
+                assert (flags.config, flags.bert, flags.epochs) == ("base", "a bert", 4)
+            else:
+                assert {name: getattr(flags, name) for name in asked} == asked
+    pretraining, training = calls["all pairs, chosen alone"]
+    assert pretraining.flags["aligned_only"] is False and training.flags["init"] == str(pretraining.out)
+    [plain] = calls["no pretraining"]
+    assert plain.flags["init"] == "a bert" and plain.flags["config"] == "base"
+    [published] = calls_of(Run("4", Row({"gap": 4}), 0, tmp_path), replace(config, init="x.bin", bert=None), None)
+    assert (published.flags["init"], published.flags["config"]) == ("x.bin", "base")
+
+
+def begin(call, **flags) -> None:
+    """The run directory of a command that was begun with these flags, and otherwise as it is given."""
+    write_json(call.out / "config.json", {"flags": call.flags | flags})
+    write_json(call.out / "checkpoints" / "step-00000001" / "checkpoint.json", {"step": 1, "score": None})
+
+
+NO_PRETRAINING = [SUITES["table10"]["no CC pretraining"]]
+
+
+@pytest.fixture(scope="module")
+def narrow(world, pretrained, tmp_path_factory):
+    """(a pretraining run of a model that is neither tiny nor base, its sizes)."""
+    folder = tmp_path_factory.mktemp("narrow")
+    sizes = json.loads((pretrained / "config.json").read_text())["model"] | {"hidden_size": 64, "v_hidden_size": 96}
+    write_json(folder / "narrow.json", sizes)
+    flags = ("--data", world, "--epochs", 1, "--workers", 0, "--batch_size", 30, "--config", folder / "narrow.json")
+    done = python("pretrain.run", *flags, "--out", folder / "run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run", json.loads((folder / "run" / "config.json").read_text())["model"]
+
+
+def started(start: PlainStart, feature_size: int, seed=0) -> tuple[ModelConfig, dict]:
+    """(sizes, weights) of what finetune.mt begins with."""
+    write_json(start.flags["config"], start.sizes.to_dict())
+    found = choose_start(start.flags["init"], start.flags["config"], start.flags.get("tokenizer"), ["a"], feature_size)
+    torch.manual_seed(seed)
+    model = TaskModel(found.sizes, {})
+    found.load(model)
+    return found.sizes, model.state_dict()
+
+
+def test_without_pretraining_a_model_of_the_same_size_is_random(narrow, tmp_path):
+    run, sizes = narrow
+    config = AblateConfig(suite="table10", init=str(run), out=str(tmp_path))
+    start = plain_start(config, NO_PRETRAINING)
+    assert start.flags["init"] == "scratch" and "random weights, of the sizes of" in start.text
+    found, weights = started(start, sizes["v_feature_size"])
+    assert found.to_dict() == sizes | {"task_tokens": 20}
+    theirs = load_file(best_checkpoint(run) / "model.safetensors")
+    same = [name for name in weights if weights[name].dim() > 1 and name in theirs]
+    assert len(same) > 20 and all(weights[name].shape == theirs[name].shape for name in same)
+    assert not any(torch.equal(weights[name], theirs[name]) for name in same)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["--bert", "of the pretraining"])
+def test_without_pretraining_a_model_of_the_same_size_has_berts_weights(narrow, tmp_path, named):
+    run, sizes = narrow
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    torch.manual_seed(7)
+    bert = BertModel(BertConfig(**{name: sizes[name] for name in (*names, "max_position_embeddings")}))
+    bert.save_pretrained(tmp_path / "bert")
+    shutil.copy(run / "tokenizer.json", tmp_path / "bert")
+    shutil.copytree(run, tmp_path / "run")
+    if not named:
+        stored = json.loads((run / "config.json").read_text())
+        stored["flags"]["bert"] = str(tmp_path / "bert")
+        write_json(tmp_path / "run" / "config.json", stored)
+    config = AblateConfig(suite="table10", init=str(tmp_path / "run"), out=str(tmp_path))
+    start = plain_start(replace(config, bert=str(tmp_path / "bert") if named else None), NO_PRETRAINING)
+    assert start.flags["init"] == str(tmp_path / "bert") and "from the BERT " in start.text
+    found, weights = started(start, sizes["v_feature_size"])
+    assert found.to_dict() == sizes | {"task_tokens": 20}
+    theirs = bert.state_dict()
+    torch.testing.assert_close(
+        weights["encoder.text_embedding.word.weight"], theirs["embeddings.word_embeddings.weight"]
+    )
+    up = "encoder.layer.1.intermediate.dense.weight"
+    torch.testing.assert_close(weights["encoder.text_layers.1.feed_forward.up.weight"], theirs[up])
+    pretraining = load_file(best_checkpoint(run) / "model.safetensors")["encoder.image_layers.0.output.weight"]
+    assert not torch.equal(weights["encoder.image_layers.0.output.weight"], pretraining)
+
+
+def test_a_bert_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
+    cached = tmp_path / "snapshot"
+    cached.mkdir()
+    for name in ("config.json", "pytorch_model.bin", "vocab.txt"):
+        (cached / name).touch()
+    found = {name: str(cached / name) for name in ("config.json", "pytorch_model.bin", "vocab.txt")}
+    monkeypatch.setattr("pretrain.bert._from_hub", lambda name, file: found.get(file))
+    assert bert_folder("bert-base-uncased") == str(cached) and bert_folder(str(tmp_path)) == str(tmp_path)
+
+
+def test_flags_without_a_use_and_weights_that_are_not_there_are_refused(narrow, tmp_path):
+    config = AblateConfig(suite="table11", init=str(narrow[0]), out=str(tmp_path), bert="bert")
+    with pytest.raises(UserError, match="--bert bert: none of the rows of table11 starts from a BERT"):
+        plain_start(config, [Row()])
+    with pytest.raises(UserError, match="--init nowhere: no such file"):
+        plain_start(replace(config, init="nowhere"), NO_PRETRAINING)
+    with pytest.raises(UserError, match=r"--config base: .* is a run, which has its own sizes"):
+        plain_start(replace(config, config="base"), NO_PRETRAINING)
+
+
+def test_a_row_without_pretraining_is_not_mixed_with_another_size(narrow, pretrained, tmp_path):
+    """Where --init has been trained anew with other sizes under the same name."""
+    init, row = tmp_path / "init", NO_PRETRAINING[0]
+    run = Run("no CC pretraining", row, 0, tmp_path / "table10" / "seed0")
+    config = AblateConfig(suite="table10", init=str(init), out=str(tmp_path), data=str(tmp_path))
+    shutil.copytree(narrow[0], init)
+    _prepare(config, [run])
+    shutil.rmtree(init)
+    shutil.copytree(pretrained, init)
+    _, start, finished = _prepare(config, [run])  # nothing was begun with the sizes that it had
+    assert json.loads((tmp_path / "table10" / "model.json").read_text()) == start.sizes.to_dict()
+    assert finished == [False]
+    begin(calls_of(run, config, start)[0])
+    assert _prepare(config, [run])[1] == start
+    shutil.rmtree(init)
+    shutil.copytree(narrow[0], init)
+    with pytest.raises(UserError, match=r"model\.json: runs have these sizes, --init .* has others"):
+        _prepare(config, [run])
 
 
 def test_a_failed_run_is_told_with_its_log(world, tmp_path, run_command):
@@ -76,22 +250,95 @@ def test_a_suite_goes_on_with_the_rate_that_it_was_begun_with(tmp_path):
     """Whatever the default is by then; runs that were begun at two rates, or on two data sets, are no table."""
     config = AblateConfig(suite="table11", data="data", init="weights", iterations=3)
     runs = [Run("row", Row(), seed, tmp_path / str(seed)) for seed in range(3)]
-    assert as_begun(runs, config) == config
+    assert as_begun(runs, config, None) == config
     for run, rate in zip(runs[:2], (4.0, 8.0), strict=True):
-        flags = {"data": "data", "init": "weights", "iterations": 3, "lr_scale": rate}
-        write_json(run.out / "config.json", {"flags": flags})
-    assert as_begun(runs, config) == config  # without a checkpoint there is nothing to go on with
-    for run in runs[:2]:
-        write_json(run.out / "checkpoints" / "step-00000001" / "checkpoint.json", {"step": 1, "score": None})
-    assert as_begun(runs[::2], config) == replace(config, lr_scale=4.0)
+        [call] = calls_of(run, config, None)
+        write_json(run.out / "config.json", {"flags": call.flags | {"lr_scale": rate}})
+        assert as_begun(runs, config, None) == config  # without a checkpoint there is nothing to go on with
+    for run, rate in zip(runs[:2], (4.0, 8.0), strict=True):
+        begin(calls_of(run, config, None)[0], lr_scale=rate)
+    assert as_begun(runs[::2], config, None) == replace(config, lr_scale=4.0)
     for asked in (config, replace(config, lr_scale=8.0), replace(config, iterations=None)):
         with pytest.raises(UserError, match=r"was made with --(lr_scale|iterations)"):
-            as_begun(runs, asked)
-    for name in ("data", "init"):
-        with pytest.raises(UserError, match=f"was made with --{name} "):
-            as_begun(runs[:1], replace(config, **{name: "other"}))
-    scratch = [Run("row", Row({"init": "scratch"}), 0, runs[0].folder)]  # its own start is none of the suite's
-    assert as_begun(scratch, replace(config, init="other")).lr_scale == 4.0
+            as_begun(runs, asked, None)
+
+
+@pytest.mark.parametrize("name", ["data", "init", "clean", "config", "precision", "device", "iterations"])
+def test_runs_of_other_flags_are_not_mixed_into_a_table(tmp_path, name):
+    config, [run] = AblateConfig(suite="table11"), [Run("8", Row({"gap": 8}), 0, tmp_path)]
+    begin(*calls_of(run, config, None))
+    assert as_begun([run], config, None) == config
+    other = 9 if name == "iterations" else "other"
+    with pytest.raises(UserError, match=rf"mt: was made with --{name} .*, and not with {other}; give the same flags"):
+        as_begun([run], replace(config, **{name: other}), None)
+    shutil.rmtree(run.out / "checkpoints")  # to save space, of a run that is finished
+    write_json(run.out / "result.json", {})
+    with pytest.raises(UserError, match=f"was made with --{name} "):
+        as_begun([run], replace(config, **{name: other}), None)
+    with pytest.raises(UserError, match="was made with --gap 8, and not with 16"):
+        as_begun([Run("8", Row({"gap": 16}), 0, tmp_path)], config, None)
+
+
+@pytest.mark.parametrize("name", ["bert", "config", "epochs", "precision"])
+def test_pretraining_of_other_flags_is_not_gone_on_with(tmp_path, name):
+    config, run = (
+        AblateConfig(suite="pretraining"),
+        Run("row", SUITES["pretraining"]["all pairs, overlap"], 0, tmp_path),
+    )
+    begin(calls_of(run, config, None)[0], epochs=20)
+    assert as_begun([run], config, None) == replace(config, epochs=20)
+    with pytest.raises(UserError, match=f"pretrain: was made with --{name} "):
+        as_begun([run], replace(config, **{name: 9 if name == "epochs" else "other"}), None)
+
+
+ABLATE = ("-m", "finetune.ablate")
+
+
+def test_under_torchrun_every_run_takes_all_ranks(world, pretrained, tmp_path):
+    """Two ranks, in torchrun's store and in one of their own, come to the weights of one process."""
+    flags = ["--suite", "table11", "--data", world, "--init", pretrained, "--iterations", 2, "--rows", "4"]
+    flags += ["--precision", "float64", "--device", "cpu"]
+    one_thread = ("--jobs", os.cpu_count() or 1)
+    alone = python("finetune.ablate", *flags, "--seeds", 1, "--out", tmp_path / "alone", *one_thread)
+    assert alone.returncode == 0, alone.stderr
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, *ABLATE)
+    done = python(*launcher, *flags, "--seeds", 2, "--out", tmp_path / "torchrun")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("table11: 2 runs") == 1 and "2 of 2: 4, seed 1: MT score" in done.stdout
+    logs = sorted(path.name for path in (tmp_path / "torchrun" / "table11" / "4" / "seed0").glob("*.log"))
+    assert logs == ["mt-rank1.log", "mt.log"]
+    processes = start_ranks(2, *flags, "--seeds", 1, "--out", tmp_path / "ranks", script=ABLATE)
+    [(status, out, err), (other, silent, _)] = finish(processes, 600)
+    assert (status, other, silent) == (0, 0, "") and "1 of 1: 4, seed 0: MT score" in out, err
+    folders = [tmp_path / name / "table11" / "4" / "seed0" / "mt" for name in ("alone", "torchrun", "ranks")]
+    one, *others = (load_file(newest_checkpoint(folder) / MODEL) for folder in folders)
+    for weights in others:
+        for name, value in weights.items():
+            torch.testing.assert_close(value, one[name], rtol=0, atol=1e-9)
+
+
+def test_a_failure_under_torchrun_is_said_once_and_ends_all(world, tmp_path):
+    flags = ["--suite", "table11", "--data", world, "--init", "nowhere", "--out", tmp_path, "--rows", "4"]
+    results = finish(start_ranks(2, *flags, script=ABLATE), 600)
+    assert [status for status, _, _ in results] == [2, 2]
+    assert "mt.log: python -m finetune.mt ended with status 2: error: --init nowhere" in results[0][2]
+    assert results[1][2] == ""
+    results = finish(start_ranks(2, *flags, "--jobs", 2, script=ABLATE), 600)
+    assert [status for status, _, _ in results] == [2, 2]
+    assert "--jobs 2: under torchrun every run takes all ranks" in results[0][2]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_stops_the_run_that_is_under_way_with_a_checkpoint(world, pretrained, tmp_path, ranks):
+    flags = ["--suite", "table11", "--data", world, "--init", pretrained, "--iterations", 5000, "--seeds", 1]
+    processes = start_ranks(ranks, *flags, "--out", tmp_path, "--rows", "4", script=ABLATE)
+    out, until = tmp_path / "table11" / "4" / "seed0" / "mt", time.monotonic() + 600
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [status for status, _, _ in finish(processes, 600)] == [128 + signal.SIGTERM] * ranks
+    assert newest_checkpoint(out) and not (out / "result.json").exists()
 
 
 def made_run(folder, seed, values, per_image=1) -> Run:
