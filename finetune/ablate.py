@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,14 @@ from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row
 from finetune.scores import load_values, mean_row, ranking_note, render_rows
+from finetune.settings import FREE_FLAGS, MtConfig
 from finetune.start import PRETRAINING
 from pretrain.bert import bert_folder
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.config import ModelConfig
 from pretrain.distributed import CPU, add_up_numbers, connected, leaving, on_first
 from pretrain.run_folder import CONFIG
+from pretrain.settings import FREE_FLAGS as PRETRAINING_FREE_FLAGS
 from pretrain.settings import PRECISIONS, PretrainConfig
 from pretrain.weights import BERT, find_weights
 from shards.errors import ErrorElsewhere, UserError
@@ -91,6 +93,16 @@ class Call:
     @property
     def begun(self) -> bool:
         return bool(newest_checkpoint(self.out)) or (self.out / "result.json").exists()
+
+    @property
+    def settings(self) -> dict:
+        """The flags that change what is computed, with the defaults of those that are not given."""
+        if self.module == "pretrain.run":
+            config, free = PretrainConfig(**self.flags).settled(), PRETRAINING_FREE_FLAGS
+        else:
+            config, free = MtConfig(**self.flags), FREE_FLAGS
+        found = {name: value for name, value in asdict(config).items() if name not in free}
+        return {name: value for name, value in found.items() if value is not None or name in self.flags}
 
     @property
     def argv(self) -> list[str]:
@@ -243,13 +255,13 @@ def calls_of(one: Run, config: AblateConfig, start: PlainStart | None) -> list[C
 def as_begun(runs: list[Run], config: AblateConfig, start: PlainStart | None) -> AblateConfig:
     """The flags, where nothing else is asked for with the rate and the epochs of runs that were begun before.
 
-    A run that was begun, or finished, with other flags is refused: a table would mix them.
+    A run that was begun, or finished, with other flags or when defaults were others is refused: a table would mix them.
     """
     for one in runs:
         for call in calls_of(one, config, start):
             stored = read_json(call.out / CONFIG)["flags"] if call.begun else {}
-            for name, asked in call.flags.items():
-                if asked is None and name in OWN_DEFAULT:
+            for name, asked in call.settings.items():
+                if name in OWN_DEFAULT and call.flags.get(name, asked) is None:
                     config = replace(config, **{name: stored.get(name)})
                 elif stored.get(name, asked) != asked:
                     raise UserError(

@@ -279,6 +279,17 @@ def test_runs_of_other_flags_are_not_mixed_into_a_table(tmp_path, name):
         as_begun([Run("8", Row({"gap": 16}), 0, tmp_path)], config, None)
 
 
+def test_runs_of_earlier_defaults_are_not_mixed_into_a_table(tmp_path):
+    """Flags that the suite does not set have the defaults of their time."""
+    config, [run] = AblateConfig(suite="table11"), [Run("8", Row({"gap": 8}), 0, tmp_path)]
+    [call] = calls_of(run, config, None)
+    begin(call, clip=MtConfig.clip, workers=17, lr_scale=8.0)
+    assert as_begun([run], config, None) == replace(config, lr_scale=8.0)
+    begin(call, clip=0.5)
+    with pytest.raises(UserError, match=rf"was made with --clip 0\.5, and not with {MtConfig.clip}"):
+        as_begun([run], config, None)
+
+
 @pytest.mark.parametrize("name", ["bert", "config", "epochs", "precision"])
 def test_pretraining_of_other_flags_is_not_gone_on_with(tmp_path, name):
     config, run = (
@@ -295,7 +306,7 @@ ABLATE = ("-m", "finetune.ablate")
 
 
 def test_under_torchrun_every_run_takes_all_ranks(world, pretrained, tmp_path):
-    """Two ranks, in torchrun's store and in one of their own, come to the weights of one process."""
+    """Two runs one after another in one store of torchrun's, to the weights that one process comes to."""
     flags = ["--suite", "table11", "--data", world, "--init", pretrained, "--iterations", 2, "--rows", "4"]
     flags += ["--precision", "float64", "--device", "cpu"]
     one_thread = ("--jobs", os.cpu_count() or 1)
@@ -307,14 +318,10 @@ def test_under_torchrun_every_run_takes_all_ranks(world, pretrained, tmp_path):
     assert done.stdout.count("table11: 2 runs") == 1 and "2 of 2: 4, seed 1: MT score" in done.stdout
     logs = sorted(path.name for path in (tmp_path / "torchrun" / "table11" / "4" / "seed0").glob("*.log"))
     assert logs == ["mt-rank1.log", "mt.log"]
-    processes = start_ranks(2, *flags, "--seeds", 1, "--out", tmp_path / "ranks", script=ABLATE)
-    [(status, out, err), (other, silent, _)] = finish(processes, 600)
-    assert (status, other, silent) == (0, 0, "") and "1 of 1: 4, seed 0: MT score" in out, err
-    folders = [tmp_path / name / "table11" / "4" / "seed0" / "mt" for name in ("alone", "torchrun", "ranks")]
-    one, *others = (load_file(newest_checkpoint(folder) / MODEL) for folder in folders)
-    for weights in others:
-        for name, value in weights.items():
-            torch.testing.assert_close(value, one[name], rtol=0, atol=1e-9)
+    folders = [tmp_path / name / "table11" / "4" / "seed0" / "mt" for name in ("alone", "torchrun")]
+    one, two = (load_file(newest_checkpoint(folder) / MODEL) for folder in folders)
+    for name, value in two.items():
+        torch.testing.assert_close(value, one[name], rtol=0, atol=1e-9)
 
 
 def test_a_failure_under_torchrun_is_said_once_and_ends_all(world, tmp_path):
