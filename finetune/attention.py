@@ -24,12 +24,14 @@ class AttentionConfig(ModelFlags):
 
 
 def page_of(predictor: Predictor, query: Query, lines: bool = True) -> str:
-    """The page of a query, with what the model says of it (of retrieval where there is something to rank).
+    """The page of a query, with the model's prediction where it has one: pretraining weights have one for retrieval
+    alone, and retrieval where there are images to rank.
 
     lines: see attention_page.
     """
     ranks_nothing = query.task.head == "retrieval" and len(query.names) < 2
-    return explained_page(predictor, query, None if ranks_nothing else predictor.answer(query), lines)
+    answers = predictor.start.has_head(query.task) and not ranks_nothing
+    return explained_page(predictor, query, predictor.answer(query) if answers else None, lines)
 
 
 def explained_page(predictor: Predictor, query: Query, said: Prediction | None, lines: bool) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from finetune.batch import TaskCollator
 from finetune.course import describe_scores
 from finetune.data import open_data
-from finetune.heads import TaskModel, layer_of
+from finetune.heads import TaskModel
 from finetune.packed import PackedExamples
 from finetune.predictions import predict
 from finetune.regions import with_regions
@@ -24,7 +24,7 @@ from finetune.scores import (
     table_row,
 )
 from finetune.settings import WeightsFlags, answer_files, check_answer_files
-from finetune.start import Start, choose_start, choose_vocabulary, read_tasks
+from finetune.start import Start, choose_vocabulary, read_tasks, trained_start
 from finetune.task import Example, FurtherScores, Task
 from finetune.tasks import choose_tasks, find_task
 from finetune.work import TaskPass
@@ -67,14 +67,21 @@ class Evaluated:
 
 
 def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
-    """The run's model on its device, and the examples with what they need.
+    """The run's model on its device, and the examples with what they need; for the arguments see open_run."""
+    return open_run(config, task, choose, ranks)[1:]
+
+
+def open_run(
+    config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE
+) -> tuple[Start, TaskPass, TaskCollator]:
+    """What the run's weights are, its model on its device, and the examples with what they need.
 
     choose: a function of the task's data that gives the examples; those of the split where it is None.
     """
     device = choose_device(config.device, ranks)
     data = open_data(task, config.data, config.missing)
     examples = choose(data) if choose else data.examples(config.split or task.splits[1], ranks.say)
-    start = choose_start(config.run, config.config, config.tokenizer, (), data.feature_size, flag="--run")
+    start = trained_start(config.run, config.config, config.tokenizer, data.feature_size)
     check_trained(start, task)
     vocabulary = None
     if hasattr(task, "vocabulary"):
@@ -88,17 +95,18 @@ def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) 
     model.to(device, precision.weights)
     positions = start.sizes.max_position_embeddings
     collator = data.collator(examples, start.pieces, vocabulary, positions, config.regions)
-    return TaskPass(model, task, precision, start.token(task)), collator
+    return start, TaskPass(model, task, precision, start.token(task)), collator
 
 
 def check_trained(start: Start, task: Task) -> None:
     """Refuses weights in which no task trained the head of this one: they would answer at random."""
-    weights = start.weights
-    trained = weights.facts.get("tasks", []) if weights else []
-    heads = {layer_of(find_task(name).head) for name in trained} | set(weights.heads if weights else ())
-    if layer_of(task.head) not in heads:
-        what = f"was trained on {', '.join(trained)}" if trained else "has no heads of tasks"
-        raise UserError(f"--run {start.path or 'scratch'}: {what}, and {task.name} needs its own; fine-tune it first")
+    if start.has_head(task):
+        return
+    names = ", ".join(known.name for known in start.tasks)
+    what = f"was trained on {names}" if names else "has no heads of tasks"
+    if start.zero_shot:
+        what = f"holds pretraining weights, which can be evaluated on {names} alone (zero-shot, by the alignment head)"
+    raise UserError(f"--run {start.path or 'scratch'}: {what}, and {task.name} needs its own; fine-tune it first")
 
 
 def run(config: EvaluateConfig) -> None:
@@ -167,8 +175,10 @@ def _pool(config: EvaluateConfig, task: Task, parts: dict[str, Evaluated]) -> Ta
 
 def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | None:
     """A task on a split, None where its answers are not public, or on another rank than the first."""
-    work, collator = load(config, task, ranks=ranks)
-    examples, title, score = collator.examples, f"{task.title}, {config.split}", None
+    start, work, collator = open_run(config, task, ranks=ranks)
+    mark = {"zero_shot": True} if start.zero_shot else {}
+    title = f"{task.title}, {config.split}{' (zero-shot)' if mark else ''}"
+    examples, score = collator.examples, None
     public = task.head == "retrieval" or all(example.target is not None for example in examples)
     if not public:
         ranks.say(f"{title}: {len(examples)} examples, whose answers are not public")
@@ -190,7 +200,7 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | N
         for name, parts in by.items():
             print(render_breakdown(f"by {name}", parts))
         path = Path(config.scores or kept_scores(config.run) / f"{task.name}-{config.split}.json")
-        stored = {"task": task.name, "split": config.split} | score.summary | further_scores
+        stored = {"task": task.name, "split": config.split} | mark | score.summary | further_scores
         write_json(path, stored | ({"by": by} if by else {}))
         print(f"scores: {path}")
     if config.submission:

@@ -13,6 +13,7 @@ from pretrain.config import ModelConfig
 from pretrain.dropout import Dropout, number_sites
 from pretrain.layers import Norm
 from pretrain.model import AttentionMaps, Encoded, TwoStream, initialise
+from shards.errors import UserError
 
 OPTIONS = 4  # of a retrieval example in training: the pair, and three that do not belong together
 POINTING = ("regions", "candidates")  # heads of one layer, which scores rows: all of them, or the candidates alone
@@ -22,6 +23,28 @@ PADDING = -10000.0  # a score that no region has, as published
 def layer_of(head: str) -> str:
     """The name of the layer that a head is; several may be one."""
     return "pointing" if head in POINTING else head
+
+
+def alignment_as_retrieval(weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Pretraining weights with a retrieval head in place of their alignment head, for zero-shot retrieval.
+
+    The alignment head has two logits, class 0 for "aligned". Their difference, logit 0 - logit 1, is the log odds that
+    a caption and an image are aligned, and as linear in the fused vector as they are.
+
+    Args:
+        weights: under our names, the alignment head (2, size) among them.
+        where: the file or directory, for error messages.
+    """
+    weights = dict(weights)
+    for kind in ("weight", "bias"):
+        if f"alignment.{kind}" not in weights:
+            raise UserError(
+                f"{where}: has no alignment head (cls.bi_seq_relationship in published weights), by which retrieval "
+                "without fine-tuning would rank; fine-tune these weights first"
+            )
+        aligned, misaligned = weights.pop(f"alignment.{kind}")
+        weights[f"heads.retrieval.{kind}"] = (aligned - misaligned)[None]
+    return weights
 
 
 class AnswerHead(nn.Module):

@@ -15,12 +15,12 @@ import torch
 from finetune.batch import TaskBatch
 from finetune.choices import Prediction, prediction, ranked
 from finetune.evaluate import check_trained
-from finetune.heads import TaskModel, layer_of
+from finetune.heads import TaskModel
 from finetune.processed import answer_file
 from finetune.query import Query, candidates_of, check_query, parse_boxes, read_image, sample_of
 from finetune.regions import Regions, region_folder
 from finetune.settings import WeightsFlags
-from finetune.start import Vocabularies, choose_start, vocabulary_of_head
+from finetune.start import Start, Vocabularies, trained_start, vocabulary_of_head
 from finetune.task import Box, Task
 from finetune.tasks import all_tasks, find_task
 from finetune.work import TaskPass
@@ -78,35 +78,33 @@ class Predictor:
     ):
         self.run, self._given = str(run), (config, tokenizer)
         facts = read_json(Path(run) / CONFIG) if (Path(run) / CONFIG).exists() else {}
-        if facts and not facts.get("tasks") and not facts.get("heads"):
-            raise UserError(f"--run {run}: is no run of finetune.st or finetune.mt")
-        self.data = Path(data or facts.get("flags", {}).get("data", DEFAULT_WORLD))
+        own = facts.get("flags", {}).get("data")
+        self.data = Path(data or own or DEFAULT_WORLD)
+        # The region shards that a pretraining run was trained on: without --data, its images are theirs.
+        self.pairs = Path(own) if own and data is None and "tasks" not in facts else None
         images = dict.fromkeys(task.images for name, task in all_tasks().items() if name in facts.get("tasks", [name]))
         folders = [region_folder(self.data, name) for name in images]
         found = next((folder for folder in folders if (folder / "dataset.json").exists()), folders[0])
-        self.regions = Path(regions or found)
+        self.regions = Path(regions or self.pairs or found)
         self.answers = {"vqa": vqa_answers, "gqa": gqa_answers}
         self.device = choose_device(device, ALONE)
         self.precision = Precision(precision, self.device)
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Those that it was trained on, of published weights those that they have heads for."""
-        weights = self.start.weights
-        return weights.facts.get("tasks") or [
-            name for name, task in all_tasks().items() if layer_of(task.head) in weights.heads
-        ]
+        """Those that it was trained on, see Start.tasks."""
+        return [task.name for task in self.start.tasks]
 
     @cached_property
     def detector(self):
         return detector_of(self.regions, str(self.device.type))
 
     @cached_property
-    def start(self):
+    def start(self) -> Start:
         path = self.regions / "dataset.json"
         if not path.exists():
             raise UserError(f"{self.regions}: holds no finished region shards; name some with --regions")
-        return choose_start(self.run, *self._given, (), read_json(path)["feature_size"], flag="--run")
+        return trained_start(self.run, *self._given, read_json(path)["feature_size"])
 
     @cached_property
     def vocabularies(self) -> Vocabularies:
@@ -155,10 +153,11 @@ class Predictor:
     def query_by_id(self, task: str, text: str, *ids: str, boxes: Sequence[Box] = ()) -> Query:
         """The query of images of the data that the run was trained on, with the regions that shards have of them.
 
+        Of a pretraining run without a data folder they are the images of its own image-caption pairs.
         Candidates are known by where they lie. An image whose pixels are not at hand is blank.
         """
         found = self._asked(task, text, len(ids), bool(boxes))
-        regions = Regions(region_folder(self.data, found.images))
+        regions = Regions(self.pairs or region_folder(self.data, found.images))
         for name in ids:
             if name not in regions:
                 first = next(iter(regions.numbers))
@@ -174,12 +173,17 @@ class Predictor:
 
     def _asked(self, task: str, text: str, images: int, boxes: bool) -> Task:
         found = find_task(task)
-        check_trained(self.start, found)
-        if hasattr(found, "vocabulary") and found.head not in self.vocabularies:
-            mend = f"give a file of them in the order in which it was trained (--{found.head}_answers)"
-            raise UserError(f"--run {self.run}: does not say what its answers of {task} are; {mend}")
+        if not self.start.zero_shot:  # attention of pretraining weights needs no head
+            self._check_answers(found)
         check_query(found, text, images, boxes)
         return found
+
+    def _check_answers(self, task: Task) -> None:
+        """Refuses a task whose head was not trained, or whose answers are not known."""
+        check_trained(self.start, task)
+        if hasattr(task, "vocabulary") and task.head not in self.vocabularies:
+            mend = f"give a file of them in the order in which it was trained (--{task.head}_answers)"
+            raise UserError(f"--run {self.run}: does not say what its answers of {task.name} are; {mend}")
 
     def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
         """The query as the model takes it, and the model."""
@@ -190,6 +194,7 @@ class Predictor:
     @torch.no_grad()
     def answer(self, query: Query, top: int = 5) -> Prediction:
         """The likeliest of what there is to choose from."""
+        self._check_answers(query.task)
         work, batch = self.batch(query)
         scores = work.scores(batch).float().cpu()
         if query.task.head == "retrieval":

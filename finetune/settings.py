@@ -56,7 +56,7 @@ class FinetuneConfig:
 class WeightsFlags:
     """Flags that commands share which ask trained weights."""
 
-    run: str = flag(REQUIRED, "the directory of a run of finetune.st or finetune.mt, or published weights")
+    run: str = flag(REQUIRED, "a run directory of finetune.st, finetune.mt or pretrain.run, or published weights")
     config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
     tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
     vqa_answers: str | None = flag(None, "of published weights: VQA's answers, in order (else from the data)")

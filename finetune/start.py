@@ -8,10 +8,10 @@ import torch
 
 from finetune.answers import ORDER, AnswerVocabulary, read_vocabulary
 from finetune.data import TaskData
-from finetune.heads import TaskModel
+from finetune.heads import TaskModel, alignment_as_retrieval, layer_of
 from finetune.processed import answer_file
 from finetune.task import Task
-from finetune.tasks import find_task
+from finetune.tasks import all_tasks, find_task
 from pretrain.bert import NOT_BERTS
 from pretrain.checkpoint import best_checkpoint
 from pretrain.circumstances import circumstances
@@ -26,6 +26,7 @@ TASK_TOKENS = 20
 PRETRAINING = "runs/pretrain"
 DEFAULTS = ("runs/mt", PRETRAINING)  # what is looked for where no --init is given
 VOCABULARY = 8000  # word pieces that are learned where there is no run
+ZERO_SHOT = "zero-shot"  # the kind of a start from pretraining that is evaluated without fine-tuning
 NEW = ("heads.", "encoder.text_embedding.task.")  # what no pretraining gives
 
 Vocabularies = dict[str, AnswerVocabulary]  # by answer head
@@ -35,7 +36,8 @@ Vocabularies = dict[str, AnswerVocabulary]  # by answer head
 class Start:
     """Where to begin, without the weights: it is handed from the first rank to the others, which get these later.
 
-    kind: AT->ST (from weights of several tasks), ST (from pretraining), BERT, or scratch; weights: None from scratch.
+    kind: AT->ST (from weights of several tasks), ST (from pretraining), BERT, scratch, or ZERO_SHOT (pretraining
+    weights as they are, see trained_start); weights: None from scratch.
 
     vocabularies: of a run's answer heads; tokens: the task tokens that a run gave its tasks.
     """
@@ -52,6 +54,26 @@ class Start:
         """What it starts from, as it was given."""
         return self.weights.path if self.weights else None
 
+    @property
+    def zero_shot(self) -> bool:
+        """Whether these are pretraining weights that are evaluated without fine-tuning."""
+        return self.kind == ZERO_SHOT
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks that the weights were trained on, of published weights those that they have heads for, of
+        pretraining weights retrieval, which their alignment head ranks for."""
+        if self.weights is None:
+            return []
+        if names := self.weights.facts.get("tasks"):
+            return [find_task(name) for name in names]
+        layers = {"retrieval"} if self.zero_shot else set(self.weights.heads)
+        return [task for task in all_tasks().values() if layer_of(task.head) in layers]
+
+    def has_head(self, task: Task) -> bool:
+        """Whether a task trained the head of this one; heads may be shared."""
+        return layer_of(task.head) in {layer_of(known.head) for known in self.tasks}
+
     def token(self, task: Task) -> int | None:
         """The token of a task; None where the model has none."""
         return self.tokens.get(task.name, task.token) if self.sizes.task_tokens else None
@@ -61,6 +83,8 @@ class Start:
         if self.weights is None:
             return [], []
         weights, left_over = self.weights.read()
+        if self.zero_shot:
+            weights = alignment_as_retrieval(weights, self.path)
         own = model.state_dict()
         left_over += [name for name in weights if name not in own]
         may_be_new = NEW + NOT_BERTS if self.weights.kind == BERT else NEW
@@ -106,6 +130,18 @@ def choose_start(
     kind = "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(facts.get("tasks", ())) > 1 else "ST"
     vocabularies = read_vocabularies(init) if weights.kind == RUN else {}
     return Start(kind, weights, sizes, weights.pieces(tokenizer), vocabularies, facts.get("tokens", {}))
+
+
+def trained_start(run: str, config: str | None, tokenizer: str | None, feature_size: int) -> Start:
+    """The weights that --run names, to be evaluated as they are; for the arguments see choose_start.
+
+    Pretraining weights keep the sizes that they were trained with, so that the model has no task tokens, and rank for
+    retrieval by their alignment head.
+    """
+    start = choose_start(run, config, tokenizer, (), feature_size, flag="--run")
+    if start.kind != "ST" or "tasks" in start.weights.facts:
+        return start
+    return dataclasses.replace(start, kind=ZERO_SHOT, sizes=start.sizes.replace(task_tokens=0))
 
 
 def choose_vocabulary(start: Start, data: TaskData, file: str | None, say=print) -> AnswerVocabulary:

@@ -111,8 +111,8 @@ def test_hostile_files_are_told_in_a_sentence(trained, tmp_path, run_command):
 
 
 def test_a_folder_that_is_no_run(tmp_path, pretrained, world):
-    with pytest.raises(UserError, match=r"is no run of finetune\.st or finetune\.mt"):
-        Predictor(pretrained)
+    with pytest.raises(UserError, match=r"holds pretraining weights, .* and vqa needs its own; fine-tune it first"):
+        Predictor(pretrained)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(UserError, match=r"--run .*: holds no whole checkpoint and no weights"):
         Predictor(tmp_path, data=world)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))
 

@@ -78,7 +78,7 @@ def test_the_published_order_is_found_in_the_data(world, published, tmp_path, ru
 def test_weights_without_the_head_are_not_scored(world, published, pretrained, tmp_path, run_command):
     run, file = published
     for flags, complaint in [
-        (("--run", pretrained, "--task", "nlvr2"), "has no heads of tasks, and nlvr2 needs its own"),
+        (("--run", pretrained, "--task", "nlvr2"), "holds pretraining weights, which can be evaluated on"),
         (("--run", run, "--task", "nlvr2"), "was trained on vqa, and nlvr2 needs its own"),
         (("--run", "scratch", "--task", "nlvr2"), "scratch: has no heads of tasks"),
         (("--run", file), "--task should say which"),
