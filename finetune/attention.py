@@ -5,6 +5,7 @@ from pathlib import Path
 
 from finetune.choices import Prediction
 from finetune.explain import explain
+from finetune.grounding import expression_boxes
 from finetune.pages.attention import attention_page
 from finetune.predict import ModelFlags, Predictor
 from finetune.query import Query, parse_boxes
@@ -40,7 +41,9 @@ def explained_page(predictor: Predictor, query: Query, said: Prediction | None, 
     title = f"{query.task.title}, {predictor.run}"
     images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
     explained = explain(work, batch, predictor.start.pieces)
-    return attention_page(title, query.text, images, explained, said, query.size, lines)
+    collator = query.collator(predictor.start.pieces, predictor.start.sizes)
+    expressions = expression_boxes(predictor.start, work, collator, collator.examples)
+    return attention_page(title, query.text, images, explained, said, query.size, expressions, lines)
 
 
 def run(config: AttentionConfig) -> None:

@@ -12,12 +12,13 @@ from finetune import evaluate
 from finetune.batch import TaskCollator, image_size
 from finetune.choices import Prediction, prediction, ranked
 from finetune.explain import explain
+from finetune.grounding import expression_boxes
 from finetune.pages.attention import attention_page
 from finetune.pages.examples import Card, write_examples
 from finetune.predictions import predict
 from finetune.settings import WeightsFlags, check_answer_files
 from finetune.sources import in_order
-from finetune.start import read_tasks
+from finetune.start import Start, read_tasks
 from finetune.task import Example, Task
 from finetune.tasks import choose_tasks
 from finetune.work import TaskPass
@@ -127,7 +128,7 @@ def run(config: ExamplesConfig) -> None:
     check_answer_files(config, tasks)
     out, cards, summary = Path(config.out), [], []
     for task in tasks:
-        work, collator = _load(config, task)
+        start, work, collator = _load(config, task)
         said = judge(work, collator, config.batch_size)
         right = sum(one.value > RIGHT for one in said)
         summary.append(f"{task.title}: {right} of {len(said)} right")
@@ -137,21 +138,21 @@ def run(config: ExamplesConfig) -> None:
             cards.append(_card(task, collator, one, page))
             if page:
                 with whole_file(out.parent / page, "w", encoding="utf-8") as file:
-                    file.write(_attention(config, work, collator, one))
+                    file.write(_attention(config, start, work, collator, one))
     cards.sort(key=lambda card: (card.right, -card.said.confidence[0]))
     write_examples(out, f"What {config.run} gets right and wrong", "; ".join(summary), cards)
     print(f"the page: {out}" + (f", with attention in {out.stem}-attention" if config.attention else ""))
 
 
-def _load(config: ExamplesConfig, task: Task) -> tuple[TaskPass, TaskCollator]:
+def _load(config: ExamplesConfig, task: Task) -> tuple[Start, TaskPass, TaskCollator]:
     split = config.split or task.splits[1]
     settings = evaluate.EvaluateConfig(split=split, data=config.data, **config.of_weights)
-    work, collator = evaluate.load(settings, task)
+    start, work, collator = evaluate.open_run(settings, task)
     collator = replace(collator, examples=collator.examples[: config.examples])
     if task.head != "retrieval" and any(example.target is None for example in collator.examples):
         raise UserError(f"--split {split}: {task.name} has no public answers there to tell right from wrong")
     work.model.eval()
-    return work, collator
+    return start, work, collator
 
 
 def _card(task: Task, collator: TaskCollator, one: Said, page: str | None) -> Card:
@@ -177,7 +178,7 @@ def _card(task: Task, collator: TaskCollator, one: Said, page: str | None) -> Ca
     )
 
 
-def _attention(config: ExamplesConfig, work: TaskPass, collator: TaskCollator, one: Said) -> str:
+def _attention(config: ExamplesConfig, start: Start, work: TaskPass, collator: TaskCollator, one: Said) -> str:
     batch = collator(0, np.array([one.number])).to(work.precision.device)
     regions = collator.regions
     images = [
@@ -188,9 +189,9 @@ def _attention(config: ExamplesConfig, work: TaskPass, collator: TaskCollator, o
     title = f"{work.task.title}, {config.run}"
     explained = explain(work, batch, collator.pieces)
     size = image_size(one.example, regions[one.example.images[0]])
-    return attention_page(
-        title, one.example.text, images, explained, None if ranking else one.prediction, size, lines=False
-    )
+    boxes = expression_boxes(start, work, collator, [one.example])
+    said = None if ranking else one.prediction
+    return attention_page(title, one.example.text, images, explained, said, size, boxes, lines=False)
 
 
 if __name__ == "__main__":

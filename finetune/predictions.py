@@ -57,8 +57,13 @@ def _choices(work: TaskPass, collator: TaskCollator, batch_size: int, workers: i
 
 
 def _boxes(collator: TaskCollator, part: slice, batch: TaskBatch, best: Tensor) -> np.ndarray:
-    """(n, 4): the boxes of the chosen rows in the annotations' pixels; row 0 is the whole image."""
-    rows = np.concatenate([np.broadcast_to(WHOLE, (len(best), 1, 4)), batch.rows.boxes.numpy()], 1)
+    """(n, 4): the boxes of the chosen rows in the annotations' pixels."""
     examples = collator.examples[part]
     sizes = [image_size(example, collator.regions[example.images[0]]) for example in examples]
-    return rows[np.arange(len(best)), best.numpy()] * np.array([size * 2 for size in sizes])
+    return boxes_of_rows(batch, best) * np.array([size * 2 for size in sizes])
+
+
+def boxes_of_rows(batch: TaskBatch, numbers: Tensor) -> np.ndarray:
+    """(n, 4): the box of one row of each image of a batch, as shares of the image; row 0 is the whole image."""
+    rows = np.concatenate([np.broadcast_to(WHOLE, (len(numbers), 1, 4)), batch.rows.boxes.numpy()], 1)
+    return rows[np.arange(len(numbers)), numbers.numpy()]

@@ -133,10 +133,12 @@ function labels(count) {
   return parts;
 }
 
-/** The box of what the model chose, where it chose one. */
+/** Boxes: of the text as a referring expression, for every task, and of what the model chose, where it chose one. */
 function pointed() {
-  const best = data.prediction[0];
-  return best && best.box ? [rectangle(best.box, shown, { class: "chosen" })] : [];
+  const best = data.prediction[0], boxes = [];
+  if (shown.expression) boxes.push(rectangle(shown.expression, shown, { class: "expression" }));
+  if (best && best.box) boxes.push(rectangle(best.box, shown, { class: "chosen" }));
+  return boxes;
 }
 
 function strongest(values, names, count, special = []) {
@@ -238,6 +240,8 @@ for (const [view, title] of Object.entries(VIEWS)) {
   button.addEventListener("click", () => openView(view));
   find("tabs").append(button);
 }
+find("expression").hidden = !data.images.some(({ expression }) => expression);
+find("chosen").hidden = !(data.prediction[0] && data.prediction[0].box);
 for (const id of ["labels", "shown"]) find(id).addEventListener("input", () => light(pinned));
 drawPrediction();
 show(0);

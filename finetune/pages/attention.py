@@ -20,14 +20,19 @@ def attention_page(
     explanations: Sequence[Explanation],
     prediction: Prediction | None,
     size: tuple[float, float],
+    expressions: np.ndarray | None = None,
     lines: bool = True,
 ) -> str:
     """The page as text.
 
     images: name and pixels (H, W, 3) of each, in the order of the explanations; size: of the first image, in the
-    pixels of the prediction's boxes; lines: bertviz's views too, else squares alone, which take a quarter of the room.
+    pixels of the prediction's boxes; expressions: (images, 4), the box of the text as a referring expression in each
+    image, as shares of its sides, or None; lines: bertviz's views too, else squares alone, which take a quarter of the
+    room.
     """
     parts = [_described(*pair) for pair in zip(images, explanations, strict=True)]
+    for number, part in enumerate(parts):
+        part["expression"] = None if expressions is None else expressions[number].astype(float).round(5).tolist()
     data = {"images": parts, "prediction": _chosen(prediction, size)}
     templates = [
         f'<template data-image="{number}" data-view="{view}">{html}</template>'

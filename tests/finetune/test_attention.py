@@ -1,6 +1,7 @@
 """Attention maps of a batch, and the page that shows them, as a browser does."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from finetune.attention import page_of
 from finetune.explain import VIEWS, explain
 from finetune.predict import Predictor
+from finetune.query import Query
 from finetune.tasks import all_tasks
-from pretrain.model import AttentionMaps
+from pretrain.model import AttentionMaps, initialise
 from shards.errors import UserError
 
 TASKS = all_tasks()
@@ -159,6 +161,70 @@ def test_the_page_needs_no_network_and_shows_what_the_model_says(page, look, pre
     said = predictor.answer(query)
     assert opened.locator("#prediction li").first.text_content().endswith(said.choices[0])
     assert opened.locator("#image .chosen").count() == 1
+    assert opened.problems == []
+
+
+def expressions_of(page: str) -> list:
+    """The box of the text as a referring expression in each image of a page, as shares of the image."""
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
+    return [image["expression"] for image in data["images"]]
+
+
+@pytest.fixture(scope="module")
+def random_predictor(trained):
+    """A predictor with large random weights: its boxes depend on every word and the task token, which those of four
+    iterations hardly do."""
+    predictor = Predictor(trained)
+    torch.manual_seed(0)
+    initialise(predictor.model, 0.5)
+    return predictor
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_box_of_the_text_as_an_expression_is_drawn_for_every_task(random_predictor, world, name):
+    """As finetune.predict --task refcoco gives it for the same text and image, one image at a time."""
+    predictor, query = random_predictor, asked(random_predictor, world, name)
+    found = expressions_of(page_of(predictor, query, lines=False))
+    if TASKS[name].head == "regions":  # whose prediction is drawn
+        assert found == [None]
+        return
+    assert len(found) == len(query.names)
+    for box, image, pixels, sample in zip(found, query.names, query.pixels, query.samples, strict=True):
+        alone = Query(TASKS["refcoco"], query.text, [image], [pixels], [sample])
+        expected = np.array(predictor.answer(alone, top=1).boxes[0]) / np.array(alone.size * 2)
+        np.testing.assert_allclose(box, expected, atol=1e-4)
+
+
+def test_a_run_without_referring_expressions_draws_no_box_of_them(predictor, world, monkeypatch):
+    query = asked(predictor, world, "vqa")
+    monkeypatch.setitem(predictor.start.weights.facts, "tasks", ["vqa", "visual7w"])
+    assert expressions_of(page_of(predictor, query, lines=False)) == [None]
+
+
+def test_a_page_of_an_example_draws_the_box_of_its_text(predictor, trained, world, tmp_path, run_command):
+    flags = ("--run", trained, "--data", world, "--task", "snli_ve", "--count", 1, "--out", tmp_path / "e.html")
+    status, _, err = run_command("finetune.examples", *flags)
+    assert status == 0, err
+    pages = sorted((tmp_path / "e-attention").glob("snli_ve-*.html"))
+    examples = TASKS["snli_ve"].read(world / "snli_ve", TASKS["snli_ve"].splits[1])
+    assert pages
+    for page in pages:
+        example = examples[int(page.stem.rsplit("-", 1)[-1])]
+        query = predictor.query_by_id("snli_ve", example.text, *example.images)
+        assert expressions_of(page.read_text(encoding="utf-8")) == expressions_of(page_of(predictor, query))
+
+
+def test_a_browser_shows_the_box_of_the_text_and_what_it_is(predictor, world, look, tmp_path):
+    query = asked(predictor, world, "vqa")
+    (tmp_path / "a.html").write_text(page_of(predictor, query, lines=False), encoding="utf-8")
+    opened = look(tmp_path / "a.html")
+    rect = opened.locator("#image rect.expression")
+    place = [float(rect.get_attribute(name)) for name in ("x", "y", "width", "height")]
+    height, width = query.pixels[0].shape[:2]
+    x1, y1, x2, y2 = expressions_of(page_of(predictor, query, lines=False))[0]
+    expected = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
+    assert place == pytest.approx(expected, abs=0.01)
+    assert opened.locator("#expression").is_visible() and not opened.locator("#chosen").is_visible()
     assert opened.problems == []
 
 

@@ -180,7 +180,8 @@ def test_attention_is_the_pretrained_models(world, pretrained, name):
     for view, weights in found.maps.items():
         expected = torch.stack(getattr(maps, VIEWS[view]))[:, 0].numpy()
         np.testing.assert_allclose(weights, expected, atol=1e-5)
-    assert '"prediction":[]' in page_of(predictor, query)
+    page = page_of(predictor, query)
+    assert '"prediction":[]' in page and '"expression":null' in page
 
 
 def test_without_a_data_folder_images_are_those_of_the_runs_own_pairs(world, predictor, tmp_path, run_command):

@@ -1,0 +1,49 @@
+"""The box of a text as a referring expression, drawn with its attention for every task (figures 12 and 13)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from finetune.batch import TaskCollator
+from finetune.predictions import boxes_of_rows
+from finetune.start import Start
+from finetune.task import Example
+from finetune.work import TaskPass
+
+
+@torch.no_grad()
+def expression_boxes(
+    start: Start, work: TaskPass, collator: TaskCollator, examples: Sequence[Example]
+) -> np.ndarray | None:
+    """The box that the referring-expression head predicts for the text of each example in each of its images.
+
+    The text is read as an expression of the first referring-expression task that the weights were trained on: with its
+    task token, and cut to its length.
+
+    Args:
+        start: what the weights were trained on.
+        work: the model's pass for the examples' own task.
+        collator: of the examples' own task.
+        examples: not empty.
+
+    Returns:
+        float (n, 4): a box for each image of each example, as shares of the image's sides; None where the weights were
+        trained on no referring-expression task, and for such a task itself, whose prediction is this box.
+    """
+    task = next((task for task in start.tasks if task.head == "regions"), None)
+    if task is None or work.task.head == "regions":
+        return None
+    expressions = [Example(0, example.text, (image,)) for example in examples for image in example.images]
+    words = min(task.words, start.sizes.max_position_embeddings)
+    grounding = TaskCollator(
+        task=task,
+        examples=expressions,
+        regions=collator.regions,
+        pieces=collator.pieces,
+        limits=replace(collator.limits, words=words),
+    )
+    batch = grounding(0, np.arange(len(expressions)))
+    scores = TaskPass(work.model, task, work.precision, start.token(task)).scores(batch.to(work.precision.device))
+    return boxes_of_rows(batch, scores.argmax(1).cpu())
