@@ -30,6 +30,8 @@ TABLE9_COLUMNS = {  # its rows that table 10 has as columns of other names
 MAIN = ("score", "R@1")  # metrics whose intervals are kept
 STARTS = ("scratch", "BERT", "ST", "AT", "AT->ST")  # columns of table 9; AT: of a run of many tasks
 
+NOT_PRETRAINED = ("BERT", "scratch")  # of these, the starts without pretraining
+
 # Flags that make no other method of a run of many tasks: where it reads and writes, how long, and on what.
 NO_METHOD = FREE_FLAGS | {
     *("data", "init", "seed", "device", "precision", "iterations", "epochs", "validate_on", "lr_scale", "save_every"),
@@ -175,13 +177,14 @@ def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:
         for name, row in SUITES[suite].items():
             cells = {column: Cell(value) for column, value in paper_row(table, name).items()}
             changes = _changed(row.flags, MtConfig, row.flags)
+            same = [changes] if row.pretrained else [changes | {"init": start} for start in NOT_PRETRAINED]
             shown = f"Δ {name}" if suite == "table11" else name
             rows.append(TableRow(f"the paper: {shown}", cells, True))
             for number, method in enumerate(found):
-                if method.changes == changes:
+                if method.changes in same:
                     rows.append(TableRow(method.describe(shown), method_cells(method)))
                     placed.add(number)
-                    count += bool(changes)
+                    count += bool(method.changes)
         tables[suite] = rows, count
     others = [TableRow(one.name, method_cells(one)) for number, one in enumerate(found) if number not in placed]
     (first, (rows, _)), *more = tables.items()

@@ -179,7 +179,7 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
 
 def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_by_rank(regions, examples):
     work, collator = make_work(examples, regions)
-    data = TaskData(work.task, Path(), regions, None, "stop")
+    data = TaskData(work.task, Path(), Path(), regions, None, "stop")
     inputs = collator.pieces, None, 256, 10
     validation = data.validation(examples, *inputs, validate_on=None, seed=5)
     cpu, counted = torch.device("cpu"), len(examples)
@@ -193,7 +193,7 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
     assert len(data.validation(examples * 10, *inputs, validate_on=None, seed=5)) == 10 * counted
     few = data.validation(examples * 10, *inputs, validate_on=None, seed=5)
     assert len(few.examples.examples) == RANKED_CAPTIONS and len(few.four_way.examples) == 10 * counted
-    pointing = TaskData(find_task("refcoco"), Path(), regions, None, "stop")
+    pointing = TaskData(find_task("refcoco"), Path(), Path(), regions, None, "stop")
     assert pointing.validation(examples, *inputs, validate_on=None, seed=0).four_way is None
 
 
