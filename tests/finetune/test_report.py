@@ -85,9 +85,9 @@ def test_table9_has_the_test_where_it_was_scored(trained, single):
 def test_runs_stand_below_the_papers_row_of_the_same_method(variant):
     paths = [variant(f"seed{n}", seed=n) for n in range(2)]
     paths += [variant("head", task_token="head"), variant("eight", gap=8), variant("short", iterations=2)]
-    paths += [variant("scratch", start="scratch"), variant("one-step", one_step=True)]
+    paths += [variant("scratch", start="scratch"), variant("bert", start="BERT"), variant("one-step", one_step=True)]
     found = methods(find_runs(map(str, paths)))
-    assert [len(one.runs) for one in found] == [2, 1, 1, 1, 1, 1]
+    assert [len(one.runs) for one in found] == [2, 1, 1, 1, 1, 1, 1]
     tables = ablation_tables(found)
     assert list(tables) == ["table10", "table11"]
     names = [row.name for row in tables["table10"]]
@@ -99,6 +99,7 @@ def test_runs_stand_below_the_papers_row_of_the_same_method(variant):
     ]
     for paper, own in (("token per head", "token per head"), ("no CC pretraining", "no CC pretraining")):
         assert names[names.index(f"the paper: {paper}") + 1] == f"{own}, 4 iterations, not cleaned"
+    assert names.count("no CC pretraining, 4 iterations, not cleaned") == 2  # from random weights, and from a BERT
     names = [row.name for row in tables["table11"]]
     assert names[names.index("the paper: Δ 8") + 1] == "Δ 8, 4 iterations, not cleaned"
     paper = tables["table10"][1]
