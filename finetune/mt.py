@@ -28,12 +28,19 @@ from finetune.settings import (
 )
 from finetune.start import PRETRAINING, TASK_TOKENS, Start, Vocabularies, begin_run, choose_start, choose_vocabulary
 from finetune.task import Task
-from finetune.tasks import choose_tasks
+from finetune.tasks import choose_tasks, find_task
 from finetune.work import MultiTaskPass, TaskPass
 from pretrain.checkpoint import FACTS
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.plan import Plan
-from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, stored_flags
+from pretrain.run_folder import (
+    CONFIG,
+    RESULT,
+    check_flags,
+    checkpoint_to_go_on_from,
+    finished_result,
+    stored_flags,
+)
 from pretrain.step import Precision
 from pretrain.trainer import complete
 from pretrain.workers import Places
@@ -60,18 +67,22 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     tasks = choose_tasks(config.tasks)
     on_first(ranks, lambda: REGIMES[config.regime].check([task.group for task in tasks]))
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
-    on_first(ranks, lambda: complete_world(config.data))
-    course = prepare(config, tasks, ranks, device, newest)
-    status, _ = complete(course)
-    if status:
-        return status
-    for entrant in course.entrants:
-        if entrant.score is None:  # of a run that was finished before
-            course.score(entrant)
+    finished = finished_result(out, newest, config, FREE_FLAGS, ranks)
+    if finished is None:
+        on_first(ranks, lambda: complete_world(config.data))
+        course = prepare(config, tasks, ranks, device, newest)
+        status, _ = complete(course)
+        if status:
+            return status
+        for entrant in course.entrants:
+            if entrant.score is None:  # the last process was stopped between its last checkpoint and its result
+                course.score(entrant)
+        finished = result(course, time.perf_counter() - began)
+        if ranks.first:
+            save_values(out / VALUES, course.scores())
+            write_json(out / RESULT, finished)
     if ranks.first:
-        save_values(out / VALUES, course.scores())
-        write_json(out / "result.json", result(course, time.perf_counter() - began))
-        describe_result(course)
+        describe_result(finished, is_cleaned(read_json(out / CONFIG)))
     ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 
@@ -94,22 +105,23 @@ def result(course: MultiTask, seconds: float) -> dict:
     }
 
 
-def describe_result(course: MultiTask) -> None:
+def describe_result(result: dict, cleaned: bool) -> None:
     """The tasks' validation scores with their intervals, and the layout of the paper's table 10 beside its row."""
-    scores = course.scores()
-    for entrant in course.entrants:
-        low, high = entrant.score.interval
-        value, steps = entrant.score.metrics["score"], f"{entrant.taken} steps of {entrant.plan.batch_size}"
-        print(f"{entrant.task.title:<20} {value:6.1%}  ({low:.1%} to {high:.1%}), {steps}")
-    mean, (low, high) = mean_score(scores)
-    print(f"{'MT score':<20} {mean:6.1%}  ({low:.1%} to {high:.1%})")
-    measured = {name: score.metrics for name, score in scores.items()}
+    for name, of_task in result["tasks"].items():
+        scored = _score_text(of_task["score"], of_task.get("interval"))
+        print(f"{find_task(name).title:<20} {scored}, {of_task['steps']} steps")
+    print(f"{'MT score':<20} {_score_text(result['mt_score'], result.get('mt_interval'))}")
     paper = paper_row("table10_ablations", "token per dataset")
-    print(render_rows({"this run, validation": table_row(measured), "the paper, test": paper}))
-    if not is_cleaned(read_json(Path(course.config.out) / CONFIG)):
+    print(render_rows({"this run, validation": table_row(result["tasks"]), "the paper, test": paper}))
+    if not cleaned:
         print(f"{NOT_CLEANED}: this run was trained without --clean, the paper's model with it")
-    if note := ranking_note(measured):
+    if note := ranking_note(result["tasks"]):
         print(note)
+
+
+def _score_text(score: float, interval: tuple[float, float] | None) -> str:
+    """A score in percent with its interval, which runs of earlier versions do not have."""
+    return f"{score:6.1%}" + (f"  ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
 
 
 def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> MultiTask:
@@ -127,7 +139,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
     config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
     if newest:
-        check_flags(config, run, FREE_FLAGS)
+        check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, ranks.say))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from finetune.answers import AnswerVocabulary
-from finetune.course import SingleTask
+from finetune.course import SingleTask, describe_scores
 from finetune.data import TaskData, open_data
 from finetune.engine import make_model, make_task_engine
 from finetune.settings import FREE_FLAGS, StConfig, batch_and_lr, epochs
@@ -20,7 +20,14 @@ from finetune.work import TaskPass
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.plan import Plan
-from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, stored_flags
+from pretrain.run_folder import (
+    CONFIG,
+    RESULT,
+    check_flags,
+    checkpoint_to_go_on_from,
+    finished_result,
+    stored_flags,
+)
 from pretrain.step import Precision
 from pretrain.trainer import complete
 from pretrain.workers import Places
@@ -46,26 +53,29 @@ def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
     config = dataclasses.replace(config, out=config.out or default_out(task.name))
     out = Path(config.out)
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
-    on_first(ranks, lambda: complete_world(config.data))
-    course, kind = prepare(config, task, ranks, device, newest)
-    status, _ = complete(course)
-    if status:
-        return status
-    best = on_first(ranks, lambda: best_checkpoint(out))
-    facts = read_json(best / FACTS)
-    result = {
-        "task": task.name,
-        "kind": kind,
-        "steps": read_json(newest_checkpoint(out) / FACTS)["step"],
-        "examples": len(course.training.examples),
-        "validation": facts["scores"],
-        "best_step": facts["step"],
-        "best_checkpoint": best.name,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    if ranks.first:
-        write_json(out / "result.json", result)
-    ranks.say(f"{task.title}, {kind}: {course.describe_scores(facts['scores'])}, best at step {facts['step']}")
+    result = finished_result(out, newest, config, FREE_FLAGS, ranks)
+    if result is None:
+        on_first(ranks, lambda: complete_world(config.data))
+        course, kind = prepare(config, task, ranks, device, newest)
+        status, _ = complete(course)
+        if status:
+            return status
+        best = on_first(ranks, lambda: best_checkpoint(out))
+        facts = read_json(best / FACTS)
+        result = {
+            "task": task.name,
+            "kind": kind,
+            "steps": read_json(newest_checkpoint(out) / FACTS)["step"],
+            "examples": len(course.training.examples),
+            "validation": facts["scores"],
+            "best_step": facts["step"],
+            "best_checkpoint": best.name,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        if ranks.first:
+            write_json(out / RESULT, result)
+    scores, step = describe_scores(result["validation"]), result["best_step"]
+    ranks.say(f"{task.title}, {result['kind']}: {scores}, best at step {step}")
     ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 
@@ -90,7 +100,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
     if newest:
-        check_flags(config, run, FREE_FLAGS)
+        check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
     vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, ranks.say))
     vocabularies = {task.head: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)

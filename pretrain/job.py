@@ -20,7 +20,7 @@ from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
 from pretrain.pairs import Swaps
 from pretrain.plan import Plan, Stage
-from pretrain.run_folder import CONFIG, check_flags, checkpoint_to_go_on_from, clear_run
+from pretrain.run_folder import CONFIG, check_flags, clear_run
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.sources import Pairs, ValidationBatches, open_pairs, training_steps
 from pretrain.step import Engine, Precision, make_engine
@@ -75,11 +75,7 @@ class Job(Course):
         return validate(self.work, self.validation, self.device, self.frequent_word) if len(self.validation) else {}
 
     def describe_scores(self, scores: dict) -> str:
-        return (
-            f"alignment {scores['alignment_accuracy']:.1%} (chance {scores['alignment_chance']:.1%}), "
-            f"masked words {scores['word_accuracy']:.1%} (most frequent word {scores['word_chance']:.1%}), "
-            f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
-        )
+        return describe_scores(scores)
 
     def loss_of(self, scores: dict) -> float:
         return scores["loss"]
@@ -88,10 +84,21 @@ class Job(Course):
         return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}
 
 
-def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Job:
-    """Opens the data, makes or restores the model, and puts the run directory in order."""
+def describe_scores(scores: dict) -> str:
+    """Validation scores as a line on the screen."""
+    return (
+        f"alignment {scores['alignment_accuracy']:.1%} (chance {scores['alignment_chance']:.1%}), "
+        f"masked words {scores['word_accuracy']:.1%} (most frequent word {scores['word_chance']:.1%}), "
+        f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
+    )
+
+
+def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: Path | None) -> Job:
+    """Opens the data, makes or restores the model, and puts the run directory in order.
+
+    newest: the checkpoint to go on from, None of a new run.
+    """
     run = Path(config.out)
-    newest = checkpoint_to_go_on_from(run, config.resume, ranks)
     pairs = _open_pairs(config, ranks)
     if newest:
         _check_resume(config, run, pairs)
@@ -243,7 +250,7 @@ def _facts(pairs: Pairs) -> dict:
 
 
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
-    check_flags(config, run, FREE_FLAGS)
+    check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
     if read_json(run / CONFIG)["data"] != _facts(pairs):
         raise UserError(f"{config.data}: is not the data set that the run in {run} was begun with")
 

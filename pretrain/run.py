@@ -10,9 +10,9 @@ import torch
 from pretrain import cuda_graph
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
-from pretrain.job import Job, prepare
-from pretrain.run_folder import stored_flags
-from pretrain.settings import PretrainConfig
+from pretrain.job import Job, describe_scores, prepare
+from pretrain.run_folder import RESULT, checkpoint_to_go_on_from, finished_result, stored_flags
+from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.trainer import complete
 from shards.errors import UserError
 from shards.files import read_json, write_json
@@ -43,16 +43,19 @@ def run(config: PretrainConfig) -> int:
 def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
-    job = prepare(config, ranks, device)
-    total = job.plan.total_steps
-    status, scores = complete(job)
-    if status:
-        return status
-    scores = scores or read_json(newest_checkpoint(out) / FACTS)["scores"]
-    if ranks.first and (job.plan.first_step < total or not (out / "result.json").exists()):
-        write_json(out / "result.json", result(job, scores, time.perf_counter() - began))
-    if scores:
-        ranks.say(f"held out: {job.describe_scores(scores)}")
+    newest = checkpoint_to_go_on_from(out, config.resume, ranks)
+    finished = finished_result(out, newest, config, FREE_FLAGS, ranks)
+    if finished is None:
+        job = prepare(config, ranks, device, newest)
+        status, scores = complete(job)
+        if status:
+            return status
+        scores = scores or read_json(newest_checkpoint(out) / FACTS)["scores"]
+        finished = result(job, scores, time.perf_counter() - began)
+        if ranks.first:
+            write_json(out / RESULT, finished)
+    if finished["validation"]:
+        ranks.say(f"held out: {describe_scores(finished['validation'])}")
     ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 

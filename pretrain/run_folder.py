@@ -10,7 +10,7 @@ from shards.errors import UserError
 from shards.files import read_json
 from shards.ranks import Ranks
 
-CONFIG = "config.json"
+CONFIG, RESULT = "config.json", "result.json"
 
 
 def checkpoint_to_go_on_from(run: Path, resume: bool, ranks: Ranks) -> Path | None:
@@ -33,10 +33,31 @@ def stored_flags(flags: dict, run) -> dict:
     return read_json(path).get("flags", {})
 
 
-def check_flags(config, run: Path, free: set[str]) -> None:
+def finished_result(run: Path, newest: Path | None, config, free: set[str], ranks: Ranks) -> dict | None:
+    """What result.json has of a run that is finished, the same on every rank; None where there is something to do.
+
+    Args:
+        newest: as checkpoint_to_go_on_from gives it.
+        config: the flags; those that are None are not compared with the run's, which has stored what they stand for.
+        free: flags that may differ.
+    """
+
+    def read() -> dict | None:
+        if newest is None or not (run / RESULT).exists():
+            return None
+        check_flags({name: value for name, value in dataclasses.asdict(config).items() if value is not None}, run, free)
+        return read_json(run / RESULT)
+
+    result = on_first(ranks, read)
+    if result is not None:
+        ranks.say("this run was finished before; nothing to do")
+    return result
+
+
+def check_flags(flags: dict, run: Path, free: set[str]) -> None:
     """Refuses to go on with flags that would make it another run; those of `free` may differ."""
     stored = read_json(run / CONFIG)["flags"]
-    for name, value in dataclasses.asdict(config).items():
+    for name, value in flags.items():
         if name not in free and stored.get(name, value) != value:
             raise UserError(
                 f"--{name} {value}: the run in {run} has {stored[name]}; "
@@ -46,7 +67,7 @@ def check_flags(config, run: Path, free: set[str]) -> None:
 
 def clear_run(run: Path) -> None:
     """An empty run directory; what an earlier run without a checkpoint left there is removed."""
-    names = ("checkpoints", "metrics.jsonl", "result.json", "scores", "events.out.tfevents.*")
+    names = ("checkpoints", "metrics.jsonl", RESULT, "scores", "events.out.tfevents.*")
     for path in (path for name in names for path in run.glob(name)):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)

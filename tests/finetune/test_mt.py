@@ -345,13 +345,16 @@ def test_mistakes_are_one_sentence(mt, run_command, tmp_path, monkeypatch, flags
     assert not (tmp_path / "run").exists()
 
 
-def test_another_regime_is_another_run(mt, run_command, tmp_path):
+def test_another_regime_is_another_run(mt, run_command, tmp_path, monkeypatch):
     run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2))
     status, _, err = run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2))
     assert status == 2 and "holds a run already; --resume goes on with it" in err
     resume = ("--out", tmp_path / "run", "--resume")
     status, _, err = run_command("finetune.mt", *resume, "--regime", "round_robin")
     assert status == 2 and "--regime round_robin: the run in" in err and "has dsg" in err
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    monkeypatch.setattr("finetune.data.open_data", None)  # nothing is read again
     status, out, _ = run_command("finetune.mt", *resume)
-    assert status == 0 and "this run was finished before" in out and "MT score" in out
+    assert status == 0 and "this run was finished before" in out and "MT score" in out and "the paper, test" in out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     shutil.rmtree(tmp_path / "run")

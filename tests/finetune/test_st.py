@@ -146,14 +146,17 @@ def test_a_signal_stops_all_ranks_with_a_checkpoint(st, tmp_path, pretrained):
     assert checkpoints(tmp_path / "run")
 
 
-def test_a_run_stops_when_it_gets_no_better(st, tmp_path, run_command, pretrained):
+def test_a_run_stops_when_it_gets_no_better(st, tmp_path, run_command, pretrained, monkeypatch):
     flags = ["--init", pretrained, "--lr", 1e-12, "--epochs", 50, "--patience", 3]
     status, _, _ = run_command("finetune.st", *st("snli_ve", *flags))
     assert status == 0
     scored = lines_of(tmp_path / "run", "validation")
     assert len(scored) == 4 and len({line["score"] for line in scored}) == 1
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    monkeypatch.setattr("finetune.data.open_data", None)  # nothing is read again
     status, out, _ = run_command("finetune.st", "--task", "snli_ve", "--out", tmp_path / "run", "--resume")
-    assert status == 0 and "this run was finished before" in out
+    assert status == 0 and "this run was finished before" in out and "SNLI-VE, ST: accuracy" in out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 MISTAKES = [

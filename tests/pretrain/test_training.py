@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,8 +65,13 @@ def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
     assert all(torch.equal(value, weights[f"encoder.{name}"]) for name, value in model.state_dict().items())
     status, _, err = run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
     assert status == 2 and "--resume" in err
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    shutil.rmtree(dataset_folder)  # nothing is read again
     status, out, _ = run_command("pretrain.run", "--out", run, "--resume")
-    assert status == 0 and "finished before" in out
+    assert status == 0 and "finished before; nothing to do" in out and "held out: alignment" in out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    status, _, err = run_command("pretrain.run", "--out", run, "--resume", "--epochs", 4)
+    assert status == 2 and "--epochs 4: the run in" in err
 
 
 @pytest.mark.parametrize("workers", [0, 2])
