@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.official import find_file, plain_or_packed
 from finetune.paper import paper_samples
 from finetune.regions import Regions, region_folder
 from finetune.task import Task
@@ -19,7 +18,7 @@ class DoctorConfig:
     """Flags of finetune.doctor."""
 
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
-    tasks: str = flag("all", "names or groups (g1 to g4) with commas between them, or all twelve")
+    tasks: str = flag("all", "names or groups (g1 to g4, extra) with commas between them; all: the paper's twelve")
 
 
 @dataclass
@@ -39,7 +38,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str]) -> Finding
         names = f"{folder}{f' (or {Path(data) / task.published})' if task.published else ''}"
         found.gaps.append(f"no folder {names}: put {', '.join(task.files)} there")
         return found
-    found.absent += [name for name in task.files if not plain_or_packed(find_file(folder, name)).exists()]
+    found.absent += task.missing_files(folder)
     regions = _regions(region_folder(data, task.images), opened)
     boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head == "candidates" else None
     lost: dict[str, list[str]] = {}  # split -> images without regions

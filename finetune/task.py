@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.official import find_file, plain_or_packed
 from shards.errors import UserError
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
@@ -56,12 +57,14 @@ class FurtherScores(ABC):
 class Task(ABC):
     """A task by name. The defaults of a data set are class attributes of the subclasses.
 
-    group: of the paper (G1 to G4); token: the task token; head: see heads.HEADS; words, regions: limits of the
+    group: of the paper (G1 to G4), or another name for a task that the paper does not have, which "all" and the MT
+    score leave out; token: the task token; head: see heads.HEADS; words, regions: limits of the
     inputs; batch_size, lr: of single-task training; images: the name of its region shards; splits: what may be read,
     training first, validation second; tests: those of the test, all of it together; files: the official ones, by name;
     published: the name of its folder in the published code's archive, where it is another; max_boxes: with the head
     `candidates`, so many boxes of an image's annotations, of all its questions, are in the image stream at most (the
-    question's own are in any case).
+    question's own are in any case); ranked: with the head `regions`, predictions are not the best box of each example
+    but all boxes of its image, best first.
     """
 
     name: str
@@ -79,11 +82,16 @@ class Task(ABC):
     files: tuple[str, ...] = ()
     published: str = ""
     max_boxes: int = 0
+    ranked: bool = False
 
     def folder(self, data) -> Path:
         """The folder of its official files in a data folder: of its own name, else of the published archive's."""
         folders = [Path(data) / name for name in (self.name, self.published) if name]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+    def missing_files(self, folder: Path) -> list[str]:
+        """The names of the official files that are not in its folder."""
+        return [name for name in self.files if not plain_or_packed(find_file(folder, name)).exists()]
 
     @property
     def learned(self) -> tuple[str, ...]:

@@ -11,11 +11,13 @@ from shards.errors import UserError
 
 # COCO's file names, of 2017 (000000000042) and before (COCO_val2014_000000000042); annotations have the number alone.
 _COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
+# Flickr8k's file names (1000268201_693b08cb0e); Flickr30k, its Entities and SNLI-VE have the photo's number alone.
+_FLICKR8K = re.compile(r"(\d+)_[0-9a-f]{10}$")
 
 
 def plain_id(image: str) -> str:
-    """An image's id as annotations have it: the number in COCO's file names, all others as they are."""
-    found = _COCO.match(image)
+    """An image's id as annotations have it: the number in COCO's and Flickr8k's file names, all others as they are."""
+    found = _COCO.match(image) or _FLICKR8K.match(image)
     return found[1] if found else image
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from finetune.official import find_file, read_annotations, take, unique
 from finetune.processed import captions
 from finetune.task import Example, Task
+from shards.errors import UserError
+from shards.given_boxes import plain_id
 
 PLACES = (1, 5, 10)
 AT_ONCE = 1000  # images that one evaluation ranks, COCO's usual protocol
@@ -21,7 +23,22 @@ class Retrieval(Task):
 
     An image's id is its `cocoid` in the official file, or the stem of its file name. val and test are the first
     thousand images, val5k and test5k all of them, fold0 to fold4 the test's five thousands.
+
+    stand_in: the name of a file that may be there instead of the official one.
     """
+
+    stand_in: str = ""
+
+    def missing_files(self, folder: Path) -> list[str]:
+        return [] if self._file(folder).exists() else super().missing_files(folder)
+
+    def _file(self, folder: Path) -> Path:
+        """The official file, or the one that is there instead of it."""
+        official, *others = [find_file(folder, name) for name in (*self.files, self.stand_in) if name]
+        found = [path for path in (official, *others) if path.exists()]
+        if len(found) > 1:
+            raise UserError(f"{folder}: {' and '.join(path.name for path in found)} are both there; keep one")
+        return found[0] if found else official
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -35,7 +52,7 @@ class Retrieval(Task):
         return ("test",)
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = find_file(folder, self.files[0])
+        path = self._file(folder)
         images = self._images(path, split) if path.exists() or not _lines(folder, split) else _processed(folder, split)
         examples = []
         for name, sentences in images[_thousand(split)]:
@@ -50,7 +67,8 @@ class Retrieval(Task):
         for number, image in enumerate(take(read_annotations(path), "images", list, str(path))):
             where = f"{path}, image {number}"
             if take(image, "split", str, where) in wanted:
-                name = str(image["cocoid"]) if "cocoid" in image else Path(take(image, "filename", str, where)).stem
+                official = str(image["cocoid"]) if "cocoid" in image else None
+                name = official or plain_id(Path(take(image, "filename", str, where)).stem)
                 sentences = take(image, "sentences", list, where)
                 images.append((name, [(take(s, "sentid", int, where), take(s, "raw", str, where)) for s in sentences]))
         return images
@@ -132,6 +150,7 @@ TASKS = (
         splits=("train", "val", "test"),
         tests=("test",),
         files=("dataset_flickr30k.json",),
+        stand_in="dataset_flickr8k.json",
         published="flickr30k",
         **_SETTINGS,
     ),
