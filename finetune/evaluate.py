@@ -26,7 +26,7 @@ from finetune.scores import (
 from finetune.settings import WeightsFlags, answer_files, check_answer_files
 from finetune.start import Start, choose_vocabulary, read_tasks, trained_start
 from finetune.task import Example, FurtherScores, Task
-from finetune.tasks import choose_tasks, find_task
+from finetune.tasks import GROUPS, choose_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.step import Precision
@@ -137,10 +137,11 @@ def run(config: EvaluateConfig) -> None:
             scores[name] = _pool(config, find_task(name), parts)
     if len(asked) == 1 and not scored and not config.submission:
         raise UserError(f"--split {asked[0][1]}: has no public answers to score; --submission FILE writes the file")
-    if len(splits_of) == len(scores) > 1:
-        mean, (low, high) = mean_score(scores)
-        print(f"mean of {len(scores)} tasks: {mean:.1%} ({low:.1%} to {high:.1%})")
-        print(render_rows({config.run: table_row({name: score.metrics for name, score in scores.items()})}))
+    papers = {name: score for name, score in scores.items() if score.group in GROUPS}
+    if len(splits_of) == len(scores) and len(papers) > 1:
+        mean, (low, high) = mean_score(papers)
+        print(f"mean of {len(papers)} tasks: {mean:.1%} ({low:.1%} to {high:.1%})")
+        print(render_rows({config.run: table_row({name: score.metrics for name, score in papers.items()})}))
 
 
 def _splits(task: Task, asked: str | None) -> tuple[str, ...]:

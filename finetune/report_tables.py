@@ -17,7 +17,7 @@ from finetune.runs import MULTI, SINGLE, Run
 from finetune.scores import COLUMNS, RANKED_IMAGES, load_values, mean_row
 from finetune.settings import FREE_FLAGS, MtConfig
 from finetune.task import Task
-from finetune.tasks import all_tasks, find_task
+from finetune.tasks import all_tasks, find_task, paper_tasks
 from pretrain.run_folder import CONFIG
 from pretrain.settings import PretrainConfig
 from shards.files import read_json
@@ -204,7 +204,7 @@ def method_cells(method: Method) -> dict[str, Cell]:
         if isinstance(place, tuple):
             own = [draws[place[0]]] if place[0] in draws and place[1] in MAIN else []
         elif place == "all":
-            own = list(draws.values())
+            own = [of for name, of in draws.items() if name in paper_tasks()]
         cells[column] = Cell(value, interval_of(100 * np.mean(own, 0)) if own else None, note)
     return cells
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from finetune.intervals import bootstrap_means, clusters_of, interval_of
 from finetune.task import Task
-from finetune.tasks import all_tasks
+from finetune.tasks import GROUPS, all_tasks
 from shards.files import whole_file
 
 FOUR_WAY = "four_way_accuracy"  # the metric of retrieval that training goes by
@@ -122,8 +122,12 @@ def load_values(path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | Non
 
 
 def mean_score(scores: dict[str, TaskScore], group: str = "all") -> tuple[float, tuple[float, float]]:
-    """(mean over a group's tasks, or over all: the MT score; its 95% interval)."""
-    of = [score for score in scores.values() if group in (score.group, "all")]
+    """(mean over a group's tasks, or over all of the paper's: the MT score; its 95% interval).
+
+    Where none of the tasks is the paper's, all of them count.
+    """
+    own = GROUPS if group == "all" else (group,)
+    of = [score for score in scores.values() if score.group in own] or list(scores.values())
     return float(np.mean([s.metrics["score"] for s in of])), interval_of(np.mean([s.draws for s in of], 0))
 
 
@@ -136,7 +140,8 @@ def table_row(metrics: dict[str, dict[str, float]]) -> dict[str, float | None]:
             task, metric = place
             values = [metrics[task][metric]] if task in metrics else []
         else:
-            values = [of["score"] for name, of in metrics.items() if place in ("all", groups[name])]
+            own = GROUPS if place == "all" else (place,)
+            values = [of["score"] for name, of in metrics.items() if groups[name] in own]
         row[column] = 100 * float(np.mean(values)) if values else None
     return row
 

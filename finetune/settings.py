@@ -104,7 +104,7 @@ class StConfig(FinetuneConfig):
 class MtConfig(FinetuneConfig):
     """Flags of finetune.mt."""
 
-    tasks: str = flag("all", "names or groups (g1 to g4) with commas between them, or all twelve")
+    tasks: str = flag("all", "names or groups (g1 to g4, extra) with commas between them; all: the paper's twelve")
     init: str | None = flag(None, "a run, weights, a BERT, or scratch (else runs/pretrain, or scratch)")
     out: str = flag("runs/mt", "the run directory", written=True)
     vqa_answers: str | None = flag(None, "a file of VQA's and VGQA's answers, in order (else from the annotations)")

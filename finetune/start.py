@@ -11,7 +11,7 @@ from finetune.data import TaskData
 from finetune.heads import TaskModel, alignment_as_retrieval, layer_of
 from finetune.processed import answer_file
 from finetune.task import Task
-from finetune.tasks import all_tasks, find_task
+from finetune.tasks import find_task, paper_tasks
 from pretrain.bert import NOT_BERTS
 from pretrain.checkpoint import best_checkpoint
 from pretrain.circumstances import circumstances
@@ -68,7 +68,7 @@ class Start:
         if names := self.weights.facts.get("tasks"):
             return [find_task(name) for name in names]
         layers = {"retrieval"} if self.zero_shot else set(self.weights.heads)
-        return [task for task in all_tasks().values() if layer_of(task.head) in layers]
+        return [task for task in paper_tasks().values() if layer_of(task.head) in layers]
 
     def has_head(self, task: Task) -> bool:
         """Whether a task trained the head of this one; heads may be shared."""

@@ -11,11 +11,11 @@ from finetune.attention import page_of
 from finetune.explain import VIEWS, explain
 from finetune.predict import Predictor
 from finetune.query import Query
-from finetune.tasks import all_tasks
+from finetune.tasks import paper_tasks
 from pretrain.model import AttentionMaps, initialise
 from shards.errors import UserError
 
-TASKS = all_tasks()
+TASKS = paper_tasks()
 
 
 @pytest.fixture(scope="module")

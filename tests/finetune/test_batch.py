@@ -8,13 +8,13 @@ from without_content import nothing_is_asked, without_content
 from finetune.answers import AnswerVocabulary
 from finetune.data import open_data
 from finetune.heads import TaskModel
-from finetune.tasks import all_tasks
+from finetune.tasks import paper_tasks
 from finetune.work import TaskPass
 from pretrain.config import TINY
 from pretrain.step import Precision
 from pretrain.tokenizer import learn_pieces
 
-TASKS = all_tasks()
+TASKS = paper_tasks()
 VOCABULARY = AnswerVocabulary(["yes", "no"])
 
 

@@ -15,11 +15,11 @@ from finetune.cleaning.cleaned import read_cleaned
 from finetune.cleaning.looks import DIFFERENT, NEAR, TRIMMED, difference, grey, look_hashes, near_pairs
 from finetune.cleaning.photos import Photos
 from finetune.official import scan
-from finetune.tasks import all_tasks
+from finetune.tasks import paper_tasks
 from shards.errors import UserError
 from shards.given_boxes import plain_id
 
-TASKS = all_tasks()
+TASKS = paper_tasks()
 
 
 def lines(path) -> list[dict]:

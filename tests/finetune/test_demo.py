@@ -19,11 +19,11 @@ from PIL import Image
 
 from finetune.desk import Desk
 from finetune.predict import Predictor
-from finetune.tasks import all_tasks
+from finetune.tasks import paper_tasks
 from finetune.uploads import LONG_SIDE, Uploads
 from shards.errors import UserError
 
-TASKS = all_tasks()
+TASKS = paper_tasks()
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from finetune.choices import Prediction
 from finetune.examples import Said, choose, expected_of, judge, kind_of
 from finetune.predictions import predict
 from finetune.scores import score_task
-from finetune.tasks import all_tasks
+from finetune.tasks import paper_tasks
 from shards.ranks import ALONE
 
-TASKS = all_tasks()
+TASKS = paper_tasks()
 
 
 def loaded(trained, world, name):

@@ -6,11 +6,11 @@ from PIL import Image
 
 from finetune.predict import Predictor
 from finetune.query import parse_boxes
-from finetune.tasks import all_tasks
+from finetune.tasks import paper_tasks
 from shards.errors import UserError
 from shards.given_boxes import plain_id
 
-TASKS = all_tasks()
+TASKS = paper_tasks()
 
 
 @pytest.fixture(scope="module")

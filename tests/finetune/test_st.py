@@ -12,10 +12,10 @@ import torch
 from launching import finish, lines_of, run_ranks, start_ranks, weights_of
 
 from finetune.answers import normalise
-from finetune.tasks import all_tasks
+from finetune.tasks import paper_tasks
 from pretrain.checkpoint import best_checkpoint, checkpoints
 
-TASKS = list(all_tasks())
+TASKS = list(paper_tasks())
 SABOTAGE = Path(__file__).parents[1] / "sabotage.py"
 
 
@@ -261,7 +261,7 @@ def test_visual_genome_qa_alone_chooses_from_vqas_answers(st, run_command, tmp_p
     status, out, err = run_command("finetune.st", *st("vgqa", *flags, out="own"))
     assert (status, err) == (0, "")
     own = answers_of(tmp_path / "own")
-    assert own == all_tasks()["vgqa"].vocabulary(world / "vgqa").answers != vqas
+    assert own == paper_tasks()["vgqa"].vocabulary(world / "vgqa").answers != vqas
     assert f"{len(own)} answers, of its own annotations, because {genome_alone / 'vqa'} has none of VQA v2" in out
 
 
