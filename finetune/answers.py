@@ -7,7 +7,7 @@ be the scores there.
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -128,9 +128,10 @@ class AnswerVocabulary:
         write_json(path, self.answers)
 
 
-def build_vocabulary(answers: Iterable[str], at_least: int) -> AnswerVocabulary:
-    """The normalised answers that are the right one of `at_least` questions or more, the most frequent first."""
-    counts = Counter(map(normalise, answers))
+def build_vocabulary(answers: Iterable[str], at_least: int, form: Callable[[str], str] = normalise) -> AnswerVocabulary:
+    """The answers that are the right one of `at_least` questions or more, the most frequent first. form: the form in
+    which they are counted and kept."""
+    counts = Counter(map(form, answers))
     kept = sorted((answer for answer, count in counts.items() if count >= at_least), key=lambda a: (-counts[a], a))
     if not kept:
         raise UserError(f"no answer is the right one of {at_least} questions or more; there is nothing to choose from")

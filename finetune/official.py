@@ -1,8 +1,13 @@
-"""Reading official annotation files: JSON, lines of JSON and Python 2 pickles, with errors that name the record."""
+"""Reading official annotation files (JSON, lines of JSON, CSV, text, XML, Python 2 pickles), with errors that name the
+record.
+"""
 
+import csv
 import gzip
+import io
 import json
 import mmap
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -82,6 +87,42 @@ def read_lines(path) -> Iterator[tuple[str, dict]]:
             yield where, json.loads(line)
         except ValueError as error:
             raise UserError(f"{where}: is not whole JSON ({error}); fetch it again") from None
+
+
+def read_text(path) -> Iterator[tuple[str, str]]:
+    """(place for messages, line without white space around it) for every line of a text file that is not empty."""
+    for where, line in _lines(path):
+        try:
+            yield where, line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: is not UTF-8 text ({error}); download the file again") from None
+
+
+def read_csv(path) -> Iterator[tuple[str, dict]]:
+    """(place for messages, column -> text) for every row of a .csv or .csv.gz file that begins with a header."""
+    path = plain_or_packed(path)
+    reader = None
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+            for record in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in record or None in record.values():
+                    raise UserError(f"{where}: has not as many columns as the header; download the file again")
+                yield where, record
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        place = f", after line {reader.line_num}" if reader else ""
+        raise UserError(f"{path}{place}: is not a whole CSV file ({error}); download it again") from None
+
+
+def read_xml(path) -> ET.Element:
+    """The root of an .xml file."""
+    try:
+        return ET.fromstring(_read(path))
+    except ET.ParseError as error:
+        raise UserError(f"{path}: is not whole XML ({error}); download it again") from None
 
 
 def _lines(path) -> Iterator[tuple[str, bytes]]:

@@ -18,8 +18,8 @@ from shards.ranks import Ranks
 def predict(work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device):
     """Predictions for all examples of the collator, divided over the ranks and the same on every one.
 
-    Answers as texts, boxes (n, 4) in pixels, numbers of candidates, labels, or retrieval's scores (captions, images):
-    see the task's own `scores`.
+    Answers as texts, boxes (n, 4) in pixels (of ranked tasks (n, rows, 4), best first), numbers of candidates, labels,
+    or retrieval's scores (captions, images): see the task's own `scores`.
     """
     if work.task.head == "retrieval":
         return predicted_on_all_ranks(work, lambda: retrieval_scores(work, collator, batch_size, ranks, device), ranks)
@@ -47,23 +47,33 @@ def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray
 
 
 def _choices(work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device) -> np.ndarray:
-    """float64 (examples, 1 or 4): what this rank chooses for its share, zeros elsewhere."""
-    boxes = work.task.head == "regions"
-    chosen = np.zeros((len(collator.examples), 4 if boxes else 1))
+    """float64 (examples, 1 or 4): what this rank chooses for its share, zeros elsewhere.
+
+    Of ranked tasks (examples, rows, 4): all boxes of an image, best first, and boxes without an area behind them.
+    """
+    boxes, ranked, count = work.task.head == "regions", work.task.ranked, len(collator.examples)
+    chosen = np.zeros((count, collator.limits.regions + 1, 4) if ranked else (count, 4 if boxes else 1))
     for part, batch in in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda"):
-        best = work.scores(batch.to(device)).argmax(1).cpu()
+        scores = work.scores(batch.to(device))
+        if ranked:
+            order = scores.argsort(dim=1, descending=True, stable=True).cpu()
+            chosen[part, : order.shape[1]] = _boxes(collator, part, batch, order)
+            continue
+        best = scores.argmax(1).cpu()
         chosen[part] = _boxes(collator, part, batch, best) if boxes else best[:, None].numpy()
     return chosen
 
 
-def _boxes(collator: TaskCollator, part: slice, batch: TaskBatch, best: Tensor) -> np.ndarray:
-    """(n, 4): the boxes of the chosen rows in the annotations' pixels."""
+def _boxes(collator: TaskCollator, part: slice, batch: TaskBatch, chosen: Tensor) -> np.ndarray:
+    """(n, 4) or (n, k, 4): the boxes of the chosen rows (n,) or (n, k) in the annotations' pixels."""
     examples = collator.examples[part]
-    sizes = [image_size(example, collator.regions[example.images[0]]) for example in examples]
-    return boxes_of_rows(batch, best) * np.array([size * 2 for size in sizes])
+    sizes = np.array([image_size(example, collator.regions[example.images[0]]) * 2 for example in examples])
+    return boxes_of_rows(batch, chosen) * (sizes if chosen.ndim == 1 else sizes[:, None])
 
 
 def boxes_of_rows(batch: TaskBatch, numbers: Tensor) -> np.ndarray:
-    """(n, 4): the box of one row of each image of a batch, as shares of the image; row 0 is the whole image."""
+    """(n, 4) or (n, k, 4): the boxes of rows (n,) or (n, k) of a batch's images, as shares of the image's sides; row
+    0 is the whole image."""
     rows = np.concatenate([np.broadcast_to(WHOLE, (len(numbers), 1, 4)), batch.rows.boxes.numpy()], 1)
-    return rows[np.arange(len(numbers)), numbers.numpy()]
+    images = np.arange(len(numbers))
+    return rows[images if numbers.ndim == 1 else images[:, None], numbers.numpy()]

@@ -264,3 +264,102 @@ def snli_ve(folder, split="dev") -> None:
             for n, label in enumerate(labels)
         ],
     )
+
+
+ENTITIES = {  # entity -> its boxes in an annotation file of Flickr30k Entities, xmin ymin xmax ymax
+    "650": [(11, 21, 110, 220)],
+    "651": [(1, 1, 40, 50), (101, 31, 160, 90), (60, 11, 90, 20)],
+    "654": [(1, 1, 500, 375)],
+}
+CAPTIONS = [
+    "[/EN#650/people A young boy] and [/EN#651/animals three ducks] at [/EN#654/scene/other a lake] .",
+    "[/EN#0/notvisual It] shows [/EN#650/people a child] waving [/EN#660/bodyparts his hand] .",
+    "No phrase here .",
+]
+
+
+def entities(folder, split="train", images=("1022454332",), captions=CAPTIONS, boxes=None) -> None:
+    """660 has no box, and 654 is the whole scene with one."""
+    for name in ("Annotations", "Sentences"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / f"{split}.txt").write_text("".join(f"{image}\n" for image in images))
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    for image in images:
+        objects = [
+            f"\t<object>\n\t\t<name>{entity}</name>\n\t\t<bndbox>\n"
+            + "".join(f"\t\t\t<{name}>{value}</{name}>\n" for name, value in zip(corners, box, strict=True))
+            + "\t\t</bndbox>\n\t</object>\n"
+            for entity, of in (boxes or ENTITIES).items()
+            for box in of
+        ]
+        objects.append(
+            "\t<object>\n\t\t<name>660</name>\n\t\t<scene>0</scene>\n\t\t<nobndbox>1</nobndbox>\n\t</object>\n"
+        )
+        size = "\t<size>\n\t\t<width>500</width>\n\t\t<height>375</height>\n\t\t<depth>3</depth>\n\t</size>\n"
+        text = f"<annotation>\n\t<filename>{image}.jpg</filename>\n{size}{''.join(objects)}</annotation>\n"
+        (folder / "Annotations" / f"{image}.xml").write_text(text)
+        (folder / "Sentences" / f"{image}.txt").write_text("".join(f"{line}\n" for line in captions), encoding="utf-8")
+
+
+def esnli_ve(folder, split="dev", images=("371522748", "1425013325")) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = ("entailment", "neutral", "contradiction")
+    rows = [
+        f'{40 + n},{image}.jpg#{n}r1e,{image}.jpg,"The boy, {label}, holds ""it""",{label},little boy\n'
+        for n, (image, label) in enumerate((image, label) for image in images for label in labels)
+    ]
+    header = ",pairID,Flickr30kID,hypothesis,gold_label,explanation\n"
+    (folder / f"esnlive_{split}.csv").write_text(header + "".join(rows), encoding="utf-8")
+
+
+def daquar(folder, triples, test=False) -> None:
+    """triples: (question, answer, image)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{line}\n" for triple in triples for line in triple)
+    (folder / f"qa.894.raw.{'test' if test else 'train'}.format_triple").write_text(text)
+
+
+# word -> the words that it is a kind of, each by its first sense; "lamp 2" is another sense of the same word.
+NOUNS = {
+    "entity": (),
+    "thing": ("entity",),
+    "furniture": ("thing",),
+    "seat": ("furniture",),
+    "chair": ("seat",),
+    "armchair": ("chair",),
+    "table": ("furniture",),
+    "desk": ("table",),
+    "device": ("thing",),
+    "lamp": ("furniture", "device"),
+    "lamp 2": ("device",),
+    "bulb": ("lamp", "entity"),
+    "woman": ("entity",),
+}
+
+
+def wordnet(folder) -> None:
+    """data.noun, index.noun and noun.exc with NOUNS. Offsets are of bytes, so that a line's length must be known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    licence = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
+
+    def lines(offsets: dict[str, int]) -> dict[str, str]:
+        found = {}
+        for name, kinds in NOUNS.items():
+            pointers = " ".join(f"{'@i' if n else '@'} {offsets[k]:08d} n 0000" for n, k in enumerate(kinds))
+            word = name.split()[0].capitalize()
+            fields = f"{offsets[name]:08d} 06 n 01 {word} 0 {len(kinds):03d} {pointers}".rstrip()
+            found[name] = f"{fields} | a noun; with @ 00000000 n in its gloss  \n"
+        return found
+
+    sizes, offsets, place = {name: len(line) for name, line in lines(dict.fromkeys(NOUNS, 0)).items()}, {}, len(licence)
+    for name in reversed(NOUNS):
+        offsets[name], place = place, place + sizes[name]
+    of = lines(offsets)
+    (folder / "data.noun").write_text(licence + "".join(of[name] for name in reversed(NOUNS)))
+    index = []
+    for word in sorted({name.split()[0] for name in NOUNS}):
+        senses = " ".join(f"{offsets[name]:08d}" for name in NOUNS if name.split()[0] == word)
+        count = len(senses.split())
+        index.append(f"{word} n {count} 1 @ {count} 0 {senses}  \n")
+    (folder / "index.noun").write_text(licence + "".join(index))
+    (folder / "noun.exc").write_text("women woman\n")

@@ -1,7 +1,7 @@
 """SNLI-VE: does a Flickr30k image entail a hypothesis, contradict it, or neither?"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +22,29 @@ class VisualEntailment(LabelTask):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"snli_ve_{split}.jsonl")
+        return self.pairs(path, read_lines(path), IMAGE_KEYS, "sentence2")
+
+    def pairs(
+        self, path: Path, records: Iterable[tuple[str, dict]], image_keys: tuple[str, ...], hypothesis: str
+    ) -> list[Example]:
+        """The pairs of an image and a hypothesis that have a label.
+
+        Args:
+            path: of the official file.
+            records: (place for messages, record) of all its pairs.
+            image_keys: names under which a record may have its image.
+            hypothesis: the name under which it has the hypothesis.
+        """
         examples = []
-        for where, record in read_lines(path):
+        for where, record in records:
             label = take(record, "gold_label", str, where)
             if label == NO_LABEL:
                 continue
             if label not in self.labels:
                 raise UserError(f"{where}: gold_label is {label!r}; should be {', '.join(self.labels)} or {NO_LABEL}")
-            key = next((key for key in IMAGE_KEYS if key in record), IMAGE_KEYS[0])
+            key = next((key for key in image_keys if key in record), image_keys[0])
             image = str(take(record, key, (str, int), where)).removesuffix(".jpg")
-            text = take(record, "sentence2", str, where)
+            text = take(record, hypothesis, str, where)
             examples.append(Example(take(record, "pairID", str, where), text, (image,), self.labels.index(label)))
         unique((example.id for example in examples), str(path))
         return examples

@@ -14,7 +14,7 @@ from launching import finish, lines_of, run_ranks, start_ranks, weights_of
 
 from finetune.mt import task_tokens
 from finetune.sources import Order
-from finetune.tasks import all_tasks, choose_tasks
+from finetune.tasks import choose_tasks, paper_tasks
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.plan import Plan
 from pretrain.step import Engine
@@ -57,7 +57,7 @@ def twelve(world, pretrained, tmp_path_factory):
 def test_twelve_tasks_are_trained_scored_and_put_beside_the_paper(twelve):
     run, out = twelve
     result = json.loads((run / "result.json").read_text())
-    assert list(result["tasks"]) == list(all_tasks())
+    assert list(result["tasks"]) == list(paper_tasks())
     scores = [of_task["score"] for of_task in result["tasks"].values()]
     assert result["mt_score"] == pytest.approx(np.mean(scores))
     assert result["groups"]["G2"] == pytest.approx(np.mean(scores[3:5]))
@@ -87,7 +87,7 @@ def test_curves_hold_every_task_by_step(twelve):
     run, _ = twelve
     training, validation = lines_of(run), lines_of(run, "validation")
     assert [line["step"] for line in training] == list(range(1, 8))
-    for name in all_tasks():
+    for name in paper_tasks():
         assert all({f"{name}/loss", f"{name}/score", f"{name}/going"} <= set(line) for line in training[:3])
         scored = [line["step"] for line in validation if f"{name}/score" in line]
         each = 5 if name in ("vgqa", "gqa") else 4  # steps of its own epoch
@@ -301,6 +301,8 @@ def test_tasks_are_chosen_by_name_and_group():
     names = [task.name for task in choose_tasks("g3,snli_ve,G4")]
     assert names == ["visual7w", "refcoco", "refcoco+", "refcocog", "guesswhat", "nlvr2", "snli_ve"]
     assert len(choose_tasks("all")) == 12 and [t.name for t in choose_tasks("refcoco+")] == ["refcoco+"]
+    assert [t.name for t in choose_tasks("extra")] == ["flickr30k_entities", "esnli_ve", "daquar"]
+    assert [t.name for t in choose_tasks("all,daquar")] == [*paper_tasks(), "daquar"]
 
 
 def test_task_tokens_are_of_data_sets_of_heads_or_none():
@@ -325,7 +327,7 @@ def test_tokens_are_kept_for_what_goes_on(mt, tmp_path, run_command, world, kind
 
 
 MISTAKES = [
-    (["--tasks", "refcoc"], "--tasks refcoc: should be of all, g1, g2, g3, g4, vqa"),
+    (["--tasks", "refcoc"], "--tasks refcoc: should be of all, g1, g2, g3, g4, extra, vqa"),
     (["--tasks", "g4,,g1"], "--tasks : should be of all"),
     (["--regime", "dgs"], "--regime dgs: should be one of dsg, round_robin"),
     (["--tasks", "g4,g1", "--regime", "curriculum"], "begins with G3 alone, and none of the tasks is of that group"),

@@ -9,7 +9,8 @@ import pytest
 
 from finetune.answers import normalise
 from finetune.official import read_pickle
-from finetune.tasks import all_tasks, find_task
+from finetune.start import TASK_TOKENS
+from finetune.tasks import all_tasks, find_task, paper_tasks
 from shards.errors import UserError
 
 TASKS = all_tasks()
@@ -17,7 +18,8 @@ TASKS = all_tasks()
 
 def test_the_twelve_tasks_are_those_of_the_papers_table():
     """Task token, words, batch size and learning rate of table 8."""
-    table = {task.name: (task.group, task.token, task.words, task.batch_size, task.lr) for task in TASKS.values()}
+    tasks = paper_tasks().values()
+    table = {task.name: (task.group, task.token, task.words, task.batch_size, task.lr) for task in tasks}
     assert table == {
         "vqa": ("G1", 1, 23, 128, 4e-5),
         "vgqa": ("G1", 2, 26, 128, 4e-5),
@@ -32,7 +34,8 @@ def test_the_twelve_tasks_are_those_of_the_papers_table():
         "nlvr2": ("G4", 12, 40, 64, 2e-5),
         "snli_ve": ("G4", 13, 56, 256, 2e-5),
     }
-    assert len({task.token for task in TASKS.values()}) == 12
+    tokens = {task.token for task in TASKS.values()}
+    assert len(tokens) == len(TASKS) == 15 and tokens < set(range(TASK_TOKENS))
 
 
 def test_a_task_or_a_split_that_is_not_there_is_answered_with_those_there_are(tmp_path):
@@ -89,6 +92,22 @@ def test_retrieval(tmp_path):
     assert train[0].images == ("391895",) and train[0].text == "A man 0." and train[9].images == ("391896",)
     files.karpathy(tmp_path / "dataset_flickr30k.json", coco=False)
     assert TASKS["flickr_retrieval"].read(tmp_path, "val")[0].images == ("1000092797",)
+
+
+def test_flickr8k_stands_in_for_flickr30k(tmp_path):
+    task, path = TASKS["flickr_retrieval"], tmp_path / "dataset_flickr8k.json"
+    files.karpathy(path, coco=False)
+    assert [len(task.read(tmp_path, split)) for split in ("train", "val", "test")] == [10, 5, 5]
+    assert task.missing_files(tmp_path) == []
+    path.write_text(path.read_text().replace("1000092797.jpg", "1000092797_693b08cb0e.jpg"))  # as Flickr8k has them
+    assert task.read(tmp_path, "val")[0].images == ("1000092797",)
+    files.karpathy(tmp_path / "dataset_flickr30k.json", coco=False)
+    both = r"dataset_flickr30k\.json and dataset_flickr8k\.json are both there; keep one"
+    with pytest.raises(UserError, match=both):
+        task.read(tmp_path, "val")
+    with pytest.raises(UserError, match=r"dataset_flickr30k\.json: is not there"):
+        task.read(tmp_path / "elsewhere", "val")
+    assert task.missing_files(tmp_path / "elsewhere") == ["dataset_flickr30k.json"]
 
 
 def test_cocos_thousands(tmp_path):

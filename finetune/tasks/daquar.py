@@ -1,0 +1,122 @@
+"""DAQUAR: questions on photographs of rooms (NYU Depth v2), whose answers are a word or several."""
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.answering import AnsweringTask
+from finetune.answers import AnswerVocabulary, build_vocabulary
+from finetune.official import find_file, read_text
+from finetune.task import Example, FurtherScores
+from finetune.wordnet import DEBIAN, FILES, FOLDER_VARIABLE, find_nouns
+from finetune.wups import THRESHOLDS, set_accuracy, words_of, wups
+from shards.errors import UserError
+
+TRAINING, TEST = "qa.894.raw.train.format_triple", "qa.894.raw.test.format_triple"
+VALIDATION_SHARE = 5  # one in so many images of the training part, which the official division leaves whole
+_IMAGE = re.compile(r"image\d+")
+
+
+@dataclass(frozen=True)
+class Wups(FurtherScores):
+    """WUPS at both published thresholds; nothing without WordNet."""
+
+    examples: Sequence[Example]
+    absent: str
+    known: dict[str, float]
+
+    def scores(self, predictions: Mapping[int | str, object]) -> dict[str, float]:
+        return self.known
+
+    def describe(self, scores: dict[str, float]) -> str:
+        return ", ".join(f"{name} {value:.2%}" for name, value in scores.items())
+
+
+@dataclass(frozen=True)
+class Daquar(AnsweringTask):
+    """An answer is one of the sets of words that the official training part has as answers.
+
+    Splits: val is of the training images whose name has a CRC-32 that is divisible by VALIDATION_SHARE.
+    """
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path = find_file(folder, TEST if split == "test" else TRAINING)
+        examples = [
+            Example(number, question, (image,), {plain_answer(answer): 1.0}, facts={"answer": answer})
+            for number, (question, answer, image) in enumerate(read_triples(path))
+        ]
+        if split == "test":
+            return examples
+        return [example for example in examples if is_held_out(example.images[0]) == (split == "val")]
+
+    def right_answers(self, folder: Path) -> list[str]:
+        return [answer for _, answer, _ in read_triples(find_file(folder, TRAINING))]
+
+    def vocabulary(self, folder) -> AnswerVocabulary:
+        return build_vocabulary(self.right_answers(Path(folder)), self.at_least, plain_answer)
+
+    def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
+        pairs = zip(examples, predictions, strict=True)
+        return {"accuracy": np.array([set_accuracy(said, example.facts["answer"]) for example, said in pairs])}
+
+    def further_scores(
+        self, folder: Path, split: str, examples: Sequence[Example], predictions: Sequence[str]
+    ) -> FurtherScores:
+        nouns = find_nouns()
+        if nouns is None:
+            absent = (
+                f"WUPS: not computed without WordNet's files ({', '.join(FILES)} in {DEBIAN}, or in the folder that "
+                f"{FOLDER_VARIABLE} names); Debian's package wordnet-base has them"
+            )
+            return Wups((), absent, {})
+        right = [example.facts["answer"] for example in examples]
+        return Wups((), "", {f"WUPS@{at}": wups(predictions, right, nouns, at) for at in THRESHOLDS})
+
+    def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
+        """What calculate_wups.py takes: an answer a line, in the questions' order."""
+        return "".join(f"{said}\n" for said in predictions)
+
+
+def read_triples(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(question, answer, image) of every question of an official file, which has a line for each of the three."""
+    lines = list(read_text(path))
+    if len(lines) % 3:
+        raise UserError(f"{path}: has {len(lines)} lines; should have three a question; download the file again")
+    for begin in range(0, len(lines), 3):
+        (_, question), (_, answer), (where, image) = lines[begin : begin + 3]
+        if not _IMAGE.fullmatch(image):
+            raise UserError(f"{where}: is {image!r}; should be the image of the question and answer before it")
+        yield question, answer, image
+
+
+def plain_answer(answer: str) -> str:
+    """An answer as a set: each of its words once, in alphabetical order."""
+    return ", ".join(sorted(set(words_of(answer))))
+
+
+def is_held_out(image: str) -> bool:
+    """Whether the questions on an image of the training part are validated on."""
+    return zlib.crc32(image.encode()) % VALIDATION_SHARE == 0
+
+
+TASKS = (
+    Daquar(
+        name="daquar",
+        title="DAQUAR",
+        group="extra",
+        token=19,
+        head="daquar",
+        words=40,
+        batch_size=128,
+        lr=4e-5,
+        images="daquar",
+        splits=("train", "val", "test"),
+        tests=("test",),
+        annotated=TRAINING,
+        files=(TRAINING, TEST),
+    ),
+)

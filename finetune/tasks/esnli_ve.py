@@ -1,0 +1,38 @@
+"""e-SNLI-VE: SNLI-VE with corrected labels and explanations, of which the labels are predicted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.official import find_file, read_csv
+from finetune.task import Example
+from finetune.tasks.snli_ve import VisualEntailment
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class ExplainedEntailment(VisualEntailment):
+    """Splits as the official files name them; explanations are not read."""
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        path = find_file(folder, f"esnlive_{split}.csv")
+        return self.pairs(path, read_csv(path), ("Flickr30kID",), "hypothesis")
+
+
+TASKS = (
+    ExplainedEntailment(
+        name="esnli_ve",
+        title="e-SNLI-VE",
+        group="extra",
+        token=16,
+        head="entailment",
+        words=56,
+        batch_size=256,
+        lr=2e-5,
+        images="flickr",
+        splits=SPLITS,
+        tests=("test",),
+        files=tuple(f"esnlive_{split}.csv" for split in SPLITS),
+        labels=("contradiction", "neutral", "entailment"),
+    ),
+)

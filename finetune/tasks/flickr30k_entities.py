@@ -1,0 +1,162 @@
+"""Flickr30k Entities: phrase grounding. Which region does a phrase of a caption mean?
+
+The rules are those of the authors' evaluation (github.com/BryanPlummer/pl-clc, flickrPhraseLocalizationEval.m): phrases
+without a box are left out, several boxes are replaced by the smallest box around them, and a region is right where its
+IoU with that box is at least 0.5.
+"""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.boxes import iou
+from finetune.official import find_file, read_text, read_xml
+from finetune.task import Box, Example, Task, scores_by
+from shards.errors import UserError
+
+ANNOTATIONS, SENTENCES = "Annotations", "Sentences"
+PLACES = (1, 5, 10)
+OVERLAP = 0.5
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_BEGIN = "[/EN#"
+_PHRASE = re.compile(r"\[/EN#(\d+)/([a-z/]+) ([^\[\]]+)\]")  # an entity's id, the types of the phrase, its words
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A phrase of a caption.
+
+    sentence, number: of the caption, and of the phrase in it; entity: the id of what it mentions, 0 of a phrase that is
+    not visual; types: the official ones, people for one.
+    """
+
+    sentence: int
+    number: int
+    text: str
+    entity: str
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is annotated in an image: its size in pixels, and the boxes of every entity that has some."""
+
+    width: int
+    height: int
+    boxes: dict[str, list[Box]]
+
+
+@dataclass(frozen=True)
+class Flickr30kEntities(Task):
+    """The query is the phrase alone. Predictions: of each example the boxes of its image in pixels, best first."""
+
+    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
+        """Image -> {entity: the box around its boxes} of every image that is annotated."""
+        paths = sorted(find_file(folder, ANNOTATIONS).glob("*.xml"))
+        return {path.stem: {e: around(of) for e, of in read_objects(path).boxes.items()} for path in paths}
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        annotations, sentences = find_file(folder, ANNOTATIONS), find_file(folder, SENTENCES)
+        examples, seen = [], set()
+        for where, image in read_text(find_file(folder, f"{split}.txt")):
+            if image in seen:
+                raise UserError(f"{where}: duplicate image {image}")
+            seen.add(image)
+            objects = read_objects(annotations / f"{image}.xml")
+            for phrase in read_phrases(sentences / f"{image}.txt"):
+                if boxes := objects.boxes.get(phrase.entity):
+                    facts = {"width": objects.width, "height": objects.height}
+                    facts |= {"types": phrase.types, "boxes": len(boxes)}
+                    name = f"{image}#{phrase.sentence}/{phrase.number}"
+                    examples.append(Example(name, phrase.text, (image,), around(boxes), facts=facts))
+        return examples
+
+    def kind(self, example: Example) -> str | None:
+        return example.facts["types"][0]
+
+    def scores(self, examples: Sequence[Example], predictions: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Accuracy of the best box (R@1 is the same by another name), R@k: whether one of the k best is right; the
+        upper bound: whether any box is, the whole image among them."""
+        pairs = zip(examples, predictions, strict=True)
+        right = [iou(boxes, example.target) >= OVERLAP for example, boxes in pairs]
+        recall = {f"R@{k}": np.array([float(found[:k].any()) for found in right]) for k in PLACES}
+        upper_bound = np.array([float(found.any()) for found in right])
+        return {"accuracy": recall["R@1"]} | recall | {"upper bound": upper_bound}
+
+    def breakdown(self, examples: Sequence[Example], values: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """By the official types; a phrase of two types counts for both."""
+        types = [example.facts["types"] for example in examples]
+        rows = np.repeat(np.arange(len(types)), [len(of) for of in types])
+        return {"phrase type": scores_by(values[rows], [name for of in types for name in of])}
+
+    def submission(self, examples: Sequence[Example], predictions: Sequence[np.ndarray]) -> str:
+        """No server takes one: a JSON list of the best boxes, x1 y1 x2 y2 in pixels."""
+        best = [np.reshape(boxes, (-1, 4))[0].tolist() for boxes in predictions]
+        return json.dumps([{"id": e.id, "box": box} for e, box in zip(examples, best, strict=True)])
+
+
+def around(boxes: Sequence[Box]) -> Box:
+    """The smallest box around some boxes."""
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return min(x1), min(y1), max(x2), max(y2)
+
+
+def read_objects(path: Path) -> Objects:
+    """An image's official annotations.
+
+    Pixels count from 1 there and the last one belongs to the box. As continuous coordinates from 0 the first corner
+    is one less, and IoUs are those of the official evaluation, which adds 1 to each side.
+    """
+    root = read_xml(path)
+    width, height = (_whole(root, f"size/{side}", str(path)) for side in ("width", "height"))
+    boxes: dict[str, list[Box]] = {}
+    for number, thing in enumerate(root.iter("object")):
+        where = f"{path}, object {number}"
+        for box in thing.iter("bndbox"):
+            x1, y1, x2, y2 = (_whole(box, corner, where) for corner in CORNERS)
+            if x2 < x1 or y2 < y1:
+                raise UserError(f"{where}: its box ends before it begins ({x1} {y1} {x2} {y2}); should be {CORNERS}")
+            for name in thing.iter("name"):
+                boxes.setdefault(name.text, []).append((x1 - 1.0, y1 - 1.0, float(x2), float(y2)))
+    return Objects(width, height, boxes)
+
+
+def _whole(element: ET.Element, name: str, where: str) -> int:
+    text = element.findtext(name)
+    if text is None or not text.strip().isdecimal():
+        raise UserError(f"{where}: {name} is {text!r}; should be a number of pixels")
+    return int(text)
+
+
+def read_phrases(path: Path) -> Iterator[Phrase]:
+    """The phrases of an image's captions, which a file marks as [/EN#ENTITY/TYPE/TYPE... WORDS]."""
+    for sentence, (where, line) in enumerate(read_text(path)):
+        found = _PHRASE.findall(line)
+        if len(found) != line.count(_BEGIN):
+            raise UserError(f"{where}: a phrase is not of the form [/EN#ENTITY/TYPE WORDS]; download the file again")
+        for number, (entity, types, text) in enumerate(found):
+            yield Phrase(sentence, number, text, entity, tuple(types.split("/")))
+
+
+TASKS = (
+    Flickr30kEntities(
+        name="flickr30k_entities",
+        title="Flickr30k Entities",
+        group="extra",
+        token=14,
+        head="regions",
+        words=20,
+        batch_size=256,
+        lr=2e-5,
+        images="flickr",
+        splits=("train", "val", "test"),
+        tests=("test",),
+        files=("train.txt", "val.txt", "test.txt", ANNOTATIONS, SENTENCES),
+        ranked=True,
+    ),
+)
