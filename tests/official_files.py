@@ -334,6 +334,13 @@ NOUNS = {
     "lamp 2": ("device",),
     "bulb": ("lamp", "entity"),
     "woman": ("entity",),
+    # bench and pew have several common ancestors of the same least depth, which differ in their greatest.
+    "stool": ("entity",),
+    "divan": ("stool", "entity"),
+    "couch": ("divan", "entity"),
+    "bank": ("entity",),
+    "bench": ("couch", "bank"),
+    "pew": ("bank", "couch"),
 }
 
 
