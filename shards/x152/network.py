@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from shards.errors import UserError
 
-BLOCKS = (3, 8, 36, 3)  # of the four stages of a ResNet-152
+BODIES = {"R-50-FPN": (3, 4, 6, 3), "R-101-FPN": (3, 4, 23, 3), "R-152-FPN": (3, 8, 36, 3)}  # blocks of four stages
+STAGES = 4
 ANCHORS_PER_PLACE = 3
 POOLED = 7  # cells of a region, each way
 
@@ -22,10 +23,16 @@ POOLED = 7  # cells of a region, each way
 class DetectorConfig:
     """Sizes of the detector; the defaults are the published ones.
 
+    blocks: of the four stages of the body, 3, 4, 6, 3 in a ResNet-50 or ResNeXt-50 and 3, 4, 23, 3 in a ResNet-101 or
+    ResNeXt-101; groups, width_per_group: of the 3x3 convolutions, 1 and 64 in a ResNet; stride_in_1x1: whether a
+    stage's stride is in the first 1x1 convolution of its first block (as in maskrcnn-benchmark's ResNets) or in the 3x3
+    convolution (as in its ResNeXts).
     min_size, max_size: pixels of an image's short and long side; regions: that are kept; pre_nms_top_n and
     post_nms_top_n: proposals of a level before suppression, and of an image after it.
     """
 
+    blocks: tuple[int, int, int, int] = BODIES["R-152-FPN"]
+    stride_in_1x1: bool = False
     stem_channels: int = 64
     res2_channels: int = 256
     groups: int = 32
@@ -41,26 +48,43 @@ class DetectorConfig:
 
     @classmethod
     def of(cls, values: dict, where: str) -> "DetectorConfig":
-        """From the keys of a JSON file."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        kept = {key: value for key, value in values.items() if key != "conv_body"}
-        if values.get("conv_body", "R-152-FPN") != "R-152-FPN":
-            raise UserError(f"{where}: conv_body {values['conv_body']} should be R-152-FPN")
-        for key, value in kept.items():
-            if key not in known or type(value) is not int or value < 1:
-                raise UserError(
-                    f"{where}: {key} {value!r} should be a whole number under one of {', '.join(sorted(known))}"
-                )
-        return cls(**kept)
+        """From the keys of a JSON file: the fields', and conv_body, a name for `blocks`."""
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: should be an object with sizes of the detector")
+        sizes, found = dict(values), {}
+        if "conv_body" in sizes:
+            body = sizes.pop("conv_body")
+            if body not in BODIES:
+                raise UserError(f"{where}: conv_body {body} should be one of {', '.join(BODIES)}")
+            found["blocks"] = BODIES[body]
+        if "blocks" in sizes:
+            blocks = sizes.pop("blocks")
+            if not (isinstance(blocks, list) and len(blocks) == STAGES and all(map(_is_size, blocks))):
+                raise UserError(f"{where}: blocks {blocks!r} should be four whole numbers, of the stages of the body")
+            found["blocks"] = tuple(blocks)
+        if "stride_in_1x1" in sizes:
+            found["stride_in_1x1"] = sizes.pop("stride_in_1x1")
+            if not isinstance(found["stride_in_1x1"], bool):
+                raise UserError(f"{where}: stride_in_1x1 {found['stride_in_1x1']!r} should be true or false")
+        known = sorted({field.name for field in dataclasses.fields(cls)} - {"blocks", "stride_in_1x1"})
+        for key, value in sizes.items():
+            if key not in known or not _is_size(value):
+                raise UserError(f"{where}: {key} {value!r} should be a whole number under one of {', '.join(known)}")
+        return cls(**found, **sizes)
+
+
+def _is_size(value) -> bool:
+    return type(value) is int and value >= 1
 
 
 class Block(nn.Module):
-    """1x1, 3x3 in groups (with the stride), 1x1, and what went in added, through a 1x1 where sizes differ."""
+    """1x1, 3x3 in groups, 1x1, and what went in added, through a 1x1 where sizes differ. strides: of the first two."""
 
-    def __init__(self, into: int, inside: int, out: int, stride: int, groups: int):
+    def __init__(self, into: int, inside: int, out: int, strides: tuple[int, int], groups: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(into, inside, 1)
-        self.conv2 = nn.Conv2d(inside, inside, 3, stride, 1, groups=groups)
+        stride = max(strides)
+        self.conv1 = nn.Conv2d(into, inside, 1, strides[0])
+        self.conv2 = nn.Conv2d(inside, inside, 3, strides[1], 1, groups=groups)
         self.conv3 = nn.Conv2d(inside, out, 1)
         self.downsample = nn.Conv2d(into, out, 1, stride) if stride > 1 or into != out else None
 
@@ -78,16 +102,18 @@ class Backbone(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, config.stem_channels, 7, 2, 3)
         into, stages = config.stem_channels, []
-        for number, count in enumerate(BLOCKS):
+        for number, count in enumerate(config.blocks):
             inside = config.groups * config.width_per_group << number
             out = config.res2_channels << number
             blocks = []
             for block in range(count):
-                blocks.append(Block(into, inside, out, 2 if number and not block else 1, config.groups))
+                stride = 2 if number and not block else 1
+                strides = (stride, 1) if config.stride_in_1x1 else (1, stride)
+                blocks.append(Block(into, inside, out, strides, config.groups))
                 into = out
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        widths = [config.res2_channels << number for number in range(len(BLOCKS))]
+        widths = [config.res2_channels << number for number in range(STAGES)]
         self.inner = nn.ModuleList(nn.Conv2d(width, config.fpn_channels, 1) for width in widths)
         self.outer = nn.ModuleList(nn.Conv2d(config.fpn_channels, config.fpn_channels, 3, 1, 1) for _ in widths)
 
@@ -167,7 +193,12 @@ def folded(weights: dict[str, Tensor], config: DetectorConfig, where: str) -> di
 
     body = "backbone.body"
     fold("backbone.stem", f"{body}.stem.conv1", f"{body}.stem.bn1")
-    for stage, count in enumerate(BLOCKS):
+    for stage, count in enumerate(config.blocks):
+        if any(name.startswith(f"{body}.layer{stage + 1}.{count}.") for name in weights):
+            raise UserError(
+                f"{where}: layer{stage + 1} has more than the {count} blocks of its configuration; give "
+                "--detector_config with its conv_body or blocks"
+            )
         for block in range(count):
             target, published = f"backbone.stages.{stage}.{block}", f"{body}.layer{stage + 1}.{block}"
             for n in (1, 2, 3):

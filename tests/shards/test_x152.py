@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import PARITY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from shards.reader import RegionReader
 from shards.x152 import DetectorConfig, RegionDetector
 from shards.x152.boxes import RATIOS, SIZES, STRIDES, cell_anchor, levels_of, moved, pool, suppress
 from shards.x152.detector import resized
-from shards.x152.network import build
+from shards.x152.network import Network, build
 
 FILES = PARITY / "detector"
 
@@ -221,9 +222,108 @@ def test_weights_and_sizes_that_do_not_fit(weights, detector, tmp_path):
         build({name: v for name, v in weights.items() if name != "rpn.head.conv.weight"}, detector.config, "w")
     with pytest.raises(UserError, match=r"w: backbone\.stem\.weight is \(8, 3, 7, 7\) there and \(64, 3, 7, 7\)"):
         build(weights, DetectorConfig(), "w")
-    for values, complaint in (({"groups": "many"}, "groups 'many'"), ({"conv_body": "R-50"}, "should be R-152-FPN")):
+    for values, complaint in (
+        ({"groups": "many"}, "groups 'many'"),
+        ({"conv_body": "R-50"}, "conv_body R-50 should be one of R-50-FPN, R-101-FPN, R-152-FPN"),
+        ({"blocks": [3, 4, 6]}, r"blocks \[3, 4, 6\] should be four whole numbers"),
+        ({"stride_in_1x1": 1}, "stride_in_1x1 1 should be true or false"),
+        ([1], "should be an object"),
+    ):
         with pytest.raises(UserError, match=complaint):
             DetectorConfig.of(values, "x.json")
+    with pytest.raises(UserError, match="w: layer2 has more than the 4 blocks of its configuration"):
+        build(weights, DetectorConfig.of(small_sizes() | {"conv_body": "R-50-FPN"}, "x.json"), "w")
+
+
+def small_sizes() -> dict:
+    return json.loads((FILES / "config.json").read_text())
+
+
+def published_weights(network: Network) -> dict[str, torch.Tensor]:
+    """Random weights of a network under the published names, its batch norms apart from its convolutions."""
+    names = {"proposals.conv": "rpn.head.conv", "proposals.objectness": "rpn.head.cls_logits"}
+    names |= {"proposals.deltas": "rpn.head.bbox_pred", "box.scores": "roi_heads.box.predictor.cls_score"}
+    names |= {f"box.{name}": f"roi_heads.box.feature_extractor.{name}" for name in ("fc6", "fc7")}
+    for n in range(4):
+        names |= {f"backbone.inner.{n}": f"backbone.fpn.fpn_inner{n + 1}"}
+        names |= {f"backbone.outer.{n}": f"backbone.fpn.fpn_layer{n + 1}"}
+    weights = {}
+    for name, part in network.named_modules():
+        if not isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
+            continue
+        weight = torch.randn(part.weight.shape) * part.weight[0].numel() ** -0.5
+        if name in names:
+            weights |= {f"{names[name]}.weight": weight, f"{names[name]}.bias": 0.1 * torch.randn(len(weight))}
+            continue
+        convolution, norm = "backbone.body.stem.conv1", "backbone.body.stem.bn1"
+        if name != "backbone.stem":
+            _, _, stage, block, kind = name.split(".")
+            at = f"backbone.body.layer{int(stage) + 1}.{block}"
+            parts = ("downsample.0", "downsample.1") if kind == "downsample" else (kind, f"bn{kind[-1]}")
+            convolution, norm = (f"{at}.{part}" for part in parts)
+        weights[f"{convolution}.weight"] = weight
+        for label, value in (("weight", torch.rand), ("bias", torch.randn), ("running_mean", torch.randn)):
+            weights[f"{norm}.{label}"] = 0.5 * value(len(weight))
+        weights[f"{norm}.running_var"] = 0.5 + torch.rand(len(weight))
+    return weights
+
+
+def body_by_definition(weights, x, blocks, groups, stride_in_1x1):
+    """The four stages' outputs, with frozen batch norm as it is defined, without epsilon."""
+
+    def layer(x, convolution, norm, **how):
+        x = F.conv2d(x, weights[f"{convolution}.weight"], **how)
+        mean, variance, weight, bias = (
+            weights[f"{norm}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / variance.sqrt() * weight + bias
+
+    body, maps = "backbone.body", []
+    x = layer(x, f"{body}.stem.conv1", f"{body}.stem.bn1", stride=2, padding=3).relu()
+    x = F.max_pool2d(x, 3, 2, 1)
+    for stage, count in enumerate(blocks, 1):
+        for block in range(count):
+            at, stride = f"{body}.layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            y = layer(x, f"{at}.conv1", f"{at}.bn1", stride=stride if stride_in_1x1 else 1).relu()
+            y = layer(y, f"{at}.conv2", f"{at}.bn2", stride=1 if stride_in_1x1 else stride, padding=1, groups=groups)
+            y = layer(y.relu(), f"{at}.conv3", f"{at}.bn3")
+            if block == 0:
+                x = layer(x, f"{at}.downsample.0", f"{at}.downsample.1", stride=stride)
+            x = (x + y).relu()
+        maps.append(x)
+    return maps
+
+
+@pytest.mark.parametrize(
+    ("body", "blocks", "groups", "stride_in_1x1"),
+    [
+        ({"conv_body": "R-101-FPN"}, (3, 4, 23, 3), 1, True),
+        ({"conv_body": "R-50-FPN"}, (3, 4, 6, 3), 1, False),
+        ({"blocks": [3, 4, 23, 3]}, (3, 4, 23, 3), 4, False),
+    ],
+    ids=["R-101", "R-50", "X-101"],
+)
+def test_other_bodies(body, blocks, groups, stride_in_1x1, images, tmp_path, run_command):
+    """Thin networks with the blocks of their namesakes: feature maps by definition, and an extraction with them."""
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in small_sizes().items() if key != "conv_body"} | body
+    sizes |= {"groups": groups, "width_per_group": 8 // groups, "stride_in_1x1": stride_in_1x1}
+    config = DetectorConfig.of(sizes, "x.json")
+    weights = published_weights(Network(config))
+    network = build(weights, config, "w")
+    x = torch.randn(1, 3, 64, 96)
+    expected = body_by_definition(weights, x, blocks, groups, stride_in_1x1)
+    above = F.conv2d(expected[3], weights["backbone.fpn.fpn_inner4.weight"], weights["backbone.fpn.fpn_inner4.bias"])
+    layer4 = {part: weights[f"backbone.fpn.fpn_layer4.{part}"] for part in ("weight", "bias")}
+    assert relative(network.backbone(x)[3], F.conv2d(above, padding=1, **layer4)) < 1e-4
+    save_file(weights, tmp_path / "w.safetensors")
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    Image.fromarray(images[0]).save(tmp_path / "image.png")
+    where = ("--weights", tmp_path / "w.safetensors", "--detector_config", tmp_path / "sizes.json")
+    more = ("--detector", "x152", *where, "--device", "cpu", "--processes", 1, "--out", tmp_path / "out")
+    status, _, err = run_command("shards.extract", tmp_path / "image.png", *more)
+    assert status == 0, err
+    assert read(tmp_path / "out")[0].features.shape == (20, 32)
 
 
 @pytest.fixture
@@ -289,7 +389,10 @@ def test_two_ranks_share_the_shards(flags, tmp_path, run_command):
         (("--weights", "nowhere.pth"), "nowhere.pth: is not a whole file of tensors alone"),
         (("--precision", "fp16"), "--precision fp16: is for a GPU"),
         (("--detector", "pixels"), "--detector pixels has none"),
-        (("--detector", "no/such-model"), "should be pixels, x152, or an object-detection model of transformers"),
+        (
+            ("--detector", "no/such-model"),
+            "should be pixels, x152, or an object-detection model of transformers",
+        ),
         (("--words_file", "x.npz"), "is of --detector pixels"),
     ],
 )
