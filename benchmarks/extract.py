@@ -3,7 +3,8 @@
     python benchmarks/extract.py [--proposals 1000] [--classes 1601] [--repeats 3]
 
 The published way calls a compiled suppression once a class; one of this kind is compiled here. With --network true,
-the whole detector of the published sizes on random weights: images a second.
+the whole detector of the published sizes on random weights: images a second. With --backbone WEIGHTS, the detector
+backbone with these weights, on noise of --side x --side pixels, with the proposals of the detector pixels.
 """
 
 import ctypes
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import print_table, time_in_turn
+from shards import pixels
+from shards.detectors import make_detector
+from shards.extract import ExtractConfig
 from shards.flags import command, flag
 from shards.x152 import DetectorConfig, RegionDetector
 from shards.x152.boxes import overlapping_pairs, suppress
@@ -37,6 +41,8 @@ class Config:
     network: bool = flag(False, "time the whole network of the published sizes too")
     device: str = flag("cpu", "of the suppression and the network", choices=("cpu", "cuda"))
     batch: int = flag(1, "images at a time of the network", low=1)
+    backbone: str | None = flag(None, "weights of the detector backbone, to time it too")
+    side: int = flag(224, "pixels of the images of the detector backbone", low=32)
 
 
 def proposals(count: int) -> Tensor:
@@ -130,6 +136,28 @@ def run(config: Config) -> None:
         print_table(time_in_turn(variants, config.repeats), name)
     if config.network:
         time_network(config)
+    if config.backbone:
+        time_backbone(config)
+
+
+def time_backbone(config: Config) -> None:
+    flags = ExtractConfig(images="", out="", detector="backbone", weights=config.backbone, device=config.device)
+    detector = make_detector(flags)
+    images = [
+        np.random.default_rng(n).integers(0, 255, (config.side, config.side, 3), dtype=np.uint8)
+        for n in range(config.batch)
+    ]
+    boxes = [pixels.detect(image)[0] for image in images]
+    variants = {
+        "proposals": lambda: [pixels.detect(image) for image in images],
+        "given boxes": lambda: detector.of_boxes(images, boxes),
+        "proposals and features": lambda: detector.regions(images),
+    }
+    with torch.no_grad():
+        seconds = time_in_turn(variants, config.repeats)
+    print(f"backbone, {config.side} x {config.side}, batches of {config.batch}, {torch.get_num_threads()} threads")
+    for name, each in seconds.items():
+        print(f"{name}: {config.batch / each:.3g} images/s")
 
 
 def time_network(config: Config) -> None:

@@ -20,21 +20,23 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Described:
-    """What a network says of an image: boxes (n, 4) in pixels, features (n, D), distribution (n, classes)."""
+    """What a network says of an image: boxes (n, 4) in pixels, features (n, D), distribution (n, classes), or None of
+    a network without classes."""
 
     boxes: torch.Tensor
     features: torch.Tensor
-    distribution: torch.Tensor
+    distribution: torch.Tensor | None
 
 
 class BatchedDetector(Detector):
-    """kept: how many classes of a region are written, so many that 99% of the mass is, on the average."""
+    """kept: how many classes of a region are written, so many that 99% of the mass is, on the average; None before it
+    is fitted or loaded, 0 of a network without classes."""
 
     per_image = False
     sample = 16
 
     def __init__(self, config):
-        self.config, self.kept = config, 0
+        self.config, self.kept = config, None
         self.device = choose_device(config.device, launched())
         self.autocast = PRECISIONS[config.precision]
         if self.autocast is torch.float16 and self.device.type == "cpu":
@@ -43,6 +45,9 @@ class BatchedDetector(Detector):
             raise UserError(f"--words_file {config.words_file}: is of --detector pixels")
 
     def fit(self, images, folder: Path) -> None:
+        if not self.num_classes:
+            write_json(folder / FILE, {"kept": 0})
+            return
         sample = list(itertools.islice(images, self.sample))
         if not sample:
             raise UserError(f"{self.config.images}: none of the images looked at can be decoded")
@@ -54,7 +59,7 @@ class BatchedDetector(Detector):
     def load(self, folder: Path) -> bool:
         if (folder / FILE).exists():
             self.kept = read_json(folder / FILE)["kept"]
-        return self.kept > 0
+        return self.kept is not None
 
     def detect(self, images: list[np.ndarray]) -> list[Found]:
         return [self._found(one) for one in self._run(images)]
@@ -73,8 +78,10 @@ class BatchedDetector(Detector):
             ) from None
 
     def _found(self, one: Described) -> Found:
-        boxes, features, distribution = (x.float().cpu().numpy() for x in vars(one).values())
-        return Found(boxes, features, *likeliest(distribution, self.kept))
+        boxes, features = (x.float().cpu().numpy() for x in (one.boxes, one.features))
+        if one.distribution is None:
+            return Found(boxes, features, None, None)
+        return Found(boxes, features, *likeliest(one.distribution.float().cpu().numpy(), self.kept))
 
     @abstractmethod
     def regions(self, images: list[np.ndarray]) -> list[Described]:

@@ -36,9 +36,22 @@ class ExtractConfig:
 
     images: str = flag(REQUIRED, "a folder of images, or tars in img2dataset's layout (pattern)", first=True)
     out: str = flag(REQUIRED, "the folder for the shards", written=True)
-    detector: str = flag("pixels", "pixels, x152, or an object-detection model of transformers (directory or name)")
-    weights: str | None = flag(None, "of the detector x152: its file, detectron_model.pth as published")
-    detector_config: str | None = flag(None, "JSON file of the detector's sizes, where they are not the published ones")
+    detector: str = flag(
+        "pixels", "pixels, x152, backbone, or an object-detection model of transformers (directory or name)"
+    )
+    weights: str | None = flag(
+        None,
+        "of x152: detectron_model.pth as published; of backbone: a vision model of transformers (directory or name) or "
+        "a state dict of torchvision or timm",
+    )
+    detector_config: str | None = flag(None, "JSON file of the sizes of x152, where they are not the published ones")
+    proposals: str | None = flag(
+        None, "regions of the detector backbone (else pixels: those of the detector pixels)", choices=("pixels", "grid")
+    )
+    grid: int | None = flag(None, "cells each way of --proposals grid (else 6)", low=1, high=100)
+    short_side: int | None = flag(
+        None, "short side in pixels to which the detector backbone resizes images (else that of its input)", low=32
+    )
     class_names: str | None = flag(None, "names of the detector's classes, one a line")
     boxes: str | None = flag(None, "a file of given boxes to describe, in place of the detector's regions")
     regions: int | None = flag(None, "regions per image at the most (else 36, of x152 100)", low=1, high=1000)
@@ -109,6 +122,10 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
     if config.detector != "pixels":
         names = ("detector", "weights", "detector_config", "class_names", "precision")
         plan |= {name: getattr(config, name) for name in names}
+    names = ("proposals", "grid", "short_side")
+    plan |= {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    if detector.fingerprint:
+        plan["fingerprint"] = detector.fingerprint
     if detector.version > 1:
         plan["detector_version"] = detector.version
     return plan

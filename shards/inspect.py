@@ -17,6 +17,7 @@ from shards.pixels import iou
 from shards.reader import RegionReader
 from shards.sample import Sample
 
+BACKGROUND = "background"  # the name of that class, where a detector has one
 OVERLAP = 0.4  # of an IoU; pretraining's own by default
 LONG_SIDE = 1000  # pixels of the drawn picture
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#000075")
@@ -92,7 +93,7 @@ def image_of(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
 def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[Image.Image, str]:
     """The image with its regions, the best drawn last, and a line on it. Without the image, a blank of its size.
 
-    names: of the classes, the first being the background.
+    names: of the classes.
     """
     width, height = sample.info.get("width", 640), sample.info.get("height", 640)
     image, missing = image_of(sample, folder)
@@ -117,7 +118,8 @@ def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[
 def _class_of(sample: Sample, region: int, names: list[str]) -> str:
     """The name of a region's likeliest class but for the background, with its probability."""
     pairs = zip(sample.class_ids[region].tolist(), sample.class_probs[region].tolist(), strict=True)
-    number, share = next(((number, share) for number, share in pairs if number), (0, 0.0))
+    others = (pair for pair in pairs if names[pair[0]].strip("_").lower() != BACKGROUND)
+    number, share = next(others, (0, 0.0))
     return f"{names[number]} {share:.0%}"
 
 

@@ -40,9 +40,12 @@ def detector_of(folder: Path, device: str) -> Detector:
     if plan.get("command") != "shards.extract":
         raise UserError(f"{folder}: its regions came with no detector; name shards that shards.extract has made")
     names = ("detector", "weights", "detector_config", "class_names", "precision", "regions", "words", "seed")
+    names += ("proposals", "grid", "short_side")
     given = {name: plan[name] for name in names if plan.get(name) is not None}
     detector = make_detector(ExtractConfig(images="", out=str(folder), device=device, **given))
     check_version(folder, detector, "extract its images again to have regions found in others")
+    if detector.fingerprint != plan.get("fingerprint"):
+        raise UserError(f"{plan['weights']}: not the weights that {folder} was extracted with; extract it again")
     if not detector.load(Path(folder)):
         raise UserError(f"{folder}: lacks what its detector learned; extract it again")
     return detector

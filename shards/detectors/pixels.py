@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shards import pixels
-from shards.detector import Detector, Found
+from shards.detector import Detector, Found, refuse_flags
 from shards.errors import UserError
 from shards.visual_words import fit_words, load_words
 
@@ -25,9 +25,7 @@ class PixelDetector(Detector):
     sample = 400
 
     def __init__(self, config):
-        for flag in ("weights", "detector_config"):
-            if getattr(config, flag):
-                raise UserError(f"--{flag} {getattr(config, flag)}: --detector pixels has none")
+        refuse_flags(config, self.name, "weights", "detector_config", "proposals", "grid", "short_side")
         self.config, self.words, self.regions = config, None, config.regions or REGIONS
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shards.batched_detector import BatchedDetector, Described, read_class_names
+from shards.detector import refuse_flags
 from shards.errors import UserError
 from shards.pixels import iou
 
@@ -22,14 +23,15 @@ class TransformersDetector(BatchedDetector):
         super().__init__(config)
         for flag in ("weights", "detector_config"):
             if getattr(config, flag):
-                raise UserError(f"--{flag} {getattr(config, flag)}: is of --detector x152")
+                raise UserError(f"--{flag} {getattr(config, flag)}: is of --detector x152 or backbone")
+        refuse_flags(config, config.detector, "proposals", "grid", "short_side")
         self.name = config.detector
         try:
             self.model = AutoModelForObjectDetection.from_pretrained(self.name).eval().to(self.device)
             self.processor = AutoImageProcessor.from_pretrained(self.name)
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
-            kinds = "pixels, x152, or an object-detection model of transformers"
+            kinds = "pixels, x152, backbone, or an object-detection model of transformers"
             raise UserError(f"--detector {self.name}: should be {kinds} ({reason})") from None
         labels = self.model.config.id2label
         self.num_classes = len(labels) + 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.batched_detector import BatchedDetector, Described, read_class_names
+from shards.detector import refuse_flags
 from shards.errors import UserError
 from shards.files import read_json
 from shards.tensor_files import read_state_dict
@@ -18,6 +19,7 @@ class X152(BatchedDetector):
 
     def __init__(self, config):
         super().__init__(config)
+        refuse_flags(config, self.name, "proposals", "grid", "short_side")
         if not config.weights:
             raise UserError("--weights is missing: the detector's, detectron_model.pth as published")
         sizes = DetectorConfig()

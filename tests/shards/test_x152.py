@@ -391,7 +391,7 @@ def test_two_ranks_share_the_shards(flags, tmp_path, run_command):
         (("--detector", "pixels"), "--detector pixels has none"),
         (
             ("--detector", "no/such-model"),
-            "should be pixels, x152, or an object-detection model of transformers",
+            "should be pixels, x152, backbone, or an object-detection model of transformers",
         ),
         (("--words_file", "x.npz"), "is of --detector pixels"),
     ],

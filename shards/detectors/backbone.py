@@ -1,0 +1,87 @@
+"""A vision backbone as region source: proposals of pixels or a grid, RoIAlign on the network's last feature map.
+
+--detector backbone --weights: a vision model of transformers, or a state dict of torchvision or timm (shards.backbone).
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards import pixels
+from shards.backbone import grid_boxes, load_backbone, roi_align
+from shards.backbone.loading import EXPECTED
+from shards.batched_detector import BatchedDetector, Described, read_class_names
+from shards.detector import refuse_flags
+from shards.detectors.pixels import REGIONS
+from shards.errors import UserError
+
+GRID = 6  # cells each way, where nothing else is asked for
+
+
+class BackboneDetector(BatchedDetector):
+    name = "backbone"
+
+    def __init__(self, config):
+        super().__init__(config)
+        refuse_flags(config, self.name, "detector_config")
+        if not config.weights:
+            raise UserError(f"--weights is missing: {EXPECTED}")
+        self.on_grid = config.proposals == "grid"
+        if self.on_grid and config.regions:
+            raise UserError(f"--regions {config.regions}: is of --proposals pixels; --grid gives the cells of a grid")
+        if config.grid and not self.on_grid:
+            raise UserError(f"--grid {config.grid}: is of --proposals grid")
+        backbone = load_backbone(config.weights)
+        if config.short_side:
+            preprocessing = dataclasses.replace(backbone.preprocessing, short_side=config.short_side)
+            backbone = dataclasses.replace(backbone, preprocessing=preprocessing)
+        self.fingerprint = backbone.fingerprint()
+        self.backbone = backbone.to(self.device)
+        self.num_classes, self.class_names = backbone.classes, backbone.class_names
+        if config.class_names:
+            if not self.num_classes:
+                raise UserError(f"--class_names {config.class_names}: this backbone has no classifier of its regions")
+            self.class_names = read_class_names(config.class_names, self.num_classes)
+
+    def regions(self, images: list[np.ndarray]) -> list[Described]:
+        with ThreadPoolExecutor(max(1, self.config.processes)) as pool:  # while the network works
+            return self._pooled(images, pool.map(self._proposals, images))
+
+    def _proposals(self, image: np.ndarray) -> np.ndarray:
+        if self.on_grid:
+            return grid_boxes(*image.shape[:2], self.config.grid or GRID)
+        return pixels.detect(image, self.config.regions or REGIONS)[0]
+
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
+        return self._pooled(images, boxes)
+
+    def _pooled(self, images: list[np.ndarray], boxes: Iterable[np.ndarray]) -> list[Described]:
+        """The regions of images. Those of one size are a batch of the network, so that no image's features depend on
+        the others. boxes: are asked for when the feature maps are there."""
+        backbone, maps = self.backbone, {}
+        resized = [backbone.preprocessing.resized(image) for image in images]
+        inputs = [backbone.preprocessing.normalised(image, backbone.stride, self.device) for image in resized]
+        for size in dict.fromkeys(x.shape for x in inputs):
+            numbers = [n for n, x in enumerate(inputs) if x.shape == size]
+            batch = torch.stack([inputs[n] for n in numbers])
+            found = backbone.network(batch.contiguous(memory_format=torch.channels_last))  # faster, most so on a CPU
+            maps |= dict(zip(numbers, found, strict=True))
+        described = []
+        for n, of_image in enumerate(boxes):
+            given = torch.from_numpy(of_image).to(self.device)
+            scale = [new / old for new, old in zip(resized[n].shape[:2], images[n].shape[:2], strict=True)]
+            features = roi_align(maps[n], given * given.new_tensor(scale[::-1] * 2) / backbone.stride)
+            described.append(Described(given, features, self._distribution(features)))
+        return described
+
+    def _distribution(self, features: Tensor) -> Tensor | None:
+        if self.backbone.classify is None:
+            return None
+        return self.backbone.classify(features).float().softmax(-1)
+
+
+DETECTOR = BackboneDetector
