@@ -13,10 +13,13 @@ from shards.detector import refuse_flags
 from shards.errors import UserError
 from shards.pixels import iou
 
+NEAR = 1e-6  # of 1 - IoU: a given box is the query's own
 REGIONS = 100  # of an image at the most, where nothing else is asked for
 
 
 class TransformersDetector(BatchedDetector):
+    version = 2  # 1 gave a given box the features of the one query that overlaps it most
+
     def __init__(self, config):
         from transformers import AutoImageProcessor, AutoModelForObjectDetection  # take seconds to import
 
@@ -43,11 +46,12 @@ class TransformersDetector(BatchedDetector):
         return [self._best(*of_image) for of_image in self._queries(images)]
 
     def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
-        """A given box has the features of the query whose own overlaps it most."""
+        """A given box has the weighted mean of the queries' features and distributions (`query_weights`)."""
         found = []
         for given, (own, features, distribution) in zip(boxes, self._queries(images), strict=True):
-            nearest = torch.from_numpy(iou(given, own.cpu().numpy()).argmax(1)).to(self.device)
-            found.append(Described(torch.from_numpy(given), features[nearest], distribution[nearest]))
+            weights = query_weights(given, own.cpu().numpy(), 1 - distribution[:, 0].cpu().numpy())
+            weights = torch.from_numpy(weights).to(features)
+            found.append(Described(torch.from_numpy(given), weights @ features, weights @ distribution))
         return found
 
     def _queries(self, images: list[np.ndarray]) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -72,6 +76,30 @@ class TransformersDetector(BatchedDetector):
         scores = distribution[:, 1:].max(1).values
         order = scores.argsort(descending=True, stable=True)[: self.config.regions or REGIONS]
         return Described(boxes[order], features[order], distribution[order])
+
+
+def query_weights(given: np.ndarray, own: np.ndarray, objectness: np.ndarray) -> np.ndarray:
+    """The share of each query in the features of given boxes: interpolation between queries by overlap.
+
+    A weight is the query's probability of an object times the square of IoU / (1 - IoU): a given box that is a query's
+    own has that query's features, one between several is a mixture, and two different boxes differ. Where no query
+    overlaps a box, the one with the nearest centre is taken.
+
+    Args:
+        given: (n, 4) boxes in pixels.
+        own: (queries, 4), the queries' boxes.
+        objectness: (queries,), 1 - the probability of the background.
+
+    Returns:
+        (n, queries), rows that sum to 1.
+    """
+    overlaps = iou(given, own).astype(np.float64)
+    weights = (overlaps / np.maximum(1 - overlaps, NEAR)) ** 2 * np.maximum(objectness, NEAR)
+    centres = [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes in (given, own)]
+    nearest = ((centres[0][:, None] - centres[1]) ** 2).sum(-1).argmin(1)
+    alone = overlaps.max(1) == 0
+    weights[alone, nearest[alone]] = 1
+    return weights / weights.sum(1, keepdims=True)
 
 
 DETECTOR = TransformersDetector

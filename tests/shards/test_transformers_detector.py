@@ -15,6 +15,9 @@ from transformers import (
 )
 
 from shards.dataset import open_dataset
+from shards.detectors import make_detector
+from shards.detectors.transformers_model import query_weights
+from shards.extract import ExtractConfig
 from shards.reader import RegionReader
 
 NAMES = {0: "cat", 1: "dog", 2: "tree"}
@@ -117,7 +120,7 @@ def test_it_says_what_the_model_says(model, images, tmp_path, run_command):
     assert shown == pytest.approx({number: expected[number] for number in shown}, abs=1e-3)
 
 
-def test_given_boxes_have_the_nearest_query(model, images, tmp_path, run_command):
+def test_a_given_box_that_is_a_querys_own_has_its_features(model, images, tmp_path, run_command):
     flags = ("shards.extract", images / "1.png", "--detector", model, "--device", "cpu", "--processes", 1)
     assert run_command(*flags, "--out", tmp_path / "own")[0] == 0
     own = RegionReader(open_dataset(str(tmp_path / "own")))[0]
@@ -127,3 +130,43 @@ def test_given_boxes_have_the_nearest_query(model, images, tmp_path, run_command
     given = RegionReader(open_dataset(str(tmp_path / "given")))[0]
     distance = np.abs(given.features[0].astype(float) - own.features.astype(float)).max(1)
     assert distance.min() < 1e-2
+
+
+def test_two_given_boxes_near_one_query_differ(model):
+    """Queries far apart from each other, as those of a trained model are."""
+    detector = make_detector(ExtractConfig(images="", out="", detector=str(model), device="cpu"))
+    own = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10]])
+    features, distribution = torch.eye(2, 16), torch.tensor([[0.1, 0.9, 0, 0], [0.2, 0, 0.8, 0]])
+    detector._queries = lambda images: [(own, features, distribution)]
+    given = np.float32([[1, 0, 11, 10], [2, 0, 12, 10]])
+    (found,) = detector.of_boxes([np.zeros((20, 20, 3), np.uint8)], [given])
+    weights = [slow_weights(box, own.numpy(), [0.9, 0.8]) for box in given]
+    assert 0.5 < weights[1][0] < weights[0][0] < 1
+    np.testing.assert_allclose(found.features[:, :2], weights, atol=1e-5)
+    np.testing.assert_allclose(found.distribution, weights @ distribution.numpy(), atol=1e-5)
+
+
+def slow_weights(box, own, objectness):
+    """The shares of queries in one given box, one query after another."""
+
+    def overlap(a, b):
+        width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+        height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+        area = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+        return width * height / (sum(area) - width * height)
+
+    shares = [
+        (overlap(box, other) / (1 - overlap(box, other))) ** 2 * p for other, p in zip(own, objectness, strict=True)
+    ]
+    return np.array(shares) / sum(shares)
+
+
+def test_query_weights():
+    own = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [0, 4, 12, 12], [50, 50, 60, 60]], float)
+    objectness = np.array([0.9, 0.2, 0.5, 1.0])
+    given = np.array([[1, 0, 11, 10], [4, 4, 12, 12], [0, 0, 10, 10], [90, 90, 95, 99], [30, 20, 33, 24]], float)
+    found = query_weights(given, own, objectness)
+    for n in (0, 1):
+        np.testing.assert_allclose(found[n], slow_weights(given[n], own, objectness), atol=1e-9)
+    np.testing.assert_allclose(found[2], [1, 0, 0, 0], atol=1e-6)
+    assert found[3].tolist() == [0, 0, 0, 1] and found[4].tolist() == [0, 1, 0, 0]
