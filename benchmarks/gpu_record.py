@@ -695,7 +695,10 @@ def detector(record: Record) -> None:
     from shards.x152.detector import RegionDetector
     from shards.x152.network import DetectorConfig, Network
 
-    small = DetectorConfig(4, 8, 2, 2, 8, 16, 9, min_size=96, max_size=128, regions=5)
+    small = DetectorConfig(
+        **{"stem_channels": 4, "res2_channels": 8, "groups": 2, "width_per_group": 2, "fpn_channels": 8},
+        **{"head_dim": 16, "classes": 9, "min_size": 96, "max_size": 128, "regions": 5},
+    )
     config = DetectorConfig() if ON_GPU else small
     height, width, size = (800, 1333, 4) if ON_GPU else (96, 128, 1)
     torch.manual_seed(0)

@@ -282,6 +282,6 @@ def test_a_split_without_answers_is_submitted_and_not_scored(st, run_command, tm
     said = json.loads((tmp_path / "vqa.json").read_text())
     assert status == 0 and len(said) > 20 and set(said[0]) == {"question_id", "answer"}
     status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world, "--task", "vqa")
-    assert status == 2 and "has no heads of tasks, and vqa needs its own" in err
+    assert status == 2 and "holds pretraining weights" in err and "and vqa needs its own; fine-tune it first" in err
     status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world)
     assert status == 2 and "--task should say which" in err
