@@ -88,7 +88,9 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
 class Collator:
     """Makes batches of samples: swaps captions, encodes texts, pads, and counts what will be predicted.
 
-    skip_bad: leave out samples that cannot be read or that the model cannot take, instead of raising UserError.
+    draw_captions: numbers are those of images, and each gets one of its captions, drawn anew in every epoch; otherwise
+    they are those of captions. skip_bad: leave out samples that cannot be read or that the model cannot take, instead
+    of raising UserError.
     """
 
     captions: Captions
@@ -97,10 +99,11 @@ class Collator:
     objective: Objective
     seed: int
     limits: Limits
+    draw_captions: bool = False
     skip_bad: bool = False
 
     def __call__(self, epoch: int, numbers: np.ndarray, samples: list[Sample | UserError]) -> Batch:
-        """The batch of `samples`, whose sample numbers are `numbers` int64 (B,), in an epoch.
+        """The batch of `samples`, whose pair numbers are `numbers` int64 (B,), in an epoch.
 
         An error in a sample's place says why it could not be read.
         """
@@ -112,9 +115,10 @@ class Collator:
             good = [row for row, error in enumerate(errors) if error is None]
             numbers, samples = numbers[good], [samples[row] for row in good]
         keys = masking.sample_keys(self.seed, epoch, numbers)
+        own = self.captions.drawn(numbers, keys) if self.draw_captions else numbers
         swapped = masking.swapped(keys)
         texts = []
-        for number, key, swap in zip(numbers.tolist(), keys.tolist(), swapped.tolist(), strict=True):
+        for number, key, swap in zip(own.tolist(), keys.tolist(), swapped.tolist(), strict=True):
             texts.append(self.captions[self.swaps.partner(number, key) if swap else number])
         token_ids = self.pieces.encode(texts, self.limits.words)
         batch = stack(samples, token_ids, keys, swapped, self.limits)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pretrain.batch import Batch
@@ -139,10 +140,10 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
         places=Places(config.workers, pairs.shards),
         bad_samples=facts.get("bad_samples", 0),
         pairs=pairs,
-        collator=collator(swaps=Swaps(pairs.captions, pairs.training)),
+        collator=collator(swaps=Swaps(pairs.captions, pairs.trained), draw_captions=pairs.one_caption),
         validation=ValidationBatches(pairs, collator(swaps=Swaps(pairs.captions, pairs.validation)), at_once, ranks),
         work=work,
-        frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.training, pieces, config.words)),
+        frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, pieces, config.words)),
     )
     if not newest:
         on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces, device))
@@ -152,9 +153,10 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
 
 def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
     """The pairs as the first rank finds them (streams), or as every rank does (local shards)."""
-    pairs = on_first(ranks, lambda: open_pairs(config.data, config.validation_pairs))
+    opened = partial(open_pairs, config.data, config.validation_pairs, config.captions_per_image)
+    pairs = on_first(ranks, opened)
     if not pairs.streamed and not ranks.first:
-        pairs = open_pairs(config.data, config.validation_pairs)
+        pairs = opened()
     same_everywhere(ranks, _facts(pairs), f"{config.data}: is not the same data set here as on the first rank")
     readers = ranks.count * max(config.workers, 1)
     if pairs.streamed and len(pairs.shards.shards) < readers:
@@ -171,7 +173,7 @@ def _pieces(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None
         return load_pieces(run)
     if config.bert:
         return bert_pieces(config.bert)
-    texts = (pairs.captions[number] for number in pairs.training.tolist())
+    texts = (pairs.captions[number] for number in pairs.trained.tolist())
     return on_first(ranks, lambda: learn_pieces(texts, config.vocabulary))
 
 
@@ -268,9 +270,14 @@ def _begin_run(
 
 def _describe(job: Job, pieces: int) -> None:
     pairs, plan, say = job.pairs, job.plan, job.ranks.say
-    left_out = len(pairs.shards) - len(pairs.training) - len(pairs.validation)
+    images = [len(np.unique(pairs.captions.images_of(side))) for side in (pairs.trained, pairs.validation)]
+    left_out = len(pairs.shards) - sum(images)
+    trained, held_out = f"{len(pairs.training)} pairs to train on", f"{len(pairs.validation)} held out"
+    if pairs.shards.several:
+        trained += f" in an epoch ({len(pairs.trained)} captions of {images[0]} images)"
+        held_out += f" ({images[1]} images)"
     say(
-        f"{job.config.data}: {len(pairs.training)} pairs to train on, {len(pairs.validation)} held out"
+        f"{job.config.data}: {trained}, {held_out}"
         + (f", {left_out} without a caption or with a held-out one left out" if left_out else "")
     )
     parameters = sum(parameter.numel() for parameter in job.engine.model.parameters())

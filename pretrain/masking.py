@@ -46,6 +46,14 @@ def swapped(keys: np.ndarray) -> np.ndarray:
     return hashing.uniform24(numbers) < hashing.threshold(SWAP_SHARE)
 
 
+def choose_captions(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64 (B,): which of its captions each image gets in this epoch, below counts int64 (B,).
+
+    All eight purposes are taken (dropout has the last); of SWAP, `swapped` uses counter 0 alone, and this is counter 1.
+    """
+    return hashing.below(draw(keys, np.ones(1, np.int64), SWAP)[:, 0], counts)
+
+
 def choose_words(keys: Tensor, lengths: Tensor, width: int) -> Tensor:
     """bool (B, width): the words to predict. lengths (B,) count [CLS] and [SEP], which are never chosen."""
     position = torch.arange(width, device=keys.device)

@@ -1,67 +1,144 @@
 """The pairs of a data set: which have captions, which are held out, and which caption is swapped for which."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from pretrain import masking
 from shards import hashing
 from shards.errors import UserError
-from shards.texts import PackedTexts
+from shards.texts import TextLists
 
 
 class Captions:
-    """The captions of a data set by sample number, with a number for each distinct text.
+    """The captions of a data set, numbered in the order of their images, with a number for each distinct text.
 
     texts: packed, so that data workers share them; text_ids: int64 (n,), equal where the texts are equal but for case
-    and spaces; -1 where there is no caption.
+    and spaces; -1 in the place of an image without captions. begins: int64 (images + 1,): image i has the captions from
+    begins[i] to before begins[i + 1]. Where no image has several, a caption has the number of its image.
     """
 
-    def __init__(self, texts: Iterable[str]):
-        self.texts = texts if isinstance(texts, PackedTexts) else PackedTexts.of(texts)
+    def __init__(self, captions: Iterable[str | Sequence[str]]):
+        lists = captions if isinstance(captions, TextLists) else TextLists.of(captions)
+        self.texts, self.begins = lists.texts, lists.begins
         keys = (hashing.text_key(" ".join(text.lower().split())) if text else -1 for text in self.texts)
         self.text_ids = np.fromiter(keys, np.int64, len(self.texts))
 
     def __getitem__(self, number: int) -> str:
         return self.texts[number]
 
+    def images_of(self, numbers):
+        """The image number of each caption; numbers: an array, or one."""
+        return np.searchsorted(self.begins, numbers, side="right") - 1
+
+    def of_image(self, image: int) -> np.ndarray:
+        """The numbers of an image's captions, int64, ascending."""
+        begin, end = self.begins[image : image + 2].tolist()
+        return begin + np.flatnonzero(self.text_ids[begin:end] >= 0)
+
+    def drawn(self, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """One caption of each image, drawn with the keys of its sample: caption numbers int64 (B,)."""
+        own = [self.of_image(image) for image in images.tolist()]
+        picks = masking.choose_captions(keys, np.array([len(numbers) for numbers in own], np.int64))
+        return np.array([numbers[pick] for numbers, pick in zip(own, picks.tolist(), strict=True)], np.int64)
+
+
+def linked_texts(captions: Captions) -> np.ndarray:
+    """int64 (captions,): the group of each caption; -1 where there is none.
+
+    Images are linked where they share a text; a group is what is linked directly or through others, a connected
+    component. So all captions of an image are in one group, and so are all images of a text. A group is called by the
+    id of one of its texts, the one whose hash is smallest: an image without links is as likely to come first in the
+    order of these ids as a large group. Where no image has several captions, a group is a text.
+    """
+    ids, images = captions.text_ids, len(captions.begins) - 1
+    if len(ids) == images:
+        return ids
+    numbers = np.flatnonzero(ids >= 0)
+    owners = captions.images_of(numbers)
+    texts, text_of = np.unique(ids[numbers], return_inverse=True)
+    size = images + len(texts)
+    links = csr_array((np.ones(len(numbers), np.int8), (owners, images + text_of)), shape=(size, size))
+    count, labels = connected_components(links, directed=False)
+    order = np.lexsort((hashing.mix(texts), labels[images:]))
+    present, first = np.unique(labels[images:][order], return_index=True)
+    names = np.full(count, -1, np.int64)
+    names[present] = texts[order[first]]
+    groups = np.full(len(ids), -1, np.int64)
+    groups[numbers] = names[labels[owners]]
+    return groups
+
 
 def split_pairs(captions: Captions, validation_pairs: int, among: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample numbers (training, validation), both ascending, split by caption text.
+    """Caption numbers (training, validation), both ascending, split by image and by caption text.
 
-    Held-out pairs are of the first `among` samples; pairs beyond them that have a held-out text are left out of
-    both sides.
+    Held-out pairs are of the first `among` captions; pairs beyond them that have a held-out text, or whose image is
+    linked with one (linked_texts), are left out of both sides.
 
-    All pairs of a text are on one side, so that neither a sentence nor other pictures of its scene are in both.
-    About validation_pairs of them are held out, at most a tenth, in the order of the texts' hashes: the same
-    whatever the seed. Fewer than 20 distinct texts are not split.
+    All pairs of an image and all of a text are on one side, so that neither an image, nor a sentence, nor other
+    pictures of its scene are in both. About validation_pairs of them are held out, at most a tenth, in the order of
+    their groups' ids, which are hashes of texts: the same whatever the seed. Fewer than 20 groups are not split.
+    Several texts may link a large part of a data set: images that are so linked are trained on where they have more
+    pairs than are wanted.
     """
     captioned = np.flatnonzero(captions.text_ids >= 0)
+    groups = linked_texts(captions)
     near = captioned[captioned < among]
-    keys, counts = np.unique(captions.text_ids[near], return_counts=True)
+    keys, counts = np.unique(groups[near], return_counts=True)
     wanted = min(validation_pairs, len(near) // 10)
     if wanted < 1 or len(keys) < 20:
         return captioned, captioned[:0]
-    held = np.isin(captions.text_ids, keys[np.cumsum(counts) - counts < wanted])
+    large = _linked_by_several_texts(captions, groups, keys, near) & (counts > wanted)
+    keys, counts = keys[~large], counts[~large]
+    held = np.isin(groups, keys[np.cumsum(counts) - counts < wanted])
     return captioned[~held[captioned]], near[held[near]]
 
 
+def _linked_by_several_texts(captions: Captions, groups: np.ndarray, keys: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """bool (keys,): which groups have several texts and, of their captions `near`, several images."""
+    others = (groups != captions.text_ids).nonzero()[0]
+    if not len(others):
+        return np.zeros(len(keys), bool)
+    _, first = np.unique(captions.images_of(near), return_index=True)
+    images = np.bincount(np.searchsorted(keys, groups[near[first]]), minlength=len(keys))
+    return np.isin(keys, groups[others]) & (images > 1)
+
+
 class Swaps:
-    """Partners for swapped captions among some pairs: any other caption of them whose text differs."""
+    """Partners for swapped captions among some pairs: any of their captions whose text is none of the image's own.
+
+    numbers: of the captions that are drawn from.
+    """
 
     def __init__(self, captions: Captions, numbers: np.ndarray):
-        self.numbers = numbers
+        self.numbers, self.captions = numbers, captions
         self.text_ids = captions.text_ids
-        if len(numbers) and len(np.unique(self.text_ids[numbers])) < 2:
-            raise UserError("all captions are the same; alignment needs at least two different ones")
+        if len(numbers):
+            self._check()
+
+    def _check(self) -> None:
+        """Refuses captions among which an image has every text: there is none to swap for its own."""
+        texts = np.unique(self.text_ids[self.numbers])
+        if np.diff(self.captions.begins).max() < len(texts):
+            return
+        images, counts = np.unique(self.captions.images_of(self.numbers), return_counts=True)
+        for image in images[counts >= len(texts)].tolist():
+            if np.isin(texts, self.text_ids[self.captions.of_image(image)]).all():
+                raise UserError(
+                    "all captions are the same, or one image has them all; alignment needs at least two different "
+                    "ones, of two images (--validation_pairs, where they are held out)"
+                )
 
     def partner(self, number: int, key: int) -> int:
-        """The sample whose caption `number` gets, drawn with its key; every caption of another text is as likely."""
-        own = self.text_ids[number]
+        """The caption that the pair of caption `number` gets, drawn with its key; every caption that is not the image's
+        own, nor has the text of one, is as likely."""
+        own = self.text_ids[self.captions.of_image(int(self.captions.images_of(number)))].tolist()
         counters = np.arange(64, dtype=np.int64)
         draws = masking.draw(np.array([key]), counters, masking.PARTNER)[0]
         for pick in hashing.below(draws, len(self.numbers)).tolist():
-            if self.text_ids[self.numbers[pick]] != own:
+            if int(self.text_ids[self.numbers[pick]]) not in own:
                 return int(self.numbers[pick])
-        others = self.numbers[self.text_ids[self.numbers] != own]
+        others = self.numbers[~np.isin(self.text_ids[self.numbers], own)]
         return int(others[int(hashing.below(draws[:1], len(others))[0])])

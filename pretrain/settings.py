@@ -8,6 +8,7 @@ from pretrain.optimizer import OPTIMIZERS
 from shards.flags import flag
 from shards.world import DEFAULT_WORLD
 
+CAPTIONS_PER_IMAGE = ("all", "one")
 RESIDUALS = ("float32", "precision")
 PRECISIONS = ("float32", "bf16", "fp16", "float64")
 
@@ -23,6 +24,9 @@ class PretrainConfig:
     """Flags of pretrain.run. None: what the model configuration brings along (settings.py)."""
 
     data: str | None = flag(None, f"region shards with captions: a folder or a pattern (else {DEFAULT_WORLD}, made)")
+    captions_per_image: str = flag(
+        "all", "captions of an image in an epoch: all, or one, drawn anew in each", choices=CAPTIONS_PER_IMAGE
+    )
     out: str = flag("runs/pretrain", "the run directory", written=True)
     config: str = flag("tiny", "sizes of the model: base (as published), tiny, or a JSON file")
     bert: str | None = flag(None, "a Hugging Face BERT (a directory, or a hub name): tokenizer and text stream")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -17,7 +18,7 @@ from shards.dataset import Dataset as Shards
 from shards.dataset import open_dataset, read_captions
 from shards.errors import UserError
 from shards.files import is_remote
-from shards.order import epoch_order
+from shards.order import PairNumbers, epoch_order
 from shards.ranks import ALONE, Ranks
 from shards.reader import RegionReader
 from shards.sample import Sample
@@ -28,43 +29,66 @@ VALIDATION_EPOCH = -1  # held-out pairs are masked and swapped in one way, whate
 
 @dataclass
 class Pairs:
-    """A data set of image-caption pairs, divided. training, validation: sample numbers int64, ascending."""
+    """A data set of image-caption pairs, divided.
+
+    trained, validation: numbers of captions int64, ascending; numbers: of the pairs that an epoch reads, one of each
+    image or one of each caption.
+    """
 
     shards: Shards
     captions: Captions
-    training: np.ndarray
+    trained: np.ndarray
     validation: np.ndarray
+    numbers: PairNumbers
     streamed: bool
 
     @property
+    def one_caption(self) -> bool:
+        """Whether an epoch takes one caption of each image that has several."""
+        return len(self.numbers) < len(self.captions.texts)
+
+    @cached_property
+    def training(self) -> np.ndarray:
+        """The numbers of the pairs that an epoch trains on, int64, ascending."""
+        return np.unique(self.captions.images_of(self.trained)) if self.one_caption else self.trained
+
+    @property
     def member(self) -> np.ndarray:
-        """bool by sample number: what is trained on."""
-        member = np.zeros(len(self.shards), bool)
+        """bool by pair number: what is trained on."""
+        member = np.zeros(len(self.numbers), bool)
         member[self.training] = True
         return member
 
 
-def open_pairs(data: str, validation_pairs: int) -> Pairs:
-    """Opens region shards with captions. Of streams, only pairs of the first shard are held out: one can be read."""
+def open_pairs(data: str, validation_pairs: int, captions_per_image: str = "all") -> Pairs:
+    """Opens region shards with captions. Of streams, only pairs of the first shard are held out: one can be read.
+
+    captions_per_image: `all`, so that an epoch reads every pair once, or `one`, drawn anew in every epoch. Held-out
+    pairs are the same ones with both.
+    """
     streamed = is_remote(data)
     shards, texts = open_stream(data) if streamed else (open_dataset(data), None)
     if not shards.captions:
-        raise UserError(f"{data}: has no captions; pretraining needs image-caption pairs (KEY.txt)")
+        raise UserError(
+            f"{data}: has no captions; pretraining needs image-caption pairs (KEY.txt or KEY.captions.json)"
+        )
     captions = Captions(read_captions(shards) if texts is None else texts)
     among = shards.shards[0].samples if streamed else len(shards)
-    training, validation = split_pairs(captions, validation_pairs, among)
-    return Pairs(shards, captions, training, validation, streamed)
+    trained, validation = split_pairs(captions, validation_pairs, int(captions.begins[among]))
+    numbers = PairNumbers(shards.counts, captions.begins if captions_per_image == "all" else None)
+    return Pairs(shards, captions, trained, validation, numbers, streamed)
 
 
 class _LocalBatches(Dataset):
-    """Batches by (epoch, sample numbers)."""
+    """Batches by (epoch, pair numbers)."""
 
-    def __init__(self, reader: RegionReader, collator: Collator, places: Places):
-        self.reader, self.collator, self.places = reader, collator, places
+    def __init__(self, reader: RegionReader, numbers: PairNumbers, collator: Collator, places: Places):
+        self.reader, self.numbers, self.collator, self.places = reader, numbers, collator, places
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         epoch, numbers = request
-        return self.collator(epoch, numbers, [self._read(number) for number in numbers.tolist()])
+        samples = self.numbers.samples_of(numbers).tolist()
+        return self.collator(epoch, numbers, [self._read(sample) for sample in samples])
 
     def _read(self, number: int) -> Sample | UserError:
         self.places.note(self.reader.shard_of(number))
@@ -79,7 +103,7 @@ def _sample_or_error(samples, number: int) -> Sample | UserError:
 
 
 class _Requests:
-    """(epoch, sample numbers) of each of this rank's parts of every step."""
+    """(epoch, pair numbers) of each of this rank's parts of every step."""
 
     def __init__(self, pairs: Pairs, seed: int, plan: Plan):
         self.pairs, self.seed, self.plan = pairs, seed, plan
@@ -90,7 +114,7 @@ class _Requests:
             for number in range(self.plan.accumulate):
                 wanted, begin, end = self.plan.part(step, number)
                 if wanted != epoch:
-                    epoch, order = wanted, epoch_order(self.pairs.shards.counts, self.seed, wanted)
+                    epoch, order = wanted, epoch_order(self.pairs.numbers.per_shard, self.seed, wanted)
                     order = order[member[order]]
                 yield epoch, order[begin:end]
 
@@ -103,10 +127,13 @@ def training_steps(
     if pairs.streamed:
         each = plan.steps_per_epoch
         starts = [plan.first_step, *range((plan.first_step // each + 1) * each, plan.total_steps, each)]
-        epochs = (StreamedBatches(pairs.shards, pairs.member, collator, plan, step, places.note) for step in starts)
+        epochs = (
+            StreamedBatches(pairs.shards, pairs.numbers, pairs.member, collator, plan, step, places.note)
+            for step in starts
+        )
         loaders = (loading(epoch, plan.workers, ahead, pin) for epoch in epochs)
     else:
-        local = _LocalBatches(RegionReader(pairs.shards), collator, places)
+        local = _LocalBatches(RegionReader(pairs.shards), pairs.numbers, collator, places)
         requests = _Requests(pairs, collator.seed, plan)
         loaders = iter([loading(local, plan.workers, ahead, pin, requests)])
     for batches in loaders:
@@ -122,7 +149,8 @@ class ValidationBatches:
         self.numbers = pairs.validation[slice(*share(len(pairs.validation), ranks.count, ranks.rank))]
         self.samples = None
         if pairs.streamed and len(self.numbers):
-            held, last = set(self.numbers.tolist()), int(self.numbers[-1]) + 1
+            held = set(pairs.captions.images_of(self.numbers).tolist())
+            last = max(held) + 1
             self.samples = {n: s for n, s in enumerate(read_stream(pairs.shards.shards[0].path, 0, last)) if n in held}
         elif len(self.numbers):
             self.samples = RegionReader(pairs.shards)
@@ -134,6 +162,7 @@ class ValidationBatches:
     def __iter__(self):
         for begin in range(0, len(self.numbers), self.size):
             numbers = self.numbers[begin : begin + self.size]
+            samples = self.pairs.captions.images_of(numbers).tolist()
             yield self.collator(
-                VALIDATION_EPOCH, numbers, [_sample_or_error(self.samples, number) for number in numbers.tolist()]
+                VALIDATION_EPOCH, numbers, [_sample_or_error(self.samples, sample) for sample in samples]
             )

@@ -131,7 +131,7 @@ def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape:
     twice = len(dataset) - len({image for index in indexes for image in index.ids.tolist()})
     if twice:
         print(f"{out}: {twice} images stand there twice; the later one of each is used")
-    captions = f", {dataset.captions} with captions" if dataset.captions else ""
+    captions = f", {dataset.count_of_captions}" if dataset.captions else ""
     classes = f"{shape.kept} of {shape.num_classes} classes a region" if shape.num_classes else "no classes"
     print(f"{out}: {len(dataset)} images in {len(paths)} shards{captions}, {classes}{left_out}")
     return dataset

@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import numpy as np
 from shards.errors import UserError
 from shards.files import expand, read_json, whole_file, write_json
 from shards.index import load_index
-from shards.sample import MEMBERS, read_npy
-from shards.texts import PackedTexts
+from shards.sample import MEMBERS, SEVERAL, captions_of, read_npy
+from shards.texts import TextLists
 
 FORMAT = 1
+FORMAT_SEVERAL = 2  # of several captions per image, which readers of format 1 would take for one long caption
 UNFINISHED = "unfinished.json"
 
 
@@ -32,8 +34,8 @@ class Dataset:
     """What a reader must know before it reads: the shards in sample order and what all samples share.
 
     feature_size: D; num_classes: of the class distribution, 0 where the shards have none;
-    classes_per_region: k; detector: the name of what made the regions; captions: samples that have one;
-    extra: what the maker of the shards wants to be known, its plan among it.
+    classes_per_region: k; detector: the name of what made the regions; captions: how many there are; captioned:
+    samples with at least one; extra: what the maker of the shards wants to be known, its plan among it.
     """
 
     shards: list[Shard]
@@ -42,6 +44,7 @@ class Dataset:
     classes_per_region: int = 0
     detector: str = "unknown"
     captions: int = 0
+    captioned: int = 0
     extra: dict = field(default_factory=dict)
 
     @property
@@ -51,6 +54,16 @@ class Dataset:
     @property
     def counts(self) -> np.ndarray:
         return np.array([shard.samples for shard in self.shards], np.int64)
+
+    @property
+    def several(self) -> bool:
+        """Whether some samples have more than one caption."""
+        return self.captions > self.captioned
+
+    @property
+    def count_of_captions(self) -> str:
+        """How many images have captions, for a message."""
+        return f"{self.captioned} with " + (f"{self.captions} captions" if self.several else "captions")
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -85,8 +98,10 @@ def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dic
     dataset.detector, dataset.extra = detector, extra
     with whole_file(folder / "captions.txt", "w", encoding="utf-8") as file:
         for path in paths:
-            file.writelines(" ".join(caption.split()) + "\n" for caption in _captions_in_tar(load_index(path)))
-    described = asdict(dataset) | {"format": FORMAT}
+            file.writelines("\t".join(captions) + "\n" for captions in _captions_in_tar(load_index(path)))
+    described = asdict(dataset) | {"format": FORMAT_SEVERAL if dataset.several else FORMAT}
+    if not dataset.several:
+        del described["captioned"]
     for shard in described["shards"]:
         shard["path"] = Path(shard["path"]).name
     write_json(folder / "dataset.json", described)
@@ -94,12 +109,38 @@ def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dic
     return dataset
 
 
-def _captions_in_tar(index):
-    """The caption of every sample of a shard, '' where it has none."""
+def _captions_in_tar(index) -> Iterator[tuple[str, ...]]:
+    """The captions of every sample of a shard, with white space normalised to single spaces."""
+    names = ("txt", SEVERAL)
+    places = index.members[:, [MEMBERS.index(name) for name in names]].tolist()
     with open(index.path, "rb") as file:
-        for offset, size in index.members[:, MEMBERS.index("txt")]:
-            file.seek(offset)
-            yield file.read(size).decode(errors="replace")
+        for key, of_sample in zip(index.keys, places, strict=True):
+            members = {}
+            for name, (offset, size) in zip(names, of_sample, strict=True):
+                if size:
+                    file.seek(offset)
+                    members[name] = file.read(size)
+            try:
+                yield normalised(captions_of(members, errors="replace"))
+            except ValueError as error:
+                raise UserError(f"{index.path}: {key}.{SEVERAL} {error}; make the shard again") from None
+
+
+def normalised(captions: Iterable[str]) -> tuple[str, ...]:
+    """Captions on a line each, with single spaces."""
+    return tuple(" ".join(caption.split()) for caption in captions)
+
+
+def _count_captions(index) -> tuple[int, int]:
+    """(captions, samples that have one or more) of a shard; only several captions have to be read to be counted."""
+    sizes = index.members[:, :, 1] > 0
+    several, single = sizes[:, MEMBERS.index(SEVERAL)], sizes[:, MEMBERS.index("txt")]
+    alone = int((single & ~several).sum())
+    if not several.any():
+        return alone, alone
+    rows = replace(index, keys=index.keys[several], ids=index.ids[several], members=index.members[several])
+    lists = [len(captions) for captions in _captions_in_tar(rows)]
+    return alone + sum(lists), alone + sum(map(bool, lists))
 
 
 def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
@@ -121,13 +162,13 @@ def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
             features, class_ids = member("features.npy"), member("class_ids.npy")
         except ValueError as error:
             raise UserError(f"{first.path}: features.npy of {first.ids[0]} {error}") from None
-    captions = sum(int((index.members[:, MEMBERS.index("txt"), 1] > 0).sum()) for index in indexes)
+    captions, captioned = np.sum([_count_captions(index) for index in indexes], 0).tolist()
     if class_ids is None:
         num_classes = 0
     elif num_classes is None:
         num_classes = 1 + max(_largest_class(index) for index in indexes)
     per_region = 0 if class_ids is None else class_ids.shape[1]
-    return Dataset(shards, features.shape[1], num_classes, per_region, captions=captions)
+    return Dataset(shards, features.shape[1], num_classes, per_region, captions=captions, captioned=captioned)
 
 
 def _largest_class(index) -> int:
@@ -179,39 +220,49 @@ def read_dataset(folder) -> Dataset:
     """dataset.json of a folder, with the shards' full paths."""
     path = Path(folder) / "dataset.json"
     value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    if not is_readable(value):
         version = value.get("format") if isinstance(value, dict) else None
-        raise UserError(f"{path}: format {version} is not {FORMAT}, the one this version reads")
+        raise UserError(f"{path}: format {version} is neither {FORMAT} nor {FORMAT_SEVERAL}, which this version reads")
     try:
         shards = [Shard(**shard | {"path": str(Path(folder) / shard["path"])}) for shard in value.pop("shards")]
-        value.pop("format")
-        return Dataset(shards=shards, **value)
+        return described_dataset(shards, value)
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: does not have the fields of a data set ({error})") from None
 
 
-def read_captions(dataset: Dataset) -> PackedTexts:
-    """The caption of every sample of the data set in sample order, '' where it has none."""
+def is_readable(value) -> bool:
+    """Whether the value of a dataset.json is of a format that this version reads."""
+    return isinstance(value, dict) and value.get("format") in (FORMAT, FORMAT_SEVERAL)
+
+
+def described_dataset(shards: list[Shard], value: dict) -> Dataset:
+    """The data set of these shards with the other fields of a dataset.json."""
+    several = value.pop("format") == FORMAT_SEVERAL
+    return Dataset(shards, **value if several else value | {"captioned": value.get("captions", 0)})
+
+
+def read_captions(dataset: Dataset) -> TextLists:
+    """The captions of every sample of the data set in sample order."""
     captions = _captions_file(dataset)
     if captions is None:
-        texts = (text for shard in dataset.shards for text in _captions_in_tar(load_index(shard.path)))
-        captions = PackedTexts.of(" ".join(text.split()) for text in texts)
+        captions = TextLists.of(c for shard in dataset.shards for c in _captions_in_tar(load_index(shard.path)))
     return captions
 
 
-def _captions_file(dataset: Dataset) -> PackedTexts | None:
+def _captions_file(dataset: Dataset) -> TextLists | None:
     """captions.txt cut down to the data set's shards, or None where it is missing or of another data set."""
     path = dataset.folder / "captions.txt"
     if not path.exists() or not (dataset.folder / "dataset.json").exists():
         return None
     with contextlib.suppress(UnicodeDecodeError):
-        lines = PackedTexts.of_lines(np.fromfile(path, np.uint8))
+        whole = read_dataset(dataset.folder)
+        lines = TextLists.of_lines(np.fromfile(path, np.uint8), whole.several)
         begin, places = 0, {}
-        for shard in read_dataset(dataset.folder).shards:
+        for shard in whole.shards:
             places[shard.path] = begin, begin + shard.samples
             begin += shard.samples
         if len(lines) == begin:
-            return PackedTexts.joined([lines.part(*places[shard.path]) for shard in dataset.shards])
+            return TextLists.joined([lines.part(*places[shard.path]) for shard in dataset.shards])
     raise UserError(f"{path}: does not have one line for every sample; remove it to have it read from the shards")
 
 

@@ -218,7 +218,7 @@ def _samples(task: Task, detector: Detector, map_all, size: int, window: int, do
             if given is not None:
                 info["box_ids"] = given[plain_id(record.id)].ids
             boxes = found.boxes / np.array([width, height, width, height], np.float32)
-            yield Sample(key, found.features, boxes, found.class_ids, found.class_probs, info, record.caption)
+            yield Sample(key, found.features, boxes, found.class_ids, found.class_probs, info, record.captions)
 
 
 def _regions(detector: Detector, good: list, given, size: int) -> list[Found]:
@@ -257,7 +257,7 @@ def _finish(out: Path, tasks: list[Task], detector: Detector, plan: dict) -> Dat
         given = len(read_given_boxes(plan["boxes"]))
         print(f"{plan['boxes']}: {given - len(dataset) - len(skipped)} of its {given} images are not there")
     left_out = list_skipped(out, made, skipped, "source")
-    print(f"{out}: {len(dataset)} images, {dataset.captions} with captions, in {len(paths)} shards{left_out}")
+    print(f"{out}: {len(dataset)} images, {dataset.count_of_captions}, in {len(paths)} shards{left_out}")
     return dataset
 
 

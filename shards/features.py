@@ -22,7 +22,7 @@ class Features:
     """What is known of an image: its id, width and height in pixels, features (n, D), boxes (n, 4) in pixels.
 
     distribution: (n, classes), or None; objects: (ids int (n,) from 0, confidence (n,)) of the likeliest object of each
-    region, from which a distribution is made where there is none; caption: or None.
+    region, from which a distribution is made where there is none; captions: any number.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Features:
     boxes: np.ndarray
     distribution: np.ndarray | None = None
     objects: tuple[np.ndarray, np.ndarray] | None = None
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def sample_of(image: Features, shape: Shape, source: str) -> Sample:
         features=to_half(image.features),
         boxes=(boxes / size).clip(0, 1),
         info={"id": image.id, "width": width, "height": height, "source": source},
-        caption=image.caption,
+        captions=image.captions,
     )
     if shape.num_classes:
         sample.class_ids, sample.class_probs = _classes(image, shape)

@@ -4,7 +4,7 @@ import io
 import os
 import re
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ class Record:
     id: str
     data: bytes
     source: str
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -68,11 +68,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass
 class Part:
-    """What one task of an extraction reads: some files of a folder, or one tar. count: its images."""
+    """What one task of an extraction reads: some files of a folder, or one tar. count: its images.
+
+    captions: by image id, where they are not those next to the images; the images of these ids alone are read.
+    """
 
     files: list[str]
     root: str | None
     count: int
+    captions: dict[str, tuple[str, ...]] | None = None
 
 
 def find_parts(images: str, per_part: int) -> list[Part]:
@@ -120,28 +124,51 @@ def _image_files(folder: str) -> list[str]:
     return sorted(found, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
 
 
+def image_ids(part: Part) -> list[tuple[str, str]]:
+    """(file, image id) of every image of a part, without reading the images."""
+    found = []
+    for name in part.files:
+        if name.endswith(".tar"):
+            found += dict.fromkeys(
+                (name, split_name(entry)[0]) for entry, _, _ in read_headers(name) if _is_image(entry)
+            )
+        else:
+            found.append((name, _id_of_file(name, part.root)))
+    return found
+
+
 def read_records(part: Part):
     """Yields the Record of every image of a part."""
     for name in part.files:
-        if name.endswith(".tar"):
-            yield from _records_of_tar(name)
-        else:
-            yield _record_of_file(name, part.root)
+        for record in _records_of_tar(name) if name.endswith(".tar") else (_record_of_file(name, part.root),):
+            if part.captions is None:
+                yield record
+            elif record.id in part.captions:
+                yield replace(record, captions=part.captions[record.id])
+
+
+def _id_of_file(name: str, root: str | None) -> str:
+    path = Path(name)
+    return str(path.relative_to(root).with_suffix("")) if root else path.stem
 
 
 def _record_of_file(name: str, root: str | None) -> Record:
     path = Path(name)
     text = path.with_suffix(".txt")
-    image_id = str(path.relative_to(root).with_suffix("")) if root else path.stem
     try:
-        caption = text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else None
-        return Record(image_id, path.read_bytes(), name, caption)
+        caption = text.read_text(encoding="utf-8", errors="replace") if text.exists() else ""
+        return Record(_id_of_file(name, root), path.read_bytes(), name, _one(caption))
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
 
 
+def _one(caption: str) -> tuple[str, ...]:
+    """The captions of a text file: one, whatever lines it has; none where it is blank."""
+    return (caption.strip(),) if caption.strip() else ()
+
+
 def _records_of_tar(name: str):
-    key, image, caption = None, None, None
+    key, image, captions = None, None, ()
     with tarfile.open(name, "r:") as tar:
         for entry in tar:
             if not entry.isfile():
@@ -149,14 +176,14 @@ def _records_of_tar(name: str):
             entry_key, suffix = split_name(entry.name)
             if entry_key != key:
                 if image:
-                    yield Record(key, image[1], f"{name}#{image[0]}", caption)
-                key, image, caption = entry_key, None, None
+                    yield Record(key, image[1], f"{name}#{image[0]}", captions)
+                key, image, captions = entry_key, None, ()
             if suffix.lower() in SUFFIXES:
                 image = entry.name, tar.extractfile(entry).read()
             elif suffix == "txt":
-                caption = tar.extractfile(entry).read().decode(errors="replace").strip()
+                captions = _one(tar.extractfile(entry).read().decode(errors="replace"))
         if image:
-            yield Record(key, image[1], f"{name}#{image[0]}", caption)
+            yield Record(key, image[1], f"{name}#{image[0]}", captions)
 
 
 def read_source(source: str) -> bytes:

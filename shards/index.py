@@ -15,14 +15,14 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.files import whole_file
-from shards.sample import MEMBERS
+from shards.sample import MEMBERS, SEVERAL
 
 
 @dataclass
 class ShardIndex:
     """keys and ids: texts (samples,), the keys in the tar and the image ids of the .json members.
 
-    members: int64 (samples, 6, 2), offset and size of each of sample.MEMBERS, 0 0 where there is none;
+    members: int64 (samples, 7, 2), offset and size of each of sample.MEMBERS, 0 0 where there is none;
     sha256 is empty where the index came from a scan (checksums are written by those who write the shard).
     """
 
@@ -38,7 +38,10 @@ class ShardIndex:
 
     def save(self) -> None:
         with whole_file(index_path(self.path)) as file:
-            np.savez(file, **{name: value for name, value in vars(self).items() if name != "path"})
+            values = {name: value for name, value in vars(self).items() if name != "path"}
+            # Several captions have an array of their own: versions that know of one alone read the others as before.
+            values |= {"members": self.members[:, :-1], SEVERAL: self.members[:, -1:]}
+            np.savez(file, **values)
 
 
 def index_path(tar_path) -> Path:
@@ -110,8 +113,20 @@ def saved_index(tar_path) -> ShardIndex | None:
         raise UserError(f"{tar_path}: cannot be read ({error.strerror})") from None
     try:
         with np.load(path) as saved:
-            arrays = {name: saved[name] for name in ("keys", "ids", "members")}
-            index = ShardIndex(str(tar_path), int(saved["bytes"]), str(saved["sha256"]), **arrays)
+            index = ShardIndex(
+                str(tar_path), int(saved["bytes"]), str(saved["sha256"]), saved["keys"], saved["ids"], _members(saved)
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return index if index.bytes == size else None
+
+
+def _members(saved) -> np.ndarray:
+    """The members of a saved index. One that an earlier version saved knows of no sample with several captions; where
+    that version wrote the shard itself (its checksum is there), there is none, and otherwise it has to be scanned."""
+    members = saved["members"]
+    if SEVERAL in saved:
+        return np.concatenate([members, saved[SEVERAL]], 1)
+    if not str(saved["sha256"]):
+        raise ValueError("an index of an earlier version's scan")
+    return np.pad(members, ((0, 0), (0, 1), (0, 0)))

@@ -1,6 +1,7 @@
 """python -m shards.inspect DIR: what is in a data set, and a picture of an image with its regions drawn."""
 
 import contextlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +59,16 @@ def describe(config: InspectConfig, reader: RegionReader) -> str:
     if dataset.num_classes:
         mass = np.mean([sample.class_probs.astype(float).sum(1).mean() for sample in looked_at])
         lines.append(f"mass        {mass:.3f} of the class distribution is kept on average")
-    captions = [caption for caption in read_captions(dataset) if caption]
+    lists = [captions for captions in read_captions(dataset) if captions]
+    captions = list(itertools.chain.from_iterable(lists))
     if captions:
         words = np.mean([len(caption.split()) for caption in captions])
-        lines.append(f"captions    {len(captions)}, {len(set(captions))} different, {words:.1f} words on average")
+        counts = sorted({len(captions) for captions in lists})
+        an_image = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+        several = "" if counts[-1] == 1 else f" of {len(lists)} images, {an_image} an image"
+        lines.append(
+            f"captions    {len(captions)}{several}, {len(set(captions))} different, {words:.1f} words on average"
+        )
     else:
         lines.append("captions    none")
     return "\n".join(lines)
@@ -153,8 +160,8 @@ def run(config: InspectConfig) -> None:
     with whole_file(path) as file:
         image.save(file, "PNG")
     print(f"picture     {path}\n            {line}")
-    if sample.caption:
-        print(f'            "{sample.caption}"')
+    for caption in sample.captions:
+        print(f'            "{caption}"')
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ def image_of(item: dict, key: str | None) -> Features:
     if item.get("objects") is not None and item.get("objects_conf") is not None:
         ids, confidence = _rows(item, "objects", rows), _rows(item, "objects_conf", rows)
         objects = ids[:n, 0].astype(np.int64), confidence[:n, 0]
-    caption = item.get("caption")
-    if isinstance(caption, list | tuple):
-        caption = caption[0] if caption else None
+    captions = item.get("caption")
+    if not isinstance(captions, list | tuple):
+        captions = () if captions is None else (captions,)
     return Features(
         id=key if key is not None else text_of(item.get("image_id")),
         width=_whole(item, "image_w"),
@@ -43,7 +43,7 @@ def image_of(item: dict, key: str | None) -> Features:
         boxes=boxes.reshape(rows, 4)[:n],
         distribution=_rows(item, "cls_prob", rows)[:n] if item.get("cls_prob") is not None else None,
         objects=objects,
-        caption=text_of(caption).strip() if caption is not None else None,
+        captions=tuple(text for caption in captions if (text := text_of(caption).strip())),
     )
 
 

@@ -1,8 +1,10 @@
-"""In which order the samples of an epoch are read: shards shuffled, then samples within a window.
+"""In which order the pairs of an epoch are read: shards shuffled, then pairs within a window.
 
-A window of several shards keeps reading local to a part of the disk, while samples still mix across shards.
+A window of several shards keeps reading local to a part of the disk, while pairs still mix across shards.
 The order is a pure function of (seed, epoch), the same for any number of ranks and workers.
 """
+
+from functools import cached_property
 
 import numpy as np
 
@@ -11,10 +13,39 @@ from shards import hashing
 WINDOW = 100_000
 
 
-def epoch_order(counts: np.ndarray, seed: int, epoch: int, window: int = WINDOW) -> np.ndarray:
-    """Sample numbers of one epoch in reading order, a permutation of range(counts.sum()), int64.
+class PairNumbers:
+    """The pairs that an epoch reads, numbered in the order of their samples: one of each sample, or several.
 
-    counts: samples per shard. A data set no larger than `window` samples is shuffled as a whole.
+    begins: int64 (samples + 1,): sample i has the pairs from begins[i] to before begins[i + 1], at least one;
+    first_samples: int64 (shards + 1,), the first sample of each shard.
+    """
+
+    def __init__(self, samples_per_shard: np.ndarray, begins: np.ndarray | None = None):
+        self.first_samples = np.concatenate([[0], np.cumsum(samples_per_shard)])
+        self.begins = np.arange(self.first_samples[-1] + 1) if begins is None else begins
+
+    def __len__(self) -> int:
+        return int(self.begins[-1])
+
+    @cached_property
+    def begins_of_shards(self) -> np.ndarray:
+        """int64 (shards + 1,): the first pair of each shard."""
+        return self.begins[self.first_samples]
+
+    @property
+    def per_shard(self) -> np.ndarray:
+        """int64 (shards,): pairs of each shard."""
+        return np.diff(self.begins_of_shards)
+
+    def samples_of(self, pairs: np.ndarray) -> np.ndarray:
+        """The sample number of each pair."""
+        return np.searchsorted(self.begins, pairs, side="right") - 1
+
+
+def epoch_order(counts: np.ndarray, seed: int, epoch: int, window: int = WINDOW) -> np.ndarray:
+    """Pair numbers of one epoch in reading order, a permutation of range(counts.sum()), int64.
+
+    counts: pairs per shard. A data set no larger than `window` pairs is shuffled as a whole.
     """
     counts = np.asarray(counts, np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)])

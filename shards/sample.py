@@ -1,8 +1,8 @@
 """One image as the shards hold it, and its members in a tar.
 
 A sample is written as KEY.features.npy float16 (N, D), KEY.boxes.npy float32 (N, 4), KEY.class_ids.npy int16
-(N, k), KEY.class_probs.npy float16 (N, k), KEY.json and, where there is a caption, KEY.txt: a plain
-webdataset sample.
+(N, k), KEY.class_probs.npy float16 (N, k), KEY.json and the captions, one as KEY.txt or several as
+KEY.captions.json, a list of texts: a plain webdataset sample.
 """
 
 import functools
@@ -14,7 +14,8 @@ import numpy as np
 
 from shards.errors import BadSample
 
-MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt")
+SEVERAL = "captions.json"  # the member of several captions
+MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt", SEVERAL)
 
 
 @dataclass
@@ -23,8 +24,8 @@ class Sample:
 
     features: float16 (N, D); boxes: float32 (N, 4), x1 y1 x2 y2 as shares of width and height;
     class_ids: int16 (N, k), class_probs: float16 (N, k), the k likeliest classes of each region, or None;
-    info: width and height in pixels, id, source; caption: None where the image has none; shard: the tar that it
-    was read from, for messages.
+    info: width and height in pixels, id, source; captions: none, one or several; shard: the tar that it was read
+    from, for messages.
     """
 
     key: str
@@ -33,7 +34,7 @@ class Sample:
     class_ids: np.ndarray | None = None
     class_probs: np.ndarray | None = None
     info: dict = field(default_factory=dict)
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
     shard: str = ""
 
 
@@ -58,8 +59,10 @@ def encode(sample: Sample) -> dict[str, bytes]:
         members["class_ids.npy"] = _npy(sample.class_ids, "<i2")
         members["class_probs.npy"] = _npy(sample.class_probs, "<f2")
     members["json"] = json.dumps(sample.info, ensure_ascii=False).encode()
-    if sample.caption is not None:
-        members["txt"] = sample.caption.encode()
+    if len(sample.captions) == 1:
+        members["txt"] = sample.captions[0].encode()
+    elif sample.captions:
+        members[SEVERAL] = json.dumps(sample.captions, ensure_ascii=False).encode()
     return members
 
 
@@ -94,6 +97,25 @@ def read_npy(data) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=begin).reshape(shape)
 
 
+def captions_of(members: dict, errors: str = "strict") -> tuple[str, ...]:
+    """The captions among a sample's members, without blank ones; the lines of a KEY.txt are one caption.
+
+    Args:
+        members: member suffix -> bytes.
+        errors: what to do about a KEY.txt that is not UTF-8, as bytes.decode takes it.
+
+    Raises:
+        ValueError: a member cannot be decoded, or is no list of texts.
+    """
+    if SEVERAL in members:
+        texts = json.loads(bytes(members[SEVERAL]))
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("is no list of texts")
+    else:
+        texts = [bytes(members["txt"]).decode(errors=errors)] if "txt" in members else []
+    return tuple(text for text in map(str.strip, texts) if text)
+
+
 def decode(key: str, members: dict, where: str) -> Sample:
     """The Sample of one image's members, or BadSample; `where` names the shard for the message."""
     arrays = {}
@@ -118,7 +140,7 @@ def decode(key: str, members: dict, where: str) -> Sample:
         raise BadSample(f"{where}: {key} has classes that do not fit its {len(features)} regions")
     try:
         info = json.loads(bytes(members["json"])) if "json" in members else {}
-        caption = bytes(members["txt"]).decode().strip() if "txt" in members else None
+        captions = captions_of(members)
     except ValueError:
-        raise BadSample(f"{where}: {key} has a .json or .txt member that cannot be read") from None
-    return Sample(key, features, boxes, class_ids, class_probs, info, caption, where)
+        raise BadSample(f"{where}: {key} has a .json, .txt or .{SEVERAL} member that cannot be read") from None
+    return Sample(key, features, boxes, class_ids, class_probs, info, captions, where)

@@ -2,7 +2,8 @@
 
 Every reader (a data worker) is given a range of positions in the epoch's sequence of samples and opens only the
 shards that the range touches: the ranges are as long as whoever divides them likes, whatever the number and the
-sizes of the shards, no sample is read twice, and one shard with eight readers is as well as any.
+sizes of the shards, no sample is read twice (but one whose several captions two ranges share), and one shard with eight
+readers is as well as any.
 """
 
 import json
@@ -12,25 +13,27 @@ import tarfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import webdataset
 
 from shards import hashing
-from shards.dataset import FORMAT, Dataset, Shard
+from shards.dataset import Dataset, Shard, described_dataset, is_readable, normalised
 from shards.errors import BadSample, UserError
 from shards.files import expand
 from shards.index import split_name
+from shards.order import PairNumbers
 from shards.sample import MEMBERS, Sample, decode
-from shards.texts import PackedTexts
+from shards.texts import TextLists
 
 RETRY_AFTER = (0.5, 1, 2, 4, 8)  # seconds before a broken stream is opened again
 CURL = {6: "the host is not known", 7: "no connection", 22: "the server does not give it"}  # statuses of curl
 BUFFER = 1000
 
 
-def open_stream(pattern: str) -> tuple[Dataset, PackedTexts]:
-    """The data set behind addresses that webdataset opens, and the caption of every sample in order.
+def open_stream(pattern: str) -> tuple[Dataset, TextLists]:
+    """The data set behind addresses that webdataset opens, and the captions of every sample in order.
 
     dataset.json and captions.txt are looked for in the first address's folder. Where either is missing the
     streams are read through once, to count their samples and collect their captions.
@@ -41,13 +44,13 @@ def open_stream(pattern: str) -> tuple[Dataset, PackedTexts]:
     value, lines = (None if piped else _read(f"{folder}/{name}") for name in ("dataset.json", "captions.txt"))
     try:
         value = json.loads(value or b"null")
-        texts = None if lines is None else PackedTexts.of_lines(np.frombuffer(lines, np.uint8))
+        if not is_readable(value) or lines is None:
+            return _read_through(urls)
+        shards = {shard["path"]: Shard(**shard) for shard in value.pop("shards")}
+        described = described_dataset(list(shards.values()), value)
+        texts = TextLists.of_lines(np.frombuffer(lines, np.uint8), described.several)
     except ValueError:
         raise UserError(f"{folder}: its dataset.json or captions.txt cannot be read; remove it or mend it") from None
-    if not isinstance(value, dict) or value.get("format") != FORMAT or texts is None:
-        return _read_through(urls)
-    shards = {shard["path"]: Shard(**shard) for shard in value.pop("shards")}
-    value.pop("format")
     if len(texts) != sum(shard.samples for shard in shards.values()):
         raise UserError(f"{folder}/captions.txt: does not have one line for every sample of dataset.json")
     places, captions, begin = {}, [], 0
@@ -60,7 +63,7 @@ def open_stream(pattern: str) -> tuple[Dataset, PackedTexts]:
             raise UserError(f"{url}: is not in {folder}/dataset.json")
         captions.append(texts.part(*places[name]))
     chosen = [replace(shards[url.rpartition("/")[2]], path=url) for url in urls]
-    return Dataset(chosen, **value), PackedTexts.joined(captions)
+    return replace(described, shards=chosen), TextLists.joined(captions)
 
 
 def _read(url: str) -> bytes | None:
@@ -84,23 +87,25 @@ def _open(url: str):
         raise UserError(f"{url}: is read by {error.filename}, which is not installed here") from None
 
 
-def _read_through(urls) -> tuple[Dataset, PackedTexts]:
+def _read_through(urls) -> tuple[Dataset, TextLists]:
     print(f"reading {len(urls)} streams once to count their samples (dataset.json and captions.txt would save that)")
-    shards, captions, counted, largest, sample = [], [], 0, -1, None
+    shards, captions, largest, sample = [], [], -1, None
     for url in urls:
         texts = []
         for sample in read_stream(url):
-            texts.append(" ".join((sample.caption or "").split()))
+            texts.append(normalised(sample.captions))
             if sample.class_ids is not None:
                 largest = max(largest, int(sample.class_ids.max(initial=-1)))
         if not texts:
             raise UserError(f"{url}: holds no region samples (KEY.features.npy)")
         shards.append(Shard(url, len(texts), 0))
-        captions.append(PackedTexts.of(texts))
-        counted += sum(map(bool, texts))
+        captions.append(TextLists.of(texts))
     per_region = 0 if sample.class_ids is None else sample.class_ids.shape[1]
-    dataset = Dataset(shards, sample.features.shape[1], largest + 1, per_region, captions=counted)
-    return dataset, PackedTexts.joined(captions)
+    dataset = Dataset(shards, sample.features.shape[1], largest + 1, per_region)
+    for part in captions:
+        dataset.captions += sum(map(len, part))
+        dataset.captioned += sum(map(bool, part))
+    return dataset, TextLists.joined(captions)
 
 
 def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sample]:
@@ -170,10 +175,10 @@ def _group(tar, begin: int):
 
 
 def stream_ranges(member: np.ndarray, counts: np.ndarray, seed: int, epoch: int, begin: int, end: int):
-    """Yields (shard, wanted rows) for positions `begin` to `end` of an epoch's sequence of samples.
+    """Yields (shard, wanted rows) for positions `begin` to `end` of an epoch's sequence of pairs.
 
-    The sequence has the samples that `member` bool (sum of counts,) allows, shard after shard in shuffled order;
-    rows are int64, ascending, within the shard.
+    The sequence has the pairs that `member` bool (sum of counts,) allows, shard after shard in shuffled order; counts:
+    pairs per shard; rows are int64, ascending, within the shard's pairs.
     """
     counts = np.asarray(counts, np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)])
@@ -188,10 +193,10 @@ def stream_ranges(member: np.ndarray, counts: np.ndarray, seed: int, epoch: int,
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one reader reads of an epoch: positions `begin` to `end` of the sequence of its samples.
+    """What one reader reads of an epoch: positions `begin` to `end` of the sequence of its pairs.
 
-    member: see stream_ranges; reader: a number of its own, from which the shuffling is drawn; buffer: samples from
-    which each next one is drawn.
+    member: see stream_ranges; reader: a number of its own, from which the shuffling is drawn; buffer: how many samples'
+    pairs each next one is drawn from; pairs: the numbers of pairs, where a sample is not one.
     """
 
     dataset: Dataset
@@ -202,31 +207,37 @@ class Stretch:
     end: int
     reader: int = 0
     buffer: int = BUFFER
+    pairs: PairNumbers | None = None
 
     def numbers(self) -> Iterator[int]:
-        """The sample numbers in the order in which `samples` gives them, without reading anything."""
-        begins = self._begins()
+        """The pair numbers in the order in which `samples` gives them, without reading anything."""
+        begins = self._numbers.begins_of_shards
         return self._shuffled(int(begins[shard]) + row for shard, rows in self._ranges() for row in rows.tolist())
 
     def samples(self, opened=lambda shard: None) -> Iterator[tuple[int, Sample | UserError]]:
-        """(sample number, sample), shuffled in a buffer; for one that cannot be read, the error in its place.
+        """(pair number, its sample), shuffled in a buffer; for one that cannot be read, the error in its place.
 
         opened: called with the number of every shard before it is read.
         """
         return self._shuffled(self._read(opened))
 
-    def _ranges(self):
-        return stream_ranges(self.member, self.dataset.counts, self.seed, self.epoch, self.begin, self.end)
+    @property
+    def _numbers(self) -> PairNumbers:
+        return self.pairs or PairNumbers(self.dataset.counts)
 
-    def _begins(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.dataset.counts)])
+    def _ranges(self):
+        return stream_ranges(self.member, self._numbers.per_shard, self.seed, self.epoch, self.begin, self.end)
 
     def _read(self, opened):
-        begins = self._begins()
+        pairs = self._numbers
         for shard, rows in self._ranges():
             opened(shard)
-            for row, sample in self._read_rows(self.dataset.shards[shard].path, rows.tolist()):
-                yield int(begins[shard]) + row, sample
+            numbers = pairs.begins_of_shards[shard] + rows
+            samples, counts = np.unique(pairs.samples_of(numbers) - pairs.first_samples[shard], return_counts=True)
+            waiting = iter(numbers.tolist())
+            read = self._read_rows(self.dataset.shards[shard].path, samples.tolist())
+            for (_, sample), count in zip(read, counts.tolist(), strict=True):
+                yield from ((number, sample) for number in islice(waiting, count))
 
     def _read_rows(self, url: str, rows: list[int]):
         """One shard's rows. A bad sample stands for itself; a stream that breaks off, for all that are left."""
@@ -245,12 +256,16 @@ class Stretch:
                 return
 
     def _shuffled(self, items: Iterable) -> Iterator:
-        """The items, each drawn from the `buffer` that are due; the same places whatever the items are."""
+        """The items, each drawn from the `buffer` that are due; the same places whatever the items are.
+
+        The buffer is so many samples' pairs, so that the pairs of an image mix with those of as many others.
+        """
         random_key, drawn = hashing.key(self.seed, self.epoch, 2, self.reader), 0
+        buffer = self.buffer * len(self._numbers) // max(1, len(self.dataset))
         held: list = []
         for item in items:
             held.append(item)
-            if len(held) > self.buffer:
+            if len(held) > buffer:
                 yield held.pop(_pick(random_key, drawn, len(held)))
                 drawn += 1
         while held:

@@ -8,13 +8,13 @@ file, and all workers share them.
 import codecs
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 
 from shards.packed import PackedSequence
 
-NEWLINE = ord("\n")
+NEWLINE, TAB = ord("\n"), ord("\t")
 AT_ONCE = 1 << 24  # bytes of a file that are decoded at once
 BLOCK = 4096  # texts
 
@@ -39,8 +39,12 @@ class PackedTexts(PackedSequence):
         return cls(np.frombuffer(bytes(data), np.uint8), np.frombuffer(ends, np.int64))
 
     @classmethod
-    def of_lines(cls, data: np.ndarray) -> "PackedTexts":
+    def of_lines(cls, data: np.ndarray, tabs: bool = False) -> "PackedTexts":
         """The lines of a file, without a copy; what follows the last newline is not one.
+
+        Args:
+            data: uint8, the file.
+            tabs: end a text at a TAB, too.
 
         Raises:
             UnicodeDecodeError: it is not UTF-8.
@@ -49,7 +53,8 @@ class PackedTexts(PackedSequence):
         for begin in range(0, len(data), AT_ONCE):
             part = data[begin : begin + AT_ONCE]
             decoder.decode(part.tobytes(), final=begin + AT_ONCE >= len(data))
-            found.append(np.flatnonzero(part == NEWLINE) + begin)
+            ends = (part == NEWLINE) | (part == TAB) if tabs else part == NEWLINE
+            found.append(np.flatnonzero(ends) + begin)
         return cls(data, np.concatenate(found))
 
     @classmethod
@@ -82,5 +87,75 @@ class PackedTexts(PackedSequence):
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None
+
+
+class TextLists(PackedSequence):
+    """A sequence of lists of texts, the captions of each image, as tuples that are made when they are asked for.
+
+    texts: of all lists, one after another. A list without texts has one place in them, with the empty text. begins:
+    int64 (n + 1,): list i has the places from begins[i] to before begins[i + 1].
+    """
+
+    def __init__(self, texts: PackedTexts, begins: np.ndarray):
+        self.texts, self.begins = texts, begins
+
+    @classmethod
+    def of(cls, lists: Iterable[str | Sequence[str]]) -> "TextLists":
+        """From lists of texts; a text in the place of a list is a list of one."""
+        begins = array("q", [0])
+
+        def flat() -> Iterator[str]:
+            for item in lists:
+                texts = (item,) if isinstance(item, str) else tuple(item) or ("",)
+                begins.append(begins[-1] + len(texts))
+                yield from texts
+
+        return cls(PackedTexts.of(flat()), np.frombuffer(begins, np.int64))
+
+    @classmethod
+    def of_lines(cls, data: np.ndarray, tabs: bool) -> "TextLists":
+        """The lines of a file, without a copy: of one text each, or of several with TABs between them.
+
+        Raises:
+            UnicodeDecodeError: it is not UTF-8.
+        """
+        texts = PackedTexts.of_lines(data, tabs)
+        begins = np.arange(len(texts) + 1)
+        if tabs:
+            begins = np.concatenate([[0], np.flatnonzero(data[texts.ends[1:]] == NEWLINE) + 1])
+        return cls(texts, begins)
+
+    @classmethod
+    def joined(cls, parts: list["TextLists"]) -> "TextLists":
+        """The lists of several sequences; one alone is not copied."""
+        if len(parts) == 1:
+            return parts[0]
+        sizes = np.cumsum([0, *(part.begins[-1] for part in parts)])
+        begins = [part.begins[1:] + size for part, size in zip(parts, sizes, strict=False)]
+        return cls(PackedTexts.joined([part.texts for part in parts]), np.concatenate([[0], *begins]))
+
+    def part(self, begin: int, end: int) -> "TextLists":
+        """The lists from number `begin` to before `end`, without a copy of their bytes."""
+        first, last = int(self.begins[begin]), int(self.begins[end])
+        return TextLists(self.texts.part(first, last), self.begins[begin : end + 1] - first)
+
+    def __len__(self) -> int:
+        return len(self.begins) - 1
+
+    def item(self, number: int) -> tuple[str, ...]:
+        begin, end = self.begins[number : number + 2].tolist()
+        return tuple(text for text in map(self.texts.item, range(begin, end)) if text)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        texts = iter(self.texts)
+        for size in map(int, np.diff(self.begins)):
+            yield tuple(text for text in islice(texts, size) if text)
+
+    def __eq__(self, other) -> bool:
+        return (
+            isinstance(other, Sequence) and len(self) == len(other) and all(map(tuple.__eq__, self, map(tuple, other)))
+        )
 
     __hash__ = None

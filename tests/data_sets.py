@@ -10,8 +10,10 @@ COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "brown"]
 THINGS = ["cat", "dog", "tree", "house", "car", "bird"]
 
 
-def make_samples(count: int, *, features=12, classes=9, per_region=3, captions=True, regions=(1, 6), seed=0):
-    """Random samples whose features tell their caption apart."""
+def make_samples(
+    count: int, *, features=12, classes=9, per_region=3, captions=True, per_image=1, regions=(1, 6), seed=0
+):
+    """Random samples with `per_image` captions each, of which the first are all different."""
     rng = np.random.default_rng(seed)
     samples = []
     for number in range(count):
@@ -28,7 +30,7 @@ def make_samples(count: int, *, features=12, classes=9, per_region=3, captions=T
                 class_ids=np.stack([rng.permutation(classes)[:per_region] for _ in range(n)]) if classes else None,
                 class_probs=probs if classes else None,
                 info={"id": f"image.{seed}.{number}", "width": 100, "height": 80, "source": "nowhere.png"},
-                caption=caption if captions else None,
+                captions=(caption, *(f"{caption}, seen {n} times" for n in range(1, per_image))) if captions else (),
             )
         )
     return samples

@@ -55,6 +55,24 @@ def test_ranks_and_accumulation_change_no_number(small, tmp_path, precision, of_
             assert all((weights[key] - others[key]).abs().max() < of_weights for key in weights)
 
 
+@pytest.mark.parametrize("taken", ["all", "one"])
+def test_ranks_and_accumulation_change_no_number_of_several_captions(tmp_path, taken):
+    """Three captions per image: an epoch of 117 pairs, or of 39 with captions that are drawn anew for the next one."""
+    make_dataset(tmp_path / "data", (27, 17), classes=200, per_image=3)
+    batch = ["--batch_size", 24 if taken == "all" else 8, "--captions_per_image", taken]
+    flags = ["--data", tmp_path / "data", *FLAGS, *batch, "--validation_pairs", 10, "--epochs", 2]
+    flags += ["--precision", "float64", "--dropout", 0.1]
+    results = right(run_ranks(1, *flags, "--out", tmp_path / "one"))
+    pairs = 117 if taken == "all" else 39
+    said = f"{pairs} pairs to train on in an epoch (117 captions of 39 images), 15 held out (5 images)"
+    assert said in results[0][1]
+    right(run_ranks(2, *flags, "--accumulate", 2, "--out", tmp_path / "both"))
+    one, both = lines_of(tmp_path / "one"), lines_of(tmp_path / "both")
+    assert len(one) == 10 and one[-1]["samples"] == 2 * pairs
+    for mine, other in zip(one, both, strict=True):
+        assert all(mine[value] == pytest.approx(other[value], rel=1e-9) for value in NAMES)
+
+
 def test_five_ranks_share_thirteen_pairs(tmp_path):
     """Some ranks have none in the last step; all take every step, and none hangs."""
     make_dataset(tmp_path / "data", (11, 2))

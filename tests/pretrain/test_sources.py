@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import http.server
 import itertools
 import threading
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QuietHandler
-from data_sets import make_dataset
+from data_sets import make_dataset, make_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,13 +33,22 @@ from shards.ranks import Ranks
 def collator_of(pairs, numbers) -> Collator:
     pieces = learn_pieces(pairs.captions.texts, 100)
     objective = Objective(mask_id=pieces.mask_id, ordinary_ids=pieces.ordinary_ids())
-    return Collator(pairs.captions, Swaps(pairs.captions, numbers), pieces, objective, 0, Limits(20, 36, 12, 9, 3))
+    return Collator(
+        captions=pairs.captions,
+        swaps=Swaps(pairs.captions, numbers),
+        pieces=pieces,
+        objective=objective,
+        seed=0,
+        limits=Limits(20, 36, 12, 9, 3),
+    )
 
 
 def steps_of(pairs, ranks=1, rank=0, batch_size=8, epochs=3, skip_bad=False, **options):
     """One rank's parts of every step."""
     plan = Plan(len(pairs.training), batch_size, epochs, ranks=Ranks(rank, ranks, rank), **options)
-    collator = dataclasses.replace(collator_of(pairs, pairs.training), skip_bad=skip_bad)
+    collator = dataclasses.replace(
+        collator_of(pairs, pairs.trained), skip_bad=skip_bad, draw_captions=pairs.one_caption
+    )
     return list(training_steps(pairs, collator, plan, Places(plan.workers, pairs.shards)))
 
 
@@ -47,27 +57,30 @@ def batches_of(pairs, **options):
 
 
 def numbers_by_epoch(pairs, batches, epochs=3, first_epoch=0):
-    """The sample numbers of each epoch's batches, found by their keys."""
+    """The pair numbers of each epoch's batches, found by their keys."""
     per_epoch = len(batches) // epochs
     result = []
     for epoch in range(epochs):
-        keys = sample_keys(0, first_epoch + epoch, np.arange(len(pairs.shards))).tolist()
+        keys = sample_keys(0, first_epoch + epoch, np.arange(len(pairs.numbers))).tolist()
         of = {key: number for number, key in enumerate(keys)}
         part = batches[epoch * per_epoch : (epoch + 1) * per_epoch]
         result.append([of[key] for batch in part for key in batch.keys.tolist()])
     return result
 
 
-@pytest.fixture(params=["local", "pipe", "http"])
+# Where the shards are, captions per image, and how many of them an epoch takes.
+SOURCES = [("local", 1, "all"), ("pipe", 1, "all"), ("http", 1, "all")]
+SOURCES += [("local", 3, "all"), ("pipe", 3, "all"), ("local", 3, "one"), ("pipe", 3, "one")]
+
+
+@pytest.fixture(params=SOURCES, ids=lambda source: "-".join(map(str, source)))
 def pairs(request, tmp_path, http_folder):
-    make_dataset(tmp_path, (60, 2, 37))
+    where, per_image, taken = request.param
+    make_dataset(tmp_path, (60, 2, 37), per_image=per_image)
     names = "part-0000{0..2}.tar"
-    return open_pairs(
-        {"local": str(tmp_path), "pipe": f"pipe:cat {tmp_path}/{names}", "http": f"{http_folder(tmp_path)}/{names}"}[
-            request.param
-        ],
-        9,
-    )
+    addresses = {"local": str(tmp_path), "pipe": f"pipe:cat {tmp_path}/{names}"}
+    data = addresses.get(where) or f"{http_folder(tmp_path)}/{names}"
+    return open_pairs(data, 9 * per_image, taken)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -77,6 +90,81 @@ def test_every_training_pair_comes_once_an_epoch_in_an_order_of_its_own(pairs, w
     epochs = numbers_by_epoch(pairs, batches)
     assert all(sorted(epoch) == pairs.training.tolist() for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def digest(batches) -> str:
+    """Of the keys, texts and labels of batches, and of how much of them is predicted."""
+    sha256 = hashlib.sha256()
+    for batch in batches:
+        for values in (batch.keys, batch.input_ids, batch.misaligned.long()):
+            sha256.update(values.numpy().astype("<i8").tobytes())
+        sha256.update(np.array([batch.word_count, batch.region_count], "<i8").tobytes())
+    return sha256.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("taken", ["all", "one"])
+@pytest.mark.parametrize(
+    ("address", "training", "on_ranks", "validation", "held"),
+    [
+        ("{}", "7ede615344b3ef7d", "8cfa0b0a5c5d0652", "854337eef299bc0d", [3, 23, 29, 34, 41, 52, 65, 85, 91, 96]),
+        (
+            "pipe:cat {}/part-0000{{0..2}}.tar",
+            "bc20dff019fdbcf7",
+            "7bf725c1d2f6b1a7",
+            "af7b03bdbcbb8758",
+            [3, 23, 29, 34, 41, 52],
+        ),
+    ],
+    ids=["local", "pipe"],
+)
+def test_one_caption_per_image_gives_the_batches_that_it_gave_before(
+    tmp_path, address, training, on_ranks, validation, held, taken
+):
+    """Recorded with the version that knew of one caption per image alone (commit 132192e)."""
+    make_dataset(tmp_path, (60, 2, 37))
+    pairs = open_pairs(address.format(tmp_path), 9, taken)
+    assert pairs.validation.tolist() == held
+    assert digest(batches_of(pairs)) == training
+    assert digest(batches_of(pairs, ranks=2, rank=1, workers=2, accumulate=2)) == on_ranks
+    assert digest(ValidationBatches(pairs, collator_of(pairs, pairs.validation), 4)) == validation
+
+
+def test_every_pair_has_its_image_and_a_caption_of_it_or_none_of_its_own(pairs):
+    """The features of a batch's rows are compared with those that were written, and the texts with the captions."""
+    written = [s for n, count in enumerate((60, 2, 37)) for s in make_samples(count, seed=n)]
+    collator, taken = collator_of(pairs, pairs.trained), set()
+    for batch, numbers in zip(batches_of(pairs, workers=0), by_batch(pairs, batches_of(pairs, workers=0)), strict=True):
+        for row, number in enumerate(numbers):
+            image = int(pairs.numbers.samples_of(number))
+            count = int(batch.valid[row].sum())
+            assert np.array_equal(batch.features[row, :count], written[image].features)
+            own = pairs.captions.of_image(image).tolist()
+            texts = [ids for ids in collator.pieces.encode([pairs.captions[n] for n in own], 20)]
+            text = batch.input_ids[row, : batch.lengths[row]].tolist()
+            assert (text in texts) != bool(batch.misaligned[row])
+            if text in texts:
+                taken.add((image, texts.index(text)))
+            if text in texts and not pairs.one_caption:
+                assert own[texts.index(text)] == number
+    if pairs.one_caption:  # of three epochs and half of the pairs of each: not always the same one
+        assert {place for _, place in taken} == {0, 1, 2} and len(taken) > len({image for image, _ in taken})
+
+
+def by_batch(pairs, batches):
+    """The pair numbers of each batch of three epochs."""
+    numbers = [number for epoch in numbers_by_epoch(pairs, batches) for number in epoch]
+    ends = np.cumsum([len(batch) for batch in batches])
+    return [numbers[end - len(batch) : end] for batch, end in zip(batches, ends, strict=True)]
+
+
+def test_the_pairs_of_an_image_are_shuffled_apart(tmp_path):
+    """On streams too: the buffer holds as many images as it does of one caption each."""
+    make_dataset(tmp_path, (500,), per_image=5)
+    for data in (str(tmp_path), f"pipe:cat {tmp_path}/part-00000.tar"):
+        pairs = open_pairs(data, 0)
+        (order,) = numbers_by_epoch(pairs, batches_of(pairs, epochs=1), 1)
+        images = pairs.numbers.samples_of(np.array(order))
+        assert (np.diff(images) == 0).mean() < 0.01
 
 
 @pytest.mark.parametrize(("workers", "first_step"), [(0, 5), (2, 7), (3, 10), (3, 13), (3, 22)])
@@ -102,7 +190,8 @@ def test_held_out_pairs_are_in_no_training_batch_and_are_the_same_at_every_pass(
     one, two = list(validation), list(validation)
     assert sum(map(len, one)) == len(pairs.validation) > 0
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(one, two, strict=True))
-    assert not set(pairs.validation.tolist()) & set(pairs.training.tolist())
+    sides = [pairs.captions.images_of(numbers).tolist() for numbers in (pairs.validation, pairs.trained)]
+    assert not set(sides[0]) & set(sides[1])
 
 
 @settings(max_examples=100, deadline=None)
@@ -169,11 +258,11 @@ def test_a_run_on_streams_goes_on_with_what_is_left_on_any_layout(streamed, stop
     assert all(sorted(numbers) == streamed.training.tolist() for numbers in seen.values())
 
 
-@pytest.fixture(scope="module")
-def streamed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("streamed")
-    make_dataset(folder, (30, 1, 22, 6))
-    return open_pairs(f"pipe:cat {folder}/part-0000{{0..3}}.tar", 6)
+@pytest.fixture(scope="module", params=[(1, "all"), (2, "all"), (2, "one")], ids=str)
+def streamed(request, tmp_path_factory):
+    folder, (per_image, taken) = tmp_path_factory.mktemp("streamed"), request.param
+    make_dataset(folder, (30, 1, 22, 6), per_image=per_image)
+    return open_pairs(f"pipe:cat {folder}/part-0000{{0..3}}.tar", 6 * per_image, taken)
 
 
 def read_by(pairs, plan, steps):
@@ -192,7 +281,7 @@ def batches_in_turn(pairs, plan, step):
     collate = FakeCollator()
     readers = []
     for worker in range(plan.layout.readers):
-        batches = StreamedBatches(pairs.shards, pairs.member, collate, plan, step, lambda shard: None)
+        batches = StreamedBatches(pairs.shards, pairs.numbers, pairs.member, collate, plan, step, lambda shard: None)
         with mock.patch("pretrain.streams.get_worker_info", lambda worker=worker: SimpleNamespace(id=worker)):
             readers.append(list(batches))
     for row in itertools.zip_longest(*readers):

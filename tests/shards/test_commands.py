@@ -45,7 +45,7 @@ def test_a_folder_of_images_becomes_region_shards(tmp_path, run_command):
     dataset = open_dataset(str(tmp_path / "out"))
     reader = RegionReader(dataset)
     assert [reader[n].info["id"] for n in range(6)] == [f"img_{n}" for n in (0, 1, 3, 4, 5, 6)]
-    assert read_captions(dataset)[2] == "caption 3"
+    assert read_captions(dataset)[2] == ("caption 3",)
     assert all(1 <= len(reader[n].features) <= 20 for n in range(6))
     assert (reader[0].boxes >= 0).all() and (reader[0].boxes <= 1).all()
     status, out, _ = run_command(*flags)
@@ -133,7 +133,7 @@ def test_a_killed_extraction_ends_its_workers_and_goes_on_with_the_shards_that_a
     assert status == 0 and "60 images, 60 with captions, in 15 shards" in printed
     kept = [path for path in done if path.stat().st_mtime_ns == done[path]]
     assert len(kept) >= len(done) - 1
-    assert sorted(read_captions(open_dataset(str(out)))) == sorted(f"caption {n}" for n in range(60))
+    assert sorted(read_captions(open_dataset(str(out)))) == sorted((f"caption {n}",) for n in range(60))
     assert not [name for name in os.listdir(out) if name.endswith(".part") and "dataset" in name]
 
 
@@ -146,7 +146,7 @@ def test_the_real_caption_tars(tmp_path, real_data, run_command):
     status, out, err = run_command("shards.extract", tmp_path / "in.tar", "--out", tmp_path / "out")
     assert status == 0 and "40 images, 40 with captions, in 1 shards" in out, err
     reader = RegionReader(open_dataset(str(tmp_path / "out")))
-    assert reader[0].caption == "Each grey box contains atleast one yellow object touching the edge"
+    assert reader[0].captions == ("Each grey box contains atleast one yellow object touching the edge",)
     assert (reader[0].info["width"], reader[0].info["height"]) == (400, 100)
     status, out, _ = run_command("shards.inspect", tmp_path / "out", "--image", "00000000008", "--check")
     assert status == 0 and "There is a tower with four blocks." in out and "all 1 right" in out

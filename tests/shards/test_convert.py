@@ -123,7 +123,7 @@ def test_the_pretraining_lmdb(tmp_path, run_command, form):
     for number, (item, prob) in enumerate(zip(items, probs, strict=True)):
         sample = reader[reader.number_of(f"im{number}")]
         check(sample, item, f"im{number}")
-        assert sample.caption == f"a caption {number}"
+        assert sample.captions == (f"a caption {number}",)
         order = np.argsort(-prob[:3], 1, kind="stable")[:, :kept]
         np.testing.assert_array_equal(np.sort(sample.class_ids, 1), np.sort(order, 1))
         np.testing.assert_allclose(sample.class_probs, np.take_along_axis(prob[:3], order, 1), atol=1e-3)

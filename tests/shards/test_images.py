@@ -79,7 +79,7 @@ def test_a_folder_is_searched_with_its_subfolders_and_captions(tmp_path):
     parts = find_parts(str(tmp_path), per_part=2)
     assert [part.count for part in parts] == [2, 1]
     records = [record for part in parts for record in read_records(part)]
-    assert [(r.id, r.caption) for r in records] == [("2", "two"), ("10", None), ("sub/a.b", None)]
+    assert [(r.id, r.captions) for r in records] == [("2", ("two",)), ("10", ()), ("sub/a.b", ())]
     assert read_source(records[0].source) == (tmp_path / "2.png").read_bytes()
 
 
@@ -99,7 +99,7 @@ def test_a_tar_in_img2datasets_layout(tmp_path):
     )
     (part,) = find_parts(str(tmp_path / "a.tar"), 100)
     records = list(read_records(part))
-    assert [(r.id, r.caption) for r in records] == [("0", "zero"), ("2", None)] and part.count == 2
+    assert [(r.id, r.captions) for r in records] == [("0", ("zero",)), ("2", ())] and part.count == 2
     assert read_source(records[1].source) == picture
 
 

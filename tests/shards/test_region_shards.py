@@ -34,7 +34,7 @@ def same(a: Sample, b: Sample) -> bool:
         return (x is None and y is None) or np.array_equal(x, np.asarray(y, x.dtype))
 
     return (
-        (a.key, a.info, a.caption) == (b.key, b.info, b.caption)
+        (a.key, a.info, a.captions) == (b.key, b.info, b.captions)
         and equal(a.features, b.features)
         and equal(a.boxes, b.boxes)
         and equal(a.class_ids, b.class_ids)
@@ -63,7 +63,7 @@ def test_webdataset_reads_the_shards(tmp_path):
     ours = RegionReader(open_dataset(pattern))
     assert [x["__key__"] for x in theirs] == [ours[n].key for n in range(len(ours))]
     assert all(np.array_equal(x["features.npy"], ours[n].features) for n, x in enumerate(theirs))
-    assert all(x["txt"] == ours[n].caption for n, x in enumerate(theirs))
+    assert all((x["txt"],) == ours[n].captions for n, x in enumerate(theirs))
 
 
 def test_arrays_are_views_of_the_file(tmp_path):
@@ -85,7 +85,7 @@ def test_foreign_tars_are_scanned_once_and_give_the_same(tmp_path):
     dataset = open_dataset(str(tmp_path))
     assert dataset.counts.tolist() == [7, 5]
     assert (dataset.feature_size, dataset.num_classes, dataset.captions) == (12, 9, 12)
-    assert read_captions(dataset) == [s.caption for s in make_samples(7, seed=0) + make_samples(5, seed=1)]
+    assert read_captions(dataset) == [s.captions for s in make_samples(7, seed=0) + make_samples(5, seed=1)]
     assert index_path(dataset.shards[0].path).exists()
     assert np.array_equal(load_index(known.shards[1].path).members, RegionReader(dataset).indexes[1].members)
 
@@ -93,15 +93,15 @@ def test_foreign_tars_are_scanned_once_and_give_the_same(tmp_path):
 def test_part_of_a_data_set_has_the_captions_of_that_part(tmp_path):
     make_dataset(tmp_path)
     dataset = open_dataset(str(tmp_path / "part-00001.tar"))
-    assert read_captions(dataset) == [sample.caption for sample in make_samples(5, seed=1)]
+    assert read_captions(dataset) == [sample.captions for sample in make_samples(5, seed=1)]
 
 
 def test_long_and_odd_names_survive(tmp_path):
-    sample = dataclasses.replace(make_samples(1)[0], key=safe_key("x" * 180 + "/ÿ.b c"), caption="zwei\nZeilen ÿ")
+    sample = dataclasses.replace(make_samples(1)[0], key=safe_key("x" * 180 + "/ÿ.b c"), captions=("zwei\nZeilen ÿ",))
     write_shard(tmp_path / "a.tar", [sample])
     reader = RegionReader(open_dataset(str(tmp_path / "a.tar")))
     assert same(reader[0], sample)
-    assert read_captions(reader.dataset) == ["zwei Zeilen ÿ"]
+    assert read_captions(reader.dataset) == [("zwei Zeilen ÿ",)]
     assert next(iter(read_stream(str(tmp_path / "a.tar")))).key == sample.key
 
 
@@ -260,7 +260,7 @@ def test_streams_without_a_description_are_read_through_once(tmp_path, capsys):
     assert "reading 2 streams once" in capsys.readouterr().out
     assert remote.counts.tolist() == [7, 5]
     assert (remote.feature_size, remote.num_classes, remote.captions) == (12, 9, 12)
-    assert captions == [sample.caption for sample in make_samples(7, seed=0) + make_samples(5, seed=1)]
+    assert captions == [sample.captions for sample in make_samples(7, seed=0) + make_samples(5, seed=1)]
     seen = sorted(number for number, _ in Stretch(remote, 0, 0, np.ones(12, bool), 0, 12).samples())
     assert seen == list(range(12))
 
