@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from shards.caption_files import read_caption_file, with_captions
 from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
 from shards.detector import Detector, Found
 from shards.detectors import make_detector
@@ -53,6 +54,8 @@ class ExtractConfig:
         None, "short side in pixels to which the detector backbone resizes images (else that of its input)", low=32
     )
     class_names: str | None = flag(None, "names of the detector's classes, one a line")
+    captions: str | None = flag(None, "captions: a Karpathy file (.json), or rows of image and caption (.jsonl, TSV)")
+    captions_split: str | None = flag(None, "splits of the Karpathy file to read (train, val, test; train,val)")
     boxes: str | None = flag(None, "a file of given boxes to describe, in place of the detector's regions")
     regions: int | None = flag(None, "regions per image at the most (else 36, of x152 100)", low=1, high=1000)
     words: int = flag(256, "visual words: the classes of the detector pixels", low=1, high=32767)
@@ -78,6 +81,12 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
     """Runs an extraction to its end; shards that an earlier run finished are kept. Returns the data set, on the first
     of several ranks, which share the shards."""
     parts = find_parts(config.images, config.per_shard)
+    if config.captions:
+        captions = read_caption_file(config.captions, config.captions_split)
+        parts, counts = with_captions(parts, captions, config.per_shard)
+        ranks.say(f"--captions {config.captions}: {counts}")
+    elif config.captions_split:
+        raise UserError(f"--captions_split {config.captions_split}: is of a Karpathy file; give it with --captions")
     out, total = Path(config.out), sum(part.count for part in parts)
     detector = make_detector(config)
     plan = _plan(config, parts, detector)
@@ -119,6 +128,8 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
         "words_file": config.words_file and os.path.abspath(config.words_file),
         "seed": config.seed,
     }
+    if config.captions:
+        plan["captions"] = [os.path.abspath(config.captions), config.captions_split]
     if config.detector != "pixels":
         names = ("detector", "weights", "detector_config", "class_names", "precision")
         plan |= {name: getattr(config, name) for name in names}

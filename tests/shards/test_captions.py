@@ -10,7 +10,9 @@ import pytest
 from data_sets import make_dataset, make_samples
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from shards.caption_files import read_caption_file
 from shards.dataset import finish_dataset, open_dataset, read_captions
 from shards.errors import BadSample, UserError
 from shards.index import index_path, load_index, saved_index
@@ -147,3 +149,163 @@ def test_a_record_with_a_list_keeps_all_its_captions():
     assert image_of(item | {"caption": [b"a cat", " ", "a dog "]}, "k").captions == ("a cat", "a dog")
     assert image_of(item | {"caption": "a cat"}, "k").captions == ("a cat",)
     assert image_of(item, "k").captions == ()
+
+
+# --- files of captions
+
+
+def karpathy(path, coco=False):
+    """Images 1 to 4 of the splits train, restval, val and test, with two captions each."""
+    images = []
+    for number, split in enumerate(("train", "restval", "val", "test"), 1):
+        name = f"COCO_val2014_{number:012d}.jpg" if coco else f"{number}.jpg"
+        sentences = [{"raw": f"caption {n} of {number} ", "sentid": n} for n in range(2)]
+        images.append({"filename": name, "split": split, "sentences": sentences} | ({"cocoid": number} if coco else {}))
+    path.write_text(json.dumps({"images": images, "dataset": "made"}))
+    return str(path)
+
+
+def both(number: int) -> tuple[str, str]:
+    return f"caption 0 of {number}", f"caption 1 of {number}"
+
+
+@pytest.mark.parametrize("coco", [True, False])
+def test_a_karpathy_file_by_splits(tmp_path, coco):
+    path = karpathy(tmp_path / "dataset.json", coco)
+    assert read_caption_file(path) == {str(n): both(n) for n in (1, 2, 3, 4)}
+    assert read_caption_file(path, "train") == {str(n): both(n) for n in (1, 2)}
+    assert read_caption_file(path, "val,test") == {str(n): both(n) for n in (3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("results.token", "1.jpg#0\ta cat\n1.jpg#1\ta cat\n2.jpg#0\ta dog\r\n\n"),
+        ("rows.tsv", "a/1.jpg\ta cat\n2\ta dog\n1\ta Cat\n"),
+        ("rows.jsonl", '{"image": "1.jpg", "caption": "a cat"}\n{"image": 2, "caption": "a dog"}\n'),
+    ],
+)
+def test_rows_of_images_and_captions(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    found = read_caption_file(str(tmp_path / name))
+    assert set(found) == {"1", "2"} and found["1"][0] == "a cat" and found["2"] == ("a dog",)
+    assert len(found["1"]) == (1 if name.endswith("jsonl") else 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "splits", "sentence"),
+    [
+        ("a.tsv", "1.jpg\ta cat\n1.jpg a dog\n", None, "a.tsv, line 2: has 1 columns"),
+        ("a.tsv", "1.jpg\ta cat\n2.jpg\ta\n1.jpg\ta cat\n", None, "line 3: duplicate of line 1 (a caption of 1.jpg)"),
+        ("a.token", "1.jpg#0\ta cat\n1.jpg#0\ta dog\n", None, "line 2: duplicate of line 1 (1.jpg#0)"),
+        ("a.tsv", "1.jpg\t \n", None, "a.tsv, line 1: has no caption"),
+        ("a.tsv", "\ta cat\n", None, "a.tsv, line 1: has no image"),
+        ("a.tsv", "\n", None, "a.tsv: has no captions"),
+        ("a.jsonl", '{"image": "1.jpg"}\n', None, 'a.jsonl, line 1: should be {"image": ..., "caption": ...}'),
+        ("a.jsonl", '{"image": "1.jpg", "caption": ["a"]}\n', None, "a.jsonl, line 1: should be"),
+        ("a.tsv", "1.jpg\ta cat\n", "train", "only those have splits"),
+        ("a.json", '{"images": []}', "dev", "--captions_split dev: should be one or several of train, val, test"),
+        ("a.json", "[]", None, "a.json: has no list of images"),
+        ("a.json", '{"images": [{"filename": "1.jpg"}]}', None, "a.json, image 0: should have filename, split"),
+        ("a.json", '{"images": [{"filename": "1.jpg", "split": "val", "sentences": [{"raw": " "}]}]}', None, "empty"),
+        ("a.json", '{"images": [{"filename": "1.jpg", "split": "val", "sentences": []}]}', "test", "split test"),
+    ],
+)
+def test_a_mistake_in_a_file_of_captions_is_named(tmp_path, name, text, splits, sentence):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        read_caption_file(str(tmp_path / name), splits)
+    assert sentence in str(error.value)
+
+
+def test_an_image_that_a_karpathy_file_has_twice_is_named(tmp_path):
+    path = karpathy(tmp_path / "a.json")
+    value = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps({"images": value["images"] * 2}))
+    with pytest.raises(UserError, match=r"a\.json, image 4: duplicate image 1"):
+        read_caption_file(path, "val")
+
+
+def draw(folder, *names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(values).save(folder / name)
+    return folder
+
+
+def extract(run_command, images, out, *flags):
+    status, said, err = run_command("shards.extract", images, "--out", out, "--processes", 1, "--regions", 4, *flags)
+    return status, said, err
+
+
+@pytest.mark.parametrize("tarred", [False, True])
+def test_extraction_takes_the_captions_of_a_file(tmp_path, run_command, tarred):
+    """Images 1 to 3 and 9 are there, 1 with a caption next to it, and the captions of 1, 2 and 4 are wanted."""
+    images = draw(tmp_path / "in", *(f"{'' if tarred else 'sub/'}{number}.png" for number in (1, 2, 3, 9)))
+    next(images.rglob("1.png")).with_suffix(".txt").write_text("not this one")
+    (tmp_path / "rows.tsv").write_text("".join(f"{n}.jpg\tcaption {k} of {n}\n" for k in (0, 1) for n in (1, 2, 4)))
+    if tarred:
+        with tarfile.open(tmp_path / "in.tar", "w") as tar:
+            for path in sorted(images.iterdir()):
+                tar.add(path, path.name)
+    source = tmp_path / "in.tar" if tarred else images
+    status, said, err = extract(run_command, source, tmp_path / "out", "--captions", tmp_path / "rows.tsv")
+    assert status == 0, err
+    assert "4 captions of 2 images; 1 more of its images not found; 2 images without a caption in it skipped" in said
+    assert "2 images, 2 with 4 captions, in 1 shards" in said
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert read_captions(dataset) == [both(1), both(2)]
+    assert [RegionReader(dataset)[n].key.rpartition("/")[2] for n in (0, 1)] == ["1", "2"]
+    status, said, _ = run_command("shards.inspect", tmp_path / "out")
+    assert "captions    4 of 2 images, 2 an image, 4 different" in said and '"caption 1 of 1"' in said
+    status, _, err = extract(run_command, source, tmp_path / "out")
+    assert status == 2 and "made with other settings or other input (captions" in err
+
+
+def test_only_a_split_is_extracted(tmp_path, run_command):
+    images = draw(tmp_path / "in", *(f"{number}.png" for number in (1, 2, 3, 4)))
+    file = karpathy(tmp_path / "dataset.json")
+    flags = ("--captions", file, "--captions_split", "train", "--per_shard", 1)
+    status, said, err = extract(run_command, images, tmp_path / "out", *flags)
+    assert status == 0 and "2 images, 2 with 4 captions, in 2 shards" in said, err
+    assert read_captions(open_dataset(str(tmp_path / "out"))) == [both(1), both(2)]
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "sentence"),
+    [
+        (("a/1.png", "b/1.png"), ("--captions", "FILE"), "the images a/1 and b/1 have the same name"),
+        (("x.png",), ("--captions", "FILE"), "--captions has none of the images; it has 1, for instance, and not x"),
+        (
+            ("1.png",),
+            ("--captions_split", "val"),
+            "--captions_split val: is of a Karpathy file; give it with --captions",
+        ),
+        (("1.png",), ("--captions", "missing.json"), "missing.json: cannot be read"),
+    ],
+)
+def test_captions_that_do_not_fit_the_images_end_in_a_sentence(tmp_path, run_command, names, flags, sentence):
+    images, file = draw(tmp_path / "in", *names), karpathy(tmp_path / "dataset.json")
+    flags = [file if flag == "FILE" else flag for flag in flags]
+    status, _, err = extract(run_command, images, tmp_path / "out", *flags)
+    assert status == 2 and sentence in err and not (tmp_path / "out").exists()
+
+
+def test_photographs_with_five_captions_each(tmp_path, run_command, real_data):
+    """Forty of Flickr8k's photographs, with the file of their captions."""
+    photos = real_data / "photos"
+    if not (photos / "dataset_flickr8k.json").exists():
+        pytest.skip(f"the photographs are not there ({photos})")
+    (tmp_path / "in").mkdir()
+    with tarfile.open(photos / "flickr8k-dev.tar") as tar:
+        for entry in [entry for entry in tar if entry.name.endswith(".jpg")][:40]:
+            (tmp_path / "in" / entry.name).write_bytes(tar.extractfile(entry).read())
+    flags = ("--captions", photos / "dataset_flickr8k.json", "--captions_split", "val")
+    status, said, err = extract(run_command, tmp_path / "in", tmp_path / "out", *flags)
+    assert status == 0 and "40 images, 40 with 200 captions, in 1 shards" in said, err
+    flags = ("--data", tmp_path / "out", "--out", tmp_path / "run", "--epochs", 1, "--workers", 0, "--device", "cpu")
+    status, said, err = run_command("pretrain.run", *flags, "--validation_pairs", 20, "--captions_per_image", "one")
+    assert (
+        status == 0 and "36 pairs to train on in an epoch (180 captions of 36 images), 20 held out (4 images)" in said
+    )

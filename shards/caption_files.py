@@ -1,0 +1,158 @@
+"""Captions from a file of their own: a Karpathy file, or rows of (image, caption) as TSV or JSON Lines."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+
+from shards.errors import UserError
+from shards.files import read_json
+from shards.given_boxes import plain_id
+from shards.images import SUFFIXES, Part, image_ids
+
+SPLITS = ("train", "val", "test")
+_NUMBERED = re.compile(r"(.+)#\d+$")  # of a caption, as in Flickr's 1000092795.jpg#0
+
+
+def read_caption_file(path: str, splits: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Image id -> its captions, in the order of the file.
+
+    Args:
+        path: a Karpathy file (.json); rows in JSON Lines (.jsonl), {"image": ..., "caption": ...}; or rows of an image,
+            a TAB and a caption (any other name), where an image may be followed by the number of its caption, as in
+            Flickr's results_20130124.token (1000092795.jpg#0).
+        splits: of a Karpathy file, those to read, with commas between them; restval counts as train.
+    """
+    wanted = _wanted(path, splits)
+    if path.endswith(".json"):
+        found = _karpathy(path, wanted)
+    else:
+        found, places = {}, {}
+        for number, name, caption in _rows(path):
+            image, numbered = image_key(_NUMBERED.sub(r"\1", name)), _NUMBERED.match(name)
+            first = places.setdefault((image, name if numbered else caption), number)
+            if first != number:
+                what = name if numbered else f"a caption of {name}"
+                raise UserError(f"{path}, line {number}: duplicate of line {first} ({what}); remove one of them")
+            found.setdefault(image, []).append(caption)
+    if not found:
+        raise UserError(f"--captions {path}: has no captions" + (f" of --captions_split {splits}" if splits else ""))
+    return {image: tuple(captions) for image, captions in found.items()}
+
+
+def image_key(name: str) -> str:
+    """What captions are matched by: a file name without folders and suffix, of COCO's names the number."""
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return plain_id(stem if dot and suffix.lower() in SUFFIXES else stem + dot + suffix)
+
+
+def with_captions(parts: list[Part], captions: dict[str, tuple[str, ...]], per_part: int) -> tuple[list[Part], str]:
+    """The parts of an extraction with only the images that have captions, and how many these are, in words.
+
+    Args:
+        parts: as find_parts gives them.
+        captions: by image_key.
+        per_part: images of a part, where they are files of a folder.
+    """
+    matched: dict[str, tuple[str, str]] = {}
+    total = 0
+    for part in parts:
+        for file, image in image_ids(part):
+            key, total = image_key(image), total + 1
+            if key in captions and key in matched:
+                raise UserError(
+                    f"{file}: the images {matched[key][1]} and {image} have the same name, by which captions are "
+                    "matched; extract their folders separately, or rename one"
+                )
+            if key in captions:
+                matched[key] = file, image
+    if not matched:
+        raise UserError(
+            f"{parts[0].files[0]}: --captions has none of the images; it has {next(iter(captions))}, for instance, and "
+            f"not {image_key(image_ids(parts[0])[0][1])}"
+        )
+    counts = f"{sum(len(captions[key]) for key in matched)} captions of {len(matched)} images"
+    if len(captions) > len(matched):
+        counts += f"; {len(captions) - len(matched)} more of its images not found"
+    if total > len(matched):
+        counts += f"; {total - len(matched)} images without a caption in it skipped"
+    found = [(file, image, captions[key]) for key, (file, image) in matched.items()]
+    if found[0][0].endswith(".tar"):
+        groups = [list(group) for _, group in itertools.groupby(found, key=lambda one: one[0])]
+    else:
+        groups = [found[begin : begin + per_part] for begin in range(0, len(found), per_part)]
+    chosen = []
+    for group in groups:
+        files = list(dict.fromkeys(file for file, _, _ in group))
+        chosen.append(Part(files, parts[0].root, len(group), {image: texts for _, image, texts in group}))
+    return chosen, counts
+
+
+def _wanted(path: str, splits: str | None) -> set[str] | None:
+    if splits is None:
+        return None
+    wanted = {name.strip() for name in splits.split(",")}
+    for name in wanted - set(SPLITS):
+        raise UserError(f"--captions_split {name}: should be one or several of {', '.join(SPLITS)}")
+    if not path.endswith(".json"):
+        raise UserError(f"--captions_split {splits}: {path} is no Karpathy file (.json), and only those have splits")
+    return wanted
+
+
+def _karpathy(path: str, wanted: set[str] | None) -> dict[str, list[str]]:
+    value = read_json(path)
+    images = value.get("images") if isinstance(value, dict) else None
+    if not isinstance(images, list):
+        raise UserError(f"{path}: has no list of images; --captions takes Karpathy's files, .jsonl and TSV")
+    found: dict[str, list[str]] = {}
+    for number, image in enumerate(images):
+        where = f"{path}, image {number}"
+        try:
+            split = image["split"]
+            name = str(image["cocoid"]) if "cocoid" in image else image_key(image["filename"])
+            captions = [sentence["raw"].strip() for sentence in image["sentences"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: should have filename, split and sentences with raw texts ({error!r})") from None
+        if not all(captions):
+            raise UserError(f"{where}: has an empty caption; remove it")
+        if name in found:
+            raise UserError(f"{where}: duplicate image {name}; remove one of them")
+        found[name] = captions
+        if wanted is not None and ("train" if split == "restval" else split) not in wanted:
+            found[name] = []
+    return {name: captions for name, captions in found.items() if captions}
+
+
+def _rows(path: str) -> Iterator[tuple[int, str, str]]:
+    """(line, image, caption) of every row."""
+    columns = _json_columns if path.endswith((".jsonl", ".jsonline")) else _tsv_columns
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                image, caption = columns(line.rstrip("\r\n"), f"{path}, line {number}")
+                if not image.strip() or not caption.strip():
+                    missing = "caption" if image.strip() else "image"
+                    raise UserError(f"{path}, line {number}: has no {missing}; remove it")
+                yield number, image.strip(), caption.strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--captions {path}: cannot be read ({error})") from None
+
+
+def _tsv_columns(line: str, where: str) -> tuple[str, str]:
+    columns = line.split("\t")
+    if len(columns) != 2:
+        raise UserError(f"{where}: has {len(columns)} columns; should be an image, a TAB and a caption")
+    return columns[0], columns[1]
+
+
+def _json_columns(line: str, where: str) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+        image, caption = str(row["image"]), row["caption"]
+        if not isinstance(caption, str):
+            raise TypeError(f"caption is {type(caption).__name__}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{where}: should be {{"image": ..., "caption": ...}} ({error!r})') from None
+    return image, caption
