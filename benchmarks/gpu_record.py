@@ -768,7 +768,7 @@ def write_part(job: tuple[Path, int, int]) -> Path:
                 class_ids=np.tile(np.arange(20, dtype=np.int16), (36, 1)),
                 class_probs=np.full((36, 20), 0.99 / 20, np.float16),
                 info={"id": f"{part}-{number}", "width": 640, "height": 480, "source": ""},
-                caption=" ".join(rng.choice(words, length)),
+                captions=(" ".join(rng.choice(words, length)),),
             )
 
     path = folder / f"regions-{part:05d}.tar"

@@ -47,7 +47,7 @@ def make_samples(count: int):
             class_ids=rng.integers(0, 1601, (REGIONS, PER_REGION)),
             class_probs=np.full((REGIONS, PER_REGION), 0.99 / PER_REGION),
             info={"id": str(number), "width": 640, "height": 480, "source": ""},
-            caption="a person on a horse jumps over a broken down airplane",
+            captions=("a person on a horse jumps over a broken down airplane",),
         )
 
 
