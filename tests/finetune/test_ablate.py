@@ -305,6 +305,7 @@ def test_pretraining_of_other_flags_is_not_gone_on_with(tmp_path, name):
 ABLATE = ("-m", "finetune.ablate")
 
 
+@pytest.mark.slow
 def test_under_torchrun_every_run_takes_all_ranks(world, pretrained, tmp_path):
     """Two runs one after another in one store of torchrun's, to the weights that one process comes to."""
     flags = ["--suite", "table11", "--data", world, "--init", pretrained, "--iterations", 2, "--rows", "4"]

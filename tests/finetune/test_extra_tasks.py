@@ -18,7 +18,6 @@ from data_sets import make_samples
 
 from finetune.batch import TaskCollator
 from finetune.boxes import iou
-from finetune.clean import CleanConfig, clean
 from finetune.cleaning.table import TaskCount, report
 from finetune.heads import TaskModel
 from finetune.predictions import predict
@@ -481,7 +480,7 @@ def test_cleanings_average_and_total_are_of_the_papers_tasks():
     assert next(line for line in alone if line.startswith("average")).split()[-1] == "15.00%"
 
 
-def test_test_images_of_entities_and_esnli_ve_leave_every_training(tmp_path):
+def test_test_images_of_entities_and_esnli_ve_leave_every_training(tmp_path, run_command):
     """They are Flickr30k's photos, under the same names as retrieval's and SNLI-VE's."""
     for split, images in (("train", ("1", "2", "3")), ("val", ("4",)), ("test", ("5", "2"))):
         files.entities(tmp_path / "flickr30k_entities", split, images)
@@ -489,7 +488,7 @@ def test_test_images_of_entities_and_esnli_ve_leave_every_training(tmp_path):
         files.esnli_ve(tmp_path / "esnli_ve", split, images)
     files.daquar(tmp_path / "daquar", questions())
     files.daquar(tmp_path / "daquar", [("what is it ?", "sofa", "image7")], test=True)
-    clean(CleanConfig(data=str(tmp_path), processes=1))
+    assert run_command("finetune.clean", "--data", tmp_path, "--processes", 1)[0] == 0
     removed = {
         path.stem: {json.loads(line)["image"] for line in path.read_text().splitlines()}
         for path in (tmp_path / "clean" / "removed").iterdir()

@@ -153,7 +153,7 @@ def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
         same_numbers(tmp_path / "one", tmp_path / name)
 
 
-@pytest.mark.parametrize("one_step", ["false", "true"])
+@pytest.mark.parametrize("one_step", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_rank_without_examples_takes_part_in_every_step(world, pretrained, tmp_path, one_step):
     """Steps of two examples on three ranks. The answer heads, which no task uses, stay as they were drawn."""
     flags = ["--data", world, "--init", pretrained, "--workers", 0, "--log_every", 1, "--max_batch", 2]

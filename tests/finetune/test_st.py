@@ -111,7 +111,7 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(st, tmp_pa
     assert results[0]["validation"] == results[1]["validation"] and results[0]["kind"] == results[1]["kind"] == "ST"
 
 
-@pytest.mark.parametrize("task", ["nlvr2", "coco_retrieval", "visual7w"])
+@pytest.mark.parametrize("task", ["nlvr2", pytest.param("coco_retrieval", marks=pytest.mark.slow), "visual7w"])
 def test_ranks_and_accumulation_change_no_number(st, tmp_path, pretrained, task):
     flags = ["--init", pretrained, "--precision", "float64", "--dropout", 0.1, "--log_every", 1, "--batch_size", 14]
     for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3)):

@@ -141,7 +141,7 @@ def split_bytes(data, *like):
     return [part.clone().view(tensor.dtype).view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_compiles_without_torch(tmp_path, name, architecture):
     if not shutil.which("nvcc"):

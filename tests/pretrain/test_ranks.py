@@ -55,7 +55,7 @@ def test_ranks_and_accumulation_change_no_number(small, tmp_path, precision, of_
             assert all((weights[key] - others[key]).abs().max() < of_weights for key in weights)
 
 
-@pytest.mark.parametrize("taken", ["all", "one"])
+@pytest.mark.parametrize("taken", ["all", pytest.param("one", marks=pytest.mark.slow)])
 def test_ranks_and_accumulation_change_no_number_of_several_captions(tmp_path, taken):
     """Three captions per image: an epoch of 117 pairs, or of 39 with captions that are drawn anew for the next one."""
     make_dataset(tmp_path / "data", (27, 17), classes=200, per_image=3)
