@@ -16,8 +16,9 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 import numpy as np
 
 from benchmarks.tasks import values_of
-from benchmarks.training_runs import TrainingRun, complete
+from benchmarks.training_runs import complete
 from finetune import evaluate
+from finetune.ablate import Call
 from finetune.intervals import bootstrap_interval, clusters_of
 from finetune.tasks import choose_tasks
 from shards.flags import command, flag
@@ -38,15 +39,15 @@ class Config:
     jobs: int = flag(1, "runs at a time", low=1)
 
 
-def runs_of(config: Config, seed: int) -> dict[str, list[TrainingRun]]:
+def runs_of(config: Config, seed: int) -> dict[str, list[Call]]:
     """The runs of a seed: pretraining, AT, and for each task ST and AT->ST."""
     folder, shared = Path(config.out) / f"seed{seed}", {"data": config.data, "seed": seed}
-    pretrained = TrainingRun("pretrain.run", folder / "pretrain", shared)
-    together = TrainingRun("finetune.mt", folder / "mt", shared | {"init": pretrained.out})
+    pretrained = Call("pretrain.run", shared, folder / "pretrain")
+    together = Call("finetune.mt", shared | {"init": pretrained.out}, folder / "mt")
     runs = {"pretraining": [pretrained], "AT": [together]}
     for kind, start in (("ST", pretrained), ("AT->ST", together)):
         runs[kind] = [
-            TrainingRun("finetune.st", folder / kind / task.name, shared | {"task": task.name, "init": start.out})
+            Call("finetune.st", shared | {"task": task.name, "init": start.out}, folder / kind / task.name)
             for task in choose_tasks(config.tasks)
         ]
     return runs

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
-from benchmarks.training_runs import TrainingRun, complete
+from benchmarks.training_runs import complete
+from finetune.ablate import Call
 from finetune.scores import watched
 from finetune.settings import SMALL_LR, SMALL_LR_TOGETHER
 from finetune.tasks import choose_tasks
@@ -39,22 +40,22 @@ class Config:
 def run(config: Config) -> None:
     complete_world(config.data)
     out, shared = Path(config.out), {"data": config.data, "seed": config.seed}
-    pretrained = TrainingRun("pretrain.run", out / "pretrain", shared)
+    pretrained = Call("pretrain.run", shared, out / "pretrain")
     complete([pretrained], 1)
     shared["init"] = pretrained.out
     together, alone = (list(map(float, text.split(","))) for text in (config.together, config.alone))
     many = {
-        (update, scale): TrainingRun(
+        (update, scale): Call(
             "finetune.mt",
-            out / f"mt-{scale:g}-{'updated' if update else 'skipped'}",
             shared | {"iterations": config.iterations, "lr_scale": scale, "update_unused": update},
+            out / f"mt-{scale:g}-{'updated' if update else 'skipped'}",
         )
         for scale in together
         for update in (False, True)
     }
     single = {
-        (task.name, scale): TrainingRun(
-            "finetune.st", out / f"st-{task.name}-{scale:g}", shared | {"task": task.name, "lr": task.lr * scale}
+        (task.name, scale): Call(
+            "finetune.st", shared | {"task": task.name, "lr": task.lr * scale}, out / f"st-{task.name}-{scale:g}"
         )
         for task in choose_tasks(config.tasks)
         for scale in alone

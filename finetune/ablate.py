@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from finetune.start import PRETRAINING
 from pretrain.bert import bert_folder
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.config import ModelConfig
-from pretrain.distributed import CPU, add_up_numbers, connected, leaving, on_first
+from pretrain.distributed import CPU, connected, leaving, on_every_rank, on_first
 from pretrain.run_folder import CONFIG
 from pretrain.settings import FREE_FLAGS as PRETRAINING_FREE_FLAGS
 from pretrain.settings import PRECISIONS, PretrainConfig
@@ -92,7 +91,11 @@ class Call:
 
     @property
     def begun(self) -> bool:
-        return bool(newest_checkpoint(self.out)) or (self.out / "result.json").exists()
+        return bool(newest_checkpoint(self.out)) or self.finished
+
+    @property
+    def finished(self) -> bool:
+        return (self.out / "result.json").exists()
 
     @property
     def settings(self) -> dict:
@@ -312,18 +315,7 @@ class Processes:
 def _train(calls: list[Call], processes: Processes, ranks: Ranks) -> None:
     """Pretrains where the row says so, and trains; both go on where they were interrupted."""
     for call in calls:
-        _on_every_rank(ranks, lambda call=call: processes.call(call))
-
-
-def _on_every_rank(ranks: Ranks, function: Callable[[], None]) -> None:
-    """Calls a function on every rank and waits for all; where it fails on one, it fails on all."""
-    failure = None
-    try:
-        function()
-    except UserError as error:
-        failure = error
-    if add_up_numbers([int(failure is not None)], ranks)[0]:
-        raise failure or ErrorElsewhere("another rank has stopped")
+        on_every_rank(ranks, lambda call=call: processes.call(call))
 
 
 def table(suite: str, runs: list[Run]) -> str:

@@ -10,8 +10,7 @@ from finetune.batch import WHOLE, TaskBatch, TaskCollator, image_size
 from finetune.rank_pairs import retrieval_scores
 from finetune.sources import in_order
 from finetune.work import TaskPass
-from pretrain.distributed import add_up
-from shards.errors import ErrorElsewhere, UserError
+from pretrain.distributed import add_up, on_every_rank
 from shards.ranks import Ranks
 
 
@@ -35,14 +34,10 @@ def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray
     """The sum over the ranks of what each predicts for its share of the examples, with the model in evaluation mode."""
     training = work.model.training
     work.model.eval()
-    failure, raw = None, None
     try:
-        raw = on_this_rank()
-    except UserError as error:  # said below, when every rank knows
-        failure = error
-    work.model.train(training)
-    if int(add_up(torch.tensor(int(failure is not None)), ranks)):
-        raise failure or ErrorElsewhere("another rank has stopped")
+        raw = on_every_rank(ranks, on_this_rank)
+    finally:
+        work.model.train(training)
     return add_up(torch.from_numpy(raw), ranks).numpy()
 
 

@@ -185,6 +185,18 @@ def on_first(ranks: Ranks, function: Callable[[], T]) -> T:
     return box[0]
 
 
+def on_every_rank(ranks: Ranks, function: Callable[[], T]) -> T:
+    """What `function` returns on this rank, when all ranks have called it. Its UserError on one of them ends all."""
+    failure, value = None, None
+    try:
+        value = function()
+    except UserError as error:  # raised below, when every rank knows
+        failure = error
+    if add_up_numbers([int(failure is not None)], ranks)[0]:
+        raise failure or ErrorElsewhere("another rank has stopped")
+    return value
+
+
 def same_everywhere(ranks: Ranks, value, complaint: str) -> None:
     """Refuses to go on where a rank has another value than the first."""
     differs = value != on_first(ranks, lambda: value)

@@ -156,7 +156,8 @@ def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
 @torch.no_grad()
 def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, examples, ranks, monkeypatch):
     """27 captions in batches of 4, a slow version in the test, and the same negatives in every validation."""
-    monkeypatch.setattr("finetune.predictions.add_up", lambda values, ranks: values)
+    for module in ("finetune.predictions", "pretrain.distributed"):
+        monkeypatch.setattr(f"{module}.add_up", lambda values, ranks: values)
     work, collator = make_work(examples, regions, options=Options(examples, regions, 5))
     plain = TaskCollator(collator.task, examples, regions, collator.pieces, collator.limits)
 
