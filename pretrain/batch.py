@@ -14,7 +14,8 @@ class Batch:
     features float16 (B, N, D); boxes float32 (B, N, 4); valid bool (B, N); class_ids int16 and class_probs
     float16 (B, N, k), or (B, N, 0) where there are no classes; misaligned bool (B,). word_count and
     region_count: how many of them will be predicted; pieces and regions: how many there are, None where nobody has
-    counted; problems: why samples that belong here were left out.
+    counted; problems: why samples that belong here were left out. image_ids and text_ids int64 (B,): equal for pairs
+    of the same image, and for captions of the same text; None where nobody asks.
     """
 
     keys: Tensor
@@ -31,6 +32,8 @@ class Batch:
     pieces: int | None = None
     regions: int | None = None
     problems: tuple[str, ...] = ()
+    image_ids: Tensor | None = None
+    text_ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

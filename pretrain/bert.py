@@ -11,6 +11,7 @@ from shards.tensor_files import read_state_dict
 
 NOT_BERTS = (  # what a model has and a BERT has not, or (the word head) need not have
     *("encoder.text_embedding.task.", "encoder.text_pooler.", "encoder.image_", "encoder.connections."),
+    "encoder.contrast.",
     *("words.", "regions.", "alignment."),
 )
 

@@ -89,12 +89,12 @@ class Collator:
     """Makes batches of samples: swaps captions, encodes texts, pads, and counts what will be predicted.
 
     draw_captions: numbers are those of images, and each gets one of its captions, drawn anew in every epoch; otherwise
-    they are those of captions. skip_bad: leave out samples that cannot be read or that the model cannot take, instead
-    of raising UserError.
+    they are those of captions. swaps: None where every image keeps its own caption. skip_bad: leave out samples that
+    cannot be read or that the model cannot take, instead of raising UserError.
     """
 
     captions: Captions
-    swaps: Swaps
+    swaps: Swaps | None
     pieces: WordPieces
     objective: Objective
     seed: int
@@ -116,12 +116,14 @@ class Collator:
             numbers, samples = numbers[good], [samples[row] for row in good]
         keys = masking.sample_keys(self.seed, epoch, numbers)
         own = self.captions.drawn(numbers, keys) if self.draw_captions else numbers
-        swapped = masking.swapped(keys)
-        texts = []
-        for number, key, swap in zip(own.tolist(), keys.tolist(), swapped.tolist(), strict=True):
-            texts.append(self.captions[self.swaps.partner(number, key) if swap else number])
-        token_ids = self.pieces.encode(texts, self.limits.words)
+        swapped = np.zeros(len(keys), bool) if self.swaps is None else masking.swapped(keys)
+        chosen = own.copy()
+        for row in np.flatnonzero(swapped).tolist():
+            chosen[row] = self.swaps.partner(int(own[row]), int(keys[row]))
+        token_ids = self.pieces.encode([self.captions[number] for number in chosen.tolist()], self.limits.words)
         batch = stack(samples, token_ids, keys, swapped, self.limits)
+        batch.image_ids = torch.from_numpy(self.captions.images_of(own))
+        batch.text_ids = torch.from_numpy(self.captions.text_ids[chosen])
         batch.word_count, batch.region_count = self.objective.count(batch)
         batch.problems = problems
         return batch

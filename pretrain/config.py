@@ -14,7 +14,9 @@ class ModelConfig:
     """Published names: plain ones are the text stream's, v_ the image stream's, bi_ the co-attention's.
 
     The defaults are the published configuration (bert_base_6layer_6conect.json). Ours are fusion_dropout_prob (the
-    published code has it fixed) and task_tokens: how many task tokens the text embedding has, 0 for a model without.
+    published code has it fixed); task_tokens: how many task tokens the text embedding has, 0 for a model without;
+    v_feature_dropout: the dropout of region features before they are embedded; contrastive_size: of the embeddings of
+    texts and images (see contrastive.py), 0 for a model without.
     """
 
     vocab_size: int = 30522
@@ -42,6 +44,8 @@ class ModelConfig:
     fusion_method: str = "mul"
     fusion_dropout_prob: float = 0.1
     task_tokens: int = 0
+    v_feature_dropout: float = 0.0
+    contrastive_size: int = 0
 
     def __post_init__(self):
         for size, heads in (

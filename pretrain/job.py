@@ -63,13 +63,14 @@ class Job(Course):
         ]
 
     def means(self, sums: dict[str, float]) -> dict[str, float]:
-        return means(sums)
+        return means(sums, self.config.contrastive)
 
     def describe(self, values: dict) -> str:
         return (
             f"loss: words {values['loss_words']:.3f} regions {values['loss_regions']:.3f} "
             f"alignment {values['loss_alignment']:.3f}  "
             f"accuracy: words {values['word_accuracy']:.1%} alignment {values['alignment_accuracy']:.1%}"
+            + (f" contrastive {values['contrastive_accuracy']:.1%}" if self.config.contrastive else "")
         )
 
     def validate(self, done: int) -> dict:
@@ -90,7 +91,8 @@ def describe_scores(scores: dict) -> str:
     return (
         f"alignment {scores['alignment_accuracy']:.1%} (chance {scores['alignment_chance']:.1%}), "
         f"masked words {scores['word_accuracy']:.1%} (most frequent word {scores['word_chance']:.1%}), "
-        f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
+        + (f"contrastive {scores['contrastive_accuracy']:.1%} in a batch, " if "contrastive_accuracy" in scores else "")
+        + f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
     )
 
 
@@ -130,6 +132,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
         accumulate=config.accumulate,
         stages=tuple(map(Stage.from_dict, facts.get("stages", ()))),
     )
+    hard = config.negatives == "hard"
     at_once = -(-config.batch_size // (ranks.count * config.accumulate))
     job = Job(
         config=config,
@@ -140,7 +143,9 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
         places=Places(config.workers, pairs.shards),
         bad_samples=facts.get("bad_samples", 0),
         pairs=pairs,
-        collator=collator(swaps=Swaps(pairs.captions, pairs.trained), draw_captions=pairs.one_caption),
+        collator=collator(
+            swaps=None if hard else Swaps(pairs.captions, pairs.trained), draw_captions=pairs.one_caption
+        ),
         validation=ValidationBatches(pairs, collator(swaps=Swaps(pairs.captions, pairs.validation)), at_once, ranks),
         work=work,
         frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, pieces, config.words)),
@@ -202,6 +207,8 @@ def _work(
         overlap=config.overlap if config.overlap <= 1 else None,
         aligned_only=config.aligned_only,
         predict_overlapped=config.predict_overlapped,
+        contrastive=config.contrastive,
+        hard_negatives=config.negatives == "hard",
     )
     return Pass(model, objective, precision)
 
@@ -230,6 +237,8 @@ def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) ->
         fitting["v_target_size"] = shards.num_classes
     if config.config in CONFIGS:
         sizes = sizes.replace(vocab_size=len(pieces), **fitting)
+    if config.contrastive and not sizes.contrastive_size:
+        sizes = sizes.replace(contrastive_size=sizes.bi_hidden_size)
     for name, value in fitting.items():
         if getattr(sizes, name) != value:
             raise UserError(f"{config.config}: {name} is {getattr(sizes, name)} and that of {config.data} is {value}")

@@ -102,9 +102,12 @@ class ImageEmbedding(nn.Module):
         self.location = Linear(LOCATION_SIZE, config.v_hidden_size)
         self.norm = Norm(config.v_hidden_size)
         self.dropout = Dropout(config.v_hidden_dropout_prob)
+        self.feature_dropout = Dropout(config.v_feature_dropout) if config.v_feature_dropout else None
 
     def forward(self, features: Tensor, locations: Tensor, keys: Tensor | None = None) -> Tensor:
         """(B, R, D), (B, R, 5) -> (B, R, h), or rows without padding. keys: dropout keys of the rows."""
+        if self.feature_dropout is not None:
+            features = self.feature_dropout(features, keys)
         return self.dropout(self.norm(self.feature(features) + self.location(locations)), keys)
 
 

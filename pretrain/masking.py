@@ -49,9 +49,15 @@ def swapped(keys: np.ndarray) -> np.ndarray:
 def choose_captions(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """int64 (B,): which of its captions each image gets in this epoch, below counts int64 (B,).
 
-    All eight purposes are taken (dropout has the last); of SWAP, `swapped` uses counter 0 alone, and this is counter 1.
+    All eight purposes are taken (dropout has the last); of SWAP, `swapped` uses counter 0 alone, this is counter 1, and
+    `negative_keys` is counter 2.
     """
     return hashing.below(draw(keys, np.ones(1, np.int64), SWAP)[:, 0], counts)
+
+
+def negative_keys(keys: Tensor) -> Tensor:
+    """int64 (B,): of each pair, what its hard negative is drawn with (see choose_captions for the counter)."""
+    return hashing.draw(keys, 2 * _PURPOSES + SWAP)
 
 
 def choose_words(keys: Tensor, lengths: Tensor, width: int) -> Tensor:

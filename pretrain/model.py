@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
+from pretrain.contrastive import ContrastiveHead
 from pretrain.dropout import IMAGE, POOLED, TEXT, Dropout, fresh_keys, number_sites, position_keys
 from pretrain.layers import Connection, ImageEmbedding, Layer, Pooler, TextEmbedding
 from pretrain.packing import Layout, lay_out
@@ -39,6 +40,37 @@ class Encoded:
     pooled_image: Tensor
     image_keys: Tensor | None = None
     pooled_keys: Tensor | None = None
+
+
+@dataclass
+class Begun:
+    """The states of both streams before the first connection, which neither stream has a part of the other in.
+
+    text and image: as their layouts have them; sample_keys int64 (B,): of dropout, None without.
+    """
+
+    text: Tensor
+    text_layout: Layout
+    image: Tensor
+    image_layout: Layout
+    sample_keys: Tensor | None
+
+    def recombined(self, texts: Tensor, images: Tensor, sample_keys: Tensor) -> "Begun":
+        """Other pairs of the same texts and images. texts, images: rows, int64 (n,); sample_keys int64 (n,): of the new
+        pairs, for dropout, where there is any."""
+        if self.sample_keys is None:
+            sample_keys = None
+        text, text_layout = _rows_of(self.text, self.text_layout, texts, sample_keys, TEXT)
+        image, image_layout = _rows_of(self.image, self.image_layout, images, sample_keys, IMAGE)
+        return Begun(text, text_layout, image, image_layout, sample_keys)
+
+
+def _rows_of(states: Tensor, layout: Layout, rows: Tensor, sample_keys: Tensor | None, kind: int):
+    """Some sequences of a batch, and how they are laid out: packed on a CPU, which can count without waiting."""
+    mask = layout.mask[rows]
+    count = int(mask.sum()) if mask.device.type == "cpu" else None
+    chosen = lay_out(mask, count, _position_keys(sample_keys, kind, mask))
+    return chosen.pack(layout.pad(states)[rows]), chosen
 
 
 def steps(config: ModelConfig) -> list[tuple[str, int]]:
@@ -94,6 +126,7 @@ class TwoStream(nn.Module):
         self.text_pooler = Pooler(config.hidden_size, config.bi_hidden_size)
         self.image_pooler = Pooler(config.v_hidden_size, config.bi_hidden_size)
         self.fusion_dropout = Dropout(config.fusion_dropout_prob)
+        self.contrast = ContrastiveHead(config) if config.contrastive_size else None
         number_sites(self)
         self._dropouts = [module for module in self.modules() if isinstance(module, Dropout)]
         initialise(self, config.initializer_range)
@@ -122,6 +155,38 @@ class TwoStream(nn.Module):
         (B,): what dropout follows from, drawn from torch's generator where they are None; image_positions int64 (R,):
         the numbers of the image's rows for dropout, 0 to R - 1 where they are None.
         """
+        begun = self.begin(
+            input_ids,
+            text_mask,
+            features,
+            locations,
+            image_mask,
+            segment_ids,
+            task_ids,
+            maps,
+            text_count,
+            image_count,
+            sample_keys,
+            image_positions,
+        )
+        return self.finish(begun, maps)
+
+    def begin(
+        self,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        features: Tensor,
+        locations: Tensor,
+        image_mask: Tensor,
+        segment_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        maps: AttentionMaps | None = None,
+        text_count: int | None = None,
+        image_count: int | None = None,
+        sample_keys: Tensor | None = None,
+        image_positions: Tensor | None = None,
+    ) -> Begun:
+        """Both streams up to the first connection; for the arguments see `forward`."""
         if not (self.training and any(dropout.p for dropout in self._dropouts)):
             sample_keys = None  # and no keys of positions are computed
         elif sample_keys is None:
@@ -130,11 +195,23 @@ class TwoStream(nn.Module):
         image, image_layout = self.begin_image(
             features, locations, image_mask, image_count, maps, sample_keys, image_positions
         )
-        encoded = self.join(text, text_layout, image, image_layout, maps)
-        if sample_keys is not None:
-            encoded.image_keys = image_layout.keys
-            encoded.pooled_keys = position_keys(sample_keys, POOLED, input_ids.new_zeros(1))[:, 0]
+        return Begun(text, text_layout, image, image_layout, sample_keys)
+
+    def finish(self, begun: Begun, maps: AttentionMaps | None = None) -> Encoded:
+        """The first connection and all that follows."""
+        encoded = self.join(begun.text, begun.text_layout, begun.image, begun.image_layout, maps)
+        if begun.sample_keys is not None:
+            encoded.image_keys = begun.image_layout.keys
+            encoded.pooled_keys = position_keys(begun.sample_keys, POOLED, begun.sample_keys.new_zeros(1))[:, 0]
         return encoded
+
+    def similarities(self, begun: Begun) -> Tensor:
+        """float32 (B, B): cosine similarities of the embeddings of each text and each image (see contrastive.py)."""
+        text_layout, image_layout = begun.text_layout, begun.image_layout
+        texts = self.contrast.embed_text(text_layout.pad(begun.text), text_layout.mask)
+        images = self.contrast.embed_image(image_layout.pad(begun.image), image_layout.mask)
+        with torch.autocast(texts.device.type, enabled=False):
+            return texts @ images.T
 
     def begin_text(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None

@@ -1,4 +1,7 @@
-"""The pretraining losses: masked words and masked regions on aligned pairs alone, and alignment (paper, 8.2)."""
+"""The pretraining losses: masked words and masked regions on aligned pairs alone, and alignment (paper, 8.2).
+
+Beyond the paper there are a contrastive loss of the two streams, and hard negatives for alignment (contrastive.py).
+"""
 
 from dataclasses import dataclass, replace
 
@@ -8,10 +11,13 @@ from torch import Tensor
 
 from pretrain import masking
 from pretrain.batch import Batch
+from pretrain.contrastive import comparable, contrastive_losses, hard_negatives, retrieved
 from pretrain.heads import PretrainingModel
+from pretrain.model import Begun, Encoded
 from pretrain.packing import positions
 
 REGION_TARGETS = ("classes", "features", "none")
+NEGATIVES = ("random", "hard")
 
 
 @dataclass
@@ -52,14 +58,18 @@ class Losses:
     words_right: Tensor
     regions_right: Tensor
     alignment_right: Tensor
+    contrastive: Tensor
+    contrastive_count: Tensor
+    contrastive_right: Tensor
 
-    def total(self, word_count, region_count, pair_count) -> Tensor:
+    def total(self, word_count, region_count, pair_count, contrastive: float = 0.0) -> Tensor:
         """The training loss, as a part of the means over these counts (numbers, or scalars on the device).
 
-        A count of zero adds nothing.
+        A count of zero adds nothing. contrastive: the weight of the contrastive loss, a mean over all pairs.
         """
         words, regions, pairs = map(_at_least_one, (word_count, region_count, pair_count))
-        return self.words / words + self.regions / regions + self.alignment / pairs
+        total = self.words / words + self.regions / regions + self.alignment / pairs
+        return total + contrastive * self.contrastive / pairs if contrastive else total
 
 
 def _at_least_one(count):
@@ -72,7 +82,9 @@ class Objective:
 
     mask_id, ordinary_ids: of the tokenizer; region_target: REGION_TARGETS; overlap: the IoU from which regions
     are hidden with a chosen one, None for the chosen alone; aligned_only: masked losses on aligned pairs alone;
-    predict_overlapped: predict the regions hidden by overlap as well as the chosen ones.
+    predict_overlapped: predict the regions hidden by overlap as well as the chosen ones; contrastive: the weight of the
+    contrastive loss, 0 without; hard_negatives: in training, each pair is also recombined with a caption or an image of
+    the batch that the streams confuse it with, as a misaligned pair of the alignment loss.
     """
 
     mask_id: int
@@ -81,6 +93,8 @@ class Objective:
     overlap: float | None = masking.OVERLAP
     aligned_only: bool = True
     predict_overlapped: bool = False
+    contrastive: float = 0.0
+    hard_negatives: bool = False
 
     def to(self, device) -> "Objective":
         return replace(self, ordinary_ids=self.ordinary_ids.to(device))
@@ -131,31 +145,51 @@ class Objective:
 
     def losses(self, model: PretrainingModel, batch: Batch, inputs: Inputs) -> Losses:
         """One pass of the model over a masked batch."""
-        encoded = model.encoder(
-            inputs.input_ids,
-            inputs.text_mask,
-            inputs.features,
-            inputs.locations,
-            inputs.image_mask,
-            text_count=batch.pieces,
-            image_count=batch.image_rows,
-            sample_keys=batch.keys,
-        )
+        tensors = inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask
+        counts = {"text_count": batch.pieces, "image_count": batch.image_rows, "sample_keys": batch.keys}
+        if self.contrastive:
+            begun = model.encoder.begin(*tensors, **counts)
+            encoded = model.encoder.finish(begun)
+        else:  # the encoder as one module, which may be compiled
+            begun, encoded = None, model.encoder(*tensors, **counts)
         word_scores = at_least_float32(model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]))
-        alignment = at_least_float32(model.alignment(model.encoder.fuse(encoded)))
-        labels, pairs = batch.misaligned.long(), batch.lengths > 0
         regions, regions_right = self._region_losses(model, batch, inputs, encoded.image[:, 1:].flatten(0, 1))
         return Losses(
             words=_sum(F.cross_entropy(word_scores, inputs.word_labels, reduction="none"), inputs.word_weights),
             regions=_sum(regions, inputs.region_weights),
-            alignment=_sum(F.cross_entropy(alignment, labels, reduction="none"), pairs),
             word_count=inputs.word_weights.sum(),
             region_count=inputs.region_weights.sum(),
-            pair_count=pairs.sum(),
+            pair_count=(batch.lengths > 0).sum(),
             words_right=((word_scores.detach().argmax(-1) == inputs.word_labels) & inputs.word_weights).sum(),
             regions_right=(regions_right & inputs.region_weights).sum(),
-            alignment_right=((alignment.detach().argmax(-1) == labels) & pairs).sum(),
+            **self._pair_losses(model, batch, begun, encoded),
         )
+
+    def _pair_losses(
+        self, model: PretrainingModel, batch: Batch, begun: Begun | None, encoded: Encoded
+    ) -> dict[str, Tensor]:
+        """The sums of Losses that are of whole pairs: alignment, and the contrastive ones."""
+        labels, pairs = batch.misaligned.long(), batch.lengths > 0
+        alignment, right = _alignment(model, encoded, labels)
+        none = alignment.new_zeros(())
+        sums = {"contrastive": none, "contrastive_count": none, "contrastive_right": none}
+        if begun is not None:
+            similarities = model.encoder.similarities(begun)
+            aligned = pairs & ~batch.misaligned
+            negatives = comparable(batch.image_ids, batch.text_ids, aligned)
+            counted = negatives.any(1)
+            sums["contrastive"] = _sum(contrastive_losses(similarities, negatives), counted)
+            sums["contrastive_count"] = counted.sum()
+            sums["contrastive_right"] = (retrieved(similarities.detach(), negatives) & counted).sum()
+            if self.hard_negatives and model.training:
+                keys = masking.negative_keys(batch.keys)
+                captions, images, found = hard_negatives(similarities, negatives, keys)
+                other = model.encoder.finish(begun.recombined(captions, images, keys))
+                misaligned, rejected = _alignment(model, other, torch.ones_like(labels))
+                # The mean of both, so that alignment stays a loss of one number for each pair.
+                alignment = torch.where(found, (alignment + misaligned) / 2, alignment)
+                right = torch.where(found, (right + rejected) / 2, right)
+        return sums | {"alignment": _sum(alignment, pairs), "alignment_right": _sum(right, pairs)}
 
     def _region_losses(
         self, model: PretrainingModel, batch: Batch, inputs: Inputs, states: Tensor
@@ -173,6 +207,12 @@ class Objective:
         target = class_distribution(class_ids, class_probs, scores.shape[-1])
         right = scores.detach().argmax(-1) == target.argmax(-1)
         return F.kl_div(scores.log_softmax(-1), target, reduction="none").sum(-1), right
+
+
+def _alignment(model: PretrainingModel, encoded: Encoded, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """float (B,) each: the losses of the alignment head, and 1 where it is right. labels: int64 (B,), 0 is aligned."""
+    scores = at_least_float32(model.alignment(model.encoder.fuse(encoded)))
+    return F.cross_entropy(scores, labels, reduction="none"), (scores.detach().argmax(-1) == labels).float()
 
 
 def _sum(losses: Tensor, weights: Tensor) -> Tensor:

@@ -35,9 +35,19 @@ def run(config: PretrainConfig) -> int:
     device = choose_device(config.device, ranks)
     if config.cuda_graph and (config.accumulate > 1 or not cuda_graph.runs_on(device)):
         raise UserError(f"--cuda_graph true: works on GPUs, with --accumulate 1; this is {device}")
+    _check_contrastive(config)
     with connected(ranks, device):
         data = on_first(ranks, lambda: region_shards(config.data))
         return pretrain(dataclasses.replace(config, data=data).settled(), ranks, device)
+
+
+def _check_contrastive(config: PretrainConfig) -> None:
+    """Refuses flags that do not go with a contrastive loss, or that need one."""
+    if config.negatives == "hard" and not config.contrastive:
+        raise UserError("--negatives hard: are chosen by the contrastive loss; give its weight (--contrastive 1)")
+    for name in ("compile", "cuda_graph"):
+        if config.contrastive and getattr(config, name):
+            raise UserError(f"--contrastive {config.contrastive:g}: does not work with --{name} true; leave one out")
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 
-from pretrain.objective import REGION_TARGETS
+from pretrain.objective import NEGATIVES, REGION_TARGETS
 from pretrain.optimizer import OPTIMIZERS
 from shards.flags import flag
 from shards.world import DEFAULT_WORLD
@@ -48,6 +48,12 @@ class PretrainConfig:
     )
     aligned_only: bool = flag(True, "predict words and regions on aligned pairs alone, as the paper does")
     predict_overlapped: bool = flag(False, "predict the regions hidden by overlap too")
+    contrastive: float = flag(
+        0.0, "weight of a contrastive loss of the two streams before they meet, 0 for none (the paper)", low=0
+    )
+    negatives: str = flag(
+        "random", "misaligned pairs: random captions (the paper), or hard ones of the batch", choices=NEGATIVES
+    )
     validation_pairs: int = flag(2000, "pairs held out by caption text (a tenth at the most), 0 for none", low=0)
     precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
     tf32: bool = flag(False, "let a GPU do float32 matrix work in TF32")

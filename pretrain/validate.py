@@ -20,7 +20,10 @@ def most_frequent_word(captions, numbers, pieces, limit: int, at_most: int = 100
     return int(counts.argmax())
 
 
-LOSSES = ("words", "regions", "alignment", "words_right", "regions_right", "alignment_right")
+LOSSES = (
+    *("words", "regions", "alignment", "words_right", "regions_right", "alignment_right"),
+    *("contrastive", "contrastive_right", "contrastive_count"),
+)
 SUMS = (*LOSSES, "word_count", "region_count", "pairs", "misaligned", "frequent")
 
 
@@ -56,7 +59,12 @@ def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> d
         "region_accuracy": s["regions_right"] / regions,
         "pairs": int(s["pairs"]),
     }
-    return scores | {"loss": scores["loss_words"] + scores["loss_regions"] + scores["loss_alignment"]}
+    loss = scores["loss_words"] + scores["loss_regions"] + scores["loss_alignment"]
+    if weight := work.objective.contrastive:
+        scores["loss_contrastive"] = s["contrastive"] / pairs
+        scores["contrastive_accuracy"] = s["contrastive_right"] / max(s["contrastive_count"], 1)
+        loss += weight * scores["loss_contrastive"]
+    return scores | {"loss": loss}
 
 
 def _of_batch(work: Pass, batch: Batch, frequent: int) -> torch.Tensor:

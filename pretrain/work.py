@@ -22,7 +22,7 @@ class Pass(nn.Module):
         tensor (3,) on the device.
         """
         inputs, losses = self.losses(batch)
-        return losses.total(*counts), _numbers(batch, inputs, losses)
+        return losses.total(*counts, self.objective.contrastive), _numbers(batch, inputs, losses)
 
     def losses(self, batch: Batch) -> tuple[Inputs, Losses]:
         inputs = self.objective.mask(batch, self.precision.dtype)
@@ -39,6 +39,9 @@ def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor]:
         "words_right": losses.words_right,
         "regions_right": losses.regions_right,
         "alignment_right": losses.alignment_right,
+        "contrastive": losses.contrastive.detach(),
+        "contrastive_right": losses.contrastive_right,
+        "contrastive_count": losses.contrastive_count,
         "word_count": losses.word_count,
         "region_count": losses.region_count,
         "pair_count": losses.pair_count,
@@ -48,12 +51,21 @@ def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor]:
     }
 
 
-def means(sums: dict[str, float]) -> dict[str, float]:
-    """Losses, accuracies and shares from the sums of such numbers; steps, gradient_norm: those of Engine."""
+def means(sums: dict[str, float], contrastive: float = 0.0) -> dict[str, float]:
+    """Losses, accuracies and shares from the sums of such numbers; steps, gradient_norm: those of Engine.
+
+    contrastive: the weight of the contrastive loss.
+    """
     words, regions, pairs = max(sums["word_count"], 1), max(sums["region_count"], 1), max(sums["pair_count"], 1)
     valid = max(sums["valid"], 1)
+    loss = sums["words"] / words + sums["regions"] / regions + sums["alignment"] / pairs
+    contrasted = {}
+    if contrastive:
+        loss += contrastive * sums["contrastive"] / pairs
+        contrasted["loss_contrastive"] = sums["contrastive"] / pairs
+        contrasted["contrastive_accuracy"] = sums["contrastive_right"] / max(sums["contrastive_count"], 1)
     return {
-        "loss": sums["words"] / words + sums["regions"] / regions + sums["alignment"] / pairs,
+        "loss": loss,
         "loss_words": sums["words"] / words,
         "loss_regions": sums["regions"] / regions,
         "loss_alignment": sums["alignment"] / pairs,
@@ -63,4 +75,5 @@ def means(sums: dict[str, float]) -> dict[str, float]:
         "gradient_norm": sums["gradient_norm"] / max(sums["steps"], 1),
         "hidden_by_choice": sums["zeroed"] / valid,
         "hidden_by_overlap": (sums["hidden"] - sums["zeroed"]) / valid,
+        **contrasted,
     }
