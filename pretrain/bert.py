@@ -16,8 +16,8 @@ NOT_BERTS = (  # what a model has and a BERT has not, or (the word head) need no
 )
 
 
-def from_bert(name: str) -> bool:
-    """Whether a parameter (by our name) is one that a BERT checkpoint gives."""
+def may_be_from_bert(name: str) -> bool:
+    """Whether a parameter (by our name) is one that a BERT checkpoint may give."""
     return name.startswith(("encoder.text_embedding.", "encoder.text_layers.", "words.")) and ".task." not in name
 
 
@@ -29,7 +29,7 @@ def load_bert(model: PretrainingModel, name: str) -> list[str]:
     next-sentence head) is left out.
     """
     weights, _ = from_published(read_state_dict(Path(_file(name))))
-    taken = {key: value for key, value in weights.items() if from_bert(key)}
+    taken = {key: value for key, value in weights.items() if may_be_from_bert(key)}
     take_weights(model, taken, f"--bert {name}", NOT_BERTS)
     return sorted(taken)
 

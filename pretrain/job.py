@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pretrain.batch import Batch
-from pretrain.bert import from_bert, load_bert
+from pretrain.bert import load_bert, may_be_from_bert
 from pretrain.circumstances import circumstances
 from pretrain.collate import Collator, Limits
 from pretrain.config import CONFIGS, ModelConfig, read_model_config
@@ -36,6 +36,7 @@ from shards.files import read_json, write_json
 from shards.ranks import Ranks
 
 BETAS, EPSILON = (0.9, 0.98), 1e-8
+FROM_BERT = "from_bert"  # in config.json: the names of the weights that came from --bert
 
 
 @dataclass
@@ -108,8 +109,8 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
     pieces = _pieces(config, ranks, pairs, run if newest else None)
     sizes = model_config(config, pairs.shards, pieces)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    work = _work(config, ranks, device, sizes, pieces, newest)
-    engine = _engine(config, ranks, work)
+    work, from_bert = _work(config, ranks, device, sizes, pieces, newest)
+    engine = _engine(config, ranks, work, from_bert)
     facts = restore_engine(engine, newest) if newest else {}
     classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
     limits = Limits(config.words, config.regions, sizes.v_feature_size, *classes)
@@ -151,7 +152,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
         frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, pieces, config.words)),
     )
     if not newest:
-        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces, device))
+        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces, device, from_bert))
     _describe(job, len(pieces))
     return job
 
@@ -184,15 +185,24 @@ def _pieces(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None
 
 def _work(
     config: PretrainConfig, ranks: Ranks, device: torch.device, sizes: ModelConfig, pieces: WordPieces, newest
-) -> Pass:
-    """The model, new or from BERT, on its device, and what a step does with it."""
+) -> tuple[Pass, list[str]]:
+    """The model, new or from BERT, on its device, and what a step does with it; and the names of BERT's weights."""
     torch.manual_seed(config.seed)
     model = PretrainingModel(sizes, sizes.v_feature_size if config.region_target == "features" else None)
     if config.region_target == "none":
         model.regions.requires_grad_(False)
-    if config.bert and not newest:
-        taken = on_first(ranks, lambda: len(load_bert(model, config.bert)))  # the others get them with the engine
-        ranks.say(f"{taken} weights of the text stream come from {config.bert}")
+    from_bert = []
+    if config.bert and newest:
+        stored = read_json(Path(config.out) / CONFIG).get(FROM_BERT)  # runs of before have none
+        from_bert = stored or [name for name, _ in model.named_parameters() if may_be_from_bert(name)]
+    elif config.bert:
+        from_bert = on_first(
+            ranks, lambda: load_bert(model, config.bert)
+        )  # other ranks get the weights with the engine
+        ranks.say(f"{len(from_bert)} weights of the text stream come from {config.bert}")
+    if not config.bert_lr_scale:
+        for name in from_bert:
+            model.get_parameter(name).requires_grad_(False)
     precision = Precision(config.precision, device)
     model.to(device, precision.weights)
     model.encoder.recompute = config.activation_checkpointing
@@ -210,12 +220,14 @@ def _work(
         contrastive=config.contrastive,
         hard_negatives=config.negatives == "hard",
     )
-    return Pass(model, objective, precision)
+    return Pass(model, objective, precision), from_bert
 
 
-def _engine(config: PretrainConfig, ranks: Ranks, work: Pass) -> Engine:
+def _engine(config: PretrainConfig, ranks: Ranks, work: Pass, from_bert: list[str]) -> Engine:
+    names = set(from_bert)
+
     def scale(name: str) -> float:
-        return config.bert_lr_scale if config.bert and from_bert(name) else 1.0
+        return config.bert_lr_scale if name in names else 1.0
 
     optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
     graph = (-(-config.batch_size // ranks.count), config.words) if config.cuda_graph else None
@@ -267,13 +279,21 @@ def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
 
 
 def _begin_run(
-    run: Path, config: PretrainConfig, pairs: Pairs, sizes: ModelConfig, pieces: WordPieces, device: torch.device
+    run: Path,
+    config: PretrainConfig,
+    pairs: Pairs,
+    sizes: ModelConfig,
+    pieces: WordPieces,
+    device: torch.device,
+    from_bert: list[str],
 ) -> None:
     """A run directory with its configuration."""
     clear_run(run)
     pieces.save(run)
     flags = dataclasses.asdict(config)
     facts = {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs), "made": circumstances(device)}
+    if from_bert:
+        facts[FROM_BERT] = from_bert
     write_json(run / CONFIG, facts)
 
 

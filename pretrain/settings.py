@@ -39,7 +39,7 @@ class PretrainConfig:
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
     weight_decay: float = flag(0.01, "of all weights but biases and LayerNorm", low=0)
     clip: float | None = flag(None, "largest gradient norm, 0 for no limit", low=0)
-    bert_lr_scale: float = flag(1.0, "factor on the learning rate of weights that came from BERT", above=0)
+    bert_lr_scale: float = flag(1.0, "factor on the learning rate of weights from --bert, 0 to freeze them", low=0)
     words: int = flag(36, "word pieces of a caption at the most, with [CLS] and [SEP]", low=3)
     regions: int = flag(36, "regions of an image at the most, the best first", low=1)
     region_target: str = flag("classes", "what masked regions are to be told", choices=REGION_TARGETS)

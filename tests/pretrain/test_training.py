@@ -20,6 +20,7 @@ from pretrain.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpo
 from pretrain.collate import Limits, stack
 from pretrain.config import TINY
 from pretrain.heads import PretrainingModel
+from pretrain.load import load_pretraining
 from pretrain.masking import sample_keys
 from pretrain.objective import Objective
 from pretrain.optimizer import lr_factor, make_optimizer, parameter_groups
@@ -233,6 +234,27 @@ def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
     status, out, err = run_command("pretrain.run", *flags)
     assert status == 0, err
     assert "weights of the text stream come from" in out and f"{len(words)} word pieces" in out
+
+    frozen = tmp_path / "frozen"  # stopped before its end and resumed: still without a change
+    flags[3], flags[-1] = frozen, 0
+    assert run_command("pretrain.run", *flags, "--save_every", 10)[0] == 0
+    for path in checkpoints(frozen):
+        if path.name != "step-00000010":
+            shutil.rmtree(path)
+    (frozen / "result.json").unlink()
+    status, _, err = run_command("pretrain.run", "--out", frozen, "--resume")
+    assert status == 0, err
+    original = BertModel.from_pretrained(bert).state_dict()
+    trained = load(frozen).state_dict()
+    assert torch.equal(trained["text_embedding.word.weight"], original["embeddings.word_embeddings.weight"])
+    of_bert = original["encoder.layer.2.attention.output.dense.weight"]
+    assert torch.equal(trained["text_layers.2.output.weight"], of_bert)
+    new = load(tmp_path / "run").state_dict()
+    assert not torch.equal(new["text_layers.2.output.weight"], trained["text_layers.2.output.weight"])
+    torch.manual_seed(0)
+    begun = PretrainingModel(load(frozen).config)
+    word_head = load_pretraining(frozen).words.transform.dense.weight  # BertModel has none: this one is trained
+    assert (word_head - begun.words.transform.dense.weight).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("target", ["features", "none"])
