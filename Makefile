@@ -4,7 +4,7 @@ PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-oldest env lint clean
+.PHONY: demo test test-slow test-oldest env lint wheel clean
 
 demo: env
 	$(BIN)/python -m pretrain.run --epochs 6 --out runs/demo-pretrain --resume
@@ -18,7 +18,7 @@ test: env lint
 test-slow: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-# With the oldest versions that setup.py allows, in a clone: operators are compiled for one torch, and lie in the tree.
+# With the oldest versions that pyproject.toml allows, in a clone: operators are compiled for one torch, and lie in the tree.
 test-oldest:
 	rm -rf build/oldest
 	git clone --quiet . build/oldest
@@ -27,10 +27,18 @@ test-oldest:
 lint: env
 	$(BIN)/ruff check .
 
+# A wheel in dist/, unpacked and checked outside of the repository. -P: not what lies in the directory.
+wheel: env
+	rm -rf dist build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
+	cd build/wheel && PYTHONPATH=. $(abspath $(BIN))/python -P -m ops
+	@ls dist
+
 env: $(VENV)/installed
 
 # torch first and alone: what comes after builds and resolves against it.
-$(VENV)/installed: $(REQUIREMENTS) setup.py $(wildcard ops/csrc/*)
+$(VENV)/installed: $(REQUIREMENTS) setup.py pyproject.toml $(wildcard ops/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' $(REQUIREMENTS))
 	$(BIN)/python -m pip install --quiet -r $(REQUIREMENTS)
@@ -38,4 +46,4 @@ $(VENV)/installed: $(REQUIREMENTS) setup.py $(wildcard ops/csrc/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,11 +1,11 @@
-"""Packaging: the floors as packages, ranges of versions, extras, and the compiled operator where one can be built."""
+"""The compiled operators, where they can be built; all other metadata is in pyproject.toml."""
 
 import glob
 import importlib.util
 import os
 import shutil
 
-from setuptools import find_packages, setup
+from setuptools import setup
 
 OPERATORS = ("overlap", "regions", "dropout", "layer_norm")
 
@@ -73,42 +73,4 @@ def extension() -> dict:
     return {"ext_modules": [first], "cmdclass": {"build_ext": build}}
 
 
-setup(
-    name="twelve-in-one",
-    version="0.1.0",
-    description="Train one vision-and-language model on many tasks (the 12-in-1 method)",
-    python_requires=">=3.11",
-    packages=find_packages(include=["ops*", "shards*", "pretrain*", "finetune*"]),
-    package_data={"finetune": ["paper_tables.json"], "finetune.pages": ["*.css", "*.html", "*.js"]},
-    install_requires=[
-        "torch>=2.10",  # weights_only of earlier ones can be made to run code (CVE-2026-24747)
-        "transformers>=5.0",
-        "tokenizers>=0.22.2",
-        "webdataset>=0.2.100",
-        "numpy>=2.0",
-        "scipy>=1.13",
-        "fire>=0.7",
-        "tensorboardX>=2.6.5",
-        "safetensors>=0.4.3",
-        "pillow>=11.3",  # CVE-2025-48379
-        "tqdm>=4.64.1",
-        "msgspec>=0.18",
-        "pybase64>=1.4",  # forty times as fast as the standard library, and a TSV is nothing else
-        "HanTa>=1.2.1",
-    ],
-    extras_require={
-        "lmdb": ["lmdb>=1.4", "msgpack>=1.0.2"],  # shards.convert of the published LMDBs
-        "spacy": ["spacy>=3.7"],  # finetune.consistency with a model of spaCy
-        "pages": ["matplotlib>=3.9", "bertviz>=1.4.1", "mpld3>=0.5.10", "XStatic-jQuery>=3.5.1.1"],  # report, attention
-        "demo": ["gradio>=6.31"],
-        "test": [
-            "pytest>=8",
-            "pytest-xdist>=3.5",
-            "hypothesis>=6.100",
-            "ruff>=0.6",
-            "tensorboard>=2.16",
-            "playwright>=1.40",
-        ],
-    },
-    **extension(),
-)
+setup(**extension())
