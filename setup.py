@@ -73,4 +73,5 @@ def extension() -> dict:
     return {"ext_modules": [first], "cmdclass": {"build_ext": build}}
 
 
-setup(**extension())
+# compat: a path in site-packages instead of an import hook, which editors and type checkers do not follow.
+setup(options={"editable_wheel": {"mode": "compat"}}, **extension())

@@ -47,6 +47,18 @@ def build(folder, **environment):
     return next(folder.glob("*.whl")), said
 
 
+def test_an_editable_installation_is_a_path_that_editors_follow(tmp_path):
+    """A .pth file with the repository's path; editors do not follow setuptools' import hooks."""
+    source = tmp_path / "source"
+    skip = shutil.ignore_patterns(".*", "*.so", "build", "data", "runs", "tests", "docs", "benchmarks", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=skip)
+    script = f"from setuptools import build_meta; print(build_meta.build_editable({str(tmp_path)!r}))"
+    run(sys.executable, "-c", script, cwd=source, PATH="/nowhere", CXX="")  # no compiler
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    path, *others = (name for name in wheel.namelist() if ".dist-info/" not in name)
+    assert not others and wheel.read(path).decode().strip() == str(source)
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_the_floors_and_the_compiled_operator(tmp_path):
     wheel, _ = build(tmp_path)
