@@ -9,7 +9,7 @@ from finetune.cleaning.cleaned import is_cleaned
 from finetune.evaluate import kept_scores
 from pretrain.run_folder import CONFIG
 from shards.errors import UserError
-from shards.files import read_json
+from shards.files import files_below, read_json
 
 METRICS = "metrics.jsonl"
 PRETRAINING, SINGLE, MULTI = "pretraining", "one task", "many tasks"  # kinds of runs
@@ -61,12 +61,16 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
     """The runs of these directories, and of directories that hold runs further below; each once."""
     folders: dict[Path, None] = {}
     for path in map(Path, paths):
-        below = [path] if (path / CONFIG).exists() else sorted(found.parent for found in path.rglob(CONFIG))
+        below = [path] if (path / CONFIG).exists() else sorted(Path(file).parent for file in _configs(path))
         below = [folder for folder in below if (folder / METRICS).exists()]
         if not below:
             raise UserError(f"{path}: holds no run; name directories of pretrain.run, finetune.mt, st or ablate")
         folders |= dict.fromkeys(below)
     return [read_run(folder) for folder in folders]
+
+
+def _configs(path: Path) -> list[str]:
+    return files_below(path, CONFIG.__eq__) if path.is_dir() else []
 
 
 def read_run(folder: Path) -> Run:

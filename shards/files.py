@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import braceexpand
@@ -42,6 +43,41 @@ def whole_file(path, mode: str = "wb", **options):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_stray(name: str) -> bool:
+    """Whether systems and editors leave files or folders of this name behind: ._1.jpg, .ipynb_checkpoints, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def files_below(folder, wanted: Callable[[str], bool]) -> list[str]:
+    """The files in a folder and its subfolders whose names are wanted, in alphabetical order.
+
+    Symbolic links to folders are followed. A folder that is reached twice (a cycle of links, two links to one folder)
+    is searched once. Stray files and folders are not searched.
+    """
+    return sorted(_files_below(folder, wanted))
+
+
+def _files_below(folder, wanted: Callable[[str], bool]) -> Iterator[str]:
+    def refuse(error: OSError):
+        raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror})")
+
+    root = os.stat(folder)
+    seen = {(root.st_dev, root.st_ino)}
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not is_stray(name))
+        for name in folders[:]:
+            known = os.stat(os.path.join(base, name))
+            if (known.st_dev, known.st_ino) in seen:
+                folders.remove(name)
+            seen.add((known.st_dev, known.st_ino))
+        yield from (os.path.join(base, name) for name in names if not is_stray(name) and wanted(name))
+
+
+def printable(name) -> str:
+    """A file name in which bytes that are not UTF-8 are written as \\xNN, so that it can be printed and stored."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def write_json(path, value) -> None:

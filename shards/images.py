@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import UserError
-from shards.files import expand, is_remote
+from shards.files import expand, files_below, is_remote
 from shards.index import read_headers, split_name
 
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
@@ -115,12 +115,7 @@ def _is_image(name: str) -> bool:
 
 def _image_files(folder: str) -> list[str]:
     """Image files below a folder, 2 before 10."""
-    found = [
-        os.path.join(base, name)
-        for base, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES)) and not name.startswith(".")
-    ]
+    found = files_below(folder, lambda name: name.lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES)))
     return sorted(found, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
 
 

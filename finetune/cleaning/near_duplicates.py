@@ -14,7 +14,7 @@ from finetune.cleaning.photos import Photos
 from finetune.official import scan_lines
 from finetune.tasks import all_tasks
 from shards.errors import UserError
-from shards.files import whole_file
+from shards.files import files_below, whole_file
 from shards.given_boxes import plain_id
 from shards.images import SUFFIXES, BadImage
 from shards.jobs import advance, run_tasks
@@ -59,7 +59,7 @@ def image_files(folder: str) -> dict[str, Path]:
         )
     found: dict[str, Path] = {}
     for part in there:
-        for path in sorted(path for path in part.rglob("*") if path.suffix.lower()[1:] in SUFFIXES):
+        for path in sorted(map(Path, files_below(part, lambda name: Path(name).suffix.lower()[1:] in SUFFIXES))):
             found.setdefault(photo_of[part.name](plain_id(path.stem)), path)
     if not found:
         raise UserError(f"--images {folder}: {', '.join(map(str, there))} hold no images")

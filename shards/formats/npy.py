@@ -5,18 +5,24 @@ where the extractor kept them, objects and cls_prob (n, classes); the dict has f
 """
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from shards.features import BadRecord, Features
+from shards.files import files_below
 from shards.items import image_of, text_of
 from shards.source import ListedSource, Record
 from shards.unpickle import unpickle
 
 INFO = "_info.npy"
 NAMES = {"bbox": "boxes", "image_width": "image_w", "image_height": "image_h", "objects_prob": "objects_conf"}
+
+
+def _has_features(name: str) -> bool:
+    return name.endswith(".npy") and not name.endswith(INFO)
 
 
 class NPY(ListedSource):
@@ -27,13 +33,12 @@ class NPY(ListedSource):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        files = (file for file in path.rglob("*.npy") if not file.name.endswith(INFO))
-        self.items = sorted(str(file.relative_to(path)) for file in files)
+        self.items = [os.path.relpath(file, path) for file in files_below(path, _has_features)]
         self.total = len(self.items)
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return path.is_dir() and next(path.rglob("*.npy"), None) is not None
+        return path.is_dir() and bool(files_below(path, _has_features))
 
     def records(self, part: list[str]) -> Iterator[Record]:
         for name in part:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from finetune.cleaning.cleaned import read_cleaned
 from finetune.cleaning.looks import DIFFERENT, NEAR, TRIMMED, difference, grey, look_hashes, near_pairs
+from finetune.cleaning.near_duplicates import image_files
 from finetune.cleaning.photos import Photos
 from finetune.official import scan
 from finetune.tasks import paper_tasks
@@ -326,6 +327,15 @@ def test_scan_takes_what_is_asked_for(tmp_path):
     assert scan(tmp_path / "a.json", dict[str, object])["b"] == [1, 2]
     with pytest.raises(UserError, match=r"is not there; it is an official file"):
         scan(tmp_path / "b.json", dict)
+
+
+def test_photos_in_linked_folders_are_compared(tmp_path):
+    """A folder that is skipped would let its leaks pass for clean."""
+    (tmp_path / "disk" / "val2014").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "disk" / "val2014" / "COCO_val2014_000000000042.jpg")
+    (tmp_path / "images" / "coco").mkdir(parents=True)
+    (tmp_path / "images" / "coco" / "val2014").symlink_to(tmp_path / "disk" / "val2014")
+    assert list(image_files(str(tmp_path / "images"))) == ["coco:42"]
 
 
 def altered(image: Image.Image, kind: str, rng) -> Image.Image:

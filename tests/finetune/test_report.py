@@ -69,6 +69,12 @@ def test_runs_are_found_where_they_are(trained, pretrained, single, tmp_path):
     assert run.training and all(line["step"] < 99 for line in run.training)
 
 
+def test_runs_are_found_behind_links(trained, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mt").symlink_to(trained)
+    assert [run.path for run in find_runs([str(tmp_path / "runs")])] == [tmp_path / "runs" / "mt"]
+
+
 def test_table9_has_the_test_where_it_was_scored(trained, single):
     columns, rows = table9(find_runs([str(trained), str(single)]))
     assert columns == ["the paper's ST", "the paper's AT->ST", "AT, not cleaned", "AT->ST, not cleaned"]

@@ -204,6 +204,16 @@ def test_mmf_features(tmp_path, run_command, whole):
         check(reader[reader.number_of(key)], item, key)
 
 
+def test_mmf_features_in_linked_folders(tmp_path, run_command):
+    items = {f"im{n}": write_mmf(tmp_path / "disk" / f"part{n}", n, False) for n in range(3)}
+    (tmp_path / "mmf").mkdir()
+    for name in ("part0", "part2"):
+        (tmp_path / "mmf" / name).symlink_to(tmp_path / "disk" / name)
+    reader, _ = convert(run_command, tmp_path, tmp_path / "mmf")
+    assert sorted(reader[n].info["id"] for n in range(len(reader))) == ["im0", "im2"]
+    check(reader[reader.number_of("im2")], items["im2"], "im2")
+
+
 def test_mmf_files_that_are_not_whole(tmp_path, run_command):
     folder = tmp_path / "mmf"
     for number in range(4):

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from shards.errors import UserError
-from shards.files import expand, is_remote, read_json, whole_file
+from shards.files import expand, files_below, is_remote, printable, read_json, whole_file
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -76,3 +76,19 @@ def test_broken_json_names_the_file(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(UserError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
+
+
+def test_files_are_found_behind_links_and_each_folder_is_searched_once(tmp_path):
+    for name in ("in/a/1.x", "in/2.x", "in/2.y", "elsewhere/b/3.x", "in/.hidden/4.x", "in/__MACOSX/._1.x", "in/._2.x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "twice").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "b" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "dangling").symlink_to(tmp_path / "nowhere")
+    found = files_below(tmp_path / "in", lambda name: name.endswith(".x"))
+    assert [os.path.relpath(file, tmp_path / "in") for file in found] == ["2.x", "a/1.x", "linked/b/3.x"]
+
+
+def test_a_name_that_is_not_utf_8_can_be_printed():
+    assert printable(os.fsdecode(b"a\xff.x")) == "a\\xff.x" and printable("\u00e9.x") == "\u00e9.x"

@@ -120,3 +120,14 @@ def test_nothing_to_find_is_an_error(tmp_path):
     make_tar(tmp_path / "a.tar", [("0.txt", b"x")])
     with pytest.raises(UserError, match=r"a\.tar: holds no images"):
         find_parts(str(tmp_path / "a.tar"), 100)
+
+
+def test_linked_folders_of_images_are_searched(tmp_path):
+    """As where the data sets are on another disk."""
+    (tmp_path / "disk" / "val2014").mkdir(parents=True)
+    Image.fromarray(RED).save(tmp_path / "disk" / "val2014" / "1.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "val2014").symlink_to(tmp_path / "disk" / "val2014")
+    (tmp_path / "disk" / "val2014" / "again").symlink_to(tmp_path / "in")
+    (part,) = find_parts(str(tmp_path / "in"), 100)
+    assert [record.data for record in read_records(part)] == [(tmp_path / "disk" / "val2014" / "1.png").read_bytes()]
