@@ -120,7 +120,8 @@ def run(config: DemoConfig) -> None:
         socket.getaddrinfo(config.host, config.port)
     except (OSError, UnicodeError):  # the latter of what no host can be called
         raise UserError(f"--host {config.host}: is the name or address of no machine") from None
-    files = [file for part in find_parts(config.images, 1000) for file in part.files] if config.images else []
+    parts = find_parts(config.images, 1000, unique=False) if config.images else []
+    files = [file for part in parts for file in part.files]
     if any(file.endswith(".tar") for file in files):
         raise UserError(f"--images {config.images}: should be a folder of image files")
     predictor = config.predictor()

@@ -15,6 +15,7 @@ import numpy as np
 from finetune.answers import ORDER, read_vocabulary
 from finetune.official import find_file, read_lines, read_pickle, take
 from shards.errors import UserError
+from shards.image_id import image_id
 
 NUMBER = (int, float)
 
@@ -50,7 +51,7 @@ def questions(folder: Path, *splits: str) -> dict[int | str, Question]:
             if not all(isinstance(label, int) and 0 <= label < len(vocabulary) for label in labels):
                 raise UserError(f"{where}: labels {labels} should be numbers below {len(vocabulary)}, of the answers")
             text = take(record, "question", str, where) if "question" in record else None
-            image = str(take(record, "image_id", (int, str), where))
+            image = image_id(str(take(record, "image_id", (int, str), where)))
             pairs = zip(labels, scores, strict=True)
             target = {vocabulary[label]: float(score) for label, score in pairs}
             found[question] = Question(question, image, text, target)
@@ -78,8 +79,8 @@ def answer_file(folder: Path) -> Path | None:
 def captions(path: Path) -> Iterator[tuple[str, list[str]]]:
     """(image, its captions) of a file of retrieval; Flickr's images are called by the number in their path."""
     for where, record in read_lines(path):
-        name = Path(take(record, "img_path", str, where)).stem
-        image = str(take(record, "id", (int, str), where)) if name.startswith("COCO_") else name
+        file = take(record, "img_path", str, where)
+        image = str(take(record, "id", (int, str), where)) if Path(file).name.startswith("COCO_") else image_id(file)
         yield image, take(record, "sentences", list, where)
 
 
@@ -93,4 +94,4 @@ def published_tests(folder: Path) -> Iterator[tuple[str, str]]:
             except (ValueError, EOFError) as error:
                 raise UserError(f"{path}: should be an array of image ids ({error})") from None
             for image in ids.ravel().tolist():
-                yield f"{collection}:{str(image).removesuffix('.jpg')}", path.name
+                yield f"{collection}:{image_id(str(image))}", path.name

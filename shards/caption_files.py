@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from shards.errors import UserError
 from shards.files import read_json
-from shards.given_boxes import plain_id
-from shards.images import SUFFIXES, Part, image_ids
+from shards.image_id import image_id
+from shards.images import Part, find_images
 
 SPLITS = ("train", "val", "test")
 _NUMBERED = re.compile(r"(.+)#\d+$")  # of a caption, as in Flickr's 1000092795.jpg#0
@@ -29,7 +29,7 @@ def read_caption_file(path: str, splits: str | None = None) -> dict[str, tuple[s
     else:
         found, places = {}, {}
         for number, name, caption in _rows(path):
-            image, numbered = image_key(_NUMBERED.sub(r"\1", name)), _NUMBERED.match(name)
+            image, numbered = image_id(_NUMBERED.sub(r"\1", name)), _NUMBERED.match(name)
             first = places.setdefault((image, name if numbered else caption), number)
             if first != number:
                 what = name if numbered else f"a caption of {name}"
@@ -40,51 +40,40 @@ def read_caption_file(path: str, splits: str | None = None) -> dict[str, tuple[s
     return {image: tuple(captions) for image, captions in found.items()}
 
 
-def image_key(name: str) -> str:
-    """What captions are matched by: a file name without folders and suffix, of COCO's names the number."""
-    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
-    return plain_id(stem if dot and suffix.lower() in SUFFIXES else stem + dot + suffix)
-
-
 def with_captions(parts: list[Part], captions: dict[str, tuple[str, ...]], per_part: int) -> tuple[list[Part], str]:
     """The parts of an extraction with only the images that have captions, and how many these are, in words.
 
     Args:
         parts: as find_parts gives them.
-        captions: by image_key.
+        captions: by image id.
         per_part: images of a part, where they are files of a folder.
     """
-    matched: dict[str, tuple[str, str]] = {}
+    matched: dict[str, str] = {}  # image id -> its file
     total = 0
     for part in parts:
-        for file, image in image_ids(part):
-            key, total = image_key(image), total + 1
-            if key in captions and key in matched:
-                raise UserError(
-                    f"{file}: the images {matched[key][1]} and {image} have the same name, by which captions are "
-                    "matched; extract their folders separately, or rename one"
-                )
-            if key in captions:
-                matched[key] = file, image
+        for found in find_images(part):
+            total += 1
+            if found.id in captions:
+                matched[found.id] = found.file
     if not matched:
         raise UserError(
             f"{parts[0].files[0]}: --captions has none of the images; it has {next(iter(captions))}, for instance, and "
-            f"not {image_key(image_ids(parts[0])[0][1])}"
+            f"not {next(find_images(parts[0])).id}"
         )
-    counts = f"{sum(len(captions[key]) for key in matched)} captions of {len(matched)} images"
+    counts = f"{sum(len(captions[image]) for image in matched)} captions of {len(matched)} images"
     if len(captions) > len(matched):
         counts += f"; {len(captions) - len(matched)} more of its images not found"
     if total > len(matched):
         counts += f"; {total - len(matched)} images without a caption in it skipped"
-    found = [(file, image, captions[key]) for key, (file, image) in matched.items()]
-    if found[0][0].endswith(".tar"):
-        groups = [list(group) for _, group in itertools.groupby(found, key=lambda one: one[0])]
+    rows = [(file, image, captions[image]) for image, file in matched.items()]
+    if rows[0][0].endswith(".tar"):
+        groups = [list(group) for _, group in itertools.groupby(rows, key=lambda one: one[0])]
     else:
-        groups = [found[begin : begin + per_part] for begin in range(0, len(found), per_part)]
+        groups = [rows[begin : begin + per_part] for begin in range(0, len(rows), per_part)]
     chosen = []
     for group in groups:
         files = list(dict.fromkeys(file for file, _, _ in group))
-        chosen.append(Part(files, parts[0].root, len(group), {image: texts for _, image, texts in group}))
+        chosen.append(Part(files, len(group), {image: texts for _, image, texts in group}))
     return chosen, counts
 
 
@@ -109,7 +98,7 @@ def _karpathy(path: str, wanted: set[str] | None) -> dict[str, list[str]]:
         where = f"{path}, image {number}"
         try:
             split = image["split"]
-            name = str(image["cocoid"]) if "cocoid" in image else image_key(image["filename"])
+            name = str(image["cocoid"]) if "cocoid" in image else image_id(image["filename"])
             captions = [sentence["raw"].strip() for sentence in image["sentences"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: should have filename, split and sentences with raw texts ({error!r})") from None

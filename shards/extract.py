@@ -17,9 +17,11 @@ from shards.detector import Detector, Found
 from shards.detectors import make_detector
 from shards.detectors.pixels import REGIONS
 from shards.errors import UserError
+from shards.files import printable
 from shards.flags import REQUIRED, command, flag
-from shards.given_boxes import plain_id, read_given_boxes
-from shards.images import BadImage, Part, Record, decode_image, find_parts, read_records
+from shards.given_boxes import read_given_boxes
+from shards.image_id import is_image
+from shards.images import BadImage, Part, Record, Unused, decode_image, find_parts, read_records
 from shards.index import saved_index
 from shards.jobs import advance, run_tasks, worker_pool
 from shards.ranks import ALONE, Ranks, launched
@@ -81,6 +83,8 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
     """Runs an extraction to its end; shards that an earlier run finished are kept. Returns the data set, on the first
     of several ranks, which share the shards."""
     parts = find_parts(config.images, config.per_shard)
+    if os.path.isdir(config.images) and is_image(parts[0].files[0]) and (tars := [*Path(config.images).glob("*.tar")]):
+        ranks.say(f"{config.images}: its {len(tars)} .tar files are not read, because it holds images")
     if config.captions:
         captions = read_caption_file(config.captions, config.captions_split)
         parts, counts = with_captions(parts, captions, config.per_shard)
@@ -120,7 +124,8 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
     plan = {
         "command": "shards.extract",
         "images": [
-            [os.path.abspath(name) for name in (part.files[0], part.files[-1])] + [part.count] for part in parts
+            [printable(os.path.abspath(name)) for name in (part.files[0], part.files[-1])] + [part.count]
+            for part in parts
         ],
         "regions": config.regions or (REGIONS if config.detector == "pixels" else None),
         "boxes": config.boxes and os.path.abspath(config.boxes),
@@ -185,20 +190,22 @@ def _write(task: Task, detector: Detector, map_all, size: int, window: int, done
     note_skipped(task.path, skipped)
 
 
-def _decoded(data: bytes) -> np.ndarray | BadImage:
+def _decoded(data: bytes | BadImage) -> np.ndarray | BadImage:
     try:
         return decode_image(data)
     except BadImage as error:
         return error
 
 
-def _windows(task: Task, map_all, window: int, done: Callable, given) -> Iterator[Iterator[tuple[Record, object]]]:
+def _windows(
+    task: Task, map_all, window: int, done: Callable, given, unused: list[Unused]
+) -> Iterator[Iterator[tuple[Record, object]]]:
     """Records with their decoded images, a window being decoded while the one before is worked on."""
-    records, waiting = read_records(task.part), None
+    records, waiting = read_records(task.part, unused), None
     while chosen := list(itertools.islice(records, window)):
         done(len(chosen))
         if given is not None:
-            chosen = [record for record in chosen if plain_id(record.id) in given]
+            chosen = [record for record in chosen if record.id in given]
         following = zip(chosen, map_all(_decoded, [record.data for record in chosen]), strict=True)
         if waiting:
             yield waiting
@@ -210,7 +217,8 @@ def _windows(task: Task, map_all, window: int, done: Callable, given) -> Iterato
 def _samples(task: Task, detector: Detector, map_all, size: int, window: int, done: Callable, skipped: list[dict]):
     config, folder, keys = task.config, os.path.dirname(task.path), {}
     given = read_given_boxes(config.boxes) if config.boxes else None
-    for records in _windows(task, map_all, window, done, given):
+    unused: list[Unused] = []
+    for records in _windows(task, map_all, window, done, given, unused):
         good = []
         for record, image in records:
             if isinstance(image, BadImage):
@@ -227,9 +235,10 @@ def _samples(task: Task, detector: Detector, map_all, size: int, window: int, do
             source = os.path.relpath(record.source, folder)
             info = {"id": record.id, "width": width, "height": height, "source": source}
             if given is not None:
-                info["box_ids"] = given[plain_id(record.id)].ids
+                info["box_ids"] = given[record.id].ids
             boxes = found.boxes / np.array([width, height, width, height], np.float32)
             yield Sample(key, found.features, boxes, found.class_ids, found.class_probs, info, record.captions)
+    skipped += ({"source": os.path.relpath(source, folder), "reason": reason} for source, reason in unused)
 
 
 def _regions(detector: Detector, good: list, given, size: int) -> list[Found]:
@@ -243,7 +252,7 @@ def _regions(detector: Detector, good: list, given, size: int) -> list[Found]:
             regions = detector.detect(images)
         else:
             sizes = (image.shape[1::-1] for image in images)
-            boxes = [given[plain_id(good[n][0].id)].inside(*of_image) for n, of_image in zip(batch, sizes, strict=True)]
+            boxes = [given[good[n][0].id].inside(*of_image) for n, of_image in zip(batch, sizes, strict=True)]
             regions = detector.describe(images, boxes)
         found |= dict(zip(batch, regions, strict=True))
     return [found[n] for n in range(len(good))]
@@ -252,6 +261,7 @@ def _regions(detector: Detector, good: list, given, size: int) -> list[Found]:
 def _finish(out: Path, tasks: list[Task], detector: Detector, plan: dict) -> Dataset:
     made = [task.path for task in tasks]
     skipped, paths = noted(made), [path for path in made if len(saved_index(path))]
+    bad_images = sum("id" in line for line in skipped)
     if not paths:
         if plan["boxes"]:
             raise UserError(f"{plan['images'][0][0]}: holds no image that {plan['boxes']} has boxes of")
@@ -264,9 +274,9 @@ def _finish(out: Path, tasks: list[Task], detector: Detector, plan: dict) -> Dat
         num_classes=detector.num_classes,
         extra={"plan": plan, "skipped": len(skipped)} | names,
     )
-    if plan["boxes"] and len(dataset) + len(skipped) < len(read_given_boxes(plan["boxes"])):
+    if plan["boxes"] and len(dataset) + bad_images < len(read_given_boxes(plan["boxes"])):
         given = len(read_given_boxes(plan["boxes"]))
-        print(f"{plan['boxes']}: {given - len(dataset) - len(skipped)} of its {given} images are not there")
+        print(f"{plan['boxes']}: {given - len(dataset) - bad_images} of its {given} images are not there")
     left_out = list_skipped(out, made, skipped, "source")
     print(f"{out}: {len(dataset)} images, {dataset.count_of_captions}, in {len(paths)} shards{left_out}")
     return dataset

@@ -45,9 +45,13 @@ def whole_file(path, mode: str = "wb", **options):
         temporary.unlink(missing_ok=True)
 
 
-def is_stray(name: str) -> bool:
-    """Whether systems and editors leave files or folders of this name behind: ._1.jpg, .ipynb_checkpoints, __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
+def is_stray(path: str) -> bool:
+    """Whether systems or editors left a file behind: ._1.jpg, .ipynb_checkpoints/1.jpg, __MACOSX/1.jpg.
+
+    path: relative to the folder or tar that is searched.
+    """
+    parts = (part for part in path.split("/") if part not in (".", ".."))
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def files_below(folder, wanted: Callable[[str], bool]) -> list[str]:
@@ -73,6 +77,11 @@ def _files_below(folder, wanted: Callable[[str], bool]) -> Iterator[str]:
                 folders.remove(name)
             seen.add((known.st_dev, known.st_ino))
         yield from (os.path.join(base, name) for name in names if not is_stray(name) and wanted(name))
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file name is UTF-8; in others Python has half characters for the bytes that are not."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def printable(name) -> str:

@@ -2,23 +2,12 @@
 
 import functools
 import json
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from shards.errors import UserError
-
-# COCO's file names, of 2017 (000000000042) and before (COCO_val2014_000000000042); annotations have the number alone.
-_COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
-# Flickr8k's file names (1000268201_693b08cb0e); Flickr30k, its Entities and SNLI-VE have the photo's number alone.
-_FLICKR8K = re.compile(r"(\d+)_[0-9a-f]{10}$")
-
-
-def plain_id(image: str) -> str:
-    """An image's id as annotations have it: the number in COCO's and Flickr8k's file names, all others as they are."""
-    found = _COCO.match(image) or _FLICKR8K.match(image)
-    return found[1] if found else image
+from shards.image_id import image_id
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,7 @@ def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-            image, boxes = plain_id(str(record["image_id"])), np.array(record["boxes"], np.float32)
+            image, boxes = image_id(str(record["image_id"])), np.array(record["boxes"], np.float32)
             ids = tuple(map(str, record["box_ids"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{where}: should be an object with image_id, boxes and box_ids ({error})") from None

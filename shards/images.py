@@ -1,21 +1,33 @@
 """Finding and decoding images: a folder of files, or tars in img2dataset's layout."""
 
 import io
+import itertools
+import json
 import os
 import re
 import tarfile
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import UserError
-from shards.files import expand, files_below, is_remote
-from shards.index import read_headers, split_name
+from shards.files import expand, files_below, is_remote, is_utf8, printable
+from shards.image_id import SUFFIXES, image_id, is_image
+from shards.image_tar import Member, Unused, read_directory, split_path
+from shards.text_encoding import decode_text
 
-SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 MAX_PIXELS = 80_000_000  # below the size at which Pillow begins to warn by itself
+SAME_ID = (
+    "both are image {image}, since an image's id is its file name without folder and suffix (of COCO's names the "
+    "number); remove or rename one of them, or extract their folders separately"
+)
+NOT_UTF8 = "has a name that is not UTF-8; rename it"
 
 
 class BadImage(Exception):
@@ -24,19 +36,24 @@ class BadImage(Exception):
 
 @dataclass
 class Record:
-    """One image before it is decoded. source: where its bytes came from, `FILE` or `TAR#MEMBER`."""
+    """One image before it is decoded.
+
+    data: its bytes, or why there are none; source: where they came from, `FILE` or `TAR#MEMBER`.
+    """
 
     id: str
-    data: bytes
+    data: bytes | BadImage
     source: str
     captions: tuple[str, ...] = ()
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(data: bytes | BadImage, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """RGB uint8 (H, W, 3), upright (EXIF), transparent pixels on white; BadImage where that cannot be had.
 
     The size is checked in the header, before any pixel is decoded: a small file can claim a huge picture.
     """
+    if isinstance(data, BadImage):
+        raise data
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > max_pixels:
@@ -74,111 +91,157 @@ class Part:
     """
 
     files: list[str]
-    root: str | None
     count: int
     captions: dict[str, tuple[str, ...]] | None = None
 
 
-def find_parts(images: str, per_part: int) -> list[Part]:
+class Found(NamedTuple):
+    """An image that was found. file: the image's own, or the tar; source: as a Record has it."""
+
+    file: str
+    source: str
+    id: str
+
+
+def find_parts(images: str, per_part: int, unique: bool = True) -> list[Part]:
     """The images that a path or pattern names, divided into parts that are read independently of each other.
 
     A folder is searched through its subfolders; its tars count where it holds no images.
+
+    Args:
+        images: a folder, files, or tars.
+        per_part: images of a part, where they are files.
+        unique: refuse two images with the same id.
     """
-    if os.path.isdir(images):
-        files = _image_files(images)
-        if files:
-            return [
-                Part(files[begin : begin + per_part], images, len(files[begin : begin + per_part]))
-                for begin in range(0, len(files), per_part)
-            ]
-        if not any(Path(images).glob("*.tar")):
-            raise UserError(f"{images}: holds no images ({', '.join(SUFFIXES)}) and no .tar files")
-    names = expand(images)
-    if all(name.lower().endswith(SUFFIXES) for name in names):
-        return [
-            Part(names[i : i + per_part], None, len(names[i : i + per_part])) for i in range(0, len(names), per_part)
-        ]
-    parts = []
-    for name in names:
-        if is_remote(name) or not name.endswith(".tar"):
-            raise UserError(f"{name}: should be a folder of images, images, or local .tar files")
-        count = sum(_is_image(entry) for entry, _, _ in read_headers(name))
-        if not count:
-            raise UserError(f"{name}: holds no images ({', '.join(SUFFIXES)})")
-        parts.append(Part([name], None, count))
+    files = _image_files(images) if os.path.isdir(images) else []
+    if os.path.isdir(images) and not files and not any(Path(images).glob("*.tar")):
+        raise UserError(f"{images}: holds no images ({', '.join(SUFFIXES)}) and no .tar files")
+    names = files or expand(images)
+    parts, hashes = [], array("q")  # ids take ten times as much memory, of which millions of images leave too little
+    if all(map(is_image, names)):
+        hashes.extend(hash(image_id(name)) for name in names)
+        groups = (names[begin : begin + per_part] for begin in range(0, len(names), per_part))
+        parts = [Part(group, len(group)) for group in groups]
+    else:
+        for name in names:
+            if is_remote(name) or not name.endswith(".tar"):
+                raise UserError(f"{name}: should be a folder of images, images, or local .tar files")
+            members = read_directory(name).images
+            if not members:
+                raise UserError(f"{name}: holds no images ({', '.join(SUFFIXES)})")
+            hashes.extend(hash(image_id(member)) for member in members)
+            parts.append(Part([name], len(members)))
+    if unique and len(np.unique(hashes)) < len(hashes):
+        _refuse_same_ids(parts)
     return parts
 
 
-def _is_image(name: str) -> bool:
-    return split_name(name)[1].lower() in SUFFIXES
+def _refuse_same_ids(parts: list[Part]) -> None:
+    seen: dict[str, str] = {}
+    for found in itertools.chain.from_iterable(map(find_images, parts)):
+        if found.id in seen:
+            raise UserError(f"{seen[found.id]} and {found.source}: {SAME_ID.format(image=found.id)}")
+        seen[found.id] = found.source
 
 
 def _image_files(folder: str) -> list[str]:
     """Image files below a folder, 2 before 10."""
-    found = files_below(folder, lambda name: name.lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES)))
+    found = files_below(folder, is_image)
     return sorted(found, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
 
 
-def image_ids(part: Part) -> list[tuple[str, str]]:
-    """(file, image id) of every image of a part, without reading the images."""
-    found = []
+def find_images(part: Part) -> Iterator[Found]:
+    """Every image of a part, without reading the images."""
     for name in part.files:
         if name.endswith(".tar"):
-            found += dict.fromkeys(
-                (name, split_name(entry)[0]) for entry, _, _ in read_headers(name) if _is_image(entry)
-            )
+            for member in read_directory(name).images:
+                yield Found(name, f"{name}#{printable(member)}", image_id(printable(member)))
         else:
-            found.append((name, _id_of_file(name, part.root)))
-    return found
+            yield Found(name, printable(name), image_id(printable(name)))
 
 
-def read_records(part: Part):
-    """Yields the Record of every image of a part."""
+def read_records(part: Part, unused: list[Unused] | None = None) -> Iterator[Record]:
+    """Yields the Record of every image of a part, and appends to `unused` what lies among them and is not used."""
+    unused = [] if unused is None else unused
     for name in part.files:
-        for record in _records_of_tar(name) if name.endswith(".tar") else (_record_of_file(name, part.root),):
-            if part.captions is None:
-                yield record
-            elif record.id in part.captions:
-                yield replace(record, captions=part.captions[record.id])
+        if name.endswith(".tar"):
+            yield from _records_of_tar(name, part.captions, unused)
+        elif part.captions is None or image_id(printable(name)) in part.captions:
+            yield _record_of_file(name, part.captions, unused)
 
 
-def _id_of_file(name: str, root: str | None) -> str:
-    path = Path(name)
-    return str(path.relative_to(root).with_suffix("")) if root else path.stem
+def _record_of_file(name: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused]) -> Record:
+    image, source = image_id(printable(name)), printable(name)
+    if not is_utf8(name):
+        return Record(image, BadImage(NOT_UTF8), source)
+    if (data := _read_file(name)) is None:
+        return Record(image, BadImage("is a link to a file that does not exist"), source)
+
+    def beside(suffix: str) -> tuple[str, bytes] | None:
+        path = str(Path(name).with_suffix(f".{suffix}"))
+        return None if (content := _read_file(path)) is None else (path, content)
+
+    return Record(image, data, source, _captions(beside, unused) if captions is None else captions[image])
 
 
-def _record_of_file(name: str, root: str | None) -> Record:
-    path = Path(name)
-    text = path.with_suffix(".txt")
+def _read_file(name: str) -> bytes | None:
+    """The content of a file; None where it does not exist."""
     try:
-        caption = text.read_text(encoding="utf-8", errors="replace") if text.exists() else ""
-        return Record(_id_of_file(name, root), path.read_bytes(), name, _one(caption))
+        return Path(name).read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
 
 
-def _one(caption: str) -> tuple[str, ...]:
-    """The captions of a text file: one, whatever lines it has; none where it is blank."""
-    return (caption.strip(),) if caption.strip() else ()
+def _captions(beside: Callable[[str], tuple[str, bytes] | None], unused: list[Unused]) -> tuple[str, ...]:
+    """The caption next to an image: all of KEY.txt, or the `caption` of KEY.json; none where both are blank.
+
+    beside: a function from a suffix to a file's source and content, None where there is no such file.
+    """
+    if found := beside("txt"):
+        source, data = found
+        try:
+            if caption := decode_text(data).strip():
+                return (caption,)
+        except ValueError:
+            unused.append(Unused(source, "is not text in UTF-8 or UTF-16, and no caption"))
+    if found := beside("json"):
+        source, data = found
+        try:
+            value = json.loads(decode_text(data))
+        except ValueError:
+            unused.append(Unused(source, "is not JSON that can be read, and no caption"))
+            return ()
+        caption = value.get("caption") if isinstance(value, dict) else None
+        return (caption.strip(),) if isinstance(caption, str) and caption.strip() else ()
+    return ()
 
 
-def _records_of_tar(name: str):
-    key, image, captions = None, None, ()
-    with tarfile.open(name, "r:") as tar:
-        for entry in tar:
-            if not entry.isfile():
+def _records_of_tar(tar: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused]) -> Iterator[Record]:
+    directory = read_directory(tar)
+    unused += (Unused(f"{tar}#{printable(name)}" if name else tar, reason) for name, reason in directory.unused)
+    with open(tar, "rb") as file:
+
+        def read(member: Member) -> bytes:
+            file.seek(member.offset)
+            return file.read(member.size)
+
+        def beside(path: str, suffix: str) -> tuple[str, bytes] | None:
+            if (path, suffix) not in directory.texts:
+                return None
+            name, member = directory.texts[path, suffix]
+            return f"{tar}#{printable(name)}", read(member)
+
+        for name, member in directory.images.items():
+            image, source = image_id(printable(name)), f"{tar}#{printable(name)}"
+            if captions is not None and image not in captions:
                 continue
-            entry_key, suffix = split_name(entry.name)
-            if entry_key != key:
-                if image:
-                    yield Record(key, image[1], f"{name}#{image[0]}", captions)
-                key, image, captions = entry_key, None, ()
-            if suffix.lower() in SUFFIXES:
-                image = entry.name, tar.extractfile(entry).read()
-            elif suffix == "txt":
-                captions = _one(tar.extractfile(entry).read().decode(errors="replace"))
-        if image:
-            yield Record(key, image[1], f"{name}#{image[0]}", captions)
+            if not is_utf8(name):
+                yield Record(image, BadImage(NOT_UTF8), source)
+                continue
+            own = _captions(partial(beside, split_path(name)[0]), unused) if captions is None else captions[image]
+            yield Record(image, read(member), source, own)
 
 
 def read_source(source: str) -> bytes:

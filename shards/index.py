@@ -6,6 +6,7 @@ headers where it is missing or does not fit the tar any more.
 """
 
 import contextlib
+import posixpath
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import UserError
-from shards.files import whole_file
+from shards.files import is_stray, whole_file
 from shards.sample import MEMBERS, SEVERAL
 
 
@@ -49,17 +50,28 @@ def index_path(tar_path) -> Path:
 
 
 def read_headers(tar_path):
-    """Yields (name, offset of the data, size) for every file in a local tar; a cut tar is a UserError."""
+    """Yields (name, offset of the data, size) for every file in a local tar; a cut tar is a UserError.
+
+    Links come last, with the data of the file that they lead to; a link that leads nowhere has no data.
+    """
     try:
         with tarfile.open(tar_path, "r:") as tar:
-            end = 0
+            end, links = 0, []
             for member in tar:
                 if member.isfile():
                     yield member.name, member.offset_data, member.size
+                elif member.islnk():
+                    links.append((member.name, member.linkname))
+                elif member.issym():
+                    links.append((member.name, posixpath.join(posixpath.dirname(member.name), member.linkname)))
                 end = member.offset_data + -(-member.size // 512) * 512
             tar.fileobj.seek(end)
             if tar.fileobj.read(512) != bytes(512):
                 raise UserError(f"{tar_path}: the tar ends without its end mark; it was cut short, fetch it again")
+            files = {posixpath.normpath(member.name): member for member in tar if links and member.isfile()}
+            for name, target in links:
+                leads_to = files.get(posixpath.normpath(target))
+                yield (name, leads_to.offset_data, leads_to.size) if leads_to else (name, 0, 0)
     except tarfile.TarError as error:
         raise UserError(f"{tar_path}: is not a whole tar ({error}); fetch or make it again") from None
     except OSError as error:
@@ -67,10 +79,12 @@ def read_headers(tar_path):
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A member's name as webdataset splits it: the key ends at the first dot of the last path part."""
-    folder, _, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), suffix
+    """(key, suffix) of a member of a region shard: the suffix is the longest of MEMBERS that the name ends with.
+
+    A key may have dots. A member with another suffix has the suffix "".
+    """
+    suffix = max((suffix for suffix in MEMBERS if name.endswith(f".{suffix}")), key=len, default="")
+    return (name[: -len(suffix) - 1], suffix) if suffix else (name, "")
 
 
 def scan(tar_path) -> ShardIndex:
@@ -78,7 +92,7 @@ def scan(tar_path) -> ShardIndex:
     rows: dict[str, np.ndarray] = {}
     for name, offset, size in read_headers(tar_path):
         key, suffix = split_name(name)
-        if suffix in MEMBERS:
+        if suffix and not is_stray(name):
             rows.setdefault(key, np.zeros((len(MEMBERS), 2), np.int64))[MEMBERS.index(suffix)] = offset, size
     rows = {key: row for key, row in rows.items() if row[0, 1]}
     if not rows:

@@ -12,8 +12,8 @@ from shards.dataset import checksum_errors, open_dataset, read_captions
 from shards.errors import UserError
 from shards.files import whole_file
 from shards.flags import REQUIRED, command, flag
-from shards.images import SUFFIXES, BadImage, decode_image, read_source
-from shards.index import split_name
+from shards.image_id import image_id, is_image
+from shards.images import BadImage, decode_image, read_source
 from shards.pixels import iou
 from shards.reader import RegionReader
 from shards.sample import Sample
@@ -90,7 +90,7 @@ def image_of(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
     """The image that a sample was made from, or a blank of its size and why there is none. folder: of the shards."""
     try:
         source = source_of(sample, folder)
-        if split_name(source.split("#")[-1])[1].lower() not in SUFFIXES:
+        if not is_image(source):
             raise UserError("the shards were made from features")
         return Image.fromarray(decode_image(read_source(source))), ""
     except (UserError, BadImage) as error:
@@ -134,7 +134,7 @@ def number_of(reader: RegionReader, image: str) -> int:
     """The number of an image by its id, or by the id that annotations have; KeyError where there is none."""
     with contextlib.suppress(KeyError):
         return reader.number_of(image)
-    return reader.plain_numbers()[image]
+    return reader.plain_numbers()[image_id(image)]
 
 
 def run(config: InspectConfig) -> None:

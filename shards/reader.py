@@ -6,7 +6,7 @@ import numpy as np
 
 from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.given_boxes import plain_id
+from shards.image_id import image_id
 from shards.index import load_index
 from shards.sample import MEMBERS, Sample, decode
 
@@ -62,13 +62,13 @@ class RegionReader:
         return self._maps[shard]
 
     def plain_numbers(self) -> dict[str, int]:
-        """The number of every image by the id that annotations have (given_boxes.plain_id)."""
-        ids = (plain_id(image) for index in self.indexes for image in index.ids.tolist())
+        """The number of every image by the id that annotations have (image_id.image_id)."""
+        ids = (image_id(image) for index in self.indexes for image in index.ids.tolist())
         return {image: number for number, image in enumerate(ids)}
 
-    def number_of(self, image_id: str) -> int:
+    def number_of(self, image: str) -> int:
         """The number of the sample with this image id; KeyError where there is none."""
         if self._numbers is None:
-            ids = (image_id for index in self.indexes for image_id in index.ids.tolist())
-            self._numbers = {image_id: number for number, image_id in enumerate(ids)}
-        return self._numbers[image_id]
+            ids = (known for index in self.indexes for known in index.ids.tolist())
+            self._numbers = {known: number for number, known in enumerate(ids)}
+        return self._numbers[image]

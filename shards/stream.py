@@ -21,10 +21,10 @@ import webdataset
 from shards import hashing
 from shards.dataset import Dataset, Shard, described_dataset, is_readable, normalised
 from shards.errors import BadSample, UserError
-from shards.files import expand
+from shards.files import expand, is_stray
 from shards.index import split_name
 from shards.order import PairNumbers
-from shards.sample import MEMBERS, Sample, decode
+from shards.sample import Sample, decode
 from shards.texts import TextLists
 
 RETRY_AFTER = (0.5, 1, 2, 4, 8)  # seconds before a broken stream is opened again
@@ -149,27 +149,35 @@ def _reason(url: str, error: OSError) -> str:
 
 def _read_once(url: str, begin: int, end: int | None) -> Iterator[Sample]:
     with _open(url) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-        for number, (key, members) in enumerate(_group(tar, begin)):
+        for number, (key, members) in enumerate(_group(tar, begin, url)):
             if end is not None and number >= end:
                 return
             if number >= begin:
                 yield decode(key, members, url)
 
 
-def _group(tar, begin: int):
-    """(key, member suffix -> bytes) of each sample; members of samples before `begin` are not read."""
-    key, members, number = None, {}, 0
+def _group(tar, begin: int, url: str):
+    """(key, member suffix -> bytes) of each sample; members of samples before `begin` are not read.
+
+    A stream cannot be searched for the rest of a sample: one whose members are not adjacent is a UserError.
+    """
+    key, members, number, ended = None, {}, 0, set()
     for entry in tar:
-        if not entry.isfile():
-            continue
         entry_key, suffix = split_name(entry.name)
+        if not entry.isfile() or not suffix or is_stray(entry.name):
+            continue
         if entry_key != key:
+            if entry_key in ended:
+                raise UserError(
+                    f"{url}: {entry.name} is not adjacent to the other members of {entry_key}; "
+                    "make the tar again with members in order (tar --sort=name), or read it from a local path"
+                )
+            ended.add(key)
             if "features.npy" in members:
                 yield key, members
                 number += 1
             key, members = entry_key, {}
-        if suffix in MEMBERS:
-            members[suffix] = tar.extractfile(entry).read() if number >= begin else b""
+        members[suffix] = tar.extractfile(entry).read() if number >= begin else b""
     if "features.npy" in members:
         yield key, members
 

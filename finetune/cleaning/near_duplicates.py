@@ -15,8 +15,8 @@ from finetune.official import scan_lines
 from finetune.tasks import all_tasks
 from shards.errors import UserError
 from shards.files import files_below, whole_file
-from shards.given_boxes import plain_id
-from shards.images import SUFFIXES, BadImage
+from shards.image_id import image_id, is_image
+from shards.images import SAME_ID, BadImage
 from shards.jobs import advance, run_tasks
 
 PAIRS = "look_alikes.jsonl"
@@ -59,8 +59,13 @@ def image_files(folder: str) -> dict[str, Path]:
         )
     found: dict[str, Path] = {}
     for part in there:
-        for path in sorted(map(Path, files_below(part, lambda name: Path(name).suffix.lower()[1:] in SUFFIXES))):
-            found.setdefault(photo_of[part.name](plain_id(path.stem)), path)
+        own: dict[str, Path] = {}
+        for path in map(Path, files_below(part, is_image)):
+            image = image_id(path.name)
+            if image in own:
+                raise UserError(f"{own[image]} and {path}: {SAME_ID.format(image=image)}")
+            own[image] = path
+            found.setdefault(photo_of[part.name](image), path)
     if not found:
         raise UserError(f"--images {folder}: {', '.join(map(str, there))} hold no images")
     return found

@@ -16,6 +16,7 @@ from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.gqa_metrics import WITH_FILES, OfficialScores, Operation, official_scores, step_count
 from finetune.official import find_file, scan_records
 from finetune.task import Example, scores_by
+from shards.image_id import image_id
 
 MINVAL = 3000  # questions of train and val together, the last by id
 
@@ -96,7 +97,7 @@ class GQA(AnsweringTask):
         files = [_file(folder, part) for part in parts]
         if processed.has_questions(folder, "trainval", *parts) and not all(path.exists() for path in files):
             return super().image_counts(folder, split)
-        found = [Asked(id, str(of.image)) for path in files for id, of in scan_records(path, ImageOf)]
+        found = [Asked(id, image_id(str(of.image))) for path in files for id, of in scan_records(path, ImageOf)]
         if len(parts) > 1:
             rest, minval = held_out_by_id(found, MINVAL, 0.1)
             found = minval if split == "minval" else rest
@@ -155,7 +156,7 @@ def read(folder: Path, split: str) -> list[Example]:
         Example(
             id,
             found.question,
-            (str(found.image),),
+            (image_id(str(found.image)),),
             None if found.answer is None else {found.answer: 1.0},
             facts=found.facts,
         )

@@ -11,7 +11,7 @@ from finetune.official import find_file, read_annotations, take, unique
 from finetune.processed import captions
 from finetune.task import Example, Task
 from shards.errors import UserError
-from shards.given_boxes import plain_id
+from shards.image_id import image_id
 
 PLACES = (1, 5, 10)
 AT_ONCE = 1000  # images that one evaluation ranks, COCO's usual protocol
@@ -68,7 +68,7 @@ class Retrieval(Task):
             where = f"{path}, image {number}"
             if take(image, "split", str, where) in wanted:
                 official = str(image["cocoid"]) if "cocoid" in image else None
-                name = official or plain_id(Path(take(image, "filename", str, where)).stem)
+                name = official or image_id(take(image, "filename", str, where))
                 sentences = take(image, "sentences", list, where)
                 images.append((name, [(take(s, "sentid", int, where), take(s, "raw", str, where)) for s in sentences]))
         return images

@@ -11,6 +11,7 @@ from finetune.classes import LabelTask
 from finetune.official import find_file, read_lines, take, unique
 from finetune.task import Example
 from shards.errors import UserError
+from shards.image_id import image_id
 
 NO_LABEL = "-"  # the annotators did not agree; such pairs are left out
 IMAGE_KEYS = ("Flickr30K_ID", "Flikr30kID")  # the second in older files, with .jpg
@@ -43,7 +44,7 @@ class VisualEntailment(LabelTask):
             if label not in self.labels:
                 raise UserError(f"{where}: gold_label is {label!r}; should be {', '.join(self.labels)} or {NO_LABEL}")
             key = next((key for key in image_keys if key in record), image_keys[0])
-            image = str(take(record, key, (str, int), where)).removesuffix(".jpg")
+            image = image_id(str(take(record, key, (str, int), where)))
             text = take(record, hypothesis, str, where)
             examples.append(Example(take(record, "pairID", str, where), text, (image,), self.labels.index(label)))
         unique((example.id for example in examples), str(path))

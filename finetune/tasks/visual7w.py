@@ -7,6 +7,7 @@ from finetune.official import find_file, read_annotations, take, unique
 from finetune.pointing import PointingTask
 from finetune.task import Example
 from shards.errors import UserError
+from shards.image_id import image_id
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Visual7W(PointingTask):
             where = f"{path}, image {number}"
             if take(image, "split", str, where) != split:
                 continue
-            name = Path(take(image, "filename", str, where)).stem
+            name = image_id(take(image, "filename", str, where))
             for record in take(image, "qa_pairs", list, where):
                 right = take(record, "answer", int, where)
                 ids = sorted({right, *take(record, "multiple_choices", list, where)})

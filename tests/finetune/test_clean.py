@@ -18,7 +18,7 @@ from finetune.cleaning.photos import Photos
 from finetune.official import scan
 from finetune.tasks import paper_tasks
 from shards.errors import UserError
-from shards.given_boxes import plain_id
+from shards.image_id import image_id
 
 TASKS = paper_tasks()
 
@@ -319,7 +319,7 @@ def test_trails_reach_what_is_connected(links, tests):
     ],
 )
 def test_file_names_of_all_years(file, image):
-    assert plain_id(file) == image
+    assert image_id(file) == image
 
 
 def test_scan_takes_what_is_asked_for(tmp_path):
@@ -336,6 +336,16 @@ def test_photos_in_linked_folders_are_compared(tmp_path):
     (tmp_path / "images" / "coco").mkdir(parents=True)
     (tmp_path / "images" / "coco" / "val2014").symlink_to(tmp_path / "disk" / "val2014")
     assert list(image_files(str(tmp_path / "images"))) == ["coco:42"]
+
+
+def test_two_photos_with_one_id_are_refused_by_both_names(tmp_path):
+    for name in ("coco/train2014/COCO_train2014_000000000042.jpg", "coco/42.png", "genome/42.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(UserError, match=r"coco/42\.png and .*COCO_train2014_000000000042\.jpg: both are image 42"):
+        image_files(str(tmp_path))
+    (tmp_path / "coco" / "42.png").unlink()
+    assert list(image_files(str(tmp_path))) == ["coco:42", "genome:42"]
 
 
 def altered(image: Image.Image, kind: str, rng) -> Image.Image:

@@ -8,7 +8,7 @@ from finetune.predict import Predictor
 from finetune.query import parse_boxes
 from finetune.tasks import paper_tasks
 from shards.errors import UserError
-from shards.given_boxes import plain_id
+from shards.image_id import image_id
 
 TASKS = paper_tasks()
 
@@ -20,7 +20,7 @@ def predictor(trained):
 
 def image_file(world, task, image):
     folder = world / "images" / task.images
-    return next(path for path in sorted(folder.glob("*.png")) if plain_id(path.stem) == image)
+    return next(path for path in sorted(folder.glob("*.png")) if image_id(path.name) == image)
 
 
 def evaluated(trained, world, task, examples):

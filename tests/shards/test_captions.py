@@ -275,7 +275,7 @@ def test_only_a_split_is_extracted(tmp_path, run_command):
 @pytest.mark.parametrize(
     ("names", "flags", "sentence"),
     [
-        (("a/1.png", "b/1.png"), ("--captions", "FILE"), "the images a/1 and b/1 have the same name"),
+        (("a/1.png", "b/1.png"), ("--captions", "FILE"), "b/1.png: both are image 1"),
         (("x.png",), ("--captions", "FILE"), "--captions has none of the images; it has 1, for instance, and not x"),
         (
             ("1.png",),

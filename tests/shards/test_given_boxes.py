@@ -38,7 +38,7 @@ def test_given_boxes_keep_their_order_and_ids_and_are_cut_to_the_image(images, t
     assert status == 0 and "1 of its 3 images are not there" in out and "2 images" in out
     reader = RegionReader(open_dataset(str(tmp_path / "out")))
     samples = {sample.info["id"]: sample for sample in (reader[n] for n in range(len(reader)))}
-    sample = samples["COCO_train2014_000000000017"]
+    sample = samples["17"]
     assert sample.info["box_ids"] == ["4", "9"] and samples["b"].info["box_ids"] == ["x"]
     expected = np.float32([[0.1, 0.25, 0.5, 0.75], [0, 0, 1, 30.5 / 80]])
     np.testing.assert_allclose(sample.boxes, expected, atol=1e-6)

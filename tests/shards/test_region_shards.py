@@ -105,6 +105,39 @@ def test_long_and_odd_names_survive(tmp_path):
     assert next(iter(read_stream(str(tmp_path / "a.tar")))).key == sample.key
 
 
+def repacked(source, path, order, rename=str):
+    """A region shard's members as another program packs them."""
+    with tarfile.open(source) as tar, tarfile.open(path, "w") as other:
+        for entry in order(tar.getmembers()):
+            data = tar.extractfile(entry)
+            entry.name = rename(entry.name)
+            other.addfile(entry, data)
+
+
+def test_members_of_a_shard_may_come_in_any_order_where_it_can_be_searched(tmp_path):
+    samples = make_samples(4)
+    write_shard(tmp_path / "a.tar", samples)
+    repacked(tmp_path / "a.tar", tmp_path / "b.tar", lambda entries: sorted(entries, key=lambda e: e.name[::-1]))
+    reader = RegionReader(open_dataset(str(tmp_path / "b.tar")))
+    assert len(reader) == 4 and read_captions(reader.dataset) == [sample.captions for sample in samples]
+    with pytest.raises(
+        UserError, match=r"b\.tar: .* is not adjacent to the other members of k0_\d+; make the tar again"
+    ):
+        list(read_stream(str(tmp_path / "b.tar")))
+
+
+def test_keys_of_other_programs_may_have_dots_and_macos_may_have_been_at_work(tmp_path):
+    samples = make_samples(3)
+    write_shard(tmp_path / "a.tar", samples)
+    repacked(tmp_path / "a.tar", tmp_path / "b.tar", list, lambda name: f"./www.site.{name}")
+    with tarfile.open(tmp_path / "b.tar", "a") as tar:
+        for name in ("./._www.site.k0_00000.features.npy", "./www.site.k0_00002.foo.npy"):
+            tar.addfile(tarfile.TarInfo(name))
+    for read in (list(RegionReader(open_dataset(str(tmp_path / "b.tar")))), list(read_stream(str(tmp_path / "b.tar")))):
+        assert [sample.key for sample in read] == [f"./www.site.{sample.key}" for sample in samples]
+        assert [sample.captions for sample in read] == [sample.captions for sample in samples]
+
+
 @pytest.mark.parametrize("key", ["a", "x" * 87, "x" * 88, "x" * 300, "ÿ" * 44])
 def test_any_tar_program_finds_every_member(tmp_path, key):
     """A header of the old kind has room for 100 bytes, which KEY.features.npy has with a key of 87."""

@@ -1,0 +1,26 @@
+"""Texts from files whose encoding nobody wrote down."""
+
+import codecs
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(data: bytes) -> str:
+    """A text in UTF-8, or in what its byte order mark names, or in UTF-16 without a mark.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data.decode(encoding)
+    if 0 in data:  # no text has this character, and in UTF-16 every second byte of Latin letters is 0
+        return data.decode("utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be")
+    return data.decode()
