@@ -125,7 +125,7 @@ def seconds_to_convert(source: Path, file: Path, folder: Path, processes: int) -
     drop_from_cache(file)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         began = time.perf_counter()
-        convert(ConvertConfig(str(source), out, processes=processes))
+        convert(ConvertConfig((str(source),), out, processes=processes))
         return time.perf_counter() - began
 
 
@@ -162,7 +162,7 @@ class PublishedReader:
 
 def read_at_random(config: Config, folder: Path) -> None:
     write_lmdb(folder / "many.lmdb", config.ids, width=16, regions=10)
-    convert(ConvertConfig(str(folder / "many.lmdb"), str(folder / "many"), per_shard=5000))
+    convert(ConvertConfig((str(folder / "many.lmdb"),), str(folder / "many"), per_shard=5000))
     wanted = [str(number) for number in random.Random(0).sample(range(config.ids), config.reads)]
     ours, theirs = RegionReader(open_dataset(str(folder / "many"))), PublishedReader(folder / "many.lmdb")
     ours.number_of(wanted[0])  # what is made once

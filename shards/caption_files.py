@@ -116,7 +116,7 @@ def _rows(path: str) -> Iterator[tuple[int, str, str]]:
     """(line, image, caption) of every row."""
     columns = _json_columns if path.endswith((".jsonl", ".jsonline")) else _tsv_columns
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

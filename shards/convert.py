@@ -2,18 +2,19 @@
 
 import itertools
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
 from shards.errors import UserError
-from shards.features import BadRecord, Shape, sample_of, shape_of
+from shards.features import BadRecord, Features, Shape, sample_of, shape_of
 from shards.flags import REQUIRED, command, flag
 from shards.formats import open_source
 from shards.index import saved_index
 from shards.jobs import advance, run_tasks
 from shards.skips import is_done, list_skipped, note_skipped, noted
-from shards.source import Source
+from shards.source import Record, Source
 from shards.writer import write_shard
 
 LOOKED_AT = 32  # records, spread over the source, that tell what all have in common
@@ -23,7 +24,9 @@ LOOKED_AT = 32  # records, spread over the source, that tell what all have in co
 class ConvertConfig:
     """Flags of shards.convert."""
 
-    source: str = flag(REQUIRED, "features: a .tsv or .tsv.gz, an LMDB, or a folder of .npy files", first=True)
+    source: tuple[str, ...] = flag(
+        REQUIRED, "features: .tsv files (.tsv.0, .tsv.gz) or a folder of them, an LMDB, or a folder of .npy", first=True
+    )
     out: str = flag(REQUIRED, "the folder for the shards", written=True)
     per_shard: int = flag(1000, "images per shard", low=1)
     on_bad_row: str = flag("stop", "what to do about an image that cannot be used", choices=("stop", "skip"))
@@ -44,10 +47,11 @@ class Task:
 def convert(config: ConvertConfig) -> Dataset:
     """Runs a conversion to its end; shards that an earlier run finished are kept. Returns the data set."""
     source, out = open_source(config.source), Path(config.out)
-    shape = _shape(source)
+    shape = _shape(source, config.on_bad_row)
+    paths = [os.path.abspath(path) for path in config.source]
     plan = {
         "command": "shards.convert",
-        "source": os.path.abspath(config.source),
+        "source": paths[0] if len(paths) == 1 else paths,
         "total": source.total,
         "shape": vars(shape),
         "per_shard": config.per_shard,
@@ -64,20 +68,27 @@ def convert(config: ConvertConfig) -> Dataset:
     return _finish(config, source, out, plan, shape)
 
 
-def _shape(source: Source) -> Shape:
-    """What the source's images have in common, from those that can be read; where classes have no distribution, the
-    first of them tells it."""
-    images, complaint = [], "it is empty"
-    for record in source.some(LOOKED_AT):
-        try:
-            images.append(source.parse(record.raw))
-        except BadRecord as error:
-            complaint = f"{source.where(record.place)}: {error}"
-        if images and images[-1].distribution is None:
-            break
+def _shape(source: Source, on_bad_row: str) -> Shape:
+    """What most of the source's images have in common, from some that can be read."""
+    complaints: list[str] = []
+    images = list(_readable(source, source.some(LOOKED_AT), complaints))
+    if not images and on_bad_row == "skip":
+        everything = (record for part in source.parts(LOOKED_AT) for record in source.records(part))
+        images = list(itertools.islice(_readable(source, everything, complaints), 1))
     if not images:
+        complaint = complaints[0] if complaints else "it is empty"
         raise UserError(f"{source.path}: holds no image that can be used; {complaint}")
     return shape_of(images)
+
+
+def _readable(source: Source, records: Iterable[Record], complaints: list[str]) -> Iterator[Features]:
+    """The images of those records that can be read, and a complaint on the first other."""
+    for record in records:
+        try:
+            yield source.parse(record.raw)
+        except BadRecord as error:
+            if not complaints:
+                complaints.append(f"{source.where(record.place)}: {error}")
 
 
 def convert_part(task: Task) -> None:
@@ -124,7 +135,7 @@ def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape:
     indexes = [saved_index(path) for path in made]
     paths = [path for path, index in zip(made, indexes, strict=True) if len(index)]
     if not paths:
-        raise UserError(f"{config.source}: holds no usable image; {skipped[0]['where']}: {skipped[0]['reason']}")
+        raise UserError(f"{source.path}: holds no usable image; {skipped[0]['where']}: {skipped[0]['reason']}")
     extra = {"plan": plan, "skipped": len(skipped)}
     dataset = finish_dataset(out, paths, detector=source.detector, num_classes=shape.num_classes, extra=extra)
     left_out = list_skipped(out, made, skipped, "where")

@@ -277,6 +277,9 @@ def _finish(out: Path, tasks: list[Task], detector: Detector, plan: dict) -> Dat
     if plan["boxes"] and len(dataset) + bad_images < len(read_given_boxes(plan["boxes"])):
         given = len(read_given_boxes(plan["boxes"]))
         print(f"{plan['boxes']}: {given - len(dataset) - bad_images} of its {given} images are not there")
+    flat = sum(given.flat for given in read_given_boxes(plan["boxes"]).values()) if plan["boxes"] else 0
+    if flat:
+        print(f"{plan['boxes']}: {flat} boxes without area, which are described as one pixel wide or high")
     left_out = list_skipped(out, made, skipped, "source")
     print(f"{out}: {len(dataset)} images, {dataset.count_of_captions}, in {len(paths)} shards{left_out}")
     return dataset

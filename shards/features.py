@@ -1,16 +1,19 @@
 """One image as a published file of features has it, and its sample in a region shard."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from shards.errors import UserError
 from shards.half import to_half
+from shards.image_id import image_id
 from shards.sample import Sample
 from shards.writer import check_sample, safe_key
 
 NUM_CLASSES = 1601  # Visual Genome's 1600 objects; class 0 is the background, object i is class i + 1
 KEPT_MASS = 0.99  # of the class distribution, on the average
+SUM_ERROR = 0.01  # of a class distribution; rounding to float16 makes less than a tenth of it
 
 
 class BadRecord(Exception):
@@ -45,14 +48,21 @@ class Shape:
 
 
 def shape_of(images: list[Features]) -> Shape:
-    """The shape that some images of a source tell: so many classes are kept that their mass is 99% on the average."""
-    first = images[0]
+    """The shape that most of some images have: so many classes are kept that their mass is 99% on the average."""
+    kinds = [_kind(image) for image in images]
+    first = images[kinds.index(Counter(kinds).most_common(1)[0][0])]
     size = first.features.shape[-1]
     if first.distribution is None:
         return Shape(size, NUM_CLASSES, 1) if first.objects is not None else Shape(size, 0, 0)
     classes = first.distribution.shape[-1]
     rows = [image.distribution for image in images if image.distribution is not None]
     return Shape(size, classes, kept_classes(np.concatenate([row for row in rows if row.shape[-1] == classes])))
+
+
+def _kind(image: Features) -> tuple[int, int | None, bool]:
+    """A feature's width, the number of classes, and whether there are objects."""
+    classes = None if image.distribution is None else image.distribution.shape[-1]
+    return image.features.shape[-1], classes, image.objects is not None
 
 
 def kept_classes(distributions: np.ndarray) -> int:
@@ -86,11 +96,14 @@ def sample_of(image: Features, shape: Shape, source: str) -> Sample:
     boxes = image.boxes
     if not np.isfinite(boxes).all() or (boxes > size + 1).any() or (boxes < -1).any():
         raise BadRecord(f"has a box outside its {width} x {height} image; are width and height the other way round?")
+    if boxes.max() <= 1 and min(width, height) > 1:
+        raise BadRecord("has boxes that all lie between 0 and 1; they should be in pixels, not shares of the image")
+    name = image_id(image.id)
     sample = Sample(
-        key=safe_key(image.id),
+        key=safe_key(name),
         features=to_half(image.features),
         boxes=(boxes / size).clip(0, 1),
-        info={"id": image.id, "width": width, "height": height, "source": source},
+        info={"id": name, "width": width, "height": height, "source": source},
         captions=image.captions,
     )
     if shape.num_classes:
@@ -111,6 +124,10 @@ def _classes(image: Features, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
             raise BadRecord(f"has a class distribution of shape {probs.shape}; should be {(n, shape.num_classes)}")
         if not np.isfinite(probs).all() or probs.min() < 0 or probs.max() > 1.001:
             raise BadRecord("has a class distribution with numbers outside 0 to 1")
+        sums = probs.sum(1, dtype=np.float64)
+        if np.abs(sums - 1).max() > SUM_ERROR:
+            row = int(np.abs(sums - 1).argmax())
+            raise BadRecord(f"has a class distribution of region {row} that sums to {sums[row]:.3f} and not to 1")
         return likeliest(probs, shape.kept)
     if image.objects is None or shape.kept != 1:
         raise BadRecord("has no class distribution; others have one")

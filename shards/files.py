@@ -98,7 +98,7 @@ def write_json(path, value) -> None:
 def read_json(path):
     """The value in a JSON file; a file that is missing or is not JSON is a UserError."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

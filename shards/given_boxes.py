@@ -19,13 +19,25 @@ class GivenBoxes:
     where: str
 
     def inside(self, width: int, height: int) -> np.ndarray:
-        """The boxes cut to an image of this size; one of which nothing is left is a UserError."""
+        """The boxes cut to an image of this size, of which a pixel at least is left; a box outside is a UserError.
+
+        Official annotations have boxes without width or height (COCO's do), which a task may choose among.
+        """
         size = np.array([width, height] * 2, np.float32)
         cut = np.clip(self.boxes, 0, size)
-        for box, (x1, y1, x2, y2) in zip(self.boxes.tolist(), cut.tolist(), strict=True):
-            if x2 <= x1 or y2 <= y1:
-                raise UserError(f"{self.where}: box {box} lies outside its image, which is {width} x {height}")
+        flat = cut[:, 2:] <= cut[:, :2]  # in x, in y
+        begins, ends = self.boxes[:, :2], self.boxes[:, 2:]
+        outside = (begins > size[:2]) | (ends < 0) | (flat & (ends > begins))
+        for box in self.boxes[outside.any(1)].tolist():
+            raise UserError(f"{self.where}: box {box} lies outside its image, which is {width} x {height}")
+        cut[:, :2] = np.where(flat, np.minimum(cut[:, :2], size[:2] - 1), cut[:, :2])
+        cut[:, 2:] = np.where(flat, cut[:, :2] + 1, cut[:, 2:])
         return cut
+
+    @property
+    def flat(self) -> int:
+        """How many boxes have no area."""
+        return int((self.boxes[:, 2:] <= self.boxes[:, :2]).any(1).sum())
 
 
 @functools.lru_cache(maxsize=1)
@@ -33,7 +45,7 @@ def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
     """Image id -> its boxes, from a file of JSON lines."""
     found: dict[str, GivenBoxes] = {}
     try:
-        lines = open(path, encoding="utf-8").read().splitlines()  # noqa: SIM115  read to its end at once
+        lines = open(path, encoding="utf-8-sig").read().splitlines()  # noqa: SIM115  read to its end at once
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--boxes {path}: cannot be read ({error})") from None
     for number, line in enumerate(lines, 1):
@@ -46,9 +58,13 @@ def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
             raise UserError(f"{where}: should be an object with image_id, boxes and box_ids ({error})") from None
         if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(ids) or not np.isfinite(boxes).all():
             raise UserError(f"{where}: should have boxes of four numbers and as many box_ids; it has {len(ids)} ids")
+        if (boxes[:, 2:] < boxes[:, :2]).any():
+            raise UserError(f"{where}: has a box that ends before it begins; should be x1, y1, x2, y2")
         if image in found:
             raise UserError(f"{where}: image {image} stands there twice")
         found[image] = GivenBoxes(boxes, ids, where)
     if not found:
         raise UserError(f"--boxes {path}: is empty")
+    if all((given.boxes <= 1).all() for given in found.values()):
+        raise UserError(f"--boxes {path}: all boxes lie between 0 and 1; should be in pixels, not shares of the image")
     return found

@@ -8,6 +8,11 @@ _SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})$", re.IGNORECASE)
 _COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
 # Flickr8k's file names (1000268201_693b08cb0e); Flickr30k, its Entities and SNLI-VE have the photo's number alone.
 _FLICKR8K = re.compile(r"(\d+)_[0-9a-f]{10}$")
+SAME_ID = (
+    "both are image {image}, since an image's id is its file name without folder and suffix (of COCO's names the "
+    "number); remove or rename one of them, or use their folders separately"
+)
+NOT_UTF8 = "has a name that is not UTF-8; rename it"
 
 
 def is_image(name: str) -> bool:

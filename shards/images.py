@@ -18,16 +18,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import UserError
 from shards.files import expand, files_below, is_remote, is_utf8, printable
-from shards.image_id import SUFFIXES, image_id, is_image
+from shards.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image
 from shards.image_tar import Member, Unused, read_directory, split_path
 from shards.text_encoding import decode_text
 
 MAX_PIXELS = 80_000_000  # below the size at which Pillow begins to warn by itself
-SAME_ID = (
-    "both are image {image}, since an image's id is its file name without folder and suffix (of COCO's names the "
-    "number); remove or rename one of them, or extract their folders separately"
-)
-NOT_UTF8 = "has a name that is not UTF-8; rename it"
 
 
 class BadImage(Exception):

@@ -6,32 +6,46 @@ import numpy as np
 import pybase64
 
 from shards.features import BadRecord, Features
+from shards.text_encoding import decode_text
+
+# What mmf's extractor calls the parts of an image.
+NAMES = {"bbox": "boxes", "image_width": "image_w", "image_height": "image_h", "objects_prob": "objects_conf"}
 
 
 def text_of(value) -> str:
-    """A text, also where it was written as bytes."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    """A text, also where it was written as bytes; BadRecord where these are in no known encoding.
+
+    Pickles of Python 2 have texts as bytes in UTF-8, which numpy's pickles have to be read as Latin-1.
+    """
+    try:
+        if isinstance(value, bytes):
+            return decode_text(value)
+        text = str(value)
+    except ValueError:
+        raise BadRecord(f"has a text that is neither UTF-8 nor UTF-16 ({value[:40]!r})") from None
+    try:
+        return text.encode("latin-1").decode()
+    except ValueError:
+        return text
 
 
 def image_of(item: dict, key: str | None) -> Features:
-    """The image of an item. key: the id that the published code finds it by, else the item's own.
+    """The image of an item, under our names or mmf's. key: the id that the published code finds it by, else the item's.
 
     Rows behind num_boxes are padding.
     """
+    item = {NAMES.get(name, name): value for name, value in item.items()}
     for name in ("features", "boxes", "image_h", "image_w", "num_boxes"):
         if name not in item:
             raise BadRecord(f"has no {name}; it has {', '.join(map(str, item)) or 'nothing'}")
-    boxes = _floats(item, "boxes")
-    if boxes.size == 0 or boxes.size % 4:
-        raise BadRecord(f"has {boxes.size} numbers in boxes; should be four a box")
-    rows = boxes.size // 4
+    boxes = _boxes(item)
     n = _whole(item, "num_boxes")
-    if not 1 <= n <= rows:
-        raise BadRecord(f"has num_boxes {n} and {rows} boxes")
+    if not 1 <= n <= len(boxes):
+        raise BadRecord(f"has num_boxes {n} and {len(boxes)} boxes")
     objects = None
     if item.get("objects") is not None and item.get("objects_conf") is not None:
-        ids, confidence = _rows(item, "objects", rows), _rows(item, "objects_conf", rows)
-        objects = ids[:n, 0].astype(np.int64), confidence[:n, 0]
+        ids, confidence = (_rows(item, name, len(boxes), n, "1") for name in ("objects", "objects_conf"))
+        objects = ids[:, 0].astype(np.int64), confidence[:, 0]
     captions = item.get("caption")
     if not isinstance(captions, list | tuple):
         captions = () if captions is None else (captions,)
@@ -39,9 +53,9 @@ def image_of(item: dict, key: str | None) -> Features:
         id=key if key is not None else text_of(item.get("image_id")),
         width=_whole(item, "image_w"),
         height=_whole(item, "image_h"),
-        features=_rows(item, "features", rows)[:n],
-        boxes=boxes.reshape(rows, 4)[:n],
-        distribution=_rows(item, "cls_prob", rows)[:n] if item.get("cls_prob") is not None else None,
+        features=_rows(item, "features", len(boxes), n, "D"),
+        boxes=boxes[:n],
+        distribution=_rows(item, "cls_prob", len(boxes), n, "classes") if item.get("cls_prob") is not None else None,
         objects=objects,
         captions=tuple(text for caption in captions if (text := text_of(caption).strip())),
     )
@@ -61,11 +75,43 @@ def _floats(item: dict, name: str) -> np.ndarray:
         raise BadRecord(f"has {name} that are not numbers ({error})") from None
 
 
-def _rows(item: dict, name: str, rows: int) -> np.ndarray:
-    values = _floats(item, name)
-    if values.size == 0 or values.size % rows:
-        raise BadRecord(f"has {values.size} numbers in {name}, which {rows} boxes do not divide")
-    return values.reshape(rows, -1)
+def _boxes(item: dict) -> np.ndarray:
+    """(rows, 4); base64, which has no shape, is divided into fours."""
+    boxes = _without_ones(_floats(item, "boxes"))
+    if isinstance(item["boxes"], str | bytes) and boxes.size % 4 == 0:
+        boxes = boxes.reshape(-1, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
+        raise BadRecord(f"has boxes of shape {boxes.shape}; should be (n, 4)")
+    return boxes
+
+
+def _rows(item: dict, name: str, rows: int, n: int, width: str) -> np.ndarray:
+    """The first n rows of an array with a row for each box.
+
+    Base64 has no shape and is divided into `rows`. An array counts with its shape: it has as many rows as there are
+    boxes with padding, or without, or more of which those behind n are zeros.
+
+    Args:
+        rows: how many boxes there are, with padding.
+        n: how many there are without.
+        width: what a row has, for the message.
+    """
+    values = _without_ones(_floats(item, name))
+    if isinstance(item[name], str | bytes) and values.size % rows == 0:
+        values = values.reshape(rows, -1)
+    if values.ndim == 1 and width == "1":
+        values = values[:, None]
+    padded = values.ndim == 2 and len(values) > n and (len(values) == rows or not values[n:].any())
+    if values.ndim != 2 or values.size == 0 or not (len(values) == n or padded):
+        raise BadRecord(f"has {name} of shape {values.shape}; should be ({n}, {width}), a row for each box")
+    return values[:n]
+
+
+def _without_ones(values: np.ndarray) -> np.ndarray:
+    """Without leading dimensions of 1 in front of a row's: a batch of one image."""
+    while values.ndim > 2 and len(values) == 1:
+        values = values[0]
+    return values
 
 
 def _whole(item: dict, name: str) -> int:

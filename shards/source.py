@@ -13,7 +13,7 @@ from shards.features import Features
 class Record:
     """One image as it stands in the source: its place there, its size in the source's unit, what was read."""
 
-    place: int | str
+    place: object
     amount: int
     raw: object
 
@@ -22,12 +22,14 @@ class Source(ABC):
     """A file or folder of published features.
 
     holds: what a path of this format is, for a message; detector: what made the features, as far as the format says;
-    unit: what progress is counted in; total: of the source, in that unit, None where it is not known.
+    unit: what progress is counted in; several: whether it may be several paths; total: of the source, in that unit,
+    None where it is not known.
     """
 
     holds: ClassVar[str]
     detector: ClassVar[str]
     unit: ClassVar[str] = "images"
+    several: ClassVar[bool] = False
 
     def __init__(self, path: Path):
         self.path = path

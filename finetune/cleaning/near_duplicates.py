@@ -15,8 +15,8 @@ from finetune.official import scan_lines
 from finetune.tasks import all_tasks
 from shards.errors import UserError
 from shards.files import files_below, whole_file
-from shards.image_id import image_id, is_image
-from shards.images import SAME_ID, BadImage
+from shards.image_id import SAME_ID, image_id, is_image
+from shards.images import BadImage
 from shards.jobs import advance, run_tasks
 
 PAIRS = "look_alikes.jsonl"

@@ -48,19 +48,19 @@ class LMDB(ListedSource):
     @functools.cached_property
     def items(self) -> list[bytes]:
         """The ids in their listed order; where the list is missing, those that there are."""
-        with self._opened() as reading:
+        with self._opened() as environment, environment.begin() as reading:
             for name in KEYS:
                 listed = reading.get(name)
                 if listed is not None:
                     try:
                         return [_as_bytes(key) for key in decode(listed)]
-                    except ValueError as error:
+                    except (ValueError, BadRecord) as error:
                         raise UserError(f"{self.path}: its list of keys cannot be read ({error})") from None
             return [bytes(key) for key in reading.cursor().iternext(keys=True, values=False) if key not in KEYS]
 
     @contextlib.contextmanager
-    def _opened(self, **options):
-        """A transaction that reads; the file is open as long as it lasts, since a process may open it but once."""
+    def _opened(self):
+        """The environment; the file is open as long as it is used, since a process may open it but once."""
         try:
             import lmdb
         except ImportError:
@@ -79,8 +79,9 @@ class LMDB(ListedSource):
                 "fetch it again"
             )
         try:
-            with environment.begin(**options) as reading:
-                yield reading
+            yield environment
+        except lmdb.Error as error:
+            raise UserError(f"{self.path}: is damaged ({error}); fetch it again") from None
         finally:
             environment.close()
 
@@ -88,16 +89,26 @@ class LMDB(ListedSource):
         return {name: value for name, value in vars(self).items() if name != "items"}  # a part has its own
 
     def records(self, part: list[bytes]) -> Iterator[Record]:
-        with self._opened(buffers=True) as reading:
+        import lmdb
+
+        with self._opened() as environment:
+            reading = environment.begin(buffers=True)
             for key in part:
-                value = reading.get(key)
-                yield Record(key.decode(errors="replace"), 1, (key, value))
+                try:
+                    value = reading.get(key)
+                except lmdb.Error as error:
+                    value = BadRecord(f"cannot be read ({error}); the file is damaged, fetch it again")
+                    reading.abort()  # a transaction that met an error reads nothing more
+                    reading = environment.begin(buffers=True)
+                yield Record(key.decode(errors="backslashreplace"), 1, (key, value))
 
     def where(self, place: str) -> str:
         return f"{self.path}, key {place}"
 
     def parse(self, raw) -> Features:
         key, value = raw
+        if isinstance(value, BadRecord):
+            raise value
         if value is None:
             raise BadRecord("is in the list of keys and has no value")
         try:
@@ -107,7 +118,7 @@ class LMDB(ListedSource):
         if isinstance(item, list | tuple) and len(item) == len(PAIR):
             return image_of(dict(zip(PAIR, item, strict=True)), None)
         if isinstance(item, dict):
-            return image_of(item, key.decode(errors="replace"))
+            return image_of(item, text_of(key))
         raise BadRecord(f"is {type(item).__name__}; should be an item of features, or the {len(PAIR)} parts of a pair")
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.errors import UserError
 from shards.features import BadRecord, Features
-from shards.files import files_below
+from shards.files import files_below, is_utf8, printable
+from shards.image_id import NOT_UTF8, SAME_ID, image_id
 from shards.items import image_of, text_of
 from shards.source import ListedSource, Record
 from shards.unpickle import unpickle
 
 INFO = "_info.npy"
-NAMES = {"bbox": "boxes", "image_width": "image_w", "image_height": "image_h", "objects_prob": "objects_conf"}
 
 
 def _has_features(name: str) -> bool:
@@ -33,8 +34,21 @@ class NPY(ListedSource):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self.items = [os.path.relpath(file, path) for file in files_below(path, _has_features)]
+        files = files_below(path, lambda name: name.endswith(".npy"))
+        self.items = [os.path.relpath(file, path) for file in files if not file.endswith(INFO)]
         self.total = len(self.items)
+        self._refuse_same_ids({file for file in files if file.endswith(INFO)})
+
+    def _refuse_same_ids(self, infos: set[str]) -> None:
+        """Of pairs of files; a file that holds all of an image in one dictionary has the id there."""
+        seen: dict[str, str] = {}
+        for name in self.items:
+            file = str(self.path / name)
+            if file.removesuffix(".npy") + INFO in infos:
+                image = image_id(printable(os.path.basename(file).removesuffix(".npy")))
+                if image in seen:
+                    raise UserError(f"{seen[image]} and {file}: {SAME_ID.format(image=image)}")
+                seen[image] = file
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -42,13 +56,15 @@ class NPY(ListedSource):
 
     def records(self, part: list[str]) -> Iterator[Record]:
         for name in part:
-            yield Record(name, 1, name)
+            yield Record(printable(name), 1, name)
 
     def where(self, place: str) -> str:
-        return str(self.path / place)
+        return f"{self.path}/{place}"
 
     def parse(self, raw: str) -> Features:
         file = self.path / raw
+        if not is_utf8(raw):
+            raise BadRecord(NOT_UTF8)
         value = read(file)
         key = file.name.removesuffix(".npy")
         if value.dtype != object:
@@ -59,8 +75,7 @@ class NPY(ListedSource):
         else:
             item = _dictionary(value, file.name)
             key = text_of(item.get("image_id", key))
-        item = {NAMES.get(name, name): value for name, value in item.items()}
-        return image_of({"num_boxes": len(item.get("boxes", ()))} | item, key)
+        return image_of({"num_boxes": len(item.get("bbox", item.get("boxes", ())))} | item, key)
 
 
 def read(path: Path) -> np.ndarray:

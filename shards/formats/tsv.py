@@ -8,8 +8,10 @@ comes first is known by the number of columns and checked by the boxes, which mu
 import binascii
 import gzip
 import itertools
+import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ import pybase64
 
 from shards.errors import UserError
 from shards.features import BadRecord, Features
+from shards.files import files_below
+from shards.items import text_of
 from shards.source import Record, Source
 
 SIX = ("id", "width", "height", "num_boxes", "boxes", "features")
@@ -26,61 +30,100 @@ TEN = (
 )
 LOOKED_AT = 100  # lines that tell how long a line is
 BUFFER = 1 << 20  # bytes: lines are hundreds of kilobytes long
+_NAME = re.compile(r".\.tsv(\.\d+)?(\.gz)?$")  # the published files of 2015 are parts, called .tsv.0 and .tsv.1
+
+
+def _is_tsv(name: str) -> bool:
+    return _NAME.search(name) is not None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a line begins: the number of its file, and the byte there."""
+
+    file: int
+    byte: int
 
 
 class TSV(Source):
-    """A plain file is read in stretches of bytes, by several processes; a packed one from front to back, by one."""
+    """Plain files are read in stretches of bytes, by several processes; packed ones from front to back, by one."""
 
-    holds = "a .tsv or .tsv.gz of bottom-up-attention features"
+    holds = "a .tsv, .tsv.0 or .tsv.gz of bottom-up-attention features, or a folder of these"
     detector = "bottom-up attention"
     unit = "B"
+    several = True
 
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self.packed = path.suffix == ".gz"
-        self.total = None if self.packed else path.stat().st_size
+    def __init__(self, *paths: Path):
+        super().__init__(paths[0])
+        self.files: list[Path] = []
+        for path in paths:
+            self.files += map(Path, files_below(path, _is_tsv)) if path.is_dir() else [path]
+        self.packed = any(file.suffix == ".gz" for file in self.files)
+        self.sizes = [file.stat().st_size for file in self.files]
+        self.total = None if self.packed else sum(self.sizes)
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return path.is_file() and path.name.endswith((".tsv", ".tsv.gz"))
+        return bool(files_below(path, _is_tsv)) if path.is_dir() else _is_tsv(path.name)
 
-    def parts(self, per_shard: int) -> list[tuple[int, int]]:
-        """(first byte, byte after the last) of stretches in which about so many lines begin."""
-        if self.packed or not self.total:
-            return [(0, 0)]
-        lengths = [record.amount for record in itertools.islice(self.records((0, self.total)), LOOKED_AT)]
+    def parts(self, per_shard: int) -> list[list[tuple[int, int, int]]]:
+        """Stretches (number of a file, first byte, byte after the last) in which about so many lines begin; one of all
+        files where some are packed."""
+        whole = [(number, 0, size) for number, size in enumerate(self.sizes)]
+        lengths = [record.amount for record in itertools.islice(self.records(whole), LOOKED_AT)]
+        if self.packed or not lengths:
+            return [whole]
         step = max(1, round(sum(lengths) / len(lengths) * per_shard))
-        return [(begin, min(begin + step, self.total)) for begin in range(0, self.total, step)]
+        return [
+            [(number, begin, min(begin + step, size))] for number, _, size in whole for begin in range(0, size, step)
+        ]
 
-    def records(self, part: tuple[int, int]) -> Iterator[Record]:
-        """The lines that begin in a stretch."""
-        begin, end = part
+    def records(self, part: list[tuple[int, int, int]]) -> Iterator[Record]:
+        """The lines that begin in a part's stretches, without blank ones."""
+        for number, begin, end in part:
+            yield from self._lines(number, begin, end)
+
+    def _lines(self, number: int, begin: int, end: int) -> Iterator[Record]:
+        packed = self.files[number].suffix == ".gz"
         try:
-            with self._open() as file:
+            with self._open(number) as file:
                 place = max(0, begin - 1)
                 file.seek(place)
                 if begin:
                     place += len(file.readline())  # the end of a line that began before, or just its line feed
-                while (self.packed or place < end) and (line := file.readline()):
-                    yield Record(place, len(line), line)
+                while (packed or place < end) and (line := file.readline()):
+                    if line.strip():
+                        yield Record(Place(number, place), len(line), line)
                     place += len(line)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{self.path}: cannot be read to its end ({error}); fetch it again") from None
+            raise UserError(f"{self.files[number]}: cannot be read to its end ({error}); fetch it again") from None
 
-    def _open(self):
-        return gzip.open(self.path) if self.packed else open(self.path, "rb", buffering=BUFFER)
+    def _open(self, number: int):
+        file = self.files[number]
+        return gzip.open(file) if file.suffix == ".gz" else open(file, "rb", buffering=BUFFER)
 
-    def where(self, place: int) -> str:
-        """The number of the line that begins at a byte; counted for those that have a message alone."""
-        lines, left = 1, place
-        with self._open() as file:
+    def where(self, place: Place) -> str:
+        """The number of the line that begins at a place; counted for those that have a message alone."""
+        lines, left = 1, place.byte
+        with self._open(place.file) as file:
             while left and (block := file.read(min(left, BUFFER))):
                 lines, left = lines + block.count(b"\n"), left - len(block)
-        return f"{self.path}, line {lines}"
+        return f"{self.files[place.file]}, line {lines}"
 
     def some(self, count: int) -> Iterator[Record]:
-        """The first ones: a TSV has no class distributions, for which more would be wanted."""
-        return itertools.islice(self.records((0, self.total)), 1)
+        """So many at the most: of plain files spread over all of them, of packed ones the first."""
+        if self.packed:
+            yield from itertools.islice(self.records([(number, 0, 0) for number in range(len(self.files))]), count)
+            return
+        seen = set()
+        for at in range(0, self.total, max(1, self.total // count)):
+            number, byte = 0, at
+            while byte >= self.sizes[number]:
+                number, byte = number + 1, byte - self.sizes[number]
+            record = next(self._lines(number, byte, self.sizes[number]), None)
+            if record and record.place not in seen:
+                seen.add(record.place)
+                yield record
 
     def parse(self, raw: bytes) -> Features:
         """The image of one line."""
@@ -89,6 +132,8 @@ class TSV(Source):
         if names is None:
             raise BadRecord(f"has {len(columns)} columns; should be 6 ({', '.join(SIX)}) or 10 ({', '.join(TEN)})")
         row = dict(zip(names, columns, strict=True))
+        if row["id"] in (b"image_id", b"img_id"):
+            raise BadRecord("is a header line, not an image")
         try:
             width, height, n = int(row["width"]), int(row["height"]), int(row["num_boxes"])
         except ValueError:
@@ -103,7 +148,7 @@ class TSV(Source):
         if "objects_id" in row:
             objects = _array(row, "objects_id", "<i8", n), _array(row, "objects_conf", "<f4", n)
         return Features(
-            id=row["id"].decode(errors="replace"),
+            id=text_of(row["id"]),
             width=width,
             height=height,
             features=features.reshape(n, -1),

@@ -18,6 +18,7 @@ from PIL import Image
 from shards.dataset import open_dataset, read_captions
 from shards.detectors import detector_of
 from shards.errors import UserError
+from shards.image_id import image_id
 from shards.inspect import overlapping
 from shards.reader import RegionReader
 from shards.sample import Sample
@@ -282,6 +283,78 @@ def test_a_bad_row_is_named_and_skipped_only_on_request(tmp_path, run_command, b
     assert words in json.loads(line)["reason"]
 
 
+@pytest.mark.parametrize("place", [0, 1, 40])
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (row(n=0), "no boxes"),
+        (row()[:-7], "base64"),
+        (row(features=16), "has features 16 wide; others have 8"),
+        ("image_id\timage_w\timage_h\tnum_boxes\tboxes\tfeatures", "is a header line"),
+        (row(box=(0, 0, 0.5, 1)), "all lie between 0 and 1"),
+    ],
+)
+def test_a_bad_row_may_be_anywhere_in_a_tsv(tmp_path, run_command, bad, words, place):
+    """Neither the first row nor the first ones decide what all others must be like."""
+    rows = [row(f"im{n}") for n in range(40)]
+    rows.insert(place, bad)
+    (tmp_path / "f.tsv").write_text("\n".join(rows) + "\n\n \n")
+    flags = ("shards.convert", tmp_path / "f.tsv", "--processes", 1, "--out", tmp_path / "out")
+    status, _, err = run_command(*flags)
+    assert status == 2 and f"f.tsv, line {place + 1}: {words if 'wide' in words else ''}" in err and words in err
+    status, out, err = run_command(*flags, "--on_bad_row", "skip")
+    assert status == 0 and "40 images in 1 shards" in out and f"skipped {tmp_path}/f.tsv, line {place + 1}: " in out
+
+
+def test_a_tsv_whose_first_hundred_rows_are_bad(tmp_path, run_command):
+    (tmp_path / "f.tsv").write_text("".join(["bad\n"] * 100 + [row("im0") + "\n"] + ["bad\n"] * 900))
+    flags = ("shards.convert", tmp_path / "f.tsv", "--processes", 1, "--out", tmp_path / "out")
+    status, out, err = run_command(*flags, "--on_bad_row", "skip")
+    assert status == 0 and "1 images in " in out and "1000 skipped" in out, err
+
+
+def test_blank_lines_are_no_end(tmp_path, run_command):
+    (tmp_path / "f.tsv").write_text(f"\n{row('a')}\n\n{row('b')}\n\n")
+    status, out, err = run_command("shards.convert", tmp_path / "f.tsv", "--out", tmp_path / "out")
+    assert status == 0 and "2 images in 1 shards" in out and "skipped" not in out, err
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("given", ["files", "folder", "pattern", "first"])
+def test_official_parts_of_a_tsv(tmp_path, run_command, given, packed):
+    """karpathy_train_..._genome.tsv.0 and .tsv.1, as files, their folder or a pattern."""
+    import gzip
+
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    files = [folder / "train.tsv.0", folder / ("deeper/train.tsv.1" if given == "folder" else "train.tsv.1")]
+    for number, file in enumerate(files):
+        text = "".join(row(f"im{2 * number + n}.jpg") + "\n" for n in range(2)).encode()
+        if packed and number:
+            files[number] = file = file.with_name(f"{file.name}.gz")
+        file.write_bytes(gzip.compress(text) if packed and number else text)
+    sources = {"files": files, "folder": [folder], "pattern": [f"{folder}/train.tsv.*"], "first": files[:1]}[given]
+    status, _, err = run_command("shards.convert", *sources, "--processes", 1, "--out", tmp_path / "out")
+    assert status == 0, err
+    reader = RegionReader(open_dataset(str(tmp_path / "out")))
+    expected = ["im0", "im1", "im2", "im3"][: 2 if given == "first" else 4]
+    assert sorted(reader[n].info["id"] for n in range(len(reader))) == expected
+
+
+def test_sources_of_several_kinds_are_refused(tmp_path, run_command):
+    (tmp_path / "f.tsv").write_text(row())
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy" / "1.npy", np.zeros(1))
+    for sources, words in (
+        ((tmp_path / "f.tsv", tmp_path / "npy"), "should be of one kind"),
+        ((tmp_path,), "should be of one kind"),
+        ((tmp_path / "npy", tmp_path / "npy"), "only .tsv files can be several"),
+        ((tmp_path / "g.tsv.*",), "g.tsv.*: no such file"),
+    ):
+        status, _, err = run_command("shards.convert", *sources, "--out", tmp_path / "out")
+        assert status == 2 and words in err and "Traceback" not in err
+
+
 def test_the_real_features(tmp_path, real_data, run_command):
     source = real_data / "butd" / "train2014_obj36.tsv"
     assert run_command("shards.convert", source, "--out", tmp_path / "out")[0] == 0
@@ -292,7 +365,7 @@ def test_the_real_features(tmp_path, real_data, run_command):
         columns = line.split("\t")
         sample = reader[number]
         height, width = int(columns[1]), int(columns[2])
-        assert (sample.info["id"], sample.info["height"], sample.info["width"]) == (columns[0], height, width)
+        assert (sample.info["id"], sample.info["height"], sample.info["width"]) == (image_id(columns[0]), height, width)
         features = np.frombuffer(base64.b64decode(columns[9]), "<f4").reshape(36, 2048)
         assert np.array_equal(sample.features, features.astype(np.float16))
         boxes = np.frombuffer(base64.b64decode(columns[8]), "<f4").reshape(36, 4)

@@ -159,7 +159,7 @@ def test_a_pickle_that_wants_more_than_arrays_is_refused_by_name(tmp_path, run_c
         ({"features": None}, "features that are not numbers"),
         ({"num_boxes": 9}, "has num_boxes 9 and 4 boxes"),
         ({"num_boxes": "many"}, "num_boxes 'many'; should be a whole number"),
-        ({"boxes": np.zeros((0, 4))}, "has 0 numbers in boxes"),
+        ({"boxes": np.zeros((0, 4))}, "has boxes of shape (0"),
         ({"image_w": 10}, "outside its 10 x 80 image"),
         ({"image_h": 0}, "has a size of 100 x 0"),
         ({"features": np.zeros((4, 6), np.float32)}, "has features 6 wide; others have 8"),
@@ -224,6 +224,133 @@ def test_mmf_files_that_are_not_whole(tmp_path, run_command):
     reader, said = convert(run_command, tmp_path, folder, "--on_bad_row", "skip")
     assert [reader[n].info["id"] for n in range(len(reader))] == ["im0"] and "3 skipped" in said
     assert "im1.npy: has no im1_info.npy beside it" in said and "it names builtins.print" in said
+
+
+def mmf_pair(folder, key: str, **changes):
+    """An image's two files; None removes a part."""
+    item, probs = image(1), distribution(4, 1)
+    info = {"bbox": item["boxes"], "num_boxes": 4, "image_width": 100, "image_height": 80, "cls_prob": probs}
+    parts = info | {"features": item["features"]} | changes
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{key}.npy", parts.pop("features"))
+    np.save(folder / f"{key}_info.npy", {name: part for name, part in parts.items() if part is not None})
+    return item
+
+
+FEATURES, PROBS, BOXES = image(1)["features"], distribution(4, 1), image(1)["boxes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"features": np.ones((40, 8), np.float32)}, "has features of shape (40, 8); should be (4, D)"),
+        ({"features": np.ones((8, 2, 2), np.float32)}, "has features of shape (8, 2, 2); should be (4, D)"),
+        ({"features": FEATURES.ravel()}, "has features of shape (32,); should be (4, D)"),
+        ({"features": FEATURES[:2]}, "has features of shape (2, 8); should be (4, D)"),
+        ({"cls_prob": np.concatenate([PROBS, PROBS])}, "has cls_prob of shape (8, 20); should be (4, classes)"),
+        ({"bbox": BOXES.ravel()}, "has boxes of shape (16,); should be (n, 4)"),
+        ({"cls_prob": PROBS * 0.9}, "has a class distribution of region"),
+        (
+            {"cls_prob": np.concatenate([PROBS[:3], PROBS[3:] / 2])},
+            "has a class distribution of region 3 that sums to 0.500 and not to 1",
+        ),
+        ({"bbox": BOXES / 100}, "has boxes that all lie between 0 and 1; they should be in pixels"),
+    ],
+)
+def test_shapes_sums_and_units_count(tmp_path, run_command, changes, reason):
+    """What does not fit is refused by name, and not folded until it does."""
+    mmf_pair(tmp_path / "mmf", "bad", **changes)
+    for key in ("a", "c"):
+        mmf_pair(tmp_path / "mmf", key)
+    flags = ("shards.convert", tmp_path / "mmf", "--processes", 1, "--out", tmp_path / "out")
+    status, _, err = run_command(*flags)
+    assert status == 2 and f"mmf/bad.npy: {reason}" in err
+    status, out, _ = run_command(*flags, "--on_bad_row", "skip")
+    assert status == 0 and "2 images in 1 shards" in out and "1 skipped" in out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": np.concatenate([FEATURES, np.zeros((6, 8), np.float32)])},
+        {"features": FEATURES[None]},
+        {"features": np.asfortranarray(FEATURES)},
+        {"cls_prob": np.concatenate([PROBS, np.zeros((6, CLASSES), np.float32)])},
+        {"bbox": np.concatenate([BOXES, np.zeros((6, 4), np.float32)])},
+        {"bbox": BOXES.tolist(), "cls_prob": PROBS.astype(np.float16)},
+        {"num_boxes": None},
+    ],
+    ids=["padded features", "batch of one", "columns", "padded classes", "padded boxes", "list and half", "no count"],
+)
+def test_padding_and_batches_of_one_are_read_right(tmp_path, run_command, changes):
+    item = mmf_pair(tmp_path / "mmf", "1.jpg", **changes)
+    reader, _ = convert(run_command, tmp_path, tmp_path / "mmf")
+    check(reader[0], item, "1")
+
+
+def test_mmfs_names_are_read_in_an_lmdb_too(tmp_path, run_command):
+    names = {"boxes": "bbox", "image_h": "image_height", "image_w": "image_width"}
+    items = {f"{n}.jpg": {names.get(name, name): value for name, value in image(n).items()} for n in range(3)}
+    write_lmdb(tmp_path / "a.lmdb", {key: pickle.dumps(item) for key, item in items.items()})
+    reader, _ = convert(run_command, tmp_path, tmp_path / "a.lmdb")
+    for n in range(3):
+        check(reader[reader.number_of(str(n))], image(n), str(n))
+
+
+def test_two_npy_files_with_one_id_are_refused_by_both_names(tmp_path, run_command):
+    for folder in ("a", "b"):
+        mmf_pair(tmp_path / "mmf" / folder, "COCO_val2014_000000000042")
+    status, _, err = run_command("shards.convert", tmp_path / "mmf", "--out", tmp_path / "out")
+    assert status == 2 and "mmf/a/COCO" in err and "mmf/b/COCO" in err and "both are image 42" in err
+
+
+CAFE = "un caf\u00e9 au lait"
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        (CAFE, CAFE),
+        (CAFE.encode(), CAFE),
+        (CAFE.encode("utf-16"), CAFE),
+        (CAFE.encode().decode("latin-1"), CAFE),  # a text of Python 2, read as numpy's pickles have to be
+        (CAFE.encode("latin-1"), None),
+    ],
+)
+def test_captions_of_an_lmdb_are_never_garbled(tmp_path, run_command, caption, expected):
+    items = {"a": image(0), "b": image(1) | {"caption": caption}}
+    write_lmdb(tmp_path / "a.lmdb", {key: pickle.dumps(item) for key, item in items.items()})
+    reader, said = convert(run_command, tmp_path, tmp_path / "a.lmdb", "--on_bad_row", "skip")
+    found = {sample.info["id"]: sample.captions for sample in reader}
+    assert found == {"a": ()} | ({"b": (expected,)} if expected else {})
+    assert expected or "key b: has a text that is neither UTF-8 nor UTF-16" in said
+
+
+def damage_page(file, kind: int, text: bytes) -> None:
+    """Overwrites the kind of the first page of this kind (2: a leaf, 1: a branch) that has a text in it."""
+    data = bytearray(file.read_bytes())
+    pages = range(0, len(data), 4096)
+    page = next(p for p in pages if data[p + 10] == kind and text in data[p : p + 4096])
+    data[page + 10] = 4
+    file.write_bytes(data)
+
+
+def test_a_damaged_page_of_an_lmdb_is_a_counted_skip_or_a_sentence(tmp_path, run_command):
+    values = {f"im{n:03d}": pickle.dumps(image(n, n=1)) for n in range(100)}
+    write_lmdb(tmp_path / "a.lmdb", values)
+    file = tmp_path / "a.lmdb" / "data.mdb"
+    damage_page(file, 2, b"im050")
+    flags = ("shards.convert", tmp_path / "a.lmdb", "--processes", 1, "--out")
+    status, _, err = run_command(*flags, tmp_path / "out")
+    assert status == 2 and ": cannot be read (" in err and "the file is damaged" in err and "Traceback" not in err
+    status, out, err = run_command(*flags, tmp_path / "out", "--on_bad_row", "skip")
+    assert status == 0 and ": cannot be read (" in out, err
+    reader = RegionReader(open_dataset(str(tmp_path / "out")))
+    skipped = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert len(reader) + len(skipped) == 100 and 0 < len(skipped) < 20
+    damage_page(file, 1, b"im")
+    status, _, err = run_command(*flags, tmp_path / "two", "--on_bad_row", "skip")
+    assert status == 2 and "a.lmdb: is damaged (" in err and "Traceback" not in err
 
 
 def test_several_processes_give_the_same_bytes_and_finished_shards_are_kept(tmp_path, run_command):

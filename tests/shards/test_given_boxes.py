@@ -53,6 +53,9 @@ def test_given_boxes_keep_their_order_and_ids_and_are_cut_to_the_image(images, t
         ([{"image_id": "b", "boxes": [[1, 2, 3]], "box_ids": [1]}], "line 1: should have boxes of four numbers"),
         ([LINES[1], LINES[1]], "line 2: image b stands there twice"),
         ([LINES[1] | {"boxes": [[150, 5, 160, 10]]}], "line 1: box [150.0, 5.0, 160.0, 10.0] lies outside its image"),
+        ([LINES[1] | {"boxes": [[120, 5, 120, 10]]}], "line 1: box [120.0, 5.0, 120.0, 10.0] lies outside its image"),
+        ([LINES[1] | {"boxes": [[9, 5, 8, 10]]}], "line 1: has a box that ends before it begins"),
+        ([LINES[1] | {"boxes": [[0, 0.5, 0.5, 1]]}], "all boxes lie between 0 and 1; should be in pixels"),
         ([LINES[1] | {"box_ids": []}], "line 1: should have boxes of four numbers and as many box_ids; it has 0 ids"),
         ([{"image_id": "b"}], "line 1: should be an object with image_id, boxes and box_ids"),
         ([LINES[1] | {"image_id": "nowhere"}], "holds no image that"),
@@ -64,3 +67,25 @@ def test_boxes_that_cannot_be_used_are_told_by_line(images, tmp_path, run_comman
     flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
     status, _, err = run_command("shards.extract", images, "--boxes", boxes, *flags)
     assert status == 2 and complaint in err and "Traceback" not in err
+
+
+def test_annotated_boxes_without_area_are_described_as_a_pixel(images, tmp_path, run_command):
+    """COCO has some, which finetune.given_boxes writes and candidates of a task may be."""
+    flat = [[10, 20, 10, 60], [5, 80, 50, 80], [100, 0, 100, 0], [3, 4, 30, 40]]
+    boxes = write(tmp_path / "boxes.jsonl", [{"image_id": "b", "boxes": flat, "box_ids": [1, 2, 3, 4]}])
+    flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
+    status, out, err = run_command("shards.extract", images, "--boxes", boxes, *flags)
+    assert status == 0 and "3 boxes without area, which are described as one pixel wide or high" in out, err
+    sample = RegionReader(open_dataset(str(tmp_path / "out")))[0]
+    expected = np.float32([[10, 20, 11, 60], [5, 79, 50, 80], [99, 0, 100, 1], [3, 4, 30, 40]])
+    np.testing.assert_allclose(sample.boxes * [100, 80, 100, 80], expected, atol=1e-4)
+    assert sample.info["box_ids"] == ["1", "2", "3", "4"] and np.isfinite(sample.features).all()
+
+
+def test_ids_of_images_may_be_file_names(images, tmp_path, run_command):
+    line = LINES[1] | {"image_id": "val2014/COCO_train2014_000000000017.jpg"}
+    boxes = write(tmp_path / "boxes.jsonl", [line])
+    boxes.write_bytes(b"\xef\xbb\xbf" + boxes.read_bytes())
+    flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
+    status, out, err = run_command("shards.extract", images, "--boxes", boxes, *flags)
+    assert status == 0 and "1 images" in out, err
