@@ -12,6 +12,7 @@ from pretrain.config import ModelConfig
 from pretrain.model import TwoStream
 from pretrain.published import absent, to_published
 from pretrain.run_folder import CONFIG, clear_run
+from pretrain.tokenizer import FILE as TOKENIZER_FILE
 from pretrain.weights import BERT, RUN, Weights, describe, find_weights, listed, take_weights
 from shards.errors import UserError
 from shards.files import whole_file, write_json
@@ -65,6 +66,9 @@ def _write_published(config: ConvertConfig, found: Weights, weights: dict[str, t
     out = Path(config.out)
     if out.suffix not in (".bin", ".safetensors"):
         raise UserError(f"--out {out}: should end in .bin or .safetensors")
+    pieces = found.pieces(config.tokenizer) if config.tokenizer or found.has_tokenizer else None
+    if pieces and (out.parent / TOKENIZER_FILE).exists() and not pieces.is_saved(out.parent):
+        raise UserError(f"--out {out}: {out.parent} has another {TOKENIZER_FILE}; give a folder of its own")
     theirs, left_over = to_published(weights)
     with whole_file(out) as file:
         if out.suffix == ".bin":
@@ -72,7 +76,11 @@ def _write_published(config: ConvertConfig, found: Weights, weights: dict[str, t
         else:
             save_file(theirs, file.name)
     write_json(out.with_suffix(".json"), published_config(found.sizes))
-    print(f"{out}: {len(theirs)} weights under the published names, sizes in {out.with_suffix('.json')}")
+    tokenizer = ""
+    if pieces:
+        pieces.save(out.parent)
+        tokenizer = f", tokenizer in {out.parent / TOKENIZER_FILE}"
+    print(f"{out}: {len(theirs)} weights under the published names, sizes in {out.with_suffix('.json')}{tokenizer}")
     missing = absent(theirs)
     if left_over:
         print(f"{out}: no place for {listed(left_over)}")

@@ -254,7 +254,7 @@ def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) ->
     for name, value in fitting.items():
         if getattr(sizes, name) != value:
             raise UserError(f"{config.config}: {name} is {getattr(sizes, name)} and that of {config.data} is {value}")
-    if sizes.vocab_size < len(pieces):
+    if sizes.vocab_size < len(pieces) or (config.bert and sizes.vocab_size != len(pieces)):
         raise UserError(f"{config.config}: vocab_size is {sizes.vocab_size} and the tokenizer has {len(pieces)}")
     if sizes.max_position_embeddings < config.words:
         raise UserError(f"--words {config.words}: the model has {sizes.max_position_embeddings} positions")

@@ -11,6 +11,7 @@ from pretrain.common_words import CHARACTERS, COMMON_WORDS
 from pretrain.wordpiece import INSIDE, learn_vocabulary
 from shards.errors import UserError
 
+FILE = "tokenizer.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -27,6 +28,8 @@ class WordPieces:
             raise UserError(f"{where}: its vocabulary has no {missing[0]}; a BERT vocabulary is needed")
         if self.special["[PAD]"] != 0:
             raise UserError(f"{where}: [PAD] should be word piece 0 and is {self.special['[PAD]']}")
+        if len(self) <= len(SPECIAL):
+            raise UserError(f"{where}: its vocabulary has special tokens alone; a BERT vocabulary is needed")
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
@@ -47,12 +50,16 @@ class WordPieces:
         return [[begin, *text.ids[: limit - 2], end] for text in encoded]
 
     def save(self, folder) -> None:
-        self.tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        self.tokenizer.save(str(Path(folder) / FILE))
+
+    def is_saved(self, folder) -> bool:
+        """Whether a directory has this tokenizer in its file."""
+        return (Path(folder) / FILE).read_text(encoding="utf-8") == self.tokenizer.to_str(pretty=True)
 
 
 def load_pieces(folder) -> WordPieces:
     """The tokenizer of a directory that has it in a file: of a run, or of a BERT."""
-    path = Path(folder) / "tokenizer.json"
+    path = Path(folder) / FILE
     try:
         return WordPieces(Tokenizer.from_file(str(path)), str(path))
     except UserError:
@@ -67,8 +74,10 @@ def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
     A vocab.txt without a configuration beside it is of lower case.
     """
     path = Path(name)
-    if (path / "tokenizer.json").exists():
+    if (path / FILE).exists():
         return load_pieces(path)
+    if path.is_dir() and not (path / "vocab.txt").exists():  # of which transformers would make an empty vocabulary
+        raise UserError(f"{flag} {name}: holds neither tokenizer.json nor vocab.txt; copy the BERT's there")
     from transformers import AutoTokenizer, BertTokenizerFast  # take seconds to import, and most runs need neither
 
     bare = path.is_dir() and not (path / "tokenizer_config.json").exists()

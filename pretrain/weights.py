@@ -47,15 +47,26 @@ class Weights:
         """The directory or the name of their tokenizer: a run's own, what lies beside the weights, or BERT's."""
         if self.kind == RUN:
             return self.path
+        return str(self.file.parent) if self.has_tokenizer else TOKENIZER
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer lies beside the weights, as that of a run does."""
         beside = (self.file.with_name(name) for name in ("tokenizer.json", "vocab.txt"))
-        return str(self.file.parent) if any(path.exists() for path in beside) else TOKENIZER
+        return self.kind == RUN or any(path.exists() for path in beside)
 
     def pieces(self, tokenizer: str | None = None) -> WordPieces:
         """The word pieces: a run's own; else those of `tokenizer`, or what lies beside the weights, or BERT's."""
         if self.kind == RUN:
             if tokenizer:
                 raise UserError(f"--tokenizer {tokenizer}: {self.path} is a run, which has its own")
-            return load_pieces(self.path)
+            pieces = load_pieces(self.path)
+            if len(pieces) > self.sizes.vocab_size:
+                raise UserError(
+                    f"{self.path}/tokenizer.json: has {len(pieces)} word pieces and the run's model "
+                    f"{self.sizes.vocab_size}; it is not the tokenizer of this run"
+                )
+            return pieces
         tokenizer = tokenizer or self.tokenizer
         pieces = bert_pieces(tokenizer, "--tokenizer")
         if len(pieces) != self.sizes.vocab_size:

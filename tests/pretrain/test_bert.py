@@ -113,5 +113,18 @@ def test_the_tokenizer_of_the_directory_is_used(tmp_path, files):
 def test_a_missing_or_broken_tokenizer_is_one_sentence(tmp_path, words):
     if words:
         (tmp_path / "vocab.txt").write_bytes(words)
-    with pytest.raises(UserError, match="has no tokenizer that can be read"):
+    complaint = "has no tokenizer that can be read" if words else "holds neither tokenizer.json nor vocab.txt"
+    with pytest.raises(UserError, match=complaint):
         bert_pieces(str(tmp_path / "vocab.txt" if words else tmp_path))
+
+
+def test_a_bert_with_weights_and_config_alone_is_refused(bert):
+    """Of its config alone transformers makes a tokenizer to which every word is unknown."""
+    with pytest.raises(UserError, match=r"holds neither tokenizer\.json nor vocab\.txt; copy the BERT's there"):
+        bert_pieces(bert[1])
+
+
+def test_a_vocabulary_of_special_tokens_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
+    with pytest.raises(UserError, match="its vocabulary has special tokens alone"):
+        bert_pieces(str(tmp_path))

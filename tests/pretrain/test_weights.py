@@ -178,6 +178,28 @@ def test_the_tokenizer_must_be_that_of_the_weights(published, tmp_path):
         found.pieces()
 
 
+def test_the_tokenizer_of_a_run_must_fit_its_model(published, tmp_path, run_command):
+    assert run_command("pretrain.convert", published("pretrain"), "--out", tmp_path / "run")[0] == 0
+    tokenizer = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["more"] = 200
+    (tmp_path / "run" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"tokenizer\.json: has 201 word pieces and the run's model 200"):
+        find_weights(str(tmp_path / "run")).pieces()
+
+
+def test_converted_weights_keep_their_tokenizer(published, tmp_path, run_command):
+    source, out = published("pretrain"), tmp_path / "mine" / "weights.bin"
+    assert run_command("pretrain.convert", source, "--out", tmp_path / "run")[0] == 0
+    for given in (tmp_path / "run", source):
+        status, said, err = run_command("pretrain.convert", given, "--out", out, "--to", "published")
+        assert status == 0 and f"tokenizer in {out.parent}/tokenizer.json" in said, err
+    ours, theirs = (find_weights(str(path)).pieces() for path in (tmp_path / "run", out))
+    assert ours.tokenizer.to_str() == theirs.tokenizer.to_str() and len(theirs) == 200
+    (source.parent / "vocab.txt").write_text("\n".join([*words()[:-1], "another"]))
+    status, _, err = run_command("pretrain.convert", source, "--out", out, "--to", "published")
+    assert status == 2 and "mine has another tokenizer.json; give a folder of its own" in err
+
+
 class Planted:
     def __reduce__(self):
         return (print, ("this file ran code",))
