@@ -300,7 +300,7 @@ class Processes:
             status = process.wait()
             self.running.discard(process)
         if status:
-            lines = log.read_text(encoding="utf-8").splitlines()
+            lines = log.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
             sentence = f"{log}: python -m {call.module} ended with status {status}: {(lines or [''])[-1]}"
             raise UserError(sentence) if lines or self.ranks.first else ErrorElsewhere(sentence)
 

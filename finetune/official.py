@@ -2,6 +2,7 @@
 record.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -15,6 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from shards.errors import UserError
+from shards.files import is_stray
 from shards.unpickle import unpickle
 
 Kind = TypeVar("Kind")
@@ -29,7 +31,8 @@ def scan(path, kind: type[Kind]) -> Kind:
     try:
         with open(path, "rb") as file:
             # Closed when nothing refers to it any more: records that are yet to be decoded do.
-            return msgspec.json.decode(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), type=kind)
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return msgspec.json.decode(data[_text_begin(data) :], type=kind)
     except FileNotFoundError:
         raise _missing(path) from None
     except (ValueError, msgspec.DecodeError) as error:  # ValueError: an empty file cannot be mapped
@@ -131,6 +134,7 @@ def _lines(path) -> Iterator[tuple[str, bytes]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, 1):
+                line = line[_text_begin(line) if number == 1 else 0 :]
                 if line.strip():
                     yield f"{path}, line {number}", line
     except FileNotFoundError:
@@ -139,13 +143,22 @@ def _lines(path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{path}: is not a whole file ({error}); fetch it again") from None
 
 
+def _text_begin(data) -> int:
+    """Where the text begins in the bytes of a file: behind a byte order mark."""
+    return len(codecs.BOM_UTF8) if bytes(data[: len(codecs.BOM_UTF8)]) == codecs.BOM_UTF8 else 0
+
+
 def find_file(folder: Path, name: str) -> Path:
     """An official file of a data set: in its folder, or, as some archives unpack, one or two folders below."""
     path = folder / name
     if plain_or_packed(path).exists() or not folder.is_dir():
         return path
     below = [
-        found for depth in ("*", "*/*") for end in ("", ".gz") for found in sorted(folder.glob(f"{depth}/{name}{end}"))
+        found
+        for depth in ("*", "*/*")
+        for end in ("", ".gz")
+        for found in sorted(folder.glob(f"{depth}/{name}{end}"))
+        if not is_stray(str(found.relative_to(folder)))
     ]
     if len(below) > 1:
         raise UserError(f"{folder}: {' and '.join(map(str, below))} are both there; keep one")

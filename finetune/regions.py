@@ -9,6 +9,7 @@ import numpy as np
 from finetune.task import Box
 from shards.dataset import Dataset, open_dataset
 from shards.errors import UserError
+from shards.files import is_stray
 from shards.reader import RegionReader
 from shards.sample import Sample
 
@@ -42,8 +43,8 @@ SamplesById = Regions | dict[str, Sample]  # of a data set, or of what was asked
 
 def _open(folder: Path) -> Dataset:
     """The data set of a folder, or those of its folders as one."""
-    inside = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
-    if not inside or next(folder.glob("*.tar"), None):
+    inside = _folders(folder) if folder.is_dir() else []
+    if not inside or any(not is_stray(path.name) for path in folder.glob("*.tar")):
         return open_dataset(str(folder))
     first, *others = (open_dataset(str(path)) for path in inside)
     for other in others:
@@ -53,6 +54,10 @@ def _open(folder: Path) -> Dataset:
                 f"{other.feature_size}; extract all with one detector"
             )
     return dataclasses.replace(first, shards=[shard for dataset in (first, *others) for shard in dataset.shards])
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_stray(path.name))
 
 
 def rows_of_boxes(sample: Sample, box_ids: tuple[str, ...], boxes: Sequence[Box]) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Runs as they lie on disk, for those who compare them: what they were asked for, how they went, and their results."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.cleaning.cleaned import is_cleaned
 from finetune.evaluate import kept_scores
+from pretrain.logs import read_metrics
 from pretrain.run_folder import CONFIG
 from shards.errors import UserError
 from shards.files import files_below, read_json
@@ -77,7 +77,9 @@ def read_run(folder: Path) -> Run:
     config, result = read_json(folder / CONFIG), folder / "result.json"
     if not isinstance(config, dict) or "flags" not in config:
         raise UserError(f"{folder / CONFIG}: is not the configuration of a run")
-    lines = list(_lines(folder / METRICS))
+    lines, bad = read_metrics(folder / METRICS)
+    if bad:
+        print(f"{folder / METRICS}: {bad} lines that cannot be read are skipped")
     kept = [read_json(path) for path in sorted(kept_scores(folder).glob("*.json"))]
     return Run(
         path=folder,
@@ -87,12 +89,3 @@ def read_run(folder: Path) -> Run:
         validation=[line for line in lines if line["kind"] == "validation"],
         evaluations={(scores["task"], scores["split"]): scores for scores in kept},
     )
-
-
-def _lines(path: Path):
-    """The lines of a run's metrics, up to one that is cut short (the run may be going on)."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return

@@ -17,6 +17,25 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def read_metrics(path: Path) -> tuple[list[dict], int]:
+    """The lines of a run's metrics.jsonl, and how many others there are that cannot be read.
+
+    A last line without its end does not count: the run may be writing it, or was killed while it did.
+    """
+    lines, bad = [], 0
+    *whole, _ = path.read_bytes().split(b"\n")
+    for line in whole:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and {"step", "kind"} <= value.keys():
+            lines.append(value)
+        else:
+            bad += 1
+    return lines, bad
+
+
 class RunLog:
     """Writes a run's metrics. On a resume, lines after the checkpoint's step are cut off."""
 
@@ -29,15 +48,9 @@ class RunLog:
     def _cut(self, first_step: int) -> None:
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= first_step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                break  # a line cut short by a crash
+        lines, _ = read_metrics(self.path)
         with whole_file(self.path, "w", encoding="utf-8") as file:
-            file.writelines(kept)
+            file.writelines(json.dumps(line) + "\n" for line in lines if line["step"] <= first_step)
 
     def write(self, step: int, kind: str, values: dict) -> None:
         """One line of metrics.jsonl, and a TensorBoard scalar `kind/name` for every number."""

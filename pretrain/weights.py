@@ -11,7 +11,7 @@ from pretrain.published import from_published
 from pretrain.run_folder import CONFIG
 from pretrain.tokenizer import WordPieces, bert_pieces, load_pieces
 from shards.errors import UserError
-from shards.files import read_json
+from shards.files import is_stray, read_json
 from shards.tensor_files import read_state_dict
 
 RUN, PUBLISHED, BERT = "run", "published", "bert"
@@ -117,7 +117,7 @@ def _in_folder(folder: Path) -> tuple[Path, str]:
         if file is None:
             raise UserError(f"{folder}: has neither {' nor '.join(BERT_FILES)}")
         return file, BERT
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not is_stray(path.name))
     if len(files) == 1:
         return files[0], PUBLISHED
     found = f"{len(files)} files of weights, name one of them" if files else "no whole checkpoint and no weights"

@@ -14,8 +14,8 @@ from finetune.cleaning.photos import Photos
 from finetune.official import scan_lines
 from finetune.tasks import all_tasks
 from shards.errors import UserError
-from shards.files import files_below, whole_file
-from shards.image_id import SAME_ID, image_id, is_image
+from shards.files import files_below, is_utf8, printable, whole_file
+from shards.image_id import NOT_UTF8, SAME_ID, image_id, is_image
 from shards.images import BadImage
 from shards.jobs import advance, run_tasks
 
@@ -58,14 +58,19 @@ def image_files(folder: str) -> dict[str, Path]:
             f"--images {folder}: should have folders of images named {', '.join(photo_of)}, or some of them"
         )
     found: dict[str, Path] = {}
+    bad: list[str] = []
     for part in there:
         own: dict[str, Path] = {}
         for path in map(Path, files_below(part, is_image)):
+            if not is_utf8(str(path)) or not path.exists():
+                bad.append(f"{printable(path)}: {NOT_UTF8 if path.exists() else 'is a link to nothing'}")
+                continue
             image = image_id(path.name)
             if image in own:
                 raise UserError(f"{own[image]} and {path}: {SAME_ID.format(image=image)}")
             own[image] = path
             found.setdefault(photo_of[part.name](image), path)
+    _print_skipped(bad)
     if not found:
         raise UserError(f"--images {folder}: {', '.join(map(str, there))} hold no images")
     return found
@@ -147,11 +152,15 @@ def _hash_all(files: list[Path], folder: Path, processes: int) -> np.ndarray:
     ]
     looks = _in_order(look, parts, processes, len(files), "images")
     bad = [sentence for _, sentences in looks for sentence in sentences]
-    for sentence in bad[:SHOWN]:
-        print(f"skipped {sentence}")
-    if len(bad) > SHOWN:
-        print(f"skipped {len(bad) - SHOWN} more")
+    _print_skipped(bad)
     return np.concatenate([hashes for hashes, _ in looks])
+
+
+def _print_skipped(sentences: list[str]) -> None:
+    for sentence in sentences[:SHOWN]:
+        print(f"skipped {sentence}")
+    if len(sentences) > SHOWN:
+        print(f"skipped {len(sentences) - SHOWN} more")
 
 
 def _candidates(files: dict[str, Path], hashes: np.ndarray, tests: set[str], processes: int) -> list[tuple[str, str]]:

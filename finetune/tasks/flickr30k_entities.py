@@ -18,6 +18,7 @@ from finetune.boxes import iou
 from finetune.official import find_file, read_text, read_xml
 from finetune.task import Box, Example, Task, scores_by
 from shards.errors import UserError
+from shards.files import is_stray
 
 ANNOTATIONS, SENTENCES = "Annotations", "Sentences"
 PLACES = (1, 5, 10)
@@ -57,7 +58,7 @@ class Flickr30kEntities(Task):
 
     def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
         """Image -> {entity: the box around its boxes} of every image that is annotated."""
-        paths = sorted(find_file(folder, ANNOTATIONS).glob("*.xml"))
+        paths = sorted(path for path in find_file(folder, ANNOTATIONS).glob("*.xml") if not is_stray(path.name))
         return {path.stem: {e: around(of) for e, of in read_objects(path).boxes.items()} for path in paths}
 
     def examples(self, folder: Path, split: str) -> list[Example]:

@@ -16,8 +16,10 @@ from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.gqa_metrics import WITH_FILES, OfficialScores, Operation, official_scores, step_count
 from finetune.official import find_file, scan_records
 from finetune.task import Example, scores_by
+from shards.errors import UserError
 from shards.image_id import image_id
 
+ANSWERED = ("train", "val", "testdev")  # whose answers are public
 MINVAL = 3000  # questions of train and val together, the last by id
 
 
@@ -152,16 +154,13 @@ def read(folder: Path, split: str) -> list[Example]:
     path = _file(folder, split)
     if not path.exists() and processed.has_questions(folder, split):
         return _from_processed(folder, split)
-    return [
-        Example(
-            id,
-            found.question,
-            (image_id(str(found.image)),),
-            None if found.answer is None else {found.answer: 1.0},
-            facts=found.facts,
-        )
-        for id, found in scan_records(path, Question)
-    ]
+    examples = []
+    for id, found in scan_records(path, Question):
+        if found.answer is None and split in ANSWERED:
+            raise UserError(f"{path}, record {id}: has no answer, as all of {split} have; download the file again")
+        target = None if found.answer is None else {found.answer: 1.0}
+        examples.append(Example(id, found.question, (image_id(str(found.image)),), target, facts=found.facts))
+    return examples
 
 
 def _from_processed(folder: Path, split: str) -> list[Example]:

@@ -111,6 +111,8 @@ def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict
         if question in answered:
             raise UserError(f"{where}: question_id {question} stands there twice")
         answers = [take(a, "answer", str, f"{where}, answers") for a in take(record, "answers", list, where)]
+        if not answers:
+            raise UserError(f"{where}: answers of question_id {question} is empty; remove the question, or add answers")
         facts = {"answers": answers, "answer_type": take(record, "answer_type", str, where)}
         if "question_type" in record:
             facts["question_type"] = take(record, "question_type", str, where)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections import Counter
 
@@ -346,6 +347,18 @@ def test_two_photos_with_one_id_are_refused_by_both_names(tmp_path):
         image_files(str(tmp_path))
     (tmp_path / "coco" / "42.png").unlink()
     assert list(image_files(str(tmp_path))) == ["coco:42", "genome:42"]
+
+
+def test_photos_that_cannot_be_compared_are_named(tmp_path, capfd):
+    folder = tmp_path / "coco"
+    for name in ("1.jpg", "._1.jpg", ".ipynb_checkpoints/1.jpg", "__MACOSX/1.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    (folder / "2.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    shutil.copy(folder / "1.jpg", os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg"))
+    assert image_files(str(tmp_path)) == {"coco:1": folder / "1.jpg"}
+    said = capfd.readouterr().out
+    assert "2.jpg: is a link to nothing" in said and "caf\\xe9.jpg: has a name that is not UTF-8" in said
 
 
 def altered(image: Image.Image, kind: str, rng) -> Image.Image:

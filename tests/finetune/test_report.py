@@ -75,6 +75,18 @@ def test_runs_are_found_behind_links(trained, tmp_path):
     assert [run.path for run in find_runs([str(tmp_path / "runs")])] == [tmp_path / "runs" / "mt"]
 
 
+def test_a_bad_byte_in_the_metrics_costs_a_line(trained, tmp_path, capsys):
+    """Not the report, and not the lines behind it."""
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    known, path = read_run(trained), tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    assert known.training[0]["step"] <= known.validation[-1]["step"]
+    path.write_bytes(b"\n".join([lines[0], b"\xff\xfe{", b"[1]", *lines[1:-1], b'{"step": 9']))
+    read = read_run(tmp_path / "run")
+    assert (read.training, read.validation) == (known.training, known.validation)
+    assert f"{path}: 2 lines that cannot be read are skipped" in capsys.readouterr().out
+
+
 def test_table9_has_the_test_where_it_was_scored(trained, single):
     columns, rows = table9(find_runs([str(trained), str(single)]))
     assert columns == ["the paper's ST", "the paper's AT->ST", "AT, not cleaned", "AT->ST, not cleaned"]

@@ -6,9 +6,11 @@ import pickle
 import numpy as np
 import official_files as files
 import pytest
+from data_sets import make_dataset
 
 from finetune.answers import normalise
-from finetune.official import read_pickle
+from finetune.official import find_file, read_lines, read_pickle, read_text, scan_lines
+from finetune.regions import Regions
 from finetune.start import TASK_TOKENS
 from finetune.tasks import all_tasks, find_task, paper_tasks
 from shards.errors import UserError
@@ -261,3 +263,70 @@ def test_a_visual_genome_answer_is_right_in_any_spelling_and_wrong_outside_the_v
     said = ["two", "a green", "red"]
     assert [normalise(s) in e.target for s, e in zip(said, examples, strict=True)] == [True, True, False]
     assert TASKS["vgqa"].scores(examples, said)["accuracy"].tolist() == [1, 1, 0]
+
+
+def test_an_empty_list_of_answers_is_named(tmp_path):
+    files.vqa(tmp_path)
+    path = tmp_path / "v2_mscoco_train2014_annotations.json"
+    value = json.loads(path.read_text())
+    value["annotations"][1]["answers"] = []
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match="annotation 1: answers of question_id 262148001 is empty"):
+        find_task("vqa").read(tmp_path, "train")
+
+
+def test_a_gqa_question_without_an_answer_is_named_where_all_have_one(tmp_path):
+    for split in ("train", "val", "test"):
+        files.gqa(tmp_path, split)
+        path = tmp_path / f"{split}_balanced_questions.json"
+        value = json.loads(path.read_text())
+        del value["0002001"]["answer"]
+        path.write_text(json.dumps(value))
+    for split in ("train", "val", "trainval"):
+        with pytest.raises(UserError, match=r"balanced_questions\.json, record 0002001: has no answer"):
+            find_task("gqa").read(tmp_path, split)
+    assert [example.target for example in find_task("gqa").read(tmp_path, "test")].count(None) == 1
+
+
+def test_ids_with_folders_and_suffixes_are_those_of_the_regions(tmp_path):
+    files.gqa(tmp_path)
+    path = tmp_path / "train_balanced_questions.json"
+    path.write_text(path.read_text().replace('"2354786"', '"images/2354786.jpg"'))
+    task = find_task("gqa")
+    assert {example.images for example in task.read(tmp_path, "train")} == {("2354786",), ("n161313",)}
+    assert set(task.image_counts(tmp_path, "train")) == {("2354786",), ("n161313",)}
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_no_part_of_official_files(tmp_path):
+    for split in ("train", "val"):
+        files.gqa(tmp_path / "gqa", split)
+    files.vqa(tmp_path / "vqa")
+    expected = {name: find_task(name).read(tmp_path / name, "train") for name in ("gqa", "vqa")}
+    for path in tmp_path.glob("*/*.json"):
+        path.write_bytes(MARK + path.read_bytes())
+    for name, examples in expected.items():
+        task = find_task(name)
+        assert task.read(tmp_path / name, "train") == examples
+        assert task.image_counts(tmp_path / name, "train")[examples[0].images]
+    for name, text in (("a.jsonl", b'{"id": 1}\n{"id": 2}\n'), ("a.txt", b"one\ntwo\n")):
+        (tmp_path / name).write_bytes(MARK + text)
+    assert [record for _, record in read_lines(tmp_path / "a.jsonl")] == [{"id": 1}, {"id": 2}]
+    assert list(scan_lines(tmp_path / "a.jsonl", dict[str, int])) == [{"id": 1}, {"id": 2}]
+    assert [line for _, line in read_text(tmp_path / "a.txt")] == ["one", "two"]
+
+
+def test_stray_folders_between_regions_and_files_are_no_data(tmp_path):
+    make_dataset(tmp_path / "regions" / "train")
+    make_dataset(tmp_path / "regions" / "test", (3,))
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / "regions" / name).mkdir()
+        (tmp_path / "regions" / name / "._part-00000.tar").touch()
+    (tmp_path / "regions" / "._x.tar").touch()
+    assert len(Regions(tmp_path / "regions").reader) == 15
+    for name in ("gqa/real", "gqa/__MACOSX", "gqa/.ipynb_checkpoints"):
+        files.gqa(tmp_path / name)
+    found = find_file(tmp_path / "gqa", "train_balanced_questions.json")
+    assert found == tmp_path / "gqa" / "real" / "train_balanced_questions.json"

@@ -1,5 +1,6 @@
 """Checkpoints are written while training goes on, whole or not at all."""
 
+import json
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 import pretrain.checkpoint
 from pretrain.checkpoint import CheckpointWriter, checkpoints, newest_checkpoint, read_tensors, restore
+from pretrain.logs import RunLog
 from shards.errors import UserError
 
 
@@ -100,3 +102,10 @@ def test_checkpoints_are_written_by_the_clock(dataset_folder, tmp_path, run_comm
     assert status == 0, err
     assert len(steps) >= expected if minutes else len(steps) == expected
     assert newest_checkpoint(tmp_path / "run").name == f"step-{steps[-1]:08d}"
+
+
+def test_a_bad_line_of_the_metrics_does_not_cost_those_behind_it(tmp_path):
+    lines = [json.dumps({"step": n, "kind": "train", "loss": n / 7}).encode() for n in range(5)]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines[:2], b"\xff", *lines[2:], b'{"step": 5, "ki']))
+    RunLog(tmp_path, 3).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"\n".join([*lines[:4], b""])
