@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shards.errors import BadSample
+from shards.text_encoding import decode_text
 
 SEVERAL = "captions.json"  # the member of several captions
 MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt", SEVERAL)
@@ -97,12 +98,19 @@ def read_npy(data) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=begin).reshape(shape)
 
 
+def _text(data: bytes, errors: str) -> str:
+    try:
+        return decode_text(data)
+    except ValueError:
+        return data.decode(errors=errors)
+
+
 def captions_of(members: dict, errors: str = "strict") -> tuple[str, ...]:
     """The captions among a sample's members, without blank ones; the lines of a KEY.txt are one caption.
 
     Args:
         members: member suffix -> bytes.
-        errors: what to do about a KEY.txt that is not UTF-8, as bytes.decode takes it.
+        errors: what to do about a KEY.txt in no encoding of decode_text, as bytes.decode takes it.
 
     Raises:
         ValueError: a member cannot be decoded, or is no list of texts.
@@ -112,7 +120,7 @@ def captions_of(members: dict, errors: str = "strict") -> tuple[str, ...]:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError("is no list of texts")
     else:
-        texts = [bytes(members["txt"]).decode(errors=errors)] if "txt" in members else []
+        texts = [_text(bytes(members["txt"]), errors)] if "txt" in members else []
     return tuple(text for text in map(str.strip, texts) if text)
 
 

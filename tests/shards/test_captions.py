@@ -58,6 +58,12 @@ def test_a_text_file_of_several_lines_is_one_caption():
     assert decode("k", members, "x.tar").captions == ("a cat\non a mat",)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_text_file_of_another_program_is_read_in_its_encoding(encoding):
+    members = encode(make_samples(1)[0]) | {"txt": "un caf\u00e9".encode(encoding)}
+    assert decode("k", members, "x.tar").captions == ("un caf\u00e9",)
+
+
 @pytest.mark.parametrize("damaged", [b"[1, 2]", b'"a cat"', b'["a cat"', b"\xff"])
 def test_captions_that_are_no_list_of_texts_are_named(damaged, tmp_path):
     members = encode(mixed(4)[2]) | {"captions.json": damaged}
