@@ -90,7 +90,7 @@ def _write_published(config: ConvertConfig, found: Weights, weights: dict[str, t
 
 def published_config(sizes: ModelConfig) -> dict:
     """The sizes with the keys of the published JSON files."""
-    ours = ("fusion_dropout_prob", "task_tokens")
+    ours = ("fusion_dropout_prob", "task_tokens", "v_feature_dropout", "contrastive_size")
     return {key: value for key, value in sizes.to_dict().items() if key not in ours} | {
         "hidden_act": "gelu",
         "v_hidden_act": "gelu",
