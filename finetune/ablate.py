@@ -23,7 +23,7 @@ from pretrain.bert import bert_folder
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.config import ModelConfig
 from pretrain.distributed import CPU, connected, leaving, on_every_rank, on_first
-from pretrain.run_folder import CONFIG
+from pretrain.run_folder import absolute, read_config
 from pretrain.settings import FREE_FLAGS as PRETRAINING_FREE_FLAGS
 from pretrain.settings import PRECISIONS, PretrainConfig
 from pretrain.weights import BERT, find_weights
@@ -262,11 +262,11 @@ def as_begun(runs: list[Run], config: AblateConfig, start: PlainStart | None) ->
     """
     for one in runs:
         for call in calls_of(one, config, start):
-            stored = read_json(call.out / CONFIG)["flags"] if call.begun else {}
+            stored = read_config(call.out)["flags"] if call.begun else {}
             for name, asked in call.settings.items():
                 if name in OWN_DEFAULT and call.flags.get(name, asked) is None:
                     config = replace(config, **{name: stored.get(name)})
-                elif stored.get(name, asked) != asked:
+                elif stored.get(name, asked) not in (asked, absolute(asked, name)):
                     raise UserError(
                         f"{call.out}: was made with --{name} {stored[name]}, and not with "
                         f"{'the default' if asked is None else asked}; give the same flags, another --out, or remove it"
@@ -327,7 +327,7 @@ def table(suite: str, runs: list[Run]) -> str:
     rows = {name: mean_row([result["tasks"] for result in of_row]) for name, of_row in results.items()}
     mark = ""
     if suite in PAPER_TABLES:
-        if not all(is_cleaned(read_json(one.out / CONFIG)) for one in runs):
+        if not all(is_cleaned(read_config(one.out)) for one in runs):
             mark = f", {NOT_CLEANED} (the paper's models are trained on cleaned data)"
         rows |= {f"the paper: {name}": paper_row(PAPER_TABLES[suite], name) for name in results}
     full = next(iter(by_row))

@@ -18,9 +18,8 @@ from finetune.scores import COLUMNS, RANKED_IMAGES, load_values, mean_row
 from finetune.settings import FREE_FLAGS, MtConfig
 from finetune.task import Task
 from finetune.tasks import all_tasks, find_task, paper_tasks
-from pretrain.run_folder import CONFIG
+from pretrain.run_folder import CONFIG, read_config
 from pretrain.settings import PretrainConfig
-from shards.files import read_json
 
 TABLE9 = "table9_full_dataset"
 TABLE9_COLUMNS = {  # its rows that table 10 has as columns of other names
@@ -162,8 +161,8 @@ def _changed(flags: dict, config: type, names: Iterable[str]) -> dict:
 
 def _pretraining(run: Run) -> dict:
     """What the pretraining run that a run began with did otherwise than by default, where it is still there."""
-    path = Path(run.config["start"]["run"] or "") / CONFIG
-    return _changed(read_json(path)["flags"], PretrainConfig, OBJECTIVE) if path.is_file() else {}
+    start = Path(run.config["start"]["run"] or "")
+    return _changed(read_config(start)["flags"], PretrainConfig, OBJECTIVE) if (start / CONFIG).is_file() else {}
 
 
 def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:

@@ -21,7 +21,7 @@ from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
 from pretrain.pairs import Swaps
 from pretrain.plan import Plan, Stage
-from pretrain.run_folder import CONFIG, check_flags, clear_run
+from pretrain.run_folder import CONFIG, DETECTOR, check_flags, clear_run, stored_form
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.sources import Pairs, ValidationBatches, open_pairs, training_steps
 from pretrain.step import Engine, Precision, make_engine
@@ -31,6 +31,7 @@ from pretrain.validate import most_frequent_word, validate
 from pretrain.work import Pass, means
 from pretrain.workers import Places
 from shards.dataset import Dataset
+from shards.detectors import keep_detector
 from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.ranks import Ranks
@@ -290,7 +291,9 @@ def _begin_run(
     """A run directory with its configuration."""
     clear_run(run)
     pieces.save(run)
-    flags = dataclasses.asdict(config)
+    if not pairs.streamed:
+        keep_detector(pairs.shards.folder, run / DETECTOR)
+    flags = stored_form(dataclasses.asdict(config))
     facts = {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs), "made": circumstances(device)}
     if from_bert:
         facts[FROM_BERT] = from_bert

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint import MODEL, best_checkpoint, read_tensors
 from pretrain.config import ModelConfig, model_config_from, read_model_config
 from pretrain.published import from_published
-from pretrain.run_folder import CONFIG
+from pretrain.run_folder import CONFIG, existing_runs, read_config
 from pretrain.tokenizer import WordPieces, bert_pieces, load_pieces
 from shards.errors import UserError
 from shards.files import is_stray, read_json
@@ -88,7 +88,7 @@ def find_weights(path: str, config: str | None = None) -> Weights:
     if checkpoint is not None:
         if config:
             raise UserError(f"--config {config}: {path} is a run, which has its own sizes")
-        facts = read_json(folder / CONFIG)
+        facts = read_config(folder)
         sizes = model_config_from(facts.get("model"), f"{path}/{CONFIG}")
         return Weights(path, RUN, checkpoint, sizes, facts, facts.get("heads", {}))
     if folder.is_dir():
@@ -96,7 +96,8 @@ def find_weights(path: str, config: str | None = None) -> Weights:
     elif folder.is_file():
         file, kind = folder, PUBLISHED
     else:
-        raise UserError(f"{path}: no such file or directory; it should be a run, published weights, or a BERT")
+        mend = "it should be a run, published weights, or a BERT"
+        raise UserError(f"{path}: no such file or directory; {mend}{existing_runs(path)}")
     weights, _ = from_published(read_state_dict(file))
     sizes = _sizes(file, config) if kind == PUBLISHED else read_model_config(config or "base")
     return Weights(path, kind, file, _widths(sizes, weights, file), {}, _heads(weights))

@@ -32,6 +32,7 @@ class BatchedDetector(Detector):
     """kept: how many classes of a region are written, so many that 99% of the mass is, on the average; None before it
     is fitted or loaded, 0 of a network without classes."""
 
+    learned = (FILE,)
     per_image = False
     sample = 16
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -80,15 +81,21 @@ def begin_dataset(folder, plan: dict) -> None:
     for name in (UNFINISHED, "dataset.json"):
         if (folder / name).exists():
             begun = read_json(folder / name)
-            begun = begun if name == UNFINISHED else begun.get("extra", {}).get("plan")
+            begun = (begun if name == UNFINISHED else begun.get("extra", {}).get("plan")) or {}
+            begun = {key: _as_now(value, plan.get(key)) for key, value in begun.items()}
             if begun != plan:
-                differing = sorted(key for key in {*(begun or {}), *plan} if (begun or {}).get(key) != plan.get(key))
+                differing = sorted(key for key in {*begun, *plan} if begun.get(key) != plan.get(key))
                 raise UserError(
                     f"{folder}: holds shards made with other settings or other input ({', '.join(differing)}); "
                     "give another --out or remove it"
                 )
     if not (folder / "dataset.json").exists():
         write_json(folder / UNFINISHED, plan)
+
+
+def _as_now(begun, now):
+    """A setting of a plan as this version has it: earlier ones kept paths as they were typed."""
+    return os.path.abspath(begun) if isinstance(begun, str) and isinstance(now, str) and os.path.isabs(now) else begun
 
 
 def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dict) -> Dataset:

@@ -22,15 +22,17 @@ class Found:
 
 
 class Detector(ABC):
-    """name: as dataset.json has it; version: raised whenever the same image gets other regions or features, so that
-    those of two versions are never mixed; num_classes: 0 where regions have no class distribution; class_names: of
-    classes that have some; fingerprint: of the weights, where regions of other weights under the same name are refused.
+    """name: as dataset.json has it; learned: the names of the files that `fit` writes; version: raised whenever the
+    same image gets other regions or features, so that those of two versions are never mixed; num_classes: 0 where
+    regions have no class distribution; class_names: of classes that have some; fingerprint: of the weights, where
+    regions of other weights under the same name are refused.
 
     per_image: whether it works image by image on a processor, so that several processes with one each are fastest;
     else it takes batches, in one process, on its device. sample: how many images it wants to be fitted on.
     """
 
     name: str
+    learned: tuple[str, ...] = ()
     version: int = 1
     per_image: bool
     sample: int

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from shards.caption_files import read_caption_file, with_captions
 from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
 from shards.detector import Detector, Found
-from shards.detectors import make_detector
+from shards.detectors import absolute_path, make_detector
 from shards.detectors.pixels import REGIONS
 from shards.errors import UserError
 from shards.files import printable
@@ -137,7 +137,7 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
         plan["captions"] = [os.path.abspath(config.captions), config.captions_split]
     if config.detector != "pixels":
         names = ("detector", "weights", "detector_config", "class_names", "precision")
-        plan |= {name: getattr(config, name) for name in names}
+        plan |= {name: absolute_path(getattr(config, name)) for name in names}
     names = ("proposals", "grid", "short_side")
     plan |= {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if detector.fingerprint:

@@ -7,7 +7,7 @@ import msgspec
 
 from finetune.official import scan_lines
 from finetune.task import Example, Task
-from pretrain.run_folder import CONFIG
+from pretrain.run_folder import CONFIG, read_config
 from shards.errors import UserError
 from shards.files import read_json
 
@@ -61,7 +61,7 @@ class CleanedTask:
 def is_cleaned(config: dict) -> bool:
     """Whether a run was fine-tuned with --clean, and the fine-tuning run that it began with as well (AT->ST).
 
-    config: what the run's config.json has. A run to begin with that is not found, and pretraining, do not count.
+    config: of the run, as read_config gives it. A run to begin with that is not found, and pretraining, do not count.
     """
     seen: set[Path] = set()  # a run may have begun with weights that its own directory had before
     while config["flags"].get("clean"):
@@ -69,7 +69,7 @@ def is_cleaned(config: dict) -> bool:
         if before in seen or not before.is_file():
             return True
         seen.add(before)
-        config = read_json(before)
+        config = read_config(before.parent)
         if "tasks" not in config:
             return True
     return False

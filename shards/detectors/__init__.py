@@ -1,20 +1,66 @@
 """Detectors by name: a file of this folder each, with a DETECTOR; any other name is a model of transformers."""
 
 import importlib
+import os
 import pkgutil
+import shutil
 from pathlib import Path
 
 from shards.dataset import UNFINISHED
 from shards.detector import Detector
 from shards.errors import UserError
-from shards.files import read_json
+from shards.files import read_json, write_json
+
+SIZES = "detector_config.json"  # of the detector x152, in a folder of keep_detector
 
 
 def make_detector(config) -> Detector:
     """The detector that the flags of shards.extract name, yet to be fitted or loaded."""
-    names = {module.name for module in pkgutil.iter_modules(__path__)}
-    name = config.detector if config.detector in names else "transformers_model"
-    return importlib.import_module(f"{__name__}.{name}").DETECTOR(config)
+    return _detector_class(config.detector)(config)
+
+
+def _detector_class(detector: str) -> type[Detector]:
+    name = detector if detector in _names() else "transformers_model"
+    return importlib.import_module(f"{__name__}.{name}").DETECTOR
+
+
+def _names() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(__path__)}
+
+
+def absolute_path(value: str | None) -> str | None:
+    """The absolute path of a detector or of its files, where it exists here; other values, as names on the hub and of
+    the detectors of this folder, as they are."""
+    return os.path.abspath(value) if value and value not in _names() and os.path.exists(value) else value
+
+
+def keep_detector(regions, folder) -> None:
+    """Copies what `detector_of` needs of region shards into a folder, for a run that is to work without them.
+
+    These are dataset.json without the shards, and the files that the detector has learned or been given; a network's
+    weights stay where they are.
+
+    Args:
+        regions: the folder of region shards; where it has no dataset.json, nothing is kept.
+        folder: of which everything else is removed.
+    """
+    regions, folder = Path(regions), Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    if not (regions / "dataset.json").exists():
+        return
+    described = read_json(regions / "dataset.json")
+    plan = dict(described.get("extra", {}).get("plan", {}))
+    if plan.get("command") == "shards.extract":
+        plan.pop("class_names", None)  # are not needed to find regions
+        folder.mkdir(parents=True)
+        for name in _detector_class(plan.get("detector", "pixels")).learned:
+            if (regions / name).exists():
+                shutil.copyfile(regions / name, folder / name)
+        if plan.get("detector_config") and os.path.exists(plan["detector_config"]):
+            shutil.copyfile(plan["detector_config"], folder / SIZES)
+        plan |= {name: absolute_path(plan[name]) for name in ("weights", "detector") if name in plan}
+    kept = {name: described[name] for name in ("format", "detector", "feature_size", "num_classes")}
+    write_json(folder / "dataset.json", kept | {"extra": {"plan": plan}})
 
 
 def check_version(folder: Path, detector: Detector | type[Detector], remedy: str) -> None:
@@ -30,7 +76,8 @@ def check_version(folder: Path, detector: Detector | type[Detector], remedy: str
 
 
 def detector_of(folder: Path, device: str) -> Detector:
-    """The detector that made the region shards of a folder, as it was then, on a device (cpu, cuda)."""
+    """The detector that made the region shards of a folder, or whose description keep_detector put there, as it was
+    then, on a device (cpu, cuda)."""
     from shards.extract import ExtractConfig  # which makes detectors itself
 
     path = Path(folder) / "dataset.json"
@@ -42,6 +89,8 @@ def detector_of(folder: Path, device: str) -> Detector:
     names = ("detector", "weights", "detector_config", "class_names", "precision", "regions", "words", "seed")
     names += ("proposals", "grid", "short_side")
     given = {name: plan[name] for name in names if plan.get(name) is not None}
+    if (Path(folder) / SIZES).exists():
+        given["detector_config"] = str(Path(folder) / SIZES)
     detector = make_detector(ExtractConfig(images="", out=str(folder), device=device, **given))
     check_version(folder, detector, "extract its images again to have regions found in others")
     if detector.fingerprint != plan.get("fingerprint"):

@@ -20,6 +20,7 @@ REGIONS = 36  # of an image at the most, where nothing else is asked for
 
 class PixelDetector(Detector):
     name = "pixels"
+    learned = (FILE,)
     version = 2  # 1 proposed boxes around connected areas and outlines
     per_image = True
     sample = 400
