@@ -21,7 +21,7 @@ from shards.errors import UserError
 from shards.files import whole_file, write_json
 from shards.flags import command, flag
 from shards.jobs import advance, run_tasks
-from shards.world import DEFAULT_WORLD, complete_world
+from shards.world import DEFAULT_WORLD, check_data_folder
 
 
 @dataclass
@@ -171,9 +171,7 @@ def _count(task: Task, found: Annotations, images: set[str], removed: set[str]) 
 
 
 def run(config: CleanConfig) -> int:
-    complete_world(config.data)
-    if not Path(config.data).is_dir():
-        raise UserError(f"--data {config.data}: no such folder")
+    check_data_folder(config.data)
     if config.check:
         leaks = check(config.data, config.out or Path(config.data) / "clean")
         print("\n".join(leaks) if leaks else "no image of a test is left in any training or validation set")

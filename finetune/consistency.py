@@ -15,20 +15,22 @@ from finetune.evaluate import EvaluateConfig, load
 from finetune.pages.pairs import SharedPair, write_pairs
 from finetune.predictions import predict
 from finetune.regions import Regions, region_folder
+from finetune.run_data import check_exists, choose_data, place_of, warn_of_other_data
 from finetune.scores import score_task
 from finetune.tagging import DEFAULT, Tagger, make_tagger
 from finetune.task import Example
 from finetune.tasks import find_task
-from pretrain.distributed import leaving
-from pretrain.run_folder import CONFIG
+from pretrain.circumstances import circumstances
+from pretrain.distributed import choose_device, leaving
+from pretrain.run_folder import CONFIG, read_config
 from pretrain.settings import PRECISIONS
 from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import REQUIRED, command, flag
 from shards.ranks import ALONE
-from shards.world import DEFAULT_WORLD, complete_world
 
 GROUNDING = ("refcoco", "refcoco+")
+NUMBERS = "consistency.json"
 SHOWN = 24  # pairs of each kind on the page
 
 
@@ -38,7 +40,7 @@ class ConsistencyConfig:
 
     run: str = flag(REQUIRED, "a run that answers VQA's questions: of finetune.mt, or of finetune.st on vqa")
     grounding: str | None = flag(None, "runs that find expressions, with commas between them, where it is not that one")
-    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
+    data: str | None = flag(None, "the data folder (else the run's own)")
     questions: str = flag("train,val", "VQA's splits, with commas between them, those with public answers")
     expressions: str = flag("testA,testB", "splits of the referring expressions")
     threshold: float = flag(THRESHOLD, "least VQA accuracy of a question that counts as answered", above=0, high=1)
@@ -69,7 +71,8 @@ class Judged:
 
 
 def run(config: ConsistencyConfig) -> None:
-    complete_world(config.data)
+    warn_of_other_data(config.run, config.data)
+    config = dataclasses.replace(config, data=choose_data(config.run, config.data))
     tagger = make_tagger(config.tagger)
     runs = _grounding_runs(config)
     asked_of = _images(config, "vqa", config.questions)
@@ -80,8 +83,9 @@ def run(config: ConsistencyConfig) -> None:
     if len(found) > 1:
         images["both"] = agreements(asked, list(found.values()), tagger)
     rows = {name: both_forms(of_row, config.threshold) for name, of_row in images.items()}
-    out = Path(config.out or Path(config.run) / "consistency")
-    write_json(out / "consistency.json", {name: _stored(forms, config) for name, forms in rows.items()})
+    file = place_of(Path(config.run) / "consistency", NUMBERS, config.run, config.data)
+    out = Path(config.out) if config.out else file.parent
+    write_json(out / NUMBERS, {name: _stored(forms, config) for name, forms in rows.items()})
     regions = Regions(region_folder(config.data, find_task("vqa").images))
     pairs = [pair for judged in found.values() for pair in shared_pairs(asked, judged, tagger)]
     write_pairs(out / "pairs.html", pairs, regions, SHOWN)
@@ -108,13 +112,20 @@ def _stored(forms: dict[str, Consistency], config: ConsistencyConfig) -> dict:
     """A row of consistency.json: the main form's numbers, which form it is, and both forms by name."""
     main = _forms(config)[0]
     both = {form: dataclasses.asdict(forms[form]) for form in forms}
-    return both[main] | {"form": main, "threshold_accuracy": config.threshold} | both
+    return both[main] | {"form": main, "threshold_accuracy": config.threshold} | both | _facts(config)
+
+
+def _facts(config: ConsistencyConfig) -> dict:
+    """What the numbers are of: the data and its splits, and by which version they were computed."""
+    of = {"data": os.path.abspath(config.data), "questions": config.questions, "expressions": config.expressions}
+    return of | {"made": circumstances(choose_device(config.device, ALONE))}
 
 
 def _grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
     """Task of referring expressions -> the run that was trained on it."""
     runs: dict[str, str] = {}
     for path in (config.grounding or config.run).split(","):
+        check_exists(path)
         facts = Path(path) / CONFIG
         for task in read_json(facts).get("tasks", []) if facts.exists() else []:
             if task in GROUNDING:
@@ -212,7 +223,7 @@ def _warn(config: ConsistencyConfig) -> None:
     """Says where a run may have been trained on the very questions or expressions."""
     for path in dict.fromkeys([config.run, *(config.grounding or "").split(",")]):
         facts = Path(path) / CONFIG
-        if path and facts.exists() and not is_cleaned(read_json(facts)):
+        if path and facts.exists() and not is_cleaned(read_config(path)):
             print(f"{path}: was trained without --clean, perhaps on what is asked here; see finetune.clean")
 
 

@@ -16,6 +16,7 @@ from finetune.validation import Validation
 from pretrain.collate import Limits
 from pretrain.tokenizer import WordPieces
 from shards.errors import UserError
+from shards.world import is_world
 
 
 @dataclass
@@ -126,7 +127,8 @@ def open_data(
 
     folder = task.folder(data)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; it should hold the official files of {task.title}")
+        mend = f"; python -m shards.world --out {data} completes the miniature world" if is_world(data) else ""
+        raise UserError(f"{folder}: no such folder; it should hold the official files of {task.title}{mend}")
     regions = regions_of(task.images)
     given = task.head == "candidates" or (annotated and task.head == "regions")
     boxes = regions_of(f"{task.name}_boxes") if given else None

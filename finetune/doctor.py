@@ -10,7 +10,7 @@ from finetune.task import Task
 from finetune.tasks import choose_tasks
 from shards.errors import UserError
 from shards.flags import command, flag
-from shards.world import DEFAULT_WORLD, complete_world
+from shards.world import DEFAULT_WORLD, check_data_folder
 
 
 @dataclass
@@ -105,9 +105,7 @@ def report(found: Finding) -> list[str]:
 
 
 def run(config: DoctorConfig) -> int:
-    complete_world(config.data)
-    if not Path(config.data).is_dir():
-        raise UserError(f"--data {config.data}: no such folder")
+    check_data_folder(config.data)
     print(f"{'':<12} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
     opened: dict[Path, Regions | str] = {}
     findings = []

@@ -14,6 +14,7 @@ from finetune.heads import TaskModel
 from finetune.packed import PackedExamples
 from finetune.predictions import predict
 from finetune.regions import with_regions
+from finetune.run_data import choose_data, kept_scores, place_of, warn_of_other_data
 from finetune.scores import (
     TaskScore,
     breakdown_of,
@@ -28,14 +29,14 @@ from finetune.start import Start, choose_vocabulary, read_tasks, trained_start
 from finetune.task import Example, FurtherScores, Task
 from finetune.tasks import GROUPS, choose_tasks, find_task
 from finetune.work import TaskPass
-from pretrain.distributed import choose_device, connected, leaving, on_first
+from pretrain.circumstances import circumstances
+from pretrain.distributed import choose_device, connected, leaving
 from pretrain.step import Precision
 from pretrain.weights import RUN, describe
 from shards.errors import UserError
 from shards.files import whole_file, write_json
 from shards.flags import command, flag
 from shards.ranks import ALONE, Ranks, launched
-from shards.world import DEFAULT_WORLD, complete_world
 
 TESTS = "tests"  # what --split calls a task's test, which may be several splits; also the name of their pooled score
 
@@ -48,7 +49,6 @@ class EvaluateConfig(WeightsFlags):
     split: str | None = flag(
         None, "the split, or tests: those of which scores are reported, else the task's validation split"
     )
-    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     submission: str | None = flag(None, "where to write the predictions of one task and split, in the official form")
     scores: str | None = flag(None, "where to write one task's scores, as JSON (else RUN/scores/TASK-SPLIT.json)")
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
@@ -79,7 +79,7 @@ def open_run(
     choose: a function of the task's data that gives the examples; those of the split where it is None.
     """
     device = choose_device(config.device, ranks)
-    data = open_data(task, config.data, config.missing)
+    data = open_data(task, choose_data(config.run, config.data), config.missing)
     examples = choose(data) if choose else data.examples(config.split or task.splits[1], ranks.say)
     start = trained_start(config.run, config.config, config.tokenizer, data.feature_size)
     check_trained(start, task)
@@ -112,6 +112,9 @@ def check_trained(start: Start, task: Task) -> None:
 def run(config: EvaluateConfig) -> None:
     """Predicts, scores where the answers are public, and writes what was asked for."""
     ranks = launched()
+    if ranks.first:
+        warn_of_other_data(config.run, config.data)
+    config = replace(config, data=choose_data(config.run, config.data))
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
     asked = [(task, split) for task in tasks for split in _splits(task, config.split)]
@@ -123,7 +126,6 @@ def run(config: EvaluateConfig) -> None:
             raise UserError(f"--{name} {path}: is of one --task and --split, and here are {len(asked)}")
     scored: dict[str, dict[str, Evaluated]] = {}
     with connected(ranks, choose_device(config.device, ranks)):
-        on_first(ranks, lambda: complete_world(config.data))
         for task, split in asked:
             if evaluated := _evaluate(replace(config, split=split), task, ranks):
                 scored.setdefault(task.name, {})[split] = evaluated
@@ -167,11 +169,21 @@ def _pool(config: EvaluateConfig, task: Task, parts: dict[str, Evaluated]) -> Ta
     mean = float(np.mean(list(splits.values())))
     names = " and ".join(splits)
     print(f"{task.title}, {names} pooled: {describe_scores(pooled.summary)}; mean of the splits {mean:.1%}")
-    path = kept_scores(config.run) / f"{task.name}-{TESTS}.json"
-    facts = {"task": task.name, "split": TESTS, "splits": splits, "mean_of_splits": mean}
+    path = _scores_file(config, task, TESTS)
+    facts = _facts(config, task, TESTS) | {"splits": splits, "mean_of_splits": mean}
     write_json(path, facts | pooled.summary)
     print(f"scores: {path}")
     return pooled
+
+
+def _scores_file(config: EvaluateConfig, task: Task, split: str) -> Path:
+    return place_of(kept_scores(config.run), f"{task.name}-{split}.json", config.run, config.data)
+
+
+def _facts(config: EvaluateConfig, task: Task, split: str) -> dict:
+    """What a file of scores says they are of, besides the number of examples: the data, and by which version."""
+    made = circumstances(choose_device(config.device, ALONE))
+    return {"task": task.name, "split": split, "data": os.path.abspath(config.data), "made": made}
 
 
 def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | None:
@@ -200,8 +212,8 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | N
             print(further.absent)
         for name, parts in by.items():
             print(render_breakdown(f"by {name}", parts))
-        path = Path(config.scores or kept_scores(config.run) / f"{task.name}-{config.split}.json")
-        stored = {"task": task.name, "split": config.split} | mark | score.summary | further_scores
+        path = Path(config.scores or _scores_file(config, task, config.split))
+        stored = _facts(config, task, config.split) | mark | score.summary | further_scores
         write_json(path, stored | ({"by": by} if by else {}))
         print(f"scores: {path}")
     if config.submission:
@@ -226,12 +238,6 @@ def _score_further(
     examples = PackedExamples(with_regions(further.examples, collator.regions, where, skip, ranks.say))
     predictions = _predict(config, work, replace(collator, examples=examples), ranks)
     return further.scores(dict(zip((example.id for example in examples), predictions, strict=True)))
-
-
-def kept_scores(run) -> Path:
-    """Where the scores of a run's evaluations are, for reports; those of a file of weights lie beside it."""
-    path = Path(run)
-    return (path if path.is_dir() else path.parent) / "scores"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from finetune.grounding import expression_boxes
 from finetune.pages.attention import attention_page
 from finetune.pages.examples import Card, write_examples
 from finetune.predictions import predict
+from finetune.run_data import choose_data, warn_of_other_data
 from finetune.settings import WeightsFlags, check_answer_files
 from finetune.sources import in_order
 from finetune.start import Start, read_tasks
@@ -27,7 +28,6 @@ from shards.files import whole_file
 from shards.flags import command, flag
 from shards.inspect import image_of
 from shards.ranks import ALONE
-from shards.world import DEFAULT_WORLD, complete_world
 
 RIGHT = 0.5  # an example of a higher score is called right
 TOP = 5  # choices of an example on the page
@@ -38,7 +38,6 @@ class ExamplesConfig(WeightsFlags):
     """Flags of finetune.examples."""
 
     task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run trained")
-    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     split: str | None = flag(None, "the split, else each task's validation split")
     examples: int = flag(1000, "of a split, the first so many are looked at", low=1)
     count: int = flag(20, "of the wrong ones, the surest, and as many right ones are shown of each task", low=1)
@@ -123,7 +122,8 @@ def expected_of(task: Task, example: Example) -> tuple[str, tuple | None]:
 
 
 def run(config: ExamplesConfig) -> None:
-    complete_world(config.data)
+    warn_of_other_data(config.run, config.data)
+    config = replace(config, data=choose_data(config.run, config.data))
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
     out, cards, summary = Path(config.out), [], []
@@ -146,7 +146,7 @@ def run(config: ExamplesConfig) -> None:
 
 def _load(config: ExamplesConfig, task: Task) -> tuple[Start, TaskPass, TaskCollator]:
     split = config.split or task.splits[1]
-    settings = evaluate.EvaluateConfig(split=split, data=config.data, **config.of_weights)
+    settings = evaluate.EvaluateConfig(split=split, **config.of_weights)
     start, work, collator = evaluate.open_run(settings, task)
     collator = replace(collator, examples=collator.examples[: config.examples])
     if task.head != "retrieval" and any(example.target is None for example in collator.examples):

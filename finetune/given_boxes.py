@@ -8,7 +8,7 @@ from finetune.tasks import all_tasks, find_task
 from shards.errors import UserError
 from shards.files import whole_file
 from shards.flags import REQUIRED, command, flag
-from shards.world import DEFAULT_WORLD, complete_world
+from shards.world import DEFAULT_WORLD, check_data_folder
 
 
 @dataclass
@@ -25,7 +25,7 @@ def run(config: GivenBoxesConfig) -> None:
     if not hasattr(task, "given_boxes"):
         names = ", ".join(name for name, other in all_tasks().items() if hasattr(other, "given_boxes"))
         raise UserError(f"--task {task.name}: its annotations have no boxes; those of {names} have")
-    complete_world(config.data)
+    check_data_folder(config.data)
     found = task.given_boxes(task.folder(config.data))
     with whole_file(config.out, "w", encoding="utf-8") as file:
         for image, boxes in found.items():

@@ -34,11 +34,11 @@ from pretrain.checkpoint import FACTS
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.plan import Plan
 from pretrain.run_folder import (
-    CONFIG,
     RESULT,
     check_flags,
     checkpoint_to_go_on_from,
     finished_result,
+    read_config,
     stored_flags,
 )
 from pretrain.step import Precision
@@ -82,7 +82,7 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
             save_values(out / VALUES, course.scores())
             write_json(out / RESULT, finished)
     if ranks.first:
-        describe_result(finished, is_cleaned(read_json(out / CONFIG)))
+        describe_result(finished, is_cleaned(read_config(out)))
     ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 
@@ -188,7 +188,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         trained=facts.get("trained", 0),
     )
     if not newest:
-        begun = run, config, start, sizes, tasks, tokens, vocabularies, device
+        begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions
         on_first(ranks, lambda: begin_run(*begun))
     _describe(course, start)
     return course

@@ -19,13 +19,14 @@ from finetune.heads import TaskModel
 from finetune.processed import answer_file
 from finetune.query import Query, candidates_of, check_query, parse_boxes, read_image, sample_of
 from finetune.regions import Regions, region_folder
+from finetune.run_data import choose_data, own_data, warn_of_other_data
 from finetune.settings import WeightsFlags
 from finetune.start import Start, Vocabularies, trained_start, vocabulary_of_head
 from finetune.task import Box, Task
 from finetune.tasks import all_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.distributed import choose_device
-from pretrain.run_folder import CONFIG
+from pretrain.run_folder import CONFIG, DETECTOR, read_config
 from pretrain.step import Precision
 from shards.detectors import detector_of
 from shards.errors import UserError
@@ -33,18 +34,16 @@ from shards.files import read_json
 from shards.flags import REQUIRED, command, flag
 from shards.inspect import image_of
 from shards.ranks import ALONE
-from shards.world import DEFAULT_WORLD
 
 
 @dataclass(kw_only=True)
 class ModelFlags(WeightsFlags):
     """Flags of commands that show a model something. None: what the run itself says."""
 
-    data: str | None = flag(None, "the data folder (else the run's own)")
-    regions: str | None = flag(None, "region shards whose detector looks at files (else of the data folder)")
+    regions: str | None = flag(None, "region shards whose detector looks at files (else the run's, or that of --data)")
 
     def predictor(self) -> "Predictor":
-        return Predictor(data=self.data, regions=self.regions, **self.of_weights)
+        return Predictor(regions=self.regions, **self.of_weights)
 
 
 @dataclass
@@ -77,18 +76,33 @@ class Predictor:
         device: str = "auto",
     ):
         self.run, self._given = str(run), (config, tokenizer)
-        facts = read_json(Path(run) / CONFIG) if (Path(run) / CONFIG).exists() else {}
-        own = facts.get("flags", {}).get("data")
-        self.data = Path(data or own or DEFAULT_WORLD)
+        self._data, self._regions = data and str(data), regions
+        warn_of_other_data(run, self._data)
+        facts = read_config(run) if (Path(run) / CONFIG).exists() else {}
+        own = (facts.get("flags") or {}).get("data")
         # The region shards that a pretraining run was trained on: without --data, its images are theirs.
         self.pairs = Path(own) if own and data is None and "tasks" not in facts else None
-        images = dict.fromkeys(task.images for name, task in all_tasks().items() if name in facts.get("tasks", [name]))
-        folders = [region_folder(self.data, name) for name in images]
-        found = next((folder for folder in folders if (folder / "dataset.json").exists()), folders[0])
-        self.regions = Path(regions or self.pairs or found)
+        self._trained = facts.get("tasks", list(all_tasks()))
         self.answers = {"vqa": vqa_answers, "gqa": gqa_answers}
         self.device = choose_device(device, ALONE)
         self.precision = Precision(precision, self.device)
+
+    @cached_property
+    def data(self) -> Path:
+        """The data folder, which images that are given by their ids and examples come from."""
+        return Path(choose_data(self.run, self._data))
+
+    @cached_property
+    def regions(self) -> Path:
+        """The folder of region shards, or of a run's own description of its detector (shards.detectors)."""
+        kept = Path(self.run) / DETECTOR
+        if self._regions or (self._data is None and (kept / "dataset.json").exists()):
+            return Path(self._regions or kept)
+        if self.pairs:
+            return self.pairs
+        images = dict.fromkeys(task.images for name, task in all_tasks().items() if name in self._trained)
+        folders = [region_folder(self.data, name) for name in images]
+        return next((folder for folder in folders if (folder / "dataset.json").exists()), folders[0])
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -113,7 +127,8 @@ class Predictor:
         for head, file in self.answers.items():
             if head in known or head not in self.start.weights.heads:
                 continue
-            folders = [task.folder(self.data) for task in all_tasks().values() if task.head == head]
+            data = self._data or own_data(self.run)
+            folders = [task.folder(data) for task in all_tasks().values() if data and task.head == head]
             file = file or next(filter(None, map(answer_file, folders)), None)
             if file is not None:
                 known[head] = vocabulary_of_head(file, self.start, head)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.cleaning.cleaned import is_cleaned
-from finetune.evaluate import kept_scores
+from finetune.run_data import kept_scores
 from pretrain.logs import read_metrics
-from pretrain.run_folder import CONFIG
+from pretrain.run_folder import CONFIG, existing_runs, read_config
 from shards.errors import UserError
 from shards.files import files_below, read_json
 
@@ -64,7 +64,8 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
         below = [path] if (path / CONFIG).exists() else sorted(Path(file).parent for file in _configs(path))
         below = [folder for folder in below if (folder / METRICS).exists()]
         if not below:
-            raise UserError(f"{path}: holds no run; name directories of pretrain.run, finetune.mt, st or ablate")
+            mend = f"name directories of pretrain.run, finetune.mt, st or ablate{existing_runs(path)}"
+            raise UserError(f"{path}: holds no run; {mend}")
         folders |= dict.fromkeys(below)
     return [read_run(folder) for folder in folders]
 
@@ -74,8 +75,8 @@ def _configs(path: Path) -> list[str]:
 
 
 def read_run(folder: Path) -> Run:
-    config, result = read_json(folder / CONFIG), folder / "result.json"
-    if not isinstance(config, dict) or "flags" not in config:
+    config, result = read_config(folder), folder / "result.json"
+    if "flags" not in config:
         raise UserError(f"{folder / CONFIG}: is not the configuration of a run")
     lines, bad = read_metrics(folder / METRICS)
     if bad:

@@ -57,6 +57,7 @@ class WeightsFlags:
     """Flags that commands share which ask trained weights."""
 
     run: str = flag(REQUIRED, "a run directory of finetune.st, finetune.mt or pretrain.run, or published weights")
+    data: str | None = flag(None, "the data folder (else the run's own)")
     config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
     tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
     vqa_answers: str | None = flag(None, "of published weights: VQA's answers, in order (else from the data)")

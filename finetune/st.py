@@ -133,7 +133,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:
-        begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device
+        begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device, data.regions
         on_first(ranks, lambda: begin_run(*begun))
     _describe(course, task, kind, start, examples, held_out)
     return course, kind

@@ -10,15 +10,18 @@ from finetune.answers import ORDER, AnswerVocabulary, read_vocabulary
 from finetune.data import TaskData
 from finetune.heads import TaskModel, alignment_as_retrieval, layer_of
 from finetune.processed import answer_file
+from finetune.regions import Regions
+from finetune.run_data import check_exists
 from finetune.task import Task
 from finetune.tasks import find_task, paper_tasks
 from pretrain.bert import NOT_BERTS
 from pretrain.checkpoint import best_checkpoint
 from pretrain.circumstances import circumstances
 from pretrain.config import ModelConfig, read_model_config
-from pretrain.run_folder import CONFIG, clear_run
+from pretrain.run_folder import CONFIG, DETECTOR, absolute, clear_run, stored_form
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces
 from pretrain.weights import BERT, RUN, Weights, find_weights, take_weights
+from shards.detectors import keep_detector
 from shards.errors import UserError
 from shards.files import read_json, write_json
 
@@ -208,20 +211,25 @@ def begin_run(
     tokens: dict,
     vocabularies: Vocabularies,
     device: torch.device,
+    regions: Regions,
 ) -> None:
-    """A run directory with what choose_start reads again. tokens: of the tasks that have one."""
+    """A run directory with what choose_start reads again, and what finetune.predict needs of the detector.
+
+    tokens: of the tasks that have one; regions: of the images of one of the tasks.
+    """
     clear_run(run)
     start.pieces.save(run)
+    keep_detector(regions.dataset.folder, run / DETECTOR)
     for head, vocabulary in vocabularies.items():
         vocabulary.save(vocabulary_path(run, head))
     write_json(
         run / CONFIG,
         {
-            "flags": dataclasses.asdict(config),
+            "flags": stored_form(dataclasses.asdict(config)),
             "model": sizes.to_dict(),
             "tasks": [task.name for task in tasks],
             "tokens": tokens,
-            "start": {"kind": start.kind, "run": start.path},
+            "start": {"kind": start.kind, "run": absolute(start.path, "init")},
             "made": circumstances(device),
         },
     )
@@ -240,6 +248,7 @@ def read_vocabularies(run) -> Vocabularies:
 
 def read_tasks(run) -> list[Task]:
     """The tasks that a run trained."""
+    check_exists(run)
     path = Path(run) / CONFIG
     names = read_json(path).get("tasks", []) if path.exists() else []
     if not names:

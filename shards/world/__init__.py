@@ -43,6 +43,13 @@ def is_world(folder) -> bool:
     return (Path(folder) / "world.json").exists()
 
 
+def check_data_folder(folder) -> None:
+    """Refuses a data folder that does not exist; commands that do not train make none."""
+    if not Path(folder).is_dir():
+        mend = "; python -m shards.world makes the miniature world there" if str(folder) == DEFAULT_WORLD else ""
+        raise UserError(f"--data {folder}: no such folder{mend}")
+
+
 def complete_world(folder, tasks: bool = True) -> None:
     """Makes what is missing of a world, with the settings that it was begun with; the default one is begun here.
 
