@@ -6,10 +6,23 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow test-oldest env lint wheel clean
 
+# The same lines are in README.md.
+define NEXT
+
+The runs are in runs/demo. Next:
+
+. $(BIN)/activate
+python -m finetune.report runs/demo
+python -m finetune.demo --run runs/demo/mt
+python -m finetune.predict data/world/images/pairs/000002.png --run runs/demo/mt --task vqa --text 'What color is the star?'
+endef
+export NEXT
+
 demo: env
-	$(BIN)/python -m pretrain.run --epochs 6 --out runs/demo-pretrain --resume
-	$(BIN)/python -m finetune.mt --iterations 60 --init runs/demo-pretrain --out runs/demo-mt --resume
-	$(BIN)/python -m finetune.st --task refcoco --epochs 4 --init runs/demo-mt --out runs/demo-st --resume
+	$(BIN)/python -m pretrain.run --epochs 6 --out runs/demo/pretrain --resume
+	$(BIN)/python -m finetune.mt --iterations 60 --init runs/demo/pretrain --out runs/demo/mt --resume
+	$(BIN)/python -m finetune.st --task refcoco --epochs 4 --init runs/demo/mt --out runs/demo/st-refcoco --resume
+	@echo "$$NEXT"
 
 # One thread a process: the tests start processes of their own, and threads that wait for each other would slow them all.
 test: env lint

@@ -26,7 +26,16 @@ from finetune.settings import (
     lr_scale,
     update_unused,
 )
-from finetune.start import PRETRAINING, TASK_TOKENS, Start, Vocabularies, begin_run, choose_start, choose_vocabulary
+from finetune.start import (
+    PRETRAINING,
+    TASK_TOKENS,
+    Start,
+    Vocabularies,
+    begin_run,
+    choose_start,
+    choose_vocabulary,
+    random_start_note,
+)
 from finetune.task import Task
 from finetune.tasks import choose_tasks, find_task
 from finetune.work import MultiTaskPass, TaskPass
@@ -219,6 +228,8 @@ def _vocabularies(config: MtConfig, data: list[TaskData], start: Start, say) -> 
 def _describe(course: MultiTask, start: Start) -> None:
     say, plan, config = course.ranks.say, course.plan, course.config
     say(f"{len(course.entrants)} tasks by {config.regime}, from {start.path or 'scratch'}, on {course.device}")
+    if not plan.first_step and (note := random_start_note(start, config.init, (PRETRAINING,))):
+        say(note)
     for entrant in course.entrants:
         say(
             f"{entrant.task.title:<20} {entrant.plan.pairs} examples to train on, "

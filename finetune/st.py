@@ -13,7 +13,7 @@ from finetune.course import SingleTask, describe_scores
 from finetune.data import TaskData, open_data
 from finetune.engine import make_model, make_task_engine
 from finetune.settings import FREE_FLAGS, StConfig, batch_and_lr, epochs
-from finetune.start import Start, begin_run, choose_start, choose_vocabulary
+from finetune.start import Start, begin_run, choose_start, choose_vocabulary, random_start_note
 from finetune.task import Example, Task
 from finetune.tasks import find_task
 from finetune.work import TaskPass
@@ -153,6 +153,8 @@ def _describe(
 ) -> None:
     say, plan, config = course.ranks.say, course.plan, course.config
     say(f"{task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
+    if not plan.first_step and (note := random_start_note(start, config.init)):
+        say(note)
     say(f"{len(examples)} examples to train on, {len(held_out)} to validate on, {plan.steps_per_epoch} steps an epoch")
     say(f"batches of {plan.batch_size}, peak learning rate {config.lr:g}, on {course.device}")
     if plan.first_step:

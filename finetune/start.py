@@ -135,6 +135,14 @@ def choose_start(
     return Start(kind, weights, sizes, weights.pieces(tokenizer), vocabularies, facts.get("tokens", {}))
 
 
+def random_start_note(start: Start, init: str | None, runs=DEFAULTS) -> str:
+    """A sentence where training starts from random weights, else nothing; init, runs: as choose_start takes them."""
+    if start.kind != "scratch":
+        return ""
+    why = f"--init {init}" if init else f"there is no --init and no {' or '.join(runs)}"
+    return f"training starts from random weights, without any pretraining: {why}"
+
+
 def trained_start(run: str, config: str | None, tokenizer: str | None, feature_size: int) -> Start:
     """The weights that --run names, to be evaluated as they are; for the arguments see choose_start.
 

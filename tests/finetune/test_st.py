@@ -62,7 +62,8 @@ def test_a_task_can_be_learned_by_heart(st, tmp_path, run_command, pretrained, t
 
 def test_what_it_starts_from_is_said_and_kept(st, tmp_path, run_command, pretrained, world, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_command("finetune.st", *st("snli_ve", out="scratch"))
+    _, out, _ = run_command("finetune.st", *st("snli_ve", out="scratch"))
+    assert "training starts from random weights, without any pretraining: there is no --init and no runs/mt" in out
     shutil.copytree(pretrained, tmp_path / "runs" / "pretrain")
     _, out, _ = run_command("finetune.st", *st("snli_ve", out="st"))
     assert "SNLI-VE (ST, from runs/pretrain)" in out
