@@ -128,13 +128,18 @@ class AnswerVocabulary:
         write_json(path, self.answers)
 
 
+class NoAnswers(UserError):
+    """No answer is frequent enough to be in a vocabulary."""
+
+
 def build_vocabulary(answers: Iterable[str], at_least: int, form: Callable[[str], str] = normalise) -> AnswerVocabulary:
     """The answers that are the right one of `at_least` questions or more, the most frequent first. form: the form in
     which they are counted and kept."""
     counts = Counter(map(form, answers))
     kept = sorted((answer for answer, count in counts.items() if count >= at_least), key=lambda a: (-counts[a], a))
     if not kept:
-        raise UserError(f"no answer is the right one of {at_least} questions or more; there is nothing to choose from")
+        most = f"; the most frequent one is that of {max(counts.values())}" if counts else ""
+        raise NoAnswers(f"no answer is the right one of {at_least} questions or more{most}")
     return AnswerVocabulary(kept)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.paper import paper_samples
 from finetune.regions import Regions, region_folder
+from finetune.start import training_answers
 from finetune.task import Task
 from finetune.tasks import choose_tasks
 from shards.errors import UserError
@@ -19,20 +20,26 @@ class DoctorConfig:
 
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     tasks: str = flag("all", "names or groups (g1 to g4, extra) with commas between them; all: the paper's twelve")
+    min_answer_count: int | None = flag(None, "as finetune.st and finetune.mt take it (else the task's)", low=1)
 
 
 @dataclass
 class Finding:
-    """What is known of a task: a row a split, what stands in its way with the mend, and what is merely not there."""
+    """What is known of a task: a row a split, how many answers there are to choose from, what stands in its way
+    with the mend, and what is merely not there."""
 
     task: Task
     rows: list[tuple[str, int, int, int | None]] = field(default_factory=list)
+    answers: int | None = None
     gaps: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
 
-def examine(task: Task, data: str, opened: dict[Path, Regions | str]) -> Finding:
-    """Reads every split of a task and looks its images up. opened: region shards by folder, or what is wrong there."""
+def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer_count: int | None = None) -> Finding:
+    """Reads every split of a task, looks its images up, and counts its answers as training does.
+
+    opened: region shards by folder, or what is wrong there; min_answer_count: as start.training_answers takes it.
+    """
     found, folder = Finding(task), task.folder(data)
     if not folder.is_dir():
         names = f"{folder}{f' (or {Path(data) / task.published})' if task.published else ''}"
@@ -56,6 +63,11 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str]) -> Finding
         lost[split] = [image for image in images if image not in regions] if isinstance(regions, Regions) else []
         covered = len(images) - len(lost[split]) if isinstance(regions, Regions) else None
         found.rows.append((split, counts.total(), len(images), covered))
+    if hasattr(task, "vocabulary") and task.splits[0] in lost:  # its training annotations can be read
+        try:
+            found.answers = len(training_answers(task, data, min_answer_count, say=lambda _: None))
+        except UserError as error:
+            found.gaps.append(f"answers: {error}")
     where = region_folder(data, task.images)
     if isinstance(regions, str):
         found.gaps.append(f"{regions}: python -m shards.extract IMAGES --out {where}, or shards.convert FEATURES")
@@ -100,6 +112,8 @@ def report(found: Finding) -> list[str]:
     for split, examples, images, covered in found.rows:
         published, covered = paper.get(split, ""), "-" if covered is None else covered
         lines.append(f"  {split:<10} {examples:>9} {published:>9} {images:>9} {covered:>9}")
+    if found.answers is not None:
+        lines.append(f"  {found.answers} answers to choose from")
     lines += [f"  not there: {what}" for what in found.absent]
     return lines + [f"  to mend: {gap}" for gap in found.gaps]
 
@@ -110,7 +124,7 @@ def run(config: DoctorConfig) -> int:
     opened: dict[Path, Regions | str] = {}
     findings = []
     for task in choose_tasks(config.tasks):
-        findings.append(examine(task, config.data, opened))
+        findings.append(examine(task, config.data, opened, config.min_answer_count))
         print("\n".join(report(findings[-1])), flush=True)
     ready = sum(not found.gaps for found in findings)
     print(f"{ready} of {len(findings)} tasks are ready")

@@ -53,6 +53,7 @@ from pretrain.run_folder import (
 from pretrain.step import Precision
 from pretrain.trainer import complete
 from pretrain.workers import Places
+from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
@@ -149,7 +150,8 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
     if newest:
         check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
-    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, ranks.say))
+    counted = None if newest else config.min_answer_count
+    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, counted, ranks.say))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_json(newest / FACTS) if newest else {}
@@ -213,7 +215,9 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
     return {name: min(task.token for task in tasks if layers[task.name] == layer) for name, layer in layers.items()}
 
 
-def _vocabularies(config: MtConfig, data: list[TaskData], start: Start, say) -> Vocabularies:
+def _vocabularies(
+    config: MtConfig, data: list[TaskData], start: Start, min_answer_count: int | None, say
+) -> Vocabularies:
     """The answers of every answer head, by the first task that has it: VQA's serve Visual Genome QA too."""
     check_answer_files(config, [of_task.task for of_task in data])
     given, found = answer_files(config), {}
@@ -221,7 +225,9 @@ def _vocabularies(config: MtConfig, data: list[TaskData], start: Start, say) -> 
         head = of_task.task.head
         if head in found or not hasattr(of_task.task, "vocabulary"):
             continue
-        found[head] = choose_vocabulary(start, of_task, given.get(head), say)
+        found[head] = choose_vocabulary(start, of_task, given.get(head), say, f"--{head}_answers", min_answer_count)
+    if min_answer_count and not found:
+        raise UserError(f"--min_answer_count {min_answer_count}: none of the tasks has answers to choose from")
     return found
 
 

@@ -36,6 +36,9 @@ class FinetuneConfig:
     clean: str | None = flag(
         None, "leave any task's test images out, by DATA/clean or another folder of finetune.clean"
     )
+    min_answer_count: int | None = flag(
+        None, "training questions with an answer, from which it is in the vocabulary (else the task's, VQA's 9)", low=1
+    )
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
     accumulate: int = flag(1, "parts that a rank works through one after another in a step, to save memory", low=1)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)

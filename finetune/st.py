@@ -101,7 +101,8 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
     if newest:
         check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
-    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, ranks.say))
+    counted = None if newest else config.min_answer_count
+    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, counted, ranks.say))
     vocabularies = {task.head: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
@@ -139,13 +140,16 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     return course, kind
 
 
-def _vocabulary(config: StConfig, data: TaskData, start: Start, say) -> AnswerVocabulary | None:
+def _vocabulary(
+    config: StConfig, data: TaskData, start: Start, min_answer_count: int | None, say
+) -> AnswerVocabulary | None:
     """The answers to choose from, None of a task that has none."""
     if not hasattr(data.task, "vocabulary"):
-        if config.answers:
-            raise UserError(f"--answers {config.answers}: {data.task.name} has no answers to choose from")
+        for name in ("answers", "min_answer_count"):
+            if value := getattr(config, name):
+                raise UserError(f"--{name} {value}: {data.task.name} has no answers to choose from")
         return None
-    return choose_vocabulary(start, data, config.answers, say)
+    return choose_vocabulary(start, data, config.answers, say, min_answer_count=min_answer_count)
 
 
 def _describe(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from finetune.answers import ORDER, AnswerVocabulary, read_vocabulary
+from finetune.answers import ORDER, AnswerVocabulary, NoAnswers, read_vocabulary
 from finetune.data import TaskData
 from finetune.heads import TaskModel, alignment_as_retrieval, layer_of
 from finetune.processed import answer_file
@@ -155,15 +155,30 @@ def trained_start(run: str, config: str | None, tokenizer: str | None, feature_s
     return dataclasses.replace(start, kind=ZERO_SHOT, sizes=start.sizes.replace(task_tokens=0))
 
 
-def choose_vocabulary(start: Start, data: TaskData, file: str | None, say=print) -> AnswerVocabulary:
+def choose_vocabulary(
+    start: Start,
+    data: TaskData,
+    file: str | None,
+    say=print,
+    flag: str = "--answers",
+    min_answer_count: int | None = None,
+) -> AnswerVocabulary:
     """The answers of a task that has some to choose from: a file's, those of the run that is gone on from, or the
     training annotations'.
 
     Published weights with a head for them know their answers by number alone: these must be given in their order,
     as a file or, in the data, as the published code's own (answers.ORDER).
+
+    flag: what the file is called in messages; min_answer_count: see `training_answers`.
     """
     task, head_size = data.task, start.weights.heads.get(data.task.head) if start.weights else None
     kept = start.vocabularies.get(task.head)
+    if min_answer_count is not None and (file or kept is not None or head_size is not None):
+        source = f"{flag} {file}" if file else start.path
+        raise UserError(
+            f"--min_answer_count {min_answer_count}: {task.name} has the answers of {source}, which are not counted; "
+            "leave the flag out"
+        )
     if file is None and kept is not None:
         return kept
     if file is None and head_size is not None:
@@ -175,7 +190,9 @@ def choose_vocabulary(start: Start, data: TaskData, file: str | None, say=print)
                 f"{start.path}: has a head of {head_size} answers for {task.name} and not the answers; give a file of "
                 f"them in the order in which it was trained ({data.folder / ORDER[0]} in the published data)"
             )
-    return vocabulary_of_head(file, start, task.head) if file is not None else _build_vocabulary(data, say)
+    if file is not None:
+        return vocabulary_of_head(file, start, task.head)
+    return training_answers(task, data.root, min_answer_count, flag, say)
 
 
 def _task_of_answers(task: Task) -> Task | None:
@@ -184,17 +201,40 @@ def _task_of_answers(task: Task) -> Task | None:
     return find_task(name) if name else None
 
 
-def _build_vocabulary(data: TaskData, say) -> AnswerVocabulary:
-    """The answers of the training annotations; those of the task that it shares them with, where these are there."""
-    task, shared = data.task, _task_of_answers(data.task)
+def training_answers(
+    task: Task, root, min_answer_count: int | None = None, flag: str = "--answers", say=print
+) -> AnswerVocabulary:
+    """The answers of the training annotations; those of the task that it shares them with, where these are there.
+
+    Args:
+        task: that has answers to choose from.
+        root: the data folder.
+        min_answer_count: training questions that have an answer of the vocabulary, at least; None: the task's own.
+        flag: what gives a file of the answers instead, for messages.
+
+    Raises:
+        UserError: no answer is frequent enough.
+    """
+    try:
+        return _training_answers(task, Path(root), min_answer_count, say)
+    except NoAnswers as error:
+        mend = f"lower --min_answer_count, or give the answers in a file ({flag})"
+        raise UserError(f"{task.folder(root)}: {error}; {mend}") from None
+
+
+def _training_answers(task: Task, root: Path, min_answer_count: int | None, say) -> AnswerVocabulary:
+    shared = _task_of_answers(task)
+    if min_answer_count is not None:
+        task = dataclasses.replace(task, at_least=min_answer_count)
+        shared = shared and dataclasses.replace(shared, at_least=min_answer_count)
     if shared is None:
-        return task.vocabulary(data.folder)
-    folder = shared.folder(data.root)
+        return task.vocabulary(task.folder(root))
+    folder = shared.folder(root)
     if shared.has_answers(folder):
         vocabulary = shared.vocabulary(folder)
         say(f"{task.title}: {len(vocabulary)} answers, those of {shared.title} in {folder}")
         return vocabulary
-    vocabulary = task.vocabulary(data.folder)
+    vocabulary = task.vocabulary(task.folder(root))
     say(
         f"{task.title}: {len(vocabulary)} answers, of its own annotations, because {folder} has none of "
         f"{shared.title}; scores do not compare with those of models that choose from {shared.title}'s answers"
