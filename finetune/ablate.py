@@ -338,7 +338,7 @@ def table(suite: str, runs: list[Run]) -> str:
         difference, (low, high), p = compare(by_row[name], by_row[full])
         lines.append(f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
     lines.append("interval: 95%, over images, paired; p: paired t-test over tasks and seeds")
-    if note := ranking_note(results[full][0]["tasks"]):
+    if note := ranking_note(*(result["tasks"] for of_row in results.values() for result in of_row)):
         lines.append(note)
     return "\n".join(lines)
 

@@ -77,12 +77,12 @@ class SingleTask(Course):
 def describe_scores(scores: dict) -> str:
     """Every metric in percent, the main one with its interval, and on how many examples.
 
-    R@k among another number of images than published scores rank is marked.
+    R@k among another number of images than the paper's is marked.
     """
     low, high = scores["interval"]
     names = [name for name in scores if name not in ("score", "examples", "interval", "images", FOUR_WAY)]
     main, *others = (f"{name} {scores[name]:.1%}" for name in names)
     text = f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"
-    if scores.get("images", RANKED_IMAGES[0]) not in RANKED_IMAGES:
-        text += f" (among {scores['images']} images; published scores rank {RANKED_IMAGES[0]:,})"
+    if scores.get("images", RANKED_IMAGES) != RANKED_IMAGES:
+        text += f" (among {scores['images']:,} images; the paper's are among {RANKED_IMAGES:,})"
     return text + (f"; 4-way accuracy {scores[FOUR_WAY]:.1%}" if FOUR_WAY in scores else "")

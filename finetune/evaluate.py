@@ -1,6 +1,7 @@
 """python -m finetune.evaluate --run RUN --task T --split S: official scores of a run, and a submission file."""
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from finetune.tasks import GROUPS, choose_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.circumstances import circumstances
 from pretrain.distributed import choose_device, connected, leaving
+from pretrain.logs import duration
 from pretrain.step import Precision
 from pretrain.weights import RUN, describe
 from shards.errors import UserError
@@ -38,6 +40,7 @@ from shards.files import whole_file, write_json
 from shards.flags import command, flag
 from shards.ranks import ALONE, Ranks, launched
 
+PAUSE = 5.0  # seconds between two lines of progress
 TESTS = "tests"  # what --split calls a task's test, which may be several splits; also the name of their pooled score
 
 
@@ -55,6 +58,21 @@ class EvaluateConfig(WeightsFlags):
     regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
     batch_size: int = flag(256, "examples at a time", low=1)
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
+
+
+class TimeLeft:
+    """Prints how far predictions are and about how long they will take, every PAUSE seconds."""
+
+    def __init__(self, title: str, say):
+        self.title, self.say = title, say
+        self.began = self.printed = time.perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if done < total and now - self.printed >= PAUSE:
+            self.printed = now
+            left = (now - self.began) / done * (total - done)
+            self.say(f"{self.title}: {done / total:.0%} done, {duration(left)} left")
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,9 @@ def run(config: EvaluateConfig) -> None:
             raise UserError(f"--{name} {path}: is of one --task and --split, and here are {len(asked)}")
     scored: dict[str, dict[str, Evaluated]] = {}
     with connected(ranks, choose_device(config.device, ranks)):
-        for task, split in asked:
+        for number, (task, split) in enumerate(asked, 1):
+            if len(asked) > 1:
+                ranks.say(f"{number} of {len(asked)}: {task.title}, {split}")
             if evaluated := _evaluate(replace(config, split=split), task, ranks):
                 scored.setdefault(task.name, {})[split] = evaluated
     if not ranks.first:
@@ -224,7 +244,8 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | N
 
 
 def _predict(config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks):
-    return predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device)
+    progress = TimeLeft(f"{work.task.title}, {config.split}", ranks.say)
+    return predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device, progress)
 
 
 def _score_further(

@@ -1,28 +1,41 @@
 """Predictions of a model on a task's examples, in the form that the task's scores and submissions take."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from finetune.batch import WHOLE, TaskBatch, TaskCollator, image_size
-from finetune.rank_pairs import retrieval_scores
+from finetune.rank_pairs import Progress, retrieval_scores, silent
 from finetune.sources import in_order
 from finetune.work import TaskPass
 from pretrain.distributed import add_up, on_every_rank
+from pretrain.plan import share
 from shards.ranks import Ranks
 
 
-def predict(work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device):
+def predict(
+    work: TaskPass,
+    collator: TaskCollator,
+    batch_size: int,
+    workers: int,
+    ranks: Ranks,
+    device,
+    progress: Progress = silent,
+):
     """Predictions for all examples of the collator, divided over the ranks and the same on every one.
 
     Answers as texts, boxes (n, 4) in pixels (of ranked tasks (n, rows, 4), best first), numbers of candidates, labels,
-    or retrieval's scores (captions, images): see the task's own `scores`.
+    or retrieval's scores (captions, images): see the task's own `scores`. progress: is called after each of this rank's
+    batches, or images to be ranked.
     """
     if work.task.head == "retrieval":
-        return predicted_on_all_ranks(work, lambda: retrieval_scores(work, collator, batch_size, ranks, device), ranks)
-    raw = predicted_on_all_ranks(work, lambda: _choices(work, collator, batch_size, workers, ranks, device), ranks)
+        rank_images = partial(retrieval_scores, work, collator, batch_size, ranks, device, progress)
+        return predicted_on_all_ranks(work, rank_images, ranks)
+    choose = partial(_choices, work, collator, batch_size, workers, ranks, device, progress)
+    raw = predicted_on_all_ranks(work, choose, ranks)
     if work.task.head == "regions":
         return raw
     numbers = raw[:, 0].astype(np.int64)
@@ -41,15 +54,19 @@ def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray
     return add_up(torch.from_numpy(raw), ranks).numpy()
 
 
-def _choices(work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device) -> np.ndarray:
+def _choices(
+    work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device, progress: Progress
+) -> np.ndarray:
     """float64 (examples, 1 or 4): what this rank chooses for its share, zeros elsewhere.
 
     Of ranked tasks (examples, rows, 4): all boxes of an image, best first, and boxes without an area behind them.
     """
     boxes, ranked, count = work.task.head == "regions", work.task.ranked, len(collator.examples)
     chosen = np.zeros((count, collator.limits.regions + 1, 4) if ranked else (count, 4 if boxes else 1))
+    first, last = share(count, ranks.count, ranks.rank)
     for part, batch in in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda"):
         scores = work.scores(batch.to(device))
+        progress(part.stop - first, last - first)
         if ranked:
             order = scores.argsort(dim=1, descending=True, stable=True).cpu()
             chosen[part, : order.shape[1]] = _boxes(collator, part, batch, order)

@@ -4,6 +4,8 @@ The text stream up to the first connection depends on the caption alone, and so 
 each is worked out once, and only what follows is done for every pair. The scores are the same.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from torch import Tensor
 
@@ -13,9 +15,20 @@ from pretrain.packing import Layout
 from pretrain.plan import share
 from shards.ranks import Ranks
 
+Progress = Callable[[int, int], None]  # is called with how much is done, and of how much
 
-def retrieval_scores(work: TaskPass, collator: TaskCollator, batch_size: int, ranks: Ranks, device) -> np.ndarray:
-    """float64 (captions, images), images in order of coming; this rank's share of the images, zeros elsewhere."""
+
+def silent(done: int, total: int) -> None:
+    """Reports no progress."""
+
+
+def retrieval_scores(
+    work: TaskPass, collator: TaskCollator, batch_size: int, ranks: Ranks, device, progress: Progress = silent
+) -> np.ndarray:
+    """float64 (captions, images), images in order of coming; this rank's share of the images, zeros elsewhere.
+
+    progress: is called after each image, with how many are done and how many of them there are.
+    """
     examples = collator.examples
     images = list(dict.fromkeys(example.images[0] for example in examples))
     first_captions = {}
@@ -23,10 +36,12 @@ def retrieval_scores(work: TaskPass, collator: TaskCollator, batch_size: int, ra
         first_captions.setdefault(example.images[0], number)
     scores = np.zeros((len(examples), len(images)))
     texts = _texts(work, collator, batch_size, device)
-    for place in range(*share(len(images), ranks.count, ranks.rank)):
+    first, last = share(len(images), ranks.count, ranks.rank)
+    for place in range(first, last):
         image = _image(work, collator, first_captions[images[place]], device)
         found = [_pairs(work, text, image).double().cpu().numpy() for text in texts]
         scores[:, place] = np.concatenate(found)
+        progress(place + 1 - first, last - first)
     return scores
 
 

@@ -118,9 +118,13 @@ def _scored(run: Run, start: str, task: str, metric: str) -> Cell | None:
         return None
     known = metric in MAIN and "interval" in scores
     interval = tuple(100 * end for end in scores["interval"]) if known else None
-    images = scores.get("images", RANKED_IMAGES[0])
-    note = split if images in RANKED_IMAGES else f"{split}, among {images} images"
-    return Cell(100 * scores[metric], interval, note)
+    return Cell(100 * scores[metric], interval, ", ".join(filter(None, (split, _ranked(scores)))))
+
+
+def _ranked(scores: dict) -> str:
+    """The note on R@k that ranks another number of images than the paper's."""
+    images = scores.get("images", RANKED_IMAGES)
+    return "" if images == RANKED_IMAGES else f"among {images:,} images"
 
 
 def _test_scores(run: Run, task: Task) -> tuple[str, dict] | None:
@@ -200,11 +204,14 @@ def method_cells(method: Method) -> dict[str, Cell]:
         place, own = COLUMNS[column], []
         if value is None:
             continue
+        ranked = ""
         if isinstance(place, tuple):
             own = [draws[place[0]]] if place[0] in draws and place[1] in MAIN else []
+            ranked = _ranked(method.runs[0].result["tasks"][place[0]])
         elif place == "all":
             own = [of for name, of in draws.items() if name in paper_tasks()]
-        cells[column] = Cell(value, interval_of(100 * np.mean(own, 0)) if own else None, note)
+        interval = interval_of(100 * np.mean(own, 0)) if own else None
+        cells[column] = Cell(value, interval, ", ".join(filter(None, (note, ranked))))
     return cells
 
 

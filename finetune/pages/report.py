@@ -109,7 +109,7 @@ def _scores(runs: Sequence[Run], found: Sequence[Method]):
     for suite, rows in ablation_tables(found).items():
         title, note = TITLES[suite]
         mark = f"The paper's models are trained on cleaned data; runs without --clean are marked {NOT_CLEANED!r}."
-        if ranked := ranking_note(found[0].runs[0].result["tasks"]):
+        if ranked := ranking_note(*(run.result["tasks"] for one in found for run in one.runs)):
             mark += f" {ranked}."
         yield f'<h3>{title}</h3><p class="quiet">{note} {escape(mark)} Small: 95% intervals over images.</p>'
         columns = [column for column in COLUMNS if any(column in row.cells for row in rows)]

@@ -6,11 +6,14 @@ import shutil
 import pytest
 from official_files import vqa_accuracy_by_type
 
+from finetune import evaluate
 from finetune.answers import normalise
 from finetune.boxes import iou
 from finetune.report_tables import table9
 from finetune.runs import find_runs
+from finetune.scores import ranking_note
 from finetune.tasks import all_tasks
+from shards.ranks import ALONE
 
 
 def test_vqa_by_question_type(world, trained, tmp_path, run_command):
@@ -57,6 +60,7 @@ def test_test_splits_are_pooled(world, trained, tmp_path, run_command):
     assert len(a) != len(b) and sum(a) / len(a) != sum(b) / len(b)
     status, out, err = run_command(*flags, "--task", "refcoco,refcocog,nlvr2", "--split", "tests")
     assert (status, err) == (0, "")
+    assert "1 of 4: RefCOCO, testA\n" in out and "4 of 4: NLVR2, test1\n" in out
     kept = json.loads((run / "scores" / "refcoco-tests.json").read_text())
     pooled, mean = (sum(a) + sum(b)) / (len(a) + len(b)), (sum(a) / len(a) + sum(b) / len(b)) / 2
     assert kept["score"] == kept["accuracy"] == pytest.approx(pooled) and kept["examples"] == len(a) + len(b)
@@ -71,3 +75,29 @@ def test_test_splits_are_pooled(world, trained, tmp_path, run_command):
     rows = {row.name: row.cells for row in table9(find_runs([str(run)]))[1]}
     own = rows["RefCOCO"]["AT, not cleaned"]
     assert own.value == pytest.approx(100 * pooled) and own.note == "testA + testB"
+
+
+@pytest.mark.parametrize("name", ["refcoco", "flickr_retrieval"])
+def test_progress_and_the_time_left_are_printed(world, trained, monkeypatch, capsys, name):
+    clock = iter(range(10**6))  # a second for each look at it, so 10 s for each of what is counted
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: 10 * next(clock))
+    config = evaluate.EvaluateConfig(run=str(trained), data=str(world), split="val", batch_size=7, workers=0)
+    work, collator = evaluate.load(config, all_tasks()[name])
+    evaluate._predict(config, work, collator, ALONE)
+    lines = capsys.readouterr().out.splitlines()
+    if name == "refcoco":
+        total = len(collator.examples)
+        done = list(range(7, total, 7))
+    else:
+        total = len({example.images for example in collator.examples})
+        done = list(range(1, total))
+    title = all_tasks()[name].title
+    expected = [(n, round(10 * number / n * (total - n))) for number, n in enumerate(done, 1)]
+    assert lines == [f"{title}, val: {n / total:.0%} done, {s // 60}:{s % 60:02d} left" for n, s in expected] and lines
+
+
+def test_recall_among_another_number_of_images_than_the_papers_is_noted():
+    found = [{"coco_retrieval": {"images": 5000}}, {"flickr_retrieval": {"images": 40}, "vqa": {}}]
+    note = ranking_note(*found, {"coco_retrieval": {"images": 1000}})
+    assert note.startswith("R@k ranks 5,000 images of COCO retrieval, 40 images of Flickr30k retrieval; ")
+    assert "the paper's ranks 1,000" in note and ranking_note({"coco_retrieval": {"images": 1000}}) == ""

@@ -11,7 +11,7 @@ from launching import python
 from finetune.intervals import bootstrap_means, interval_of
 from finetune.pages.curves import stopped
 from finetune.paper import paper_table
-from finetune.report_tables import ablation_tables, gap_scores, methods, table9
+from finetune.report_tables import ablation_tables, gap_scores, method_cells, methods, table9
 from finetune.runs import MULTI, PRETRAINING, SINGLE, Run, find_runs, read_run
 from finetune.scores import CLUSTERS, load_values
 from finetune.tasks import all_tasks
@@ -289,3 +289,19 @@ def test_mistakes(tmp_path, run_command):
     (tmp_path / "config.json").write_text("[]")
     status, _, err = run_command("finetune.report", tmp_path)
     assert status == 2 and "is not the configuration of a run" in err
+
+
+def test_recall_among_fewer_images_is_noted_in_every_table(variant):
+    """The paper's numbers are among 1,000 images."""
+    runs = find_runs([str(variant("a"))])
+    images = runs[0].result["tasks"]["coco_retrieval"]["images"]
+    assert images < 1000
+    cells = method_cells(methods(runs)[0])
+    for column in ("RC R@1", "RC R@5", "RC R@10"):
+        assert cells[column].note == f"among {images} images"
+    assert cells["VQA"].note == ""
+    rows = {row.name: row.cells for row in table9(runs)[1]}
+    assert rows["IR COCO R1"]["AT, not cleaned"].note == f"val, among {images} images"
+    for count, note in ((1000, "val"), (5000, "val, among 5,000 images")):
+        runs[0].result["tasks"]["coco_retrieval"]["images"] = count
+        assert {row.name: row.cells for row in table9(runs)[1]}["IR COCO R1"]["AT, not cleaned"].note == note
