@@ -128,6 +128,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
         pairs=len(pairs.training),
         batch_size=config.batch_size,
         epochs=config.epochs,
+        steps=config.steps,
         first_step=facts.get("step", 0),
         ranks=ranks,
         workers=config.workers,
@@ -312,6 +313,11 @@ def _describe(job: Job, pieces: int) -> None:
         f"{job.config.data}: {trained}, {held_out}"
         + (f", {left_out} without a caption or with a held-out one left out" if left_out else "")
     )
+    if job.config.validation_pairs and not len(pairs.validation):
+        say(
+            "no pairs are held out, and nothing is validated: at least 20 pairs that share neither image nor caption "
+            f"are needed{' in the first shard' if pairs.streamed else ''}; the newest checkpoint counts as the best"
+        )
     parameters = sum(parameter.numel() for parameter in job.engine.model.parameters())
     say(f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, {pieces} word pieces, on {job.device}")
     if job.ranks.count > 1 or plan.accumulate > 1:

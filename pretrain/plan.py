@@ -47,18 +47,20 @@ class Stage:
 class Plan:
     """The steps of a run, and which part of each is this rank's.
 
-    pairs: that are trained on; batch_size: of the whole step, over all ranks; stages: how the epoch that first_step
+    pairs: that are trained on; batch_size: of the whole step, over all ranks; epochs: None where steps says how many
+    steps there are; stages: how the epoch that first_step
     lies in was divided up to there (for streams; local shards are read in an order that no layout changes).
     """
 
     pairs: int
     batch_size: int
-    epochs: int
+    epochs: int | None
     first_step: int = 0
     ranks: Ranks = ALONE
     workers: int = 0
     accumulate: int = 1
     stages: tuple[Stage, ...] = ()
+    steps: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -66,7 +68,7 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.epochs
+        return self.steps or self.steps_per_epoch * self.epochs
 
     @property
     def layout(self) -> Layout:

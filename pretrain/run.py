@@ -74,7 +74,7 @@ def result(job: Job, scores: dict, seconds: float) -> dict:
     """What result.json says of a finished run; seconds: of the process that finished it."""
     return {
         "steps": job.plan.total_steps,
-        "epochs": job.config.epochs,
+        "epochs": job.config.epochs or round(job.plan.total_steps / job.plan.steps_per_epoch, 3),
         "pairs": len(job.pairs.training),
         "validation": scores,
         "skipped_steps": job.engine.skipped.count,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from pretrain.objective import NEGATIVES, REGION_TARGETS
 from pretrain.optimizer import OPTIMIZERS
+from shards.errors import UserError
 from shards.flags import flag
 from shards.world import DEFAULT_WORLD
 
@@ -19,26 +20,35 @@ LR = {"base": 1e-4, "tiny": 1e-3}
 CLIP = {"base": 0.0, "tiny": 1.0}
 
 
+def _by_size(values: dict) -> str:
+    return ", ".join(f"{value:g} ({name})" for name, value in values.items())
+
+
 @dataclass
 class PretrainConfig:
     """Flags of pretrain.run. None: what the model configuration brings along (settings.py)."""
 
-    data: str | None = flag(None, f"region shards with captions: a folder or a pattern (else {DEFAULT_WORLD}, made)")
+    data: str | None = flag(None, "region shards with captions: a folder or a pattern", unset=f"{DEFAULT_WORLD}, made")
     captions_per_image: str = flag(
         "all", "captions of an image in an epoch: all, or one, drawn anew in each", choices=CAPTIONS_PER_IMAGE
     )
     out: str = flag("runs/pretrain", "the run directory", written=True)
     config: str = flag("tiny", "sizes of the model: base (as published), tiny, or a JSON file")
-    bert: str | None = flag(None, "a Hugging Face BERT (a directory, or a hub name): tokenizer and text stream")
+    bert: str | None = flag(
+        None,
+        "a Hugging Face BERT (a directory, or a hub name): tokenizer and text stream",
+        unset="none: a vocabulary and weights of its own",
+    )
     vocabulary: int = flag(8000, "word pieces to learn from the captions where there is no --bert", low=100)
-    dropout: float | None = flag(None, "probability of every dropout, else the configuration's", low=0, high=0.99)
-    batch_size: int | None = flag(None, "pairs a step, over all ranks", low=1)
+    dropout: float | None = flag(None, "probability of every dropout", unset="the configuration's", low=0, high=0.99)
+    batch_size: int | None = flag(None, "pairs a step, over all ranks", unset=_by_size(BATCH_SIZE), low=1)
     accumulate: int = flag(1, "parts that a rank works through one after another in a step, to save memory", low=1)
-    epochs: int | None = flag(None, "passes over the pairs", low=1)
-    lr: float | None = flag(None, "peak learning rate", above=0)
+    epochs: int | None = flag(None, "passes over the pairs", unset=_by_size(EPOCHS), low=1)
+    steps: int | None = flag(None, "training steps, in place of --epochs", unset="as many as the epochs have", low=1)
+    lr: float | None = flag(None, "peak learning rate", unset=_by_size(LR), above=0)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
     weight_decay: float = flag(0.01, "of all weights but biases and LayerNorm", low=0)
-    clip: float | None = flag(None, "largest gradient norm, 0 for no limit", low=0)
+    clip: float | None = flag(None, "largest gradient norm, 0 for no limit", unset=_by_size(CLIP), low=0)
     bert_lr_scale: float = flag(1.0, "factor on the learning rate of weights from --bert, 0 to freeze them", low=0)
     words: int = flag(36, "word pieces of a caption at the most, with [CLS] and [SEP]", low=3)
     regions: int = flag(36, "regions of an image at the most, the best first", low=1)
@@ -74,12 +84,14 @@ class PretrainConfig:
     resume: bool = flag(False, "go on from the run's newest checkpoint, where there is one")
 
     def settled(self) -> "PretrainConfig":
-        """The same flags with every None that the model configuration answers filled in."""
+        """The same flags with every None that the model configuration answers filled in; with --steps no --epochs."""
+        if self.steps and self.epochs:
+            raise UserError(f"--steps {self.steps}: takes the place of --epochs {self.epochs}; give one of them")
         kind = self.config if self.config in LR else "base"
         return replace(
             self,
             batch_size=self.batch_size or BATCH_SIZE[kind],
-            epochs=self.epochs or EPOCHS[kind],
+            epochs=None if self.steps else self.epochs or EPOCHS[kind],
             lr=self.lr or LR[kind],
             clip=CLIP[kind] if self.clip is None else self.clip,
         )

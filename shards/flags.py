@@ -22,14 +22,16 @@ _NO = {"false", "no", "0", "off"}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
-def flag(default, help: str, *, low=None, above=None, high=None, choices=None, first=False, written=False):
+def flag(default, help: str, *, unset="", low=None, above=None, high=None, choices=None, first=False, written=False):
     """A dataclass field with its help, its range and its choices; `first` lets it be given without its name.
+
+    unset: what applies where a flag of default None is not given, for --help.
 
     A field of tuple[str, ...] that is `first` takes all that is given without a name. What is `written` is a path: some
     of what writes there would take an address.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
-    metadata |= {"first": first, "written": written}
+    metadata |= {"first": first, "written": written, "unset": unset}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -128,7 +130,8 @@ def usage(config_type, command: str, summary: str) -> str:
     lines = [f"python -m {command}{firsts} [--flag value ...]", "", summary, ""]
     own = config_type.__annotations__  # before those that it shares with others
     for field in sorted(fields, key=lambda field: field.name not in own):
-        default = "needed" if field.default is REQUIRED else f"default {field.default}"
+        value = field.metadata.get("unset") if field.default is None else field.default
+        default = "needed" if field.default is REQUIRED else f"default {value}"
         choices = field.metadata.get("choices")
         choices = f" ({', '.join(map(str, choices))})" if choices else ""
         lines.append(f"  --{field.name:<18} {field.metadata.get('help', '')}{choices} [{default}]")

@@ -103,6 +103,58 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(
     )
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_steps_in_place_of_epochs(dataset_folder, tmp_path, run_command, monkeypatch, http_folder, streamed):
+    """Schedule, validation and a resume are those of a run of 17 steps, of which an epoch has 11."""
+    data = f"{http_folder(dataset_folder)}/part-{{00000..00001}}.tar" if streamed else dataset_folder
+    flags = ["--data", data, "--steps", 17, "--batch_size", 8, "--log_every", 1, "--save_every", 5, "--workers", 0]
+    flags += ["--validation_pairs", 9]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_command("pretrain.run", *flags, "--out", whole)[0] == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if line["kind"] == "train"]
+    assert rates == pytest.approx([5e-4, 1e-3] + [1e-3 * (17 - step) / 15 for step in range(2, 17)])
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [5, 10, 15, 17]
+    result = json.loads((whole / "result.json").read_text())
+    per_epoch = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])["epoch"]
+    assert result["steps"] == 17 and result["epochs"] == pytest.approx(17 * per_epoch, abs=1e-3)
+    plain = Engine.step
+
+    def interrupt_at_13(engine, number, *rest):
+        plain(engine, number, *rest)
+        if number == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Engine, "step", interrupt_at_13)
+    assert run_command("pretrain.run", *flags, "--out", parts)[0] == 130
+    monkeypatch.setattr(Engine, "step", plain)
+    status, _, err = run_command("pretrain.run", "--out", parts, "--resume", "--steps", 18)
+    assert status == 2 and "--steps 18: the run in" in err
+    assert run_command("pretrain.run", "--out", parts, "--resume")[0] == 0
+    assert losses_of(parts) == losses_of(whole)
+    one, two = (load_file(run / "checkpoints" / "step-00000017" / MODEL) for run in (whole, parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    status, out, _ = run_command("pretrain.run", "--out", parts, "--resume")
+    assert status == 0 and "finished before" in out
+
+
+def test_steps_and_epochs_exclude_each_other(dataset_folder, tmp_path, run_command):
+    status, _, err = run_command(
+        "pretrain.run", "--data", dataset_folder, "--out", tmp_path, "--steps", 2, "--epochs", 3
+    )
+    assert status == 2 and err == "error: --steps 2: takes the place of --epochs 3; give one of them\n"
+
+
+def test_a_run_that_validates_on_nothing_says_so(tmp_path, run_command):
+    make_dataset(tmp_path / "data", (16,))
+    flags = ("--data", tmp_path / "data", "--workers", 0, "--steps", 2)
+    status, out, _ = run_command("pretrain.run", *flags, "--out", tmp_path / "a")
+    assert status == 0 and "no pairs are held out, and nothing is validated: at least 20 pairs" in out
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["validation"] == {}
+    _, out, _ = run_command("pretrain.run", *flags, "--out", tmp_path / "b", "--validation_pairs", 0)
+    assert "nothing is validated" not in out
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
     run = tmp_path / "run"
