@@ -46,15 +46,23 @@ class AblateConfig:
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     init: str = flag(PRETRAINING, "the run that rows start from which do not say otherwise")
     out: str = flag("runs/ablate", "a folder for the runs; those that are finished there are kept", written=True)
-    iterations: int | None = flag(None, "of each run, else finetune.mt's own", low=1)
-    epochs: int | None = flag(None, "of each pretraining run, else pretrain.run's own", low=1)
-    lr_scale: float | None = flag(None, "factor on all tasks' learning rates, else finetune.mt's own", above=0)
-    rows: str | None = flag(None, "only these rows of the suite, with semicolons between them")
-    config: str | None = flag(None, "sizes of pretraining runs (else tiny), or of published weights given by --init")
-    bert: str | None = flag(
-        None, "a Hugging Face BERT for pretraining runs and for rows without pretraining (else the one of --init's run)"
+    iterations: int | None = flag(None, "of each run", unset="finetune.mt's own", low=1)
+    epochs: int | None = flag(None, "of each pretraining run", unset="pretrain.run's own", low=1)
+    lr_scale: float | None = flag(None, "factor on all tasks' learning rates", unset="finetune.mt's own", above=0)
+    rows: str | None = flag(None, "only these rows of the suite, with semicolons between them", unset="all")
+    config: str | None = flag(
+        None,
+        "sizes of pretraining runs, or of published weights given by --init",
+        unset="tiny, or those next to the weights",
     )
-    clean: str | None = flag(None, "decontaminated training sets: DATA/clean or another folder of finetune.clean")
+    bert: str | None = flag(
+        None,
+        "a Hugging Face BERT for pretraining runs and for rows without pretraining",
+        unset="the one of --init's run",
+    )
+    clean: str | None = flag(
+        None, "decontaminated training sets: DATA/clean or another folder of finetune.clean", unset="not decontaminated"
+    )
     precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
     device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 

@@ -20,7 +20,9 @@ class AttentionConfig(ModelFlags):
     image: str = flag(REQUIRED, "a file, or the id of an image of the data; several with commas between them")
     task: str = flag(REQUIRED, "the task, vqa for one; a wrong name lists them")
     text: str = flag(REQUIRED, "the question, expression, caption or statement")
-    boxes: str | None = flag(None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them")
+    boxes: str | None = flag(
+        None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them", unset="none"
+    )
     out: str = flag("attention.html", "where the page goes", written=True)
 
 

@@ -29,8 +29,10 @@ class CleanConfig:
     """Flags of finetune.clean."""
 
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files")
-    out: str | None = flag(None, "the folder for what is removed (else DATA/clean)", written=True)
-    images: str | None = flag(None, "a folder with folders of images, coco for one: compare their looks too")
+    out: str | None = flag(None, "the folder for what is removed", unset="DATA/clean", written=True)
+    images: str | None = flag(
+        None, "a folder with folders of images, coco for one: compare their looks too", unset="looks are not compared"
+    )
     check: bool = flag(False, "look for test images in what training and validation would use, and change nothing")
     processes: int = flag(os.cpu_count() or 1, "working processes", low=1)
 

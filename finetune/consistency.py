@@ -39,14 +39,14 @@ class ConsistencyConfig:
     """Flags of finetune.consistency."""
 
     run: str = flag(REQUIRED, "a run that answers VQA's questions: of finetune.mt, or of finetune.st on vqa")
-    grounding: str | None = flag(None, "runs that find expressions, with commas between them, where it is not that one")
-    data: str | None = flag(None, "the data folder (else the run's own)")
+    grounding: str | None = flag(None, "runs that find expressions, with commas between them", unset="--run")
+    data: str | None = flag(None, "the data folder", unset="the run's own")
     questions: str = flag("train,val", "VQA's splits, with commas between them, those with public answers")
     expressions: str = flag("testA,testB", "splits of the referring expressions")
     threshold: float = flag(THRESHOLD, "least VQA accuracy of a question that counts as answered", above=0, high=1)
     fractional: bool = flag(False, "VQA accuracy itself, instead of 1 or 0, as the main form of the score")
     tagger: str = flag(DEFAULT, "what tells nouns and adjectives: hanta, or an installed model of spaCy")
-    out: str | None = flag(None, "a folder for the numbers and the page (else RUN/consistency)", written=True)
+    out: str | None = flag(None, "a folder for the numbers and the page", unset="RUN/consistency", written=True)
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     batch_size: int = flag(256, "examples at a time", low=1)
     precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)

@@ -30,7 +30,7 @@ STYLE = "iframe.attention { width: 100%; height: 56rem; border: 0; border-radius
 class DemoConfig(ModelFlags):
     """Flags of finetune.demo."""
 
-    images: str | None = flag(None, "a folder of images that retrieval ranks (else of the validation of the data)")
+    images: str | None = flag(None, "a folder of images that retrieval ranks", unset="of the validation of the data")
     ranked: int = flag(24, "how many of them, the first", low=2)
     host: str = flag("127.0.0.1", "the address to listen on; 0.0.0.0 lets other machines in")
     port: int = flag(7860, "the port", low=1, high=65535)

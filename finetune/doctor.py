@@ -20,7 +20,7 @@ class DoctorConfig:
 
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
     tasks: str = flag("all", "names or groups (g1 to g4, extra) with commas between them; all: the paper's twelve")
-    min_answer_count: int | None = flag(None, "as finetune.st and finetune.mt take it (else the task's)", low=1)
+    min_answer_count: int | None = flag(None, "as finetune.st and finetune.mt take it", unset="the task's", low=1)
 
 
 @dataclass

@@ -48,14 +48,16 @@ TESTS = "tests"  # what --split calls a task's test, which may be several splits
 class EvaluateConfig(WeightsFlags):
     """Flags of finetune.evaluate."""
 
-    task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run knows")
+    task: str | None = flag(None, "names or groups of tasks with commas between them", unset="all that the run knows")
     split: str | None = flag(
-        None, "the split, or tests: those of which scores are reported, else the task's validation split"
+        None, "the split, or tests: those of which scores are reported", unset="the task's validation split"
     )
-    submission: str | None = flag(None, "where to write the predictions of one task and split, in the official form")
-    scores: str | None = flag(None, "where to write one task's scores, as JSON (else RUN/scores/TASK-SPLIT.json)")
+    submission: str | None = flag(
+        None, "where to write the predictions of one task and split, in the official form", unset="not written"
+    )
+    scores: str | None = flag(None, "where to write one task's scores, as JSON", unset="RUN/scores/TASK-SPLIT.json")
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
-    regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
+    regions: int | None = flag(None, "regions of an image at the most", unset="the task's", low=1)
     batch_size: int = flag(256, "examples at a time", low=1)
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
 

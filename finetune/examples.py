@@ -37,8 +37,8 @@ TOP = 5  # choices of an example on the page
 class ExamplesConfig(WeightsFlags):
     """Flags of finetune.examples."""
 
-    task: str | None = flag(None, "names or groups of tasks with commas between them, else all that the run trained")
-    split: str | None = flag(None, "the split, else each task's validation split")
+    task: str | None = flag(None, "names or groups of tasks with commas between them", unset="all that the run trained")
+    split: str | None = flag(None, "the split", unset="each task's validation split")
     examples: int = flag(1000, "of a split, the first so many are looked at", low=1)
     count: int = flag(20, "of the wrong ones, the surest, and as many right ones are shown of each task", low=1)
     attention: bool = flag(True, "a page of each example's attention too, in a folder beside the page")

@@ -40,7 +40,9 @@ from shards.ranks import ALONE
 class ModelFlags(WeightsFlags):
     """Flags of commands that show a model something. None: what the run itself says."""
 
-    regions: str | None = flag(None, "region shards whose detector looks at files (else the run's, or that of --data)")
+    regions: str | None = flag(
+        None, "region shards whose detector looks at files", unset="the run's, or that of --data"
+    )
 
     def predictor(self) -> "Predictor":
         return Predictor(regions=self.regions, **self.of_weights)
@@ -53,7 +55,9 @@ class PredictConfig(ModelFlags):
     image: str = flag(REQUIRED, "an image file, or several with commas between them", first=True)
     task: str = flag(REQUIRED, "the task, vqa for one; a wrong name lists them")
     text: str = flag(REQUIRED, "the question, expression, caption or statement")
-    boxes: str | None = flag(None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them")
+    boxes: str | None = flag(
+        None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them", unset="none"
+    )
     top: int = flag(5, "how many of the likeliest are shown", low=1)
 
 

@@ -29,22 +29,35 @@ class FinetuneConfig:
     """Flags that finetune.st and finetune.mt share. None: what the tasks and the size of the model bring along."""
 
     data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
-    config: str | None = flag(None, "sizes from scratch (else tiny) or of weights: base, tiny, or a JSON file")
-    tokenizer: str | None = flag(None, "of weights that are no run's: a BERT's directory, vocab.txt, or a hub name")
+    config: str | None = flag(
+        None,
+        "sizes of a model from scratch or of weights: base, tiny, or a JSON file",
+        unset="from scratch tiny, of weights those next to them",
+    )
+    tokenizer: str | None = flag(
+        None,
+        "of weights that are no run's: a BERT's directory, vocab.txt, or a hub name",
+        unset="next to the weights, or bert-base-uncased; from scratch learned",
+    )
     missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
     annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
     clean: str | None = flag(
-        None, "leave any task's test images out, by DATA/clean or another folder of finetune.clean"
+        None,
+        "leave any task's test images out, by DATA/clean or another folder of finetune.clean",
+        unset="nothing is left out",
     )
     min_answer_count: int | None = flag(
-        None, "training questions with an answer, from which it is in the vocabulary (else the task's, VQA's 9)", low=1
+        None,
+        "training questions with an answer, from which it is in the vocabulary",
+        unset="the task's, VQA's 9",
+        low=1,
     )
-    regions: int | None = flag(None, "regions of an image at the most, else the task's", low=1)
+    regions: int | None = flag(None, "regions of an image at the most", unset="the task's", low=1)
     accumulate: int = flag(1, "parts that a rank works through one after another in a step, to save memory", low=1)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
     weight_decay: float = flag(0.01, "of all weights but biases and LayerNorm", low=0)
     clip: float = flag(0.0, "largest gradient norm, 0 for no limit, as in the reference implementation", low=0)
-    dropout: float | None = flag(None, "probability of every dropout, else the configuration's", low=0, high=0.99)
+    dropout: float | None = flag(None, "probability of every dropout", unset="the configuration's", low=0, high=0.99)
     precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
     activation_checkpointing: bool = flag(False, "work activations out again in the backward pass, to save memory")
     device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
@@ -60,11 +73,15 @@ class WeightsFlags:
     """Flags that commands share which ask trained weights."""
 
     run: str = flag(REQUIRED, "a run directory of finetune.st, finetune.mt or pretrain.run, or published weights")
-    data: str | None = flag(None, "the data folder (else the run's own)")
-    config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
-    tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
-    vqa_answers: str | None = flag(None, "of published weights: VQA's answers, in order (else from the data)")
-    gqa_answers: str | None = flag(None, "of published weights: GQA's answers, in order (else from the data)")
+    data: str | None = flag(None, "the data folder", unset="the run's own")
+    config: str | None = flag(None, "JSON file of the sizes of published weights", unset="next to them, or base")
+    tokenizer: str | None = flag(
+        None,
+        "of published weights: a BERT's directory, vocab.txt, or a hub name",
+        unset="next to them, or bert-base-uncased",
+    )
+    vqa_answers: str | None = flag(None, "of published weights: VQA's answers, in order", unset="from the data")
+    gqa_answers: str | None = flag(None, "of published weights: GQA's answers, in order", unset="from the data")
     precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
     device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
@@ -92,16 +109,27 @@ class StConfig(FinetuneConfig):
     """Flags of finetune.st."""
 
     task: str = flag(REQUIRED, "the task, refcoco for one; a wrong name lists them")
-    init: str | None = flag(None, "a run, weights, a BERT, or scratch (else runs/mt, runs/pretrain, or scratch)")
-    out: str | None = flag(None, "the run directory (else runs/st-TASK)", written=True)
-    answers: str | None = flag(None, "a file of the answers to choose from, in order (else from the annotations)")
-    train_split: str | None = flag(None, "the split to train on, else the task's own")
-    validation_split: str | None = flag(None, "the split to validate on, else the task's own")
-    validate_on: int | None = flag(None, "only so many examples, the first, of the validation split", low=1)
-    batch_size: int | None = flag(None, "examples a step, over all ranks", low=1)
-    epochs: int | None = flag(None, "passes over the examples", low=1)
+    init: str | None = flag(None, "a run, weights, a BERT, or scratch", unset="runs/mt, or runs/pretrain, or scratch")
+    out: str | None = flag(None, "the run directory", unset="runs/st-TASK", written=True)
+    answers: str | None = flag(None, "a file of the answers to choose from, in order", unset="from the annotations")
+    train_split: str | None = flag(None, "the split to train on", unset="the task's own")
+    validation_split: str | None = flag(None, "the split to validate on", unset="the task's own")
+    validate_on: int | None = flag(
+        None, "only so many examples, the first, of the validation split", unset="all", low=1
+    )
+    batch_size: int | None = flag(
+        None,
+        "examples a step, over all ranks",
+        unset="the paper's, table 8; of a small model half of it, 64 at most",
+        low=1,
+    )
+    epochs: int | None = flag(
+        None, "passes over the examples", unset=f"{EPOCHS}, of a small model {SMALL_EPOCHS}", low=1
+    )
     patience: int = flag(0, "stop after so many epochs without a better score, 0: never", low=0)
-    lr: float | None = flag(None, "peak learning rate", above=0)
+    lr: float | None = flag(
+        None, "peak learning rate", unset=f"the paper's, table 8; of a small model times {SMALL_LR}", above=0
+    )
 
 
 @dataclass(kw_only=True)
@@ -109,10 +137,10 @@ class MtConfig(FinetuneConfig):
     """Flags of finetune.mt."""
 
     tasks: str = flag("all", "names or groups (g1 to g4, extra) with commas between them; all: the paper's twelve")
-    init: str | None = flag(None, "a run, weights, a BERT, or scratch (else runs/pretrain, or scratch)")
+    init: str | None = flag(None, "a run, weights, a BERT, or scratch", unset="runs/pretrain, or scratch")
     out: str = flag("runs/mt", "the run directory", written=True)
-    vqa_answers: str | None = flag(None, "a file of VQA's and VGQA's answers, in order (else from the annotations)")
-    gqa_answers: str | None = flag(None, "a file of GQA's answers, in order (else from the annotations)")
+    vqa_answers: str | None = flag(None, "a file of VQA's and VGQA's answers, in order", unset="from the annotations")
+    gqa_answers: str | None = flag(None, "a file of GQA's answers, in order", unset="from the annotations")
     regime: str = flag("dsg", "which tasks train in an iteration; dsg: dynamic stop-and-go", choices=tuple(REGIMES))
     gap: int = flag(4, "a stopped task trains in one of so many iterations", low=1)
     first_phase: float = flag(
@@ -122,15 +150,25 @@ class MtConfig(FinetuneConfig):
     update_unused: bool | None = flag(
         None,
         "apply momentum and weight decay in every step to the parameters that its task does not use too, as the "
-        "reference implementation does (else at base only)",
+        "reference implementation does",
+        unset="at base only",
     )
     one_step: bool = flag(False, "sum the gradients of an iteration's tasks into one step")
-    iterations: int | None = flag(None, "of the run, else as many as make --epochs of the longest task", low=1)
+    iterations: int | None = flag(None, "of the run", unset="as many as make --epochs of the longest task", low=1)
     epochs: int = flag(MT_EPOCHS, "passes over the longest task", low=1)
-    validate_on: int | None = flag(None, "only so many examples, the first, of each validation split", low=1)
-    max_batch: int | None = flag(None, "no task's batch larger than this, over all ranks", low=1)
-    lr_scale: float | None = flag(None, "factor on all tasks' learning rates", above=0)
-    save_every: int | None = flag(None, "iterations between two checkpoints, else an epoch of the longest task", low=1)
+    validate_on: int | None = flag(
+        None, "only so many examples, the first, of each validation split", unset="all", low=1
+    )
+    max_batch: int | None = flag(None, "no task's batch larger than this, over all ranks", unset="no limit", low=1)
+    lr_scale: float | None = flag(
+        None,
+        "factor on all tasks' learning rates",
+        unset=f"1, of a small model {SMALL_LR_TOGETHER}, or {SMALL_LR} of one task",
+        above=0,
+    )
+    save_every: int | None = flag(
+        None, "iterations between two checkpoints", unset="an epoch of the longest task", low=1
+    )
 
 
 def small(sizes: ModelConfig) -> bool:

@@ -15,7 +15,7 @@ from finetune.engine import make_model, make_task_engine
 from finetune.settings import FREE_FLAGS, StConfig, batch_and_lr, epochs
 from finetune.start import Start, begin_run, choose_start, choose_vocabulary, random_start_note
 from finetune.task import Example, Task
-from finetune.tasks import find_task
+from finetune.tasks import all_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
@@ -49,7 +49,7 @@ def run(config: StConfig) -> int:
 def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began = time.perf_counter()
-    task = find_task(config.task)
+    task = _one_task(config.task)
     config = dataclasses.replace(config, out=config.out or default_out(task.name))
     out = Path(config.out)
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
@@ -78,6 +78,14 @@ def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
     ranks.say(f"{task.title}, {result['kind']}: {scores}, best at step {step}")
     ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
+
+
+def _one_task(name: str) -> Task:
+    """The task of a name; names or groups of several are refused with the command that takes them."""
+    several = {"all", *(task.group.lower() for task in all_tasks().values())}
+    if "," in name or name.lower() in several:
+        raise UserError(f"--task {name}: takes one task; python -m finetune.mt --tasks {name} trains several together")
+    return find_task(name)
 
 
 def default_out(task: str | None) -> str:

@@ -30,8 +30,14 @@ class ConvertConfig:
         REQUIRED, "a run's directory to be made, or (--to published) a .bin or .safetensors file", written=True
     )
     to: str = flag("run", "the form of the result", choices=FORMS)
-    config: str | None = flag(None, "sizes of published weights, where their JSON file does not lie beside them")
-    tokenizer: str | None = flag(None, "of published weights: a BERT's directory, vocab.txt, or a hub name")
+    config: str | None = flag(
+        None, "JSON file of the sizes of published weights, or base or tiny", unset="the one next to them, or base"
+    )
+    tokenizer: str | None = flag(
+        None,
+        "of published weights: a BERT's directory, vocab.txt, or a hub name",
+        unset="next to the weights, or bert-base-uncased",
+    )
 
 
 def run(config: ConvertConfig) -> None:

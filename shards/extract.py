@@ -46,22 +46,38 @@ class ExtractConfig:
         None,
         "of x152: detectron_model.pth as published; of backbone: a vision model of transformers (directory or name) or "
         "a state dict of torchvision or timm",
+        unset="none",
     )
-    detector_config: str | None = flag(None, "JSON file of the sizes of x152, where they are not the published ones")
+    detector_config: str | None = flag(None, "JSON file of the sizes of x152", unset="as published")
     proposals: str | None = flag(
-        None, "regions of the detector backbone (else pixels: those of the detector pixels)", choices=("pixels", "grid")
+        None,
+        "regions of the detector backbone",
+        unset="pixels: those of the detector pixels",
+        choices=("pixels", "grid"),
     )
-    grid: int | None = flag(None, "cells each way of --proposals grid (else 6)", low=1, high=100)
+    grid: int | None = flag(None, "cells each way of --proposals grid", unset="6", low=1, high=100)
     short_side: int | None = flag(
-        None, "short side in pixels to which the detector backbone resizes images (else that of its input)", low=32
+        None, "short side in pixels to which the detector backbone resizes images", unset="that of its input", low=32
     )
-    class_names: str | None = flag(None, "names of the detector's classes, one a line")
-    captions: str | None = flag(None, "captions: a Karpathy file (.json), or rows of image and caption (.jsonl, TSV)")
-    captions_split: str | None = flag(None, "splits of the Karpathy file to read (train, val, test; train,val)")
-    boxes: str | None = flag(None, "a file of given boxes to describe, in place of the detector's regions")
-    regions: int | None = flag(None, "regions per image at the most (else 36, of x152 100)", low=1, high=1000)
+    class_names: str | None = flag(
+        None, "names of the detector's classes, one a line", unset="the detector's own, where it has names"
+    )
+    captions: str | None = flag(
+        None,
+        "captions: a Karpathy file (.json), or rows of image and caption (.jsonl, TSV)",
+        unset="those next to the images",
+    )
+    captions_split: str | None = flag(
+        None, "splits of the Karpathy file to read (train, val, test; train,val)", unset="all"
+    )
+    boxes: str | None = flag(
+        None, "a file of given boxes to describe, in place of the detector's regions", unset="none"
+    )
+    regions: int | None = flag(None, "regions per image at the most", unset="36, of x152 100", low=1, high=1000)
     words: int = flag(256, "visual words: the classes of the detector pixels", low=1, high=32767)
-    words_file: str | None = flag(None, "visual_words.npz of an earlier extraction, to use the same words")
+    words_file: str | None = flag(
+        None, "visual_words.npz of an earlier extraction, to use the same words", unset="words are fitted"
+    )
     per_shard: int = flag(1000, "images per shard, where the input is a folder", low=1)
     batch_size: int = flag(8, "images at a time, of detectors that are networks", low=1)
     precision: str = flag("float32", "of detectors that are networks", choices=("float32", "bf16", "fp16"))

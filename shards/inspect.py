@@ -29,8 +29,8 @@ class InspectConfig:
     """Flags of shards.inspect."""
 
     data: str = flag(REQUIRED, "a folder of region shards, or a pattern of tars", first=True)
-    image: str | None = flag(None, "id of the image to draw (the first one otherwise)")
-    picture: str | None = flag(None, "where the picture goes (DATA/inspect.png otherwise)")
+    image: str | None = flag(None, "id of the image to draw", unset="the first")
+    picture: str | None = flag(None, "where the picture goes", unset="DATA/inspect.png")
     check: bool = flag(False, "compare every shard with its checksum")
 
 

@@ -1,11 +1,15 @@
 """The documentation: its links and pictures are there, and its commands name commands and flags that exist."""
 
 import importlib
+import pkgutil
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+
+from pretrain import settings
+from shards.flags import usage
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -48,3 +52,23 @@ def test_every_page_is_linked_from_the_index():
         if page.name != "README.md" and f"]({page.name})" not in index
     ]
     assert missing == []
+
+
+def test_help_has_the_effective_defaults():
+    """Of a flag whose default is None, what applies where it is not given."""
+    configs = set()
+    for package in ("shards", "pretrain", "finetune"):
+        for module in pkgutil.iter_modules([str(ROOT / package)]):
+            values = vars(importlib.import_module(f"{package}.{module.name}")).items()
+            configs |= {value for name, value in values if name.endswith("Config") and is_dataclass(value)}
+    configs = {config for config in configs if any("help" in field.metadata for field in fields(config))}
+    assert len(configs) >= 20
+    for config in configs:
+        text = usage(config, "some.command", "Does it.")
+        assert "[default ]" not in text and "[default None]" not in text, config
+    text = usage(settings.PretrainConfig, "pretrain.run", "")
+    for size in ("base", "tiny"):
+        settled = settings.PretrainConfig(config=size).settled()
+        for name in ("batch_size", "epochs", "lr", "clip"):
+            line = next(line for line in text.splitlines() if line.startswith(f"  --{name} "))
+            assert f"{getattr(settled, name):g} ({size})" in line

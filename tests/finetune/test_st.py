@@ -286,3 +286,20 @@ def test_a_split_without_answers_is_submitted_and_not_scored(st, run_command, tm
     assert status == 2 and "holds pretraining weights" in err and "and vqa needs its own; fine-tune it first" in err
     status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world)
     assert status == 2 and "--task should say which" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("st", "--tasks", "refcoco"), "--tasks: no such flag; did you mean --task?"),
+        (("mt", "--task", "refcoco"), "--task: no such flag; did you mean --tasks?"),
+        (("doctor", "--task", "refcoco"), "--task: no such flag; did you mean --tasks?"),
+        (("evaluate", "--run", "x", "--tasks", "g1"), "--tasks: no such flag; did you mean --task?"),
+        (("examples", "--run", "x", "--tasks", "g1"), "--tasks: no such flag; did you mean --task?"),
+        (("st", "--task", "vqa,gqa"), "--task vqa,gqa: takes one task; python -m finetune.mt --tasks vqa,gqa trains"),
+        (("st", "--task", "g1"), "--task g1: takes one task; python -m finetune.mt --tasks g1 trains several"),
+    ],
+)
+def test_the_wrong_one_of_task_and_tasks_is_answered_with_the_right_one(words, complaint, run_command):
+    status, _, err = run_command(f"finetune.{words[0]}", *words[1:])
+    assert status == 2 and complaint in err
