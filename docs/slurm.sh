@@ -9,18 +9,18 @@
 #SBATCH --open-mode=append
 #SBATCH --output=pretrain-%j.log
 
-# Pretraining on eight machines of eight GPUs. A run that the time limit stops is queued again and goes on.
+# Pretraining on eight machines with eight GPUs each. A run that reaches the time limit is requeued and resumed.
 RUN=runs/cc
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# --signal sends SIGTERM to the ranks five minutes before the end; they save and stop. torchrun has a shutdown timeout
-# from torch 2.12 on; with an older one leave it out.
+# --signal sends SIGTERM to the ranks five minutes before the time limit; they write a checkpoint and stop. torchrun has
+# --shutdown-timeout from torch 2.12 on; remove it for older versions.
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --max-restarts 3 --shutdown-timeout 240 \
     --rdzv-backend c10d --rdzv-endpoint "$FIRST:29500" --rdzv-id "$SLURM_JOB_ID" \
     -m pretrain.run --resume --data 'data/cc/regions-{00000..00331}.tar' --config base --bert bert-base-uncased \
     --precision bf16 --workers 6 --out "$RUN"
 
-# Only what ran up to its limit (24 hours, as above) and is not done: a mistake would come back every time.
+# Requeue only a job that reached its time limit (24 hours, as above) and is not complete: an error would repeat.
 if [ "$SECONDS" -gt $((24 * 3600 - 600)) ] && [ ! -e "$RUN/result.json" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
