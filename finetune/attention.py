@@ -7,7 +7,7 @@ from finetune.choices import Prediction
 from finetune.explain import explain
 from finetune.grounding import expression_boxes
 from finetune.pages.attention import attention_page
-from finetune.predict import ModelFlags, Predictor
+from finetune.predict import LazyPredictor, ModelFlags
 from finetune.query import Query, parse_boxes
 from shards.files import whole_file
 from shards.flags import REQUIRED, command, flag
@@ -26,7 +26,7 @@ class AttentionConfig(ModelFlags):
     out: str = flag("attention.html", "where the page goes", written=True)
 
 
-def page_of(predictor: Predictor, query: Query, lines: bool = True) -> str:
+def page_of(predictor: LazyPredictor, query: Query, lines: bool = True) -> str:
     """The page of a query, with the model's prediction where it has one: pretraining weights have one for retrieval
     alone, and retrieval where there are images to rank.
 
@@ -37,7 +37,7 @@ def page_of(predictor: Predictor, query: Query, lines: bool = True) -> str:
     return explained_page(predictor, query, predictor.answer(query) if answers else None, lines)
 
 
-def explained_page(predictor: Predictor, query: Query, said: Prediction | None, lines: bool) -> str:
+def explained_page(predictor: LazyPredictor, query: Query, said: Prediction | None, lines: bool) -> str:
     """The page of a query and of what the model has said of it."""
     work, batch = predictor.batch(query)
     title = f"{query.task.title}, {predictor.run}"

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from finetune.attention import explained_page
 from finetune.choices import Prediction
-from finetune.predict import Predictor
+from finetune.predict import LazyPredictor
 from finetune.query import IMAGES, Query, parse_boxes
 from finetune.regions import Regions, region_folder
 from finetune.task import Box, Example, Task
@@ -45,7 +45,7 @@ class Desk:
     images: files that retrieval ranks where fewer than two are brought; none: some of the run's own validation.
     """
 
-    def __init__(self, predictor: Predictor, uploads: Uploads, images: Sequence[str] = (), ranked: int = 24):
+    def __init__(self, predictor: LazyPredictor, uploads: Uploads, images: Sequence[str] = (), ranked: int = 24):
         self.predictor, self.uploads = predictor, uploads
         self.images, self.ranked = list(images), ranked
         self.tasks: dict[str, Task] = {find_task(name).title: find_task(name) for name in predictor.tasks}

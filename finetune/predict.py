@@ -4,7 +4,9 @@ from finetune.predict import Predictor
 print(Predictor("runs/mt")("vqa", "What color is the star?", "scene.png"))
 """
 
+import re
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +37,8 @@ from shards.flags import REQUIRED, command, flag
 from shards.inspect import image_of
 from shards.ranks import ALONE
 
+_FLAG = re.compile(r"(?<![\w-])--(\w+)")
+
 
 @dataclass(kw_only=True)
 class ModelFlags(WeightsFlags):
@@ -44,8 +48,8 @@ class ModelFlags(WeightsFlags):
         None, "region shards whose detector looks at files", unset="the run's, or that of --data"
     )
 
-    def predictor(self) -> "Predictor":
-        return Predictor(regions=self.regions, **self.of_weights)
+    def predictor(self) -> "LazyPredictor":
+        return LazyPredictor(regions=self.regions, **self.of_weights)
 
 
 @dataclass
@@ -61,10 +65,10 @@ class PredictConfig(ModelFlags):
     top: int = flag(5, "how many of the likeliest are shown", low=1)
 
 
-class Predictor:
-    """A run's model with the detector of the regions that it was trained on. Loading takes seconds, a prediction less.
+class LazyPredictor:
+    """A run's model with the detector of the regions that it was trained on, each loaded when it is first needed.
 
-    For the arguments see ModelFlags.
+    What the commands use: errors name their flags. For the arguments see Predictor.
     """
 
     def __init__(
@@ -145,7 +149,7 @@ class Predictor:
         return model.to(self.device, self.precision.weights).eval()
 
     def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
-        """images: paths, bytes of files, or uint8 RGB arrays (H, W, 3); boxes: of the candidates, in pixels."""
+        """See Predictor."""
         if find_task(task).head == "retrieval" and len(images) < 2:
             raise UserError(f"{task}: ranks images; give two or more")
         return self.answer(self.query(task, text, *images, boxes=boxes), top)
@@ -220,6 +224,68 @@ class Predictor:
             return ranked(query.task, query.names, scores.softmax(0), top)
         answers, sample = self.vocabularies.get(query.task.head), query.samples[0]
         return prediction(query.task, scores[0], top, answers, sample.boxes, query.size, query.boxes)
+
+
+class Predictor(LazyPredictor):
+    """A run's model with the detector of the regions that it was trained on, ready for predictions.
+
+    Loading takes seconds, a prediction less.
+
+    Args:
+        run: a run directory of finetune.mt, finetune.st or pretrain.run, or a file of published weights.
+        data: the data folder, by default the run's own.
+        regions: region shards whose detector describes the images, by default the run's own detector.
+        config, tokenizer: of published weights: the JSON file of their sizes, and a BERT's directory, vocab.txt or hub
+            name.
+        vqa_answers, gqa_answers: of published weights: files of the answers in the order of the head.
+        precision: float32, bf16, fp16 or float64.
+        device: cpu, cuda, or auto.
+
+    Raises:
+        UserError: something does not exist, cannot be read or does not fit; the message names the argument.
+    """
+
+    def __init__(
+        self,
+        run,
+        data=None,
+        regions=None,
+        config: str | None = None,
+        tokenizer: str | None = None,
+        vqa_answers=None,
+        gqa_answers=None,
+        precision: str = "float32",
+        device: str = "auto",
+    ):
+        with _naming_arguments():
+            super().__init__(run, data, regions, config, tokenizer, vqa_answers, gqa_answers, precision, device)
+            _ = self.detector, self.model
+
+    def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
+        """The likeliest answers, boxes, candidates, labels or images.
+
+        Args:
+            task: its name, such as vqa; `tasks` lists those that the run was trained on.
+            text: the question, expression, caption or statement.
+            images: as many as the task takes: paths, bytes of files, PIL images, or uint8 arrays of RGB (H, W, 3),
+                with an alpha channel (H, W, 4), which is ignored, or of grey values (H, W).
+            boxes: of the candidates (Visual7W, GuessWhat): x1, y1, x2, y2 in pixels.
+            top: how many choices are returned, most likely first.
+
+        Raises:
+            UserError: see the class.
+        """
+        with _naming_arguments():
+            return super().__call__(task, text, *images, boxes=boxes, top=top)
+
+
+@contextmanager
+def _naming_arguments():
+    """Errors that name flags (--boxes) name the arguments (boxes) instead."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_FLAG.sub(r"\1", str(error))) from None
 
 
 def run(config: PredictConfig) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from finetune.batch import TaskCollator
 from finetune.task import Box, Example, Task
@@ -75,9 +76,11 @@ def check_query(task: Task, text: str, images: int, boxes: bool) -> None:
 
 
 def read_image(image) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of a path, the bytes of a file, or such an array itself."""
+    """uint8 RGB (H, W, 3) of a path, the bytes of a file, a PIL image, or an array (see _rgb)."""
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if isinstance(image, np.ndarray):
-        return image
+        return _rgb(image)
     name = "the image" if isinstance(image, bytes) else image
     try:
         return decode_image(image if isinstance(image, bytes) else Path(image).read_bytes())
@@ -85,6 +88,19 @@ def read_image(image) -> np.ndarray:
         raise UserError(f"{name}: {error}") from None
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a uint8 array (H, W, 3), (H, W, 4) or (H, W)."""
+    shape = pixels.shape
+    if (
+        pixels.dtype != np.uint8
+        or len(shape) not in (2, 3)
+        or 0 in shape
+        or (len(shape) == 3 and shape[2] not in (3, 4))
+    ):
+        raise UserError(f"images: an array of {pixels.dtype} {shape}; should be uint8 (H, W, 3), in RGB order")
+    return np.stack([pixels] * 3, -1) if len(shape) == 2 else np.ascontiguousarray(pixels[..., :3])
 
 
 def sample_of(name: str, image: np.ndarray, found: Found) -> Sample:

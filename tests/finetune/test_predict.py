@@ -1,5 +1,7 @@
 """One image and one text: the same answer as an evaluation of the same example from its shards gives."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,11 +67,47 @@ def test_retrieval_ranks_the_images_that_are_given(world, trained, predictor):
     assert found.choices == [str(files[n]) for n in order] and sum(found.confidence) == pytest.approx(1)
 
 
-def test_files_bytes_and_arrays_are_one(world, predictor):
+def test_files_bytes_images_and_arrays_are_one(world, predictor):
     path = image_file(world, TASKS["vqa"], TASKS["vqa"].read(world / "vqa", "minval")[0].images[0])
-    ways = (path, path.read_bytes(), np.asarray(Image.open(path).convert("RGB")))
-    one, two, three = (predictor("vqa", "What is it?", way) for way in ways)
-    assert one == two == three
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    alpha = np.concatenate([pixels, np.full((*pixels.shape[:2], 1), 7, np.uint8)], 2)
+    ways = (path, path.read_bytes(), pixels, alpha, Image.open(path), Image.open(path).convert("RGBA"))
+    first, *others = (predictor("vqa", "What is it?", way) for way in ways)
+    assert all(other == first for other in others)
+    grey = Image.open(path).convert("L")
+    assert predictor("vqa", "What is it?", grey) == predictor("vqa", "What is it?", np.asarray(grey))
+
+
+@pytest.mark.parametrize(
+    ("image", "complaint"),
+    [
+        (np.zeros((4, 4, 3)), r"images: an array of float64 \(4, 4, 3\); should be uint8 \(H, W, 3\)"),
+        (np.zeros((4, 4, 2), np.uint8), "should be uint8"),
+        (np.zeros((0, 4, 3), np.uint8), "should be uint8"),
+        (np.zeros(4, np.uint8), "should be uint8"),
+    ],
+)
+def test_arrays_that_are_no_images(predictor, image, complaint):
+    with pytest.raises(UserError, match=complaint):
+        predictor("vqa", "What is it?", image)
+
+
+def test_errors_name_arguments(predictor, trained, tmp_path):
+    image = np.zeros((9, 9, 3), np.uint8)
+    for arguments, complaint in (
+        (("vqa", " ", image), "the text is empty (text)"),
+        (("visual7w", "Which?", image), "visual7w: needs the boxes of its candidates (boxes)"),
+        (("captioning", "a", image), "task captioning: should be one of vqa"),
+    ):
+        with pytest.raises(UserError) as raised:
+            predictor(*arguments)
+        assert str(raised.value).startswith(complaint) and "--" not in str(raised.value)
+    with pytest.raises(UserError, match=r"^run .*: "):
+        Predictor(tmp_path / "no-such-run", regions=Path(trained) / "detector")
+
+
+def test_all_is_loaded_when_it_is_made(trained):
+    assert {"detector", "model", "start", "vocabularies"} <= vars(Predictor(trained)).keys()
 
 
 def test_the_command(world, trained, run_command):
@@ -113,14 +151,14 @@ def test_hostile_files_are_told_in_a_sentence(trained, tmp_path, run_command):
 def test_a_folder_that_is_no_run(tmp_path, pretrained, world):
     with pytest.raises(UserError, match=r"holds pretraining weights, .* and vqa needs its own; fine-tune it first"):
         Predictor(pretrained)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(UserError, match=r"--run .*: holds no whole checkpoint and no weights"):
+    with pytest.raises(UserError, match=r"^run .*: holds no whole checkpoint and no weights"):
         Predictor(tmp_path, data=world)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))
 
 
 def test_converted_regions_have_no_detector(trained, tmp_path):
     (tmp_path / "dataset.json").write_text('{"feature_size": 8, "extra": {"plan": {"command": "shards.convert"}}}')
     with pytest.raises(UserError, match="its regions came with no detector"):
-        _ = Predictor(trained, regions=tmp_path).detector
+        Predictor(trained, regions=tmp_path)
 
 
 def test_boxes_as_text():
