@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
+from pretrain.contrastive import pair_logits
 from pretrain.dropout import Dropout, number_sites
 from pretrain.layers import Norm
 from pretrain.model import AttentionMaps, Encoded, TwoStream, initialise
@@ -137,4 +138,7 @@ class TaskModel(nn.Module):
         if head == "nlvr2":
             fused = fused.reshape(len(fused) // 2, 2 * fused.shape[-1])
         scores = self.heads[head](fused)
-        return scores[..., 0] if head == "retrieval" else scores
+        if head != "retrieval":
+            return scores
+        contrastive = 0 if encoded.begun is None else pair_logits(*self.encoder.embed(encoded.begun))
+        return scores[..., 0] + contrastive

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finetune.batch import TaskCollator
 from finetune.work import TaskPass
+from pretrain.model import Begun
 from pretrain.packing import Layout
 from pretrain.plan import share
 from shards.ranks import Ranks
@@ -67,4 +68,5 @@ def _pairs(work: TaskPass, text: tuple[Tensor, Layout], image: tuple[Tensor, Lay
     size, model = len(text[1].mask), work.model
     states, images = image[0].expand(size, -1, -1), Layout(image[1].mask.expand(size, -1))
     with work.precision.autocast():
-        return model.scores(model.encoder.join(*text, states, images), None, "retrieval")
+        encoded = model.encoder.finish(Begun(*text, states, images, None))
+        return model.scores(encoded, None, "retrieval")

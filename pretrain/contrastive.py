@@ -69,6 +69,17 @@ def contrastive_losses(similarities: Tensor, negatives: Tensor) -> Tensor:
     return -(by_caption + by_image) / 2
 
 
+def cosine_similarities(texts: Tensor, images: Tensor) -> Tensor:
+    """Cosine similarities (n, m) of embeddings (n, size) and (m, size), of length 1 each; never in a narrow type."""
+    with torch.autocast(texts.device.type, enabled=False):
+        return texts @ images.T
+
+
+def pair_logits(texts: Tensor, images: Tensor) -> Tensor:
+    """float (B,): the similarity of each text to its image, on the scale of the contrastive loss's logits."""
+    return (texts * images).sum(-1) / TEMPERATURE
+
+
 def retrieved(similarities: Tensor, negatives: Tensor) -> Tensor:
     """bool (B,): whether a caption is more similar to its image than to every other of the batch."""
     others = similarities.masked_fill(~negatives, float("-inf"))

@@ -31,7 +31,8 @@ class AttentionMaps:
 class Encoded:
     """text (B, L, h_t) and image (B, R, h_v): the last states; pooled_text and pooled_image (B, bi_hidden).
 
-    image_keys int64 (B, R), pooled_keys int64 (B,): for dropout in what follows; None without dropout.
+    image_keys int64 (B, R), pooled_keys int64 (B,): for dropout in what follows; None without dropout. begun: the
+    states before the first connection, in a model with a contrastive head; None without.
     """
 
     text: Tensor
@@ -40,6 +41,7 @@ class Encoded:
     pooled_image: Tensor
     image_keys: Tensor | None = None
     pooled_keys: Tensor | None = None
+    begun: "Begun | None" = None
 
 
 @dataclass
@@ -200,18 +202,18 @@ class TwoStream(nn.Module):
     def finish(self, begun: Begun, maps: AttentionMaps | None = None) -> Encoded:
         """The first connection and all that follows."""
         encoded = self.join(begun.text, begun.text_layout, begun.image, begun.image_layout, maps)
+        if self.contrast is not None:
+            encoded.begun = begun
         if begun.sample_keys is not None:
             encoded.image_keys = begun.image_layout.keys
             encoded.pooled_keys = position_keys(begun.sample_keys, POOLED, begun.sample_keys.new_zeros(1))[:, 0]
         return encoded
 
-    def similarities(self, begun: Begun) -> Tensor:
-        """float32 (B, B): cosine similarities of the embeddings of each text and each image (see contrastive.py)."""
+    def embed(self, begun: Begun) -> tuple[Tensor, Tensor]:
+        """float32 (B, contrastive_size) each, of length 1: embeddings of the texts and images (see contrastive.py)."""
         text_layout, image_layout = begun.text_layout, begun.image_layout
         texts = self.contrast.embed_text(text_layout.pad(begun.text), text_layout.mask)
-        images = self.contrast.embed_image(image_layout.pad(begun.image), image_layout.mask)
-        with torch.autocast(texts.device.type, enabled=False):
-            return texts @ images.T
+        return texts, self.contrast.embed_image(image_layout.pad(begun.image), image_layout.mask)
 
     def begin_text(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain import masking
 from pretrain.batch import Batch
-from pretrain.contrastive import comparable, contrastive_losses, hard_negatives, retrieved
+from pretrain.contrastive import comparable, contrastive_losses, cosine_similarities, hard_negatives, retrieved
 from pretrain.heads import PretrainingModel
 from pretrain.model import Begun, Encoded
 from pretrain.packing import positions
@@ -174,16 +174,16 @@ class Objective:
         none = alignment.new_zeros(())
         sums = {"contrastive": none, "contrastive_count": none, "contrastive_right": none}
         if begun is not None:
-            similarities = model.encoder.similarities(begun)
+            scores = cosine_similarities(*model.encoder.embed(begun))
             aligned = pairs & ~batch.misaligned
             negatives = comparable(batch.image_ids, batch.text_ids, aligned)
             counted = negatives.any(1)
-            sums["contrastive"] = _sum(contrastive_losses(similarities, negatives), counted)
+            sums["contrastive"] = _sum(contrastive_losses(scores, negatives), counted)
             sums["contrastive_count"] = counted.sum()
-            sums["contrastive_right"] = (retrieved(similarities.detach(), negatives) & counted).sum()
+            sums["contrastive_right"] = (retrieved(scores.detach(), negatives) & counted).sum()
             if self.hard_negatives and model.training:
                 keys = masking.negative_keys(batch.keys)
-                captions, images, found = hard_negatives(similarities, negatives, keys)
+                captions, images, found = hard_negatives(scores, negatives, keys)
                 other = model.encoder.finish(begun.recombined(captions, images, keys))
                 misaligned, rejected = _alignment(model, other, torch.ones_like(labels))
                 # The mean of both, so that alignment stays a loss of one number for each pair.

@@ -26,6 +26,7 @@ from finetune.validation import four_way_right
 from finetune.work import TaskPass
 from pretrain.collate import Limits
 from pretrain.config import TINY
+from pretrain.contrastive import TEMPERATURE
 from pretrain.step import Precision
 from pretrain.tokenizer import learn_pieces
 from shards.errors import UserError
@@ -91,20 +92,21 @@ def test_one_image_has_nothing_to_be_told_from(regions, examples):
         Options(examples[:2], regions, 0)
 
 
-def make_work(examples, regions, precision="float32", **options):
+def make_work(examples, regions, precision="float32", contrastive_size=0, **options):
     torch.manual_seed(0)
     pieces = learn_pieces([example.text for example in examples], 200)
-    sizes = TINY.replace(vocab_size=len(pieces), v_feature_size=12, task_tokens=20)
+    sizes = TINY.replace(vocab_size=len(pieces), v_feature_size=12, task_tokens=20, contrastive_size=contrastive_size)
     task = find_task("coco_retrieval")
     model = TaskModel(sizes, {}).eval()
     collator = TaskCollator(task, examples, regions, pieces, Limits(30, 36, 12), **options)
     return TaskPass(model, task, Precision(precision, torch.device("cpu")), task.token), collator
 
 
+@pytest.mark.parametrize("contrastive_size", [0, 16])
 @torch.no_grad()
-def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples):
+def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples, contrastive_size):
     """Captions of different lengths, a batch size that divides nothing, images with 1 to 6 regions."""
-    work, collator = make_work(examples, regions)
+    work, collator = make_work(examples, regions, contrastive_size=contrastive_size)
     scores = retrieval_scores(work, collator, 4, ALONE, torch.device("cpu"))
     images = list(dict.fromkeys(example.images[0] for example in examples))
     for place, image in enumerate(images):
@@ -112,8 +114,32 @@ def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples)
         alone = make_work(examples, regions)[1]
         one = TaskCollator(collator.task, pairs, regions, alone.pieces, alone.limits)
         expected = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
-        np.testing.assert_allclose(scores[:, place], expected, atol=2e-6)
+        np.testing.assert_allclose(scores[:, place], expected, atol=1e-5 if contrastive_size else 2e-6)
     assert np.unique(scores.round(5)).size > 100
+
+
+def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(regions, examples):
+    work, collator = make_work(examples, regions, contrastive_size=16)
+    batch = collator(0, np.arange(5))
+    x, encoder = work.inputs(batch), work.model.encoder
+    found = work.scores(batch)
+    for row in range(5):
+        tokens, rows = int(x.text_mask[row].sum()), int(x.image_mask[row].sum())
+        begun = encoder.begin(
+            x.input_ids[row, None, :tokens],
+            x.text_mask[row, None, :tokens],
+            x.features[row, None, :rows],
+            x.locations[row, None, :rows],
+            x.image_mask[row, None, :rows],
+            task_ids=x.task_ids[row, None],
+        )
+        head = work.model.heads["retrieval"](encoder.fuse(encoder.finish(begun)))[0, 0]
+        text = encoder.contrast.text(begun.text[0].mean(0))
+        image = encoder.contrast.image(torch.cat([begun.image[0].mean(0), begun.image[0].amax(0)]))
+        cosine = torch.nn.functional.cosine_similarity(text, image, dim=0)
+        torch.testing.assert_close(found[row], head + cosine / TEMPERATURE, atol=1e-5, rtol=1e-5)
+    found.sum().backward()
+    assert encoder.contrast.text.weight.grad.abs().sum() > 0 and encoder.contrast.image.weight.grad.abs().sum() > 0
 
 
 @torch.no_grad()
