@@ -4,7 +4,7 @@ PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-oldest env lint wheel clean
+.PHONY: demo photos test test-slow test-oldest env lint wheel clean
 
 # The same lines are in README.md.
 define NEXT
@@ -23,6 +23,12 @@ demo: env
 	$(BIN)/python -m finetune.mt --iterations 60 --init runs/demo/pretrain --out runs/demo/mt --resume
 	$(BIN)/python -m finetune.st --task refcoco --epochs 4 --init runs/demo/mt --out runs/demo/st-refcoco --resume
 	@echo "$$NEXT"
+
+# The photographs are the user's own (docs/photos.md): make photos PHOTOS=DIR WEIGHTS=FILE BERT=DIR FLAGS='--seed 1'
+photos: env
+	@test -n "$(PHOTOS)" -a -n "$(WEIGHTS)" -a -n "$(BERT)" || \
+		{ echo "give PHOTOS=DIR, WEIGHTS=FILE and BERT=DIR (docs/photos.md)" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.photos $(PHOTOS) --weights $(WEIGHTS) --bert $(BERT) $(FLAGS)
 
 # One thread a process: the tests start processes of their own, and threads that wait for each other would slow them all.
 test: env lint

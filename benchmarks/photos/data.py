@@ -1,0 +1,259 @@
+"""A data folder in the tasks' official layout, made of tars of photographs and their annotation files.
+
+The development parts take the place of the tests, so that finetune.clean removes their images from all training, and
+each training part gives up a few images to choose checkpoints by. e-SNLI-VE has a folder for each of its folds.
+"""
+
+import contextlib
+import csv
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finetune.clean import CleanConfig, clean
+from finetune.cleaning.cleaned import read_cleaned
+from finetune.tasks import find_task
+from finetune.tasks.daquar import TEST, TRAINING, read_triples
+from finetune.tasks.flickr30k_entities import ANNOTATIONS, SENTENCES
+from shards.errors import UserError
+from shards.files import read_json, whole_file, write_json
+from shards.image_id import image_id
+from shards.image_tar import split_path
+from shards.images import find_images, find_parts
+
+CAPTIONS = "dataset_flickr8k.json"
+FLICKR_TARS = ("flickr8k-train.tar", "flickr8k-dev.tar")
+ENTITIES = ("entities-train.tar.gz", "entities-dev.tar.gz")
+ESNLI_VE = ("esnlive_train.csv", "esnlive_dev.csv")
+ESNLI_VE_IMAGE = "Flickr30kID"  # the column of a pair's image
+DAQUAR_TAR = "daquar-train.tar"
+FILES = (*FLICKR_TARS, CAPTIONS, *ENTITIES, *ESNLI_VE, DAQUAR_TAR, TRAINING)
+
+FOLDS = 5  # of e-SNLI-VE's images
+DAQUAR_DEVELOPMENT = 5  # one in so many of DAQUAR's training images is of the development part
+VALIDATION = 40  # one in so many of Flickr8k's training images is kept to choose checkpoints by,
+FOLD_VALIDATION = 10  # and of the e-SNLI-VE images that a fold trains on
+# Groups of Flickr8k's photographs, in the order of their region shards. Development parts other than Flickr8k's own
+# have images among Flickr8k's training photographs: these are `removed`.
+GROUPS = ("train", "removed", "val", "dev")
+PRETRAINED, NOT_CLEANED = ("train",), ("train", "removed")
+PER_TAR = 1000
+SHARED = ("flickr_retrieval", "flickr30k_entities", "daquar", "regions")  # the same in every fold
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where the script keeps what it makes."""
+
+    root: Path
+
+    @property
+    def regions(self) -> Path:
+        return self.root / "data" / "regions"
+
+    @property
+    def captions(self) -> Path:
+        return self.root / "data" / "flickr_retrieval" / CAPTIONS
+
+    @property
+    def counts(self) -> Path:
+        """Its presence says that the data folders are whole."""
+        return self.root / "data" / "counts.json"
+
+    def photographs(self, name: str) -> Path:
+        """Tars of the photographs of flickr or daquar, as they are extracted."""
+        return self.root / "photographs" / name
+
+    def fold(self, number: int) -> Path:
+        """The data folder with a fold of e-SNLI-VE as its test."""
+        return self.root / "data" / f"fold{number}"
+
+    def pairs(self, groups: tuple[str, ...]) -> str:
+        """The region shards of some groups of Flickr8k's photographs, as a pattern."""
+        tars = sorted(self.photographs("flickr").glob("*.tar"))
+        numbers = [f"{number:05d}" for number, tar in enumerate(tars) if tar.name.split("-")[1] in groups]
+        if not numbers:
+            raise UserError(f"{self.photographs('flickr')}: has no tars of {', '.join(groups)}; run the stage data")
+        chosen = "{" + ",".join(numbers) + "}" if len(numbers) > 1 else numbers[0]
+        return str(self.regions / "flickr" / f"regions-{chosen}.tar")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Photographs by group, and examples, of what was made."""
+
+    flickr: dict[str, int]
+    daquar: dict[str, int]
+    captions: int
+    esnli_ve: int
+
+
+def by_hash(images: Iterable[str], purpose: str) -> list[str]:
+    """Images in the order of the SHA-256 of PURPOSE:NAME, which is as good as random and the same everywhere."""
+    return sorted(images, key=lambda image: hashlib.sha256(f"{purpose}:{image}".encode()).digest())
+
+
+def one_in(images: Sequence[str], number: int, purpose: str) -> list[str]:
+    """The images that come first by hash, one in `number` of all and at least two: retrieval needs one to tell from."""
+    return by_hash(images, purpose)[: max(2, round(len(images) / number))]
+
+
+def make_data(source: Path, folder: Folder, sample: int | None) -> Counts:
+    """Makes the data folders and the tars of photographs, unless they are there.
+
+    Args:
+        source: the folder of FILES.
+        sample: so many photographs of each tar, half of Flickr8k's training ones of e-SNLI-VE; None for all.
+    """
+    settings, begun = {"photos": str(source.resolve()), "sample": sample}, folder.root / "settings.json"
+    if begun.exists() and read_json(begun) != settings:
+        raise UserError(f"{folder.root}: was made with {read_json(begun)} and not with {settings}; give another --out")
+    if folder.counts.exists():
+        return Counts(**read_json(folder.counts))
+    if missing := [name for name in FILES if not (source / name).exists()]:
+        raise UserError(f"{source}: {', '.join(missing)} not found; the folder should have {', '.join(FILES)}")
+    write_json(begun, settings)
+    train, dev, daquar = (_images(source / name) for name in (*FLICKR_TARS, DAQUAR_TAR))
+    pairs = [_read_csv(source / name) for name in ESNLI_VE]
+    entailment = {image for _, rows in pairs for image in rows}
+    if sample is not None:
+        first = by_hash(entailment.intersection(train), "sample")[: sample // 2]
+        others = by_hash(set(train) - entailment, "sample")
+        train, dev, daquar = (
+            [*first, *others][:sample],
+            by_hash(dev, "sample")[:sample],
+            by_hash(daquar, "sample")[:sample],
+        )
+    val = one_in([image for image in train if image not in entailment], VALIDATION, "validation")
+    split = dict.fromkeys(train, "train") | dict.fromkeys(val, "val") | dict.fromkeys(dev, "test")
+    data = folder.root / "data"
+    captions = _write_captions(source / CAPTIONS, folder.captions, split)
+    _write_entities(source, data / "flickr30k_entities", split)
+    held_out = _write_daquar(source / TRAINING, data / "daquar", daquar)
+    written = _write_folds(pairs, folder, split)
+    removed = _removed(folder)
+    groups = {
+        "train": [image for image in train if split[image] == "train" and image not in removed],
+        "removed": [image for image in train if image in removed],
+        "val": [image for image in train if split[image] == "val" and image not in removed],
+        "dev": dev,
+    }
+    _repack([source / name for name in FLICKR_TARS], groups, folder.photographs("flickr"))
+    _repack([source / DAQUAR_TAR], {"all": daquar}, folder.photographs("daquar"))
+    counts = Counts(
+        flickr={name: len(images) for name, images in groups.items()},
+        daquar={"train": len(daquar) - held_out, "dev": held_out},
+        captions=captions,
+        esnli_ve=written,
+    )
+    write_json(folder.counts, asdict(counts))
+    return counts
+
+
+def _images(tar: Path) -> list[str]:
+    return [found.id for found in find_images(find_parts(str(tar), PER_TAR)[0])]
+
+
+def _write_captions(source: Path, path: Path, split: dict[str, str]) -> int:
+    """The Karpathy file of some images with their splits; returns how many captions it has."""
+    value = read_json(source)
+    named = [(image_id(image["filename"]), image) for image in value["images"]]
+    chosen = [image | {"split": split[key]} for key, image in named if key in split]
+    if absent := sorted(set(split) - {key for key, _ in named}):
+        raise UserError(f"{source}: has no captions of {len(absent)} photographs, {absent[0]} for one; add them")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, value | {"images": chosen})
+    return sum(len(image["sentences"]) for image in chosen)
+
+
+def _write_entities(source: Path, folder: Path, split: dict[str, str]) -> None:
+    """The annotations of some images, and the lists of their splits."""
+    for name in (ANNOTATIONS, SENTENCES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    annotated = set()
+    for archive in ENTITIES:
+        with tarfile.open(source / archive, "r:gz") as tar:
+            for member in tar:
+                path = Path(member.name)
+                if member.isfile() and path.parent.name in (ANNOTATIONS, SENTENCES) and path.stem in split:
+                    (folder / path.parent.name / path.name).write_bytes(tar.extractfile(member).read())
+                    annotated.add(path.stem)
+    for name in ("train", "val", "test"):
+        images = [image for image in split if split[image] == name and image in annotated]
+        (folder / f"{name}.txt").write_text("".join(f"{image}\n" for image in images))
+
+
+def _write_daquar(source: Path, folder: Path, images: list[str]) -> int:
+    """The questions on the training and on the development images; returns how many images the latter are."""
+    held_out = set(one_in(images, DAQUAR_DEVELOPMENT, "development"))
+    triples = [triple for triple in read_triples(source) if triple[2] in set(images)]
+    for name, wanted in ((TRAINING, False), (TEST, True)):
+        lines = (line for triple in triples if (triple[2] in held_out) == wanted for line in triple)
+        with whole_file(folder / name, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    return len(held_out)
+
+
+def _read_csv(path: Path) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """(header, image -> its rows) of an e-SNLI-VE file."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header, *rows = csv.reader(file)
+    if ESNLI_VE_IMAGE not in header:
+        raise UserError(f"{path}: has no column {ESNLI_VE_IMAGE}; download it again")
+    found: dict[str, list[list[str]]] = {}
+    for row in rows:
+        found.setdefault(row[header.index(ESNLI_VE_IMAGE)].removesuffix(".jpg"), []).append(row)
+    return header, found
+
+
+def _write_folds(pairs: list, folder: Folder, split: dict[str, str]) -> int:
+    """A data folder for each fold: its images are the test, the others are divided into train and dev; the other tasks
+    are links. Returns how many pairs a fold has in all."""
+    header, rows = pairs[0][0], {image: of for _, part in pairs for image, of in part.items() if image in split}
+    order = by_hash(rows, "fold")
+    for number in range(FOLDS):
+        root, test = folder.fold(number), set(order[number::FOLDS])
+        others = [image for image in order if image not in test]
+        val = set(one_in(others, FOLD_VALIDATION, "validation"))
+        parts = {"test": test, "dev": val, "train": set(others) - val}
+        for name, images in parts.items():
+            with whole_file(root / "esnli_ve" / f"esnlive_{name}.csv", "w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(
+                    [header, *(row for image in order if image in images for row in rows[image])]
+                )
+        for name in SHARED:
+            with contextlib.suppress(FileExistsError):
+                os.symlink(Path("..") / name, root / name)
+    return sum(map(len, rows.values()))
+
+
+def _removed(folder: Folder) -> set[str]:
+    """Cleans every fold; returns the images of development parts among Flickr8k's training photographs, of all folds
+    together: one pretraining serves them all."""
+    removed = set()
+    for number in range(FOLDS):
+        fold = folder.fold(number)
+        clean(CleanConfig(data=str(fold), processes=1))
+        removed |= read_cleaned(fold / "clean", find_task("flickr_retrieval")).images
+    return removed
+
+
+def _repack(sources: list[Path], groups: dict[str, list[str]], folder: Path) -> None:
+    """Tars of at most PER_TAR photographs of one group each, in the order of the groups."""
+    with contextlib.ExitStack() as stack:
+        places: dict[str, list] = {}
+        for source in sources:
+            tar = stack.enter_context(tarfile.open(source, "r:"))
+            for member in tar:
+                if member.isfile():
+                    places.setdefault(image_id(split_path(member.name)[0]), []).append((tar, member))
+        for number, (name, images) in enumerate(groups.items()):
+            for begin in range(0, len(images), PER_TAR):
+                path = folder / f"{number}-{name}-{begin // PER_TAR:05d}.tar"
+                with whole_file(path) as file, tarfile.open(fileobj=file, mode="w") as written:
+                    for image in images[begin : begin + PER_TAR]:
+                        for tar, member in places[image]:
+                            written.addfile(member, tar.extractfile(member))

@@ -1,0 +1,139 @@
+"""How fast the machine is: a minute of pretraining, of multi-task training and of ranking, before hours of them."""
+
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from benchmarks.photos.data import Counts
+from benchmarks.photos.runs import RETRIEVAL, TASKS, Plan
+from benchmarks.photos.scoring import BATCH, SPLIT
+from finetune import evaluate
+from finetune.ablate import Call
+from finetune.predictions import predict
+from finetune.runs import read_run
+from finetune.settings import MT_EPOCHS, batch_size
+from finetune.tasks import find_task
+from pretrain.logs import duration
+from pretrain.settings import PretrainConfig
+from shards.errors import UserError
+from shards.files import read_json, write_json
+from shards.ranks import ALONE
+
+FIRST_IMAGES = 10  # that are ranked; twice as many until it takes long enough
+POLL = 0.2  # seconds between two looks at a run's metrics
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Per second: pairs of pretraining, examples of multi-task training, pairs of a caption and an image that are
+    ranked. threads: of each process."""
+
+    pretraining: float
+    together: float
+    ranking: float
+    threads: int
+
+
+def _rates_file(plan: Plan) -> Path:
+    return plan.folder.root / "rates.json"
+
+
+def kept_rates(plan: Plan) -> Rates | None:
+    """The rates that an earlier call measured."""
+    path = _rates_file(plan)
+    return Rates(**read_json(path)) if path.exists() else None
+
+
+def measured(plan: Plan, seconds: float, threads: int) -> Rates:
+    """The rates of a plan's runs, each measured for so many seconds; those of an earlier call are read."""
+    if rates := kept_rates(plan):
+        return rates
+    kept, folder = _rates_file(plan), plan.folder.root / "measure"
+    shutil.rmtree(folder, ignore_errors=True)
+    pretraining = replace(plan.pretraining("main"), out=folder / "pretrain")
+    together = plan.together("AT")
+    together = replace(together, flags=together.flags | {"init": str(pretraining.out)}, out=folder / "mt")
+    rates = Rates(
+        pretraining=_training_rate(pretraining, seconds, threads),
+        together=_training_rate(together, seconds, threads),
+        ranking=_ranking_rate(pretraining.out, plan.folder.fold(0), seconds),
+        threads=threads,
+    )
+    write_json(kept, asdict(rates))
+    shutil.rmtree(folder)
+    return rates
+
+
+def _training_rate(call: Call, seconds: float, threads: int) -> float:
+    """Samples per second of a run that is stopped after so many seconds of training, the median over its log."""
+    call = replace(call, flags=call.flags | {"log_every": 1})
+    log, metrics = call.out.with_suffix(".log"), call.out / "metrics.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as file:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen([sys.executable, *call.argv], stdout=file, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+                time.sleep(POLL)
+            until = time.monotonic() + seconds
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(POLL)
+        finally:
+            process.terminate()
+            status = process.wait()
+    if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
+        last = (log.read_text(encoding="utf-8").splitlines() or [""])[-1]
+        raise UserError(f"{log}: python -m {call.module} ended with status {status}: {last}")
+    found = [line["samples_per_second"] for line in read_run(call.out).training]
+    return statistics.median(found[1:] or found)
+
+
+def _ranking_rate(run: Path, data: Path, seconds: float) -> float:
+    """Pairs per second of zero-shot retrieval with a run, on as many images as take a sixth of the seconds."""
+    task = find_task(RETRIEVAL)
+    config = evaluate.EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT)
+    work, collator = evaluate.load(config, task)
+    images, count = list(dict.fromkeys(example.images[0] for example in collator.examples)), FIRST_IMAGES
+    while True:
+        chosen = set(images[:count])
+        examples = [example for example in collator.examples if example.images[0] in chosen]
+        began = time.perf_counter()
+        scores = predict(work, replace(collator, examples=examples), BATCH, 0, ALONE, work.precision.device)
+        took = time.perf_counter() - began
+        if took >= seconds / 6 or count >= len(images):
+            return scores.size / took
+        count *= 2
+
+
+def describe(plan: Plan, counts: Counts, rates: Rates) -> str:
+    """Sizes and rates, and how long the main rows take by them."""
+    recipe, sizes, flickr = plan.recipe, plan.recipe.sizes, counts.flickr
+    config = PretrainConfig(**recipe.pretrain).settled()
+    images = sum(flickr.values())
+    captions = counts.captions // images if config.captions_per_image == "all" else 1
+    pairs = flickr["train"] * captions
+    ranked = counts.captions * flickr["dev"] // images * flickr["dev"]
+    steps = sum(batch_size(find_task(name), sizes) for name in TASKS)
+    lines = [
+        f"Flickr8k: {flickr['train']} photographs to train on, {flickr['val']} to choose checkpoints by, "
+        f"{flickr['dev']} of the development part; {flickr['removed']} of other development parts removed",
+        f"DAQUAR: {counts.daquar['train']} photographs to train on, {counts.daquar['dev']} of the development part; "
+        f"e-SNLI-VE: {counts.esnli_ve} pairs",
+        f"measured with {rates.threads} threads a process:",
+        f"  pretraining {rates.pretraining:.0f} pairs/s: {duration(pairs * config.epochs / rates.pretraining)} for "
+        f"{config.epochs} epochs of {pairs} pairs",
+        f"  all tasks together {rates.together:.0f} examples/s, at most {steps} an iteration"
+        + (
+            f": {duration(recipe.together['iterations'] * steps / rates.together)}"
+            if "iterations" in recipe.together
+            else f", for {recipe.together.get('epochs', MT_EPOCHS)} epochs of the longest"
+        ),
+        f"  ranking {rates.ranking:.0f} pairs/s: {duration(ranked / rates.ranking)} for the {ranked} pairs of a row",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""The rows of the table, and the training runs that each consists of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.photos.data import FOLDS, NOT_CLEANED, PRETRAINED, Folder
+from benchmarks.photos.recipe import Recipe
+from finetune.ablate import Call
+from pretrain.run_folder import absolute, read_config
+from shards.errors import UserError
+
+TASKS = ("flickr_retrieval", "flickr30k_entities", "esnli_ve", "daquar")
+RETRIEVAL, FOLDED = "flickr_retrieval", "esnli_ve"  # FOLDED is scored by cross-validation
+ZERO_SHOT, AT, ST, AT_ST = "zero-shot", "AT", "ST", "AT->ST"
+MAIN_ROWS = (ZERO_SHOT, AT, ST, AT_ST)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A pretraining run that differs from the main one, and what is trained from it.
+
+    flags: of pretrain.run that are changed, None without pretraining; groups: of the photographs it is pretrained on;
+    alone: single-task training on FOLDED, in all folds, instead of all tasks together; meaning: for the table.
+    """
+
+    meaning: str
+    flags: dict | None = field(default_factory=dict)
+    groups: tuple[str, ...] = PRETRAINED
+    alone: bool = False
+
+
+ABLATIONS = {
+    "all_pairs": Ablation("predictions on misaligned pairs too", {"aligned_only": False}),
+    "no_overlap": Ablation("no masking of overlapping regions", {"overlap": 1.1}),
+    "random": Ablation("random negatives, not contrastive", {"contrastive": 0.0, "negatives": "random"}),
+    "scratch": Ablation("no pretraining", None),
+    "not_cleaned": Ablation("ST, pretrained on all images", groups=NOT_CLEANED, alone=True),
+}
+ROWS = (*MAIN_ROWS, *ABLATIONS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of one seed. folds: so many folds have their own multi-task run, and AT and AT->ST scores."""
+
+    recipe: Recipe
+    folder: Folder
+    bert: str
+    seed: int
+    folds: int
+
+    @property
+    def out(self) -> Path:
+        return seed_folder(self.folder, self.seed)
+
+    def pretraining(self, row: str) -> Call:
+        """The pretraining run of a row; that of all rows but some ablations is the main one."""
+        ablation = ABLATIONS.get(row, Ablation(""))
+        flags = {"data": self.folder.pairs(ablation.groups), "config": self.recipe.model, "bert": self.bert}
+        flags |= self.recipe.pretrain | ablation.flags | {"seed": self.seed}
+        return Call("pretrain.run", flags, self.out / "pretrain" / (row if row in ABLATIONS else "main"))
+
+    def together(self, row: str, fold: int = 0) -> Call:
+        """The multi-task run of a row."""
+        if row in ABLATIONS and ABLATIONS[row].flags is None:
+            start = {"init": self.bert, "config": self.recipe.model}
+        else:
+            start = {"init": str(self.pretraining(row).out)}
+        flags = {"tasks": ",".join(TASKS), **self._data(fold), **start, **self.recipe.together}
+        return Call("finetune.mt", flags, self.out / "mt" / f"{row if row in ABLATIONS else 'main'}-fold{fold}")
+
+    def alone(self, row: str, task: str, fold: int = 0) -> Call:
+        """The single-task run of a row: from its pretraining, or from the multi-task run of the fold (AT->ST)."""
+        init = (self.together(AT, fold) if row == AT_ST else self.pretraining(row)).out
+        flags = {"task": task, **self._data(fold), "init": str(init), **self.recipe.alone_on(task)}
+        name = f"{task}-fold{fold}" if task == FOLDED else task
+        return Call("finetune.st", flags, self.out / {AT_ST: "at_st", ST: "st"}.get(row, row) / name)
+
+    def _data(self, fold: int) -> dict:
+        return {"data": str(self.folder.fold(fold)), "clean": "true", "seed": self.seed}
+
+    def pretrainings(self, rows: tuple[str, ...]) -> list[Call]:
+        """The pretraining runs that some rows need, each once."""
+        needed = {run.out: run for row in rows if not _without(row) for run in [self.pretraining(row)]}
+        return list(needed.values())
+
+    def finetunings(self, rows: tuple[str, ...]) -> tuple[list[Call], list[Call]]:
+        """(runs that start from pretraining, runs that start from those) of some rows."""
+        first: dict[Path, Call] = {}
+        second: dict[Path, Call] = {}
+        for row in rows:
+            for scored in self.scored(row):
+                if row == ZERO_SHOT:
+                    continue
+                (second if row == AT_ST else first)[scored.call.out] = scored.call
+                if row == AT_ST:
+                    together = self.together(AT, scored.fold)
+                    first[together.out] = together
+        return list(first.values()), list(second.values())
+
+    def scored(self, row: str) -> Iterator["Scored"]:
+        """What is scored of a row: a task on a fold, by a run."""
+        ablation = ABLATIONS.get(row)
+        if row == ZERO_SHOT:
+            yield Scored(RETRIEVAL, 0, self.pretraining(row))
+            return
+        if ablation and ablation.alone:
+            yield from (Scored(FOLDED, fold, self.alone(row, FOLDED, fold)) for fold in range(FOLDS))
+            return
+        for task in TASKS:
+            folds = 1 if task != FOLDED or ablation else FOLDS if row == ST else self.folds
+            for fold in range(folds):
+                call = self.alone(row, task, fold) if row in (ST, AT_ST) else self.together(row, fold)
+                yield Scored(task, fold, call)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A task on a fold, by a run."""
+
+    task: str
+    fold: int
+    call: Call
+
+
+def _without(row: str) -> bool:
+    return row in ABLATIONS and ABLATIONS[row].flags is None
+
+
+def seed_folder(folder: Folder, seed: int) -> Path:
+    return folder.root / f"seed{seed}"
+
+
+def check_made_with(call: Call) -> None:
+    """Refuses a run that was begun with other flags: the table would mix them."""
+    if not call.begun:
+        return
+    stored = read_config(call.out)["flags"]
+    for name, asked in call.flags.items():
+        if stored.get(name, asked) not in (asked, absolute(asked, name)):
+            raise UserError(
+                f"{call.out}: was made with --{name} {stored[name]} and not {asked}; give another --out, or remove it"
+            )
