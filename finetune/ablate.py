@@ -23,7 +23,7 @@ from pretrain.bert import bert_folder
 from pretrain.checkpoint import newest_checkpoint
 from pretrain.config import ModelConfig
 from pretrain.distributed import CPU, connected, leaving, on_every_rank, on_first
-from pretrain.run_folder import absolute, read_config
+from pretrain.run_folder import absolute, locked_run, read_config
 from pretrain.settings import FREE_FLAGS as PRETRAINING_FREE_FLAGS
 from pretrain.settings import PRECISIONS, PretrainConfig
 from pretrain.weights import BERT, find_weights
@@ -142,7 +142,7 @@ def run(config: AblateConfig) -> int:
     ranks = launched()
     if ranks.count > 1 and config.jobs > 1:
         raise UserError(f"--jobs {config.jobs}: under torchrun every run takes all ranks; leave --jobs out")
-    with connected(ranks, CPU):
+    with connected(ranks, CPU), locked_run(Path(config.out) / config.suite, "finetune.ablate", ranks):
         ablate(config, ranks)
     return 0
 
@@ -371,5 +371,5 @@ def compare(row: list[Run], full: list[Run]) -> tuple[float, tuple[float, float]
 
 if __name__ == "__main__":
     summary = "The paper's ablations on a data folder, with several seeds a row."
-    with leaving(launched()):
+    with leaving():
         command(AblateConfig, run, "finetune.ablate", summary)

@@ -20,6 +20,7 @@ from finetune.tasks.vgqa import IMAGE_DATA
 from shards.errors import UserError
 from shards.files import whole_file, write_json
 from shards.flags import command, flag
+from shards.folder_lock import locked_folder
 from shards.jobs import advance, run_tasks
 from shards.world import DEFAULT_WORLD, check_data_folder
 
@@ -119,6 +120,11 @@ def test_photos(data: str, found: Annotations) -> dict[str, str]:
 def clean(config: CleanConfig) -> str:
     """Writes what each task leaves out and why; returns the report."""
     out = Path(config.out or Path(config.data) / "clean")
+    with locked_folder(out, "finetune.clean"):
+        return _clean(config, out)
+
+
+def _clean(config: CleanConfig, out: Path) -> str:
     found = read_all(config.data, config.processes)
     photos, tests = identities(config.data, found), test_photos(config.data, found)
     if not tests:

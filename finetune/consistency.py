@@ -27,6 +27,7 @@ from pretrain.settings import PRECISIONS
 from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.flags import REQUIRED, command, flag
+from shards.folder_lock import locked_folder
 from shards.ranks import ALONE
 
 GROUNDING = ("refcoco", "refcoco+")
@@ -73,6 +74,12 @@ class Judged:
 def run(config: ConsistencyConfig) -> None:
     warn_of_other_data(config.run, config.data)
     config = dataclasses.replace(config, data=choose_data(config.run, config.data))
+    out = config.out or place_of(Path(config.run) / "consistency", NUMBERS, config.run, config.data).parent
+    with locked_folder(out, "finetune.consistency"):
+        _run(config, Path(out))
+
+
+def _run(config: ConsistencyConfig, out: Path) -> None:
     tagger = make_tagger(config.tagger)
     runs = _grounding_runs(config)
     asked_of = _images(config, "vqa", config.questions)
@@ -83,8 +90,6 @@ def run(config: ConsistencyConfig) -> None:
     if len(found) > 1:
         images["both"] = agreements(asked, list(found.values()), tagger)
     rows = {name: both_forms(of_row, config.threshold) for name, of_row in images.items()}
-    file = place_of(Path(config.run) / "consistency", NUMBERS, config.run, config.data)
-    out = Path(config.out) if config.out else file.parent
     write_json(out / NUMBERS, {name: _stored(forms, config) for name, forms in rows.items()})
     regions = Regions(region_folder(config.data, find_task("vqa").images))
     pairs = [pair for judged in found.values() for pair in shared_pairs(asked, judged, tagger)]
@@ -228,5 +233,5 @@ def _warn(config: ConsistencyConfig) -> None:
 
 
 if __name__ == "__main__":
-    with leaving(ALONE):
+    with leaving():
         command(ConsistencyConfig, run, "finetune.consistency", "Does a model find what it answers questions about?")

@@ -264,5 +264,5 @@ def _score_further(
 
 
 if __name__ == "__main__":
-    with leaving(launched()):
+    with leaving():
         command(EvaluateConfig, run, "finetune.evaluate", "The official score of a run on a task.")

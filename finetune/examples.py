@@ -1,5 +1,6 @@
 """python -m finetune.examples --run RUN --task T: a page of what a model gets right and wrong (figures 8 and 9)."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from finetune.work import TaskPass
 from shards.errors import UserError
 from shards.files import whole_file
 from shards.flags import command, flag
+from shards.folder_lock import locked_folder
 from shards.inspect import image_of
 from shards.ranks import ALONE
 
@@ -124,9 +126,18 @@ def expected_of(task: Task, example: Example) -> tuple[str, tuple | None]:
 def run(config: ExamplesConfig) -> None:
     warn_of_other_data(config.run, config.data)
     config = replace(config, data=choose_data(config.run, config.data))
+    out = Path(config.out)
+    beside = f"{out.stem}-attention"
+    lock = locked_folder(out.parent / beside, "finetune.examples") if config.attention else contextlib.nullcontext()
+    with lock:
+        _run(config, out, beside)
+
+
+def _run(config: ExamplesConfig, out: Path, beside: str) -> None:
+    """Writes the page, and in the folder `beside` those of its examples' attention."""
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
-    out, cards, summary = Path(config.out), [], []
+    cards, summary = [], []
     for task in tasks:
         start, work, collator = _load(config, task)
         said = judge(work, collator, config.batch_size)
@@ -134,14 +145,14 @@ def run(config: ExamplesConfig) -> None:
         summary.append(f"{task.title}: {right} of {len(said)} right")
         print(summary[-1], flush=True)
         for one in choose(said, config.count):
-            page = f"{out.stem}-attention/{task.name}-{one.number}.html" if config.attention else None
+            page = f"{beside}/{task.name}-{one.number}.html" if config.attention else None
             cards.append(_card(task, collator, one, page))
             if page:
                 with whole_file(out.parent / page, "w", encoding="utf-8") as file:
                     file.write(_attention(config, start, work, collator, one))
     cards.sort(key=lambda card: (card.right, -card.said.confidence[0]))
     write_examples(out, f"What {config.run} gets right and wrong", "; ".join(summary), cards)
-    print(f"the page: {out}" + (f", with attention in {out.stem}-attention" if config.attention else ""))
+    print(f"the page: {out}" + (f", with attention in {beside}" if config.attention else ""))
 
 
 def _load(config: ExamplesConfig, task: Task) -> tuple[Start, TaskPass, TaskCollator]:

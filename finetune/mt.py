@@ -47,6 +47,7 @@ from pretrain.run_folder import (
     check_flags,
     checkpoint_to_go_on_from,
     finished_result,
+    locked_run,
     read_config,
     stored_flags,
 )
@@ -67,7 +68,7 @@ def run(config: MtConfig) -> int:
     """Trains; the exit status is 0, or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
-    with connected(ranks, device):
+    with connected(ranks, device), locked_run(Path(config.out), "finetune.mt", ranks):
         return train_tasks(config, ranks, device)
 
 
@@ -249,7 +250,7 @@ def _describe(course: MultiTask, start: Start) -> None:
 
 
 if __name__ == "__main__":
-    with leaving(launched()):
+    with leaving():
         command(
             MtConfig,
             run,

@@ -26,6 +26,7 @@ from pretrain.run_folder import (
     check_flags,
     checkpoint_to_go_on_from,
     finished_result,
+    locked_run,
     stored_flags,
 )
 from pretrain.step import Precision
@@ -42,16 +43,15 @@ def run(config: StConfig) -> int:
     """Fine-tunes; the exit status is 0, or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
-    with connected(ranks, device):
-        return finetune(config, ranks, device)
-
-
-def finetune(config: StConfig, ranks: Ranks, device: torch.device) -> int:
-    """One rank's part of a run, from its flags to its result."""
-    began = time.perf_counter()
     task = _one_task(config.task)
     config = dataclasses.replace(config, out=config.out or default_out(task.name))
-    out = Path(config.out)
+    with connected(ranks, device), locked_run(Path(config.out), "finetune.st", ranks):
+        return finetune(config, task, ranks, device)
+
+
+def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -> int:
+    """One rank's part of a run, from its flags to its result."""
+    began, out = time.perf_counter(), Path(config.out)
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
     result = finished_result(out, newest, config, FREE_FLAGS, ranks)
     if result is None:
@@ -174,7 +174,7 @@ def _describe(
 
 
 if __name__ == "__main__":
-    with leaving(launched()):
+    with leaving():
         command(
             StConfig,
             run,

@@ -11,12 +11,13 @@ from pretrain.checkpoint import best_checkpoint, save_weights
 from pretrain.config import ModelConfig
 from pretrain.model import TwoStream
 from pretrain.published import absent, to_published
-from pretrain.run_folder import CONFIG, clear_run
+from pretrain.run_folder import CONFIG, clear_run, locked_run
 from pretrain.tokenizer import FILE as TOKENIZER_FILE
 from pretrain.weights import BERT, RUN, Weights, describe, find_weights, listed, take_weights
 from shards.errors import UserError
 from shards.files import whole_file, write_json
 from shards.flags import REQUIRED, command, flag
+from shards.ranks import ALONE
 
 FORMS = ("run", "published")
 
@@ -57,14 +58,15 @@ def run(config: ConvertConfig) -> None:
 
 def _write_run(config: ConvertConfig, found: Weights, weights: dict[str, torch.Tensor]) -> None:
     out = Path(config.out)
-    if best_checkpoint(out) is not None:
-        raise UserError(f"{out}: holds a run already; give another --out")
-    pieces = found.pieces(config.tokenizer)
-    clear_run(out)
-    pieces.save(out)
-    source = {"model": found.sizes.to_dict(), "heads": found.heads, "source": os.path.abspath(config.source)}
-    write_json(out / CONFIG, {"flags": {}} | source)
-    save_weights(out, weights)
+    with locked_run(out, "pretrain.convert", ALONE):
+        if best_checkpoint(out) is not None:
+            raise UserError(f"{out}: holds a run already; give another --out")
+        pieces = found.pieces(config.tokenizer)
+        clear_run(out)
+        pieces.save(out)
+        source = {"model": found.sizes.to_dict(), "heads": found.heads, "source": os.path.abspath(config.source)}
+        write_json(out / CONFIG, {"flags": {}} | source)
+        save_weights(out, weights)
     print(f"{out}: {len(weights)} weights; start from it with --init {out}")
 
 

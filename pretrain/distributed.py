@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from shards.batched_detector import choose_device as choose_device  # of a rank, wherever networks run
 from shards.errors import ErrorElsewhere, UserError
-from shards.ranks import Ranks
+from shards.ranks import MEND, PLACE, Ranks
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -28,6 +29,8 @@ CPU = torch.device("cpu")
 # a thread which has a tensor of the last exchange to give back waits too, for ever.
 _groups: list[dist.ProcessGroup] = []
 PATIENCE = datetime.timedelta(hours=1)  # of gloo: the first rank may be drawing a world or writing a checkpoint
+CONNECTING = datetime.timedelta(minutes=10)  # in which all ranks have to meet; a launcher starts them together
+SAID_AFTER = 15  # seconds of waiting for other ranks, after which each says that it waits
 # Of NCCL: ranks agree over gloo before each exchange between GPUs, so that none has more to wait for than a step,
 # compiling included.
 NCCL_PATIENCE = datetime.timedelta(minutes=10)
@@ -42,12 +45,11 @@ def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
         yield
         return
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=_unused(store, rank, count),
-            rank=rank,
-            world_size=count,
+            store=_met(ranks),
+            rank=ranks.rank,
+            world_size=ranks.count,
             timeout=PATIENCE,
             device_id=device if device.type == "cuda" else None,  # NCCL then connects here, and hangs here if it does
         )
@@ -77,8 +79,25 @@ def _set_nccl_timeout(group: dist.ProcessGroup, device: torch.device) -> None:
         backend._set_default_timeout(NCCL_PATIENCE)
 
 
+def _met(ranks: Ranks) -> dist.Store:
+    """A store of these ranks alone, when all of them have come."""
+    place = ":".join(os.environ[name] for name in PLACE)
+    waits = f"rank {ranks.rank} of {ranks.count} waits at {place} for the others"
+    notice = threading.Timer(SAID_AFTER, print, (f"{waits}; {MEND}",), {"file": sys.stderr, "flush": True})
+    notice.daemon = True
+    notice.start()
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=CONNECTING))
+        return _unused(store, rank, count)
+    except (dist.DistError, ValueError) as error:  # the latter of an environment that torch cannot read
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{waits}, and they did not come in {CONNECTING} ({reason}); {MEND}") from None
+    finally:
+        notice.cancel()
+
+
 @contextlib.contextmanager
-def leaving(ranks: Ranks) -> Iterator[None]:
+def leaving() -> Iterator[None]:
     """Ends one of several ranks with the status that the block exits with, without taking the interpreter down first.
 
     gloo's threads may still hold tensors of the last exchange; one that gives them back while the interpreter is being
@@ -87,7 +106,7 @@ def leaving(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if ranks.count == 1:
+        if not _groups:
             raise
         atexit._run_exitfuncs()  # multiprocessing's among them: what it has not given back, it warns of (Python 3.14)
         sys.stdout.flush()
@@ -108,7 +127,7 @@ def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
         attempt = store.get(f"answer/{rank}/{name}").decode()
         store.set(f"here/{attempt}/{rank}", "")
         return dist.PrefixStore(attempt, store)
-    until, answered = time.monotonic() + PATIENCE.total_seconds(), {}
+    until, answered = time.monotonic() + CONNECTING.total_seconds(), {}
     missing = set(range(1, count))
     while missing:
         for other in sorted(missing):
@@ -120,7 +139,7 @@ def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
             if store.check([f"here/{name}/{other}"]):
                 missing.remove(other)
         if time.monotonic() > until:
-            raise UserError(f"{len(missing)} of {count} ranks did not come, rank {min(missing)} among them")
+            raise UserError(f"{len(missing)} of {count} ranks did not come, rank {min(missing)} among them; {MEND}")
         time.sleep(0.01)
     return dist.PrefixStore(name, store)
 

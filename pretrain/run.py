@@ -11,7 +11,7 @@ from pretrain import cuda_graph
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import Job, describe_scores, prepare
-from pretrain.run_folder import RESULT, checkpoint_to_go_on_from, finished_result, stored_flags
+from pretrain.run_folder import RESULT, checkpoint_to_go_on_from, finished_result, locked_run, stored_flags
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.trainer import complete
 from shards.errors import UserError
@@ -52,6 +52,11 @@ def _check_contrastive(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
+    with locked_run(Path(config.out), "pretrain.run", ranks):
+        return _pretrain(config, ranks, device)
+
+
+def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
     began, out = time.perf_counter(), Path(config.out)
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks)
@@ -86,7 +91,7 @@ def result(job: Job, scores: dict, seconds: float) -> dict:
 
 if __name__ == "__main__":
     summary = "Pretraining of the two-stream model on image-caption pairs."
-    with leaving(launched()):
+    with leaving():
         command(
             PretrainConfig,
             run,

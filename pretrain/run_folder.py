@@ -1,14 +1,17 @@
 """A run's directory: beginning it, resuming it, and finding it and what its configuration names."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.checkpoint import FACTS, TRAINING, newest_checkpoint
 from pretrain.distributed import on_first
 from shards.errors import UserError
 from shards.files import is_remote, read_json
+from shards.folder_lock import FolderLock
 from shards.ranks import Ranks
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -90,6 +93,17 @@ def existing_runs(path) -> str:
     runs = sorted({os.path.normpath(found.parent) for found in configs if newest_checkpoint(found.parent)})
     more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
     return f"; existing runs: {', '.join(runs[:LISTED])}{more}" if runs else ""
+
+
+@contextlib.contextmanager
+def locked_run(run: Path, command: str, ranks: Ranks) -> Iterator[None]:
+    """A block in which these ranks alone write a run directory, of which the first has the lock."""
+    lock = FolderLock(run, command, ("checkpoints",))
+    on_first(ranks, lock.acquire)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def checkpoint_to_go_on_from(run: Path, resume: bool, ranks: Ranks) -> Path | None:

@@ -10,6 +10,7 @@ from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
 from shards.errors import UserError
 from shards.features import BadRecord, Features, Shape, sample_of, shape_of
 from shards.flags import REQUIRED, command, flag
+from shards.folder_lock import locked_folder
 from shards.formats import open_source
 from shards.index import saved_index
 from shards.jobs import advance, run_tasks
@@ -46,7 +47,12 @@ class Task:
 
 def convert(config: ConvertConfig) -> Dataset:
     """Runs a conversion to its end; shards that an earlier run finished are kept. Returns the data set."""
-    source, out = open_source(config.source), Path(config.out)
+    source = open_source(config.source)
+    with locked_folder(config.out, "shards.convert"):
+        return _convert(config, source, Path(config.out))
+
+
+def _convert(config: ConvertConfig, source: Source, out: Path) -> Dataset:
     shape = _shape(source, config.on_bad_row)
     paths = [os.path.abspath(path) for path in config.source]
     plan = {

@@ -11,6 +11,7 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.files import expand, read_json, whole_file, write_json
+from shards.folder_lock import LOCK
 from shards.index import load_index
 from shards.sample import MEMBERS, SEVERAL, captions_of, read_npy
 from shards.texts import TextLists
@@ -76,7 +77,7 @@ def begin_dataset(folder, plan: dict) -> None:
     The mark stays until `finish_dataset`, so that a half-written folder is never taken for a data set.
     """
     folder = Path(folder)
-    if folder.is_dir() and [path.name for path in folder.iterdir()] == [UNFINISHED]:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK} == {UNFINISHED}:
         (folder / UNFINISHED).unlink()
     for name in (UNFINISHED, "dataset.json"):
         if (folder / name).exists():

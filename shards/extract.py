@@ -19,12 +19,13 @@ from shards.detectors.pixels import REGIONS
 from shards.errors import UserError
 from shards.files import printable
 from shards.flags import REQUIRED, command, flag
+from shards.folder_lock import locked_folder, owner_of
 from shards.given_boxes import read_given_boxes
 from shards.image_id import is_image
 from shards.images import BadImage, Part, Record, Unused, decode_image, find_parts, read_records
 from shards.index import saved_index
 from shards.jobs import advance, run_tasks, worker_pool
-from shards.ranks import ALONE, Ranks, launched
+from shards.ranks import ALONE, Ranks, launch_name, launched
 from shards.sample import Sample
 from shards.skips import is_done, list_skipped, note_skipped, noted
 from shards.writer import safe_key, write_shard
@@ -107,8 +108,24 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
         ranks.say(f"--captions {config.captions}: {counts}")
     elif config.captions_split:
         raise UserError(f"--captions_split {config.captions_split}: is of a Karpathy file; give it with --captions")
-    out, total = Path(config.out), sum(part.count for part in parts)
     detector = make_detector(config)
+    with _locked_for_all(Path(config.out), ranks):
+        return _extract(config, parts, detector, ranks)
+
+
+@contextlib.contextmanager
+def _locked_for_all(out: Path, ranks: Ranks) -> Iterator[None]:
+    """A block in which these ranks alone write a folder. The first has the lock; the others wait until it has."""
+    if ranks.first:
+        with locked_folder(out, "shards.extract"):
+            yield
+        return
+    _wait(lambda: owner_of(out).get("launch") == launch_name() or (out / "dataset.json").exists())
+    yield
+
+
+def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks: Ranks) -> Dataset | None:
+    out, total = Path(config.out), sum(part.count for part in parts)
     plan = _plan(config, parts, detector)
     if ranks.first:
         begin_dataset(out, plan)

@@ -1,6 +1,8 @@
 """Paths as users type them, and files that are either whole or not there."""
 
 import contextlib
+import errno
+import fcntl
 import glob
 import json
 import os
@@ -25,24 +27,69 @@ def whole_file(path, mode: str = "wb", **options):
     """Opens a temporary file beside `path` and renames it when the block ends well.
 
     A reader sees the old file, or no file, or the whole new one. An error in the block leaves nothing. A link stays
-    one, and what is no file, a pipe or /dev/null, is written to: a rename would put a file in its place.
+    one, and what is no file, a pipe or /dev/null, is written to: a rename would put a file in its place. What a writer
+    that was killed left under the temporary name is written over.
+
+    Raises:
+        UserError: the disk is full, or cannot be written for another reason that names no file.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        with open(path, mode, **options) as file:
+        with _naming(path), open(path, mode, **options) as file:
             yield file
         return
     path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = None
     try:
-        with open(temporary, mode, **options) as file:
+        with _naming(path), _open_temporary(path, mode, options) as file:
+            temporary = file.name
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
+            temporary = None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of writing name the file: those of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_WRITING or error.filename is not None:
+            raise
+        raise UserError(f"{path}: cannot be written ({error.strerror}); the file is left as it was") from None
+
+
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def _open_temporary(path: Path, mode: str, options: dict):
+    """Opens the temporary file of `path` for writing: always the same one, so that nothing of a killed writer is left.
+
+    It is locked while it is written; where another process has it at the moment, this one has a name of its own.
+    """
+
+    def own(name, flags: int) -> int:
+        handle = os.open(name, flags & ~os.O_TRUNC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(handle), os.stat(name)):
+                raise BlockingIOError  # it was renamed by another writer before this one had the lock
+            os.ftruncate(handle, 0)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+    try:
+        return open(path.with_name(f".{path.name}.part"), mode, opener=own, **options)
+    except OSError:  # another writer has it, or the file system has no locks
+        return open(path.with_name(f".{path.name}.{os.getpid()}.part"), mode, **options)
 
 
 def is_stray(path: str) -> bool:

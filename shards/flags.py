@@ -15,7 +15,7 @@ import fire
 
 from shards.errors import ErrorElsewhere, UserError
 from shards.files import is_remote
-from shards.ranks import launched
+from shards.ranks import ALONE, launched
 
 _YES = {"true", "yes", "1", "on"}
 _NO = {"false", "no", "0", "off"}
@@ -182,6 +182,9 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
 
 def _refuse(sentence: str) -> int:
     """Says what is wrong (and on which rank, where there are several); returns the exit status."""
-    ranks = launched()
+    try:
+        ranks = launched()
+    except UserError:  # of the environment, which is what is wrong
+        ranks = ALONE
     print(f"error{'' if ranks.first else f' on rank {ranks.rank}'}: {sentence}", file=sys.stderr, flush=True)
     return 2

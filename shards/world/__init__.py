@@ -15,10 +15,12 @@ from shards.errors import UserError
 from shards.extract import ExtractConfig, extract
 from shards.files import read_json, write_json
 from shards.flags import flag
+from shards.folder_lock import LOCK, locked_folder
 from shards.world.pools import draw_all
 from shards.world.tasks import TASK_REGIONS, TaskSizes, pairs_pictures, write_captions, write_tasks
 
 DEFAULT_WORLD = "data/world"
+TASKS = "tasks.json"  # in a world whose tasks are written: which folders of images and boxes they have
 REGIONS = 24  # per image: ample for four objects, and a third less work than the usual 36
 
 
@@ -73,8 +75,26 @@ def make_world(config: WorldConfig, tasks: bool = True) -> Path:
             raise UserError(f"{out}: holds a world made with other settings; give another --out or remove it")
         for path in sorted((out / "regions").glob("*/dataset.json")):
             check_version(path.parent, PixelDetector, f"remove {out / 'regions'}, and the regions are extracted again")
-    else:
-        if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
+    if not _is_complete(out, tasks):
+        with locked_folder(out, "shards.world"):
+            _complete(out, config, settings, tasks)
+    return out
+
+
+def _is_complete(out: Path, tasks: bool) -> bool:
+    """Whether nothing of a world is left to be made, so that it need not be locked."""
+    names = ["pairs"]
+    if tasks and (out / TASKS).exists():
+        found = read_json(out / TASKS)
+        names += [*found["images"], *found["boxes"]]
+    elif tasks:
+        return False
+    return is_world(out) and all((out / "regions" / name / "dataset.json").exists() for name in names)
+
+
+def _complete(out: Path, config: WorldConfig, settings: dict, tasks: bool) -> None:
+    if not is_world(out):
+        if {path.name for path in out.iterdir()} - {LOCK} and not (out / UNFINISHED).exists():
             raise UserError(f"{out}: is not empty and not a world; give another --out")
         write_json(out / UNFINISHED, settings)
         pictures = pairs_pictures(config.pairs, config.seed)
@@ -85,11 +105,10 @@ def make_world(config: WorldConfig, tasks: bool = True) -> Path:
     words = _extract(out, "pairs", config.seed).parent / "pairs" / "visual_words.npz"
     if tasks:
         _make_tasks(out, config, words)
-    return out
 
 
 def _make_tasks(out: Path, config: WorldConfig, words: Path) -> None:
-    done = out / "tasks.json"
+    done = out / TASKS
     if not done.exists():
         for name in TASK_REGIONS:  # of pictures that may not be those that are drawn now
             shutil.rmtree(out / "regions" / name, ignore_errors=True)
