@@ -79,12 +79,13 @@ def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[Said]
 @torch.no_grad()
 def _said(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[Prediction]:
     limit = collator.limits.regions
-    for part, batch in in_order(collator, batch_size, 0, ALONE):
-        scores = work.scores(batch.to(work.precision.device)).cpu()
-        for row, example in zip(scores, collator.examples[part], strict=True):
-            sample = collator.regions[example.images[0]]
-            regions, size = sample.boxes[:limit], image_size(example, sample)
-            yield prediction(work.task, row, TOP, collator.vocabulary, regions, size, example.candidates)
+    with in_order(collator, batch_size, 0, ALONE) as batches:
+        for part, batch in batches:
+            scores = work.scores(batch.to(work.precision.device)).cpu()
+            for row, example in zip(scores, collator.examples[part], strict=True):
+                sample = collator.regions[example.images[0]]
+                regions, size = sample.boxes[:limit], image_size(example, sample)
+                yield prediction(work.task, row, TOP, collator.vocabulary, regions, size, example.candidates)
 
 
 def _official(task: Task, said: Prediction):

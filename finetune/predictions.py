@@ -64,15 +64,16 @@ def _choices(
     boxes, ranked, count = work.task.head == "regions", work.task.ranked, len(collator.examples)
     chosen = np.zeros((count, collator.limits.regions + 1, 4) if ranked else (count, 4 if boxes else 1))
     first, last = share(count, ranks.count, ranks.rank)
-    for part, batch in in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda"):
-        scores = work.scores(batch.to(device))
-        progress(part.stop - first, last - first)
-        if ranked:
-            order = scores.argsort(dim=1, descending=True, stable=True).cpu()
-            chosen[part, : order.shape[1]] = _boxes(collator, part, batch, order)
-            continue
-        best = scores.argmax(1).cpu()
-        chosen[part] = _boxes(collator, part, batch, best) if boxes else best[:, None].numpy()
+    with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
+        for part, batch in batches:
+            scores = work.scores(batch.to(device))
+            progress(part.stop - first, last - first)
+            if ranked:
+                order = scores.argsort(dim=1, descending=True, stable=True).cpu()
+                chosen[part, : order.shape[1]] = _boxes(collator, part, batch, order)
+                continue
+            best = scores.argmax(1).cpu()
+            chosen[part] = _boxes(collator, part, batch, best) if boxes else best[:, None].numpy()
     return chosen
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from finetune.batch import TaskBatch, TaskCollator
 from pretrain.plan import Plan, share
-from pretrain.workers import Loader, Places, loading
+from pretrain.workers import Loader, Places, loading, watched_workers
 from shards import hashing
 from shards.ranks import Ranks
 
@@ -54,10 +54,15 @@ class _Turns(Dataset):
     def __getitem__(self, request: Request) -> Turn:
         task, turn, epoch, numbers = request
         collator = self.collators[task]
-        if len(numbers):
-            first = collator.examples[int(numbers[0])].images[0]
-            self.places.note(collator.regions.shard_of(first), task)
+        _note(self.places, collator, numbers, task)
         return Turn(task, turn, collator(epoch, numbers))
+
+
+def _note(places: Places, collator: TaskCollator, numbers: np.ndarray, task: int = 0) -> None:
+    """Notes the shard of the first image of some examples."""
+    if len(numbers):
+        first = collator.examples[int(numbers[0])].images[0]
+        places.note(collator.regions.shard_of(first), task)
 
 
 @dataclass
@@ -94,7 +99,7 @@ class TurnReader:
     def __init__(self, collators: list[TaskCollator], places: Places, workers: int, accumulate: int, pin: bool):
         self.requests, self.accumulate = _Requests(), accumulate
         turns = _Turns(collators, places)
-        self.loader = Loader(turns, workers, 4 * accumulate, pin, self.requests, lasting=True)
+        self.loader = Loader(turns, workers, places, accumulate, pin, self.requests, lasting=True)
 
     def read(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[list[Turn]]:
         """This rank's parts of each step. steps: for each the turns, (number of the task, the task's own step)."""
@@ -126,20 +131,30 @@ def task_steps(
             yield [turn.batch for turn in turns]
 
 
+@contextlib.contextmanager
 def in_order(
     collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, pin: bool = False
-) -> Iterator[tuple[slice, TaskBatch]]:
-    """(which examples, their batch) for this rank's share of all examples, in their order."""
+) -> Iterator[Iterator[tuple[slice, TaskBatch]]]:
+    """A block with (which examples, their batch) for this rank's share of all examples, in their order.
+
+    A data worker that dies in the block is a UserError.
+    """
     first, last = share(len(collator.examples), ranks.count, ranks.rank)
     slices = [slice(begin, min(begin + batch_size, last)) for begin in range(first, last, batch_size)]
     workers = min(workers, len(slices) // WORTH_A_WORKER)
     requests = [(0, np.arange(part.start, part.stop)) for part in slices]
-    yield from zip(slices, loading(_InOrder(collator), workers, 4, pin, requests), strict=True)
+    places = Places(workers, *([collator.regions.dataset] if workers else []))
+    with watched_workers(places):
+        batches = loading(_InOrder(collator, places), workers, places, pin=pin, sampler=requests)
+        yield zip(slices, batches, strict=True)
 
 
 class _InOrder(Dataset):
-    def __init__(self, collator: TaskCollator):
-        self.collator = collator
+    def __init__(self, collator: TaskCollator, places: Places):
+        self.collator, self.places = collator, places
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> TaskBatch:
-        return self.collator(*request)
+        epoch, numbers = request
+        if self.places.paths:
+            _note(self.places, self.collator, numbers)
+        return self.collator(epoch, numbers)

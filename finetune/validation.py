@@ -53,8 +53,9 @@ def four_way_right(
 
     def on_this_rank() -> np.ndarray:
         right = np.zeros(len(collator.examples))
-        for part, batch in in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda"):
-            right[part] = training_scores("retrieval", work.scores(batch.to(device)), None).cpu()
+        with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
+            for part, batch in batches:
+                right[part] = training_scores("retrieval", work.scores(batch.to(device)), None).cpu()
         return right
 
     return predicted_on_all_ranks(work, on_this_rank, ranks)

@@ -123,7 +123,6 @@ def training_steps(
     pairs: Pairs, collator: Collator, plan: Plan, places: Places, pin: bool = False
 ) -> Iterator[list[Batch]]:
     """This rank's parts of every step from plan.first_step on, read ahead by the plan's data workers."""
-    ahead = 4 * plan.accumulate
     if pairs.streamed:
         each = plan.steps_per_epoch
         starts = [plan.first_step, *range((plan.first_step // each + 1) * each, plan.total_steps, each)]
@@ -131,11 +130,11 @@ def training_steps(
             StreamedBatches(pairs.shards, pairs.numbers, pairs.member, collator, plan, step, places.note)
             for step in starts
         )
-        loaders = (loading(epoch, plan.workers, ahead, pin) for epoch in epochs)
+        loaders = (loading(epoch, plan.workers, places, plan.accumulate, pin) for epoch in epochs)
     else:
         local = _LocalBatches(RegionReader(pairs.shards), pairs.numbers, collator, places)
         requests = _Requests(pairs, collator.seed, plan)
-        loaders = iter([loading(local, plan.workers, ahead, pin, requests)])
+        loaders = iter([loading(local, plan.workers, places, plan.accumulate, pin, requests)])
     for batches in loaders:
         while parts := list(islice(batches, plan.accumulate)):
             yield parts

@@ -1,6 +1,8 @@
 """Random access to the samples of local shards: views of the memory-mapped tars, nothing copied."""
 
 import mmap
+import resource
+from collections import OrderedDict
 
 import numpy as np
 
@@ -10,29 +12,34 @@ from shards.image_id import image_id
 from shards.index import load_index
 from shards.sample import MEMBERS, Sample, decode
 
+MAPS = (8, 128)  # shards that a reader maps at once: at least, at most
+SHARE_OF_LIMIT = 32  # a reader's maps are this part of the process's descriptors; a process has several readers
+
 
 class RegionReader:
     """The samples of a data set by number (0 to len - 1, in shard order) or by image id.
 
     The arrays are read-only views: a sample costs a few page faults and no copy. Shards are mapped on first
-    use in each process, so a reader may be handed to data workers.
+    use in each process, so a reader may be handed to data workers. At most `maps` of them are mapped at a time, since
+    each map takes a file descriptor; where more are in use at once, samples of the others are copied.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, maps: int | None = None):
         self.dataset = dataset
+        self.maps = maps or _maps_at_once()
         self.indexes = [load_index(shard.path) for shard in dataset.shards]
         for shard, index in zip(dataset.shards, self.indexes, strict=True):
             if shard.samples != len(index):
                 raise UserError(f"{shard.path}: holds {len(index)} samples and not the {shard.samples} of dataset.json")
         self.ends = np.cumsum([len(index) for index in self.indexes])
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()  # the one that was used last is the last
         self._numbers: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getstate__(self):
-        return self.__dict__ | {"_maps": {}}
+        return self.__dict__ | {"_maps": OrderedDict()}
 
     def __getitem__(self, number: int) -> Sample:
         if not 0 <= number < len(self):
@@ -40,26 +47,42 @@ class RegionReader:
         shard = self.shard_of(number)
         index = self.indexes[shard]
         row = number - int(self.ends[shard]) + len(index)
-        data = self._map(shard)
-        members = {
-            name: data[offset : offset + size]
-            for name, (offset, size) in zip(MEMBERS, index.members[row].tolist(), strict=True)
-            if size
-        }
+        places = {name: place for name, place in zip(MEMBERS, index.members[row].tolist(), strict=True) if place[1]}
+        members = self._members(shard, places)
         return decode(str(index.keys[row]), members, index.path)
 
     def shard_of(self, number: int) -> int:
         return int(np.searchsorted(self.ends, number, side="right"))
 
-    def _map(self, shard: int) -> memoryview:
-        if shard not in self._maps:
-            path = self.indexes[shard].path
-            try:
+    def _members(self, shard: int, places: dict[str, list[int]]) -> dict[str, memoryview | bytes]:
+        """The members of a sample. places: (offset, size) of each in its shard."""
+        path = self.indexes[shard].path
+        try:
+            if shard in self._maps:
+                self._maps.move_to_end(shard)
+            elif self._has_room():
                 with open(path, "rb") as file:
-                    self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except (OSError, ValueError) as error:  # an empty file is a ValueError
-                raise UserError(f"{path}: cannot be read ({error})") from None
-        return self._maps[shard]
+                    self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            else:
+                with open(path, "rb") as file:
+                    return {name: _read(file, *place) for name, place in places.items()}
+        except (OSError, ValueError) as error:  # an empty file is a ValueError
+            raise UserError(f"{path}: cannot be read ({error})") from None
+        data = memoryview(self._maps[shard])
+        return {name: data[offset : offset + size] for name, (offset, size) in places.items()}
+
+    def _has_room(self) -> bool:
+        """Whether one more shard may be mapped, for which the map that was used longest ago is given up."""
+        if len(self._maps) < self.maps:
+            return True
+        for shard, data in self._maps.items():
+            try:
+                data.close()
+            except BufferError:  # arrays of it are in use
+                continue
+            del self._maps[shard]
+            return True
+        return False
 
     def plain_numbers(self) -> dict[str, int]:
         """The number of every image by the id that annotations have (image_id.image_id)."""
@@ -72,3 +95,15 @@ class RegionReader:
             ids = (known for index in self.indexes for known in index.ids.tolist())
             self._numbers = {known: number for number, known in enumerate(ids)}
         return self._numbers[image]
+
+
+def _maps_at_once() -> int:
+    """How many shards a reader maps, by the limit of descriptors of this process."""
+    least, most = MAPS
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if limit == resource.RLIM_INFINITY else min(max(limit // SHARE_OF_LIMIT, least), most)
+
+
+def _read(file, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)

@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -360,3 +362,14 @@ def test_another_regime_is_another_run(mt, run_command, tmp_path, monkeypatch):
     assert status == 0 and "this run was finished before" in out and "MT score" in out and "the paper, test" in out
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("descriptors", [256, 1024])
+def test_many_workers_and_accumulated_parts_need_few_descriptors(world, pretrained, tmp_path, descriptors):
+    """Every tensor of a batch that is read ahead took one, and a process that had no more waited for ever."""
+    flags = ["--data", world, "--init", pretrained, "--out", tmp_path / "run", "--tasks", "g1,g3,g4"]
+    flags += ["--workers", 4, "--accumulate", 24, "--iterations", 3]
+    command = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", sys.executable, "-m", "finetune.mt", *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr

@@ -147,3 +147,52 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_more_room_lets_the_run
     assert ended(start("--out", run, "--resume"))[0] == 0
     scores = [json.loads((folder / "result.json").read_text())["validation"] for folder in (run, tmp_path / "whole")]
     assert scores[0] == scores[1]
+
+
+@pytest.fixture
+def small_memory():
+    """Runs a command where /dev/shm is small, as it is in a container: run(megabytes, command) -> the process."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("a small /dev/shm can be mounted by root alone")
+
+    def run(megabytes: int, *command) -> subprocess.CompletedProcess:
+        mount = f'mount -t tmpfs -o size={megabytes}m tmpfs /dev/shm && exec "$@"'
+        command = ["unshare", "-m", "sh", "-c", mount, "sh", *map(str, command)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+@pytest.mark.parametrize("sharing", ["descriptors", "files"])
+def test_a_small_shared_memory_is_one_sentence_and_no_workers_need_none(tmp_path, small_memory, sharing):
+    make_dataset(tmp_path / "data", (60, 37), features=20_000)  # a batch of 8 pairs has about 2 MB
+    flags = ["-m", "pretrain.run", "--data", tmp_path / "data", "--epochs", 1, *SMALL, "--batch_size", 16]
+    limit = ["sh", "-c", f'ulimit -n {256 if sharing == "files" else 4096} && exec "$@"', "sh"]
+    done = small_memory(1, *limit, sys.executable, *flags, "--out", tmp_path / "a", "--workers", 2)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    for word in ("/dev/shm is full (1 MB)", "--workers 0", "docker run --shm-size"):
+        assert word in done.stderr
+    if sharing == "files":
+        done = small_memory(1, *limit, sys.executable, *flags, "--out", tmp_path / "b", "--workers", 0)
+        assert done.returncode == 0, done.stderr
+
+
+def limited(descriptors: int, *command) -> subprocess.CompletedProcess:
+    """A command that may have so many file descriptors, to its end."""
+    command = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", sys.executable, *map(str, command)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+
+
+def test_more_shards_than_file_descriptors(tmp_path):
+    make_dataset(tmp_path / "data", (2,) * 300)
+    flags = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--workers", 2, "--epochs", 1, *SMALL]
+    done = limited(256, "-m", "pretrain.run", *flags)
+    assert done.returncode == 0, done.stderr
+
+
+def test_too_few_descriptors_for_the_workers_are_one_sentence(tmp_path, dataset_folder):
+    flags = ["--data", dataset_folder, "--out", tmp_path / "run", "--workers", 24, "--epochs", 1, *SMALL]
+    done = limited(64, "-m", "pretrain.run", *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    sentence = done.stderr.splitlines()[-1]  # torch warns of so many workers
+    assert "too many open files" in sentence and "may have 64)" in sentence and "--workers 0" in sentence

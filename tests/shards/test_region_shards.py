@@ -308,3 +308,18 @@ def test_streams_with_a_description_are_opened_without_reading_them(tmp_path, ca
     assert one.counts.tolist() == [5] and captions == read_captions(local)[7:]
     with pytest.raises(UserError, match="part-00007"):
         open_stream(f"{http_folder(tmp_path)}/part-00007.tar")
+
+
+def test_few_shards_are_mapped_at_a_time_and_samples_in_use_stay_whole(tmp_path):
+    """Each map takes a file descriptor; Conceptual Captions makes 3,100 shards."""
+    make_dataset(tmp_path, (3,) * 7)
+    dataset = open_dataset(str(tmp_path))
+    few, many = RegionReader(dataset, maps=2), RegionReader(dataset)
+    numbers = [*range(21), *range(0, 21, 5), *reversed(range(21))]
+    held = [few[number] for number in numbers]  # all in use at once: of five shards the samples are copies
+    assert len(few._maps) == 2
+    assert all(same(sample, many[number]) for number, sample in zip(numbers, held, strict=True))
+    held.clear()
+    for number in numbers:
+        assert same(few[number], many[number])
+        assert few.shard_of(number) in few._maps and len(few._maps) == 2
