@@ -1,5 +1,8 @@
 """A task's splits with their regions, ready to be collated."""
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +17,14 @@ from finetune.settings import RANKED_CAPTIONS
 from finetune.task import Example, Task
 from finetune.validation import Validation
 from pretrain.collate import Limits
+from pretrain.distributed import OTHER_DATA, same_everywhere
 from pretrain.tokenizer import WordPieces
+from shards.dataset import fingerprint
 from shards.errors import UserError
+from shards.ranks import Ranks
 from shards.world import is_world
+
+COMPARED = 50_000  # examples of a split that ranks compare, which takes a second
 
 
 @dataclass
@@ -92,6 +100,24 @@ class TaskData:
         ranked = self.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
         options = Options(examples, self.regions, seed)
         return Validation(ranked, replace(ranked, examples=examples, options=options))
+
+
+def same_on_every_rank(data: TaskData, splits: Sequence[Sequence[Example]], ranks: Ranks) -> None:
+    """Refuses to go on where another rank reads other regions or other examples than the first."""
+
+    def content() -> tuple[str, ...]:
+        regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
+        return (*map(fingerprint, regions), *map(_digest, splits))
+
+    same_everywhere(ranks, content, OTHER_DATA.format(data=f"{data.folder} with {data.regions.dataset.folder}"))
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of how many examples there are, and of COMPARED of them, spread over all."""
+    digest = hashlib.sha256(str(len(examples)).encode())
+    for number in range(0, len(examples), -(-len(examples) // COMPARED) or 1):
+        digest.update(json.dumps(dataclasses.asdict(examples[number]), sort_keys=True, default=repr).encode())
+    return digest.hexdigest()
 
 
 def check_same_width(first: Regions, *others: Regions) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune.batch import TaskCollator
 from finetune.course import describe_scores
-from finetune.data import open_data
+from finetune.data import TaskData, open_data, same_on_every_rank
 from finetune.heads import TaskModel
 from finetune.packed import PackedExamples
 from finetune.predictions import predict
@@ -31,7 +31,7 @@ from finetune.task import Example, FurtherScores, Task
 from finetune.tasks import GROUPS, choose_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.circumstances import circumstances
-from pretrain.distributed import choose_device, connected, leaving
+from pretrain.distributed import choose_device, connected, leaving, on_every_rank
 from pretrain.logs import duration
 from pretrain.step import Precision
 from pretrain.weights import RUN, describe
@@ -99,8 +99,13 @@ def open_run(
     choose: a function of the task's data that gives the examples; those of the split where it is None.
     """
     device = choose_device(config.device, ranks)
-    data = open_data(task, choose_data(config.run, config.data), config.missing)
-    examples = choose(data) if choose else data.examples(config.split or task.splits[1], ranks.say)
+
+    def opened() -> tuple[TaskData, Sequence[Example]]:
+        data = open_data(task, choose_data(config.run, config.data), config.missing)
+        return data, choose(data) if choose else data.examples(config.split or task.splits[1], ranks.say)
+
+    data, examples = on_every_rank(ranks, opened)
+    same_on_every_rank(data, (examples,), ranks)
     start = trained_start(config.run, config.config, config.tokenizer, data.feature_size)
     check_trained(start, task)
     vocabulary = None

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from finetune.cleaning.cleaned import NOT_CLEANED, is_cleaned
-from finetune.data import TaskData, check_same_width, open_data
+from finetune.data import TaskData, check_same_width, open_data, same_on_every_rank
 from finetune.engine import make_model, make_task_engine
 from finetune.heads import layer_of
 from finetune.multi import Entrant, Iterations, MultiTask
@@ -40,7 +40,7 @@ from finetune.task import Task
 from finetune.tasks import choose_tasks, find_task
 from finetune.work import MultiTaskPass, TaskPass
 from pretrain.checkpoint import FACTS
-from pretrain.distributed import choose_device, connected, leaving, on_first
+from pretrain.distributed import choose_device, connected, leaving, on_every_rank, on_first
 from pretrain.plan import Plan
 from pretrain.run_folder import (
     RESULT,
@@ -137,12 +137,16 @@ def _score_text(score: float, interval: tuple[float, float] | None) -> str:
 
 def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> MultiTask:
     """A run that is ready to go on."""
-    run, opened = Path(config.out), {}
-    data = [
-        open_data(task, config.data, config.missing, config.annotated_boxes, opened, config.clean) for task in tasks
-    ]
-    check_same_width(*(of_task.regions for of_task in data))
-    splits = [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.say) for of_task in data]
+    run, shared = Path(config.out), {}
+
+    def opened() -> tuple[list[TaskData], list]:
+        data = [open_data(t, config.data, config.missing, config.annotated_boxes, shared, config.clean) for t in tasks]
+        check_same_width(*(of_task.regions for of_task in data))
+        return data, [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.say) for of_task in data]
+
+    data, splits = on_every_rank(ranks, opened)
+    for of_task, of_splits in zip(data, splits, strict=True):
+        same_on_every_rank(of_task, of_splits, ranks)
     texts = (example.text for training, _ in splits for example in training)
     asked = (str(run), None, None) if newest else (config.init, config.config, config.tokenizer)
     start = on_first(ranks, lambda: choose_start(*asked, texts, data[0].feature_size, runs=(PRETRAINING,)))
@@ -194,6 +198,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         engine=make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated),
         places=Places(config.workers, *(of_task.regions.dataset for of_task in data)),
         bad_samples=0,
+        unlogged=facts.get("unlogged", {}),
         entrants=entrants,
         regime=regime,
         lr=lr,

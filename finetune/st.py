@@ -10,7 +10,7 @@ import torch
 
 from finetune.answers import AnswerVocabulary
 from finetune.course import SingleTask, describe_scores
-from finetune.data import TaskData, open_data
+from finetune.data import TaskData, open_data, same_on_every_rank
 from finetune.engine import make_model, make_task_engine
 from finetune.settings import FREE_FLAGS, StConfig, batch_and_lr, epochs
 from finetune.start import Start, begin_run, choose_start, choose_vocabulary, random_start_note
@@ -18,7 +18,7 @@ from finetune.task import Example, Task
 from finetune.tasks import all_tasks, find_task
 from finetune.work import TaskPass
 from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
-from pretrain.distributed import choose_device, connected, leaving, on_first
+from pretrain.distributed import choose_device, connected, leaving, on_every_rank, on_first
 from pretrain.plan import Plan
 from pretrain.run_folder import (
     CONFIG,
@@ -97,9 +97,14 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     run = Path(config.out)
     if config.annotated_boxes and task.head != "regions":
         raise UserError(f"--annotated_boxes: is of referring expressions; {task.name} has none")
-    data = open_data(task, config.data, config.missing, config.annotated_boxes, clean=config.clean)
     train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
-    examples, held_out = data.splits(train_split, validation_split, config.validate_on, ranks.say)
+
+    def opened() -> tuple[TaskData, tuple[Sequence[Example], Sequence[Example]]]:
+        data = open_data(task, config.data, config.missing, config.annotated_boxes, clean=config.clean)
+        return data, data.splits(train_split, validation_split, config.validate_on, ranks.say)
+
+    data, (examples, held_out) = on_every_rank(ranks, opened)
+    same_on_every_rank(data, (examples, held_out), ranks)
     texts = (example.text for example in examples)
     asked = (str(run), None, None) if newest else (config.init, config.config, config.tokenizer)
     start = on_first(ranks, lambda: choose_start(*asked, texts, data.feature_size))
@@ -136,6 +141,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         engine=engine,
         places=Places(config.workers, data.regions.dataset),
         bad_samples=0,
+        unlogged=facts.get("unlogged", {}),
         work=work,
         training=data.collator(examples, *inputs, config.seed),
         validation=data.validation(held_out, *inputs, validate_on=config.validate_on, seed=config.seed),

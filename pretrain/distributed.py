@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from shards.batched_detector import choose_device as choose_device  # of a rank, wherever networks run
 from shards.errors import ErrorElsewhere, UserError
-from shards.ranks import MEND, PLACE, Ranks
+from shards.ranks import MEND, PLACE, Ranks, launched
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
 # Every group that was, for good: freeing one, older torch (2.4) waits for gloo's threads and lets no other run, so that
 # a thread which has a tensor of the last exchange to give back waits too, for ever.
 _groups: list[dist.ProcessGroup] = []
+OTHER_DATA = "{data}: is not the same data set here as on the first rank"
 PATIENCE = datetime.timedelta(hours=1)  # of gloo: the first rank may be drawing a world or writing a checkpoint
 CONNECTING = datetime.timedelta(minutes=10)  # in which all ranks have to meet; a launcher starts them together
 SAID_AFTER = 15  # seconds of waiting for other ranks, after which each says that it waits
@@ -81,7 +82,7 @@ def _set_nccl_timeout(group: dist.ProcessGroup, device: torch.device) -> None:
 
 def _met(ranks: Ranks) -> dist.Store:
     """A store of these ranks alone, when all of them have come."""
-    place = ":".join(os.environ[name] for name in PLACE)
+    place = ":".join(os.environ.get(name, "") for name in PLACE)
     waits = f"rank {ranks.rank} of {ranks.count} waits at {place} for the others"
     notice = threading.Timer(SAID_AFTER, print, (f"{waits}; {MEND}",), {"file": sys.stderr, "flush": True})
     notice.daemon = True
@@ -106,12 +107,13 @@ def leaving() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if not _groups:
-            raise
-        atexit._run_exitfuncs()  # multiprocessing's among them: what it has not given back, it warns of (Python 3.14)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code)
+        with contextlib.suppress(UserError):  # of an environment that names no ranks
+            if launched().count > 1:
+                atexit._run_exitfuncs()  # multiprocessing's among them: what it has not given back, it warns of (3.14)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(end.code)
+        raise
 
 
 def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
@@ -216,8 +218,11 @@ def on_every_rank(ranks: Ranks, function: Callable[[], T]) -> T:
     return value
 
 
-def same_everywhere(ranks: Ranks, value, complaint: str) -> None:
-    """Refuses to go on where a rank has another value than the first."""
+def same_everywhere(ranks: Ranks, function: Callable[[], object], complaint: str) -> None:
+    """Refuses to go on where `function` returns another value on a rank than on the first; alone it is not called."""
+    if ranks.count == 1:
+        return
+    value = on_every_rank(ranks, function)
     differs = value != on_first(ranks, lambda: value)
     if add_up_numbers([int(differs)], ranks)[0]:
         raise UserError(complaint) if differs else ErrorElsewhere(complaint)

@@ -1,6 +1,7 @@
 """Everything that a pretraining run is made of, put together from its flags."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from pretrain.bert import load_bert, may_be_from_bert
 from pretrain.circumstances import circumstances
 from pretrain.collate import Collator, Limits
 from pretrain.config import CONFIGS, ModelConfig, read_model_config
-from pretrain.distributed import on_first, same_everywhere
+from pretrain.distributed import OTHER_DATA, on_every_rank, on_first, same_everywhere
 from pretrain.heads import PretrainingModel
 from pretrain.layers import narrow_hidden_states
 from pretrain.objective import Objective
@@ -30,7 +31,7 @@ from pretrain.trainer import Course, restore_engine
 from pretrain.validate import most_frequent_word, validate
 from pretrain.work import Pass, means
 from pretrain.workers import Places
-from shards.dataset import Dataset
+from shards.dataset import Dataset, fingerprint
 from shards.detectors import keep_detector
 from shards.errors import UserError
 from shards.files import read_json, write_json
@@ -145,6 +146,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
         engine=engine,
         places=Places(config.workers, pairs.shards),
         bad_samples=facts.get("bad_samples", 0),
+        unlogged=facts.get("unlogged", {}),
         pairs=pairs,
         collator=collator(
             swaps=None if hard else Swaps(pairs.captions, pairs.trained), draw_captions=pairs.one_caption
@@ -163,9 +165,9 @@ def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
     """The pairs as the first rank finds them (streams), or as every rank does (local shards)."""
     opened = partial(open_pairs, config.data, config.validation_pairs, config.captions_per_image)
     pairs = on_first(ranks, opened)
-    if not pairs.streamed and not ranks.first:
-        pairs = opened()
-    same_everywhere(ranks, _facts(pairs), f"{config.data}: is not the same data set here as on the first rank")
+    if not pairs.streamed:
+        pairs = on_every_rank(ranks, lambda: pairs if ranks.first else opened())
+        same_everywhere(ranks, lambda: _content(pairs), OTHER_DATA.format(data=config.data))
     readers = ranks.count * max(config.workers, 1)
     if pairs.streamed and len(pairs.shards.shards) < readers:
         ranks.say(
@@ -272,6 +274,14 @@ def _facts(pairs: Pairs) -> dict:
         "detector": shards.detector,
         "shards": {Path(shard.path).name: shard.sha256 for shard in shards.shards},
     }
+
+
+def _content(pairs: Pairs) -> tuple[str, str]:
+    """Of local pairs, what has to be the same on every rank."""
+    texts = pairs.captions.texts
+    captions = hashlib.sha256(pairs.captions.begins.tobytes() + texts.ends.tobytes())
+    captions.update(np.ascontiguousarray(texts.data))
+    return fingerprint(pairs.shards), captions.hexdigest()
 
 
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:

@@ -91,6 +91,23 @@ class Sums:
             value = torch.where(counted, value, 0.0)
             self.values[name] = self.values[name] + value if name in self.values else value
 
+    def state(self, ranks: Ranks) -> list[dict[str, float]]:
+        """The sums of every rank, for a checkpoint; they go on."""
+        names = list(self.values)
+        table = torch.zeros(ranks.count, len(names), dtype=torch.float64)
+        if names:
+            table[ranks.rank] = torch.stack(list(self.values.values())).cpu()
+        return [dict(zip(names, row, strict=True)) for row in add_up(table, ranks).tolist()]
+
+    @classmethod
+    def restored(cls, state: list[dict[str, float]], ranks: Ranks, device: torch.device) -> "Sums":
+        """The sums that a checkpoint has; the first of another number of ranks goes on with the sums over all."""
+        if len(state) != ranks.count:
+            total = {name: sum(of_rank[name] for of_rank in state) for name in (state or [{}])[0]}
+            state = [total] + [dict.fromkeys(total, 0.0)] * (ranks.count - 1)
+        own = state[ranks.rank]
+        return cls({name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in own.items()})
+
     def reading(self, ranks: Ranks) -> dict[str, float]:
         """The sums over all ranks as plain numbers, none where nothing was added; they begin anew."""
         if not self.values:

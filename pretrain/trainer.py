@@ -11,7 +11,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,7 +33,7 @@ TOGETHER = 2.0  # seconds within which signals are one: a terminal's Ctrl-C come
 @dataclass
 class Course(ABC):
     """What the loop needs of a run. config: its flags, of which out, lr, warmup, log_every and save_minutes are read;
-    bad_samples: left out so far, on all ranks.
+    bad_samples: left out so far, on all ranks; unlogged: what Progress.state gave at the checkpoint that is resumed.
 
     A batch's part has __len__, to(device), pin_memory() and record_stream(stream); `problems` says what was left out.
     """
@@ -47,6 +47,7 @@ class Course(ABC):
     engine: Engine
     places: Places
     bad_samples: int
+    unlogged: dict = field(default_factory=dict, kw_only=True)
 
     @abstractmethod
     def steps(self) -> Iterator[list | None]:
@@ -222,7 +223,8 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
     that are done, and the last scores.
     """
     config, plan, engine = course.config, course.plan, course.engine
-    sums, clock, progress, scores = Sums(), Clock(), Progress(course, log), {}
+    clock, progress, scores = Clock(), Progress(course, log), {}
+    sums = Sums.restored(course.unlogged.get("sums", []), course.ranks, course.device)
     saving = Saving(course)
     reported: set[str] = set()
     steps = course.steps()
@@ -256,13 +258,13 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
                 over = course.over()
                 clock.restart()
             if done % course.save_every == 0 or last or over or agreed.save:
-                saving.save(done, scores)
+                saving.save(done, scores, progress.state(sums))
                 saved = done
         finished = over or done == plan.total_steps
         if not finished and (done > saved or done == 0):
             if sums.values:
                 progress.training(done, lr, sums, clock)
-            saving.save(done, {})
+            saving.save(done, {}, progress.state(sums))
     return None if finished else agreed.signal, done, scores
 
 
@@ -307,14 +309,15 @@ class Saving:
         """Whether the last checkpoint is so long ago that another should be written, by the first rank's clock."""
         return self.writer is not None and 0 < self.minutes * 60 <= time.monotonic() - self.last
 
-    def save(self, done: int, scores: dict) -> None:
-        """Begins a checkpoint after `done` steps."""
+    def save(self, done: int, scores: dict, unlogged: dict) -> None:
+        """Begins a checkpoint after `done` steps. unlogged: see Progress.state."""
         course, engine = self.course, self.course.engine
         engine.skipped.check(wait=True)
         facts = {
             "total_steps": course.plan.total_steps,
             "scores": scores,
             "bad_samples": course.bad_samples,
+            "unlogged": unlogged,
         }
         facts |= engine.state() | course.facts(done)
         loss = course.loss_of(scores) if scores else None
@@ -337,7 +340,15 @@ class Progress:
 
     def __init__(self, course: Course, log: RunLog | None):
         self.course, self.log = course, log
-        self.began, self.skipped = time.perf_counter(), course.engine.skipped.count
+        self.began = time.perf_counter()
+        self.skipped = course.unlogged.get("skipped", course.engine.skipped.count)
+
+    def state(self, sums: Sums) -> dict:
+        """What the next line of the log needs of the steps since the last one, for a checkpoint between the two.
+
+        skipped: how many steps had been skipped at the last line.
+        """
+        return {"sums": sums.state(self.course.ranks), "skipped": self.skipped}
 
     def training(self, done: int, lr: float, sums: Sums, clock: Clock) -> None:
         course, plan, skips = self.course, self.course.plan, self.course.engine.skipped

@@ -19,6 +19,7 @@ from shards.texts import TextLists
 FORMAT = 1
 FORMAT_SEVERAL = 2  # of several captions per image, which readers of format 1 would take for one long caption
 UNFINISHED = "unfinished.json"
+BLOCKS, BLOCK = 512, 4096  # of a data set's fingerprint, and bytes of each
 
 
 @dataclass
@@ -272,6 +273,26 @@ def _captions_file(dataset: Dataset) -> TextLists | None:
         if len(lines) == begin:
             return TextLists.joined([lines.part(*places[shard.path]) for shard in dataset.shards])
     raise UserError(f"{path}: does not have one line for every sample; remove it to have it read from the shards")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of what is known of a local data set, and of blocks of its shards, BLOCKS in all but one of each at the
+    least: two ranks that read other files under the same names have other ones."""
+    known = (dataset.feature_size, dataset.num_classes, dataset.classes_per_region, dataset.detector, dataset.captions)
+    digest = hashlib.sha256(repr(known).encode())
+    of_shard = max(1, BLOCKS // len(dataset.shards))
+    for shard in dataset.shards:
+        path = Path(shard.path)
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, 2)
+                digest.update(repr((path.name, shard.samples, size, shard.sha256)).encode())
+                for number in range(of_shard):
+                    file.seek(size * number // of_shard)
+                    digest.update(file.read(BLOCK))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def checksum_errors(dataset: Dataset):

@@ -39,6 +39,19 @@ def start_ranks(count: int, *arguments, script=("-m", "pretrain.run"), **environ
     ]
 
 
+IN_ITS_FOLDER = """
+import os, runpy, sys
+module, folder = sys.argv.pop(1), sys.argv.pop(1)
+os.chdir(f"{folder}{os.environ['RANK']}")
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def run_ranks_apart(module: str, folder, *arguments) -> list[tuple[int, str, str]]:
+    """Two ranks of a command, each in a directory of its own, FOLDER0 and FOLDER1: paths name other files for each."""
+    return run_ranks(2, module, folder, *arguments, script=("-c", IN_ITS_FOLDER), PYTHONPATH=os.getcwd())
+
+
 def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of every process; what does not end in time is killed, and the test fails."""
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import finish, lines_of, run_ranks, start_ranks, weights_of
+from launching import finish, lines_of, run_ranks, run_ranks_apart, start_ranks, weights_of
 
 from finetune.answers import normalise
 from finetune.tasks import paper_tasks
@@ -303,3 +303,30 @@ def test_a_split_without_answers_is_submitted_and_not_scored(st, run_command, tm
 def test_the_wrong_one_of_task_and_tasks_is_answered_with_the_right_one(words, complaint, run_command):
     status, _, err = run_command(f"finetune.{words[0]}", *words[1:])
     assert status == 2 and complaint in err
+
+
+@pytest.mark.parametrize("module", ["finetune.st", "finetune.mt"])
+@pytest.mark.parametrize("differing", ["regions", "annotations"])
+def test_ranks_that_read_other_data_are_refused(world, tmp_path, module, differing):
+    """The same names and numbers, and other values, on one of two machines."""
+    for rank in (0, 1):
+        for name in ("regions/coco", "snli_ve", "refcoco", "regions/flickr"):
+            if (world / name).is_dir():
+                shutil.copytree(world / name, tmp_path / f"rank{rank}" / "data" / name)
+    data = tmp_path / "rank1" / "data"
+    if differing == "regions":
+        path = data / "regions" / "coco" / "regions-00000.tar"
+        content = bytearray(path.read_bytes())
+        content[1024] ^= 1
+    else:
+        path = data / "refcoco" / "refs(unc).p"
+        content = path.read_bytes().replace(b"left", b"LEFT", 1)
+    path.write_bytes(content)
+    flags = ["--data", "data", "--init", "scratch", "--workers", 0, "--out", tmp_path / "run"]
+    flags += ["--task", "refcoco"] if module == "finetune.st" else ["--tasks", "refcoco", "--iterations", 1]
+    results = run_ranks_apart(module, tmp_path / "rank", *flags)
+    assert [status for status, _, _ in results] == [2, 2], results
+    sentence = (
+        "error on rank 1: data/refcoco with data/regions/coco: is not the same data set here as on the first rank\n"
+    )
+    assert [err for _, _, err in results] == ["", sentence]

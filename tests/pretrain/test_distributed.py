@@ -5,11 +5,13 @@ import datetime
 import pytest
 import torch
 import torch.distributed as dist
+from launching import free_port
 from torch import nn
 
 from pretrain import distributed
-from pretrain.distributed import UsedParameters, connected
+from pretrain.distributed import CPU, UsedParameters, connected
 from pretrain.step import Precision, Sums, make_engine
+from shards.errors import UserError
 from shards.ranks import Ranks
 
 TWO = Ranks(0, 2)
@@ -131,3 +133,18 @@ def test_gpus_are_named_and_nccl_waits_for_ten_minutes(monkeypatch, name):
     else:
         assert (given["backend"], given["device_id"]) == ("cpu:gloo,cuda:nccl", device)
         assert timeouts == {device: datetime.timedelta(minutes=10)}
+
+
+def test_a_rank_that_waits_for_others_says_so_and_gives_up(monkeypatch, capsys):
+    """A whole launch that an earlier job left in the environment: nobody else is coming."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(distributed, "CONNECTING", datetime.timedelta(seconds=2))
+    monkeypatch.setattr(distributed, "SAID_AFTER", 0.2)
+    with pytest.raises(UserError, match=r"1 of 2 ranks did not come|they did not come in 0:00:02"), connected(TWO, CPU):
+        pass
+    said = capsys.readouterr().err
+    assert "rank 0 of 2 waits at 127.0.0.1:" in said and "unset RANK" in said
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="they did not come in 0:00:02"), connected(Ranks(1, 2), CPU):
+        pass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch
 from data_sets import make_dataset
-from launching import finish, lines_of, run_ranks, start_ranks, torchrun, weights_of
+from launching import finish, lines_of, run_ranks, run_ranks_apart, start_ranks, torchrun, weights_of
 
 from pretrain.checkpoint import checkpoints
 
@@ -168,6 +169,28 @@ def test_a_bad_sample_ends_every_rank_or_is_left_out_on_all(small, tmp_path):
     assert json.loads((tmp_path / "skip" / "result.json").read_text())["bad_samples"] == 2
     assert sum(out.count("left out: ") for _, out, _ in results) in (1, 2)  # once on every rank that met it
     assert [line["bad_samples"] for line in lines_of(tmp_path / "skip")][-1] == 2
+
+
+def test_ranks_that_read_other_shards_under_the_same_names_are_refused(tmp_path):
+    """Of the same sizes and captions, without checksums."""
+    for rank in (0, 1):
+        folder = tmp_path / f"rank{rank}" / "data"
+        make_dataset(folder, (27, 17))
+        for path in (folder / "dataset.json", *folder.glob("*.npz")):
+            path.unlink()
+    other = tmp_path / "rank1" / "data" / "part-00001.tar"
+    content = bytearray(other.read_bytes())
+    content[512 + 130] ^= 1  # of the features of the first sample, behind the header of the tar and of the array
+    other.write_bytes(content)
+    results = run_ranks_apart("pretrain.run", tmp_path / "rank", "--data", "data", *FLAGS, "--out", tmp_path / "run")
+    assert [status for status, _, _ in results] == [2, 2], results
+    assert [err for _, _, err in results] == [
+        "",
+        "error on rank 1: data: is not the same data set here as on the first rank\n",
+    ]
+    shutil.copy(tmp_path / "rank0" / "data" / "part-00001.tar", other)
+    results = run_ranks_apart("pretrain.run", tmp_path / "rank", "--data", "data", *FLAGS, "--out", tmp_path / "run")
+    assert [status for status, _, _ in results] == [0, 0], results
 
 
 def test_what_is_begun_on_two_ranks_goes_on_with_one_and_with_three(small, tmp_path):

@@ -1,5 +1,6 @@
 """One optimizer step: precision, steps that are skipped, memory saved, compiled, and apex's optimizers."""
 
+import json
 import math
 import sys
 import types
@@ -18,7 +19,7 @@ from pretrain.optimizer import optimizer_state, restore_optimizer
 from pretrain.step import IN_A_ROW, Precision, Skipped, Sums
 from pretrain.work import Pass, means
 from shards.errors import UserError
-from shards.ranks import ALONE
+from shards.ranks import ALONE, Ranks
 
 
 def take(engine, batch, steps):
@@ -302,3 +303,19 @@ def test_a_step_never_waits_for_the_gpu():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert math.isfinite(means(sums.reading(ALONE))["loss"])
+
+
+def test_sums_go_on_after_a_checkpoint_on_any_number_of_ranks():
+    sums, counted = Sums(), torch.tensor(True)
+    for value in (0.1, 0.7):
+        sums.add({"loss": torch.tensor(value), "steps": 1}, counted)
+    (state,) = json.loads(json.dumps(sums.state(ALONE)))
+    cpu = torch.device("cpu")
+    assert Sums.restored([state], ALONE, cpu).reading(ALONE) == sums.reading(ALONE) == state
+    assert Sums.restored([], ALONE, cpu).values == {}
+    of_two = [{"loss": 0.25, "steps": 2.0}, {"loss": 0.5, "steps": 2.0}]
+    assert Sums.restored(of_two, ALONE, cpu).reading(ALONE) == {"loss": 0.75, "steps": 4.0}
+    on_three = [Sums.restored(of_two, Ranks(rank, 3), cpu).reading(ALONE) for rank in range(3)]
+    assert on_three == [{"loss": 0.75, "steps": 4.0}] + [{"loss": 0.0, "steps": 0.0}] * 2
+    on_two = [Sums.restored(of_two, Ranks(rank, 2), cpu).reading(ALONE) for rank in range(2)]
+    assert on_two == of_two

@@ -155,6 +155,26 @@ def test_a_run_that_validates_on_nothing_says_so(tmp_path, run_command):
     assert "nothing is validated" not in out
 
 
+def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_folder, tmp_path, run_command, monkeypatch):
+    """Lines after steps 5, 10, ...; the process is killed in step 13, and the last checkpoint is that of step 12."""
+    flags = ["--data", dataset_folder, *SMALL, "--log_every", 5, "--save_every", 3]
+    assert run_command("pretrain.run", *flags, "--out", tmp_path / "whole")[0] == 0
+    plain = Engine.step
+
+    def killed_at_13(engine, number, *rest):
+        if number == 13:
+            raise KeyboardInterrupt
+        plain(engine, number, *rest)
+
+    monkeypatch.setattr(Engine, "step", killed_at_13)
+    assert run_command("pretrain.run", *flags, "--out", tmp_path / "parts")[0] == 130
+    assert checkpoints(tmp_path / "parts")[-1].name == "step-00000012"
+    monkeypatch.setattr(Engine, "step", plain)
+    assert run_command("pretrain.run", "--out", tmp_path / "parts", "--resume")[0] == 0
+    assert sorted(losses_of(tmp_path / "whole")) == [5, 10, 15, 20, 25, 30, 33]
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
     run = tmp_path / "run"
