@@ -1,6 +1,8 @@
 """python -m finetune.demo --run RUN: a page on this machine to ask a model about images."""
 
 import html
+import ipaddress
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,36 @@ class DemoConfig(ModelFlags):
     megabytes: float = flag(10.0, "of an uploaded file, at the most", above=0)
     megapixels: float = flag(25.0, "of an uploaded image, at the most", above=0)
     seconds: float = flag(10.0, "in which an uploaded image has to be decoded", above=0)
+
+
+def is_own_host(header: str, host: str) -> bool:
+    """Whether a request's Host header names this machine: by an address, as localhost, as --host, or by its own name.
+
+    A page of somebody else's whose name was made to lead here would otherwise be let in by the visitor's browser.
+    """
+    name = re.sub(r":\d+$", "", header.strip().lower()).strip("[]")
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        own = socket.gethostname().lower()
+        return name in ("localhost", host.lower(), own, f"{own}.local", socket.getfqdn().lower())
+
+
+class OwnHost:
+    """Answers requests under other names than this machine's with status 421. app: what answers all others."""
+
+    def __init__(self, app, host: str):
+        self.app, self.host = app, host
+
+    async def __call__(self, scope, receive, send) -> None:
+        headers = dict(scope.get("headers") or ())
+        if scope["type"] != "http" or is_own_host(headers.get(b"host", b"").decode("latin-1"), self.host):
+            await self.app(scope, receive, send)
+            return
+        kind = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 421, "headers": kind})
+        await send({"type": "http.response.body", "body": b"this page is not served under this name; see --host\n"})
 
 
 def build(desk: Desk):
@@ -137,6 +169,7 @@ def run(config: DemoConfig) -> None:
             quiet=True,
             css=STYLE,
             prevent_thread_lock=True,
+            app_kwargs={"middleware": [(OwnHost, (), {"host": config.host})]},
         )
         print(f"http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
         page.block_thread()

@@ -1,5 +1,6 @@
 """Questions about images that people bring, answered with all that a page shows of an answer."""
 
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -111,9 +112,10 @@ class Desk:
         regions, found = Regions(region_folder(data, task.images)), []
         for example in task.read(task.folder(data), task.splits[1])[:EXAMPLES]:
             there = [image for image in example.images if image in regions]
-            files = [source_of(regions[image], regions.dataset.folder) for image in there]
-            if len(files) == len(example.images) and all(Path(file).is_file() for file in files):
-                found.append((example, files))
+            with contextlib.suppress(UserError):  # of an image that is not at hand
+                files = [source_of(regions[image], regions.dataset.folder) for image in there]
+                if len(files) == len(example.images) and all(Path(file).is_file() for file in files):
+                    found.append((example, files))
         if not found:
             raise UserError(f"{data}: the images of {task.title} are not at hand")
         return found

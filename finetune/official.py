@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from shards.errors import UserError
-from shards.files import is_stray
+from shards.files import is_stray, refuse_special_file
 from shards.unpickle import unpickle
 
 Kind = TypeVar("Kind")
@@ -28,6 +28,7 @@ class MissingFile(UserError):
 
 def scan(path, kind: type[Kind]) -> Kind:
     """What `kind`, a type of msgspec, asks for of a .json file; all else is passed over and takes no memory."""
+    refuse_special_file(path)
     try:
         with open(path, "rb") as file:
             # Closed when nothing refers to it any more: records that are yet to be decoded do.
@@ -168,10 +169,12 @@ def find_file(folder: Path, name: str) -> Path:
 def plain_or_packed(path) -> Path:
     """The file itself, or the same with .gz behind it where only that is there."""
     packed = Path(f"{path}.gz")
+    refuse_special_file(path)
     return packed if packed.exists() and not Path(path).exists() else Path(path)
 
 
 def _read(path) -> bytes:
+    refuse_special_file(path)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

@@ -7,6 +7,7 @@ from pretrain.heads import PretrainingModel
 from pretrain.published import from_published
 from pretrain.weights import BERT_FILES, take_weights
 from shards.errors import UserError
+from shards.hub import only_local
 from shards.tensor_files import read_state_dict
 
 NOT_BERTS = (  # what a model has and a BERT has not, or (the word head) need not have
@@ -56,6 +57,6 @@ def _from_hub(name: str, file: str) -> str | None:
     from transformers.utils import cached_file  # takes seconds to import
 
     try:
-        return cached_file(name, file)
+        return cached_file(name, file, local_files_only=only_local(name))
     except OSError:
         return None

@@ -5,9 +5,11 @@ import json
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
-from shards.files import whole_file
+from shards.files import naming, whole_file
 
 
 def duration(seconds: float) -> str:
@@ -43,7 +45,11 @@ class RunLog:
         self.path = Path(run) / "metrics.jsonl"
         self._cut(first_step)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
-        self.events = SummaryWriter(str(run), purge_step=first_step or None, max_queue=1000, flush_secs=10)
+        # Not SummaryWriter, whose thread ends on a full disk with a traceback, while the run waits for it.
+        self.events = EventsWriter(str(Path(run) / "events"))
+        if first_step:
+            restarted = SessionLog(status=SessionLog.START)  # TensorBoard drops what an earlier file has from there on
+            self.events.write_event(Event(wall_time=time.time(), step=first_step, session_log=restarted))
 
     def _cut(self, first_step: int) -> None:
         if not self.path.exists():
@@ -54,15 +60,20 @@ class RunLog:
 
     def write(self, step: int, kind: str, values: dict) -> None:
         """One line of metrics.jsonl, and a TensorBoard scalar `kind/name` for every number."""
-        self.file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self.events.add_scalar(f"{kind}/{name}", value, step)
+        with naming(self.path):
+            self.file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
+            self.file.flush()
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    one = scalar(f"{kind}/{name}", value)
+                    self.events.write_event(Event(wall_time=time.time(), step=step, summary=one))
+            self.events.flush()
 
     def close(self) -> None:
-        self.file.close()
-        self.events.close()
+        with contextlib.suppress(OSError):  # all that was written has been flushed, or has ended the run
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self.events.close()
 
 
 class Clock:

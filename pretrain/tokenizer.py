@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from pretrain.common_words import CHARACTERS, COMMON_WORDS
 from pretrain.wordpiece import INSIDE, learn_vocabulary
 from shards.errors import UserError
+from shards.files import whole_file
+from shards.hub import only_local, unreachable
 
 FILE = "tokenizer.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -50,7 +52,8 @@ class WordPieces:
         return [[begin, *text.ids[: limit - 2], end] for text in encoded]
 
     def save(self, folder) -> None:
-        self.tokenizer.save(str(Path(folder) / FILE))
+        with whole_file(Path(folder) / FILE, "w", encoding="utf-8") as file:
+            file.write(self.tokenizer.to_str(pretty=True))
 
     def is_saved(self, folder) -> bool:
         """Whether a directory has this tokenizer in its file."""
@@ -86,10 +89,10 @@ def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
         if words.is_file():
             tokenizer = BertTokenizerFast(str(words))
         else:
-            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, local_files_only=only_local(name))
     except Exception as error:  # of the hub, of transformers, and of tokenizers, which raises bare Exception
         kind = "has no tokenizer that can be read" if path.exists() else "is neither a directory nor to be had"
-        raise UserError(f"{flag} {name}: {kind} ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{flag} {name}: {kind} ({str(error).splitlines()[0]}{unreachable(name)})") from None
     return WordPieces(tokenizer.backend_tokenizer, f"{flag} {name}")
 
 

@@ -233,7 +233,11 @@ def read_dataset(folder) -> Dataset:
         version = value.get("format") if isinstance(value, dict) else None
         raise UserError(f"{path}: format {version} is neither {FORMAT} nor {FORMAT_SEVERAL}, which this version reads")
     try:
-        shards = [Shard(**shard | {"path": str(Path(folder) / shard["path"])}) for shard in value.pop("shards")]
+        described = value.pop("shards")
+        for shard in described:
+            if shard["path"] != Path(shard["path"]).name:
+                raise UserError(f"{path}: a shard's path is {shard['path']}; should be a file name in this folder")
+        shards = [Shard(**shard | {"path": str(Path(folder) / shard["path"])}) for shard in described]
         return described_dataset(shards, value)
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: does not have the fields of a data set ({error})") from None

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,18 +32,18 @@ def whole_file(path, mode: str = "wb", **options):
     that was killed left under the temporary name is written over.
 
     Raises:
-        UserError: the disk is full, or cannot be written for another reason that names no file.
+        UserError: the disk is full, or cannot be written (see naming).
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        with _naming(path), open(path, mode, **options) as file:
+        with naming(path), open(path, mode, **options) as file:
             yield file
         return
     path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = None
     try:
-        with _naming(path), _open_temporary(path, mode, options) as file:
+        with naming(path), _open_temporary(path, mode, options) as file:
             temporary = file.name
             yield file
             file.flush()
@@ -55,17 +56,32 @@ def whole_file(path, mode: str = "wb", **options):
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of writing name the file: those of a full disk do not."""
+def naming(path) -> Iterator[None]:
+    """A block that writes a file, in which an error of a disk that is full, or cannot be written, is a UserError that
+    names the file. Python's names none, and libraries raise errors of their own for it."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _OF_WRITING or error.filename is not None:
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _why_not_written(error)
+        if reason is None:
             raise
-        raise UserError(f"{path}: cannot be written ({error.strerror}); the file is left as it was") from None
+        raise UserError(f"{path}: cannot be written ({reason})") from None
 
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def _why_not_written(error: BaseException) -> str | None:
+    """The system's reason that is behind an error of writing; None where it is another error, or names a file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _OF_WRITING:
+            return None if cause.filename else cause.strerror
+        cause = cause.__context__
+    full = os.strerror(errno.ENOSPC)  # as safetensors and tokenizers have it, in errors without a number
+    return full if full in str(error) else None
 
 
 def _open_temporary(path: Path, mode: str, options: dict):
@@ -90,6 +106,17 @@ def _open_temporary(path: Path, mode: str, options: dict):
         return open(path.with_name(f".{path.name}.part"), mode, opener=own, **options)
     except OSError:  # another writer has it, or the file system has no locks
         return open(path.with_name(f".{path.name}.{os.getpid()}.part"), mode, **options)
+
+
+def refuse_special_file(path, where: str = "") -> None:
+    """Refuses a named pipe, a socket or a device, reading which may wait for ever or never end. where: for messages."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # of no file, or of no name that one may have
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket or a device"
+        raise UserError(f"{where}{path}: is {kind}; give a file")
 
 
 def is_stray(path: str) -> bool:
@@ -144,6 +171,7 @@ def write_json(path, value) -> None:
 
 def read_json(path):
     """The value in a JSON file; a file that is missing or is not JSON is a UserError."""
+    refuse_special_file(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
@@ -174,6 +202,7 @@ def expand(pattern: str, suffix: str = ".tar") -> list[str]:
                 raise UserError(f"{part}: the folder holds no {suffix} files")
             names += found
         elif os.path.exists(part):
+            refuse_special_file(part)
             names.append(part)
         else:
             found = sorted(glob.glob(part))

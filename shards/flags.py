@@ -14,7 +14,7 @@ import typing
 import fire
 
 from shards.errors import ErrorElsewhere, UserError
-from shards.files import is_remote
+from shards.files import is_remote, refuse_special_file
 from shards.ranks import ALONE, launched
 
 _YES = {"true", "yes", "1", "on"}
@@ -79,6 +79,9 @@ def _convert(name: str, text, kind, optional: bool):
 def _check(name: str, value, rules) -> None:
     if value is None:
         return
+    for path in value if isinstance(value, tuple) else (value,):
+        if isinstance(path, str) and not rules.get("written"):
+            refuse_special_file(path, f"--{name} ")
     if rules.get("choices") and value not in rules["choices"]:
         raise UserError(f"--{name} {value}: should be one of {', '.join(map(str, rules['choices']))}")
     if rules.get("low") is not None and not value >= rules["low"]:

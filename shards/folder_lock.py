@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import UserError
+from shards.files import naming
 from shards.ranks import launch_name
 
 LOCK = ".lock"
@@ -64,7 +65,8 @@ class FolderLock:
             "launch": launch_name(),
         }
         os.ftruncate(self._handle, 0)
-        os.write(self._handle, json.dumps(facts).encode() + b"\n")
+        with naming(self.folder / LOCK):
+            os.write(self._handle, json.dumps(facts).encode() + b"\n")
 
     def release(self) -> None:
         """Gives the lock back, and removes the folder where it was made for the lock and is empty."""

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import UserError
-from shards.files import expand, files_below, is_remote, is_utf8, printable
+from shards.files import expand, files_below, is_remote, is_utf8, printable, refuse_special_file
 from shards.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image
 from shards.image_tar import Member, Unused, read_directory, split_path
 from shards.text_encoding import decode_text
@@ -181,6 +181,7 @@ def _record_of_file(name: str, captions: dict[str, tuple[str, ...]] | None, unus
 
 def _read_file(name: str) -> bytes | None:
     """The content of a file; None where it does not exist."""
+    refuse_special_file(name)
     try:
         return Path(name).read_bytes()
     except FileNotFoundError:

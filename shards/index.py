@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import UserError
-from shards.files import is_stray, whole_file
+from shards.files import is_stray, refuse_special_file, whole_file
 from shards.sample import MEMBERS, SEVERAL
 
 
@@ -54,6 +54,7 @@ def read_headers(tar_path):
 
     Links come last, with the data of the file that they lead to; a link that leads nowhere has no data.
     """
+    refuse_special_file(tar_path)
     try:
         with tarfile.open(tar_path, "r:") as tar:
             end, links = 0, []

@@ -1,7 +1,9 @@
 """python -m shards.inspect DIR: what is in a data set, and a picture of an image with its regions drawn."""
 
 import contextlib
+import functools
 import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from shards.dataset import checksum_errors, open_dataset, read_captions
 from shards.errors import UserError
-from shards.files import whole_file
+from shards.files import read_json, whole_file
 from shards.flags import REQUIRED, command, flag
 from shards.image_id import image_id, is_image
 from shards.images import BadImage, decode_image, read_source
@@ -81,17 +83,43 @@ def overlapping(samples: list[Sample]) -> float:
 
 
 def source_of(sample: Sample, folder: Path) -> str:
-    """The file that a sample's image is, or `TAR#MEMBER`. folder: of the shards."""
+    """The image file that a sample was made from, or `TAR#MEMBER`. folder: of the shards.
+
+    Raises:
+        UserError: it is none, or lies neither in the data folder that has the shards nor where their images were when
+            they were extracted: shards of others may name any file.
+    """
     name, hash_sign, member = sample.info.get("source", "").partition("#")
+    if not is_image(member or name):
+        raise UserError("the shards were made from features")
+    path = Path(os.path.abspath(folder / name))
+    described = folder / "dataset.json"
+    version = described.stat().st_mtime_ns if described.exists() else 0
+    if not any(path.is_relative_to(root) for root in _image_folders(folder, version)):
+        raise UserError(f"{sample.key}: its source {name} is outside of the folders of these images, and not opened")
     return f"{folder / name}{hash_sign}{member}"
+
+
+@functools.lru_cache(maxsize=64)
+def _image_folders(folder: Path, version: int) -> list[Path]:
+    """Where the images of region shards may be: in the shards' folder, in the data folder that has it in regions/, and
+    in the folders that shards.extract read. version: of dataset.json, which says these."""
+    folder = Path(os.path.abspath(folder))
+    found = [folder, *(above.parent for above in folder.parents[:2] if above.name == "regions")]
+    if version:
+        plan = read_json(folder / "dataset.json").get("extra", {}).get("plan", {})
+        read = [Path(name) for first, last, _ in plan.get("images", []) for name in (first, last)]
+        found += dict.fromkeys(path.parent for path in read)
+        common = Path(os.path.commonpath(read)) if read else folder
+        if common != Path(common.anchor) and common not in read:
+            found.append(common)
+    return found
 
 
 def image_of(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
     """The image that a sample was made from, or a blank of its size and why there is none. folder: of the shards."""
     try:
         source = source_of(sample, folder)
-        if not is_image(source):
-            raise UserError("the shards were made from features")
         return Image.fromarray(decode_image(read_source(source))), ""
     except (UserError, BadImage) as error:
         return Image.new("RGB", (sample.info.get("width", 640), sample.info.get("height", 640)), "white"), str(error)

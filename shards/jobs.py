@@ -40,12 +40,25 @@ def advance(amount: int = 1) -> None:
 
 
 @contextlib.contextmanager
+def _naming_semaphores():
+    """A block in which an error of making semaphores is a UserError that names their place: it names no file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"/dev/shm: working processes cannot share memory there ({error.strerror}); make room, or give the "
+            "container more of it (docker run --shm-size=1g)"
+        ) from None
+
+
+@contextlib.contextmanager
 def worker_pool(processes: int, counter=None):
     """A pool of processes that leave an interrupt to the one that started them; a lost one is a UserError."""
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        max_workers=processes, mp_context=context, initializer=begin_worker, initargs=(counter,)
-    )
+    with _naming_semaphores():
+        pool = concurrent.futures.ProcessPoolExecutor(
+            max_workers=processes, mp_context=context, initializer=begin_worker, initargs=(counter,)
+        )
     try:
         yield pool
     except concurrent.futures.process.BrokenProcessPool:
@@ -62,7 +75,8 @@ def run_tasks(function, tasks: list, processes: int, total: int | None, unit: st
     total (None: not known) and done are in the unit that tasks report by `advance`. A UserError of a task ends the run
     and is raised here; what finished before it was yielded.
     """
-    counter = multiprocessing.get_context("spawn").Value("q", done)
+    with _naming_semaphores():
+        counter = multiprocessing.get_context("spawn").Value("q", done)
     scaled = unit == "B"
     bar = tqdm(total=total, initial=done, unit=unit if scaled else f" {unit}", unit_scale=scaled, mininterval=0.5)
     with worker_pool(max(1, min(processes, len(tasks))), counter) as pool, contextlib.closing(bar):

@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shards.errors import UserError
+from shards.files import refuse_special_file
 
 WRAPPERS = ("model_state_dict", "state_dict", "model")  # under which training scripts keep a state dict
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Names and tensors of a file: safetensors, or what torch.save wrote, of which nothing but tensors is made."""
+    refuse_special_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

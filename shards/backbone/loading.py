@@ -13,6 +13,7 @@ from shards.backbone.convnets import KNOWN, build_convnet
 from shards.backbone.preprocessing import SHORT_SIDE, Preprocessing, of_processor, settings_of
 from shards.errors import UserError
 from shards.files import read_json
+from shards.hub import only_local, unreachable
 from shards.tensor_files import read_state_dict
 
 EXPECTED = f"a vision model of transformers (directory or name), or the file of a state dict: {KNOWN}"
@@ -82,14 +83,16 @@ def _of_state_dict(path: Path) -> Backbone:
 def _of_transformers(name: str) -> Backbone:
     from transformers import AutoConfig, AutoModel, AutoModelForImageClassification  # take seconds to import
 
+    local = {"local_files_only": only_local(name)}
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **local)
         classifies = (config.architectures or [""])[0].endswith("ForImageClassification")
         kind = AutoModelForImageClassification if classifies else AutoModel
-        model, loaded = kind.from_pretrained(name, output_loading_info=True)
+        model, loaded = kind.from_pretrained(name, output_loading_info=True, **local)
         preprocessing = _preprocessing_of(name, config)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason += unreachable(name)
         raise UserError(f"--weights {name}: should be {EXPECTED} ({reason})") from None
     missing = [key for key in loaded["missing_keys"] if "pooler" not in key]
     if missing:
@@ -133,10 +136,11 @@ def _preprocessing_of(name: str, config) -> Preprocessing:
 
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
     default = Preprocessing(short_side=size if isinstance(size, int) else SHORT_SIDE)
+    local = {"local_files_only": only_local(name)}
     try:
-        values = settings_of(AutoImageProcessor.from_pretrained(name))
+        values = settings_of(AutoImageProcessor.from_pretrained(name, **local))
     except ImportError:  # some processors need torchvision; what they do is in their file
-        values, _ = BaseImageProcessor.get_image_processor_dict(name)
+        values, _ = BaseImageProcessor.get_image_processor_dict(name, **local)
     except (OSError, ValueError):
         if (Path(name) / PROCESSOR).exists():
             raise

@@ -10,17 +10,26 @@ from shards.dataset import UNFINISHED
 from shards.detector import Detector
 from shards.errors import UserError
 from shards.files import read_json, write_json
+from shards.hub import HUB_NAME
 
+OF_TRANSFORMERS = "transformers_model"  # the file of detectors that have no name of their own
 SIZES = "detector_config.json"  # of the detector x152, in a folder of keep_detector
 
 
 def make_detector(config) -> Detector:
     """The detector that the flags of shards.extract name, yet to be fitted or loaded."""
-    return _detector_class(config.detector)(config)
+    detector = config.detector
+    if detector not in _names() and not os.path.isdir(detector) and not HUB_NAME.fullmatch(detector):
+        known = ", ".join(sorted(_names() - {OF_TRANSFORMERS}))
+        raise UserError(
+            f"--detector {detector}: should be one of {known}, or an object-detection model of transformers, as a "
+            "directory or a name of the hub (OWNER/NAME)"
+        )
+    return _detector_class(detector)(config)
 
 
 def _detector_class(detector: str) -> type[Detector]:
-    name = detector if detector in _names() else "transformers_model"
+    name = detector if detector in _names() else OF_TRANSFORMERS
     return importlib.import_module(f"{__name__}.{name}").DETECTOR
 
 

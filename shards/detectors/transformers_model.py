@@ -11,6 +11,7 @@ from torch import Tensor
 from shards.batched_detector import BatchedDetector, Described, read_class_names
 from shards.detector import refuse_flags
 from shards.errors import UserError
+from shards.hub import only_local, unreachable
 from shards.pixels import iou
 
 NEAR = 1e-6  # of 1 - IoU: a given box is the query's own
@@ -29,11 +30,12 @@ class TransformersDetector(BatchedDetector):
                 raise UserError(f"--{flag} {getattr(config, flag)}: is of --detector x152 or backbone")
         refuse_flags(config, config.detector, "proposals", "grid", "short_side")
         self.name = config.detector
+        local = {"local_files_only": only_local(self.name)}
         try:
-            self.model = AutoModelForObjectDetection.from_pretrained(self.name).eval().to(self.device)
-            self.processor = AutoImageProcessor.from_pretrained(self.name)
+            self.model = AutoModelForObjectDetection.from_pretrained(self.name, **local).eval().to(self.device)
+            self.processor = AutoImageProcessor.from_pretrained(self.name, **local)
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0] + unreachable(self.name)
             kinds = "pixels, x152, backbone, or an object-detection model of transformers"
             raise UserError(f"--detector {self.name}: should be {kinds} ({reason})") from None
         labels = self.model.config.id2label

@@ -65,6 +65,8 @@ class NPY(ListedSource):
         file = self.path / raw
         if not is_utf8(raw):
             raise BadRecord(NOT_UTF8)
+        if file.exists() and not file.is_file():
+            raise BadRecord(f"{file.name} is a named pipe or a device")
         value = read(file)
         key = file.name.removesuffix(".npy")
         if value.dtype != object:

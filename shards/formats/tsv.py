@@ -19,7 +19,7 @@ import pybase64
 
 from shards.errors import UserError
 from shards.features import BadRecord, Features
-from shards.files import files_below
+from shards.files import files_below, refuse_special_file
 from shards.items import text_of
 from shards.source import Record, Source
 
@@ -100,6 +100,7 @@ class TSV(Source):
 
     def _open(self, number: int):
         file = self.files[number]
+        refuse_special_file(file)
         return gzip.open(file) if file.suffix == ".gz" else open(file, "rb", buffering=BUFFER)
 
     def where(self, place: Place) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.files import naming
 from shards.jobs import advance, run_tasks
 from shards.world.scenes import Thing, draw_scene, make_scene
 
@@ -46,7 +47,8 @@ class Drawing:
 def draw(drawing: Drawing) -> None:
     for one in drawing.pictures:
         path = drawing.folder / one.file
-        draw_scene(list(one.things), one.rng(1)).save(path)
+        with naming(path):
+            draw_scene(list(one.things), one.rng(1)).save(path)
         advance()
 
 

@@ -6,7 +6,7 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.files import whole_file, write_json
+from shards.files import naming, whole_file, write_json
 from shards.world import annotations
 from shards.world.captions import make_caption
 from shards.world.pools import Picture, draw_all, picture
@@ -63,7 +63,9 @@ def write_captions(folder: Path, pictures: list[Picture]) -> None:
     """One caption beside each picture, KEY.txt."""
     for one in pictures:
         text = make_caption(list(one.things), one.rng(2))
-        (folder / one.file).with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+        path = (folder / one.file).with_suffix(".txt")
+        with naming(path):
+            path.write_text(text + "\n", encoding="utf-8")
 
 
 def coco(sizes: TaskSizes) -> dict[str, list[Picture]]:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from launching import free_port
 from PIL import Image
 
+from finetune.demo import is_own_host
 from finetune.desk import Desk
 from finetune.predict import Predictor
 from finetune.tasks import paper_tasks
@@ -173,6 +175,35 @@ def address(trained):
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert address in said and process.returncode in (0, 130)
+
+
+HOSTS = {
+    "127.0.0.1:7860": True,
+    "localhost:7860": True,
+    "LOCALHOST": True,
+    "[::1]:7860": True,
+    "192.168.0.7:7860": True,
+    "demo.example:7860": True,
+    "evil.example:7860": False,
+    "127.0.0.1.evil.example": False,
+    "localhost.evil.example:7860": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("header", HOSTS)
+def test_hosts_of_this_machine_are_told_from_others(header):
+    assert is_own_host(header, "demo.example") == HOSTS[header]
+
+
+def test_a_request_under_a_foreign_name_is_refused(address):
+    """As of a page whose name was made to lead to this machine (DNS rebinding)."""
+    for path in ("", "/config", "/gradio_api/info"):
+        request = urllib.request.Request(address + path, headers={"Host": "evil.example:7860"})
+        with pytest.raises(urllib.error.HTTPError, match="421"):
+            urllib.request.urlopen(request, timeout=10)
+    request = urllib.request.Request(f"{address}/config", headers={"Host": "localhost"})
+    assert urllib.request.urlopen(request, timeout=10).status == 200
 
 
 def test_a_question_in_the_browser(address, look):

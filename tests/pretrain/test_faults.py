@@ -196,3 +196,18 @@ def test_too_few_descriptors_for_the_workers_are_one_sentence(tmp_path, dataset_
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     sentence = done.stderr.splitlines()[-1]  # torch warns of so many workers
     assert "too many open files" in sentence and "may have 64)" in sentence and "--workers 0" in sentence
+
+
+def test_every_file_that_a_full_disk_refuses_is_named(tmp_path, small_disk, dataset_folder):
+    flags = ["--data", dataset_folder, "--workers", 0, "--epochs", 1, *SMALL]
+    disk = small_disk(0.05)  # where not even the tokenizer has room, nor any weights
+    status, err = ended(start(*flags, "--out", disk / "run"))
+    assert status == 2 and "Traceback" not in err and err.count("\n") == 1
+    assert re.match(rf"error: {disk}/run/\S+: (the checkpoint could not|cannot) be written \(.*No space left", err)
+    assert ended(start(*flags, "--out", tmp_path / "run"))[0] == 0
+    for name in ("w.bin", "w.safetensors"):
+        command = ["pretrain.convert", tmp_path / "run", "--to", "published", "--out", disk / name]
+        done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
+        sentence = f"error: {disk / name}: cannot be written (No space left on device)\n"
+        assert (done.returncode, done.stderr) == (2, sentence)
+        assert not list(disk.glob(f".{name}*"))

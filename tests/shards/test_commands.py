@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,9 @@ from PIL import Image
 from shards.dataset import open_dataset, read_captions
 from shards.detectors import detector_of
 from shards.errors import UserError
+from shards.hub import PATIENCE, _answers
 from shards.image_id import image_id
-from shards.inspect import overlapping
+from shards.inspect import image_of, overlapping, source_of
 from shards.reader import RegionReader
 from shards.sample import Sample
 from shards.world.scenes import draw_scene, make_scene
@@ -194,7 +196,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, run_command, monk
     monkeypatch.setattr(os, "fsync", full)
     status, _, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out")
     assert status == 2 and "No space left" in err
-    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".tar", ".npz", ".part")]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tar", ".npz", ".part")]
 
 
 def test_one_image_is_enough(tmp_path, run_command):
@@ -470,3 +472,77 @@ def test_mistakes_in_pretraining_are_one_sentence(
     assert status == 2, err
     assert words in err and err.startswith("error: ") and err.count("\n") == 1, err
     assert not list(run.glob("checkpoints/*")) and not (run / "result.json").exists()
+
+
+def test_pipes_among_images_and_on_the_command_line_end_in_a_sentence(tmp_path, run_command):
+    """Reading one would wait for a writer for ever."""
+    draw_images(tmp_path / "in", 2)
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--words", 4, "--processes", 1]
+    status, _, err = run_command(*flags)
+    assert status == 2 and "pipe.png: is a named pipe" in err
+    (tmp_path / "in" / "pipe.png").rename(tmp_path / "pipe")
+    for flag in ("--captions", "--boxes", "--class_names", "--weights"):
+        status, _, err = run_command(*flags, flag, tmp_path / "pipe")
+        assert status == 2 and err == f"error: {flag} {tmp_path / 'pipe'}: is a named pipe; give a file\n"
+    status, _, err = run_command("shards.convert", tmp_path / "pipe", "--out", tmp_path / "out")
+    assert status == 2 and "--source" in err and "is a named pipe" in err
+
+
+@pytest.mark.parametrize("name", ["pixel", "../nowhere", "a/b/c"])
+def test_a_wrong_detector_lists_the_local_ones_and_asks_nobody(tmp_path, run_command, monkeypatch, name):
+    draw_images(tmp_path / "in", 1)
+    monkeypatch.setattr("shards.hub._answers", lambda address: pytest.fail("the hub was asked"))
+    status, _, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--detector", name)
+    assert status == 2 and f"--detector {name}: should be one of backbone, pixels, x152, or " in err
+
+
+def test_a_hub_that_does_not_answer_is_given_up_in_seconds(tmp_path):
+    draw_images(tmp_path / "in", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-m", "shards.extract", tmp_path / "in", "--out", tmp_path / "out"]
+        command = [*map(str, command), "--detector", "nobody/nothing"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and "the hub does not answer, its cache was searched" in done.stderr, done.stderr
+        began = time.monotonic()
+        assert not _answers(address)
+        assert time.monotonic() - began < PATIENCE + 2
+
+
+def test_a_source_outside_of_the_images_folders_is_not_opened(tmp_path, run_command):
+    """What shards of somebody else name: any file of this machine."""
+    draw_images(tmp_path / "data" / "in", 2, captions=False)
+    draw_images(tmp_path / "private", 1)
+    flags = ["--detector", "pixels", "--words", 4, "--processes", 1]
+    for out in ("data/regions/in", "elsewhere"):
+        assert run_command("shards.extract", tmp_path / "data" / "in", "--out", tmp_path / out, *flags)[0] == 0
+        folder = tmp_path / out
+        sample = RegionReader(open_dataset(str(folder)))[0]
+        assert image_of(sample, folder)[1] == "" and Path(source_of(sample, folder)).is_file()
+        for source in (tmp_path / "private" / "img_0.png", os.path.relpath(tmp_path / "private" / "img_0.png", folder)):
+            sample.info["source"] = str(source)
+            image, why = image_of(sample, folder)
+            assert "is outside of the folders of these images" in why and np.asarray(image).min() == 255
+            with pytest.raises(UserError, match="not opened"):
+                source_of(sample, folder)
+
+
+@pytest.mark.parametrize("path", ["../other/part-00000.tar", "/etc/passwd"])
+def test_a_shard_outside_of_its_data_set_is_not_opened(dataset_folder, run_command, path):
+    described = json.loads((dataset_folder / "dataset.json").read_text())
+    described["shards"][0]["path"] = path
+    (dataset_folder / "dataset.json").write_text(json.dumps(described))
+    status, _, err = run_command("shards.inspect", dataset_folder)
+    assert status == 2 and f"a shard's path is {path}; should be a file name in this folder" in err
+
+
+def test_no_room_for_semaphores_names_their_place(tmp_path, run_command, monkeypatch):
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    draw_images(tmp_path / "in", 1)
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", no_room)
+    status, _, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--words", 4)
+    assert status == 2 and "/dev/shm: working processes cannot share memory there (No space left on device)" in err

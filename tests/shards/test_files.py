@@ -1,12 +1,24 @@
 """Whole files and patterns."""
 
+import errno
 import os
 import threading
 
+import numpy as np
 import pytest
 
 from shards.errors import UserError
-from shards.files import expand, files_below, is_remote, printable, read_json, whole_file
+from shards.files import (
+    expand,
+    files_below,
+    is_remote,
+    naming,
+    printable,
+    read_json,
+    whole_file,
+    write_json,
+)
+from shards.tensor_files import read_state_dict
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -92,3 +104,48 @@ def test_files_are_found_behind_links_and_each_folder_is_searched_once(tmp_path)
 
 def test_a_name_that_is_not_utf_8_can_be_printed():
     assert printable(os.fsdecode(b"a\xff.x")) == "a\\xff.x" and printable("\u00e9.x") == "\u00e9.x"
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path):
+    (tmp_path / ".a.json.part").write_text("half of a long file" * 100)
+    write_json(tmp_path / "a.json", 1)
+    assert read_json(tmp_path / "a.json") == 1 and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path):
+    with whole_file(tmp_path / "a", "w") as one:
+        with whole_file(tmp_path / "a", "w") as two:
+            one.write("1")
+            two.write("2")
+        assert (tmp_path / "a").read_text() == "2"
+    assert (tmp_path / "a").read_text() == "1" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    (tmp_path / "full").symlink_to("/dev/full")
+    for write in (lambda file: file.write(b"0"), lambda file: np.savez(file, a=np.zeros(9))):
+        refused = pytest.raises(UserError, match=r"full: cannot be written \(No space left on device\)")
+        with refused, whole_file(tmp_path / "full") as file:
+            write(file)
+    with pytest.raises(RuntimeError, match="another"), naming("a"):
+        raise RuntimeError("another mistake")
+    for error in (RuntimeError("unexpected pos 801408"), Exception("I/O error: No space left on device (os error 28)")):
+        with pytest.raises(UserError, match=r"w\.bin: cannot be written \(No space left on device\)"), naming("w.bin"):
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError:
+                raise error from None
+
+
+def test_pipes_and_devices_are_no_input(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    for read in (read_json, lambda path: expand(str(path)), lambda path: read_state_dict(path)):
+        with pytest.raises(UserError, match=r"a\.json: is a named pipe; give a file"):
+            read(tmp_path / "a.json")
+    with pytest.raises(UserError, match="/dev/zero: is a socket or a device"):
+        read_json("/dev/zero")
+
+
+def test_of_a_long_message_the_beginning_and_the_end_are_kept():
+    said = str(UserError(f"--images {'x' * 100_000}: no such file or folder"))
+    assert len(said) < 2100 and said.startswith("--images xxx") and said.endswith("xxx: no such file or folder")
