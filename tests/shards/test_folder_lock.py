@@ -97,8 +97,8 @@ COMMANDS = {
     "finetune.mt": ("--data", "nowhere", "--out", "out"),
     "finetune.st": ("--task", "refcoco", "--data", "nowhere", "--out", "out"),
     "finetune.clean": ("--data", "images", "--out", "out"),
-    "finetune.consistency": ("--run", "nowhere", "--data", "nowhere", "--out", "out"),
-    "finetune.examples": ("--run", "nowhere", "--data", "nowhere", "--out", "page.html"),
+    "finetune.consistency": ("--run", "npy", "--data", "nowhere", "--out", "out"),
+    "finetune.examples": ("--run", "npy", "--data", "nowhere", "--out", "page.html"),
     "finetune.ablate": ("--suite", "table11", "--data", "nowhere", "--out", "runs"),
 }
 FOLDERS = {"finetune.examples": "page-attention", "finetune.ablate": "runs/table11"}
