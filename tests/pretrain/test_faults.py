@@ -185,7 +185,7 @@ def limited(descriptors: int, *command) -> subprocess.CompletedProcess:
 
 def test_more_shards_than_file_descriptors(tmp_path):
     make_dataset(tmp_path / "data", (2,) * 300)
-    flags = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--workers", 2, "--epochs", 1, *SMALL]
+    flags = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--workers", 2, "--epochs", 3, *SMALL]
     done = limited(256, "-m", "pretrain.run", *flags)
     assert done.returncode == 0, done.stderr
 
