@@ -1,5 +1,6 @@
 """Training runs that benchmarks compare, several at a time."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,17 @@ from shards.ranks import ALONE
 
 
 def complete(calls: Sequence[Call], jobs: int) -> None:
-    """Trains the runs that are not finished, `jobs` at a time; interrupted ones are resumed.
+    """Trains the runs that are not finished, `jobs` at a time; interrupted ones are resumed. SIGTERM stops all of them.
 
     Raises:
         UserError: a run failed; the message has the last line of its log.
     """
     waiting, processes = [call for call in calls if not call.finished], Processes(jobs, ALONE)
+    before = signal.signal(signal.SIGTERM, processes.stop)
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for number, (call, _) in enumerate(zip(waiting, pool.map(processes.call, waiting), strict=True), 1):
                 print(f"{number} of {len(waiting)}: {call.out}", file=sys.stderr, flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGTERM, before)
