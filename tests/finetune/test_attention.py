@@ -272,6 +272,6 @@ def test_inspect_takes_the_same_ids(world, tmp_path, run_command):
     image = TASKS["vqa"].read(world / "vqa", "minval")[0].images[0]
     flags = (world / "regions" / "coco", "--picture", tmp_path / "a.png")
     status, said, err = run_command("shards.inspect", *flags, "--image", image)
-    assert status == 0 and f"{int(image):012}: " in said.replace("COCO_val2014_", ""), err
+    assert status == 0 and f" {image}: " in said, err
     status, _, err = run_command("shards.inspect", *flags, "--image", "no-image")
     assert status == 2 and "--image no-image: no image has this id" in err
