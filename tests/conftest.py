@@ -55,9 +55,11 @@ def run_command(monkeypatch, capfd):
 
     def call(name: str, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        sys.modules.pop(name, None)
+        imported = sys.modules.pop(name, None)  # runpy warns of a module that is there already
         with pytest.raises(SystemExit) as stopped:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
+        if imported:  # whose functions others hold, and send to processes by name
+            sys.modules[name] = imported
         out, err = capfd.readouterr()
         return stopped.value.code or 0, out, err
 
