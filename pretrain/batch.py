@@ -15,7 +15,7 @@ class Batch:
     float16 (B, N, k), or (B, N, 0) where there are no classes; misaligned bool (B,). word_count and
     region_count: how many of them will be predicted; pieces and regions: how many there are, None where nobody has
     counted; problems: why samples that belong here were left out. image_ids and text_ids int64 (B,): equal for pairs
-    of the same image, and for captions of the same text; None where nobody asks.
+    of the same image, and for captions of the same text; None without a contrastive loss.
     """
 
     keys: Tensor

@@ -122,8 +122,9 @@ class Collator:
             chosen[row] = self.swaps.partner(int(own[row]), int(keys[row]))
         token_ids = self.pieces.encode([self.captions[number] for number in chosen.tolist()], self.limits.words)
         batch = stack(samples, token_ids, keys, swapped, self.limits)
-        batch.image_ids = torch.from_numpy(self.captions.images_of(own))
-        batch.text_ids = torch.from_numpy(self.captions.text_ids[chosen])
+        if self.objective.contrastive:
+            batch.image_ids = torch.from_numpy(self.captions.images_of(own))
+            batch.text_ids = torch.from_numpy(self.captions.text_ids[chosen])
         batch.word_count, batch.region_count = self.objective.count(batch)
         batch.problems = problems
         return batch

@@ -157,38 +157,6 @@ class TwoStream(nn.Module):
         (B,): what dropout follows from, drawn from torch's generator where they are None; image_positions int64 (R,):
         the numbers of the image's rows for dropout, 0 to R - 1 where they are None.
         """
-        begun = self.begin(
-            input_ids,
-            text_mask,
-            features,
-            locations,
-            image_mask,
-            segment_ids,
-            task_ids,
-            maps,
-            text_count,
-            image_count,
-            sample_keys,
-            image_positions,
-        )
-        return self.finish(begun, maps)
-
-    def begin(
-        self,
-        input_ids: Tensor,
-        text_mask: Tensor,
-        features: Tensor,
-        locations: Tensor,
-        image_mask: Tensor,
-        segment_ids: Tensor | None = None,
-        task_ids: Tensor | None = None,
-        maps: AttentionMaps | None = None,
-        text_count: int | None = None,
-        image_count: int | None = None,
-        sample_keys: Tensor | None = None,
-        image_positions: Tensor | None = None,
-    ) -> Begun:
-        """Both streams up to the first connection; for the arguments see `forward`."""
         if not (self.training and any(dropout.p for dropout in self._dropouts)):
             sample_keys = None  # and no keys of positions are computed
         elif sample_keys is None:
@@ -197,7 +165,7 @@ class TwoStream(nn.Module):
         image, image_layout = self.begin_image(
             features, locations, image_mask, image_count, maps, sample_keys, image_positions
         )
-        return Begun(text, text_layout, image, image_layout, sample_keys)
+        return self.finish(Begun(text, text_layout, image, image_layout, sample_keys), maps)
 
     def finish(self, begun: Begun, maps: AttentionMaps | None = None) -> Encoded:
         """The first connection and all that follows."""

@@ -13,7 +13,7 @@ from pretrain import masking
 from pretrain.batch import Batch
 from pretrain.contrastive import comparable, contrastive_losses, cosine_similarities, hard_negatives, retrieved
 from pretrain.heads import PretrainingModel
-from pretrain.model import Begun, Encoded
+from pretrain.model import Encoded
 from pretrain.packing import positions
 
 REGION_TARGETS = ("classes", "features", "none")
@@ -145,13 +145,16 @@ class Objective:
 
     def losses(self, model: PretrainingModel, batch: Batch, inputs: Inputs) -> Losses:
         """One pass of the model over a masked batch."""
-        tensors = inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask
-        counts = {"text_count": batch.pieces, "image_count": batch.image_rows, "sample_keys": batch.keys}
-        if self.contrastive:
-            begun = model.encoder.begin(*tensors, **counts)
-            encoded = model.encoder.finish(begun)
-        else:  # the encoder as one module, which may be compiled
-            begun, encoded = None, model.encoder(*tensors, **counts)
+        encoded = model.encoder(
+            inputs.input_ids,
+            inputs.text_mask,
+            inputs.features,
+            inputs.locations,
+            inputs.image_mask,
+            text_count=batch.pieces,
+            image_count=batch.image_rows,
+            sample_keys=batch.keys,
+        )
         word_scores = at_least_float32(model.word_scores(encoded.text.flatten(0, 1)[inputs.word_positions]))
         regions, regions_right = self._region_losses(model, batch, inputs, encoded.image[:, 1:].flatten(0, 1))
         return Losses(
@@ -162,19 +165,17 @@ class Objective:
             pair_count=(batch.lengths > 0).sum(),
             words_right=((word_scores.detach().argmax(-1) == inputs.word_labels) & inputs.word_weights).sum(),
             regions_right=(regions_right & inputs.region_weights).sum(),
-            **self._pair_losses(model, batch, begun, encoded),
+            **self._pair_losses(model, batch, encoded),
         )
 
-    def _pair_losses(
-        self, model: PretrainingModel, batch: Batch, begun: Begun | None, encoded: Encoded
-    ) -> dict[str, Tensor]:
+    def _pair_losses(self, model: PretrainingModel, batch: Batch, encoded: Encoded) -> dict[str, Tensor]:
         """The sums of Losses that are of whole pairs: alignment, and the contrastive ones."""
         labels, pairs = batch.misaligned.long(), batch.lengths > 0
         alignment, right = _alignment(model, encoded, labels)
         none = alignment.new_zeros(())
         sums = {"contrastive": none, "contrastive_count": none, "contrastive_right": none}
-        if begun is not None:
-            scores = cosine_similarities(*model.encoder.embed(begun))
+        if self.contrastive:
+            scores = cosine_similarities(*model.encoder.embed(encoded.begun))
             aligned = pairs & ~batch.misaligned
             negatives = comparable(batch.image_ids, batch.text_ids, aligned)
             counted = negatives.any(1)
@@ -184,7 +185,7 @@ class Objective:
             if self.hard_negatives and model.training:
                 keys = masking.negative_keys(batch.keys)
                 captions, images, found = hard_negatives(scores, negatives, keys)
-                other = model.encoder.finish(begun.recombined(captions, images, keys))
+                other = model.encoder.finish(encoded.begun.recombined(captions, images, keys))
                 misaligned, rejected = _alignment(model, other, torch.ones_like(labels))
                 # The mean of both, so that alignment stays a loss of one number for each pair.
                 alignment = torch.where(found, (alignment + misaligned) / 2, alignment)

@@ -125,7 +125,7 @@ def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(region
     found = work.scores(batch)
     for row in range(5):
         tokens, rows = int(x.text_mask[row].sum()), int(x.image_mask[row].sum())
-        begun = encoder.begin(
+        encoded = encoder(
             x.input_ids[row, None, :tokens],
             x.text_mask[row, None, :tokens],
             x.features[row, None, :rows],
@@ -133,9 +133,9 @@ def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(region
             x.image_mask[row, None, :rows],
             task_ids=x.task_ids[row, None],
         )
-        head = work.model.heads["retrieval"](encoder.fuse(encoder.finish(begun)))[0, 0]
-        text = encoder.contrast.text(begun.text[0].mean(0))
-        image = encoder.contrast.image(torch.cat([begun.image[0].mean(0), begun.image[0].amax(0)]))
+        head = work.model.heads["retrieval"](encoder.fuse(encoded))[0, 0]
+        text = encoder.contrast.text(encoded.begun.text[0].mean(0))
+        image = encoder.contrast.image(torch.cat([encoded.begun.image[0].mean(0), encoded.begun.image[0].amax(0)]))
         cosine = torch.nn.functional.cosine_similarity(text, image, dim=0)
         torch.testing.assert_close(found[row], head + cosine / TEMPERATURE, atol=1e-5, rtol=1e-5)
     found.sum().backward()
