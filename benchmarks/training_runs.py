@@ -1,9 +1,7 @@
 """Training runs that benchmarks compare, several at a time."""
 
-import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from finetune.ablate import Call, Processes
 from shards.ranks import ALONE
@@ -16,11 +14,6 @@ def complete(calls: Sequence[Call], jobs: int) -> None:
         UserError: a run failed; the message has the last line of its log.
     """
     waiting, processes = [call for call in calls if not call.finished], Processes(jobs, ALONE)
-    before = signal.signal(signal.SIGTERM, processes.stop)
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for number, (call, _) in enumerate(zip(waiting, pool.map(processes.call, waiting), strict=True), 1):
-                print(f"{number} of {len(waiting)}: {call.out}", file=sys.stderr, flush=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            signal.signal(signal.SIGTERM, before)
+    with processes.threads(jobs) as pool:
+        for number, (call, _) in enumerate(zip(waiting, pool.map(processes.call, waiting), strict=True), 1):
+            print(f"{number} of {len(waiting)}: {call.out}", file=sys.stderr, flush=True)

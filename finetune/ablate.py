@@ -1,9 +1,11 @@
 """python -m finetune.ablate --suite table11: the paper's ablations, several seeds a row, and their table."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -161,17 +163,12 @@ def ablate(config: AblateConfig, ranks: Ranks) -> None:
     if start is not None:
         ranks.say(start.text)
     processes = Processes(config.jobs, ranks)
-    with ThreadPoolExecutor(config.jobs) as pool:
-        before = signal.signal(signal.SIGTERM, processes.stop)
-        try:
-            done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
-            for number, (one, _) in enumerate(zip(waiting, done, strict=True), 1):
-                if ranks.first:
-                    score = read_json(one.out / "result.json")["mt_score"]
-                    ranks.say(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
-        finally:
-            pool.shutdown(cancel_futures=True)
-            signal.signal(signal.SIGTERM, before)
+    with processes.threads(config.jobs) as pool:
+        done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
+        for number, (one, _) in enumerate(zip(waiting, done, strict=True), 1):
+            if ranks.first:
+                score = read_json(one.out / "result.json")["mt_score"]
+                ranks.say(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
     ranks.say(on_first(ranks, lambda: _write_table(config, runs)))
 
 
@@ -311,6 +308,17 @@ class Processes:
             lines = log.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
             sentence = f"{log}: python -m {call.module} ended with status {status}: {(lines or [''])[-1]}"
             raise UserError(sentence) if lines or self.ranks.first else ErrorElsewhere(sentence)
+
+    @contextlib.contextmanager
+    def threads(self, jobs: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads for `call`, meanwhile SIGTERM stops the commands; after an error, those that wait are not begun."""
+        with ThreadPoolExecutor(jobs) as pool:
+            before = signal.signal(signal.SIGTERM, self.stop)
+            try:
+                yield pool
+            finally:
+                pool.shutdown(cancel_futures=True)
+                signal.signal(signal.SIGTERM, before)
 
     def stop(self, number: int, _) -> None:
         """Hands SIGTERM on, at which the runs save and stop, and ends this command."""
