@@ -12,7 +12,7 @@ from pretrain.pairs import Captions, Swaps
 from pretrain.tokenizer import WordPieces
 from shards.errors import UserError
 from shards.half import finite
-from shards.sample import Sample
+from shards.sample import Sample, check_values
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def check_sample(sample: Sample, limits: Limits) -> None:
         )
     if not finite(sample.features[: limits.regions]):
         raise UserError(f"{name} has features that are NaN or infinite in float16; extract it again")
-    if not np.isfinite(sample.boxes).all():
-        raise UserError(f"{name} has boxes that are NaN or infinite; extract it again")
+    check_values(sample)
     if limits.num_classes:
         if sample.class_ids is None:
             raise UserError(f"{name} has no class distribution; use --region_target features (or none) for such shards")

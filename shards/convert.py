@@ -14,6 +14,7 @@ from shards.folder_lock import locked_folder
 from shards.formats import open_source
 from shards.index import saved_index
 from shards.jobs import advance, run_tasks
+from shards.reading import reading
 from shards.skips import is_done, list_skipped, note_skipped, noted
 from shards.source import Record, Source
 from shards.writer import write_shard
@@ -91,10 +92,16 @@ def _readable(source: Source, records: Iterable[Record], complaints: list[str]) 
     """The images of those records that can be read, and a complaint on the first other."""
     for record in records:
         try:
-            yield source.parse(record.raw)
+            yield _parse(source, record.raw)
         except BadRecord as error:
             if not complaints:
                 complaints.append(f"{source.where(record.place)}: {error}")
+
+
+def _parse(source: Source, raw) -> Features:
+    """A record's image; whatever damaged values raise on the way is a BadRecord too."""
+    with reading(mend="", error=BadRecord):
+        return source.parse(raw)
 
 
 def convert_part(task: Task) -> None:
@@ -122,7 +129,7 @@ def _samples(task: Task, records, skipped: list[dict]):
     for record in records:
         advance(record.amount)
         try:
-            sample = sample_of(source.parse(record.raw), task.shape, shown)
+            sample = sample_of(_parse(source, record.raw), task.shape, shown)
             if sample.key in keys:
                 raise BadRecord(f"has the key {sample.key}, as another image has")
         except BadRecord as error:

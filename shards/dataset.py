@@ -6,20 +6,25 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from shards.errors import UserError
 from shards.files import expand, read_json, whole_file, write_json
 from shards.folder_lock import LOCK
 from shards.index import load_index
-from shards.sample import MEMBERS, SEVERAL, captions_of, read_npy
+from shards.reading import LARGEST, shown
+from shards.sample import KINDS, MEMBERS, SEVERAL, captions_of, read_npy
 from shards.texts import TextLists
 
 FORMAT = 1
 FORMAT_SEVERAL = 2  # of several captions per image, which readers of format 1 would take for one long caption
 UNFINISHED = "unfinished.json"
 BLOCKS, BLOCK = 512, 4096  # of a data set's fingerprint, and bytes of each
+
+Fields = TypeVar("Fields", "Shard", "Dataset")
 
 
 @dataclass
@@ -83,7 +88,8 @@ def begin_dataset(folder, plan: dict) -> None:
     for name in (UNFINISHED, "dataset.json"):
         if (folder / name).exists():
             begun = read_json(folder / name)
-            begun = (begun if name == UNFINISHED else begun.get("extra", {}).get("plan")) or {}
+            begun = begun if name == UNFINISHED else _plan_of(begun)
+            begun = begun if isinstance(begun, dict) else {}
             begun = {key: _as_now(value, plan.get(key)) for key, value in begun.items()}
             if begun != plan:
                 differing = sorted(key for key in {*begun, *plan} if begun.get(key) != plan.get(key))
@@ -98,6 +104,12 @@ def begin_dataset(folder, plan: dict) -> None:
 def _as_now(begun, now):
     """A setting of a plan as this version has it: earlier ones kept paths as they were typed."""
     return os.path.abspath(begun) if isinstance(begun, str) and isinstance(now, str) and os.path.isabs(now) else begun
+
+
+def _plan_of(described) -> object:
+    """The plan in the value of a dataset.json, None where there is none."""
+    extra = described.get("extra") if isinstance(described, dict) else None
+    return extra.get("plan") if isinstance(extra, dict) else None
 
 
 def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dict) -> Dataset:
@@ -159,18 +171,7 @@ def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
     """
     indexes = [load_index(path) for path in paths]
     shards = [Shard(index.path, len(index), index.bytes, index.sha256) for index in indexes]
-    first, row = indexes[0], indexes[0].members[0]
-    with open(first.path, "rb") as file:
-
-        def member(name):
-            offset, size = row[MEMBERS.index(name)]
-            file.seek(offset)
-            return read_npy(file.read(size)) if size else None
-
-        try:
-            features, class_ids = member("features.npy"), member("class_ids.npy")
-        except ValueError as error:
-            raise UserError(f"{first.path}: features.npy of {first.ids[0]} {error}") from None
+    features, class_ids = _first_arrays(indexes[0])
     captions, captioned = np.sum([_count_captions(index) for index in indexes], 0).tolist()
     if class_ids is None:
         num_classes = 0
@@ -180,14 +181,39 @@ def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
     return Dataset(shards, features.shape[1], num_classes, per_region, captions=captions, captioned=captioned)
 
 
+def _first_arrays(index) -> tuple[np.ndarray, np.ndarray | None]:
+    """features (N, D) and class_ids (N, k) of a shard's first sample with arrays that can be read; None for no
+    classes. What is wrong with others is told when they are read."""
+    complaint = None
+    with open(index.path, "rb") as file:
+        for key, members in zip(index.keys.tolist(), index.members, strict=True):
+            arrays = [None, None]
+            try:
+                for place, name in enumerate(("features.npy", "class_ids.npy")):
+                    offset, size = members[MEMBERS.index(name)].tolist()
+                    file.seek(offset)
+                    arrays[place] = read_npy(file.read(size)) if size else None
+                    if arrays[place] is not None and arrays[place].ndim != 2:
+                        raise ValueError(f"has the shape {arrays[place].shape}")
+                if arrays[0] is not None:
+                    return arrays
+            except ValueError as error:
+                complaint = complaint or f"{key}.{name} {error}"
+    raise UserError(f"{index.path}: {complaint or 'has no features'}; make or fetch the shard again")
+
+
 def _largest_class(index) -> int:
+    """The largest class id of a shard, of the members that can be read; what is wrong with others is told when they
+    are."""
     with open(index.path, "rb") as file:
         largest = -1
-        for offset, size in index.members[:, MEMBERS.index("class_ids.npy")]:
+        for offset, size in index.members[:, MEMBERS.index("class_ids.npy")].tolist():
             file.seek(offset)
-            if size:
-                largest = max(largest, int(read_npy(file.read(size)).max(initial=-1)))
-    return largest
+            with contextlib.suppress(ValueError):
+                ids = read_npy(file.read(size)) if size else np.zeros(0, np.int16)
+                if ids.dtype.kind in KINDS["class_ids.npy"]:
+                    largest = max(largest, int(ids.max(initial=-1)))
+        return largest
 
 
 def open_dataset(pattern: str) -> Dataset:
@@ -237,9 +263,9 @@ def read_dataset(folder) -> Dataset:
         for shard in described:
             if shard["path"] != Path(shard["path"]).name:
                 raise UserError(f"{path}: a shard's path is {shard['path']}; should be a file name in this folder")
-        shards = [Shard(**shard | {"path": str(Path(folder) / shard["path"])}) for shard in described]
+        shards = [checked(Shard(**shard | {"path": str(Path(folder) / shard["path"])})) for shard in described]
         return described_dataset(shards, value)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: does not have the fields of a data set ({error})") from None
 
 
@@ -249,9 +275,24 @@ def is_readable(value) -> bool:
 
 
 def described_dataset(shards: list[Shard], value: dict) -> Dataset:
-    """The data set of these shards with the other fields of a dataset.json."""
+    """The data set of these shards with the other fields of a dataset.json.
+
+    Raises:
+        TypeError, ValueError: a field is missing, unknown, of another type, or a negative number.
+    """
     several = value.pop("format") == FORMAT_SEVERAL
-    return Dataset(shards, **value if several else value | {"captioned": value.get("captions", 0)})
+    return checked(Dataset(shards, **value if several else value | {"captioned": value.get("captions", 0)}))
+
+
+def checked(fields: Fields) -> Fields:
+    """A Shard or Dataset whose fields have the types that it declares, and no negative numbers; else a ValueError."""
+    msgspec.convert(vars(fields), type(fields))
+    for name, value in vars(fields).items():
+        if isinstance(value, int) and not 0 <= value < LARGEST:
+            raise ValueError(f"{name} is {shown(value)}")
+    if isinstance(fields, Dataset) and not fields.shards:
+        raise ValueError("it lists no shards")
+    return fields
 
 
 def read_captions(dataset: Dataset) -> TextLists:

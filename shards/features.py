@@ -8,10 +8,12 @@ import numpy as np
 from shards.errors import UserError
 from shards.half import to_half
 from shards.image_id import image_id
+from shards.reading import LARGEST_SIDE, shown
 from shards.sample import Sample
 from shards.writer import check_sample, safe_key
 
 NUM_CLASSES = 1601  # Visual Genome's 1600 objects; class 0 is the background, object i is class i + 1
+LONGEST_ID = 1000  # characters; every id of an index takes as much memory as the longest
 KEPT_MASS = 0.99  # of the class distribution, on the average
 SUM_ERROR = 0.01  # of a class distribution; rounding to float16 makes less than a tenth of it
 
@@ -86,8 +88,12 @@ def sample_of(image: Features, shape: Shape, source: str) -> Sample:
     evenly over the other classes by whoever reads it.
     """
     n, width, height = len(image.features), image.width, image.height
-    if width < 1 or height < 1:
-        raise BadRecord(f"has a size of {width} x {height}")
+    if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
+        raise BadRecord(f"has a size of {shown(width)} x {shown(height)}")
+    if len(image.id) > LONGEST_ID:
+        raise BadRecord(f"has an id of {len(image.id)} characters")
+    if not image.boxes.size or image.features.dtype.kind not in "fiu" or image.boxes.dtype.kind not in "fiu":
+        raise BadRecord("has no boxes, or features and boxes that are not numbers")
     if image.features.shape != (n, shape.feature_size):
         raise BadRecord(f"has features {image.features.shape[-1]} wide; others have {shape.feature_size}")
     if image.boxes.shape != (n, 4):

@@ -14,6 +14,7 @@ from pathlib import Path
 import braceexpand
 
 from shards.errors import UserError
+from shards.reading import parse_json, reason_of
 
 _REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
@@ -169,16 +170,15 @@ def write_json(path, value) -> None:
         file.write("\n")
 
 
-def read_json(path):
-    """The value in a JSON file; a file that is missing or is not JSON is a UserError."""
+def read_json(path, finite: bool = True):
+    """The value in a JSON file; a file that is missing or is not JSON is a UserError. finite: see parse_json."""
     refuse_special_file(path)
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
+        return parse_json(Path(path).read_bytes(), finite)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error})") from None
+    except ValueError as error:  # UnicodeDecodeError among them
+        raise UserError(f"{path}: is not valid JSON ({reason_of(error)})") from None
 
 
 def expand(pattern: str, suffix: str = ".tar") -> list[str]:

@@ -8,7 +8,6 @@ headers where it is missing or does not fit the tar any more.
 import contextlib
 import posixpath
 import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.files import is_stray, refuse_special_file, whole_file
+from shards.reading import read_arrays, reading
 from shards.sample import MEMBERS, SEVERAL
 
 
@@ -36,6 +36,15 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def fits(self) -> bool:
+        """Whether all members lie inside the tar, and keys and ids are as many texts."""
+        count, places = len(self.keys), self.members
+        if {self.keys.dtype.kind, self.ids.dtype.kind} != {"U"} or self.keys.shape != self.ids.shape:
+            return False
+        if places.dtype != np.int64 or places.shape != (count, len(MEMBERS), 2):
+            return False
+        return bool((places >= 0).all() and (places[..., 0] <= self.bytes - places[..., 1]).all())
 
     def save(self) -> None:
         with whole_file(index_path(self.path)) as file:
@@ -127,13 +136,14 @@ def saved_index(tar_path) -> ShardIndex | None:
     except OSError as error:
         raise UserError(f"{tar_path}: cannot be read ({error.strerror})") from None
     try:
-        with np.load(path) as saved:
+        with reading(path):
+            saved = read_arrays(path)
             index = ShardIndex(
                 str(tar_path), int(saved["bytes"]), str(saved["sha256"]), saved["keys"], saved["ids"], _members(saved)
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return index if index.bytes == size and index.fits() else None
+    except (UserError, OSError):
         return None
-    return index if index.bytes == size else None
 
 
 def _members(saved) -> np.ndarray:

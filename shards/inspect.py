@@ -18,7 +18,7 @@ from shards.image_id import image_id, is_image
 from shards.images import BadImage, decode_image, read_source
 from shards.pixels import iou
 from shards.reader import RegionReader
-from shards.sample import Sample
+from shards.sample import Sample, check_values
 
 BACKGROUND = "background"  # the name of that class, where a detector has one
 OVERLAP = 0.4  # of an IoU; pretraining's own by default
@@ -40,6 +40,8 @@ def describe(config: InspectConfig, reader: RegionReader) -> str:
     """A page of plain text on a data set."""
     dataset = reader.dataset
     looked_at = [reader[int(i)] for i in np.linspace(0, len(reader) - 1, min(len(reader), 1000))]
+    for sample in looked_at:
+        check_values(sample)
     regions = np.array([len(sample.features) for sample in looked_at])
     size = sum(shard.bytes for shard in dataset.shards)
     classes = (

@@ -6,6 +6,7 @@ import numpy as np
 import pybase64
 
 from shards.features import BadRecord, Features
+from shards.reading import reason_of, shown, whole_number
 from shards.text_encoding import decode_text
 
 # What mmf's extractor calls the parts of an image.
@@ -37,7 +38,7 @@ def image_of(item: dict, key: str | None) -> Features:
     item = {NAMES.get(name, name): value for name, value in item.items()}
     for name in ("features", "boxes", "image_h", "image_w", "num_boxes"):
         if name not in item:
-            raise BadRecord(f"has no {name}; it has {', '.join(map(str, item)) or 'nothing'}")
+            raise BadRecord(f"has no {name}; it has {shown(list(item)) if item else 'nothing'}")
     boxes = _boxes(item)
     n = _whole(item, "num_boxes")
     if not 1 <= n <= len(boxes):
@@ -67,12 +68,14 @@ def _floats(item: dict, name: str) -> np.ndarray:
     if value is None:
         raise BadRecord(f"has {name} that are not numbers")
     try:
+        if isinstance(value, np.ndarray) and value.dtype.kind not in "biufO":
+            raise TypeError(f"an array of {value.dtype}")
         if isinstance(value, str | bytes):
             data = value.encode() if isinstance(value, str) else value
             return np.frombuffer(pybase64.b64decode(data.translate(None, b"\r\n"), validate=True), "<f4")
         return np.asarray(value, np.float32)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise BadRecord(f"has {name} that are not numbers ({error})") from None
+    except (binascii.Error, ValueError, TypeError, OverflowError) as error:
+        raise BadRecord(f"has {name} that are not numbers ({reason_of(error)})") from None
 
 
 def _boxes(item: dict) -> np.ndarray:
@@ -116,6 +119,6 @@ def _without_ones(values: np.ndarray) -> np.ndarray:
 
 def _whole(item: dict, name: str) -> int:
     try:
-        return int(item[name])
-    except (TypeError, ValueError):
-        raise BadRecord(f"has {name} {item[name]!r}; should be a whole number") from None
+        return whole_number(item[name], 0)
+    except ValueError:
+        raise BadRecord(f"has {name} {shown(item[name])}; should be a whole number") from None

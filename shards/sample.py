@@ -8,14 +8,18 @@ KEY.captions.json, a list of texts: a plain webdataset sample.
 import functools
 import io
 import json
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from shards.errors import BadSample
+from shards.reading import LARGEST_SIDE, is_number, parse_json, reading
 from shards.text_encoding import decode_text
 
 SEVERAL = "captions.json"  # the member of several captions
+KINDS = {"features.npy": "f", "boxes.npy": "f", "class_ids.npy": "iu", "class_probs.npy": "f"}  # of dtypes
+ROUNDING = 0.002  # by which a share may be more than 1: float16 has three digits
 MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt", SEVERAL)
 
 
@@ -76,11 +80,12 @@ def _header(data) -> tuple[np.dtype, tuple[int, ...], int]:
     raw = bytes(data[:length])
     if raw not in _headers:
         file = io.BytesIO(raw)
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("is not an npy file of version 1.0")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        if fortran:
-            raise ValueError("is stored in column order")
+        with reading(mend="", error=ValueError):
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("it is not an npy file of version 1.0")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if fortran or dtype.kind not in "biufc":
+            raise ValueError("is stored in column order" if fortran else f"has values of type {dtype}")
         if len(_headers) >= 4096:
             _headers.clear()
         _headers[raw] = dtype, shape, length
@@ -93,7 +98,7 @@ def read_npy(data) -> np.ndarray:
     Several times faster than np.load, which parses the header anew each time.
     """
     dtype, shape, begin = _header(data)
-    if len(data) - begin != dtype.itemsize * int(np.prod(shape)):
+    if len(data) - begin != dtype.itemsize * math.prod(shape):
         raise ValueError("is cut short")
     return np.frombuffer(data, dtype, offset=begin).reshape(shape)
 
@@ -116,12 +121,34 @@ def captions_of(members: dict, errors: str = "strict") -> tuple[str, ...]:
         ValueError: a member cannot be decoded, or is no list of texts.
     """
     if SEVERAL in members:
-        texts = json.loads(bytes(members[SEVERAL]))
+        texts = parse_json(bytes(members[SEVERAL]))
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError("is no list of texts")
     else:
         texts = [_text(bytes(members["txt"]), errors)] if "txt" in members else []
     return tuple(text for text in map(str.strip, texts) if text)
+
+
+def _check_info(info) -> None:
+    """Refuses, with a ValueError, a .json member whose values are not of the types that readers count on."""
+    if not isinstance(info, dict) or not isinstance(info.get("source", ""), str):
+        raise ValueError
+    if not isinstance(info.get("id", ""), str | int) or not isinstance(info.get("box_ids", []), list):
+        raise ValueError
+    if not all(is_number(info.get(side, 1), 1, LARGEST_SIDE) for side in ("width", "height")):
+        raise ValueError
+
+
+def check_values(sample: Sample) -> None:
+    """Refuses what no reader could use: values of boxes and classes that are not finite, or out of range."""
+    name = f"{sample.shard}: {sample.key}" if sample.shard else f"{sample.key}:"
+    boxes, probs = sample.boxes, sample.class_probs
+    if not (boxes.min(initial=0) >= -ROUNDING and boxes.max(initial=0) <= 1 + ROUNDING):
+        raise BadSample(f"{name} has boxes that are NaN or outside the image (0 to 1); extract it again")
+    if not (boxes[:, 2:] >= boxes[:, :2]).all():
+        raise BadSample(f"{name} has a box that ends before it begins; extract it again")
+    if probs is not None and not (probs.min(initial=0) >= 0 and probs.max(initial=0) <= 1 + ROUNDING):
+        raise BadSample(f"{name} has class probabilities that are NaN or outside 0 to 1; extract it again")
 
 
 def decode(key: str, members: dict, where: str) -> Sample:
@@ -136,6 +163,9 @@ def decode(key: str, members: dict, where: str) -> Sample:
     for name in MEMBERS[:2]:
         if name not in arrays:
             raise BadSample(f"{where}: {key} has no member {name}; is this a region shard?")
+    for name, array in arrays.items():
+        if array.dtype.kind not in KINDS[name]:
+            raise BadSample(f"{where}: {key}.{name} has values of type {array.dtype}; make the shard again")
     features, boxes = arrays["features.npy"], arrays["boxes.npy"]
     if features.ndim != 2 or boxes.shape != (len(features), 4):
         raise BadSample(
@@ -143,12 +173,16 @@ def decode(key: str, members: dict, where: str) -> Sample:
         )
     class_ids, class_probs = arrays.get("class_ids.npy"), arrays.get("class_probs.npy")
     if class_ids is not None and (
-        class_probs is None or class_ids.shape != class_probs.shape or len(class_ids) != len(features)
+        class_probs is None
+        or class_ids.ndim != 2
+        or class_ids.shape != class_probs.shape
+        or len(class_ids) != len(features)
     ):
         raise BadSample(f"{where}: {key} has classes that do not fit its {len(features)} regions")
     try:
-        info = json.loads(bytes(members["json"])) if "json" in members else {}
+        info = parse_json(bytes(members["json"])) if "json" in members else {}
         captions = captions_of(members)
+        _check_info(info)
     except ValueError:
         raise BadSample(f"{where}: {key} has a .json, .txt or .{SEVERAL} member that cannot be read") from None
     return Sample(key, features, boxes, class_ids, class_probs, info, captions, where)

@@ -6,7 +6,6 @@ sizes of the shards, no sample is read twice (but one whose several captions two
 readers is as well as any.
 """
 
-import json
 import re
 import sys
 import tarfile
@@ -19,11 +18,12 @@ import numpy as np
 import webdataset
 
 from shards import hashing
-from shards.dataset import Dataset, Shard, described_dataset, is_readable, normalised
+from shards.dataset import Dataset, Shard, checked, described_dataset, is_readable, normalised
 from shards.errors import BadSample, UserError
 from shards.files import expand, is_stray
 from shards.index import split_name
 from shards.order import PairNumbers
+from shards.reading import parse_json
 from shards.sample import Sample, decode
 from shards.texts import TextLists
 
@@ -43,13 +43,13 @@ def open_stream(pattern: str) -> tuple[Dataset, TextLists]:
     piped = urls[0].startswith("pipe:")  # a command line has no folder
     value, lines = (None if piped else _read(f"{folder}/{name}") for name in ("dataset.json", "captions.txt"))
     try:
-        value = json.loads(value or b"null")
+        value = parse_json(value or b"null")
         if not is_readable(value) or lines is None:
             return _read_through(urls)
-        shards = {shard["path"]: Shard(**shard) for shard in value.pop("shards")}
+        shards = {shard["path"]: checked(Shard(**shard)) for shard in value.pop("shards")}
         described = described_dataset(list(shards.values()), value)
         texts = TextLists.of_lines(np.frombuffer(lines, np.uint8), described.several)
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{folder}: its dataset.json or captions.txt cannot be read; remove it or mend it") from None
     if len(texts) != sum(shard.samples for shard in shards.values()):
         raise UserError(f"{folder}/captions.txt: does not have one line for every sample of dataset.json")

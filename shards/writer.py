@@ -13,7 +13,7 @@ from shards.errors import UserError
 from shards.files import whole_file
 from shards.half import finite
 from shards.index import ShardIndex
-from shards.sample import MEMBERS, Sample, encode
+from shards.sample import MEMBERS, Sample, check_values, encode
 
 MODE = 0o644  # of the files in a tar
 AT_ONCE = 1 << 23  # bytes that are sent to the disk together
@@ -89,8 +89,7 @@ def check_sample(sample: Sample) -> None:
         raise UserError(f"{sample.key}: has {n} features and boxes of shape {sample.boxes.shape}")
     if not finite(sample.features):
         raise UserError(f"{sample.key}: has features that are not finite in float16")
-    if not np.isfinite(sample.boxes).all():
-        raise UserError(f"{sample.key}: has boxes that are not finite")
+    check_values(sample)
 
 
 def write_shard(path, samples) -> ShardIndex:

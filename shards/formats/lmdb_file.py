@@ -7,9 +7,8 @@ Pairs (written with tensorpack): number -> msgpack, or a pickle, of the eight co
 boxes in pixels, num_boxes, image_h, image_w, image_id, caption]; "__keys__" -> the list of numbers.
 """
 
-import contextlib
 import functools
-import struct
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,17 +17,18 @@ import numpy as np
 from shards.errors import UserError
 from shards.features import BadRecord, Features
 from shards.items import image_of, text_of
+from shards.lmdb_file import MAGIC, Damaged, LMDBFile
+from shards.reading import reading
 from shards.source import ListedSource, Record
 from shards.unpickle import unpickle
 
 KEYS = (b"keys", b"__keys__")
-MAGIC = struct.pack("<I", 0xBEEFC0DE)  # of a file of LMDB, 16 bytes from its begin
 PICKLE = b"\x80"
 PAIR = ("features", "cls_prob", "boxes", "num_boxes", "image_h", "image_w", "image_id", "caption")
 
 
 class LMDB(ListedSource):
-    """Read anywhere, by several processes: each opens the file for itself."""
+    """Read anywhere, by several processes: each maps the file for itself."""
 
     holds = "an LMDB of the published features or pretraining pairs"
     detector = "published (LMDB)"
@@ -48,58 +48,26 @@ class LMDB(ListedSource):
     @functools.cached_property
     def items(self) -> list[bytes]:
         """The ids in their listed order; where the list is missing, those that there are."""
-        with self._opened() as environment, environment.begin() as reading:
-            for name in KEYS:
-                listed = reading.get(name)
-                if listed is not None:
-                    try:
-                        return [_as_bytes(key) for key in decode(listed)]
-                    except (ValueError, BadRecord) as error:
-                        raise UserError(f"{self.path}: its list of keys cannot be read ({error})") from None
-            return [bytes(key) for key in reading.cursor().iternext(keys=True, values=False) if key not in KEYS]
-
-    @contextlib.contextmanager
-    def _opened(self):
-        """The environment; the file is open as long as it is used, since a process may open it but once."""
-        try:
-            import lmdb
-        except ImportError:
-            raise UserError(f"{self.path}: reading LMDB needs two more packages; pip install lmdb msgpack") from None
-        file = _data_file(self.path)
-        try:
-            environment = lmdb.open(str(file), subdir=False, readonly=True, lock=False, meminit=False, max_readers=1)
-        except lmdb.Error as error:
-            raise UserError(f"{self.path}: is not a whole LMDB ({error})") from None
-        # What lies behind the end of the file is mapped all the same, and reading it would kill the process.
-        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        if file.stat().st_size < needed:
-            environment.close()
-            raise UserError(
-                f"{file}: has {file.stat().st_size} bytes and its own directory asks for {needed}; it was cut short, "
-                "fetch it again"
-            )
-        try:
-            yield environment
-        except lmdb.Error as error:
-            raise UserError(f"{self.path}: is damaged ({error}); fetch it again") from None
-        finally:
-            environment.close()
+        with LMDBFile(_data_file(self.path)) as file:
+            try:
+                listed = next((value for name in KEYS if (value := file.get(name)) is not None), None)
+                if listed is None:
+                    return [key for key in file if key not in KEYS]
+            except Damaged as error:
+                raise UserError(f"{self.path}: is damaged ({error}); fetch it again") from None
+            with reading(f"{self.path}: its list of keys"):
+                return [_as_bytes(key) for key in decode(listed)]
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name != "items"}  # a part has its own
 
     def records(self, part: list[bytes]) -> Iterator[Record]:
-        import lmdb
-
-        with self._opened() as environment:
-            reading = environment.begin(buffers=True)
+        with LMDBFile(_data_file(self.path)) as file:
             for key in part:
                 try:
-                    value = reading.get(key)
-                except lmdb.Error as error:
-                    value = BadRecord(f"cannot be read ({error}); the file is damaged, fetch it again")
-                    reading.abort()  # a transaction that met an error reads nothing more
-                    reading = environment.begin(buffers=True)
+                    value = file.get(key)
+                except Damaged as error:
+                    value = error
                 yield Record(key.decode(errors="backslashreplace"), 1, (key, value))
 
     def where(self, place: str) -> str:
@@ -107,14 +75,12 @@ class LMDB(ListedSource):
 
     def parse(self, raw) -> Features:
         key, value = raw
-        if isinstance(value, BadRecord):
-            raise value
         if value is None:
             raise BadRecord("is in the list of keys and has no value")
-        try:
+        if isinstance(value, Damaged):
+            raise BadRecord(f"cannot be read ({value}); the file is damaged, fetch it again")
+        with reading(mend="", error=BadRecord):
             item = decode(value)
-        except ValueError as error:
-            raise BadRecord(f"cannot be read: {error}") from None
         if isinstance(item, list | tuple) and len(item) == len(PAIR):
             return image_of(dict(zip(PAIR, item, strict=True)), None)
         if isinstance(item, dict):
@@ -138,22 +104,23 @@ def decode(value):
         import msgpack
     except ImportError:
         raise UserError("reading these pairs needs one more package; pip install msgpack") from None
-    try:
-        limit = len(value)
-        return msgpack.unpackb(value, raw=True, strict_map_key=False, object_hook=_array, max_bin_len=limit)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ValueError(str(error) or type(error).__name__) from None
+    return msgpack.unpackb(value, raw=True, strict_map_key=False, object_hook=_array, max_bin_len=len(value))
 
 
 def _array(item: dict):
     """An array or a number of msgpack_numpy; other maps as they are, with texts for keys."""
     if b"nd" not in item:
         return {text_of(key): value for key, value in item.items()}
-    kind = item[b"type"]
-    if not isinstance(kind, bytes) or np.dtype(kind.decode()).hasobject:
-        raise ValueError(f"an array of {kind!r}")
-    values = np.frombuffer(item[b"data"], np.dtype(kind.decode()))
-    return values.reshape(item[b"shape"]) if item[b"nd"] else values[0]
+    kind, data, shape = item[b"type"], item[b"data"], item.get(b"shape", ())
+    kind = np.dtype(kind.decode()) if isinstance(kind, bytes) else None
+    if kind is None or kind.kind not in "biuf" or not isinstance(data, bytes):
+        raise ValueError("an array of something that is no number")
+    if not item[b"nd"]:
+        shape = ()
+    if len(data) != kind.itemsize * math.prod(shape):
+        raise ValueError("an array whose shape and bytes do not fit together")
+    values = np.frombuffer(data, kind).reshape(shape)
+    return values if item[b"nd"] else values.item()
 
 
 FORMAT = LMDB

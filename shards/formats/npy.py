@@ -5,6 +5,7 @@ where the extractor kept them, objects and cls_prob (n, classes); the dict has f
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from shards.features import BadRecord, Features
 from shards.files import files_below, is_utf8, printable
 from shards.image_id import NOT_UTF8, SAME_ID, image_id
 from shards.items import image_of, text_of
+from shards.reading import reading
 from shards.source import ListedSource, Record
 from shards.unpickle import unpickle
 
@@ -82,19 +84,17 @@ class NPY(ListedSource):
 
 def read(path: Path) -> np.ndarray:
     """The array of a .npy file; what is pickled in it is made of plain values and arrays alone."""
-    try:
+    with reading(path.name, mend="", error=BadRecord):
         data = path.read_bytes()
         file = io.BytesIO(data)
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(file)
         if not dtype.hasobject:
+            if len(data) - file.tell() != dtype.itemsize * math.prod(shape):
+                raise ValueError(f"it has not the bytes of {shape} values of {dtype}")
             return np.load(io.BytesIO(data), allow_pickle=False)
         value = np.asarray(unpickle(memoryview(data)[file.tell() :], arrays=True), object)
-    except OSError as error:
-        raise BadRecord(f"cannot be read ({error.strerror})") from None
-    except (ValueError, EOFError) as error:
-        raise BadRecord(f"{path.name} is not a whole .npy file: {error}") from None
     if value.shape != shape:
         raise BadRecord(f"{path.name} holds {value.shape} and its header says {shape}")
     return value

@@ -9,7 +9,6 @@ import binascii
 import gzip
 import itertools
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from shards.errors import UserError
 from shards.features import BadRecord, Features
 from shards.files import files_below, refuse_special_file
 from shards.items import text_of
+from shards.reading import EXPANSION, LARGEST_SIDE, LONGEST_LINE, most_bytes, reading, whole_number
 from shards.source import Record, Source
 
 SIX = ("id", "width", "height", "num_boxes", "boxes", "features")
@@ -84,19 +84,27 @@ class TSV(Source):
             yield from self._lines(number, begin, end)
 
     def _lines(self, number: int, begin: int, end: int) -> Iterator[Record]:
-        packed = self.files[number].suffix == ".gz"
-        try:
-            with self._open(number) as file:
-                place = max(0, begin - 1)
-                file.seek(place)
-                if begin:
-                    place += len(file.readline())  # the end of a line that began before, or just its line feed
-                while (packed or place < end) and (line := file.readline()):
-                    if line.strip():
-                        yield Record(Place(number, place), len(line), line)
-                    place += len(line)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{self.files[number]}: cannot be read to its end ({error}); fetch it again") from None
+        packed, most = self.files[number].suffix == ".gz", most_bytes(self.sizes[number])
+        with self._open(number) as file:
+            place = max(0, begin - 1)
+            file.seek(place)
+            if begin:
+                place += len(self._line(number, file))  # the end of a line that began before, or just its line feed
+            while (packed or place < end) and (line := self._line(number, file)):
+                if line.strip():
+                    yield Record(Place(number, place), len(line), line)
+                place += len(line)
+                if packed and place > most:
+                    reason = f"unpacks to more than {EXPANSION} times its size"
+                    raise UserError(f"{self.files[number]}: {reason}; fetch it again")
+
+    def _line(self, number: int, file) -> bytes:
+        """The next line, none at the end."""
+        with reading(self.files[number]):
+            line = file.readline(LONGEST_LINE + 1)
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"a line is longer than {LONGEST_LINE >> 20} MB")
+            return line
 
     def _open(self, number: int):
         file = self.files[number]
@@ -136,9 +144,9 @@ class TSV(Source):
         if row["id"] in (b"image_id", b"img_id"):
             raise BadRecord("is a header line, not an image")
         try:
-            width, height, n = int(row["width"]), int(row["height"]), int(row["num_boxes"])
+            width, height, n = (whole_number(row[name], 0, LARGEST_SIDE) for name in ("width", "height", "num_boxes"))
         except ValueError:
-            raise BadRecord("has a width, height or num_boxes that is not a whole number") from None
+            raise BadRecord("has a width, height or num_boxes that is not a whole number up to a million") from None
         if n < 1:
             raise BadRecord("has no boxes")
         boxes = _array(row, "boxes", "<f4", n * 4).reshape(n, 4)
