@@ -18,6 +18,7 @@ from finetune.cleaning.cleaned import NOT_CLEANED, is_cleaned
 from finetune.intervals import bootstrap_means, interval_of
 from finetune.mt import VALUES
 from finetune.paper import paper_row
+from finetune.results import MultiResult
 from finetune.scores import load_values, mean_row, ranking_note, render_rows
 from finetune.settings import FREE_FLAGS, MtConfig
 from finetune.start import PRETRAINING
@@ -167,7 +168,7 @@ def ablate(config: AblateConfig, ranks: Ranks) -> None:
         done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
         for number, (one, _) in enumerate(zip(waiting, done, strict=True), 1):
             if ranks.first:
-                score = read_json(one.out / "result.json")["mt_score"]
+                score = read_json(one.out / "result.json", MultiResult)["mt_score"]
                 ranks.say(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
     ranks.say(on_first(ranks, lambda: _write_table(config, runs)))
 
@@ -339,7 +340,9 @@ def table(suite: str, runs: list[Run]) -> str:
     by_row: dict[str, list[Run]] = {}
     for one in runs:
         by_row.setdefault(one.name, []).append(one)
-    results = {name: [read_json(one.out / "result.json") for one in of_row] for name, of_row in by_row.items()}
+    results = {
+        name: [read_json(one.out / "result.json", MultiResult) for one in of_row] for name, of_row in by_row.items()
+    }
     rows = {name: mean_row([result["tasks"] for result in of_row]) for name, of_row in results.items()}
     mark = ""
     if suite in PAPER_TABLES:

@@ -14,6 +14,7 @@ import numpy as np
 from finetune.official import read_annotations, read_pickle
 from shards.errors import UserError
 from shards.files import write_json
+from shards.reading import shown
 
 # Where the published code keeps its answers, in a data set's folder.
 ORDER = ("cache/trainval_label2ans.pkl", "cache/trainval_ans2label.pkl")
@@ -143,14 +144,20 @@ def build_vocabulary(answers: Iterable[str], at_least: int, form: Callable[[str]
     return AnswerVocabulary(kept)
 
 
+def _are_labels(values) -> bool:
+    """Whether values are the numbers from 0 on, each once, as numbers or as text."""
+    plain = all(isinstance(value, int | str) and not isinstance(value, bool) for value in values)
+    return plain and {str(value)[:20] for value in values} == set(map(str, range(len(values))))
+
+
 def read_vocabulary(path) -> AnswerVocabulary:
     """A vocabulary from a file: a JSON list of answers in label order (or of {"ans": text}, as LXMERT writes them), or
     a pickle of such a list or of a dict from answers to labels, as the published code keeps them."""
     value = read_pickle(path) if str(path).endswith(".pkl") else read_annotations(path)
-    if isinstance(value, dict) and sorted(map(str, value.values())) == sorted(map(str, range(len(value)))):
-        value = sorted(value, key=value.get)
+    if isinstance(value, dict) and _are_labels(value.values()):
+        value = sorted(value, key=lambda answer: int(value[answer]))
     if isinstance(value, list):
         value = [item.get("ans") if isinstance(item, dict) else item for item in value]
     if not isinstance(value, list) or not value or not all(isinstance(answer, str) for answer in value):
-        raise UserError(f"{path}: should be a JSON list of answers (or a pickled one), and begins {str(value)[:60]}")
+        raise UserError(f"{path}: should be a JSON list of answers (or a pickled one), and is {shown(value)}")
     return AnswerVocabulary(value)

@@ -25,7 +25,7 @@ from pretrain.distributed import choose_device, leaving
 from pretrain.run_folder import CONFIG, read_config
 from pretrain.settings import PRECISIONS
 from shards.errors import UserError
-from shards.files import read_json, write_json
+from shards.files import write_json
 from shards.flags import REQUIRED, command, flag
 from shards.folder_lock import locked_folder
 from shards.ranks import ALONE
@@ -132,7 +132,7 @@ def _grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
     for path in (config.grounding or config.run).split(","):
         check_exists(path)
         facts = Path(path) / CONFIG
-        for task in read_json(facts).get("tasks", []) if facts.exists() else []:
+        for task in read_config(path).get("tasks", []) if facts.exists() else []:
             if task in GROUNDING:
                 runs.setdefault(task, path)
     if not runs:

@@ -15,6 +15,7 @@ from finetune.heads import layer_of
 from finetune.multi import Entrant, Iterations, MultiTask
 from finetune.paper import paper_row
 from finetune.regimes import REGIMES
+from finetune.results import MultiResult
 from finetune.scores import mean_score, ranking_note, render_rows, save_values, table_row
 from finetune.settings import (
     FREE_FLAGS,
@@ -39,7 +40,7 @@ from finetune.start import (
 from finetune.task import Task
 from finetune.tasks import choose_tasks, find_task
 from finetune.work import MultiTaskPass, TaskPass
-from pretrain.checkpoint import FACTS
+from pretrain.checkpoint import FACTS, read_facts
 from pretrain.distributed import choose_device, connected, leaving, on_every_rank, on_first
 from pretrain.plan import Plan
 from pretrain.run_folder import (
@@ -55,9 +56,10 @@ from pretrain.step import Precision
 from pretrain.trainer import complete
 from pretrain.workers import Places
 from shards.errors import UserError
-from shards.files import read_json, write_json
+from shards.files import write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
+from shards.reading import reading
 from shards.world import complete_world
 
 VALUES = "values.npz"  # of the last validation, by task
@@ -78,7 +80,7 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     tasks = choose_tasks(config.tasks)
     on_first(ranks, lambda: REGIMES[config.regime].check([task.group for task in tasks]))
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
-    finished = finished_result(out, newest, config, FREE_FLAGS, ranks)
+    finished = finished_result(out, newest, config, FREE_FLAGS, ranks, MultiResult)
     if finished is None:
         on_first(ranks, lambda: complete_world(config.data))
         course = prepare(config, tasks, ranks, device, newest)
@@ -159,7 +161,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, counted, ranks.say))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
-    facts = read_json(newest / FACTS) if newest else {}
+    facts = read_facts(newest) if newest else {}
     entrants = []
     for of_task, (training, held_out) in zip(data, splits, strict=True):
         task = of_task.task
@@ -189,7 +191,8 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         seed=config.seed,
     )
     if newest:
-        regime.restore(facts["regime"])
+        with reading(newest / FACTS):
+            regime.restore(facts["regime"])
     course = MultiTask(
         config=config,
         ranks=ranks,

@@ -30,9 +30,9 @@ from finetune.work import TaskPass
 from pretrain.distributed import choose_device
 from pretrain.run_folder import CONFIG, DETECTOR, read_config
 from pretrain.step import Precision
+from shards.dataset import read_dataset
 from shards.detectors import detector_of
 from shards.errors import UserError
-from shards.files import read_json
 from shards.flags import REQUIRED, command, flag
 from shards.inspect import image_of
 from shards.ranks import ALONE
@@ -87,7 +87,7 @@ class LazyPredictor:
         self._data, self._regions = data and str(data), regions
         warn_of_other_data(run, self._data)
         facts = read_config(run) if (Path(run) / CONFIG).exists() else {}
-        own = (facts.get("flags") or {}).get("data")
+        own = facts["flags"].get("data") if facts else None
         # The region shards that a pretraining run was trained on: without --data, its images are theirs.
         self.pairs = Path(own) if own and data is None and "tasks" not in facts else None
         self._trained = facts.get("tasks", list(all_tasks()))
@@ -126,7 +126,7 @@ class LazyPredictor:
         path = self.regions / "dataset.json"
         if not path.exists():
             raise UserError(f"{self.regions}: holds no finished region shards; name some with --regions")
-        return trained_start(self.run, *self._given, read_json(path)["feature_size"])
+        return trained_start(self.run, *self._given, read_dataset(path.parent).feature_size)
 
     @cached_property
     def vocabularies(self) -> Vocabularies:

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from finetune.answers import ORDER, read_vocabulary
-from finetune.official import find_file, read_lines, read_pickle, take
+from finetune.official import find_file, read_lines, read_pickled_list, take, take_all
 from shards.errors import UserError
 from shards.image_id import image_id
-
-NUMBER = (int, float)
+from shards.reading import is_number, reading, shown
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,16 @@ def questions(folder: Path, *splits: str) -> dict[int | str, Question]:
     vocabulary = _vocabulary(folder)
     found: dict[int | str, Question] = {}
     for path in files:
-        for number, record in enumerate(read_pickle(path)):
+        for number, record in enumerate(read_pickled_list(path)):
             where = f"{path}, record {number}"
             question = take(record, "question_id", (int, str), where)
             if question in found:
                 raise UserError(f"{where}: question_id {question} stands there twice")
             labels, scores = (take(record, name, list, where) for name in ("labels", "scores"))
-            if len(labels) != len(scores) or not all(isinstance(score, NUMBER) for score in scores):
+            if len(labels) != len(scores) or not all(map(is_number, scores)):
                 raise UserError(f"{where}: labels and scores should be lists of the same length")
             if not all(isinstance(label, int) and 0 <= label < len(vocabulary) for label in labels):
-                raise UserError(f"{where}: labels {labels} should be numbers below {len(vocabulary)}, of the answers")
+                raise UserError(f"{where}: labels {shown(labels)} should be numbers below {len(vocabulary)}")
             text = take(record, "question", str, where) if "question" in record else None
             image = image_id(str(take(record, "image_id", (int, str), where)))
             pairs = zip(labels, scores, strict=True)
@@ -81,7 +80,7 @@ def captions(path: Path) -> Iterator[tuple[str, list[str]]]:
     for where, record in read_lines(path):
         file = take(record, "img_path", str, where)
         image = str(take(record, "id", (int, str), where)) if Path(file).name.startswith("COCO_") else image_id(file)
-        yield image, take(record, "sentences", list, where)
+        yield image, take_all(record, "sentences", str, where)
 
 
 def published_tests(folder: Path) -> Iterator[tuple[str, str]]:
@@ -89,9 +88,9 @@ def published_tests(folder: Path) -> Iterator[tuple[str, str]]:
     for collection in ("coco", "genome", "flickr"):
         path = find_file(folder, f"cache/{collection}_test_ids.npy")
         if path.exists():
-            try:
+            with reading(path, "it should be an array of image ids"):
                 ids = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise UserError(f"{path}: should be an array of image ids ({error})") from None
+                if ids.dtype.kind not in "iuSU":
+                    raise ValueError(f"its values are {ids.dtype}")
             for image in ids.ravel().tolist():
                 yield f"{collection}:{image_id(str(image))}", path.name

@@ -6,6 +6,7 @@ from pathlib import Path
 from finetune.pages.report import write_report
 from finetune.runs import find_runs
 from shards.flags import REQUIRED, command, flag
+from shards.reading import reading
 
 
 @dataclass
@@ -18,7 +19,8 @@ class ReportConfig:
 
 def run(config: ReportConfig) -> None:
     runs = find_runs(config.runs)
-    write_report(Path(config.out), runs)
+    with reading(", ".join(config.runs), "a file of these runs is damaged, or of another version"):
+        write_report(Path(config.out), runs)
     print(f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}\nthe page: {config.out}")
 
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from pretrain.run_folder import CONFIG, existing_runs, read_config
 from shards.errors import UserError
@@ -86,7 +87,7 @@ def place_of(folder: Path, name: str, run, data: str) -> Path:
 
 def _data_of(path: Path) -> str | None:
     """The data folder that a file of results, or its first row, names."""
-    result = read_json(path) if path.exists() else {}
+    result = read_json(path, dict[str, Any]) if path.exists() else {}
     first = next(iter(result.values()), None)
     return result.get("data") or (first.get("data") if isinstance(first, dict) else None)
 

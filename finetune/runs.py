@@ -1,13 +1,15 @@
 """Runs as they lie on disk, for those who compare them: what they were asked for, how they went, and their results."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.cleaning.cleaned import is_cleaned
+from finetune.results import KeptScores, MultiResult, SingleResult
 from finetune.run_data import kept_scores
 from pretrain.logs import read_metrics
-from pretrain.run_folder import CONFIG, existing_runs, read_config
+from pretrain.run import Result as PretrainingResult
+from pretrain.run_folder import CONFIG, RESULT, existing_runs, read_config
 from shards.errors import UserError
 from shards.files import files_below, read_json
 
@@ -75,18 +77,18 @@ def _configs(path: Path) -> list[str]:
 
 
 def read_run(folder: Path) -> Run:
-    config, result = read_config(folder), folder / "result.json"
-    if "flags" not in config:
-        raise UserError(f"{folder / CONFIG}: is not the configuration of a run")
+    config, result = read_config(folder), folder / RESULT
     lines, bad = read_metrics(folder / METRICS)
     if bad:
         print(f"{folder / METRICS}: {bad} lines that cannot be read are skipped")
-    kept = [read_json(path) for path in sorted(kept_scores(folder).glob("*.json"))]
-    return Run(
+    kept = [read_json(path, KeptScores) for path in sorted(kept_scores(folder).glob("*.json"))]
+    run = Run(
         path=folder,
         config=config,
-        result=read_json(result) if result.exists() else None,
+        result=None,
         training=[line for line in lines if line["kind"] == "train"],
         validation=[line for line in lines if line["kind"] == "validation"],
         evaluations={(scores["task"], scores["split"]): scores for scores in kept},
     )
+    kind = {PRETRAINING: PretrainingResult, SINGLE: SingleResult, MULTI: MultiResult}[run.kind]
+    return replace(run, result=read_json(result, kind)) if result.exists() else run

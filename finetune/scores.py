@@ -8,7 +8,9 @@ import numpy as np
 from finetune.intervals import bootstrap_means, clusters_of, interval_of
 from finetune.task import Task
 from finetune.tasks import GROUPS, all_tasks
+from shards.errors import UserError
 from shards.files import whole_file
+from shards.reading import AGAIN, read_arrays
 
 FOUR_WAY = "four_way_accuracy"  # the metric of retrieval that training goes by
 RANKED_IMAGES = 1000  # among which the paper's retrieval scores rank, of COCO and of Flickr30k
@@ -108,10 +110,14 @@ def save_values(path, scores: dict[str, TaskScore]) -> None:
 
 def load_values(path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | None]]:
     """(values, clusters) by task of a file that `save_values` wrote; None for clusters of a run that has none."""
-    with np.load(path) as file:
-        kept = dict(file)
+    kept = read_arrays(path)
     values = {name: of for name, of in kept.items() if not name.startswith(CLUSTERS)}
     clusters = {name: kept.get(f"{CLUSTERS}{name}") for name in values}
+    for name, of in values.items():
+        if of.ndim != 1 or of.dtype.kind not in "biuf" or not np.isfinite(of).all():
+            raise UserError(f"{path}: {name} should be a finite number of every example; {AGAIN}")
+        if clusters[name] is not None and (clusters[name].shape != of.shape or clusters[name].dtype.kind not in "iu"):
+            raise UserError(f"{path}: {name} has not as many clusters as examples; {AGAIN}")
     if lacking := [name for name, of in clusters.items() if of is None]:
         warnings.warn(
             f"{path}: has no images of {', '.join(lacking)} (an earlier version wrote it); intervals are over examples "

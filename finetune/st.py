@@ -12,28 +12,29 @@ from finetune.answers import AnswerVocabulary
 from finetune.course import SingleTask, describe_scores
 from finetune.data import TaskData, open_data, same_on_every_rank
 from finetune.engine import make_model, make_task_engine
+from finetune.results import SingleResult
 from finetune.settings import FREE_FLAGS, StConfig, batch_and_lr, epochs
 from finetune.start import Start, begin_run, choose_start, choose_vocabulary, random_start_note
 from finetune.task import Example, Task
 from finetune.tasks import all_tasks, find_task
 from finetune.work import TaskPass
-from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
+from pretrain.checkpoint import best_checkpoint, newest_checkpoint, read_facts
 from pretrain.distributed import choose_device, connected, leaving, on_every_rank, on_first
 from pretrain.plan import Plan
 from pretrain.run_folder import (
-    CONFIG,
     RESULT,
     check_flags,
     checkpoint_to_go_on_from,
     finished_result,
     locked_run,
+    read_config,
     stored_flags,
 )
 from pretrain.step import Precision
 from pretrain.trainer import complete
 from pretrain.workers import Places
 from shards.errors import UserError
-from shards.files import read_json, write_json
+from shards.files import write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
 from shards.world import complete_world
@@ -53,7 +54,7 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
     """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
-    result = finished_result(out, newest, config, FREE_FLAGS, ranks)
+    result = finished_result(out, newest, config, FREE_FLAGS, ranks, SingleResult)
     if result is None:
         on_first(ranks, lambda: complete_world(config.data))
         course, kind = prepare(config, task, ranks, device, newest)
@@ -61,11 +62,11 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
         if status:
             return status
         best = on_first(ranks, lambda: best_checkpoint(out))
-        facts = read_json(best / FACTS)
+        facts = read_facts(best)
         result = {
             "task": task.name,
             "kind": kind,
-            "steps": read_json(newest_checkpoint(out) / FACTS)["step"],
+            "steps": read_facts(newest_checkpoint(out))["step"],
             "examples": len(course.training.examples),
             "validation": facts["scores"],
             "best_step": facts["step"],
@@ -108,7 +109,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     texts = (example.text for example in examples)
     asked = (str(run), None, None) if newest else (config.init, config.config, config.tokenizer)
     start = on_first(ranks, lambda: choose_start(*asked, texts, data.feature_size))
-    kind = read_json(run / CONFIG)["start"]["kind"] if newest else start.kind
+    kind = read_config(run)["start"]["kind"] if newest else start.kind
     sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
@@ -120,7 +121,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     precision = Precision(config.precision, device)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
     work = TaskPass(model, task, precision, start.token(task))
-    facts = read_json(newest / FACTS) if newest else {}
+    facts = read_facts(newest) if newest else {}
     engine = make_task_engine(config, ranks, work, lr, head_lr, newest)
     plan = Plan(
         pairs=len(examples),

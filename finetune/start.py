@@ -18,12 +18,12 @@ from pretrain.bert import NOT_BERTS
 from pretrain.checkpoint import best_checkpoint
 from pretrain.circumstances import circumstances
 from pretrain.config import ModelConfig, read_model_config
-from pretrain.run_folder import CONFIG, DETECTOR, absolute, clear_run, stored_form
+from pretrain.run_folder import CONFIG, DETECTOR, absolute, clear_run, read_config, stored_form
 from pretrain.tokenizer import WordPieces, bert_pieces, learn_pieces
 from pretrain.weights import BERT, RUN, Weights, find_weights, take_weights
 from shards.detectors import keep_detector
 from shards.errors import UserError
-from shards.files import read_json, write_json
+from shards.files import write_json
 
 TASK_TOKENS = 20
 PRETRAINING = "runs/pretrain"
@@ -297,8 +297,7 @@ def read_vocabularies(run) -> Vocabularies:
 def read_tasks(run) -> list[Task]:
     """The tasks that a run trained."""
     check_exists(run)
-    path = Path(run) / CONFIG
-    names = read_json(path).get("tasks", []) if path.exists() else []
+    names = read_config(run).get("tasks", []) if (Path(run) / CONFIG).exists() else []
     if not names:
         raise UserError(f"--run {run}: does not say which tasks it knows; --task should say which")
     return [find_task(name) for name in names]

@@ -4,11 +4,9 @@ import os
 from pathlib import Path
 
 from pretrain.heads import PretrainingModel
-from pretrain.published import from_published
-from pretrain.weights import BERT_FILES, take_weights
+from pretrain.weights import BERT_FILES, read_published, take_weights
 from shards.errors import UserError
 from shards.hub import only_local
-from shards.tensor_files import read_state_dict
 
 NOT_BERTS = (  # what a model has and a BERT has not, or (the word head) need not have
     *("encoder.text_embedding.task.", "encoder.text_pooler.", "encoder.image_", "encoder.connections."),
@@ -29,7 +27,7 @@ def load_bert(model: PretrainingModel, name: str) -> list[str]:
     not fit are a UserError that names both. What BERT has and this model has not (its own pooler and
     next-sentence head) is left out.
     """
-    weights, _ = from_published(read_state_dict(Path(_file(name))))
+    weights, _ = read_published(Path(_file(name)))
     taken = {key: value for key, value in weights.items() if may_be_from_bert(key)}
     take_weights(model, taken, f"--bert {name}", NOT_BERTS)
     return sorted(taken)

@@ -12,7 +12,9 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,11 +22,30 @@ from torch import Tensor, nn
 
 from pretrain.distributed import broadcast, on_first
 from pretrain.optimizer import optimizer_state, restore_optimizer
+from pretrain.plan import Stage
 from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.ranks import ALONE, Ranks
+from shards.reading import reading
 
 MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoint.json"
+
+
+class Facts(msgspec.Struct):
+    """The fields of checkpoint.json that are counted on, of all kinds of runs."""
+
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    score: float | None
+    sha256: dict[str, str]
+    scores: dict[str, Any] = {}
+    scaler: dict[str, float] = {}
+    stages: list[Stage] = []
+    taken: dict[str, int] = {}
+    unused_parameters: list[str] = []
+    skipped_steps: int = 0
+    bad_samples: int = 0
+    epochs_without_better: int = 0
+    best_score: float | None = None
 
 
 class CheckpointWriter:
@@ -155,21 +176,22 @@ def newest_checkpoint(run) -> Path | None:
 
 def best_checkpoint(run) -> Path | None:
     """The checkpoint with the lowest score; the newest where none has a score."""
-    scored = [
-        (facts["score"], path) for path in checkpoints(run) if (facts := read_json(path / FACTS))["score"] is not None
-    ]
+    scored = [(facts["score"], path) for path in checkpoints(run) if (facts := read_facts(path))["score"] is not None]
     return min(scored)[1] if scored else newest_checkpoint(run)
+
+
+def read_facts(path: Path) -> dict:
+    """What checkpoint.json of a checkpoint says. A score may be NaN, of a validation whose loss was."""
+    return read_json(path / FACTS, Facts, finite=False)
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of one of a checkpoint's files, after its checksum."""
-    expected = read_json(path / FACTS).get("sha256", {}).get(name)
-    try:
+    expected = read_facts(path)["sha256"].get(name)
+    with reading(path / name):
         if _sha256(path / name) != expected:
             raise UserError(f"{path / name}: its SHA-256 is not the one in {FACTS}; the file was damaged or changed")
         return load_file(path / name)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path / name}: cannot be read ({error})") from None
 
 
 def restore(path: Path, model: nn.Module, optimizer, ranks: Ranks = ALONE) -> dict:
@@ -180,12 +202,13 @@ def restore(path: Path, model: nn.Module, optimizer, ranks: Ranks = ALONE) -> di
     """
 
     def read() -> tuple[dict, float | None, dict[str, torch.dtype]]:
-        model.load_state_dict(read_tensors(path, MODEL))
-        state = read_tensors(path, TRAINING)
-        restore_optimizer(model, optimizer, state)
+        weights, state = read_tensors(path, MODEL), read_tensors(path, TRAINING)
+        with reading(path, "it is of another model, or its files are of other checkpoints"):
+            model.load_state_dict(weights)
+            restore_optimizer(model, optimizer, state)
         updates = state.pop("updates", None)
         types = {name: value.dtype for name, value in state.items()}
-        return read_json(path / FACTS), None if updates is None else updates.item(), types
+        return read_facts(path), None if updates is None else updates.item(), types
 
     facts, updates, types = on_first(ranks, read)
     updated = [(name, parameter) for name, parameter in model.named_parameters() if f"moment1.{name}" in types]

@@ -22,7 +22,7 @@ from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
 from pretrain.pairs import Swaps
 from pretrain.plan import Plan, Stage
-from pretrain.run_folder import CONFIG, DETECTOR, check_flags, clear_run, stored_form
+from pretrain.run_folder import CONFIG, DETECTOR, check_flags, clear_run, read_config, stored_form
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.sources import Pairs, ValidationBatches, open_pairs, training_steps
 from pretrain.step import Engine, Precision, make_engine
@@ -34,7 +34,7 @@ from pretrain.workers import Places
 from shards.dataset import Dataset, fingerprint
 from shards.detectors import keep_detector
 from shards.errors import UserError
-from shards.files import read_json, write_json
+from shards.files import write_json
 from shards.ranks import Ranks
 
 BETAS, EPSILON = (0.9, 0.98), 1e-8
@@ -197,7 +197,7 @@ def _work(
         model.regions.requires_grad_(False)
     from_bert = []
     if config.bert and newest:
-        stored = read_json(Path(config.out) / CONFIG).get(FROM_BERT)  # runs of before have none
+        stored = read_config(config.out).get(FROM_BERT)  # runs of before have none
         from_bert = stored or [name for name, _ in model.named_parameters() if may_be_from_bert(name)]
     elif config.bert:
         from_bert = on_first(
@@ -286,7 +286,7 @@ def _content(pairs: Pairs) -> tuple[str, str]:
 
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
     check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
-    if read_json(run / CONFIG)["data"] != _facts(pairs):
+    if read_config(run).get("data") != _facts(pairs):
         raise UserError(f"{config.data}: is not the data set that the run in {run} was begun with")
 
 

@@ -5,11 +5,14 @@ import json
 import time
 from pathlib import Path
 
+import msgspec
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from shards.errors import UserError
 from shards.files import naming, whole_file
+from shards.reading import check_fields, parse_json
 
 
 def duration(seconds: float) -> str:
@@ -17,6 +20,13 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Line(msgspec.Struct):
+    """The fields of a line of metrics.jsonl that are counted on."""
+
+    step: int
+    kind: str
 
 
 def read_metrics(path: Path) -> tuple[list[dict], int]:
@@ -28,12 +38,8 @@ def read_metrics(path: Path) -> tuple[list[dict], int]:
     *whole, _ = path.read_bytes().split(b"\n")
     for line in whole:
         try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if isinstance(value, dict) and {"step", "kind"} <= value.keys():
-            lines.append(value)
-        else:
+            lines.append(check_fields(parse_json(line, finite=False), Line, path))
+        except (ValueError, UserError):
             bad += 1
     return lines, bad
 

@@ -5,20 +5,29 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
 import torch
 
 from pretrain import cuda_graph
-from pretrain.checkpoint import FACTS, best_checkpoint, newest_checkpoint
+from pretrain.checkpoint import best_checkpoint, newest_checkpoint, read_facts
 from pretrain.distributed import choose_device, connected, leaving, on_first
 from pretrain.job import Job, describe_scores, prepare
 from pretrain.run_folder import RESULT, checkpoint_to_go_on_from, finished_result, locked_run, stored_flags
 from pretrain.settings import FREE_FLAGS, PretrainConfig
 from pretrain.trainer import complete
 from shards.errors import UserError
-from shards.files import read_json, write_json
+from shards.files import write_json
 from shards.flags import command
 from shards.ranks import Ranks, launched
 from shards.world import DEFAULT_WORLD, complete_world, is_world, pairs_folder
+
+
+class Result(msgspec.Struct):
+    """The fields of result.json that are counted on."""
+
+    validation: dict[str, float | None]
+    pairs: int
+    seconds: float
 
 
 def region_shards(data: str | None) -> str:
@@ -59,13 +68,13 @@ def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
 def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
     began, out = time.perf_counter(), Path(config.out)
     newest = checkpoint_to_go_on_from(out, config.resume, ranks)
-    finished = finished_result(out, newest, config, FREE_FLAGS, ranks)
+    finished = finished_result(out, newest, config, FREE_FLAGS, ranks, Result)
     if finished is None:
         job = prepare(config, ranks, device, newest)
         status, scores = complete(job)
         if status:
             return status
-        scores = scores or read_json(newest_checkpoint(out) / FACTS)["scores"]
+        scores = scores or read_facts(newest_checkpoint(out))["scores"]
         finished = result(job, scores, time.perf_counter() - began)
         if ranks.first:
             write_json(out / RESULT, finished)

@@ -6,6 +6,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from pretrain.checkpoint import FACTS, TRAINING, newest_checkpoint
 from pretrain.distributed import on_first
@@ -37,7 +40,9 @@ def _is_there(path: str) -> bool:
 def absolute(value, flag: str):
     """The value of a flag as config.json keeps it: a path as an absolute one, so that the run can be read from any
     directory. Addresses, and names that are no path (of a model on the hub), stay as they are."""
-    if flag not in PATHS or not value or is_remote(value) or value in PATHS[flag] or not _is_there(value):
+    if flag not in PATHS or not isinstance(value, str) or value in ("", *PATHS[flag]):
+        return value
+    if is_remote(value) or not _is_there(value):
         return value
     return os.path.abspath(value)
 
@@ -49,11 +54,9 @@ def stored_form(flags: dict) -> dict:
 
 def read_config(run) -> dict:
     """config.json of a run, with the paths in its flags and of its start where they are now (`_located`)."""
-    config = read_json(Path(run) / CONFIG)
-    if not isinstance(config, dict):
-        raise UserError(f"{Path(run) / CONFIG}: is not the configuration of a run")
+    config = read_json(Path(run) / CONFIG, Config)
     flags, start = config.get("flags"), config.get("start")
-    if isinstance(flags, dict) and isinstance(flags.get("out"), str):
+    if isinstance(flags.get("out"), str):
         config["flags"] = {name: _located(value, name, run, flags["out"]) for name, value in flags.items()}
         if isinstance(start, dict):
             config["start"] = start | {"run": _located(start.get("run"), "init", run, flags["out"])}
@@ -95,6 +98,45 @@ def existing_runs(path) -> str:
     return f"; existing runs: {', '.join(runs[:LISTED])}{more}" if runs else ""
 
 
+class Began(msgspec.Struct):
+    """The fields of a fine-tuning run's `start`."""
+
+    kind: str
+    run: str | None = None
+
+
+class Made(msgspec.Struct):
+    """The fields of a run's `made` that reports show."""
+
+    python: str
+    torch: str
+    device: str
+    ranks: int
+    began: str = ""
+    version: str | None = None
+    commit: str | None = None
+
+
+class Samples(msgspec.Struct):
+    """The field of a pretraining run's `data` that reports show."""
+
+    samples: int
+
+
+class Config(msgspec.Struct):
+    """The fields of config.json that are counted on, of all kinds of runs."""
+
+    flags: dict[str, Any]
+    model: dict[str, Any] = {}
+    tasks: list[str] = []
+    tokens: dict[str, int] = {}
+    heads: dict[str, int] = {}
+    start: Began | None = None
+    from_bert: list[str] = []
+    made: Made | None = None
+    data: Samples | None = None
+
+
 @contextlib.contextmanager
 def locked_run(run: Path, command: str, ranks: Ranks) -> Iterator[None]:
     """A block in which these ranks alone write a run directory, of which the first has the lock."""
@@ -123,23 +165,24 @@ def stored_flags(flags: dict, run) -> dict:
     path = Path(run) / CONFIG
     if str(flags.get("resume", "")).lower() != "true" or not path.exists():
         return {}
-    return read_config(run).get("flags", {})
+    return read_config(run)["flags"]
 
 
-def finished_result(run: Path, newest: Path | None, config, free: set[str], ranks: Ranks) -> dict | None:
+def finished_result(run: Path, newest: Path | None, config, free: set[str], ranks: Ranks, kind) -> dict | None:
     """What result.json has of a run that is finished, the same on every rank; None where there is something to do.
 
     Args:
         newest: as checkpoint_to_go_on_from gives it.
         config: the flags; those that are None are not compared with the run's, which has stored what they stand for.
         free: flags that may differ.
+        kind: a type of msgspec with the fields that are counted on.
     """
 
     def read() -> dict | None:
         if newest is None or not (run / RESULT).exists():
             return None
         check_flags({name: value for name, value in dataclasses.asdict(config).items() if value is not None}, run, free)
-        return read_json(run / RESULT)
+        return read_json(run / RESULT, kind, finite=False)
 
     result = on_first(ranks, read)
     if result is not None:

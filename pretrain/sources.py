@@ -75,6 +75,8 @@ def open_pairs(data: str, validation_pairs: int, captions_per_image: str = "all"
     captions = Captions(read_captions(shards) if texts is None else texts)
     among = shards.shards[0].samples if streamed else len(shards)
     trained, validation = split_pairs(captions, validation_pairs, int(captions.begins[among]))
+    if not len(trained):
+        raise UserError(f"{data}: all captions are blank; pretraining needs image-caption pairs")
     numbers = PairNumbers(shards.counts, captions.begins if captions_per_image == "all" else None)
     return Pairs(shards, captions, trained, validation, numbers, streamed)
 

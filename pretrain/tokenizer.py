@@ -12,6 +12,7 @@ from pretrain.wordpiece import INSIDE, learn_vocabulary
 from shards.errors import UserError
 from shards.files import whole_file
 from shards.hub import only_local, unreachable
+from shards.reading import reading
 
 FILE = "tokenizer.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -24,6 +25,8 @@ class WordPieces:
         self.tokenizer = tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        with reading(where, "a BERT vocabulary is needed"):  # a vocabulary may lack the token of unknown words
+            tokenizer.encode_batch(["a \N{SNOWMAN}"], add_special_tokens=False)
         self.special = {token: tokenizer.token_to_id(token) for token in SPECIAL}
         missing = [token for token, number in self.special.items() if number is None]
         if missing:

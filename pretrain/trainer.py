@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from pretrain.checkpoint import CheckpointWriter, restore
+from pretrain.checkpoint import FACTS, CheckpointWriter, restore
 from pretrain.distributed import add_up_numbers, on_first
 from pretrain.logs import Clock, RunLog, duration
 from pretrain.optimizer import lr_factor, set_lr
@@ -26,6 +26,7 @@ from pretrain.step import Engine, Sums
 from pretrain.workers import Places, watched_workers
 from shards.errors import ErrorElsewhere, UserError
 from shards.ranks import Ranks
+from shards.reading import reading
 
 TOGETHER = 2.0  # seconds within which signals are one: a terminal's Ctrl-C comes once more by way of torchrun
 
@@ -287,7 +288,8 @@ def _report(parts: list, reported: set[str]) -> None:
 def restore_engine(engine: Engine, checkpoint: Path) -> dict:
     """Brings the engine of every rank back to a checkpoint that _save wrote; returns its facts."""
     facts = restore(checkpoint, engine.model, engine.optimizer, engine.ranks)
-    engine.restore(facts)
+    with reading(checkpoint / FACTS):
+        engine.restore(facts)
     return facts
 
 

@@ -12,6 +12,7 @@ from pretrain.run_folder import CONFIG, existing_runs, read_config
 from pretrain.tokenizer import WordPieces, bert_pieces, load_pieces
 from shards.errors import UserError
 from shards.files import is_stray, read_json
+from shards.reading import reading
 from shards.tensor_files import read_state_dict
 
 RUN, PUBLISHED, BERT = "run", "published", "bert"
@@ -40,7 +41,7 @@ class Weights:
         """The weights under our names, and the names in the file that have no place here."""
         if self.kind == RUN:
             return read_tensors(self.file, MODEL), []
-        return from_published(read_state_dict(self.file))
+        return read_published(self.file)
 
     @property
     def tokenizer(self) -> str:
@@ -98,9 +99,17 @@ def find_weights(path: str, config: str | None = None) -> Weights:
     else:
         mend = "it should be a run, published weights, or a BERT"
         raise UserError(f"{path}: no such file or directory; {mend}{existing_runs(path)}")
-    weights, _ = from_published(read_state_dict(file))
+    weights, _ = read_published(file)
     sizes = _sizes(file, config) if kind == PUBLISHED else read_model_config(config or "base")
-    return Weights(path, kind, file, _widths(sizes, weights, file), {}, _heads(weights))
+    sizes = _widths(sizes, weights, file)
+    return Weights(path, kind, file, sizes, {}, _heads(weights))
+
+
+def read_published(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """from_published of a state dict's file; weights whose shapes no model has are a UserError."""
+    weights = read_state_dict(file)
+    with reading(file, "it should be a state dict of the published model or of BERT"):
+        return from_published(weights)
 
 
 def _heads(weights: dict[str, Tensor]) -> dict[str, int]:
@@ -113,7 +122,8 @@ def _heads(weights: dict[str, Tensor]) -> dict[str, int]:
 def _in_folder(folder: Path) -> tuple[Path, str]:
     """The state dict in a directory that is not a run's, and its kind."""
     config = folder / "config.json"
-    if config.exists() and read_json(config).get("model_type") == "bert":
+    described = read_json(config) if config.exists() else None
+    if isinstance(described, dict) and described.get("model_type") == "bert":
         file = next((folder / name for name in BERT_FILES if (folder / name).exists()), None)
         if file is None:
             raise UserError(f"{folder}: has neither {' nor '.join(BERT_FILES)}")
@@ -129,7 +139,7 @@ def _sizes(file: Path, config: str | None) -> ModelConfig:
     """The sizes that belong to a state dict: as named, in the JSON file beside it, or as published."""
     if config:
         return read_model_config(config)
-    beside = [path for path in sorted(file.parent.glob("*.json")) if _is_model_config(path)]
+    beside = [path for path in sorted(file.parent.glob("*.json")) if _is_model_config(path, file)]
     named = [path for path in beside if path.stem in (file.stem, "config")]
     if len(named or beside) > 1:
         names = ", ".join(path.name for path in named or beside)
@@ -137,10 +147,13 @@ def _sizes(file: Path, config: str | None) -> ModelConfig:
     return read_model_config(str((named or beside)[0])) if beside else read_model_config("base")
 
 
-def _is_model_config(path: Path) -> bool:
+def _is_model_config(path: Path, file: Path) -> bool:
+    """Whether a JSON file beside a state dict has sizes; one of the same name has to be readable."""
     try:
         value = read_json(path)
     except UserError:
+        if path.stem == file.stem:
+            raise
         return False
     return isinstance(value, dict) and "bi_hidden_size" in value
 
@@ -154,10 +167,21 @@ def _widths(sizes: ModelConfig, weights: dict[str, Tensor], file: Path) -> Model
     }
     if lengths["vocab_size"] not in weights:
         raise UserError(f"{file}: has no word embeddings; it should be a state dict of the published model or of BERT")
+    feature, tables = "encoder.image_embedding.feature.weight", (lengths["vocab_size"], lengths["task_tokens"])
+    for name, value in weights.items():
+        if not value.ndim or (name in (feature, *tables) and value.ndim != 2):
+            raise UserError(f"{file}: {name} has the shape {tuple(value.shape)}; is it a state dict of this model?")
     found = {size: len(weights[name]) for size, name in lengths.items() if name in weights}
-    if "encoder.image_embedding.feature.weight" in weights:
-        found["v_feature_size"] = weights["encoder.image_embedding.feature.weight"].shape[1]
+    if feature in weights:
+        found["v_feature_size"] = weights[feature].shape[1]
     return sizes.replace(**found)
+
+
+def check_finite(weights: dict[str, Tensor], where: str) -> None:
+    """Refuses weights with NaN or infinity in them."""
+    bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{where}: has NaN or infinite numbers in {listed(bad)}; the file is damaged, fetch it again")
 
 
 def take_weights(model: nn.Module, weights: dict[str, Tensor], where: str, may_be_new: tuple[str, ...]) -> list[str]:
@@ -174,6 +198,7 @@ def take_weights(model: nn.Module, weights: dict[str, Tensor], where: str, may_b
                 f"{where}: {name} is {tuple(value.shape)} there and {tuple(own[name].shape)} here; the weights are "
                 "of another configuration, of other features, or of another vocabulary"
             )
+    check_finite({name: value for name, value in weights.items() if name in own}, where)
     lacking = [name for name in missing if not name.startswith(may_be_new)]
     if lacking:
         raise UserError(f"{where}: has no weights for {listed(lacking)}; is its configuration another one?")

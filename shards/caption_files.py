@@ -1,7 +1,6 @@
 """Captions from a file of their own: a Karpathy file, or rows of (image, caption) as TSV or JSON Lines."""
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 
@@ -9,6 +8,7 @@ from shards.errors import UserError
 from shards.files import read_json
 from shards.image_id import image_id
 from shards.images import Part, find_images
+from shards.reading import parse_json
 
 SPLITS = ("train", "val", "test")
 _NUMBERED = re.compile(r"(.+)#\d+$")  # of a caption, as in Flickr's 1000092795.jpg#0
@@ -138,7 +138,7 @@ def _tsv_columns(line: str, where: str) -> tuple[str, str]:
 
 def _json_columns(line: str, where: str) -> tuple[str, str]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         image, caption = str(row["image"]), row["caption"]
         if not isinstance(caption, str):
             raise TypeError(f"caption is {type(caption).__name__}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import braceexpand
 
 from shards.errors import UserError
-from shards.reading import parse_json, reason_of
+from shards.reading import check_fields, parse_json, reason_of
 
 _REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
@@ -170,15 +170,19 @@ def write_json(path, value) -> None:
         file.write("\n")
 
 
-def read_json(path, finite: bool = True):
-    """The value in a JSON file; a file that is missing or is not JSON is a UserError. finite: see parse_json."""
+def read_json(path, kind=None, finite: bool = True):
+    """The value in a JSON file; a file that is missing or is not JSON is a UserError.
+
+    kind: a type of msgspec with the fields that the value must have, of these types; finite: see parse_json.
+    """
     refuse_special_file(path)
     try:
-        return parse_json(Path(path).read_bytes(), finite)
+        value = parse_json(Path(path).read_bytes(), finite)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # UnicodeDecodeError among them
         raise UserError(f"{path}: is not valid JSON ({reason_of(error)})") from None
+    return check_fields(value, kind, path)
 
 
 def expand(pattern: str, suffix: str = ".tar") -> list[str]:

@@ -1,13 +1,14 @@
 """Boxes that are given, not detected: lines of {"image_id", "boxes": [[x1, y1, x2, y2], ...], "box_ids"}, in pixels."""
 
 import functools
-import json
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from shards.errors import UserError
 from shards.image_id import image_id
+from shards.reading import byte_lines, parse_json, reading
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,20 @@ class GivenBoxes:
 def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
     """Image id -> its boxes, from a file of JSON lines."""
     found: dict[str, GivenBoxes] = {}
-    try:
-        lines = open(path, encoding="utf-8-sig").read().splitlines()  # noqa: SIM115  read to its end at once
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--boxes {path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
+    lines = byte_lines(path)
+    for number in itertools.count(1):
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
+            with reading(f"--boxes {path}", "it should be lines of JSON"):
+                line = next(lines, None)
+        except FileNotFoundError as error:
+            raise UserError(f"--boxes {path}: cannot be read ({error.strerror})") from None
+        if line is None:
+            break
+        with reading(where, "it should be an object with image_id, boxes and box_ids"):
+            record = parse_json(line)
             image, boxes = image_id(str(record["image_id"])), np.array(record["boxes"], np.float32)
             ids = tuple(map(str, record["box_ids"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: should be an object with image_id, boxes and box_ids ({error})") from None
         if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(ids) or not np.isfinite(boxes).all():
             raise UserError(f"{where}: should have boxes of four numbers and as many box_ids; it has {len(ids)} ids")
         if (boxes[:, 2:] < boxes[:, :2]).any():

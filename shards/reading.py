@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from shards.errors import UserError
@@ -52,9 +53,10 @@ def reason_of(error: BaseException) -> str:
         return "a number has thousands of digits"
     lines = str(error).splitlines()
     said = lines[0][:200] if lines else ""
-    if isinstance(error, ValueError | OSError) and said:
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    if not said:
+        return type(error).__name__
+    wordless = isinstance(error, LookupError | TypeError | AttributeError)  # KeyError('x') says x and nothing else
+    return f"{type(error).__name__}: {said}" if wordless else said
 
 
 @contextlib.contextmanager
@@ -89,6 +91,17 @@ def parse_json(text: str | bytes, finite: bool = True):
         raise ValueError(reason_of(error)) from None
     except UnicodeEncodeError:
         raise ValueError("it has half a character (a lone surrogate)") from None
+    return value
+
+
+def check_fields(value, kind, where):
+    """The value itself, which must have the fields of `kind`, a type of msgspec, and may have others; else a UserError.
+    Everything is right for None."""
+    if kind is not None:
+        try:
+            msgspec.convert(value, kind)
+        except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+            raise UserError(f"{where}: is not as it should be ({reason_of(error)}); {AGAIN}") from None
     return value
 
 

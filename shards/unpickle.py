@@ -14,9 +14,12 @@ from struct import unpack_from
 
 import numpy as np
 
+from shards.reading import reason_of
+
 LATEST = 5  # protocol
 MAX_DEPTH = 100  # containers inside each other
 ITEMS_PER_BYTE = 4  # a value that refers to one list again and again is larger than its pickle, but not much
+MEMO = 1 << 24  # places that the memo may be ahead of what it has
 KEYS = frozenset({str, int, bytes, float, bool, type(None)})  # hashing these cannot recurse
 LEAVES = KEYS | {bytearray}
 
@@ -120,10 +123,10 @@ def _array_of_buffer(data, kind, shape, order) -> np.ndarray:
     return kind.of_bytes(data, shape, order)
 
 
-_ARRAYS = {("numpy", "ndarray"): _ArrayType, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _bytes_of_text}
-_ARRAYS["__builtin__", "bytes"] = _no_bytes
+ARRAYS = {("numpy", "ndarray"): _ArrayType, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _bytes_of_text}
+ARRAYS["__builtin__", "bytes"] = _no_bytes
 for _core in ("numpy.core", "numpy._core"):  # before numpy 2, and since
-    _ARRAYS |= {
+    ARRAYS |= {
         (f"{_core}.multiarray", "_reconstruct"): _Array,
         (f"{_core}.multiarray", "scalar"): _number,
         (f"{_core}.numeric", "_frombuffer"): _array_of_buffer,
@@ -132,11 +135,16 @@ _CALLED = (_Dtype, _Array, _bytes_of_text, _no_bytes, _number, _array_of_buffer)
 
 
 class _Reader:
-    """Reads one pickle. allowed: (module, name) -> what stands for it; encoding: of the texts of Python 2."""
+    """Reads one pickle.
 
-    def __init__(self, data: bytes, allowed: dict, encoding: str):
-        self.data, self.allowed, self.encoding = data, allowed, encoding
-        self.at = 0
+    data: bytes, or a mapped file; at: where the pickle begins, after `load` where it ends; allowed: (module, name) ->
+    what stands for it; called: those of them that may be called; encoding: of the texts of Python 2; outside: makes
+    what stands for a reference to something outside the pickle.
+    """
+
+    def __init__(self, data, allowed: dict, called: tuple, encoding: str, at: int = 0, outside=None):
+        self.data, self.allowed, self.called, self.encoding = data, allowed, called, encoding
+        self.at, self.outside = at, outside
         self.stack: list = []
         self.memo: list = []
         self.marks: list[int] = []
@@ -145,7 +153,7 @@ class _Reader:
         """The value of the pickle. The opcodes of which long pickles consist come first, the others are in _OTHERS."""
         data, stack, memo, marks = self.data, self.stack, self.memo, self.marks
         push = stack.append
-        at = 0
+        at = self.at
         while True:
             op = data[at]
             at += 1
@@ -204,6 +212,7 @@ class _Reader:
                 del stack[-2:]
                 self._set(pair)
             elif op == 0x2E:  # ., STOP
+                self.at = at
                 return stack.pop()
             elif op in _OTHERS:
                 self.at = at
@@ -219,7 +228,7 @@ class _Reader:
         if index == len(memo):
             memo.append(self.stack[-1])
             return
-        if index > len(self.data):  # an entry takes two bytes of the pickle or more
+        if index > min(len(self.data), MEMO):  # an entry takes two bytes of the pickle or more
             raise Refused(f"it keeps a value at place {index}, and has {len(self.data)} bytes")
         memo += [_Nothing] * (index + 1 - len(memo))
         memo[index] = self.stack[-1]
@@ -257,7 +266,10 @@ class _Reader:
         return int.from_bytes(self._take(size), "little", signed=signed)
 
     def _line(self) -> bytes:
-        return self._take(self.data.index(b"\n", self.at) + 1 - self.at)[:-1]
+        end = self.data.find(b"\n", self.at)
+        if end < 0:
+            raise Refused("it is cut short")
+        return self._take(end + 1 - self.at)[:-1]
 
     def _protocol(self) -> None:
         if self._whole(1) > LATEST:
@@ -302,12 +314,14 @@ class _Reader:
             raise Refused("it names what is no text")
         self._name(module, name)
 
-    def _outside(self) -> None:
-        raise Refused("it refers to something outside itself")
+    def _refer(self) -> None:
+        if self.outside is None:
+            raise Refused("it refers to something outside itself")
+        self.stack.append(self.outside(self.stack.pop()))
 
     def _call(self) -> None:
         values, called = self.stack.pop(), self.stack.pop()
-        if called not in _CALLED or not isinstance(values, tuple):
+        if called not in self.called or not isinstance(values, tuple):
             raise Refused("it calls something that is not to be called")
         try:
             value = called(*values)
@@ -325,7 +339,7 @@ class _Reader:
             self.stack[-1] = value.of_state(state)
             if value.place < len(self.memo) and self.memo[value.place] is value:
                 self.memo[value.place] = self.stack[-1]
-        else:
+        elif type(value) is not dict or self.outside is None:  # torch gives its dictionaries a state that is not needed
             raise Refused("it sets the state of an object")
 
 
@@ -363,14 +377,13 @@ _OTHERS = {
     0x93: _R._stack_name,
     ord("R"): _R._call,
     ord("b"): _R._build,
-    ord("P"): _R._outside,
-    ord("Q"): _R._outside,
+    ord("Q"): _R._refer,
 }
 
 
-def _check(value, length: int) -> None:
+def _check(value, length: int, leaves=LEAVES) -> None:
     """Refuses a value with anything unfinished in it, containers MAX_DEPTH deep, or far more items than its pickle, of
-    `length` bytes, has. What follows lists and dicts may then do so without a limit of its own."""
+    `length` bytes, has. What follows lists and dicts may then do so without a limit of its own. leaves: types."""
     left, level, depth = 1000 + ITEMS_PER_BYTE * length, [value], 0
     while level:
         depth += 1
@@ -385,15 +398,15 @@ def _check(value, length: int) -> None:
                 items = container
             elif kind is np.ndarray:
                 items = container.ravel().tolist() if container.dtype.hasobject else ()
-            elif kind in LEAVES:
+            elif kind in leaves:
                 continue
             else:
                 raise Refused("it has something that is not finished")
             left -= len(items)
             if left < 0:
                 raise Refused("it refers to the same lists again and again")
-            if not LEAVES.issuperset(map(type, items)):
-                inside += [item for item in items if type(item) not in LEAVES]
+            if not leaves.issuperset(map(type, items)):
+                inside += [item for item in items if type(item) not in leaves]
         level = inside
 
 
@@ -404,16 +417,31 @@ def unpickle(data, arrays: bool = False):
     Arrays may be read-only, and numbers are Python's. What cannot be read, or is something else, is a ValueError that
     says why.
     """
-    data, collecting = bytes(data), gc.isenabled()
+    data = bytes(data)
+    allowed, encoding = (ARRAYS, "latin1") if arrays else ({}, "utf-8")
+    return _value_of(_Reader(data, allowed, _CALLED, encoding), LEAVES)
+
+
+def unpickle_at(data, at: int, names: dict, called: tuple, outside, leaves: tuple) -> tuple[object, int]:
+    """(the value of the pickle that begins at a place of bytes or of a mapped file, where it ends).
+
+    names, called, outside: see _Reader, besides arrays; leaves: types of what stands for something in the value.
+    """
+    reader = _Reader(data, names, (*_CALLED, *called), "latin1", at, outside)
+    return _value_of(reader, LEAVES | set(leaves)), reader.at
+
+
+def _value_of(reader: _Reader, leaves):
+    collecting, begin = gc.isenabled(), reader.at
     gc.disable()  # a pickle of millions of values takes half the time, and no value refers to itself
     try:
-        value = _Reader(data, _ARRAYS if arrays else {}, "latin1" if arrays else "utf-8").load()
-        _check(value, len(data))
+        value = reader.load()
+        _check(value, reader.at - begin, leaves)
         return value
     except IndexError:  # of the bytes, the stack, the marks or the memo
         raise ValueError("it is cut short or damaged") from None
     except Exception as error:  # a damaged pickle raises almost anything
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise ValueError(reason_of(error)) from None
     finally:
         if collecting:
             gc.enable()

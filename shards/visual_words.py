@@ -4,15 +4,14 @@ They are fitted once on a sample of an extraction's regions and kept beside the 
 so that a second extraction can use the same ones.
 """
 
-import zipfile
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
 
-from shards.errors import UserError
 from shards.files import whole_file
+from shards.reading import LARGEST, read_arrays, reading, whole_number
 
 DIRECTIONS = 32  # principal directions of the descriptors in which distances are measured
 KEPT_MASS = 0.992  # of a region's class distribution is in its k listed classes, on average over the sample
@@ -49,16 +48,21 @@ class VisualWords:
 
 
 def load_words(path) -> VisualWords:
-    try:
-        with np.load(path) as saved:
-            values = dict(saved)
-            return VisualWords(
-                **{name: values[name] for name in ("mean", "directions", "centres")},
-                sharpness=float(values["sharpness"]),
-                per_region=int(values["per_region"]),
-            )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: is not a file of visual words ({error})") from None
+    with reading(path, "it is not a file of visual words"):
+        values = read_arrays(path)
+        words = VisualWords(
+            **{
+                name: values[name].astype(np.float64, casting="same_kind") for name in ("mean", "directions", "centres")
+            },
+            sharpness=float(values["sharpness"]),
+            per_region=whole_number(values["per_region"], 1),
+        )
+        (width,), (rows, size), (count, columns) = words.mean.shape, words.directions.shape, words.centres.shape
+        if rows != width or columns != size or not 1 <= words.per_region <= count or not 0 < words.sharpness < LARGEST:
+            raise ValueError("its arrays do not fit together")
+        if not all(np.isfinite(values).all() for values in (words.mean, words.directions, words.centres)):
+            raise ValueError("it has NaN or infinite numbers")
+        return words
 
 
 def fit_words(features: np.ndarray, words: int, seed: int) -> VisualWords:

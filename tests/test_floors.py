@@ -39,7 +39,8 @@ def test_the_shards_floor_imports_torch_for_networks_alone():
         for path in FILES
         if path.is_relative_to(ROOT / "shards") and "torch" in imported(path)
     }
-    networks = {"batched_detector.py", "detectors/backbone.py", "detectors/transformers_model.py", "tensor_files.py"}
+    networks = {"batched_detector.py", "detectors/backbone.py", "detectors/transformers_model.py"}
+    networks |= {"tensor_files.py", "torch_file.py"}
     assert {user for user in users if not user.startswith(("x152/", "backbone/"))} == networks | {"half.py"}
     names = ("extract", "convert", "inspect", "reader", "world", "detectors.pixels")
     modules = ", ".join(f"shards.{name}" for name in names)

@@ -10,6 +10,7 @@ from finetune.task import Example, Task
 from pretrain.run_folder import CONFIG, read_config
 from shards.errors import UserError
 from shards.files import read_json
+from shards.reading import check_fields
 
 MANIFEST = "clean.json"
 FORMAT = 1
@@ -24,6 +25,25 @@ class Removed(msgspec.Struct):
     test: str
     names: tuple[str, ...]
     evidence: tuple[str, ...]
+
+
+class Counted(msgspec.Struct):
+    """How many examples of a split there were when it was cleaned."""
+
+    all: int
+
+
+class OfTask(msgspec.Struct):
+    """A task's part of the manifest."""
+
+    removed_images: int
+    examples: dict[str, Counted]
+
+
+class Manifest(msgspec.Struct):
+    """The fields of clean.json that are counted on."""
+
+    tasks: dict[str, OfTask]
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,7 @@ def read_manifest(folder) -> dict:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: was not written by this version of finetune.clean; run it again")
-    return manifest
+    return check_fields(manifest, Manifest, path)
 
 
 def list_file(folder, task: Task) -> Path:

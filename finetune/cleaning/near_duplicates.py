@@ -1,5 +1,6 @@
 """Photos that are the same by their look, where no map of ids says so."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -18,6 +19,7 @@ from shards.files import files_below, is_utf8, printable, whole_file
 from shards.image_id import NOT_UTF8, SAME_ID, image_id, is_image
 from shards.images import BadImage
 from shards.jobs import advance, run_tasks
+from shards.reading import read_arrays, reading
 
 PAIRS = "look_alikes.jsonl"
 PART = 500  # images that a process looks at together
@@ -81,10 +83,11 @@ def look(looking: Looking) -> tuple[np.ndarray, list[str]]:
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in looking.files]
     stamp = hashlib.sha256(json.dumps([str(looking.files[0].parent), facts]).encode()).hexdigest()
     if looking.kept.exists():
-        with np.load(looking.kept) as kept:
-            if str(kept["stamp"]) == stamp:
+        with contextlib.suppress(UserError), reading(looking.kept):  # one that was damaged is made again
+            kept = read_arrays(looking.kept)
+            if str(kept["stamp"]) == stamp and kept["hashes"].shape == (len(looking.files), 6):
                 advance(len(looking.files))
-                return kept["hashes"], kept["bad"].tolist()
+                return kept["hashes"].astype(np.uint64, casting="same_kind"), kept["bad"].tolist()
     hashes, bad = [], []
     for path in looking.files:
         try:

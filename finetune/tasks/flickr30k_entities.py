@@ -19,6 +19,7 @@ from finetune.official import find_file, read_text, read_xml
 from finetune.task import Box, Example, Task, scores_by
 from shards.errors import UserError
 from shards.files import is_stray
+from shards.reading import LARGEST_SIDE, shown, whole_number
 
 ANNOTATIONS, SENTENCES = "Annotations", "Sentences"
 PLACES = (1, 5, 10)
@@ -129,9 +130,10 @@ def read_objects(path: Path) -> Objects:
 
 def _whole(element: ET.Element, name: str, where: str) -> int:
     text = element.findtext(name)
-    if text is None or not text.strip().isdecimal():
-        raise UserError(f"{where}: {name} is {text!r}; should be a number of pixels")
-    return int(text)
+    try:
+        return whole_number(text, 0, LARGEST_SIDE)
+    except ValueError:
+        raise UserError(f"{where}: {name} is {shown(text)}; should be a number of pixels") from None
 
 
 def read_phrases(path: Path) -> Iterator[Phrase]:

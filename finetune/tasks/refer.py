@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.boxes import iou
-from finetune.official import find_file, read_annotations, read_pickle, take, take_box, unique
+from finetune.official import find_file, read_annotations, read_pickled_list, take, take_box, unique
 from finetune.task import Box, Example, Task
 from shards.errors import UserError
 
@@ -53,7 +53,7 @@ class ReferringExpressions(Task):
     def _records(self, folder: Path, split: str) -> Iterator[tuple[str, dict]]:
         """(place for messages, record) of the pickle's records of a split."""
         path = find_file(folder, self.files[0])
-        for number, record in enumerate(read_pickle(path)):
+        for number, record in enumerate(read_pickled_list(path)):
             where = f"{path}, record {number}"
             if take(record, "split", str, where) == split:
                 yield where, record

@@ -67,7 +67,7 @@ class Retrieval(Task):
         for number, image in enumerate(take(read_annotations(path), "images", list, str(path))):
             where = f"{path}, image {number}"
             if take(image, "split", str, where) in wanted:
-                official = str(image["cocoid"]) if "cocoid" in image else None
+                official = str(take(image, "cocoid", (int, str), where)) if "cocoid" in image else None
                 name = official or image_id(take(image, "filename", str, where))
                 sentences = take(image, "sentences", list, where)
                 images.append((name, [(take(s, "sentid", int, where), take(s, "raw", str, where)) for s in sentences]))

@@ -12,7 +12,7 @@ import numpy as np
 from finetune import processed
 from finetune.answering import AnsweringTask, held_out_by_id
 from finetune.answers import normalise
-from finetune.official import find_file, read_annotations, scan, take, unique
+from finetune.official import find_file, read_list, scan, take, unique
 from finetune.task import Example
 
 IMAGE_DATA = "image_data.json"  # under which names COCO and Flickr have the images; Clean V&L needs it
@@ -69,7 +69,7 @@ def read(folder: Path) -> list[Example]:
         found = processed.questions(folder, *PROCESSED).values()
         return [Example(each.id, each.text or "", (each.image,), each.target) for each in found]
     examples = []
-    for number, image in enumerate(read_annotations(path)):
+    for number, image in enumerate(read_list(path)):
         for place, record in enumerate(take(image, "qas", list, f"{path}, image {number}")):
             where = f"{path}, image {number}, question {place}"
             answer = normalise(take(record, "answer", str, where))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.official import find_file, read_annotations, take, unique
+from finetune.official import find_file, read_annotations, take, take_all, unique
 from finetune.pointing import PointingTask
 from finetune.task import Example
 from shards.errors import UserError
@@ -34,7 +34,7 @@ class Visual7W(PointingTask):
             name = image_id(take(image, "filename", str, where))
             for record in take(image, "qa_pairs", list, where):
                 right = take(record, "answer", int, where)
-                ids = sorted({right, *take(record, "multiple_choices", list, where)})
+                ids = sorted({right, *take_all(record, "multiple_choices", int, where)})
                 for box in ids:
                     if box not in boxes:
                         raise UserError(f"{where}: box {box} is not among the boxes of the file")

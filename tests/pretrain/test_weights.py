@@ -208,13 +208,13 @@ class Planted:
 @pytest.mark.parametrize(
     ("write", "complaint"),
     [
-        (lambda path: path.write_bytes(pickle.dumps({"a": Planted()})), "is not a whole file of tensors alone"),
-        (lambda path: torch.save({"a": Planted()}, path), "is not a whole file of tensors alone"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": Planted()})), "should be a whole file of tensors alone"),
+        (lambda path: torch.save({"a": Planted()}, path), "should be a whole file of tensors alone"),
         (lambda path: torch.save({"a": 1}, path), "should be a state dict"),
         (lambda path: torch.save([torch.zeros(2)], path), "should be a state dict"),
         (lambda path: torch.save({"a": torch.zeros(2)}, path), "has no word embeddings"),
-        (lambda path: path.write_bytes(b""), "is not a whole file of tensors alone"),
-        (lambda path: path.write_text("text"), "is not a whole file of tensors alone"),
+        (lambda path: path.write_bytes(b""), "should be a whole file of tensors alone"),
+        (lambda path: path.write_text("text"), "should be a whole file of tensors alone"),
     ],
     ids=["pickle", "code", "numbers", "list", "other", "empty", "text"],
 )

@@ -57,7 +57,7 @@ def test_given_boxes_keep_their_order_and_ids_and_are_cut_to_the_image(images, t
         ([LINES[1] | {"boxes": [[9, 5, 8, 10]]}], "line 1: has a box that ends before it begins"),
         ([LINES[1] | {"boxes": [[0, 0.5, 0.5, 1]]}], "all boxes lie between 0 and 1; should be in pixels"),
         ([LINES[1] | {"box_ids": []}], "line 1: should have boxes of four numbers and as many box_ids; it has 0 ids"),
-        ([{"image_id": "b"}], "line 1: should be an object with image_id, boxes and box_ids"),
+        ([{"image_id": "b"}], "line 1: cannot be read (KeyError: 'boxes'); it should be an object with"),
         ([LINES[1] | {"image_id": "nowhere"}], "holds no image that"),
         ([], "is empty"),
     ],

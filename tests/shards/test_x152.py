@@ -386,7 +386,7 @@ def test_two_ranks_share_the_shards(flags, tmp_path, run_command):
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        (("--weights", "nowhere.pth"), "nowhere.pth: is not a whole file of tensors alone"),
+        (("--weights", "nowhere.pth"), "nowhere.pth: no such file"),
         (("--precision", "fp16"), "--precision fp16: is for a GPU"),
         (("--detector", "pixels"), "--detector pixels has none"),
         (
