@@ -1,7 +1,11 @@
 """Questions about images that people bring, answered with all that a page shows of an answer."""
 
 import contextlib
+import hashlib
+import os
 import random
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ from PIL import Image, ImageDraw
 from finetune.attention import explained_page
 from finetune.choices import Prediction
 from finetune.predict import LazyPredictor
-from finetune.query import IMAGES, Query, parse_boxes
+from finetune.query import IMAGES, Query, check_text, parse_boxes
 from finetune.regions import Regions, region_folder
 from finetune.task import Box, Example, Task
 from finetune.tasks import find_task
@@ -51,13 +55,13 @@ class Desk:
         self.images, self.ranked = list(images), ranked
         self.tasks: dict[str, Task] = {find_task(name).title: find_task(name) for name in predictor.tasks}
         self._examples: dict[str, list[tuple[Example, list[str]]]] = {}
+        self._copies = tempfile.TemporaryDirectory(prefix="examples-")
 
     def ask(self, title: str, text: str, files: Sequence[str], boxes: str = "") -> Answer:
         """title: of the task; files: paths of images; boxes: of candidates, as text in pixels of the first file, empty
         for regions of the detector's."""
         began, task = time.perf_counter(), self.tasks[title]
-        if not (text or "").strip():
-            raise UserError("the text is empty")
+        check_text(text)
         files, wanted = list(files or ()), IMAGES.get(task.name, 1)
         if task.head == "retrieval" and len(files) < 2:
             files += self.pool(task)
@@ -99,7 +103,14 @@ class Desk:
         chosen = [pair for pair in self.examples(task) if pool is None or pair[1][0] in pool]
         example, files = random.choice(chosen)
         boxes = "; ".join(",".join(f"{value:.0f}" for value in box) for box in example.candidates)
-        return example.text, [] if ranks else files, boxes
+        return example.text, [] if ranks else list(map(self._copy, files)), boxes
+
+    def _copy(self, file: str) -> str:
+        """A copy of an image below the folder of temporary files: a page may show no others than these and those below
+        the working directory, and the data need not be there."""
+        folder = Path(self._copies.name) / hashlib.sha256(os.path.abspath(file).encode()).hexdigest()[:16]
+        folder.mkdir(exist_ok=True)
+        return shutil.copy(file, folder)
 
     def examples(self, task: Task) -> list[tuple[Example, list[str]]]:
         """Examples of the task's validation split with their image files, of those whose images are files here."""

@@ -15,8 +15,10 @@ from pretrain.tokenizer import WordPieces
 from shards.detector import Found
 from shards.errors import UserError
 from shards.images import BadImage, decode_image
+from shards.reading import LARGEST_SIDE, is_number
 from shards.sample import Sample
 
+LONGEST_TEXT = 10_000  # characters; the longest dialogues of GuessWhat have a third of it
 IMAGES = {"nlvr2": 2}  # that a task's example has, where it is not one
 
 
@@ -71,8 +73,19 @@ def check_query(task: Task, text: str, images: int, boxes: bool) -> None:
     if (task.head == "candidates") != boxes:
         mend = "needs the boxes of its candidates" if task.head == "candidates" else "has no candidates"
         raise UserError(f"{task.name}: {mend} (--boxes)")
-    if not text.strip():
+    check_text(text)
+
+
+def check_text(text: str) -> None:
+    """Refuses a text that cannot be asked."""
+    if not (text or "").strip():
         raise UserError("the text is empty (--text)")
+    if len(text) > LONGEST_TEXT:
+        raise UserError(f"the text has {len(text)} characters, more than the {LONGEST_TEXT} that are taken (--text)")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError("the text has half a character, a lone surrogate (--text)") from None
 
 
 def read_image(image) -> np.ndarray:
@@ -126,11 +139,15 @@ def candidates_of(name: str, image: np.ndarray, found: Found) -> Sample:
 def parse_boxes(text: str | None) -> list[Box]:
     """Boxes of a text like "1,2,30,40; 5,6,70,80"."""
     boxes = []
+    if text and len(text) > LONGEST_TEXT:
+        raise UserError(f"--boxes has {len(text)} characters, more than the {LONGEST_TEXT} that are taken")
     for part in (text or "").split(";") if text else ():
         try:
-            x1, y1, x2, y2 = map(float, part.split(","))
+            x1, y1, x2, y2 = numbers = list(map(float, part.split(",")))
+            if not all(is_number(number, -LARGEST_SIDE, LARGEST_SIDE) for number in numbers):
+                raise ValueError
         except ValueError:
-            raise UserError(f"--boxes {part.strip()}: should be four numbers, x1,y1,x2,y2") from None
+            raise UserError(f"--boxes {part.strip()[:60]}: should be four numbers of pixels, x1,y1,x2,y2") from None
         if x2 <= x1 or y2 <= y1:
             raise UserError(f"--boxes {part.strip()}: has no inside; x1,y1 is the corner at the top left")
         boxes.append((x1, y1, x2, y2))

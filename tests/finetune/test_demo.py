@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -127,6 +128,13 @@ def test_every_task_is_answered(desk, name):
     assert drawn == (task.head in ("regions", "candidates"))
 
 
+def test_an_examples_images_are_copies_that_a_page_may_show(desk, world):
+    """The page shows files below the working directory and of the folder of temporary files alone."""
+    _, [file], _ = desk.example("RefCOCO")
+    assert Path(file).is_relative_to(tempfile.gettempdir()) and not Path(file).is_relative_to(world)
+    assert Path(file).read_bytes() == (world / "images" / "coco" / Path(file).name).read_bytes()
+
+
 def test_candidates_are_the_detectors_own_where_none_are_given(desk):
     text, files, _ = desk.example("Visual7W")
     answer = desk.ask("Visual7W", text, files, "")
@@ -143,6 +151,9 @@ def test_boxes_are_in_the_files_own_pixels(desk, tmp_path):
     ("title", "text", "count", "boxes", "complaint"),
     [
         ("VQA v2", " ", 1, "", "the text is empty"),
+        ("VQA v2", "a" * 5_000_000, 1, "", "the text has 5000000 characters, more than the 10000 that are taken"),
+        ("VQA v2", "what \ud800?", 1, "", "the text has half a character"),
+        ("Visual7W", "Which?", 1, "nan,nan,nan,nan", "should be four numbers"),
         ("VQA v2", "What?", 0, "", "VQA v2 is asked of 1 image, and 0 are here"),
         ("NLVR2", "Both.", 1, "", "NLVR2 is asked of 2 images, and 1 are here"),
         ("Visual7W", "Which?", 1, "1,2", "--boxes 1,2: should be four numbers"),
