@@ -230,6 +230,7 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
     reported: set[str] = set()
     steps = course.steps()
     saved = done = plan.first_step
+    seen = 0  # samples, in this process
     over = False
     engine.model.train()
     with Stop(course.ranks.say) as stop, contextlib.closing(steps), watched_workers(course.places), saving:
@@ -249,6 +250,7 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
             course.take(done, parts, sums, agreed.counts)
             engine.skipped.check()
             clock.samples += agreed.counts[-1]
+            seen += agreed.counts[-1]
             done += 1
             last = done == plan.total_steps
             if done % config.log_every == 0 or last:
@@ -258,6 +260,8 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
                 scores = progress.validation(done)
                 over = course.over()
                 clock.restart()
+            if last or over:
+                _check_trained(engine, done, seen)
             if done % course.save_every == 0 or last or over or agreed.save:
                 saving.save(done, scores, progress.state(sums))
                 saved = done
@@ -267,6 +271,18 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
                 progress.training(done, lr, sums, clock)
             saving.save(done, {}, progress.state(sums))
     return None if finished else agreed.signal, done, scores
+
+
+def _check_trained(engine: Engine, done: int, seen: int) -> None:
+    """Refuses the end of a run that has trained nothing: it would look like a success."""
+    engine.skipped.check(wait=True)
+    if engine.skipped.count >= done:
+        raise UserError(
+            f"none of the {done} steps changed the weights: their gradients were not finite; lower --lr, use another "
+            "--precision, or look for bad features in the data"
+        )
+    if not seen:
+        raise UserError("every sample was skipped, and none was trained on; look at what was printed of them")
 
 
 def _next(steps: Iterator[list]) -> tuple[list, UserError | None]:
