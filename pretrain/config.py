@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from shards.errors import UserError
 from shards.files import read_json
+from shards.reading import is_number, shown
+
+MOST, MOST_LAYERS = 1_000_000, 1000  # of a model's sizes
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,18 @@ def read_model_config(name: str) -> ModelConfig:
     return model_config_from(read_json(name), name)
 
 
+def _check_size(key: str, value, where: str) -> None:
+    """Refuses numbers that no model has: a probability outside 0 to 1, no heads, millions of layers."""
+    least = min(1, getattr(ModelConfig, key)) if isinstance(value, int) else 0  # 0: the model is one without
+    most = MOST_LAYERS if key.endswith("num_hidden_layers") else MOST
+    if isinstance(value, float) and not is_number(value, 0, 1):
+        raise UserError(f"{where}: {key} is {value}; should be between 0 and 1")
+    if isinstance(value, int) and not is_number(value, least, most):
+        raise UserError(f"{where}: {key} is {shown(value)}; should be between {least} and {most}")
+    if isinstance(value, tuple) and not all(type(place) is int and 0 <= place <= MOST_LAYERS for place in value):
+        raise UserError(f"{where}: {key} is {shown(list(value))}; should be numbers of layers")
+
+
 def model_config_from(values: dict, where: str) -> ModelConfig:
     """A configuration from the keys of a JSON file.
 
@@ -174,7 +189,8 @@ def model_config_from(values: dict, where: str) -> ModelConfig:
             value = tuple(value) if kind is tuple and isinstance(value, list) else value
             value = float(value) if kind is float and type(value) is int else value
             if type(value) is not kind:
-                raise UserError(f"{where}: {key} is {value!r}; should be a {kind.__name__}")
+                raise UserError(f"{where}: {key} is {shown(value)}; should be a {kind.__name__}")
+            _check_size(key, value, where)
             chosen[key] = value
         elif key not in _IGNORED and key not in _FIXED:
             raise UserError(f"{where}: {key} is not a key of the model's configuration")

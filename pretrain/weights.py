@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint import MODEL, best_checkpoint, read_tensors
 from pretrain.config import ModelConfig, model_config_from, read_model_config
+from pretrain.model import TwoStream
 from pretrain.published import from_published
 from pretrain.run_folder import CONFIG, existing_runs, read_config
 from pretrain.tokenizer import WordPieces, bert_pieces, load_pieces
@@ -102,6 +104,9 @@ def find_weights(path: str, config: str | None = None) -> Weights:
     weights, _ = read_published(file)
     sizes = _sizes(file, config) if kind == PUBLISHED else read_model_config(config or "base")
     sizes = _widths(sizes, weights, file)
+    with torch.device("meta"):  # without memory: the sizes may be anything
+        own = nn.ModuleDict({"encoder": TwoStream(sizes)}).state_dict()
+    check_shapes(own, weights, str(file))
     return Weights(path, kind, file, sizes, {}, _heads(weights))
 
 
@@ -177,6 +182,16 @@ def _widths(sizes: ModelConfig, weights: dict[str, Tensor], file: Path) -> Model
     return sizes.replace(**found)
 
 
+def check_shapes(own: dict[str, Tensor], weights: dict[str, Tensor], where: str) -> None:
+    """Refuses weights whose shapes are not those of a model's. own: the model's state dict."""
+    for name, value in weights.items():
+        if name in own and own[name].shape != value.shape:
+            raise UserError(
+                f"{where}: {name} is {tuple(value.shape)} there and {tuple(own[name].shape)} here; the weights are "
+                "of another configuration, of other features, or of another vocabulary"
+            )
+
+
 def check_finite(weights: dict[str, Tensor], where: str) -> None:
     """Refuses weights with NaN or infinity in them."""
     bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
@@ -192,12 +207,7 @@ def take_weights(model: nn.Module, weights: dict[str, Tensor], where: str, may_b
     """
     own = model.state_dict()
     missing = [name for name in own if name not in weights]
-    for name, value in weights.items():
-        if name in own and own[name].shape != value.shape:
-            raise UserError(
-                f"{where}: {name} is {tuple(value.shape)} there and {tuple(own[name].shape)} here; the weights are "
-                "of another configuration, of other features, or of another vocabulary"
-            )
+    check_shapes(own, weights, where)
     check_finite({name: value for name, value in weights.items() if name in own}, where)
     lacking = [name for name in missing if not name.startswith(may_be_new)]
     if lacking:
