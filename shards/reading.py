@@ -87,10 +87,10 @@ def parse_json(text: str | bytes, finite: bool = True):
             text = text.decode(json.detect_encoding(text), "replace")
         if _LONE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
-    except (RecursionError, MemoryError) as error:
-        raise ValueError(reason_of(error)) from None
     except UnicodeEncodeError:
         raise ValueError("it has half a character (a lone surrogate)") from None
+    except (RecursionError, MemoryError, ValueError) as error:
+        raise ValueError(reason_of(error)) from None
     return value
 
 
@@ -100,9 +100,21 @@ def check_fields(value, kind, where):
     if kind is not None:
         try:
             msgspec.convert(value, kind)
-        except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+            _check_numbers(value)
+        except (msgspec.ValidationError, ValueError, RecursionError) as error:
             raise UserError(f"{where}: is not as it should be ({reason_of(error)}); {AGAIN}") from None
     return value
+
+
+def _check_numbers(value) -> None:
+    """Refuses, with a ValueError, whole numbers of more than 64 bits anywhere in the value of a JSON text."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, int) and not -LARGEST <= item < LARGEST:
+            raise ValueError(f"{shown(item)} is a number of more than 64 bits")
+        if isinstance(item, dict | list):
+            waiting += item.values() if isinstance(item, dict) else item
 
 
 def is_number(value, low: float = -LARGEST, high: float = LARGEST) -> bool:

@@ -22,6 +22,10 @@ REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--seeds", type=int, default=50, help="mutations per format in tests/fuzz, slow")
+
+
 @pytest.fixture(scope="session")
 def parity():
     """The published implementation's inputs, outputs and weights on small random models."""
