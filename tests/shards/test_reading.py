@@ -59,7 +59,6 @@ def test_values_in_messages_are_short():
         deep = [deep]
     for value in ("x" * 100_000, list(range(9999)), deep, 10**9999, "\ud800", {str(n): deep for n in range(99)}):
         assert len(shown(value).encode()) < 500
-    assert len(str(UserError("x" * 100_000))) == 1505
 
 
 def test_whatever_a_library_raises_is_one_sentence():
