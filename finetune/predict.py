@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -30,14 +31,20 @@ from finetune.work import TaskPass
 from pretrain.distributed import choose_device
 from pretrain.run_folder import CONFIG, DETECTOR, read_config
 from pretrain.step import Precision
-from shards.dataset import read_dataset
 from shards.detectors import detector_of
 from shards.errors import UserError
+from shards.files import read_json
 from shards.flags import REQUIRED, command, flag
 from shards.inspect import image_of
 from shards.ranks import ALONE
 
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
+
+
+class _Width(msgspec.Struct):
+    """The field of a dataset.json that is counted on; that of a kept detector has no shards."""
+
+    feature_size: int
 
 
 @dataclass(kw_only=True)
@@ -126,7 +133,7 @@ class LazyPredictor:
         path = self.regions / "dataset.json"
         if not path.exists():
             raise UserError(f"{self.regions}: holds no finished region shards; name some with --regions")
-        return trained_start(self.run, *self._given, read_dataset(path.parent).feature_size)
+        return trained_start(self.run, *self._given, read_json(path, _Width)["feature_size"])
 
     @cached_property
     def vocabularies(self) -> Vocabularies:
