@@ -19,6 +19,7 @@ from shards.text_encoding import decode_text
 
 SEVERAL = "captions.json"  # the member of several captions
 KINDS = {"features.npy": "f", "boxes.npy": "f", "class_ids.npy": "iu", "class_probs.npy": "f"}  # of dtypes
+PIXEL = 0.05  # of a side, at most: detectors that count the last pixel give boxes of less than one that end before
 ROUNDING = 0.002  # by which a share may be more than 1: float16 has three digits
 MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt", SEVERAL)
 
@@ -145,7 +146,7 @@ def check_values(sample: Sample) -> None:
     boxes, probs = sample.boxes, sample.class_probs
     if not (boxes.min(initial=0) >= -ROUNDING and boxes.max(initial=0) <= 1 + ROUNDING):
         raise BadSample(f"{name} has boxes that are NaN or outside the image (0 to 1); extract it again")
-    if not (boxes[:, 2:] >= boxes[:, :2]).all():
+    if not (boxes[:, 2:] >= boxes[:, :2] - PIXEL).all():
         raise BadSample(f"{name} has a box that ends before it begins; extract it again")
     if probs is not None and not (probs.min(initial=0) >= 0 and probs.max(initial=0) <= 1 + ROUNDING):
         raise BadSample(f"{name} has class probabilities that are NaN or outside 0 to 1; extract it again")
