@@ -1,4 +1,4 @@
-"""Questions whose answer is one of a vocabulary: what VQA, Visual Genome QA and GQA share."""
+"""Base class of vocabulary-based VQA tasks: VQA, Visual Genome QA, GQA and DAQUAR."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -14,11 +14,10 @@ from finetune.task import Task
 
 @dataclass(frozen=True)
 class AnsweringTask(Task):
-    """Predictions are answers as text.
+    """A task whose predictions are answers, as text, from a vocabulary.
 
-    at_least: how many training questions must have an answer for it to be in the vocabulary; annotated: the official
-    file that has the training answers; answers_of: the task whose vocabulary it shares, where that one's annotations
-    are in the data folder too.
+    at_least: minimum number of training questions with an answer for it to enter the vocabulary; annotated: official
+    file of the training answers; answers_of: task whose vocabulary is shared if its annotations are in the data folder.
     """
 
     at_least: int = 1
@@ -27,21 +26,21 @@ class AnsweringTask(Task):
 
     @abstractmethod
     def right_answers(self, folder: Path) -> list[str]:
-        """The one answer of every training question that the vocabulary is built from."""
+        """The ground-truth answer of every training question, from which the vocabulary is built."""
 
     def has_answers(self, folder: Path) -> bool:
-        """Whether a folder has what `vocabulary` reads."""
+        """Whether a folder contains the files that `vocabulary` reads."""
         return plain_or_packed(find_file(folder, self.annotated)).exists() or answer_file(folder) is not None
 
     def vocabulary(self, folder) -> AnswerVocabulary:
-        """From the official file, or, where the published code's own forms stand in for it, the one these go by."""
+        """The vocabulary of the official file, or of the reference implementation's answer file if only that exists."""
         if not find_file(Path(folder), self.annotated).exists() and (kept := answer_file(Path(folder))):
             return read_vocabulary(kept)
         return build_vocabulary(self.right_answers(Path(folder)), self.at_least)
 
 
 class HasId(Protocol):
-    """An example, or as much of one as has been read."""
+    """An example, or a partially read one."""
 
     @property
     def id(self) -> int | str: ...
@@ -51,7 +50,10 @@ Some = TypeVar("Some", bound=HasId)
 
 
 def held_out_by_id(examples: Sequence[Some], count: int, share: float) -> tuple[list[Some], list[Some]]:
-    """(the others, the last `count` by id), each in ascending order; of few examples a share, and one at the least."""
+    """Splits examples by id into (training, held out), each in ascending order of id.
+
+    The held-out part is the last `count` examples, but at most the fraction `share` of all and at least one.
+    """
     ordered = sorted(examples, key=lambda example: example.id)
     count = min(count, max(1, int(len(ordered) * share)))
     return ordered[: len(ordered) - count], ordered[len(ordered) - count :]

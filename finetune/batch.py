@@ -1,4 +1,4 @@
-"""A batch of a task's examples, from official annotations and region shards to what the model takes."""
+"""Batches of a task's examples: collation of texts, regions and targets, and conversion to model inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,17 +23,17 @@ from pretrain.tokenizer import WordPieces
 from shards import hashing
 from shards.sample import Sample
 
-WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])  # row 0 of an image
+WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])  # box of the image token (row 0): the whole image
 
 
 @dataclass
 class TaskBatch:
-    """Rows (see heads.TaskInputs) and their targets (see losses.example_losses).
+    """A batch of text-image rows (see heads.TaskInputs) with their targets (see losses.example_losses).
 
-    rows: texts with their images; candidates: the same number of rows of given boxes, or None; target: None where
-    none is needed or known; examples: how many of the task's examples these rows are; problems: see pretrain.batch;
-    other_boxes: boxes of each image's annotations that are no candidates, or None; the model attends to them, and they
-    are not scored.
+    rows: texts with their images; candidates: candidate boxes of each row, or None; target: None if it is not needed or
+    not known; examples: number of the task's examples in the batch, which may have several rows each; problems: see
+    pretrain.batch; other_boxes: other given boxes of each image, or None; the model attends to them but does not score
+    them.
     """
 
     rows: Batch
@@ -60,7 +60,12 @@ class TaskBatch:
         self._map(lambda part: part.record_stream(stream))
 
     def inputs(self, token: int | None, dtype: torch.dtype) -> TaskInputs:
-        """What the model takes, on the batch's device. token: the task's, for a model that has task tokens."""
+        """The model inputs, on the batch's device.
+
+        Args:
+            token: number of the task token, None for a model without task tokens.
+            dtype: of the features.
+        """
         rows, candidates = self.rows, self.candidates
         features, locations = masking.image_rows(rows.features, rows.boxes, rows.valid, dtype)
         image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_rows
@@ -98,11 +103,19 @@ class TaskBatch:
 
 @dataclass(frozen=True)
 class TaskCollator:
-    """Makes batches of a task's examples.
+    """Collates a task's examples into batches.
 
-    boxes: the regions of its images' given boxes, for tasks with candidates; annotated: boxes to add to each image's
-    regions; vocabulary: of tasks that answer; options: of retrieval in training (without, a caption and its image are
-    one row); seed: of dropout.
+    Args:
+        task: the task.
+        examples: all examples; batches are chosen by their numbers.
+        regions: regions of the images.
+        pieces: tokenizer.
+        limits: maximum numbers of tokens and regions, and the feature size.
+        boxes: regions of the images' given boxes, for tasks with candidates.
+        annotated: annotated boxes that are added to each image's regions.
+        vocabulary: answers, for answer heads.
+        options: negatives of retrieval in training; without it, each caption and its image are one row.
+        seed: random seed of dropout.
     """
 
     task: Task
@@ -117,7 +130,7 @@ class TaskCollator:
     seed: int = 0
 
     def __call__(self, epoch: int, numbers: np.ndarray) -> TaskBatch:
-        """The batch of the examples of these numbers, int (n,), in an epoch."""
+        """The batch of the examples with these numbers, int (n,), in an epoch."""
         chosen = [self.examples[number] for number in numbers.tolist()]
         texts_images = [pair for number in numbers.tolist() for pair in self._rows(epoch, number)]
         samples, limits = [self._sample(self.regions, image) for _, image in texts_images], self.limits
@@ -150,7 +163,7 @@ class TaskCollator:
         return sample
 
     def _keys(self, epoch: int, numbers: np.ndarray, rows: int) -> np.ndarray:
-        """int64 (rows,): keys of the rows that the examples of these numbers have, as many for each."""
+        """int64 (rows,): random keys of the batch's rows; every example has the same number of rows."""
         each = rows // max(len(numbers), 1)
         counted = np.repeat(numbers, each) * each + np.tile(np.arange(each), len(numbers))
         return masking.sample_keys(hashing.key(self.seed, hashing.text_key(self.task.name)), epoch, counted)
@@ -160,10 +173,10 @@ class TaskCollator:
         return stack(samples, ids, none if keys is None else keys, none, limits)
 
     def _given_boxes(self, chosen: list[Example]) -> tuple[Batch, Batch | None]:
-        """The candidates of examples, and the other boxes of their images, None where there are none.
+        """(candidates of the examples, other given boxes of their images or None).
 
-        The image stream of the reference implementation holds the boxes of all questions of an image. There may be more
-        than the task has room for; the candidates are kept in any case.
+        As in the reference implementation, the image stream contains the boxes of all questions about an image. If
+        there are more than task.max_boxes, other boxes are dropped; candidates are always kept.
         """
         candidates, others = [], []
         for example in chosen:
@@ -199,7 +212,7 @@ class TaskCollator:
 
 
 def joined(sample: Sample, more: Sample, limits: Limits) -> Sample:
-    """A sample's regions, as many as the limits allow, and all of another's behind them."""
+    """A sample's regions, cut to the limit, followed by all regions of another sample."""
     features, boxes = (
         np.concatenate([getattr(sample, name)[: limits.regions], getattr(more, name)]) for name in ("features", "boxes")
     )
@@ -207,12 +220,12 @@ def joined(sample: Sample, more: Sample, limits: Limits) -> Sample:
 
 
 def image_size(example: Example, sample: Sample) -> tuple[float, float]:
-    """Width and height in the pixels that the annotations count: theirs where they say it, else the shard's."""
+    """(width, height) of an example's image in pixels: from the annotations if they contain it, else from the shard."""
     return tuple(float(example.facts.get(side) or sample.info[side]) for side in ("width", "height"))
 
 
 def region_target(example: Example, sample: Sample, width: int) -> np.ndarray:
-    """float32 (width,): the target of row 0 and of each region, zeros behind them."""
+    """float32 (width,): the target of the image token (row 0) and of each region, padded with zeros."""
     scale = np.array(image_size(example, sample) * 2)
     boxes = np.concatenate([WHOLE, sample.boxes[: width - 1]]) * scale
     target = np.zeros(width, np.float32)

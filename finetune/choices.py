@@ -1,4 +1,4 @@
-"""What a model chooses from its scores: the likeliest answers, labels, regions or candidates, with how sure it is."""
+"""Decoding of scores: the most likely answers, labels, regions or candidates, with their confidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from finetune.task import Box, Task
 
 @dataclass
 class Prediction:
-    """What a model says, the likeliest first.
+    """The predictions for one example, the most likely first.
 
-    choices: answers, labels, images by their names, or "region N" and "candidate N"; confidence: of each between 0 and
-    1, by itself (a sigmoid, as it was trained), of images among those that were given (a softmax); numbers: which they
-    are of all that there was to choose from; boxes: where the regions are, in pixels.
+    task: name of the task; choices: answers, labels, names of images, or "region N" and "candidate N"; confidence: of
+    each, between 0 and 1: a sigmoid per choice, as in training, or for images a softmax over the given ones; numbers:
+    indices of the choices among all possible ones; boxes: of regions and candidates, in pixels.
     """
 
     task: str
@@ -43,10 +43,16 @@ def prediction(
     size: tuple[float, float] = (1.0, 1.0),
     candidates: Sequence[Box] = (),
 ) -> Prediction:
-    """What an example's scores (n,) say, of any head but retrieval's.
+    """The predictions from an example's scores, for all heads except retrieval.
 
-    answers: of heads that choose from some; regions: boxes (n, 4) as shares of an image of this size in pixels;
-    candidates: boxes in pixels. Scores behind these are padding.
+    Args:
+        task: the task.
+        scores: (n,), of its head; scores beyond the number of choices are padding.
+        top: maximum number of choices that are returned.
+        answers: vocabulary, for answer heads.
+        regions: (n, 4), boxes as fractions of the image's sides, for the head `regions`.
+        size: (width, height) of the image in pixels.
+        candidates: boxes in pixels, for the head `candidates`.
     """
     if task.head == "regions":
         places = (np.concatenate([WHOLE, regions]) * np.array(size * 2)).tolist()
@@ -59,7 +65,15 @@ def prediction(
 
 
 def ranked(task: Task, names: Sequence[str], share: Tensor, top: int, places: Sequence[Box] = ()) -> Prediction:
-    """The `top` likeliest of some choices, by the share (n,) of each."""
+    """The `top` choices with the highest confidence.
+
+    Args:
+        task: the task.
+        names: of all choices.
+        share: (n,), confidence of each.
+        top: maximum number of choices that are returned.
+        places: boxes of all choices in pixels, if they have some.
+    """
     best = share.argsort(descending=True, stable=True)[:top].tolist()
     return Prediction(
         task.name,

@@ -1,4 +1,4 @@
-"""Choosing one of a few labels: what NLVR2 and SNLI-VE share."""
+"""Base class of classification tasks with few labels: NLVR2 and SNLI-VE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ from finetune.task import Example, Task
 
 @dataclass(frozen=True)
 class LabelTask(Task):
-    """Predictions: labels, int (n,). labels: their names in the order of the published heads."""
+    """A task whose predictions are labels, int (n,).
+
+    labels: names of the labels, in the order of the reference implementation's heads.
+    """
 
     labels: tuple[str, ...] = ()
 
     def right(self, examples: Sequence[Example], predictions: Sequence[int]) -> np.ndarray:
-        """float (n,): 1 where the label is the right one."""
+        """float (n,): 1 if the predicted label is correct, else 0."""
         return np.array([float(p == e.target) for e, p in zip(examples, predictions, strict=True)])

@@ -1,4 +1,4 @@
-"""The tasks' losses: one value an example, whose mean over the whole batch is the loss."""
+"""The tasks' losses, one value per example; their mean over the global batch is the training loss."""
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,17 @@ from finetune.heads import OPTIONS, POINTING
 
 
 def example_losses(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
-    """(examples,): the losses of the examples of a batch, from the scores of a head (heads.TaskModel).
+    """The losses of the examples of a batch.
 
-    target: vqa, gqa: soft scores (B, answers); regions, candidates: the IoU with what is meant (B, rows), 0 on padding;
-    nlvr2, entailment: labels int64 (B,); retrieval: None, the first of every OPTIONS is the pair.
-    Sums over answers or regions where the published code multiplies a mean by their number.
+    Args:
+        head: head of heads.TaskModel.
+        scores: its scores.
+        target: answer heads: soft scores (B, answers); regions, candidates: IoU with the ground-truth box (B, rows), 0
+            in padding rows; nlvr2, entailment: labels int64 (B,); retrieval: None, the first of every OPTIONS pairs is
+            the aligned one.
+
+    Returns:
+        (examples,). Sums over answers or regions; the reference implementation multiplies a mean by their number.
     """
     if head == "retrieval":
         scores = scores.reshape(len(scores) // OPTIONS, OPTIONS)
@@ -24,10 +30,11 @@ def example_losses(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
 
 
 def training_scores(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
-    """float (examples,): how right the likeliest choice of each example is, between 0 and 1.
+    """float (examples,): training accuracy of the predictions with the highest scores, between 0 and 1.
 
-    Of retrieval whether the pair scores above its negatives; equal scores count against it, as in R@k. Of answers the
-    soft score; of regions and candidates whether the IoU is 0.5 or more, as the targets have it.
+    Retrieval: whether the aligned pair scores above its negatives, ties counting as wrong as in R@k. Answers: the soft
+    score. Regions and candidates: whether the IoU is at least 0.5, as in the targets. Others: whether the label is
+    correct.
     """
     if head == "retrieval":
         scores = scores.reshape(len(scores) // OPTIONS, OPTIONS)

@@ -1,4 +1,4 @@
-"""Choosing one of the boxes that come with an example: what Visual7W and GuessWhat share."""
+"""Base class of tasks that choose one of the candidate boxes of an example: Visual7W and GuessWhat."""
 
 import json
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from finetune.task import Box, Example, Task
 
 @dataclass(frozen=True)
 class PointingTask(Task):
-    """Predictions: the number of the chosen candidate, int (n,)."""
+    """A task whose predictions are numbers of candidates, int (n,)."""
 
     def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
-        """Image -> {box id: box} of the candidates of all splits."""
+        """Image -> {box id: box}, for the candidates of all splits."""
         found: dict[str, dict[str, Box]] = {}
         for example in (example for split in self.splits for example in self.read(folder, split)):
             of_image = found.setdefault(example.images[0], {})
@@ -27,11 +27,11 @@ class PointingTask(Task):
         return {"accuracy": np.array([float(p == e.target) for e, p in zip(examples, predictions, strict=True)])}
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[int]) -> str:
-        """No server takes one: a JSON list of the chosen boxes' ids."""
+        """A JSON list with the ids of the chosen boxes; there is no official server."""
         pairs = zip(examples, predictions, strict=True)
         return json.dumps([{"id": example.id, "box_id": example.candidate_ids[chosen]} for example, chosen in pairs])
 
 
 def candidate_target(example: Example) -> np.ndarray:
-    """float32 (candidates,): each one's IoU with the right one where that is 0.5 or more, else 0."""
+    """float32 (candidates,): the IoU of each candidate with the correct one where it is at least 0.5, else 0."""
     return grounding_target(np.array(example.candidates), example.candidates[example.target])

@@ -1,4 +1,4 @@
-"""e-SNLI-VE: SNLI-VE with corrected labels and explanations, of which the labels are predicted."""
+"""e-SNLI-VE: SNLI-VE with corrected labels. Its explanations are not used."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class ExplainedEntailment(VisualEntailment):
-    """Splits as the official files name them; explanations are not read."""
+    """Splits are named as in the official files."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"esnlive_{split}.csv")

@@ -1,4 +1,4 @@
-"""GuessWhat?!: which object of a picture did a dialogue single out?"""
+"""GuessWhat?!: choose the object of an image that a dialogue is about."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from shards.errors import UserError
 
 
 class Image(msgspec.Struct):
-    """As much of a game's image as tells it."""
+    """The image of a game."""
 
     id: int
 
 
 class Game(msgspec.Struct):
-    """As much of a game as tells its image, and whether it counts."""
+    """The fields of a game that counting images needs."""
 
     image: Image
     status: str = ""
@@ -27,7 +27,7 @@ class Game(msgspec.Struct):
 
 @dataclass(frozen=True)
 class GuessWhat(PointingTask):
-    """successful_only: leave out the games that failed or were not finished."""
+    """successful_only: skip games that failed or were not finished."""
 
     successful_only: bool = False
 
@@ -63,7 +63,7 @@ class GuessWhat(PointingTask):
 
 
 def dialogue(turns: list[dict], where: str) -> str:
-    """The published way of writing a game's questions and answers as one text."""
+    """A game's questions and answers as one text, in the reference implementation's format."""
     return " ".join(
         f"start {take(turn, 'question', str, where)} answer {take(turn, 'answer', str, where)} stop" for turn in turns
     )

@@ -1,4 +1,4 @@
-"""NLVR2: is a sentence true of two images?"""
+"""NLVR2: decide whether a sentence is true of two images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from shards.errors import UserError
 
 @dataclass(frozen=True)
 class NLVR2(LabelTask):
-    """Identifiers are SPLIT-SET-PAIR-SENTENCE; what stands before the last part names the two images."""
+    """Identifiers are SPLIT-SET-PAIR-SENTENCE; SPLIT-SET-PAIR identifies the two images."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"{split}.json")
@@ -33,10 +33,10 @@ class NLVR2(LabelTask):
         return examples
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, np.ndarray]:
-        """accuracy, and consistency: for each sentence, whether it is right on all its pairs of images.
+        """Accuracy, and consistency: per sentence, whether the predictions for all its image pairs are correct.
 
-        Examples of one sentence have the same identifier without its pair, as in the official evaluation; the text is
-        not compared, since different writers may have written the same sentence.
+        As in the official evaluation, sentences are identified by the identifier without PAIR, not by their text, since
+        different annotators may have written the same text.
         """
         right = self.right(examples, predictions)
         by_sentence: dict[str, float] = {}
@@ -51,7 +51,7 @@ class NLVR2(LabelTask):
 
 
 def sentence_of(identifier: str) -> str:
-    """SPLIT-SET-SENTENCE of an identifier: the sentence that it belongs to, whichever its pair of images is."""
+    """SPLIT-SET-SENTENCE of an identifier, which identifies the sentence."""
     split, number, _, sentence = identifier.split("-")
     return f"{split}-{number}-{sentence}"
 

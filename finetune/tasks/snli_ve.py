@@ -1,4 +1,4 @@
-"""SNLI-VE: does a Flickr30k image entail a hypothesis, contradict it, or neither?"""
+"""SNLI-VE, visual entailment: whether a Flickr30k image entails a hypothesis, contradicts it, or neither."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,13 +13,13 @@ from finetune.task import Example
 from shards.errors import UserError
 from shards.image_id import image_id
 
-NO_LABEL = "-"  # the annotators did not agree; such pairs are left out
-IMAGE_KEYS = ("Flickr30K_ID", "Flikr30kID")  # the second in older files, with .jpg
+NO_LABEL = "-"  # the annotators disagreed; such pairs are skipped
+IMAGE_KEYS = ("Flickr30K_ID", "Flikr30kID")  # the second one in older files, with .jpg
 
 
 @dataclass(frozen=True)
 class VisualEntailment(LabelTask):
-    """Splits as the official files name them."""
+    """Splits are named as in the official files."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"snli_ve_{split}.jsonl")
@@ -31,10 +31,10 @@ class VisualEntailment(LabelTask):
         """The pairs of an image and a hypothesis that have a label.
 
         Args:
-            path: of the official file.
-            records: (place for messages, record) of all its pairs.
-            image_keys: names under which a record may have its image.
-            hypothesis: the name under which it has the hypothesis.
+            path: official file.
+            records: (location for messages, record) of all its pairs.
+            image_keys: possible keys of the image in a record.
+            hypothesis: key of the hypothesis in a record.
         """
         examples = []
         for where, record in records:

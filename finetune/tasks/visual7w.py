@@ -1,4 +1,4 @@
-"""Visual7W pointing: which of four boxes answers a question?"""
+"""Visual7W pointing: choose the box that answers a question among four."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from shards.image_id import image_id
 
 @dataclass(frozen=True)
 class Visual7W(PointingTask):
-    """The candidates stand in the order of their ids, so that no place in it is the right one's."""
+    """Candidates are sorted by id, so that their position does not reveal the correct one."""
 
     def photo(self, image: str) -> str:
-        """Visual Genome's, which the files call v7w_ID."""
+        """The Visual Genome photo; the official files name it v7w_ID."""
         return f"genome:{image.removeprefix('v7w_')}"
 
     def examples(self, folder: Path, split: str) -> list[Example]:
