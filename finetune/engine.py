@@ -1,4 +1,4 @@
-"""The model of one or more tasks and what trains it, put together from a run's flags."""
+"""Builds the model and the training engine of one or more tasks from a run's flags."""
 
 from pathlib import Path
 
@@ -25,9 +25,15 @@ def make_model(
     precision: Precision,
     ranks: Ranks = ALONE,
 ) -> TaskModel:
-    """A model with answer heads of these vocabularies, on its device.
+    """A model with one answer head per vocabulary, on its device.
 
-    start: whose weights it takes, or None. The first rank alone reads them; make_task_engine hands them to the others.
+    Args:
+        config: flags of finetune.st or finetune.mt.
+        sizes: configuration of the model.
+        vocabularies: answer head -> its answers.
+        start: the initial weights, or None. Only the first rank reads them; make_task_engine broadcasts them.
+        precision: dtype of the weights, and the device.
+        ranks: the processes of the run.
     """
     torch.manual_seed(config.seed)
     model = TaskModel(sizes, {head: len(vocabulary) for head, vocabulary in vocabularies.items()})
@@ -48,9 +54,16 @@ def make_task_engine(
     newest: Path | None,
     update_unused: bool = False,
 ) -> Engine:
-    """What trains `work`, as a checkpoint left it where one is given, with the first rank's weights on every rank.
+    """The optimizer and training step of `work`, restored from a checkpoint if given; weights are those of rank 0.
 
-    The head that points learns at lr too. update_unused: see optimizer.ZeroGradients.
+    Args:
+        config: flags of finetune.st or finetune.mt.
+        ranks: the processes of the run.
+        work: TaskPass or MultiTaskPass.
+        lr: peak learning rate of the encoder and of the pointing head.
+        head_lr: peak learning rate of all other heads, which are newly initialised.
+        newest: checkpoint directory, or None for a new run.
+        update_unused: see optimizer.ZeroGradients.
     """
 
     def scale(name: str) -> float:

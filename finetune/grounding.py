@@ -1,4 +1,4 @@
-"""The box of a text as a referring expression, drawn with its attention for every task (figures 12 and 13)."""
+"""The box predicted for a text as a referring expression, shown with attention maps (figures 12 and 13)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,18 +19,18 @@ def expression_boxes(
 ) -> np.ndarray | None:
     """The box that the referring-expression head predicts for the text of each example in each of its images.
 
-    The text is read as an expression of the first referring-expression task that the weights were trained on: with its
-    task token, and cut to its length.
+    The text is treated as an expression of the first referring-expression task of the weights: with its task token and
+    its maximum length.
 
     Args:
-        start: what the weights were trained on.
-        work: the model's pass for the examples' own task.
-        collator: of the examples' own task.
+        start: description of the weights.
+        work: model and task of the examples.
+        collator: collator of the examples.
         examples: not empty.
 
     Returns:
-        float (n, 4): a box for each image of each example, as shares of the image's sides; None where the weights were
-        trained on no referring-expression task, and for such a task itself, whose prediction is this box.
+        float (n, 4): a box for each image of each example, as fractions of the image's sides; None if the weights were
+        not trained on a referring-expression task, and for such a task itself, whose prediction is this box.
     """
     task = next((task for task in start.tasks if task.head == "regions"), None)
     if task is None or work.task.head == "regions":

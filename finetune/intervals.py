@@ -1,4 +1,4 @@
-"""Bootstrap intervals of scores: how far a mean may be off because only so many images were drawn.
+"""Bootstrap intervals of scores: the uncertainty of a mean due to the sample of images.
 
 Examples of one image are not independent (SNLI-VE has about 18 per image, VQA 5.5), so images are resampled, each with
 all its examples: a cluster bootstrap. Its cost depends on the number of images, not of examples.
@@ -15,10 +15,11 @@ def bootstrap_means(values: np.ndarray, clusters: np.ndarray | None, draws: int 
     """Means of bootstrap samples of clusters.
 
     Args:
-        values: float (n,), of every example; of differences of two models for a paired interval.
-        clusters: int (n,), from 0 on: which examples are drawn together (see `clusters_of`). None: each example alone.
-        draws: how many samples.
-        seed: of the samples; the same seed and clusters draw the same clusters, whatever the values.
+        values: float (n,), one per example; for a paired interval, differences between two models.
+        clusters: int (n,), number of the cluster of each example, from 0 (see `clusters_of`). None: one cluster per
+            example.
+        draws: number of bootstrap samples.
+        seed: random seed; the sampled clusters depend on it and on the number of clusters, not on the values.
 
     Returns:
         float64 (draws,).
@@ -35,9 +36,9 @@ def bootstrap_ratios(sums: np.ndarray, weights: np.ndarray, draws: int = DRAWS, 
     """Ratios of sums over bootstrap samples of clusters.
 
     Args:
-        sums, weights: (clusters,), of every cluster: for a mean, the sum of its values and how many they are.
-        draws: how many samples, of as many clusters as there are, drawn with replacement.
-        seed: of the samples.
+        sums, weights: (clusters,), numerator and denominator per cluster: for a mean, sum and number of its values.
+        draws: number of bootstrap samples, each of as many clusters as in the data, drawn with replacement.
+        seed: random seed.
 
     Returns:
         float64 (draws,): the sum of `sums` over that of `weights`; nan for samples whose weights are all 0.
@@ -56,24 +57,24 @@ def bootstrap_ratios(sums: np.ndarray, weights: np.ndarray, draws: int = DRAWS, 
 def bootstrap_interval(
     values: np.ndarray, clusters: np.ndarray | None, share: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """(low, high): where the mean of values (n,) lies in `share` of the samples of `bootstrap_means`."""
+    """(low, high): the bootstrap percentile interval of the mean of values (n,); share: its level, such as 0.95."""
     return interval_of(bootstrap_means(values, clusters, seed=seed), share)
 
 
 def interval_of(means: np.ndarray, share: float = 0.95) -> tuple[float, float]:
-    """(low, high): between which the middle `share` of some means lies."""
+    """(low, high): the percentile interval that contains the middle `share` of `means`."""
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 
 
 def clusters_of(images: Iterable[Sequence[str]]) -> np.ndarray:
-    """Examples that share an image, directly or through other examples, are one cluster.
+    """Clusters of examples: those that share an image, directly or through other examples, are one cluster.
 
     Args:
-        images: of every example, the ids of its images.
+        images: ids of the images of every example.
 
     Returns:
-        int64 (examples,): the number of each example's cluster, from 0 on in order of first appearance.
+        int64 (examples,): number of each example's cluster, from 0 in order of first appearance.
     """
     images, parents = list(images), {}
 
@@ -93,6 +94,6 @@ def clusters_of(images: Iterable[Sequence[str]]) -> np.ndarray:
 
 
 def _steps(draws: int, size: int) -> list[int]:
-    """The draws in parts that need no more than some tens of megabytes each."""
+    """Splits the draws into chunks that need at most some tens of megabytes each."""
     most = max(1, 4_000_000 // max(size, 1))
     return [min(most, draws - begin) for begin in range(0, draws, most)]

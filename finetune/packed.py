@@ -1,7 +1,7 @@
-"""Examples by the million in little memory.
+"""Compact storage of millions of examples.
 
-Python objects of five million examples are four gigabytes, once more for every data worker that comes to touch their
-reference counts. As bytes in one array they are a fifth of that, and all workers share them.
+Five million examples take four gigabytes as Python objects, and as much again in every data worker, which copies the
+memory when it updates their reference counts. As bytes in one array they take a fifth of that, shared by all workers.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Example))
 
 
 class PackedExamples(PackedSequence):
-    """A sequence of examples, each of which is made when it is asked for."""
+    """A sequence of examples that are pickled in one array and unpickled on access."""
 
     def __init__(self, examples: Iterable[Example]):
         parts = [pickle.dumps(tuple(getattr(one, name) for name in _FIELDS), protocol=5) for one in examples]

@@ -8,7 +8,7 @@ from shards.files import read_json
 WITHOUT_G4 = "table12_without_g4"
 PAPER = Path(__file__).parent / "paper_tables.json"
 
-TABLE8_NAMES = {  # of tasks that have others there
+TABLE8_NAMES = {  # of tasks that tables 7 and 8 name differently
     "vqa": "VQA2.0",
     "vgqa": "VGQA",
     "coco_retrieval": "COCO Retrieval",
@@ -17,14 +17,14 @@ TABLE8_NAMES = {  # of tasks that have others there
 
 
 def paper_table(table: str) -> dict:
-    """A table's `columns` and `rows`."""
+    """The `columns` and `rows` of a table."""
     return read_json(PAPER)[table]
 
 
 def paper_samples(task: Task) -> dict[str, int]:
-    """Split -> how many samples the paper's table 8 says it has: of training, and of the test where it is one split.
+    """Split -> number of samples in the paper's table 8: of training, and of the test if it is a single split.
 
-    Visual Genome QA's is its validation; retrieval's are counted in images there.
+    For Visual Genome QA the test is its validation split. Retrieval tests are omitted: table 8 counts their images.
     """
     row = paper_numbers("table8_training", task)
     if row is None:
@@ -35,20 +35,20 @@ def paper_samples(task: Task) -> dict[str, int]:
 
 
 def paper_training(task: Task, cleaned: bool) -> int | None:
-    """Training samples of the paper's table 8, of the cleaned or of the full data set; None of a task without a row."""
+    """Number of training samples in the paper's table 8, cleaned or full; None for a task without a row."""
     row = paper_numbers("table8_training", task)
     return row and row[1 if cleaned else 0]
 
 
 def paper_numbers(table: str, task: Task) -> list | None:
-    """A task's row of the paper's table 7 or 8, None for one that is not the paper's."""
+    """A task's row of the paper's table 7 or 8; None for a task that is not in the paper."""
     return paper_table(table)["rows"].get(TABLE8_NAMES.get(task.name, task.title))
 
 
 def paper_row(table: str, row: str) -> dict[str, float]:
-    """A row of one of the paper's tables by its columns.
+    """A row of one of the paper's tables: column -> value.
 
-    Table 12's scores are divided by twelve there though they are of ten tasks; here they are means of the ten.
+    In table 12 the paper divides the sum of ten task scores by twelve; here the MT score is their mean.
     """
     numbers = paper_table(table)
     cells = dict(zip(numbers["columns"], numbers["rows"][row], strict=True))

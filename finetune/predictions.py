@@ -1,4 +1,4 @@
-"""Predictions of a model on a task's examples, in the form that the task's scores and submissions take."""
+"""Predictions of a model on a task's examples, in the form of the task's `scores` and `submission`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,11 +25,20 @@ def predict(
     device,
     progress: Progress = silent,
 ):
-    """Predictions for all examples of the collator, divided over the ranks and the same on every one.
+    """Predicts all examples of the collator; the work is divided over the ranks and the result is the same on all.
 
-    Answers as texts, boxes (n, 4) in pixels (of ranked tasks (n, rows, 4), best first), numbers of candidates, labels,
-    or retrieval's scores (captions, images): see the task's own `scores`. progress: is called after each of this rank's
-    batches, or images to be ranked.
+    Args:
+        work: model and task.
+        collator: examples and regions.
+        batch_size: examples per batch.
+        workers: number of data workers.
+        ranks: the processes.
+        device: device of the model.
+        progress: called after each batch (or ranked image) of this rank with (done, total).
+
+    Returns:
+        By head: answers as strings; boxes (n, 4) in pixels, for ranked tasks (n, rows, 4), best first; numbers of
+        candidates or labels, int (n,); retrieval scores (captions, images).
     """
     if work.task.head == "retrieval":
         rank_images = partial(retrieval_scores, work, collator, batch_size, ranks, device, progress)
@@ -44,7 +53,7 @@ def predict(
 
 @torch.no_grad()
 def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray], ranks: Ranks) -> np.ndarray:
-    """The sum over the ranks of what each predicts for its share of the examples, with the model in evaluation mode."""
+    """The sum over all ranks of `on_this_rank`, called with the model in evaluation mode and without gradients."""
     training = work.model.training
     work.model.eval()
     try:
@@ -57,9 +66,9 @@ def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray
 def _choices(
     work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device, progress: Progress
 ) -> np.ndarray:
-    """float64 (examples, 1 or 4): what this rank chooses for its share, zeros elsewhere.
+    """float64 (examples, 1 or 4): the predictions for this rank's share, zeros elsewhere.
 
-    Of ranked tasks (examples, rows, 4): all boxes of an image, best first, and boxes without an area behind them.
+    For ranked tasks (examples, rows, 4): all boxes of an image, best first, padded with boxes of zeros.
     """
     boxes, ranked, count = work.task.head == "regions", work.task.ranked, len(collator.examples)
     chosen = np.zeros((count, collator.limits.regions + 1, 4) if ranked else (count, 4 if boxes else 1))
@@ -78,15 +87,17 @@ def _choices(
 
 
 def _boxes(collator: TaskCollator, part: slice, batch: TaskBatch, chosen: Tensor) -> np.ndarray:
-    """(n, 4) or (n, k, 4): the boxes of the chosen rows (n,) or (n, k) in the annotations' pixels."""
+    """(n, 4) or (n, k, 4): the boxes of the chosen rows (n,) or (n, k), in pixels of the annotations."""
     examples = collator.examples[part]
     sizes = np.array([image_size(example, collator.regions[example.images[0]]) * 2 for example in examples])
     return boxes_of_rows(batch, chosen) * (sizes if chosen.ndim == 1 else sizes[:, None])
 
 
 def boxes_of_rows(batch: TaskBatch, numbers: Tensor) -> np.ndarray:
-    """(n, 4) or (n, k, 4): the boxes of rows (n,) or (n, k) of a batch's images, as shares of the image's sides; row
-    0 is the whole image."""
+    """(n, 4) or (n, k, 4): the boxes of rows (n,) or (n, k) of a batch's images, as fractions of the image's sides.
+
+    Row 0, the image token, has the box of the whole image.
+    """
     rows = np.concatenate([np.broadcast_to(WHOLE, (len(numbers), 1, 4)), batch.rows.boxes.numpy()], 1)
     images = np.arange(len(numbers))
     return rows[images if numbers.ndim == 1 else images[:, None], numbers.numpy()]

@@ -1,7 +1,7 @@
-"""Scores of every caption with every image: what retrieval is evaluated on.
+"""Retrieval evaluation: scores of every caption with every image.
 
-The text stream up to the first connection depends on the caption alone, and so does the image stream on the image:
-each is worked out once, and only what follows is done for every pair. The scores are the same.
+Up to the first co-attention layer, the text stream depends on the caption only and the image stream on the image only.
+These layers are computed once per caption and per image, and only the rest for every pair. The scores are the same.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pretrain.packing import Layout
 from pretrain.plan import share
 from shards.ranks import Ranks
 
-Progress = Callable[[int, int], None]  # is called with how much is done, and of how much
+Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 def silent(done: int, total: int) -> None:
@@ -26,9 +26,12 @@ def silent(done: int, total: int) -> None:
 def retrieval_scores(
     work: TaskPass, collator: TaskCollator, batch_size: int, ranks: Ranks, device, progress: Progress = silent
 ) -> np.ndarray:
-    """float64 (captions, images), images in order of coming; this rank's share of the images, zeros elsewhere.
+    """The scores of all captions with this rank's share of the images.
 
-    progress: is called after each image, with how many are done and how many of them there are.
+    Args: see predictions.predict. progress is called after each image.
+
+    Returns:
+        float64 (captions, images), images in order of first appearance; zeros for the images of other ranks.
     """
     examples = collator.examples
     images = list(dict.fromkeys(example.images[0] for example in examples))
@@ -47,7 +50,7 @@ def retrieval_scores(
 
 
 def _texts(work: TaskPass, collator: TaskCollator, batch_size: int, device) -> list[tuple[Tensor, Layout]]:
-    """The captions' states before the first connection, so many captions at a time, and how they are laid out."""
+    """Hidden states of the captions before the first co-attention layer, in batches, with their layouts."""
     texts = []
     for begin in range(0, len(collator.examples), batch_size):
         x = work.inputs(collator(0, np.arange(begin, min(begin + batch_size, len(collator.examples)))).to(device))
@@ -57,14 +60,14 @@ def _texts(work: TaskPass, collator: TaskCollator, batch_size: int, device) -> l
 
 
 def _image(work: TaskPass, collator: TaskCollator, number: int, device) -> tuple[Tensor, Layout]:
-    """One image's states before the first connection, (1, R, h), and their layout: alone it has no padding."""
+    """Hidden states (1, R, h) of an image before the first co-attention layer, with their layout (no padding)."""
     x = work.inputs(collator(0, np.array([number])).to(device))
     with work.precision.autocast():
         return work.model.encoder.begin_image(x.features, x.locations, x.image_mask)
 
 
 def _pairs(work: TaskPass, text: tuple[Tensor, Layout], image: tuple[Tensor, Layout]) -> Tensor:
-    """(captions,): the scores of some captions with one image."""
+    """(captions,): the scores of a batch of captions with one image."""
     size, model = len(text[1].mask), work.model
     states, images = image[0].expand(size, -1, -1), Layout(image[1].mask.expand(size, -1))
     with work.precision.autocast():

@@ -1,4 +1,4 @@
-"""The fields of the files that runs leave, as types that are checked when they are read."""
+"""Schemas of the result files of runs, which are validated when they are read."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ Interval = tuple[float, float]
 
 
 class Scores(msgspec.Struct):
-    """A task's metrics of a run's validation."""
+    """A task's validation metrics in result.json."""
 
     score: float
     examples: int
@@ -17,7 +17,7 @@ class Scores(msgspec.Struct):
 
 
 class SingleResult(msgspec.Struct):
-    """result.json of a run of one task."""
+    """result.json of a single-task run."""
 
     task: str
     kind: str
@@ -28,7 +28,7 @@ class SingleResult(msgspec.Struct):
 
 
 class MultiResult(msgspec.Struct):
-    """result.json of a run of many tasks."""
+    """result.json of a multi-task run."""
 
     tasks: dict[str, Scores]
     iterations: int
@@ -38,7 +38,7 @@ class MultiResult(msgspec.Struct):
 
 
 class KeptScores(msgspec.Struct):
-    """The scores that an evaluation has stored."""
+    """A file of scores that finetune.evaluate has written."""
 
     task: str
     split: str

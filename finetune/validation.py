@@ -18,13 +18,13 @@ from shards.ranks import Ranks
 class Validation:
     """The validation examples of a task.
 
-    Retrieval is scored twice. R@k ranks all images for every caption, which is affordable on few captions alone; its
-    error there is several points, too much to choose a checkpoint by or to decide when a task stops. That is done by
-    4-way accuracy on all captions: each against the same three negatives in every validation.
+    Retrieval is scored twice. R@k ranks all images for every caption, which is affordable for few captions only; its
+    error is then several points, too much for checkpoint selection and stop-and-go. These use the 4-way accuracy on
+    all captions: each against the same three negatives in every validation.
 
     Args:
-        examples: what the task's own metrics are computed on.
-        four_way: of retrieval, all captions with their negatives, else None.
+        examples: examples for the task's metrics.
+        four_way: for retrieval, all captions with their negatives, else None.
     """
 
     examples: TaskCollator
@@ -34,7 +34,7 @@ class Validation:
         return len((self.four_way or self.examples).examples)
 
     def score(self, work: TaskPass, batch_size: int, workers: int, ranks: Ranks, device: torch.device) -> TaskScore:
-        """The task's metrics, of retrieval with 4-way accuracy; the same on every rank."""
+        """The task's metrics, for retrieval with 4-way accuracy; the same on every rank."""
         predictions = predict(work, self.examples, batch_size, workers, ranks, device)
         score = score_task(work.task, self.examples.examples, predictions)
         if self.four_way is not None:
@@ -46,9 +46,9 @@ class Validation:
 def four_way_right(
     work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device: torch.device
 ) -> np.ndarray:
-    """float64 (captions,): 1 where a caption and its image score above their three negatives, else 0.
+    """float64 (captions,): 1 if a caption and its image score above their three negatives, else 0.
 
-    The negatives are those of epoch 0: they follow from the seed and the number of the caption alone.
+    The negatives are those of epoch 0, a function of the seed and the number of the caption.
     """
 
     def on_this_rank() -> np.ndarray:
