@@ -1,4 +1,4 @@
-"""The rows of the paper's ablations by suite: what each changes of the full method."""
+"""The rows of the paper's ablations by suite, as changes to the full method."""
 
 from dataclasses import dataclass, field
 
@@ -7,8 +7,11 @@ from finetune.paper import WITHOUT_G4
 
 @dataclass(frozen=True)
 class Row:
-    """flags: of finetune.mt; pretraining: flags of a pretraining run of its own, None where the suite's serves;
-    pretrained: false where it starts from a BERT, or from random weights, of the same size."""
+    """A row of an ablation table.
+
+    flags: of finetune.mt; pretraining: flags of the row's own pretraining run, None to use the common one; pretrained:
+    false for a row that starts from a BERT or random weights with the same model configuration.
+    """
 
     flags: dict = field(default_factory=dict)
     pretraining: dict | None = None
@@ -17,7 +20,7 @@ class Row:
 
 NOT_PRETRAINED = Row(pretrained=False)
 
-# Suite -> the rows by the names of the paper's tables, the full method first.
+# Suite -> rows, by their names in the paper's tables; the first row is the full method.
 SUITES: dict[str, dict[str, Row]] = {
     "table10": {
         "token per dataset": Row(),

@@ -1,4 +1,4 @@
-"""Tables 9 to 12 of the paper with the scores of runs in its layout, beside its own."""
+"""Tables 9 to 12 of the paper, with the scores of runs next to the paper's."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -22,29 +22,29 @@ from pretrain.run_folder import CONFIG, read_config
 from pretrain.settings import PretrainConfig
 
 TABLE9 = "table9_full_dataset"
-TABLE9_COLUMNS = {  # its rows that table 10 has as columns of other names
+TABLE9_COLUMNS = {  # rows of table 9 -> columns of table 10, where the names differ
     **{f"IR COCO R{k}": f"RC R@{k}" for k in (1, 5, 10)},
     **{f"IR Flickr R{k}": f"RF R@{k}" for k in (1, 5, 10)},
 }
-MAIN = ("score", "R@1")  # metrics whose intervals are kept
-STARTS = ("scratch", "BERT", "ST", "AT", "AT->ST")  # columns of table 9; AT: of a run of many tasks
+MAIN = ("score", "R@1")  # metrics whose intervals are stored
+STARTS = ("scratch", "BERT", "ST", "AT", "AT->ST")  # columns of table 9: kinds of initial weights; AT: a multi-task run
 
-NOT_PRETRAINED = ("BERT", "scratch")  # of these, the starts without pretraining
+NOT_PRETRAINED = ("BERT", "scratch")  # initial weights without pretraining
 
-# Flags that make no other method of a run of many tasks: where it reads and writes, how long, and on what.
+# Flags by which multi-task runs of the same method may differ: paths, length of training, hardware.
 NO_METHOD = FREE_FLAGS | {
     *("data", "init", "seed", "device", "precision", "iterations", "epochs", "validate_on", "lr_scale", "save_every"),
     *("config", "tokenizer", "missing", "vqa_answers", "gqa_answers"),
-    "clean",  # the paper's own method; runs without it are marked
+    "clean",  # part of the paper's method; runs without it are marked
 }
 
-# Flags of a pretraining run that make its objective another one.
+# Flags that define the objective of a pretraining run.
 OBJECTIVE = ("region_target", "overlap", "aligned_only", "predict_overlapped")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A score in percent. interval: where it lies with 95%, in percent; note: what it is of."""
+    """A score in percent. interval: its 95% interval, in percent; note: split and number of images or runs."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of a table of columns. paper: whether it is the paper's own."""
+    """A table row: column -> cell. paper: whether it contains the paper's numbers."""
 
     name: str
     cells: dict[str, Cell]
@@ -62,8 +62,10 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Method:
-    """Runs of many tasks that differ in their seeds alone. changes: their flags that are not the default ones; cleaned:
-    whether they were trained with --clean."""
+    """Multi-task runs that differ only in their seeds.
+
+    changes: flags that differ from the defaults; cleaned: whether they were trained with --clean.
+    """
 
     changes: dict
     cleaned: bool
@@ -71,25 +73,25 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Of a row of its own."""
+        """Name of the method's table row, if it is not a row of the paper."""
         words = [f"{name} {value}" for name, value in self.changes.items()]
         return self.describe(", ".join(words) or "the full method")
 
     def describe(self, name: str) -> str:
-        """The name of a row with these runs' length, and a mark where they were trained without --clean."""
+        """A row's name with the number of iterations, and a mark if the runs were trained without --clean."""
         return marked(f"{name}, {self.runs[0].result['iterations']} iterations", self.cleaned)
 
 
 def marked(name: str, cleaned: bool) -> str:
-    """The name of something that is compared with the paper's, with a mark where it was trained without --clean."""
+    """A name that is compared with the paper's, with a mark for training without --clean."""
     return name if cleaned else f"{name}, {NOT_CLEANED}"
 
 
 def table9(runs: Iterable[Run]) -> tuple[list[str], list[TableRow]]:
-    """(columns, rows): of every task the paper's ST and AT->ST and what there is of these here.
+    """(columns, rows) of table 9: per task, the paper's ST and AT->ST and the scores of the runs.
 
-    Here: the score of a test that finetune.evaluate has stored (RefCOCO and RefCOCO+: of testA and testB pooled, where
-    it has stored that), else the validation's. Runs without --clean have columns of their own.
+    The score of a run is the test score that finetune.evaluate has stored (for RefCOCO and RefCOCO+ that of testA and
+    testB pooled, if stored), else the validation score. Runs without --clean have their own columns.
     """
     runs, rows, shown = list(runs), [], {}
     columns = [(start, cleaned) for start in STARTS for cleaned in (True, False)]
@@ -109,7 +111,7 @@ def table9(runs: Iterable[Run]) -> tuple[list[str], list[TableRow]]:
 
 
 def _scored(run: Run, start: str, task: str, metric: str) -> Cell | None:
-    """A run's score as table 9 has it, None where it has none under this start."""
+    """A run's cell in table 9; None if it has other initial weights or no score of the task."""
     if start != {MULTI: "AT", SINGLE: run.config.get("start", {}).get("kind")}.get(run.kind):
         return None
     of = find_task(task)
@@ -122,15 +124,15 @@ def _scored(run: Run, start: str, task: str, metric: str) -> Cell | None:
 
 
 def _ranked(scores: dict) -> str:
-    """The note on R@k that ranks another number of images than the paper's."""
+    """A note on R@k that ranks another number of images than in the paper, else ""."""
     images = scores.get("images", RANKED_IMAGES)
     return "" if images == RANKED_IMAGES else f"among {images:,} images"
 
 
 def _test_scores(run: Run, task: Task) -> tuple[str, dict] | None:
-    """(split, scores) of a task's test that finetune.evaluate has stored, None where there are none.
+    """(split, scores) of a task's test that finetune.evaluate has stored, or None.
 
-    A test of several splits is the pooled one, as in the paper; without it, the first split that was evaluated.
+    For a test of several splits, the pooled score as in the paper; if it is not stored, that of the first split.
     """
     kept = {split: scores for (name, split), scores in run.evaluations.items() if name == task.name}
     if TESTS in kept:
@@ -144,8 +146,7 @@ def _mean(cells: Sequence[Cell]) -> Cell:
 
 
 def methods(runs: Iterable[Run]) -> list[Method]:
-    """The finished runs of many tasks by what they do, those of one method, data and length together; those without
-    --clean last."""
+    """The finished multi-task runs, grouped by method, data and number of iterations; those without --clean last."""
     found: dict[str, Method] = {}
     for run in runs:
         if run.kind != MULTI or run.result is None:
@@ -158,21 +159,22 @@ def methods(runs: Iterable[Run]) -> list[Method]:
 
 
 def _changed(flags: dict, config: type, names: Iterable[str]) -> dict:
-    """The flags of these names that are not a command's defaults."""
+    """The flags with these names whose values differ from the defaults of `config`."""
     defaults = {one.name: one.default for one in fields(config)}
     return {name: flags[name] for name in defaults if name in names and flags.get(name) != defaults[name]}
 
 
 def _pretraining(run: Run) -> dict:
-    """What the pretraining run that a run began with did otherwise than by default, where it is still there."""
+    """Flags of the objective of a run's pretraining that differ from the defaults; empty if it is not found."""
     start = Path(run.config["start"]["run"] or "")
     return _changed(read_config(start)["flags"], PretrainConfig, OBJECTIVE) if (start / CONFIG).is_file() else {}
 
 
 def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:
-    """Table -> its rows: the paper's, each followed by the runs of the same method.
+    """Table -> rows: each row of the paper is followed by the runs of the same method.
 
-    The first table has all other methods too; of the others only those with more than the full method are there.
+    The first table also contains all methods that are not in the paper. The other tables are included only if there
+    are runs of more than the full method.
     """
     tables, placed = {}, set()
     for suite, table in PAPER_TABLES.items():
@@ -196,7 +198,7 @@ def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:
 
 
 def method_cells(method: Method) -> dict[str, Cell]:
-    """Columns of table 10 as means over a method's runs, with intervals of tasks and of the MT score."""
+    """Columns of table 10, averaged over a method's runs, with intervals of the tasks and of the MT score."""
     draws, seeds = _draws(method.runs), len(method.runs)
     note = f"mean of {seeds} seeds" if seeds > 1 else ""
     cells = {}
@@ -216,7 +218,7 @@ def method_cells(method: Method) -> dict[str, Cell]:
 
 
 def _draws(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """Task -> bootstrap samples of its score over the same images of all runs; none where they were not kept."""
+    """Task -> bootstrap samples of its score, over the same images in all runs; empty if not all runs stored values."""
     files = [run.path / VALUES for run in runs]
     if not all(map(Path.exists, files)):
         return {}
@@ -229,7 +231,7 @@ def _draws(runs: Sequence[Run]) -> dict[str, np.ndarray]:
 
 
 def gap_scores(found: Sequence[Method]) -> dict[int, Cell]:
-    """Δ -> the MT score of the full method with it; none where only one Δ was tried. found: all cleaned, or none."""
+    """Δ -> MT score of the full method; empty if there are runs of only one Δ. found: all cleaned, or none."""
     default = MtConfig.gap
     scores = {
         one.changes.get("gap", default): method_cells(one)["MT Score"] for one in found if set(one.changes) <= {"gap"}
@@ -238,6 +240,6 @@ def gap_scores(found: Sequence[Method]) -> dict[int, Cell]:
 
 
 def paper_gap_scores() -> dict[int, float]:
-    """The same of the paper."""
+    """Δ -> MT score in the paper."""
     table = PAPER_TABLES["table11"]
     return dict(sorted((int(gap), paper_row(table, gap)["MT Score"]) for gap in SUITES["table11"]))

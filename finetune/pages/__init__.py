@@ -1,1 +1,1 @@
-"""Pages to look at: single HTML files that open from disk, with everything they need inside."""
+"""HTML pages: self-contained single files that can be opened from disk."""

@@ -1,4 +1,4 @@
-"""The page of a model's attention between a text and images (figures 10 to 13 of the paper)."""
+"""The page of a model's attention between a text and images (paper, figures 10 to 13)."""
 
 import base64
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from finetune.explain import Explanation
 from finetune.pages.bertviz_views import head_views, libraries
 from finetune.pages.page import data_block, fill, picture, render_page
 
-STEPS = 65535  # into which a weight between 0 and 1 is divided on the page
+STEPS = 65535  # integer that encodes an attention weight of 1 on the page
 
 
 def attention_page(
@@ -23,12 +23,18 @@ def attention_page(
     expressions: np.ndarray | None = None,
     lines: bool = True,
 ) -> str:
-    """The page as text.
+    """The HTML of the page.
 
-    images: name and pixels (H, W, 3) of each, in the order of the explanations; size: of the first image, in the
-    pixels of the prediction's boxes; expressions: (images, 4), the box of the text as a referring expression in each
-    image, as shares of its sides, or None; lines: bertviz's views too, else squares alone, which take a quarter of the
-    room.
+    Args:
+        title: title of the page.
+        text: the text.
+        images: (name, pixels (H, W, 3)) of each image, in the order of the explanations.
+        explanations: attention maps per image.
+        prediction: the model's prediction, or None.
+        size: (width, height) of the first image, in the pixels of the prediction's boxes.
+        expressions: (images, 4), box of the text as a referring expression in each image, as fractions of its sides, or
+            None.
+        lines: include bertviz's views; without them, heat maps only, the page has a quarter of the size.
     """
     parts = [_described(*pair) for pair in zip(images, explanations, strict=True)]
     for number, part in enumerate(parts):
@@ -64,13 +70,13 @@ def _described(image: tuple[str, np.ndarray], explanation: Explanation) -> dict:
 
 
 def _packed(weights: np.ndarray) -> dict:
-    """Weights as whole numbers of two bytes, little end first."""
+    """Weights as 16-bit integers, little-endian, in base64."""
     numbers = np.rint(weights * STEPS).astype("<u2")
     return {"shape": weights.shape, "weights": base64.b64encode(numbers.tobytes()).decode()}
 
 
 def _chosen(prediction: Prediction | None, size: tuple[float, float]) -> list[dict]:
-    """What the model says, with boxes as shares of the first image's sides."""
+    """The prediction, with boxes as fractions of the first image's sides."""
     if prediction is None:
         return []
     width, height = size

@@ -1,4 +1,4 @@
-"""Attention as lines between two columns of words or regions: bertviz's head view, on a page that needs no network."""
+"""bertviz's head view (attention as lines between two columns of tokens or regions) on a page that works offline."""
 
 import re
 from pathlib import Path
@@ -8,16 +8,16 @@ import torch
 from finetune.explain import Explanation
 from finetune.pages.page import need
 
-VIEWS = ("S->S", "S->I", "I->S")  # among regions there would be tens of thousands of lines
-DIGITS = 4  # of a weight
-REMOTE = re.compile(r"<script src=.*?</script>", re.DOTALL)  # bertviz's own way to its libraries
+VIEWS = ("S->S", "S->I", "I->S")  # I->I would have tens of thousands of lines
+DIGITS = 4  # decimals of a weight
+REMOTE = re.compile(r"<script src=.*?</script>", re.DOTALL)  # bertviz's scripts that download its libraries
 
-# bertviz asks for its libraries by require.js; here they are on the page already.
+# bertviz loads its libraries by require.js; here they are part of the page.
 LOADER = "window.require = {config() {}}; window.requirejs = (names, use) => use(window.jQuery, window.d3);"
 
 
 def libraries() -> str:
-    """The scripts that the views need, from installed packages: jQuery, d3, and what hands them over."""
+    """The scripts that the views need: jQuery and d3, from installed packages, and LOADER."""
     try:
         from mpld3 import urls
         from xstatic.pkg import jquery
@@ -29,7 +29,7 @@ def libraries() -> str:
 
 
 def head_views(explanation: Explanation) -> dict[str, str]:
-    """View -> its HTML, the last layer chosen."""
+    """View -> its HTML, with the last layer selected."""
     try:
         from bertviz import head_view
     except ImportError as error:

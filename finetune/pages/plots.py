@@ -1,4 +1,4 @@
-"""Vector plots for pages, by matplotlib: they take the page's colours, so that they are readable in light and dark."""
+"""SVG plots for pages, by matplotlib, with the colours of the page, so that they work in light and dark mode."""
 
 import io
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 from finetune.pages.page import escape, need
 
-# matplotlib draws in these; on the page they become the style's own (page.css).
+# matplotlib draws in these placeholder colours, which are replaced by CSS variables (page.css).
 INK, LINE = "#010101", "#020202"
 SERIES = ("#030301", "#030302", "#030303", "#030304")
 PLACES = {INK: "currentColor", LINE: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
-DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # told apart without colours too
+DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # distinguishable without colours
 
 STYLE = {
     "svg.fonttype": "none",
@@ -42,7 +42,7 @@ STYLE = {
 
 @contextmanager
 def drawing(width: float, height: float, rows: int = 1, columns: int = 1, **options):
-    """(figure, its axes (rows, columns)) to draw on; sizes in inches. Nothing of matplotlib's own state is changed."""
+    """(figure, its axes (rows, columns)); sizes in inches. matplotlib's global state is not changed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def drawing(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 
 
 def plot(figure, name: str, caption: str) -> str:
-    """A figure as part of a page. name: another for each plot of a page, for the names inside."""
+    """The HTML of a figure. name: unique on the page; it also makes the ids inside the SVG unique."""
     import matplotlib
 
     file = io.StringIO()
@@ -69,7 +69,7 @@ def plot(figure, name: str, caption: str) -> str:
 
 
 def percent_axis(axes, values: Sequence[float]) -> None:
-    """The axis of shares between 0 and 1, in percent, not further than the values need."""
+    """Formats the y axis, with values between 0 and 1, in percent and limits it to the range of the values."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -81,7 +81,7 @@ def percent_axis(axes, values: Sequence[float]) -> None:
 
 
 def whole_steps(axes, count: int = 4) -> None:
-    """Few ticks at whole numbers."""
+    """Limits the x axis to about `count` ticks at integers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(count, integer=True))
