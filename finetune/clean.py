@@ -1,4 +1,8 @@
-"""python -m finetune.clean --data DIR: images of any task's test leave every task's training and validation."""
+"""python -m finetune.clean --data DIR: decontamination (Clean V&L).
+
+Finds images that are in the test set of any task and lists, for every task, the training and validation images to
+remove.
+"""
 
 import os
 from collections import Counter
@@ -10,7 +14,7 @@ import msgspec
 from finetune.cleaning.cleaned import FORMAT, MANIFEST, Removed, list_file
 from finetune.cleaning.leaks import check
 from finetune.cleaning.near_duplicates import PAIRS, add_near_duplicates
-from finetune.cleaning.photos import Photos, Trail, add_genome
+from finetune.cleaning.photos import LinkPath, Photos, add_genome
 from finetune.cleaning.table import TaskCount, report
 from finetune.official import MissingFile, find_file
 from finetune.processed import published_tests
@@ -29,37 +33,39 @@ from shards.world import DEFAULT_WORLD, check_data_folder
 class CleanConfig:
     """Flags of finetune.clean."""
 
-    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files")
-    out: str | None = flag(None, "the folder for what is removed", unset="DATA/clean", written=True)
+    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files")
+    out: str | None = flag(None, "output folder for the lists of removed images", unset="DATA/clean", written=True)
     images: str | None = flag(
-        None, "a folder with folders of images, coco for one: compare their looks too", unset="looks are not compared"
+        None,
+        "folder with one folder of images per data set (such as coco), to find near-duplicate images too",
+        unset="images are matched by their ids only",
     )
-    check: bool = flag(False, "look for test images in what training and validation would use, and change nothing")
-    processes: int = flag(os.cpu_count() or 1, "working processes", low=1)
+    check: bool = flag(False, "only check whether test images remain in training and validation; write nothing")
+    processes: int = flag(os.cpu_count() or 1, "number of worker processes", low=1)
 
 
 @dataclass
 class Reading:
-    """A split to be read, by a working process."""
+    """A split of a task that a worker process reads."""
 
     task: str
     folder: Path
     split: str
 
 
-Counts = dict[tuple[str, str], Counter[tuple[str, ...]]]  # (task, split) -> examples by their images
+Counts = dict[tuple[str, str], Counter[tuple[str, ...]]]  # (task, split) -> number of examples by their images
 
 
 @dataclass
 class Annotations:
-    """What the tasks' annotations say of images. absent: splits of a test that are not there, and files."""
+    """The images of all splits of the tasks. absent: sentences on splits and files that were not found."""
 
     tasks: list[Task]
     counts: Counts = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
 
     def images(self, task: Task, splits: tuple[str, ...]) -> dict[str, int]:
-        """Image -> how many examples of these splits have it, in their order."""
+        """Image -> number of examples of these splits that contain it, in the order of the examples."""
         found: dict[str, int] = {}
         for split in splits:
             for images, examples in self.counts.get((task.name, split), {}).items():
@@ -69,7 +75,7 @@ class Annotations:
 
 
 def count_images(reading: Reading) -> Counter[tuple[str, ...]] | str:
-    """The images of a split, or the sentence that says which file is not there."""
+    """The number of examples by images of a split, or an error message where its file is missing."""
     try:
         return find_task(reading.task).image_counts(reading.folder, reading.split)
     except MissingFile as error:
@@ -79,10 +85,10 @@ def count_images(reading: Reading) -> Counter[tuple[str, ...]] | str:
 
 
 def read_all(data: str, processes: int) -> Annotations:
-    """The images of every split of every task that the data folder has."""
+    """Reads the images of every split of every task in the data folder."""
     tasks = [task for task in all_tasks().values() if task.folder(data).is_dir()]
     if not tasks:
-        raise UserError(f"--data {data}: holds no folder of a task; {', '.join(all_tasks())} are their names")
+        raise UserError(f"--data {data}: contains no folder of a task; expected one of {', '.join(all_tasks())}")
     found = Annotations(tasks)
     readings = [Reading(t.name, t.folder(data), split) for t in tasks for split in (*t.learned, *t.tests)]
     done = dict(run_tasks(count_images, readings, processes, len(readings), "splits"))
@@ -95,18 +101,21 @@ def read_all(data: str, processes: int) -> Annotations:
 
 
 def identities(data: str, found: Annotations) -> Photos:
-    """What the id maps say of the photos' names."""
+    """Links between photo names, from the official maps of image ids."""
     photos, genome = Photos(), find_task("vgqa")
     path = find_file(genome.folder(data), IMAGE_DATA)
     if path.exists():
         add_genome(photos, path)
     elif any(task.photo("0").startswith("genome:") for task in found.tasks):
-        found.absent.append(f"{path}: without it Visual Genome's images are not known under COCO's and Flickr's names")
+        found.absent.append(f"{path}: needed to match Visual Genome's images with those of COCO and Flickr")
     return photos
 
 
 def test_photos(data: str, found: Annotations) -> dict[str, str]:
-    """The name of every photo of a test -> whose it is. The published code's lists of such photos count too."""
+    """Name of every test photo -> "task split" that contains it.
+
+    The reference implementation's lists of test photos, where the data folder has them, are included.
+    """
     tests: dict[str, str] = {}
     for task in found.tasks:
         for split in task.tests:
@@ -118,7 +127,7 @@ def test_photos(data: str, found: Annotations) -> dict[str, str]:
 
 
 def clean(config: CleanConfig) -> str:
-    """Writes what each task leaves out and why; returns the report."""
+    """Writes the lists of removed images, with the reasons, and returns the report."""
     out = Path(config.out or Path(config.data) / "clean")
     with locked_folder(out, "finetune.clean"):
         return _clean(config, out)
@@ -128,16 +137,16 @@ def _clean(config: CleanConfig, out: Path) -> str:
     found = read_all(config.data, config.processes)
     photos, tests = identities(config.data, found), test_photos(config.data, found)
     if not tests:
-        raise UserError(f"--data {config.data}: has no test images to remove; {'; '.join(found.absent)}")
-    (out / MANIFEST).unlink(missing_ok=True)  # until the lists are whole there is none
+        raise UserError(f"--data {config.data}: found no test images; {'; '.join(found.absent)}")
+    (out / MANIFEST).unlink(missing_ok=True)  # a manifest exists only together with complete lists
     if config.images:
         add_near_duplicates(photos, config.images, out, set(tests), config.processes)
     else:
         (out / PAIRS).unlink(missing_ok=True)
-    trails, rows = photos.trails(tests), []
+    paths, rows = photos.paths_to_tests(tests), []
     for task in found.tasks:
         images = found.images(task, task.learned)
-        removed = {image: trails[name] for image in images if (name := task.photo(image)) in trails}
+        removed = {image: paths[name] for image in images if (name := task.photo(image)) in paths}
         write_list(list_file(out, task), removed, images)
         rows.append(_count(task, found, set(images), set(removed)))
     text = report(rows, found.absent)
@@ -151,19 +160,19 @@ def _clean(config: CleanConfig, out: Path) -> str:
         "tasks": {row.task.name: row.facts() for row in rows},
     }
     write_json(out / MANIFEST, manifest)
-    return f"{text}\nthe lists are in {out}{os.sep}; --clean {out} of finetune.st and finetune.mt leaves them out"
+    return f"{text}\nlists: {out}{os.sep}; train with --clean {out} to skip these images"
 
 
-def write_list(path: Path, removed: dict[str, Trail], examples: dict[str, int]) -> None:
-    """A line an image, by its id."""
+def write_list(path: Path, removed: dict[str, LinkPath], examples: dict[str, int]) -> None:
+    """Writes one JSON line per removed image, sorted by image id."""
     with whole_file(path) as file:
-        for image, trail in sorted(removed.items()):
-            line = Removed(image, examples[image], trail.test, trail.names, trail.evidence)
+        for image, links in sorted(removed.items()):
+            line = Removed(image, examples[image], links.test, links.names, links.evidence)
             file.write(msgspec.json.encode(line) + b"\n")
 
 
 def _count(task: Task, found: Annotations, images: set[str], removed: set[str]) -> TaskCount:
-    """The task's numbers for the report."""
+    """Counts of images and examples of a task, before and after removal."""
 
     def examples(split: str, without: set[str]) -> int:
         counts = found.counts.get((task.name, split), {})
@@ -182,11 +191,12 @@ def run(config: CleanConfig) -> int:
     check_data_folder(config.data)
     if config.check:
         leaks = check(config.data, config.out or Path(config.data) / "clean")
-        print("\n".join(leaks) if leaks else "no image of a test is left in any training or validation set")
+        print("\n".join(leaks) if leaks else "no test image remains in any training or validation set")
         return 1 if leaks else 0
     print(clean(config))
     return 0
 
 
 if __name__ == "__main__":
-    command(CleanConfig, run, "finetune.clean", "Test images of any task leave every task's training and validation.")
+    summary = "Decontamination: finds test images of any task in the training and validation data of all tasks."
+    command(CleanConfig, run, "finetune.clean", summary)

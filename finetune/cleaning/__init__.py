@@ -1,1 +1,1 @@
-"""Clean V&L: which images of a training are a test's, by what names and looks, and what is left without them."""
+"""Decontamination (Clean V&L): finds test images in training data by image ids and near-duplicate search."""

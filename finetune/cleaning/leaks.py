@@ -1,4 +1,4 @@
-"""Whether an image of a test is left where a task trains or validates, found apart from how finetune.clean removes."""
+"""Checks that no test image remains in training or validation data, by code that is independent of finetune.clean."""
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -11,23 +11,24 @@ from finetune.official import MissingFile, find_file, read_annotations
 from finetune.tasks import all_tasks, find_task
 from finetune.tasks.vgqa import IMAGE_DATA
 
-SHOWN = 20  # leaks of a task
+SHOWN = 20  # leaks that are printed per split
 
 
 def check(data: str, folder) -> list[str]:
-    """Sentences on every leak; none where there is none.
+    """One message per leak; an empty list if there are no leaks.
 
-    Examples are read as training reads them, with `folder`'s lists applied; photos are groups of a graph of names.
+    Examples are read as in training, with the lists of `folder` applied. Names of the same photo are the connected
+    components of a graph.
     """
     manifest = read_manifest(folder)
-    tests: dict[str, str] = {}  # name -> whose
+    tests: dict[str, str] = {}  # photo name -> "task split"
     kept: list[tuple[str, str, str]] = []  # (name, task and split, image)
     sentences = []
     tasks = [task for task in all_tasks().values() if task.folder(data).is_dir()]
     for task in tqdm(tasks, unit=" tasks"):
         known = manifest["tasks"].get(task.name)
         if known is None:
-            sentences.append(f"{task.name}: is not in {folder}; run finetune.clean again")
+            sentences.append(f"{task.name}: not in {folder}; run finetune.clean again")
             continue
         cleaned = read_cleaned(folder, task)
         for split in (*task.learned, *task.tests):
@@ -35,7 +36,7 @@ def check(data: str, folder) -> list[str]:
                 examples = task.examples(task.folder(data), split)
             except MissingFile:
                 continue
-            left = cleaned.keep(split, examples, say=lambda _: None)
+            left = cleaned.keep(split, examples, log=lambda _: None)
             images = {image for example in left for image in example.images}
             if task.is_test(split):
                 tests |= {task.photo(image): f"{task.name} {split}" for image in images}
@@ -44,14 +45,14 @@ def check(data: str, folder) -> list[str]:
             then = known["examples"][split]
             if (len(examples), len(left)) != (then["all"], then["kept"]):
                 sentences.append(
-                    f"{task.name} {split}: has {len(examples)} examples, {len(left)} without images of tests, and had "
-                    f"{then['all']} and {then['kept']} when it was cleaned; run finetune.clean again"
+                    f"{task.name} {split}: has {len(examples)} examples, {len(left)} without test images, and had "
+                    f"{then['all']} and {then['kept']} when finetune.clean ran; run it again"
                 )
     return sentences + _leaks(kept, tests, _same(data, folder))
 
 
 def _same(data: str, folder) -> list[tuple[str, str]]:
-    """Pairs of names of one photo: of Visual Genome's map, and of what was found by look."""
+    """Pairs of names of the same photo: from Visual Genome's id map and from the near-duplicate search."""
     pairs = [(pair.one, pair.other) for pair in read_pairs(folder)]
     path = find_file(find_task("vgqa").folder(data), IMAGE_DATA)
     for image in read_annotations(path) if path.exists() else ():
@@ -72,7 +73,7 @@ def _leaks(kept: list[tuple[str, str, str]], tests: dict[str, str], same: list[t
     found: dict[str, list[str]] = {}
     for name, place, image in kept:
         if (known := tested.get(int(group[numbers[name]]))) is not None:
-            found.setdefault(place, []).append(f"{place}: image {image} is {known[0]}, of {known[1]}")
+            found.setdefault(place, []).append(f"{place}: image {image} is {known[0]}, in the test set {known[1]}")
     lines = []
     for place, leaks in found.items():
         lines += leaks[:SHOWN]

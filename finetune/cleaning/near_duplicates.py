@@ -1,4 +1,4 @@
-"""Photos that are the same by their look, where no map of ids says so."""
+"""Near-duplicate search: finds copies of the same photo that no map of image ids links."""
 
 import contextlib
 import hashlib
@@ -22,50 +22,48 @@ from shards.jobs import advance, run_tasks
 from shards.reading import read_arrays, reading
 
 PAIRS = "look_alikes.jsonl"
-PART = 500  # images that a process looks at together
-COMPARED = 200  # pairs
-SHOWN = 10  # images that cannot be read
-BLOCK = 4096  # images against all those of tests, by one process
+PART = 500  # images per hashing job
+COMPARED = 200  # pairs per comparison job
+SHOWN = 10  # unreadable images that are printed
+BLOCK = 4096  # images per matching job
 
 
 @dataclass
-class Looking:
-    """Images to be hashed; hashes are kept in a file from run to run."""
+class HashJob:
+    """Images to be hashed. kept: file that caches the hashes between runs."""
 
     files: list[Path]
     kept: Path
 
 
 @dataclass
-class Matching:
-    """Hashes to be compared with those of test images."""
+class MatchJob:
+    """Hashes to be compared with those of all test images."""
 
     hashes: np.ndarray
     tests: np.ndarray
 
 
 @dataclass
-class Comparing:
-    """Pairs of files to be compared closely."""
+class CompareJob:
+    """Pairs of image files to be compared by `difference`."""
 
     pairs: list[tuple[Path, Path]]
 
 
 def image_files(folder: str) -> dict[str, Path]:
-    """Photo -> its file, for every image in FOLDER/NAME, NAME as the tasks call their regions."""
+    """Photo name -> file, for every image in FOLDER/NAME, where NAME is the name of the tasks' region shards."""
     photo_of = {task.images: task.photo for task in all_tasks().values()}
-    there = [Path(folder) / name for name in photo_of if (Path(folder) / name).is_dir()]
-    if not there:
-        raise UserError(
-            f"--images {folder}: should have folders of images named {', '.join(photo_of)}, or some of them"
-        )
+    present = [Path(folder) / name for name in photo_of if (Path(folder) / name).is_dir()]
+    if not present:
+        raise UserError(f"--images {folder}: should contain one or more folders named {', '.join(photo_of)}")
     found: dict[str, Path] = {}
     bad: list[str] = []
-    for part in there:
+    for part in present:
         own: dict[str, Path] = {}
         for path in map(Path, files_below(part, is_image)):
             if not is_utf8(str(path)) or not path.exists():
-                bad.append(f"{printable(path)}: {NOT_UTF8 if path.exists() else 'is a link to nothing'}")
+                bad.append(f"{printable(path)}: {NOT_UTF8 if path.exists() else 'is a broken link'}")
                 continue
             image = image_id(path.name)
             if image in own:
@@ -74,51 +72,51 @@ def image_files(folder: str) -> dict[str, Path]:
             found.setdefault(photo_of[part.name](image), path)
     _print_skipped(bad)
     if not found:
-        raise UserError(f"--images {folder}: {', '.join(map(str, there))} hold no images")
+        raise UserError(f"--images {folder}: no images in {', '.join(map(str, present))}")
     return found
 
 
-def look(looking: Looking) -> tuple[np.ndarray, list[str]]:
-    """(uint64 (n, 6) hashes, zeros of what cannot be read; sentences on these)."""
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in looking.files]
-    stamp = hashlib.sha256(json.dumps([str(looking.files[0].parent), facts]).encode()).hexdigest()
-    if looking.kept.exists():
-        with contextlib.suppress(UserError), reading(looking.kept):  # one that was damaged is made again
-            kept = read_arrays(looking.kept)
-            if str(kept["stamp"]) == stamp and kept["hashes"].shape == (len(looking.files), 6):
-                advance(len(looking.files))
+def hash_images(job: HashJob) -> tuple[np.ndarray, list[str]]:
+    """(uint64 (n, 6) hashes, zeros for images that cannot be read; a message on each of these)."""
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.files]
+    stamp = hashlib.sha256(json.dumps([str(job.files[0].parent), facts]).encode()).hexdigest()
+    if job.kept.exists():
+        with contextlib.suppress(UserError), reading(job.kept):  # a damaged cache file is computed again
+            kept = read_arrays(job.kept)
+            if str(kept["stamp"]) == stamp and kept["hashes"].shape == (len(job.files), 6):
+                advance(len(job.files))
                 return kept["hashes"].astype(np.uint64, casting="same_kind"), kept["bad"].tolist()
     hashes, bad = [], []
-    for path in looking.files:
+    for path in job.files:
         try:
             hashes.append(look_hashes(grey(path.read_bytes())))
         except BadImage as error:
             hashes.append(np.zeros(6, np.uint64))
             bad.append(f"{path}: {error}")
         advance()
-    with whole_file(looking.kept) as file:
+    with whole_file(job.kept) as file:
         np.savez(file, stamp=stamp, hashes=np.stack(hashes), bad=np.array(bad, np.str_))
     return np.stack(hashes), bad
 
 
-def match(matching: Matching) -> np.ndarray:
-    """`near_pairs` of a block of images with all those of tests."""
-    found = near_pairs(matching.hashes, matching.tests)
-    advance(len(matching.hashes))
+def match_hashes(job: MatchJob) -> np.ndarray:
+    """`near_pairs` of a block of images and all test images."""
+    found = near_pairs(job.hashes, job.tests)
+    advance(len(job.hashes))
     return found
 
 
-def compare(comparing: Comparing) -> list[float]:
-    """How much the images of each pair differ."""
+def compare_pairs(job: CompareJob) -> list[float]:
+    """`difference` of the two images of each pair."""
     found = []
-    for one, other in comparing.pairs:
+    for one, other in job.pairs:
         found.append(difference(grey(one.read_bytes()), grey(other.read_bytes())))
         advance()
     return found
 
 
 class Pair(msgspec.Struct):
-    """Two names of one photo, and how much its images differ."""
+    """Two names of the same photo, and the `difference` of their images."""
 
     one: str
     other: str
@@ -126,15 +124,23 @@ class Pair(msgspec.Struct):
 
 
 def add_near_duplicates(photos: Photos, folder: str, out: Path, tests: set[str], processes: int) -> None:
-    """Finds images of tests among all others by their look, writes the pairs to OUT and adds them to what is known."""
+    """Searches all images for near-duplicates of test images, writes the pairs to OUT and links their names.
+
+    Args:
+        photos: the links that are extended.
+        folder: see image_files.
+        out: output folder of finetune.clean.
+        tests: names of the test photos.
+        processes: number of worker processes.
+    """
     files = image_files(folder)
-    print(f"looking at {len(files)} images", flush=True)
+    print(f"hashing {len(files)} images", flush=True)
     candidates = _candidates(files, _hash_all(list(files.values()), out / "looks", processes), tests, processes)
-    tasks = [
-        Comparing([(files[one], files[other]) for one, other in candidates[begin : begin + COMPARED]])
+    jobs = [
+        CompareJob([(files[one], files[other]) for one, other in candidates[begin : begin + COMPARED]])
         for begin in range(0, len(candidates), COMPARED)
     ]
-    differences = itertools.chain(*_in_order(compare, tasks, processes, len(candidates), "pairs"))
+    differences = itertools.chain(*_in_order(compare_pairs, jobs, processes, len(candidates), "pairs"))
     pairs = [
         Pair(one, other, round(value, 3))
         for (one, other), value in zip(candidates, differences, strict=True)
@@ -144,19 +150,19 @@ def add_near_duplicates(photos: Photos, folder: str, out: Path, tests: set[str],
         for pair in pairs:
             file.write(msgspec.json.encode(pair) + b"\n")
             photos.same(pair.one, pair.other, f"look ({pair.difference})")
-    print(f"{len(pairs)} of {len(candidates)} pairs of like images are one photo", flush=True)
+    print(f"{len(pairs)} of {len(candidates)} candidate pairs are near-duplicates", flush=True)
 
 
 def _hash_all(files: list[Path], folder: Path, processes: int) -> np.ndarray:
-    """uint64 (files, 6); zeros of those that cannot be read, which are told."""
-    parts = [
-        Looking(files[begin : begin + PART], folder / f"{begin // PART:06d}.npz")
+    """uint64 (files, 6): hashes of all files; zeros for files that cannot be read, which are printed."""
+    jobs = [
+        HashJob(files[begin : begin + PART], folder / f"{begin // PART:06d}.npz")
         for begin in range(0, len(files), PART)
     ]
-    looks = _in_order(look, parts, processes, len(files), "images")
-    bad = [sentence for _, sentences in looks for sentence in sentences]
+    results = _in_order(hash_images, jobs, processes, len(files), "images")
+    bad = [sentence for _, sentences in results for sentence in sentences]
     _print_skipped(bad)
-    return np.concatenate([hashes for hashes, _ in looks])
+    return np.concatenate([hashes for hashes, _ in results])
 
 
 def _print_skipped(sentences: list[str]) -> None:
@@ -167,14 +173,14 @@ def _print_skipped(sentences: list[str]) -> None:
 
 
 def _candidates(files: dict[str, Path], hashes: np.ndarray, tests: set[str], processes: int) -> list[tuple[str, str]]:
-    """Pairs of photos, one of a test, whose hashes are near."""
+    """Pairs of photo names, one of them a test photo, whose hashes are near."""
     names, readable = list(files), hashes.any(1)
     others = np.flatnonzero(readable)
     tested = np.array([n for n in others.tolist() if names[n] in tests], np.int64)
-    print(f"comparing {len(others)} images with {len(tested)} of tests", flush=True)
-    blocks = [Matching(hashes[others[begin : begin + BLOCK]], hashes[tested]) for begin in range(0, len(others), BLOCK)]
+    print(f"comparing {len(others)} images with {len(tested)} test images", flush=True)
+    jobs = [MatchJob(hashes[others[begin : begin + BLOCK]], hashes[tested]) for begin in range(0, len(others), BLOCK)]
     found = set()
-    for number, pairs in enumerate(_in_order(match, blocks, processes, len(others), "images")):
+    for number, pairs in enumerate(_in_order(match_hashes, jobs, processes, len(others), "images")):
         for row, column in pairs.tolist():
             one, other = names[others[number * BLOCK + row]], names[tested[column]]
             if one != other:
@@ -182,13 +188,13 @@ def _candidates(files: dict[str, Path], hashes: np.ndarray, tests: set[str], pro
     return sorted(found)
 
 
-def _in_order(function, tasks: list, processes: int, total: int, unit: str) -> list:
-    """What processes make of tasks, in the order of these."""
-    done = dict(run_tasks(function, tasks, processes, total, unit)) if tasks else {}
-    return [done[number] for number in range(len(tasks))]
+def _in_order(function, jobs: list, processes: int, total: int, unit: str) -> list:
+    """The results of jobs that run in worker processes, in the order of the jobs."""
+    done = dict(run_tasks(function, jobs, processes, total, unit)) if jobs else {}
+    return [done[number] for number in range(len(jobs))]
 
 
 def read_pairs(folder) -> list[Pair]:
-    """The pairs that a run in `folder` has found by look; none where it did not look."""
+    """The near-duplicate pairs in an output folder of finetune.clean; an empty list if it did not search for them."""
     path = Path(folder) / PAIRS
     return list(scan_lines(path, Pair)) if path.exists() else []

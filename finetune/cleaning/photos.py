@@ -1,4 +1,4 @@
-"""One photo under many names: which images of the data sets are the same, and how that is known."""
+"""Identity of photos across data sets: links between the names of the same photo, with their evidence."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ import msgspec
 
 from finetune.official import scan
 
-# A name is a collection of photos and an id there: coco:9, genome:2, flickr:1000092795, nlvr2:dev-850-0-img0.
+# The name of a photo is its collection and its id there: coco:9, genome:2, flickr:1000092795, nlvr2:dev-850-0-img0.
 
 
 @dataclass(frozen=True)
-class Trail:
-    """How a photo is known to be a test's.
+class LinkPath:
+    """The chain of links from a photo name to a test photo.
 
-    test: the task and its split; names: the photo's, from the one in question to the one that the test has; evidence:
-    what says that a name and the next are the same photo.
+    test: "task split" of the test set; names: of the photo, from the given name to the one in the test set; evidence:
+    the source of the link between each name and the next.
     """
 
     test: str
@@ -25,7 +25,7 @@ class Trail:
 
 
 class Photos:
-    """Names that are known to be of the same photo, two by two."""
+    """A graph whose edges link two names of the same photo."""
 
     def __init__(self):
         self.links: dict[str, list[tuple[str, str]]] = {}
@@ -34,16 +34,16 @@ class Photos:
         self.links.setdefault(one, []).append((other, evidence))
         self.links.setdefault(other, []).append((one, evidence))
 
-    def trails(self, tests: dict[str, str]) -> dict[str, Trail]:
-        """Every name of the photos of tests (name -> whose test), with the shortest trail to one of these."""
-        found = {name: Trail(test, (name,), ()) for name, test in tests.items()}
+    def paths_to_tests(self, tests: dict[str, str]) -> dict[str, LinkPath]:
+        """Every name of a test photo -> its shortest path to a name in `tests` (name -> "task split")."""
+        found = {name: LinkPath(test, (name,), ()) for name, test in tests.items()}
         waiting = deque(found)
         while waiting:
             name = waiting.popleft()
             for other, evidence in self.links.get(name, ()):
                 if other not in found:
                     known = found[name]
-                    found[other] = Trail(known.test, (other, *known.names), (evidence, *known.evidence))
+                    found[other] = LinkPath(known.test, (other, *known.names), (evidence, *known.evidence))
                     waiting.append(other)
         return found
 
@@ -57,7 +57,7 @@ class GenomeImage(msgspec.Struct):
 
 
 def add_genome(photos: Photos, path: Path) -> int:
-    """Adds what Visual Genome's image_data.json says of COCO's and Flickr's names; returns how many names it gives."""
+    """Adds the links of Visual Genome's image_data.json to COCO and Flickr ids; returns the number of links."""
     known = 0
     for image in scan(path, list[GenomeImage]):
         for collection, id in (("coco", image.coco_id), ("flickr", image.flickr_id)):

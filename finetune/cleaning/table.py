@@ -1,4 +1,4 @@
-"""Clean V&L's numbers in the columns of the paper's tables 7 and 8, beside the paper's own."""
+"""Decontamination statistics in the columns of the paper's tables 7 and 8, next to the paper's numbers."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,10 @@ from finetune.tasks import GROUPS
 
 @dataclass
 class TaskCount:
-    """One task's images of training and validation, of its test, and those removed.
+    """Numbers of images of one task.
 
-    examples: split -> (all, those that are kept).
+    images: of training and validation; removed_images: of these; test_images: of the test; examples: split -> (number
+    of examples, number that remain).
     """
 
     task: Task
@@ -27,7 +28,7 @@ class TaskCount:
         return self.removed_images / max(self.images, 1)
 
     def facts(self) -> dict:
-        """What the manifest says of it."""
+        """The task's entry in the manifest."""
         return {
             "images": self.images,
             "test_images": self.test_images,
@@ -37,13 +38,13 @@ class TaskCount:
 
 
 def report(rows: list[TaskCount], absent: list[str]) -> str:
-    """The tables as text, with what was not there and what the paper leaves open.
+    """The tables as text, with notes on the paper's numbers and on files that were not found (`absent`).
 
-    The average and the total are over the paper's tasks, as the paper's own are.
+    The average and the total are over the paper's tasks, as in the paper.
     """
     papers = [row for row in rows if row.task.group in GROUPS] or rows
     lines = [
-        "images, as in table 7, and the paper's",
+        "images as in table 7, these data and the paper's",
         f"{'':<20} {'train+val':>10} {'test':>8} {'cleaned':>10} {'removed':>8}   "
         f"{'train+val':>10} {'test':>8} {'cleaned':>10} {'removed':>8}",
     ]
@@ -55,7 +56,7 @@ def report(rows: list[TaskCount], absent: list[str]) -> str:
     shares = [row.removed_share for row in papers]
     lines += [f"{'average':<20} {'':>10} {'':>8} {'':>10} {np.mean(shares):>8.2%}", ""]
     lines += [
-        "examples to train on, as in table 8, and the paper's",
+        "training examples as in table 8, these data and the paper's",
         f"{'':<20} {'full':>10} {'cleaned':>10}   {'full':>10} {'cleaned':>10}",
     ]
     for row in rows:
@@ -65,9 +66,9 @@ def report(rows: list[TaskCount], absent: list[str]) -> str:
         lines.append(f"{row.task.title:<20} {full:>10} {kept:>10}   {theirs}".rstrip())
     full, kept = (sum(row.examples[row.task.learned[0]][n] for row in papers) for n in (0, 1))
     lines += [f"{'total':<20} {full:>10} {kept:>10}", ""]
-    lines.append("the paper's tables disagree on Visual7W: 8.56% of its images leave in table 7, no example in table 8")
-    lines.append("GQA's test in table 7 is the official test (2,987 images), in table 8 testdev; here it is both")
-    return "\n".join(lines + [f"not there: {what}" for what in absent])
+    lines.append("the paper's tables disagree on Visual7W: table 7 removes 8.56% of the images, table 8 no examples")
+    lines.append("GQA's test is the official test (2,987 images) in table 7 and testdev in table 8; here it is both")
+    return "\n".join(lines + [f"not found: {what}" for what in absent])
 
 
 def _columns(images: int | None, test: int | None, cleaned: int | None, share: float | None) -> str:

@@ -111,26 +111,26 @@ def test_something_is_left_to_train_and_validate_on(cleaned):
     for name, task in TASKS.items():
         for split in task.splits[:2]:
             examples = task.examples(data / name, split)
-            left = read_cleaned(data / "clean", task).keep(split, examples, say=lambda _: None)
+            left = read_cleaned(data / "clean", task).keep(split, examples, log=lambda _: None)
             assert len(left) >= len(examples) / 3, f"{name} {split}"
 
 
 def test_why_it_is_removed(cleaned):
-    """A trail leads from the image to a test's, each step by the map; a test's own id needs none."""
+    """A path leads from the image to a test's, each step by the map; a test's own id needs none."""
     data, _ = cleaned
     known = {
         frozenset((f"genome:{record['image_id']}", f"{name}:{record[f'{name}_id']}"))
         for record in json.loads((data / "vgqa" / "image_data.json").read_text())
         for name in ("coco", "flickr")
     }
-    trails = [(name, line) for name in TASKS for line in lines(data / "clean" / "removed" / f"{name}.jsonl")]
-    for name, line in trails:
+    paths = [(name, line) for name in TASKS for line in lines(data / "clean" / "removed" / f"{name}.jsonl")]
+    for name, line in paths:
         task, split = line["test"].split()
         assert line["names"][0] == TASKS[name].photo(line["image"])
         assert line["names"][-1] in {TASKS[task].photo(i) for (i,) in TASKS[task].image_counts(data / task, split)}
         assert all(frozenset(pair) in known for pair in zip(line["names"], line["names"][1:], strict=False))
         assert line["evidence"] == ["image_data.json"] * (len(line["names"]) - 1)
-    assert {len(line["names"]) for _, line in trails} >= {1, 2}
+    assert {len(line["names"]) for _, line in paths} >= {1, 2}
 
 
 def test_twice_gives_the_same_bytes(cleaned, run_command):
@@ -153,7 +153,7 @@ def test_a_clean_set_passes_and_a_planted_leak_is_found(cleaned, tmp_path, run_c
     path.write_text(json.dumps(known))
     status, said, _ = run_command("finetune.clean", "--data", data, "--check")
     stem = leaked["filename"].removesuffix(".png").removesuffix(".jpg")
-    assert status == 1 and f"flickr_retrieval train: image {stem} is flickr:{stem}, of " in said
+    assert status == 1 and f"flickr_retrieval train: image {stem} is flickr:{stem}, in the test set " in said
     assert run_command("finetune.clean", "--data", data)[0] == 0
     assert run_command("finetune.clean", "--data", data, "--check")[0] == 0
     assert [line["image"] for line in lines(data / "clean" / "removed" / "flickr_retrieval.jsonl")] == sorted(
@@ -170,7 +170,7 @@ def test_a_list_that_lost_a_line_is_not_used(cleaned, tmp_path, run_command):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     for command in (("finetune.st", "--task", "vqa"), ("finetune.mt",)):
         status, _, err = run_command(*command, "--data", cleaned[0], "--clean", tmp_path / "clean")
-        assert status == 2 and "vqa.jsonl: is not as finetune.clean wrote it" in err
+        assert status == 2 and "vqa.jsonl: was changed after finetune.clean wrote it" in err
 
 
 def test_training_leaves_them_out(cleaned, tmp_path, pretrained, run_command):
@@ -203,7 +203,7 @@ def test_annotations_that_changed_are_not_trained_on(cleaned, tmp_path, run_comm
     )
     flags = ("finetune.st", "--task", "snli_ve", "--data", data, "--clean", data / "clean", "--out", tmp_path / "run")
     status, _, err = run_command(*flags)
-    assert status == 2 and "snli_ve's train had 80 examples when it was cleaned and has 79" in err
+    assert status == 2 and "snli_ve's train had 80 examples when finetune.clean ran and now has 79" in err
 
 
 def test_mistakes(cleaned, tmp_path, run_command):
@@ -212,10 +212,10 @@ def test_mistakes(cleaned, tmp_path, run_command):
     (tmp_path / "images" / "coco").mkdir(parents=True)
     for flags, complaint in (
         (("--data", tmp_path / "nowhere"), "nowhere: no such folder"),
-        (("--data", tmp_path / "empty"), "holds no folder of a task"),
-        (("--data", data, "--images", tmp_path / "empty"), "should have folders of images named coco"),
-        (("--data", data, "--images", tmp_path / "images"), "hold no images"),
-        (("--data", data, "--check", "--out", tmp_path / "none"), "holds no clean.json; python -m finetune.clean"),
+        (("--data", tmp_path / "empty"), "contains no folder of a task"),
+        (("--data", data, "--images", tmp_path / "empty"), "should contain one or more folders named coco"),
+        (("--data", data, "--images", tmp_path / "images"), "no images in "),
+        (("--data", data, "--check", "--out", tmp_path / "none"), "contains no clean.json; create it with"),
     ):
         status, _, err = run_command("finetune.clean", "--out", tmp_path / "out", *flags)
         assert status == 2 and complaint in err and "Traceback" not in err
@@ -228,7 +228,7 @@ def test_a_test_that_is_not_there_is_told(cleaned, tmp_path, run_command):
         shutil.copytree(cleaned[0] / name, data / name)
     (data / "guesswhat" / "guesswhat.test.jsonl.gz").unlink()
     status, said, _ = run_command("finetune.clean", "--data", data)
-    assert status == 0 and "not there: guesswhat's test: " in said
+    assert status == 0 and "not found: guesswhat's test: " in said
     assert {line["test"] for line in lines(data / "clean" / "removed" / "guesswhat.jsonl")} <= {
         "refcoco testA",
         "refcoco testB",
@@ -274,7 +274,7 @@ def test_the_images_of_gqas_test_leave_and_those_of_its_submission_stay(cleaned,
     status, said, _ = run_command("finetune.clean", "--data", data)
     assert status == 0 and not lines(data / "clean" / "removed" / "gqa.jsonl")
     for name in ("test", "test_all"):
-        assert f"not there: gqa's {name}: " in said
+        assert f"not found: gqa's {name}: " in said
     assert "2,987 images" in said
 
 
@@ -293,18 +293,18 @@ def test_a_map_that_is_not_whole(cleaned, tmp_path, run_command, text, complaint
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20), st.sets(st.integers(0, 12)))
-def test_trails_reach_what_is_connected(links, tests):
+def test_paths_reach_what_is_connected(links, tests):
     photos = Photos()
     for n, (one, other) in enumerate(links):
         photos.same(str(one), str(other), f"map {n}")
-    trails = photos.trails({str(test): f"test {test}" for test in sorted(tests)})
+    paths = photos.paths_to_tests({str(test): f"test {test}" for test in sorted(tests)})
     reached = set(tests)
     for _ in range(13):
         reached |= {b for pair in links for a, b in (pair, pair[::-1]) if a in reached}
-    assert set(trails) == {str(name) for name in reached}
-    for name, trail in trails.items():
-        assert trail.names[0] == name and trail.test == f"test {trail.names[-1]}"
-        for (one, other), evidence in zip(zip(trail.names, trail.names[1:], strict=False), trail.evidence, strict=True):
+    assert set(paths) == {str(name) for name in reached}
+    for name, path in paths.items():
+        assert path.names[0] == name and path.test == f"test {path.names[-1]}"
+        for (one, other), evidence in zip(zip(path.names, path.names[1:], strict=False), path.evidence, strict=True):
             assert set(map(str, links[int(evidence.removeprefix("map "))])) == {one, other}
 
 
@@ -358,7 +358,7 @@ def test_photos_that_cannot_be_compared_are_named(tmp_path, capfd):
     shutil.copy(folder / "1.jpg", os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg"))
     assert image_files(str(tmp_path)) == {"coco:1": folder / "1.jpg"}
     said = capfd.readouterr().out
-    assert "2.jpg: is a link to nothing" in said and "caf\\xe9.jpg: has a name that is not UTF-8" in said
+    assert "2.jpg: is a broken link" in said and "caf\\xe9.jpg: has a name that is not UTF-8" in said
 
 
 def altered(image: Image.Image, kind: str, rng) -> Image.Image:
@@ -419,11 +419,11 @@ def test_the_look_finds_what_no_map_tells(world, tmp_path, run_command):
     (data / "images" / "coco" / "broken.png").write_bytes(b"no image")
     status, said, err = run_command("finetune.clean", "--data", data, "--images", data / "images")
     assert status == 0, err
-    assert "broken.png" in said and "image_data.json: without it" in said
+    assert "broken.png" in said and "image_data.json: needed to match" in said
     for name, task in TASKS.items():
         assert read_cleaned(data / "clean", task).images == read_cleaned(tmp_path / "by_map", task).images, name
-    trail = next(line for line in lines(data / "clean" / "removed" / "refcoco.jsonl") if line["evidence"])
-    assert trail["evidence"] == ["look (0.0)"]
+    path = next(line for line in lines(data / "clean" / "removed" / "refcoco.jsonl") if line["evidence"])
+    assert path["evidence"] == ["look (0.0)"]
     assert run_command("finetune.clean", "--data", data, "--check")[0] == 0
     before = (data / "clean" / "look_alikes.jsonl").read_bytes()
     assert run_command("finetune.clean", "--data", data, "--images", data / "images", "--processes", 1)[0] == 0
