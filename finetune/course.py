@@ -1,4 +1,4 @@
-"""Fine-tuning on one task, as the training loop takes it."""
+"""Single-task fine-tuning: the hooks that the training loop (pretrain.trainer) calls."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from pretrain.trainer import Course
 
 @dataclass
 class SingleTask(Course):
-    """A task's run that is ready to go on from plan.first_step.
+    """A single-task run, ready to train from plan.first_step. It is validated at the end of every epoch.
 
-    scores are validated at the end of every epoch; best, worse: the best score so far, and how many epochs ago.
+    best: best validation score so far; worse: epochs since then.
     """
 
     config: StConfig
@@ -48,7 +48,7 @@ class SingleTask(Course):
         return f"loss {values['loss']:.3f}  score in training {values['score']:.1%}"
 
     def validate(self, done: int) -> dict:
-        """The task's metrics on its validation split, between 0 and 1, the main one first and once more as `score`."""
+        """The task's metrics on its validation split, between 0 and 1; `score` repeats the main metric."""
         at_once, workers = self.config.batch_size, self.config.workers
         scores = self.validation.score(self.work, at_once, workers, self.ranks, self.device).summary
         if watched(scores) > self.best:
@@ -75,14 +75,14 @@ class SingleTask(Course):
 
 
 def describe_scores(scores: dict) -> str:
-    """Every metric in percent, the main one with its interval, and on how many examples.
+    """Every metric in percent, the main one with its interval, and the number of examples.
 
-    R@k among another number of images than the paper's is marked.
+    R@k that ranks another number of images than in the paper is marked.
     """
     low, high = scores["interval"]
     names = [name for name in scores if name not in ("score", "examples", "interval", "images", FOUR_WAY)]
     main, *others = (f"{name} {scores[name]:.1%}" for name in names)
     text = f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"
     if scores.get("images", RANKED_IMAGES) != RANKED_IMAGES:
-        text += f" (among {scores['images']:,} images; the paper's are among {RANKED_IMAGES:,})"
+        text += f" (among {scores['images']:,} images; in the paper {RANKED_IMAGES:,})"
     return text + (f"; 4-way accuracy {scores[FOUR_WAY]:.1%}" if FOUR_WAY in scores else "")

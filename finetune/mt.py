@@ -1,4 +1,4 @@
-"""python -m finetune.mt: many tasks in one model, with dynamic stop-and-go."""
+"""python -m finetune.mt: multi-task training of one model, with dynamic stop-and-go."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from finetune.cleaning.cleaned import NOT_CLEANED, is_cleaned
 from finetune.data import TaskData, check_same_width, open_data, same_on_every_rank
 from finetune.engine import make_model, make_task_engine
 from finetune.heads import layer_of
-from finetune.multi import Entrant, Iterations, MultiTask
+from finetune.multi import Iterations, MultiTask, TaskState
 from finetune.paper import paper_row
 from finetune.regimes import REGIMES
 from finetune.results import MultiResult
@@ -62,12 +62,12 @@ from shards.ranks import Ranks, launched
 from shards.reading import reading
 from shards.world import complete_world
 
-VALUES = "values.npz"  # of the last validation, by task
-ENDLESS = 1 << 30  # epochs of a task: it is the iterations that end a run
+VALUES = "values.npz"  # per-example scores of the last validation, by task
+ENDLESS = 1 << 30  # epochs of a task's plan: the number of iterations ends a run, not the epochs
 
 
 def run(config: MtConfig) -> int:
-    """Trains; the exit status is 0, or 128 + the signal that stopped the run."""
+    """Trains; returns the exit status, 0 or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
     with connected(ranks, device), locked_run(Path(config.out), "finetune.mt", ranks):
@@ -87,9 +87,9 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
         status, _ = complete(course)
         if status:
             return status
-        for entrant in course.entrants:
-            if entrant.score is None:  # the last process was stopped between its last checkpoint and its result
-                course.score(entrant)
+        for state in course.task_states:
+            if state.score is None:  # the last process was stopped between its last checkpoint and its result
+                course.score(state)
         finished = result(course, time.perf_counter() - began)
         if ranks.first:
             save_values(out / VALUES, course.scores())
@@ -101,15 +101,15 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
 
 
 def result(course: MultiTask, seconds: float) -> dict:
-    """What result.json says of a finished run; seconds: of the process that finished it."""
+    """The contents of result.json of a finished run. seconds: wall time of the process that finished it."""
     scores = course.scores()
     mean, interval = mean_score(scores)
     return {
         "regime": course.config.regime,
         "iterations": course.plan.total_steps,
         "tasks": {
-            entrant.task.name: entrant.score.summary | {"trained_on": entrant.plan.pairs, "steps": entrant.taken}
-            for entrant in course.entrants
+            state.task.name: state.score.summary | {"trained_on": state.plan.pairs, "steps": state.taken}
+            for state in course.task_states
         },
         "groups": {g: mean_score(scores, g)[0] for g in sorted({score.group for score in scores.values()})},
         "mt_score": mean,
@@ -119,7 +119,7 @@ def result(course: MultiTask, seconds: float) -> dict:
 
 
 def describe_result(result: dict, cleaned: bool) -> None:
-    """The tasks' validation scores with their intervals, and the layout of the paper's table 10 beside its row."""
+    """Prints the tasks' validation scores with their intervals, and the row of table 10 next to the paper's."""
     for name, of_task in result["tasks"].items():
         scored = _score_text(of_task["score"], of_task.get("interval"))
         print(f"{find_task(name).title:<20} {scored}, {of_task['steps']} steps")
@@ -127,18 +127,18 @@ def describe_result(result: dict, cleaned: bool) -> None:
     paper = paper_row("table10_ablations", "token per dataset")
     print(render_rows({"this run, validation": table_row(result["tasks"]), "the paper, test": paper}))
     if not cleaned:
-        print(f"{NOT_CLEANED}: this run was trained without --clean, the paper's model with it")
+        print(f"{NOT_CLEANED}: this run was trained without --clean; the paper's model was trained on cleaned data")
     if note := ranking_note(result["tasks"]):
         print(note)
 
 
 def _score_text(score: float, interval: tuple[float, float] | None) -> str:
-    """A score in percent with its interval, which runs of earlier versions do not have."""
+    """A score in percent with its interval; runs of earlier versions have no interval."""
     return f"{score:6.1%}" + (f"  ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
 
 
 def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> MultiTask:
-    """A run that is ready to go on."""
+    """Reads data and weights of a new or resumed run. newest: the checkpoint to resume from, or None."""
     run, shared = Path(config.out), {}
 
     def opened() -> tuple[list[TaskData], list]:
@@ -162,13 +162,13 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_facts(newest) if newest else {}
-    entrants = []
+    states = []
     for of_task, (training, held_out) in zip(data, splits, strict=True):
         task = of_task.task
         inputs = start.pieces, vocabularies.get(task.head), sizes.max_position_embeddings, config.regions
         size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
-        entrants.append(
-            Entrant(
+        states.append(
+            TaskState(
                 work=TaskPass(model, task, precision, tokens.get(task.name)),
                 training=of_task.collator(training, *inputs, config.seed),
                 validation=of_task.validation(held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
@@ -176,15 +176,15 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
                 taken=facts.get("taken", {}).get(task.name, 0),
             )
         )
-    longest = max(entrant.plan.steps_per_epoch for entrant in entrants)
+    longest = max(state.plan.steps_per_epoch for state in states)
     updated = update_unused(sizes) if config.update_unused is None else config.update_unused
     plan = Iterations(facts.get("step", 0), config.iterations or config.epochs * longest, longest)
     lr = min(task.lr for task in tasks) * config.lr_scale
-    work = MultiTaskPass([entrant.work for entrant in entrants], [t.lr * config.lr_scale / lr for t in tasks])
+    work = MultiTaskPass([state.work for state in states], [t.lr * config.lr_scale / lr for t in tasks])
     regime = REGIMES[config.regime](
         names=tuple(task.name for task in tasks),
         groups=tuple(task.group for task in tasks),
-        sizes=tuple(entrant.plan.pairs for entrant in entrants),
+        sizes=tuple(state.plan.pairs for state in states),
         iterations=plan.total_steps,
         gap=config.gap,
         first_phase=config.first_phase,
@@ -202,7 +202,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
         places=Places(config.workers, *(of_task.regions.dataset for of_task in data)),
         bad_samples=0,
         unlogged=facts.get("unlogged", {}),
-        entrants=entrants,
+        task_states=states,
         regime=regime,
         lr=lr,
         trained=facts.get("trained", 0),
@@ -215,7 +215,10 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
 
 
 def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
-    """Task -> token: its own (dataset), the least of those whose head it shares (head), or none."""
+    """Task -> number of its task token.
+
+    kind: dataset: each task has its own; head: tasks that share a head share the lowest of their tokens; none: empty.
+    """
     if kind == "none":
         return {}
     if kind == "dataset":
@@ -225,36 +228,36 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
 
 
 def _vocabularies(
-    config: MtConfig, data: list[TaskData], start: Start, min_answer_count: int | None, say
+    config: MtConfig, data: list[TaskData], start: Start, min_answer_count: int | None, log
 ) -> Vocabularies:
-    """The answers of every answer head, by the first task that has it: VQA's serve Visual Genome QA too."""
+    """The answers of every answer head, from the first task that has it; Visual Genome QA shares those of VQA."""
     check_answer_files(config, [of_task.task for of_task in data])
     given, found = answer_files(config), {}
     for of_task in data:
         head = of_task.task.head
         if head in found or not hasattr(of_task.task, "vocabulary"):
             continue
-        found[head] = choose_vocabulary(start, of_task, given.get(head), say, f"--{head}_answers", min_answer_count)
+        found[head] = choose_vocabulary(start, of_task, given.get(head), log, f"--{head}_answers", min_answer_count)
     if min_answer_count and not found:
-        raise UserError(f"--min_answer_count {min_answer_count}: none of the tasks has answers to choose from")
+        raise UserError(f"--min_answer_count {min_answer_count}: none of the tasks has an answer vocabulary")
     return found
 
 
 def _describe(course: MultiTask, start: Start) -> None:
-    say, plan, config = course.ranks.say, course.plan, course.config
-    say(f"{len(course.entrants)} tasks by {config.regime}, from {start.path or 'scratch'}, on {course.device}")
+    log, plan, config = course.ranks.say, course.plan, course.config
+    log(f"{len(course.task_states)} tasks, regime {config.regime}, from {start.path or 'scratch'}, on {course.device}")
     if not plan.first_step and (note := random_start_note(start, config.init, (PRETRAINING,))):
-        say(note)
-    for entrant in course.entrants:
-        say(
-            f"{entrant.task.title:<20} {entrant.plan.pairs} examples to train on, "
-            f"{len(entrant.validation)} to validate on, "
-            f"{entrant.plan.steps_per_epoch} steps of {entrant.plan.batch_size} an epoch"
+        log(note)
+    for state in course.task_states:
+        log(
+            f"{state.task.title:<20} {state.plan.pairs} training examples, "
+            f"{len(state.validation)} validation examples, "
+            f"{state.plan.steps_per_epoch} steps per epoch, batch size {state.plan.batch_size}"
         )
     epochs = math.ceil(plan.total_steps / plan.steps_per_epoch)
-    say(f"{plan.total_steps} iterations, {epochs} epochs of the longest; peak learning rate {course.lr:g}")
+    log(f"{plan.total_steps} iterations, {epochs} epochs of the longest task; peak learning rate {course.lr:g}")
     if plan.first_step:
-        say(f"going on after iteration {plan.first_step}")
+        log(f"resuming after iteration {plan.first_step}")
 
 
 if __name__ == "__main__":
@@ -263,6 +266,6 @@ if __name__ == "__main__":
             MtConfig,
             run,
             "finetune.mt",
-            "Many tasks in one model.",
+            "Multi-task training of one model.",
             inherit=lambda flags: stored_flags(flags, flags.get("out", MtConfig.out)),
         )

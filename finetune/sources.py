@@ -1,4 +1,4 @@
-"""Where batches come from: each task's examples in an order of each epoch, divided over ranks and their parts."""
+"""Batch loading: shuffled examples of each task, divided over ranks and micro-batches and read by data workers."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,15 @@ from pretrain.workers import Loader, Places, loading, watched_workers
 from shards import hashing
 from shards.ranks import Ranks
 
-WORTH_A_WORKER = 8  # batches for which starting one more process pays
+WORTH_A_WORKER = 8  # batches per data worker: with fewer, starting another process costs more time than it saves
 
-Request = tuple[int, int, int, np.ndarray]  # number of the task, turn of the step, epoch, numbers of examples
+# (number of the task, number of the task step in its iteration, epoch, numbers of the examples)
+Request = tuple[int, int, int, np.ndarray]
 
 
 @dataclass
 class Turn:
-    """A part of a task's batch. task: its number; number: the place of its turn among those of the step."""
+    """A micro-batch of a task step. task: number of the task; number: of the task step in its iteration."""
 
     task: int
     number: int
@@ -45,21 +46,21 @@ class Turn:
         self.batch.record_stream(stream)
 
 
-class _Turns(Dataset):
-    """Turns by request."""
+class _MicroBatches(Dataset):
+    """Micro-batches by request."""
 
     def __init__(self, collators: list[TaskCollator], places: Places):
         self.collators, self.places = collators, places
 
     def __getitem__(self, request: Request) -> Turn:
-        task, turn, epoch, numbers = request
+        task, number, epoch, examples = request
         collator = self.collators[task]
-        _note(self.places, collator, numbers, task)
-        return Turn(task, turn, collator(epoch, numbers))
+        _note(self.places, collator, examples, task)
+        return Turn(task, number, collator(epoch, examples))
 
 
 def _note(places: Places, collator: TaskCollator, numbers: np.ndarray, task: int = 0) -> None:
-    """Notes the shard of the first image of some examples."""
+    """Records the shard of the first example's first image, for the error message if the data worker dies."""
     if len(numbers):
         first = collator.examples[int(numbers[0])].images[0]
         places.note(collator.regions.shard_of(first), task)
@@ -67,7 +68,7 @@ def _note(places: Places, collator: TaskCollator, numbers: np.ndarray, task: int
 
 @dataclass
 class _Requests:
-    """What the loader is to read in its next pass."""
+    """A sampler of the data loader; `requests` is replaced before each pass."""
 
     requests: Iterable[Request] = ()
 
@@ -77,7 +78,7 @@ class _Requests:
 
 @dataclass
 class Order:
-    """In which order a task's examples come: another one in each epoch."""
+    """The order of a task's examples, shuffled anew in each epoch."""
 
     plan: Plan
     seed: int
@@ -85,7 +86,7 @@ class Order:
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def part(self, step: int, number: int) -> tuple[int, np.ndarray]:
-        """(epoch, numbers of examples) of one of this rank's parts of a step of the task."""
+        """(epoch, numbers of the examples) of one of this rank's micro-batches of a step of the task."""
         epoch, begin, end = self.plan.part(step, number)
         if epoch != self.epoch:
             self.epoch = epoch
@@ -93,51 +94,58 @@ class Order:
         return epoch, self.numbers[begin:end]
 
 
-class TurnReader:
-    """Reads turns of several tasks with one set of data workers, which last from call to call."""
+class MicroBatchReader:
+    """Reads micro-batches of several tasks with one set of data workers, which persist between calls."""
 
     def __init__(self, collators: list[TaskCollator], places: Places, workers: int, accumulate: int, pin: bool):
         self.requests, self.accumulate = _Requests(), accumulate
-        turns = _Turns(collators, places)
-        self.loader = Loader(turns, workers, places, accumulate, pin, self.requests, lasting=True)
+        dataset = _MicroBatches(collators, places)
+        self.loader = Loader(dataset, workers, places, accumulate, pin, self.requests, lasting=True)
 
     def read(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[list[Turn]]:
-        """This rank's parts of each step. steps: for each the turns, (number of the task, the task's own step)."""
+        """This rank's micro-batches of each iteration.
+
+        Args:
+            orders: of the examples of each task.
+            steps: per iteration, its task steps as (number of the task, the task's own step).
+        """
         ahead, here = tee(steps)
         self.requests.requests = self._requests(orders, ahead)
-        turns = iter(self.loader)
+        batches = iter(self.loader)
         for step in here:
-            yield list(islice(turns, len(step) * self.accumulate))
-        next(turns, None)  # there is none: the workers come to the end of the pass
+            yield list(islice(batches, len(step) * self.accumulate))
+        next(batches, None)  # returns None, and lets the workers finish their pass
 
     def close(self) -> None:
-        """Ends the data workers, which would keep the process from ending."""
+        """Stops the data workers, which would otherwise keep the process alive."""
         self.requests.requests, self.loader = (), None
 
     def _requests(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[Request]:
         for step in steps:
-            for turn, (task, own) in enumerate(step):
-                for number in range(self.accumulate):
-                    yield task, turn, *orders[task].part(own, number)
+            for number, (task, own) in enumerate(step):
+                for part in range(self.accumulate):
+                    yield task, number, *orders[task].part(own, part)
 
 
 def task_steps(
     collator: TaskCollator, plan: Plan, seed: int, places: Places, pin: bool = False
 ) -> Iterator[list[TaskBatch]]:
-    """This rank's parts of every step of one task from plan.first_step on, read ahead by data workers."""
+    """This rank's micro-batches of every step of one task, from plan.first_step on, prefetched by data workers."""
     steps = ([(0, step)] for step in range(plan.first_step, plan.total_steps))
-    with contextlib.closing(TurnReader([collator], places, plan.workers, plan.accumulate, pin)) as reader:
-        for turns in reader.read([Order(plan, seed)], steps):
-            yield [turn.batch for turn in turns]
+    with contextlib.closing(MicroBatchReader([collator], places, plan.workers, plan.accumulate, pin)) as reader:
+        for parts in reader.read([Order(plan, seed)], steps):
+            yield [part.batch for part in parts]
 
 
 @contextlib.contextmanager
 def in_order(
     collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, pin: bool = False
 ) -> Iterator[Iterator[tuple[slice, TaskBatch]]]:
-    """A block with (which examples, their batch) for this rank's share of all examples, in their order.
+    """A context manager that yields an iterator of (slice of the examples, their batch) over this rank's share of all
+    examples, in order.
 
-    A data worker that dies in the block is a UserError.
+    Raises:
+        UserError: a data worker died inside the block.
     """
     first, last = share(len(collator.examples), ranks.count, ranks.rank)
     slices = [slice(begin, min(begin + batch_size, last)) for begin in range(first, last, batch_size)]

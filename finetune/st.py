@@ -1,4 +1,4 @@
-"""python -m finetune.st --task refcoco: fine-tuning on one task, from a multi-task run, pretraining, or scratch."""
+"""python -m finetune.st --task refcoco: single-task fine-tuning from a multi-task or pretraining run, or scratch."""
 
 import dataclasses
 import os
@@ -41,7 +41,7 @@ from shards.world import complete_world
 
 
 def run(config: StConfig) -> int:
-    """Fine-tunes; the exit status is 0, or 128 + the signal that stopped the run."""
+    """Fine-tunes; returns the exit status, 0 or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
     task = _one_task(config.task)
@@ -82,7 +82,7 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
 
 
 def _one_task(name: str) -> Task:
-    """The task of a name; names or groups of several are refused with the command that takes them."""
+    """The task of a name. Raises UserError for several tasks or a group, with the command that accepts them."""
     several = {"all", *(task.group.lower() for task in all_tasks().values())}
     if "," in name or name.lower() in several:
         raise UserError(f"--task {name}: takes one task; python -m finetune.mt --tasks {name} trains several together")
@@ -94,10 +94,13 @@ def default_out(task: str | None) -> str:
 
 
 def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, newest) -> tuple[SingleTask, str]:
-    """A run that is ready to go on, and what kind it is: AT->ST, ST or scratch."""
+    """Reads data and weights of a new or resumed run; returns it with its kind: AT->ST, ST, BERT or scratch.
+
+    newest: the checkpoint to resume from, or None.
+    """
     run = Path(config.out)
     if config.annotated_boxes and task.head != "regions":
-        raise UserError(f"--annotated_boxes: is of referring expressions; {task.name} has none")
+        raise UserError(f"--annotated_boxes: applies to referring expressions only, not to {task.name}")
     train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
 
     def opened() -> tuple[TaskData, tuple[Sequence[Example], Sequence[Example]]]:
@@ -156,28 +159,31 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
 
 
 def _vocabulary(
-    config: StConfig, data: TaskData, start: Start, min_answer_count: int | None, say
+    config: StConfig, data: TaskData, start: Start, min_answer_count: int | None, log
 ) -> AnswerVocabulary | None:
-    """The answers to choose from, None of a task that has none."""
+    """The answer vocabulary of the task, or None if it has none."""
     if not hasattr(data.task, "vocabulary"):
         for name in ("answers", "min_answer_count"):
             if value := getattr(config, name):
-                raise UserError(f"--{name} {value}: {data.task.name} has no answers to choose from")
+                raise UserError(f"--{name} {value}: {data.task.name} has no answer vocabulary")
         return None
-    return choose_vocabulary(start, data, config.answers, say, min_answer_count=min_answer_count)
+    return choose_vocabulary(start, data, config.answers, log, min_answer_count=min_answer_count)
 
 
 def _describe(
     course: SingleTask, task: Task, kind: str, start: Start, examples: Sequence[Example], held_out: Sequence[Example]
 ) -> None:
-    say, plan, config = course.ranks.say, course.plan, course.config
-    say(f"{task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
+    log, plan, config = course.ranks.say, course.plan, course.config
+    log(f"{task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
     if not plan.first_step and (note := random_start_note(start, config.init)):
-        say(note)
-    say(f"{len(examples)} examples to train on, {len(held_out)} to validate on, {plan.steps_per_epoch} steps an epoch")
-    say(f"batches of {plan.batch_size}, peak learning rate {config.lr:g}, on {course.device}")
+        log(note)
+    log(
+        f"{len(examples)} training examples, {len(held_out)} validation examples, "
+        f"{plan.steps_per_epoch} steps per epoch"
+    )
+    log(f"batch size {plan.batch_size}, peak learning rate {config.lr:g}, on {course.device}")
     if plan.first_step:
-        say(f"going on after step {plan.first_step}")
+        log(f"resuming after step {plan.first_step}")
 
 
 if __name__ == "__main__":
@@ -186,6 +192,6 @@ if __name__ == "__main__":
             StConfig,
             run,
             "finetune.st",
-            "Fine-tuning on one task.",
+            "Single-task fine-tuning.",
             inherit=lambda flags: stored_flags(flags, flags.get("out") or default_out(flags.get("task"))),
         )

@@ -1,22 +1,23 @@
-"""Dynamic stop-and-go: when one of many tasks pauses, and when it goes on (section 3.3 of the paper).
+"""Dynamic stop-and-go: decides when a task is paused and when it is resumed (paper, section 3.3).
 
-A task that does not get better is stopped before it overfits; a stopped task whose score falls goes on before it is
-forgotten.
+A task whose validation score no longer improves is paused before it overfits; a paused task whose score drops is
+resumed before it is forgotten.
 """
 
 from dataclasses import asdict, dataclass
 
-BETTER = 0.001  # a score is better when it is above the best by this share of it
-DROP = 0.005  # a stopped task goes again when its score is below the best by more than this share
-PATIENCE = 1  # evaluations in a row that may be not better
-COOLDOWN = 1  # evaluations after a change whose result is not held against the task
+BETTER = 0.001  # a score improves on the best if it exceeds it by this fraction of the best
+DROP = 0.005  # a paused task is resumed when its score is below the best by more than this fraction of the best
+PATIENCE = 1  # consecutive validations without improvement after which a task is not yet paused
+COOLDOWN = 1  # validations after a change that do not count as without improvement
 
 
 @dataclass
 class StopAndGo:
-    """One task's state, moved on by each of its validation scores (higher is better).
+    """The stop-and-go state of one task, updated by each of its validation scores (higher is better).
 
-    not_better: evaluations in a row; cooling: evaluations that are still to be forgiven.
+    stopped: whether the task is paused; not_better: consecutive validations without improvement; cooling: remaining
+    validations of the cooldown.
     """
 
     best: float | None = None
@@ -25,7 +26,7 @@ class StopAndGo:
     cooling: int = 0
 
     def observe(self, score: float) -> str | None:
-        """Takes in a score; returns why the task stops or goes on, None where it stays as it was."""
+        """Updates the state by a score; returns a message if the task is paused or resumed, else None."""
         was = self.stopped
         if self.best is None or score > self.best * (1 + BETTER):
             self.best, self.not_better = score, 0
@@ -33,8 +34,8 @@ class StopAndGo:
             self.not_better += 1
         if self.cooling:
             self.cooling, self.not_better = self.cooling - 1, 0
-        # As published, a stopped task that is not better once more is stopped anew: it cools down again, and a drop in
-        # that very evaluation counts at the next one.
+        # As in the reference implementation, a paused task without further improvement is paused again: the cooldown
+        # restarts, and a drop in this validation takes effect only at the next one.
         if self.not_better > PATIENCE:
             self._change(stopped=True)
         elif self.stopped and score < self.best * (1 - DROP):
@@ -42,8 +43,8 @@ class StopAndGo:
         if was == self.stopped:
             return None
         if self.stopped:
-            return f"stops: {score:.4f} is the second in a row that is not better than {self.best:.4f}"
-        return f"goes on: {score:.4f} has fallen below {self.best:.4f}"
+            return f"paused: {score:.4f} is the second consecutive score that does not improve on {self.best:.4f}"
+        return f"resumed: {score:.4f} has dropped below {self.best:.4f}"
 
     def _change(self, stopped: bool) -> None:
         self.stopped, self.cooling, self.not_better = stopped, COOLDOWN, 0

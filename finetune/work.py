@@ -1,4 +1,4 @@
-"""What a training step of a task does with a batch."""
+"""Forward pass and loss of a task's batch."""
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,17 @@ from pretrain.step import Precision
 
 
 class TaskPass(nn.Module):
-    """A model's pass over a batch of one task, as Engine takes it. token: the task's, None in a model without."""
+    """Forward pass and loss on a batch of one task, as Engine calls it.
+
+    token: number of the task token, None for a model without task tokens.
+    """
 
     def __init__(self, model: TaskModel, task: Task, precision: Precision, token: int | None):
         super().__init__()
         self.model, self.task, self.precision, self.token = model, task, precision, token
 
     def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
-        """(the batch's part of the training loss, numbers for the log). counts: examples of the whole global batch."""
+        """(the batch's share of the loss, sums for the log). counts: their last element is the global batch size."""
         scores = self.scores(batch)
         losses = example_losses(self.task.head, scores, batch.target)
         right = training_scores(self.task.head, scores.detach(), batch.target)
@@ -27,7 +30,7 @@ class TaskPass(nn.Module):
         return losses.sum() / max(counts[-1], 1), numbers
 
     def task_of(self, part: TaskBatch) -> str:
-        """The name of the task of a part of a step."""
+        """The name of the task that a micro-batch belongs to."""
         return self.task.name
 
     def inputs(self, batch: TaskBatch) -> TaskInputs:
@@ -41,20 +44,22 @@ class TaskPass(nn.Module):
 
 
 class MultiTaskPass(nn.Module):
-    """A model's pass over a turn of one of several tasks. scales: of each task's loss, through which it learns at its
-    own rate with one optimizer."""
+    """Forward pass and loss on a micro-batch of one of several tasks.
+
+    scales: factor on each task's loss, which gives each task its own learning rate with a single optimizer.
+    """
 
     def __init__(self, passes: list[TaskPass], scales: list[float]):
         super().__init__()
         self.model, self.precision = passes[0].model, passes[0].precision
-        self.passes, self.scales = dict(enumerate(passes)), scales  # a dict: the model is registered once
+        self.passes, self.scales = dict(enumerate(passes)), scales  # a plain dict, so the model is registered once
 
-    def forward(self, turn: Turn, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
-        """The same as TaskPass, numbers under TASK/; counts: of each turn of the step."""
-        work = self.passes[turn.task]
-        loss, numbers = work(turn.batch, [counts[turn.number]])
-        return loss * self.scales[turn.task], {f"{work.task.name}/{name}": v for name, v in numbers.items()}
+    def forward(self, part: Turn, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+        """As TaskPass.forward, with the prefix TASK/ on the names of the sums. counts: examples of each task step."""
+        work = self.passes[part.task]
+        loss, numbers = work(part.batch, [counts[part.number]])
+        return loss * self.scales[part.task], {f"{work.task.name}/{name}": v for name, v in numbers.items()}
 
     def task_of(self, part: Turn) -> str:
-        """The name of the task of a part of a step."""
+        """The name of the task that a micro-batch belongs to."""
         return self.passes[part.task].task.name

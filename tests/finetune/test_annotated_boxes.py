@@ -67,7 +67,7 @@ def test_tasks_without_boxes_say_so(world, tmp_path, run_command, pretrained):
     assert status == 2 and "those of visual7w, refcoco, refcoco+, refcocog, guesswhat, flickr30k_entities have" in err
     flags = ("--data", world, "--init", pretrained, "--out", tmp_path / "run", "--annotated_boxes", "true")
     status, _, err = run_command("finetune.st", "--task", "vqa", *flags)
-    assert status == 2 and "--annotated_boxes: is of referring expressions; vqa has none" in err
+    assert status == 2 and "--annotated_boxes: applies to referring expressions only, not to vqa" in err
 
 
 @pytest.mark.parametrize("task", ["visual7w", "guesswhat"])

@@ -52,8 +52,8 @@ def test_doctor_counts_answers_as_training_does(rare, pretrained, tmp_path, run_
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        (("st", "--task", "refcoco"), "--min_answer_count 2: refcoco has no answers to choose from"),
-        (("mt", "--tasks", "refcoco,nlvr2"), "--min_answer_count 2: none of the tasks has answers to choose from"),
+        (("st", "--task", "refcoco"), "--min_answer_count 2: refcoco has no answer vocabulary"),
+        (("mt", "--tasks", "refcoco,nlvr2"), "--min_answer_count 2: none of the tasks has an answer vocabulary"),
         (
             ("st", "--task", "vqa", "--init", "TRAINED"),
             "--min_answer_count 2: vqa has the answers of TRAINED, which are",

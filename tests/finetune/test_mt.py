@@ -75,7 +75,7 @@ def test_twelve_tasks_are_trained_scored_and_put_beside_the_paper(twelve):
     [paper] = [row for row in rows if row[:3] == ["the", "paper,", "test"]]
     assert len(mine) == len(paper) == 3 + 21 and paper[-1] == "69.08"
     assert float(mine[-1]) == pytest.approx(100 * result["mt_score"], abs=0.005)
-    assert "not cleaned: this run was trained without --clean, the paper's model with it" in out
+    assert "not cleaned: this run was trained without --clean; the paper's model was trained on cleaned data" in out
 
 
 def test_a_cleaned_run_is_not_marked(mt, world, tmp_path, run_command):
@@ -199,7 +199,7 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_pa
     facts = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
     assert any(state["stopped"] for state in facts["regime"].values()) and len(set(facts["taken"].values())) > 1
     resumed = run_ranks(ranks, "--out", tmp_path / "parts", "--resume", script=MT)
-    assert {status for status, _, _ in resumed} == {0} and "going on after iteration 17" in resumed[0][1], resumed
+    assert {status for status, _, _ in resumed} == {0} and "resuming after iteration 17" in resumed[0][1], resumed
     names = {"whole", "parts"}
     lines = {name: lines_of(tmp_path / name) + lines_of(tmp_path / name, "validation") for name in names}
     for mine, other in zip(*lines.values(), strict=True):
@@ -214,7 +214,7 @@ def test_a_gap_of_one_is_round_robin(mt, tmp_path, run_command):
     flags = ["--tasks", "snli_ve,refcoco", "--epochs", 4]
     run_command("finetune.mt", *mt(*flags, "--gap", 1, "--lr_scale", 1e-6, out="gap"))
     run_command("finetune.mt", *mt(*flags, "--regime", "round_robin", "--lr_scale", 1e-6, out="round"))
-    assert "stops" in json.dumps(lines_of(tmp_path / "gap", "validation"))
+    assert "paused" in json.dumps(lines_of(tmp_path / "gap", "validation"))
     assert same_weights(tmp_path / "gap", tmp_path / "round")
 
 
@@ -229,7 +229,7 @@ def test_stopped_tasks_train_every_fourth_iteration_and_are_watched(mt, tmp_path
         for line in lines_of(tmp_path / "run", "validation")
         if "refcoco/change" in line
     ]
-    assert [step for step, _ in changes] == [12] and "is the second in a row that is not better" in changes[0][1]
+    assert [step for step, _ in changes] == [12] and "second consecutive score that does not improve" in changes[0][1]
     assert [line["step"] for line in lines_of(tmp_path / "run", "validation")] == list(range(4, 25, 4))
     lrs = [line["lr"] for line in training]
     assert lrs[13] == lrs[14] == lrs[15] == lrs[16] > lrs[17]  # it follows the iterations in which any task trained
@@ -332,7 +332,7 @@ MISTAKES = [
     (["--tasks", "refcoc"], "--tasks refcoc: should be of all, g1, g2, g3, g4, extra, vqa"),
     (["--tasks", "g4,,g1"], "--tasks : should be of all"),
     (["--regime", "dgs"], "--regime dgs: should be one of dsg, round_robin"),
-    (["--tasks", "g4,g1", "--regime", "curriculum"], "begins with G3 alone, and none of the tasks is of that group"),
+    (["--tasks", "g4,g1", "--regime", "curriculum"], "trains G3 first, and none of the tasks is of that group"),
     (["--first_phase", 1.5], "--first_phase 1.5: should be 1 or less"),
     (["--gap", 0], "--gap 0: should be 1 or more"),
     (["--data", "nowhere", "--tasks", "g4"], "nowhere/nlvr2: no such folder"),

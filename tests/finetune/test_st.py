@@ -105,7 +105,7 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(st, tmp_pa
     )
     assert stopped[0][0] == 130 and "stopped at step 6 of 20" in stopped[0][1], stopped
     resumed = run_ranks(1, "--task", "refcoco", "--out", tmp_path / "parts", "--resume", script=("-m", "finetune.st"))
-    assert resumed[0][0] == 0 and "going on after step 6" in resumed[0][1], resumed
+    assert resumed[0][0] == 0 and "resuming after step 6" in resumed[0][1], resumed
     whole, parts = (lines_of(tmp_path / name) for name in ("whole", "parts"))
     assert [(x["step"], x["loss"]) for x in whole] == [(x["step"], x["loss"]) for x in parts] and len(whole) == 20
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts")]
@@ -165,7 +165,7 @@ MISTAKES = [
     (["--data", "nowhere"], "nowhere/refcoco: no such folder; it should hold the official files of RefCOCO"),
     (["--train_split", "trainn"], "--split trainn: refcoco has train, val, testA, testB"),
     (["--init", "nowhere"], "--init nowhere: no such file or directory"),
-    (["--answers", "x.json"], "--answers x.json: refcoco has no answers to choose from"),
+    (["--answers", "x.json"], "--answers x.json: refcoco has no answer vocabulary"),
     (["--epochs", 0], "--epochs 0: should be 1 or more"),
     (["--lr", "abc"], "--lr abc: should be a number"),
     (["--init", "scratch", "--config", "huge"], "--config huge"),
