@@ -1,4 +1,4 @@
-"""Grounding consistency (MT-VGC): whether a model that answers a question about something also finds it."""
+"""Grounding consistency (MT-VGC): agreement of answers to questions with the grounding of related expressions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,16 +8,16 @@ import numpy as np
 from finetune.intervals import bootstrap_ratios, interval_of
 from shards.errors import UserError
 
-THRESHOLD = 0.5  # VQA accuracy from which a question counts as answered; the paper gives none
-_ROUNDING = 1e-9  # VQA accuracies are means of ten sums of thirds
+THRESHOLD = 0.5  # minimum VQA accuracy of a question that counts as answered; the paper does not specify one
+_ROUNDING = 1e-9  # tolerance: VQA accuracies are means of ten sums of thirds
 
 
 @dataclass(frozen=True)
 class ImageAgreement:
-    """What is asked and pointed at in one image.
+    """The questions and referring expressions of one image.
 
-    shared: int (questions, expressions), d of the paper: the nouns and adjectives that both have; answered: float
-    (questions,), VQA accuracy; found: float (expressions,), 1 where the IoU is above 0.5.
+    shared: int (questions, expressions), the paper's d: number of nouns and adjectives in common; answered: float
+    (questions,), VQA accuracy; found: float (expressions,), 1 if the IoU is above 0.5, else 0.
     """
 
     shared: np.ndarray
@@ -26,7 +26,7 @@ class ImageAgreement:
 
     @property
     def sums(self) -> tuple[float, float, float, float]:
-        """Of d over all pairs: by answered and found, alone, by answered, by found."""
+        """Sums over all pairs of d * answered * found, d, d * answered, and d * found."""
         return (
             float(self.answered @ self.shared @ self.found),
             float(self.shared.sum()),
@@ -35,17 +35,17 @@ class ImageAgreement:
         )
 
     def thresholded(self, threshold: float) -> "ImageAgreement":
-        """The same with y(q) of the paper: 1 where a question's accuracy is at least the threshold, else 0."""
+        """A copy in which `answered` is the paper's y(q): 1 if the VQA accuracy is at least the threshold, else 0."""
         return replace(self, answered=(self.answered >= threshold - _ROUNDING).astype(float))
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """MT-VGC with its 95% interval over images, and the values it is compared with.
+    """MT-VGC with its 95% interval over images, and values to compare it with.
 
-    pairs: of a question and an expression that share a word; answered, found: means of y(q) (VQA accuracy in the
-    fractional form) over all questions and of accuracy over all expressions of these images; independent: the score if
-    answering and finding had nothing to do with each other, the product of their means weighted by d.
+    images, pairs: numbers of images, and of pairs of a question and an expression that share a word; answered, found:
+    mean y(q) (VQA accuracy in the fractional form) of all questions, and mean accuracy of all expressions; independent:
+    the score if both were statistically independent, the product of their means weighted by d.
     """
 
     score: float
@@ -58,7 +58,7 @@ class Consistency:
 
 
 def shared_words(questions: Sequence[frozenset[str]], expressions: Sequence[frozenset[str]]) -> np.ndarray:
-    """int (questions, expressions): d, the words that each two share."""
+    """int64 (questions, expressions): d, the number of words that each pair shares."""
     return np.array([[len(q & r) for r in expressions] for q in questions], np.int64).reshape(-1, len(expressions))
 
 
@@ -67,7 +67,7 @@ def both_forms(images: Sequence[ImageAgreement], threshold: float = THRESHOLD) -
 
     Args:
         images: with VQA accuracies in `answered`.
-        threshold: the least VQA accuracy of a question that counts as answered, above 0.
+        threshold: minimum VQA accuracy of a question that counts as answered, above 0.
     """
     return {
         "threshold": consistency([image.thresholded(threshold) for image in images]),
@@ -76,7 +76,7 @@ def both_forms(images: Sequence[ImageAgreement], threshold: float = THRESHOLD) -
 
 
 def consistency(images: Sequence[ImageAgreement]) -> Consistency:
-    """The paper's equation 5 over images, with their `answered` as y(q).
+    """The paper's equation 5, with `answered` as y(q).
 
     Raises:
         UserError: there are no images, or no question and expression share a noun or an adjective.
@@ -86,7 +86,7 @@ def consistency(images: Sequence[ImageAgreement]) -> Consistency:
     agree, shared, answered, found = np.array([image.sums for image in images]).T
     if not shared.sum():
         pairs = sum(image.shared.size for image in images)
-        raise UserError(f"none of the {pairs} pairs of a question and an expression shares a noun or an adjective")
+        raise UserError(f"none of the {pairs} pairs of a question and an expression share a noun or an adjective")
     draws = bootstrap_ratios(agree, shared)
     return Consistency(
         score=float(agree.sum() / shared.sum()),

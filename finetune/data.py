@@ -1,4 +1,4 @@
-"""A task's splits with their regions, ready to be collated."""
+"""The data of a task: its examples with their regions, and the collators that turn them into batches."""
 
 import dataclasses
 import hashlib
@@ -24,16 +24,16 @@ from shards.errors import UserError
 from shards.ranks import Ranks
 from shards.world import is_world
 
-COMPARED = 50_000  # examples of a split that ranks compare, which takes a second
+COMPARED = 50_000  # examples of a split that ranks compare at startup, which takes about a second
 
 
 @dataclass
 class TaskData:
-    """A task's folder of official files and the regions of its images.
+    """A task's official files and the regions of its images.
 
-    root: the folder of all tasks' data; boxes: the regions of its images' given boxes, of which its candidates are
-    some, or of annotated boxes to be added in training, or None; cleaned: the images that training and validation leave
-    out, or None.
+    root: data folder of all tasks; folder: the task's own; boxes: regions of the images' given boxes (the candidates
+    are among them), or of annotated boxes that are added in training, or None; missing: "stop" or "skip" for examples
+    whose image has no regions; cleaned: the images that decontamination removes, or None.
     """
 
     task: Task
@@ -48,22 +48,22 @@ class TaskData:
     def feature_size(self) -> int:
         return self.regions.dataset.feature_size
 
-    def examples(self, split: str, say=print) -> PackedExamples:
-        """A split's examples whose images have regions, of a cleaned task those that are left."""
+    def examples(self, split: str, log=print) -> PackedExamples:
+        """A split's examples after decontamination, if any, whose images have regions."""
         examples = self.task.read(self.folder, split)
         if self.cleaned is not None:
             self.cleaned.check(split, examples)
-            examples = self.cleaned.keep(split, examples, say)
+            examples = self.cleaned.keep(split, examples, log)
             if not examples:
-                raise UserError(f"--clean: leaves nothing of {self.task.name}'s {split}; all its images are of tests")
-        kept = with_regions(examples, self.regions, self.regions.dataset.folder, self.missing == "skip", say)
+                raise UserError(f"--clean: no examples of {self.task.name}'s {split} remain; all have test images")
+        kept = with_regions(examples, self.regions, self.regions.dataset.folder, self.missing == "skip", log)
         if self.boxes is not None:
-            kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", say)
+            kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", log)
         return PackedExamples(kept)
 
-    def splits(self, training: str, validation: str, validate_on: int | None, say) -> tuple[PackedExamples, list]:
-        """(examples to train on, examples to validate on): the first `validate_on` of these, None for all."""
-        train, held_out = (self.examples(split, say) for split in (training, validation))
+    def splits(self, training: str, validation: str, validate_on: int | None, log) -> tuple[PackedExamples, list]:
+        """(training examples, validation examples); only the first `validate_on` of the latter, None for all."""
+        train, held_out = (self.examples(split, log) for split in (training, validation))
         return train, held_out[:validate_on]
 
     def collator(
@@ -75,9 +75,15 @@ class TaskData:
         regions: int | None,
         seed: int | None = None,
     ) -> TaskCollator:
-        """positions: of words that the model has; regions: of an image at the most, else the task's.
+        """The collator of some of the task's examples.
 
-        seed: of retrieval's options and of dropout in training, None in evaluation.
+        Args:
+            examples: the examples.
+            pieces: tokenizer.
+            vocabulary: answer vocabulary, or None.
+            positions: number of position embeddings of the model, an upper limit of the number of tokens.
+            regions: maximum number of regions per image; None: the task's.
+            seed: random seed of retrieval's negatives and of dropout in training; None in evaluation.
         """
         training, candidates = seed is not None, self.task.head == "candidates"
         return TaskCollator(
@@ -94,7 +100,13 @@ class TaskData:
         )
 
     def validation(self, examples: Sequence[Example], *inputs, validate_on: int | None, seed: int) -> Validation:
-        """Args: as of `collator`; validate_on: as of `splits`; seed: of retrieval's negatives."""
+        """The task's validation.
+
+        Args:
+            examples, inputs: as for `collator`.
+            validate_on: as for `splits`.
+            seed: random seed of retrieval's negatives.
+        """
         if self.task.head != "retrieval":
             return Validation(self.collator(examples, *inputs), None)
         ranked = self.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
@@ -103,7 +115,7 @@ class TaskData:
 
 
 def same_on_every_rank(data: TaskData, splits: Sequence[Sequence[Example]], ranks: Ranks) -> None:
-    """Refuses to go on where another rank reads other regions or other examples than the first."""
+    """Raises UserError if a rank reads other regions or other examples than the first rank."""
 
     def content() -> tuple[str, ...]:
         regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
@@ -113,7 +125,7 @@ def same_on_every_rank(data: TaskData, splits: Sequence[Sequence[Example]], rank
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of how many examples there are, and of COMPARED of them, spread over all."""
+    """SHA-256 of the number of examples and of about COMPARED evenly spaced ones."""
     digest = hashlib.sha256(str(len(examples)).encode())
     for number in range(0, len(examples), -(-len(examples) // COMPARED) or 1):
         digest.update(json.dumps(dataclasses.asdict(examples[number]), sort_keys=True, default=repr).encode())
@@ -121,12 +133,12 @@ def _digest(examples: Sequence[Example]) -> str:
 
 
 def check_same_width(first: Regions, *others: Regions) -> None:
-    """Refuses regions of another detector than the first's."""
+    """Raises UserError if the feature sizes of region data sets differ."""
     for other in others:
         if other.dataset.feature_size != first.dataset.feature_size:
             raise UserError(
-                f"{other.dataset.folder}: has features {other.dataset.feature_size} wide and {first.dataset.folder} "
-                f"{first.dataset.feature_size}; extract both with one detector"
+                f"{other.dataset.folder}: feature size {other.dataset.feature_size}, and {first.dataset.folder} has "
+                f"{first.dataset.feature_size}; extract both with the same detector"
             )
 
 
@@ -138,10 +150,18 @@ def open_data(
     opened: dict[Path, Regions] | None = None,
     clean: str | None = None,
 ) -> TaskData:
-    """DATA/NAME holds the task's official files, DATA/regions/... its images' regions and its candidates' boxes.
+    """Opens a task's data: official files in DATA/NAME, regions of images and candidate boxes in DATA/regions/.
 
-    annotated: open annotated boxes of referring expressions too; opened: region shards by folder, which tasks share,
-    and to which what is opened here is added; clean: see cleaned.clean_folder.
+    Args:
+        task: the task.
+        data: data folder.
+        missing: see TaskData.
+        annotated: open the annotated boxes of referring expressions too.
+        opened: region shards by folder, shared between tasks; newly opened ones are added.
+        clean: value of --clean, see cleaned.clean_folder.
+
+    Raises:
+        UserError: the folder, or its region shards, do not exist or do not match.
     """
     opened = {} if opened is None else opened
 
@@ -153,8 +173,8 @@ def open_data(
 
     folder = task.folder(data)
     if not folder.is_dir():
-        mend = f"; python -m shards.world --out {data} completes the miniature world" if is_world(data) else ""
-        raise UserError(f"{folder}: no such folder; it should hold the official files of {task.title}{mend}")
+        hint = f"; python -m shards.world --out {data} completes the miniature world" if is_world(data) else ""
+        raise UserError(f"{folder}: no such folder; it should contain the official files of {task.title}{hint}")
     regions = regions_of(task.images)
     given = task.head == "candidates" or (annotated and task.head == "regions")
     boxes = regions_of(f"{task.name}_boxes") if given else None

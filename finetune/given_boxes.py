@@ -1,4 +1,4 @@
-"""python -m finetune.given_boxes --task guesswhat --out boxes.jsonl: boxes of annotations, for shards.extract."""
+"""python -m finetune.given_boxes --task guesswhat --out boxes.jsonl: annotated boxes as input of shards.extract."""
 
 import json
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from shards.world import DEFAULT_WORLD, check_data_folder
 class GivenBoxesConfig:
     """Flags of finetune.given_boxes."""
 
-    task: str = flag(REQUIRED, "the task whose annotations have boxes")
-    out: str = flag(REQUIRED, "the file to write, for shards.extract --boxes", written=True)
-    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files")
+    task: str = flag(REQUIRED, "task whose annotations contain boxes")
+    out: str = flag(REQUIRED, "output file, for shards.extract --boxes", written=True)
+    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files")
 
 
 def run(config: GivenBoxesConfig) -> None:
     task = find_task(config.task)
     if not hasattr(task, "given_boxes"):
         names = ", ".join(name for name, other in all_tasks().items() if hasattr(other, "given_boxes"))
-        raise UserError(f"--task {task.name}: its annotations have no boxes; those of {names} have")
+        raise UserError(f"--task {task.name}: its annotations contain no boxes; use one of {names}")
     check_data_folder(config.data)
     found = task.given_boxes(task.folder(config.data))
     with whole_file(config.out, "w", encoding="utf-8") as file:
@@ -32,7 +32,7 @@ def run(config: GivenBoxesConfig) -> None:
             line = {"image_id": image, "boxes": list(boxes.values()), "box_ids": list(boxes)}
             file.write(json.dumps(line) + "\n")
     folder = Path(config.data) / "regions" / f"{task.name}_boxes"
-    print(f"{config.out}: {sum(map(len, found.values()))} boxes of {len(found)} images; next:")
+    print(f"{config.out}: {sum(map(len, found.values()))} boxes of {len(found)} images; next command:")
     print(f"python -m shards.extract IMAGES --boxes {config.out} --out {folder}")
 
 

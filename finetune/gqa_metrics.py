@@ -1,6 +1,6 @@
-"""GQA's official metrics beside accuracy, by the rules of its eval.py (gqadataset.org).
+"""GQA's official metrics other than accuracy, by the rules of its eval.py (gqadataset.org).
 
-scores here are to be the scores there, oddities included: prediction and answer are compared to the letter.
+Scores reproduce the official ones exactly: predictions and answers are compared as strings, without normalisation.
 """
 
 from collections import Counter
@@ -14,8 +14,8 @@ from finetune.official import RecordFile, find_file
 from finetune.task import Example, FurtherScores
 
 WITH_FILES = ("val", "testdev")  # splits with {split}_all_questions.json and {split}_choices.json
-QUERYING = ("exist", "query: name", "choose name")  # operations that are no reasoning steps
-COMMON = ("color", "material", "shape")  # what may be answered where two things are asked what they have in common
+QUERYING = ("exist", "query: name", "choose name")  # operations that do not count as reasoning steps
+COMMON = ("color", "material", "shape")  # valid answers to questions about what two objects have in common
 
 
 class Operation(msgspec.Struct):
@@ -26,7 +26,7 @@ class Operation(msgspec.Struct):
 
 
 class Choices(msgspec.Struct):
-    """A record of a choices file: answers that could be one to the question, and those that make sense in the world."""
+    """A record of a choices file: answers of the question's type (valid), and realistic answers (plausible)."""
 
     valid: list[str]
     plausible: list[str]
@@ -42,7 +42,7 @@ class AnyQuestion(msgspec.Struct):
 
 
 def step_count(program: Sequence[Operation]) -> int:
-    """Reasoning steps of a functional program; the operations that only query do not count."""
+    """Number of reasoning steps of a functional program; the operations in QUERYING do not count."""
     return sum(not any(name in f"{step.operation}: {step.argument}" for name in QUERYING) for step in program)
 
 
@@ -51,10 +51,10 @@ def is_right(example: Example, prediction: str) -> bool:
 
 
 def distribution_score(examples: Sequence[Example], predictions: Sequence[str]) -> float | None:
-    """Chi-square statistic of the predicted answers against the right ones within each global group of questions.
+    """Chi-square statistic of predicted against ground-truth answers within each global group of questions.
 
-    The mean over groups, weighted by their questions, divided by 100; lower is better. Predictions that are the right
-    answer of no question of the group do not count. None where no question belongs to a group.
+    The mean over groups, weighted by their number of questions, divided by 100; lower is better. Predictions that are
+    not a ground-truth answer in their group are ignored. None if no question belongs to a group.
     """
     right: dict[str, Counter[str]] = {}
     predicted: dict[str, Counter[str]] = {}
@@ -72,7 +72,7 @@ def distribution_score(examples: Sequence[Example], predictions: Sequence[str]) 
 
 
 def choice_scores(path: Path, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
-    """Validity and plausibility: shares of the predictions that are among the answers of the choices file."""
+    """Validity and plausibility: fractions of the predictions that are among the answers of the choices file."""
     choices, valid, plausible = RecordFile(path, Choices), 0, 0
     for example, prediction in zip(examples, predictions, strict=True):
         of = choices[example.id]
@@ -84,10 +84,11 @@ def choice_scores(path: Path, examples: Sequence[Example], predictions: Sequence
 
 @dataclass(frozen=True)
 class OfficialScores(FurtherScores):
-    """Consistency, and what is known before it. examples: the entailed questions that are not of the split itself.
+    """Consistency, which needs predictions of entailed questions, and the other metrics.
 
-    known: the other metrics; right: id -> whether the prediction for a question of the split is right; entailed: of
-    each question of the split that was answered correctly and entails others, the ids of these.
+    examples: entailed questions that are not in the split; known: the other metrics; right: id -> whether a question of
+    the split was answered correctly; entailed: for each of these that was answered correctly and entails other
+    questions, their ids.
     """
 
     examples: Sequence[Example]
@@ -97,8 +98,8 @@ class OfficialScores(FurtherScores):
     entailed: list[list[str]]
 
     def scores(self, predictions: Mapping[str, str]) -> dict[str, float]:
-        """Consistency is the accuracy on the entailed questions of each question that was answered correctly, averaged
-        over these; entailed questions without a prediction (--missing skip) do not count."""
+        """Adds consistency: the accuracy on the entailed questions of each correctly answered question, averaged over
+        these questions. Entailed questions without a prediction (--missing skip) are ignored."""
         answered = (example for example in self.examples if example.id in predictions)
         right = self.right | {example.id: is_right(example, predictions[example.id]) for example in answered}
         shares = []
@@ -117,11 +118,11 @@ class OfficialScores(FurtherScores):
 def official_scores(
     folder: Path, split: str, examples: Sequence[Example], predictions: Sequence[str]
 ) -> OfficialScores:
-    """The metrics of a split for which its files are there, and which files would give the others."""
+    """The metrics of a split whose files exist, with a message on the files that the others need."""
     known: dict[str, float] = {}
     further: list[Example] = []
     entailed: list[list[str]] = []
-    absent = f"consistency, validity and plausibility: of the splits {' and '.join(WITH_FILES)} alone"
+    absent = f"consistency, validity and plausibility: only available for the splits {' and '.join(WITH_FILES)}"
     pairs = zip(examples, predictions, strict=True)
     right = {example.id: is_right(example, prediction) for example, prediction in pairs}
     if split in WITH_FILES:
@@ -142,11 +143,11 @@ def official_scores(
 
 
 def entailed_questions(path: Path, right: dict[str, bool]) -> tuple[list[list[str]], list[Example]]:
-    """(ids that each correctly answered question entails, the entailed questions that are not among those answered).
+    """(ids that each correctly answered question entails, the entailed questions that are not in the split).
 
     Args:
         path: an all-questions file.
-        right: id -> whether the prediction for a question is right.
+        right: id -> whether a question of the split was answered correctly.
     """
     records, further, entailed = RecordFile(path, AnyQuestion), {}, []
     for question, is_correct in right.items():

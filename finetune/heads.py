@@ -1,7 +1,7 @@
-"""The six heads of the twelve tasks on one two-stream model (reference: the paper's table 8 and section 3.2).
+"""The six task heads on the two-stream model (paper, section 3.2 and table 8).
 
-Heads are shared where the paper shares them: VQA and Visual Genome QA, the two retrieval tasks, and everything that
-points at a region, be it the detector's or one that comes with the example.
+Heads are shared as in the paper: by VQA and Visual Genome QA, by the two retrieval tasks, and by all pointing tasks,
+whether they choose among detected regions or among the candidate boxes of an example.
 """
 
 from dataclasses import dataclass
@@ -16,32 +16,32 @@ from pretrain.layers import Norm
 from pretrain.model import AttentionMaps, Encoded, TwoStream, initialise
 from shards.errors import UserError
 
-OPTIONS = 4  # of a retrieval example in training: the pair, and three that do not belong together
-POINTING = ("regions", "candidates")  # heads of one layer, which scores rows: all of them, or the candidates alone
-PADDING = -10000.0  # a score that no region has, as published
+OPTIONS = 4  # pairs of a retrieval example in training: the aligned one and three negatives
+POINTING = ("regions", "candidates")  # these share a layer that scores image rows: all of them, or only the candidates
+PADDING = -10000.0  # score of padding rows, as in the reference implementation
 
 
 def layer_of(head: str) -> str:
-    """The name of the layer that a head is; several may be one."""
+    """The name of the layer of a head; several heads may share a layer."""
     return "pointing" if head in POINTING else head
 
 
 def alignment_as_retrieval(weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Pretraining weights with a retrieval head in place of their alignment head, for zero-shot retrieval.
+    """Converts the alignment head of pretraining weights to a retrieval head, for zero-shot retrieval.
 
     The alignment head has two logits, class 0 for "aligned". Their difference, logit 0 - logit 1, is the log odds that
-    a caption and an image are aligned, and as linear in the fused vector as they are.
+    a caption and an image are aligned, and is linear in the fused vector too.
 
     Args:
-        weights: under our names, the alignment head (2, size) among them.
-        where: the file or directory, for error messages.
+        weights: state dict with this package's names, including the alignment head (2, size).
+        where: file or directory, for error messages.
     """
     weights = dict(weights)
     for kind in ("weight", "bias"):
         if f"alignment.{kind}" not in weights:
             raise UserError(
-                f"{where}: has no alignment head (cls.bi_seq_relationship in published weights), by which retrieval "
-                "without fine-tuning would rank; fine-tune these weights first"
+                f"{where}: has no alignment head (cls.bi_seq_relationship in published weights), which zero-shot "
+                "retrieval needs; fine-tune these weights first"
             )
         aligned, misaligned = weights.pop(f"alignment.{kind}")
         weights[f"heads.retrieval.{kind}"] = (aligned - misaligned)[None]
@@ -61,16 +61,23 @@ class AnswerHead(nn.Module):
 
 @dataclass
 class TaskInputs:
-    """A batch as the model takes it.
+    """Inputs of the model for one batch.
 
-    Rows of images: 0 the whole image, then regions, then the image's other given boxes and the candidates if there are
-    any.
+    Rows of the image stream: the image token (row 0), the regions, the image's other given boxes, the candidates.
+    For NLVR2 the batch rows are left, right, left, right, ...; in retrieval training OPTIONS batch rows are one
+    example.
 
-    input_ids int64 (B, L), text_mask bool (B, L), features (B, R, D), locations (B, R, 5), image_mask bool (B, R),
-    task_ids int64 (B,), or None for a model without task tokens; candidates: how many of the last rows are candidates;
-    text_count, image_count: how many places of the masks are true, where that is known; sample_keys int64 (B,) and
-    image_positions int64 (R,): what dropout follows from (see TwoStream.forward).
-    For NLVR2 the rows of B are left, right, left, right; for retrieval in training OPTIONS rows are one example.
+    Attributes:
+        input_ids: int64 (B, L).
+        text_mask: bool (B, L).
+        features: (B, R, D).
+        locations: (B, R, 5).
+        image_mask: bool (B, R).
+        task_ids: int64 (B,), None for a model without task tokens.
+        candidates: number of candidates, the last of the R rows.
+        text_count, image_count: number of true values of the masks, if known.
+        sample_keys: int64 (B,), seeds of dropout (see TwoStream.forward).
+        image_positions: int64 (R,), positions for dropout (see TwoStream.forward).
     """
 
     input_ids: Tensor
@@ -87,9 +94,10 @@ class TaskInputs:
 
 
 class TaskModel(nn.Module):
-    """The two-stream model with the heads that are asked for.
+    """The two-stream model with task heads.
 
-    answers: the sizes of the answer heads, {"vqa": 3129, "gqa": 1533}; a head that is not named there is left out.
+    answers: answer heads with their numbers of answers, such as {"vqa": 3129, "gqa": 1533}. All other heads are always
+    created.
     """
 
     def __init__(self, config: ModelConfig, answers: dict[str, int]):
@@ -107,12 +115,16 @@ class TaskModel(nn.Module):
         initialise(self.heads, config.initializer_range)
 
     def forward(self, inputs: TaskInputs, head: str) -> Tensor:
-        """Scores: (B, answers) of vqa, gqa, entailment; (B,) of retrieval; (B / 2, 2) of nlvr2; of regions (B, R) over
-        all rows; of candidates (B, K) over the last ones; PADDING where there is no region."""
+        """The scores (logits) of a head.
+
+        Returns:
+            (B, answers) for answer heads; (B, 3) for entailment; (B,) for retrieval; (B / 2, 2) for nlvr2; (B, R) for
+            regions and (B, K) for candidates, with PADDING in padding rows.
+        """
         return self.scores(self.encode(inputs), inputs, head)
 
     def encode(self, inputs: TaskInputs, maps: AttentionMaps | None = None) -> Encoded:
-        """The states of both streams; `maps` collects exact attention maps."""
+        """The hidden states of both streams; `maps` collects attention maps."""
         return self.encoder(
             inputs.input_ids,
             inputs.text_mask,
@@ -128,7 +140,7 @@ class TaskModel(nn.Module):
         )
 
     def scores(self, encoded: Encoded, inputs: TaskInputs, head: str) -> Tensor:
-        """What `forward` says, from states that are there already."""
+        """As `forward`, from encoded inputs."""
         if head in POINTING:
             first = -inputs.candidates if head == "candidates" else 0
             keys = None if encoded.image_keys is None else encoded.image_keys[:, first:]

@@ -1,5 +1,6 @@
-"""Reading official annotation files (JSON, lines of JSON, CSV, text, XML, Python 2 pickles), with errors that name the
-record.
+"""Readers of official annotation files (JSON, JSON lines, CSV, text, XML, Python 2 pickles).
+
+Error messages name the file and the record.
 """
 
 import codecs
@@ -22,15 +23,15 @@ Kind = TypeVar("Kind")
 
 
 class MissingFile(UserError):
-    """An official file that is not there."""
+    """An official file does not exist."""
 
 
 def scan(path, kind: type[Kind]) -> Kind:
-    """What `kind`, a type of msgspec, asks for of a .json file; all else is passed over and takes no memory."""
+    """Decodes a .json file as `kind`, a msgspec type. Fields that it does not declare are skipped, to save memory."""
     refuse_special_file(path)
     try:
         with reading(path, "download it again"), open(path, "rb") as file:
-            # Closed when nothing refers to it any more: records that are yet to be decoded do.
+            # Not closed here: msgspec.Raw records that are decoded later refer to the mapped memory.
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             return msgspec.json.decode(data[_text_begin(data) :], type=kind)
     except FileNotFoundError:
@@ -38,8 +39,11 @@ def scan(path, kind: type[Kind]) -> Kind:
 
 
 class RecordFile(Generic[Kind]):
-    """The records of a .json file that is one object of them. A record is decoded when its key is looked up, and only
-    what `kind`, a type of msgspec, asks for: few records of a file with millions cost little memory."""
+    """The records of a .json file that is an object of records, decoded lazily.
+
+    A record is decoded as `kind`, a msgspec type, when its key is looked up, so that reading a few of millions of
+    records takes little memory.
+    """
 
     def __init__(self, path, kind: type[Kind]):
         self.path, self._decoder = path, msgspec.json.Decoder(kind)
@@ -50,19 +54,19 @@ class RecordFile(Generic[Kind]):
 
     def __getitem__(self, key: str) -> Kind:
         if key not in self._records:
-            raise UserError(f"{self.path}: has no record {key}; fetch it again, or the file that names this record")
+            raise UserError(f"{self.path}: no record {key}; download it again, or the file that refers to this record")
         with reading(f"{self.path}, record {shown(key)}", "download the file again"):
             return self._decoder.decode(self._records[key])
 
 
 def scan_records(path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
-    """(key, what `kind` asks for) of every record of a .json file that is one object of them, in their order."""
+    """(key, record decoded as `kind`) of every record of a .json file that is an object of records, in file order."""
     records = RecordFile(path, kind)
     return ((key, records[key]) for key in records)
 
 
 def scan_lines(path, kind: type[Kind]) -> Iterator[Kind]:
-    """The same of every line of a file with a record a line."""
+    """The records of a file with one JSON record per line, decoded as `kind`, a msgspec type."""
     decoder = msgspec.json.Decoder(kind)
     for where, line in _lines(path):
         with reading(where, "download the file again"):
@@ -75,7 +79,7 @@ def read_annotations(path):
     try:
         return parse_json(_read(path))
     except ValueError as error:
-        raise UserError(f"{path}: is not whole JSON ({reason_of(error)}); fetch it again") from None
+        raise UserError(f"{path}: is not valid JSON ({reason_of(error)}); download it again") from None
 
 
 def read_list(path) -> list:
@@ -87,17 +91,17 @@ def read_list(path) -> list:
 
 
 def read_lines(path) -> Iterator[tuple[str, dict]]:
-    """(place for messages, record) for every line of a .json, .jsonl or .jsonl.gz file with a record a line."""
+    """(location for messages, record) for every line of a .json, .jsonl or .jsonl.gz file with one record per line."""
     for where, line in _lines(path):
         try:
             record = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{where}: is not whole JSON ({reason_of(error)}); fetch it again") from None
+            raise UserError(f"{where}: is not valid JSON ({reason_of(error)}); download it again") from None
         yield where, record
 
 
 def read_text(path) -> Iterator[tuple[str, str]]:
-    """(place for messages, line without white space around it) for every line of a text file that is not empty."""
+    """(location for messages, stripped line) for every non-empty line of a text file."""
     for where, line in _lines(path):
         try:
             yield where, line.decode("utf-8").strip()
@@ -106,7 +110,7 @@ def read_text(path) -> Iterator[tuple[str, str]]:
 
 
 def read_csv(path) -> Iterator[tuple[str, dict]]:
-    """(place for messages, column -> text) for every row of a .csv or .csv.gz file that begins with a header."""
+    """(location for messages, column -> text) for every row of a .csv or .csv.gz file with a header."""
     path = plain_or_packed(path)
     reader = csv.DictReader(_text_lines(path), strict=True)
     while True:
@@ -119,18 +123,18 @@ def read_csv(path) -> Iterator[tuple[str, dict]]:
             return
         where = f"{path}, line {reader.line_num}"
         if None in record or None in record.values():
-            raise UserError(f"{where}: has not as many columns as the header; download the file again")
+            raise UserError(f"{where}: number of columns differs from the header; download the file again")
         yield where, record
 
 
 def _text_lines(path) -> Iterator[str]:
-    """The lines of a UTF-8 file, which may begin with the mark of one, with their ends."""
+    """The lines, with line ends, of a UTF-8 file with or without a byte order mark."""
     for number, line in enumerate(byte_lines(path)):
         yield line.decode("utf-8" if number else "utf-8-sig")
 
 
 class _Plain(ET.TreeBuilder):
-    """Refuses a document type, in which a short file can define entities of any length."""
+    """Rejects a document type declaration, in which a short file can define entities of any length."""
 
     def doctype(self, name, pubid, system):
         raise ValueError("it has a document type, which no official file has")
@@ -143,7 +147,7 @@ def read_xml(path) -> ET.Element:
 
 
 def _lines(path) -> Iterator[tuple[str, bytes]]:
-    """(place for messages, line) of every line with something on it."""
+    """(location for messages, line) of every line that is not blank."""
     path = plain_or_packed(path)
     lines, number = byte_lines(path), 0
     while True:
@@ -161,12 +165,16 @@ def _lines(path) -> Iterator[tuple[str, bytes]]:
 
 
 def _text_begin(data) -> int:
-    """Where the text begins in the bytes of a file: behind a byte order mark."""
+    """Offset of the text in the bytes of a file: after the byte order mark, if any."""
     return len(codecs.BOM_UTF8) if bytes(data[: len(codecs.BOM_UTF8)]) == codecs.BOM_UTF8 else 0
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """An official file of a data set: in its folder, or, as some archives unpack, one or two folders below."""
+    """The path of an official file: in the data set's folder, or one or two folders below, as some archives unpack.
+
+    Raises:
+        UserError: several such files exist.
+    """
     path = folder / name
     if plain_or_packed(path).exists() or not folder.is_dir():
         return path
@@ -178,12 +186,12 @@ def find_file(folder: Path, name: str) -> Path:
         if not is_stray(str(found.relative_to(folder)))
     ]
     if len(below) > 1:
-        raise UserError(f"{folder}: {' and '.join(map(str, below))} are both there; keep one")
+        raise UserError(f"{folder}: found both {' and '.join(map(str, below))}; keep one")
     return Path(str(below[0]).removesuffix(".gz")) if below else path
 
 
 def plain_or_packed(path) -> Path:
-    """The file itself, or the same with .gz behind it where only that is there."""
+    """The path itself, or PATH.gz if only that exists."""
     packed = Path(f"{path}.gz")
     refuse_special_file(path)
     return packed if packed.exists() and not Path(path).exists() else Path(path)
@@ -200,19 +208,19 @@ def _read(path) -> bytes:
 
 
 def _missing(path) -> MissingFile:
-    return MissingFile(f"{path}: is not there; it is an official file of the data set")
+    return MissingFile(f"{path}: not found; it is an official file of the data set")
 
 
 def read_pickle(path):
-    """The value of a pickle of plain values, as Python 2 wrote it or later ones do."""
+    """The value of a pickle of plain values, written by Python 2 or 3."""
     try:
         return unpickle(_read(path))
     except ValueError as error:
-        raise UserError(f"{path}: is not a pickle of plain lists, dicts, texts and numbers ({error})") from None
+        raise UserError(f"{path}: is not a pickle of plain lists, dicts, strings and numbers ({error})") from None
 
 
 def read_pickled_list(path) -> list:
-    """The value of such a pickle that is a list."""
+    """The value of a pickle of plain values that is a list."""
     value = read_pickle(path)
     if not isinstance(value, list):
         raise UserError(f"{path}: should be a pickled list of records and is a {type(value).__name__}")
@@ -220,7 +228,7 @@ def read_pickled_list(path) -> list:
 
 
 def take(record, key: str, kind, where: str):
-    """record[key], which must be of a type (or one of several); else a sentence that names the key."""
+    """record[key]. Raises UserError if it is missing or not of type `kind` (a type, or a tuple of types)."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: should be an object with {key} and is a {type(record).__name__}")
     if key not in record:
@@ -231,13 +239,13 @@ def take(record, key: str, kind, where: str):
 
 
 def _names(record: dict) -> str:
-    """Keys for a message, the first of them where there are many."""
+    """Keys for a message, at most 20."""
     names = sorted(str(key)[:30] for key in itertools.islice(record, 20))
     return ", ".join(names) + (", ..." if len(record) > 20 else "")
 
 
 def take_all(record, key: str, kind, where: str) -> list:
-    """record[key], which must be a list of values of a type (or one of several)."""
+    """record[key], a list. Raises UserError if one of its values is not of type `kind`."""
     values = take(record, key, list, where)
     for value in values:
         _check(value, f"a value of {key}", kind, where)
@@ -245,7 +253,7 @@ def take_all(record, key: str, kind, where: str) -> list:
 
 
 def _check(value, name: str, kind, where: str) -> None:
-    """Refuses a value that is not of a type (or one of several), and numbers that are not finite or beyond 64 bits."""
+    """Raises UserError for a value that is not of type `kind`, and for a number that is infinite or exceeds 64 bits."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise UserError(f"{where}: {name} is {shown(value)}; should be {names}")
@@ -260,14 +268,14 @@ def take_box(record, key: str, where: str) -> tuple[float, float, float, float]:
         raise UserError(f"{where}: {key} is {shown(values)}; should be four numbers x, y, width, height")
     x, y, width, height = values
     if width < 0 or height < 0:
-        raise UserError(f"{where}: {key} has a width or height below zero ({width} x {height})")
+        raise UserError(f"{where}: {key} has a negative width or height ({width} x {height})")
     return float(x), float(y), float(x + width), float(y + height)
 
 
 def unique(ids, where: str) -> None:
-    """Refuses a list in which an id stands twice."""
+    """Raises UserError for a duplicate id."""
     seen = set()
     for found in ids:
         if found in seen:
-            raise UserError(f"{where}: id {found} stands there twice")
+            raise UserError(f"{where}: duplicate id {found}")
         seen.add(found)

@@ -1,9 +1,9 @@
-"""The published code's own forms of annotations, as its datasets.tar.gz has them where official files are not.
+"""Preprocessed annotations of the reference implementation (datasets.tar.gz), read where official files are missing.
 
 cache/{train,val,trainval}_target.pkl    a list of {question_id, image_id, labels, scores}, some with `question`
 cache/trainval_label2ans.pkl             the answer of each label
-cache/{coco,genome,flickr}_test_ids.npy  the ids of photos that Clean V&L removes
-all_data_final_NAME_2014.jsonline        a line an image of retrieval: {id, img_path, sentences}
+cache/{coco,genome,flickr}_test_ids.npy  ids of the photos that Clean V&L removes
+all_data_final_NAME_2014.jsonline        one image of a retrieval data set per line: {id, img_path, sentences}
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from shards.reading import is_number, reading, shown
 
 @dataclass(frozen=True)
 class Question:
-    """A question with {answer: score}; text: None where it stands in an official file alone."""
+    """A question with its target {answer: score}. text: None if it is only in the official file."""
 
     id: int | str
     image: str
@@ -34,7 +34,7 @@ def has_questions(folder: Path, *splits: str) -> bool:
 
 
 def questions(folder: Path, *splits: str) -> dict[int | str, Question]:
-    """The questions of these splits (or of trainval, where it is one of them and there) by their ids."""
+    """The questions of these splits by id. A trainval file replaces all splits after it."""
     files = [path for split in splits if (path := _target_file(folder, split)).exists()]
     vocabulary = _vocabulary(folder)
     found: dict[int | str, Question] = {}
@@ -43,7 +43,7 @@ def questions(folder: Path, *splits: str) -> dict[int | str, Question]:
             where = f"{path}, record {number}"
             question = take(record, "question_id", (int, str), where)
             if question in found:
-                raise UserError(f"{where}: question_id {question} stands there twice")
+                raise UserError(f"{where}: duplicate question_id {question}")
             labels, scores = (take(record, name, list, where) for name in ("labels", "scores"))
             if len(labels) != len(scores) or not all(map(is_number, scores)):
                 raise UserError(f"{where}: labels and scores should be lists of the same length")
@@ -66,17 +66,17 @@ def _target_file(folder: Path, split: str) -> Path:
 def _vocabulary(folder: Path) -> list[str]:
     path = answer_file(folder)
     if path is None:
-        raise UserError(f"{folder / ORDER[0]}: is not there; it says which answers the labels of the targets are")
+        raise UserError(f"{folder / ORDER[0]}: not found; it contains the answers that the labels of the targets mean")
     return read_vocabulary(path).answers
 
 
 def answer_file(folder: Path) -> Path | None:
-    """The published code's file of its answers, where there is one."""
+    """The reference implementation's answer file, or None if there is none."""
     return next((path for name in ORDER if (path := find_file(folder, name)).exists()), None)
 
 
 def captions(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(image, its captions) of a file of retrieval; Flickr's images are called by the number in their path."""
+    """(image id, captions) of a retrieval file. Ids of Flickr images are the numbers in their paths."""
     for where, record in read_lines(path):
         file = take(record, "img_path", str, where)
         image = str(take(record, "id", (int, str), where)) if Path(file).name.startswith("COCO_") else image_id(file)
@@ -84,7 +84,7 @@ def captions(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def published_tests(folder: Path) -> Iterator[tuple[str, str]]:
-    """(photo, file) of the lists of test images beside a task's files."""
+    """(photo name, file name) of the lists of test images in a task's folder."""
     for collection in ("coco", "genome", "flickr"):
         path = find_file(folder, f"cache/{collection}_test_ids.npy")
         if path.exists():

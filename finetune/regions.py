@@ -1,4 +1,4 @@
-"""The regions of a task's images by image id, and of the boxes that come with its examples."""
+"""Lookup of region features by image id, for a task's images and for the given boxes of its examples."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from shards.files import is_stray
 from shards.reader import RegionReader
 from shards.sample import Sample
 
-AT_MOST = 2.0  # pixels between a box and the same in published features, which count a pixel more or less
+AT_MOST = 2.0  # maximum distance, in pixels, between a box and the same box in published features (off by one pixel)
 
 
 class Regions:
-    """Region shards by image id. Given to data workers, each maps the shards for itself.
+    """Region shards by image id. Every data worker maps the shards itself.
 
-    folder: of one data set, or of folders with one each, as where train and test were extracted apart.
+    folder: of one data set, or of subfolders with one data set each, such as separate train and test extractions.
     """
 
     def __init__(self, folder):
@@ -31,18 +31,18 @@ class Regions:
         return image in self.numbers
 
     def shard_of(self, image: str) -> int:
-        """The number of the shard that has an image."""
+        """The number of the shard that contains an image."""
         return self.reader.shard_of(self.numbers[image])
 
     def __getitem__(self, image: str) -> Sample:
         return self.reader[self.numbers[image]]
 
 
-SamplesById = Regions | dict[str, Sample]  # of a data set, or of what was asked about a few images
+SamplesById = Regions | dict[str, Sample]  # of a data set, or of the images of a query
 
 
 def _open(folder: Path) -> Dataset:
-    """The data set of a folder, or those of its folders as one."""
+    """The data set of a folder, or the data sets of its subfolders combined."""
     inside = _folders(folder) if folder.is_dir() else []
     if not inside or any(not is_stray(path.name) for path in folder.glob("*.tar")):
         return open_dataset(str(folder))
@@ -50,8 +50,8 @@ def _open(folder: Path) -> Dataset:
     for other in others:
         if other.feature_size != first.feature_size:
             raise UserError(
-                f"{folder}: {first.folder.name} has features {first.feature_size} wide and {other.folder.name} "
-                f"{other.feature_size}; extract all with one detector"
+                f"{folder}: {first.folder.name} has feature size {first.feature_size} and {other.folder.name} "
+                f"{other.feature_size}; extract all with the same detector"
             )
     return dataclasses.replace(first, shards=[shard for dataset in (first, *others) for shard in dataset.shards])
 
@@ -61,10 +61,18 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def rows_of_boxes(sample: Sample, box_ids: tuple[str, ...], boxes: Sequence[Box]) -> np.ndarray:
-    """int (n,): the rows of a sample of given boxes that are those of an example, boxes in pixels.
+    """The rows of a sample of given boxes that belong to an example.
 
-    They are known by their ids (shards.extract --boxes), or, where the sample has none, as in the published features of
-    given boxes, by where they lie.
+    Boxes are matched by id (shards.extract --boxes), or by position if the sample has no ids, as in the published
+    features of given boxes.
+
+    Args:
+        sample: regions of the given boxes of an image.
+        box_ids: ids of the example's boxes.
+        boxes: the example's boxes, in pixels.
+
+    Returns:
+        int64 (n,).
     """
     if "box_ids" not in sample.info:
         return _rows_by_place(sample, boxes)
@@ -73,7 +81,7 @@ def rows_of_boxes(sample: Sample, box_ids: tuple[str, ...], boxes: Sequence[Box]
         return np.array([known[box] for box in box_ids], np.int64)
     except KeyError as error:
         raise UserError(
-            f"{sample.shard}: {sample.key} has no box {error.args[0]}; make the shards again with "
+            f"{sample.shard}: {sample.key} has no box {error.args[0]}; extract the shards again with "
             "shards.extract --boxes, from the boxes of these annotations"
         ) from None
 
@@ -86,17 +94,21 @@ def _rows_by_place(sample: Sample, boxes: Sequence[Box]) -> np.ndarray:
         if away > AT_MOST:
             raise UserError(
                 f"{sample.shard}: {sample.key} has no box at {[round(x, 1) for x in box]}, the nearest is {away:.1f} "
-                "pixels off; the shards should be of the boxes of these annotations"
+                "pixels away; extract the shards from the boxes of these annotations"
             )
     rows: list[int] = []
     for away in distance.tolist():
-        # Of boxes at the same place, one that is not taken yet: each is in the image stream once.
+        # Of several boxes at the same position, use each once: each is in the image stream once.
         rows.append(min(range(len(away)), key=lambda row: (away[row], row in rows)))
     return np.array(rows, np.int64)
 
 
-def with_regions(examples: list, regions: Regions, where, skip: bool, say=print) -> list:
-    """The examples all of whose images have regions; without `skip`, one that has none is a UserError."""
+def with_regions(examples: list, regions: Regions, where, skip: bool, log=print) -> list:
+    """The examples all of whose images have regions.
+
+    Raises:
+        UserError: an image has no regions and `skip` is false, or no examples remain.
+    """
     kept = [example for example in examples if all(image in regions for image in example.images)]
     if len(kept) == len(examples):
         return examples
@@ -104,13 +116,13 @@ def with_regions(examples: list, regions: Regions, where, skip: bool, say=print)
     first = next(image for example in examples for image in example.images if image not in regions)
     sentence = f"{missing} of {len(examples)} examples have an image without regions in {where}, {first} the first"
     if not skip:
-        raise UserError(f"{sentence}; extract these images too, or --missing skip leaves the examples out")
+        raise UserError(f"{sentence}; extract these images too, or skip the examples with --missing skip")
     if not kept:
-        raise UserError(f"{sentence}; these are all there are")
-    say(f"left out: {sentence}")
+        raise UserError(f"{sentence}; no examples remain")
+    log(f"skipped: {sentence}")
     return kept
 
 
 def region_folder(data, name: str) -> Path:
-    """Where a data folder has the region shards of a name."""
+    """The folder of the region shards of this name in a data folder."""
     return Path(data) / "regions" / name

@@ -1,4 +1,4 @@
-"""What a caption and an image are told apart from in training: retrieval's four options, hard negatives among them."""
+"""Negatives of retrieval training: a 4-way choice per caption, with one hard negative."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,19 @@ from finetune.task import Example
 from shards import hashing
 from shards.errors import UserError
 
-NEAREST = 100  # images from which a hard negative is drawn
-BLOCK = 1024
+NEAREST = 100  # nearest images from which a hard negative is drawn
+BLOCK = 1024  # rows of the distance matrix at a time
 
 
 def nearest_images(means: np.ndarray, count: int = NEAREST) -> np.ndarray:
-    """int64 (n, k): of each image the k others whose mean features (n, D) are nearest to its own, nearest first.
+    """Exact k-nearest-neighbour search by Euclidean distance, in blocks of rows.
 
-    An exact search by Euclidean distance, in blocks of rows; k is `count`, or n - 1 where there are fewer.
+    Args:
+        means: float (n, D), mean features of each image.
+        count: number of neighbours k; at most n - 1.
+
+    Returns:
+        int64 (n, k): the nearest other images of each image, nearest first.
     """
     means = np.asarray(means, np.float32)
     squares = (means * means).sum(1)
@@ -33,9 +38,9 @@ def nearest_images(means: np.ndarray, count: int = NEAREST) -> np.ndarray:
 
 
 class Options:
-    """The three wrong options of each caption: another caption, another image, a caption of an image that is like it.
+    """The three negatives of each caption: a random caption, a random image, and a caption of a similar image.
 
-    Which they are follows from (seed, epoch, number of the example).
+    They are a function of (seed, epoch, number of the example).
     """
 
     def __init__(self, examples: Sequence[Example], regions: Regions, seed: int):
@@ -43,14 +48,15 @@ class Options:
         images = [example.images[0] for example in examples]
         self.images = list(dict.fromkeys(images))
         if len(self.images) < 2:
-            raise UserError("retrieval needs examples of two images at least; there is nothing to tell one from")
+            raise UserError("retrieval needs examples of at least two images, to draw negatives from")
         places = {image: place for place, image in enumerate(self.images)}
         self.own = np.array([places[image] for image in images])
         self.captions = [np.flatnonzero(self.own == place) for place in range(len(self.images))]
         self.nearest = nearest_images(np.stack([regions[i].features.astype(np.float32).mean(0) for i in self.images]))
 
     def draw(self, epoch: int, number: int) -> tuple[int, str, int]:
-        """(the example whose caption is the random one, the random image, the example with the hard caption)."""
+        """(number of the example with the random caption, the random image, number of the example with the hard
+        negative caption)."""
         numbers = hashing.draw(np.array([hashing.key(self.seed, epoch, 3, number)]), np.arange(4))
         own = int(self.own[number])
         other, image, near, caption = numbers[:, None]
@@ -64,7 +70,7 @@ class Options:
         )
 
     def _but(self, own: int, drawn: int) -> int:
-        """A number drawn from all images but one, as the image's place among all."""
+        """The number of an image, from a number drawn among all images except `own`."""
         return drawn + (drawn >= own)
 
     def _caption(self, image: int, number: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Nouns and adjectives of a sentence, as lemmas."""
+"""Part-of-speech tagging: lemmas of the nouns and adjectives of a sentence."""
 
 import re
 from collections.abc import Callable
@@ -15,10 +15,10 @@ Tagger = Callable[[str], frozenset[str]]
 
 
 def make_tagger(name: str) -> Tagger:
-    """Sentence -> lemmas of its nouns and adjectives, in lower case.
+    """A function from a sentence to the lower-case lemmas of its nouns and adjectives.
 
-    name: hanta (the Hanover tagger, whose English model comes with its package), or a model of spaCy, en_core_web_sm
-    for one, which must be installed.
+    name: hanta (the Hanover tagger, whose English model is included in its package), or an installed spaCy model, such
+    as en_core_web_sm.
     """
     return lru_cache(maxsize=None)(_hanta() if name == DEFAULT else _spacy(name))
 
@@ -29,7 +29,7 @@ def _hanta() -> Tagger:
     tagger = HanoverTagger("morphmodel_en.pgz")
 
     def tag(sentence: str) -> frozenset[str]:
-        tokens = _TOKEN.findall(sentence.lower())  # a capital would make a name of a question's first word
+        tokens = _TOKEN.findall(sentence.lower())  # a capitalised first word would be tagged as a proper noun
         return frozenset(
             lemma.lower() for _, lemma, tag in tagger.tag_sent(tokens, taglevel=1) if tag.startswith(_HANTA_TAGS)
         )
@@ -43,9 +43,9 @@ def _spacy(name: str) -> Tagger:
 
         model = spacy.load(name, disable=["ner", "parser"])
     except ImportError:
-        raise UserError(f"--tagger {name}: needs one more package; pip install spacy, or leave --tagger out") from None
+        raise UserError(f"--tagger {name}: spaCy is not installed; pip install spacy, or use {DEFAULT}") from None
     except OSError:
-        raise UserError(f"--tagger {name}: should be {DEFAULT} or an installed model of spaCy") from None
+        raise UserError(f"--tagger {name}: should be {DEFAULT} or an installed spaCy model") from None
 
     def tag(sentence: str) -> frozenset[str]:
         return frozenset(token.lemma_.lower() for token in model(sentence) if token.pos_ in _SPACY_TAGS)

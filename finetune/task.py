@@ -1,4 +1,4 @@
-"""What a task is: its settings of the paper's table 8, its official files, its scores and its submission."""
+"""The base class of tasks: hyperparameters of the paper's table 8, official files, scores and submissions."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -16,13 +16,14 @@ Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to answer.
+    """One example of a task.
 
-    images: ids in the task's region shards (NLVR2: left and right). target: what is right, by the kind of task
-    (see the heads' names below), None where it is not public. candidates: boxes to choose from and their ids, where
-    these come with the example. facts: what only scores or submissions need.
+    id: unique in its split; text: question, expression, caption or statement; images: ids in the task's region shards
+    (NLVR2: left and right); target: ground truth, None if it is not public; candidates, candidate_ids: given boxes to
+    choose from and their ids; facts: values that only scores or submissions need.
 
-    answers: {answer: score}; retrieval: None; regions: the box that is meant; candidates: its number; classes: a label.
+    The target depends on the head: {answer: score} for answer heads; None for retrieval; the annotated box for
+    regions; the number of the correct candidate for candidates; a label for classification.
     """
 
     id: int | str
@@ -35,10 +36,10 @@ class Example:
 
 
 class FurtherScores(ABC):
-    """Metrics of a split that need more than its examples: predictions of further examples, or further official files.
+    """Metrics of a split that need predictions of further examples, or further official files.
 
-    examples: the further examples of which predictions are needed; absent: a sentence on the metrics that cannot be
-    computed and the files that would give them, "" where there are none.
+    examples: the further examples to predict; absent: a message on the metrics that cannot be computed and the files
+    that they need, or "".
     """
 
     examples: Sequence[Example]
@@ -46,7 +47,7 @@ class FurtherScores(ABC):
 
     @abstractmethod
     def scores(self, predictions: Mapping[int | str, object]) -> dict[str, float]:
-        """Name of a metric -> its value. predictions: by the id of the further examples that have one."""
+        """Metric -> value. predictions: by id of the further examples, without skipped ones."""
 
     @abstractmethod
     def describe(self, scores: dict[str, float]) -> str:
@@ -55,16 +56,26 @@ class FurtherScores(ABC):
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A task by name. The defaults of a data set are class attributes of the subclasses.
+    """A task. Subclasses implement reading, scores and submissions of a kind of data set.
 
-    group: of the paper (G1 to G4), or another name for a task that the paper does not have, which "all" and the MT
-    score leave out; token: the task token; head: see heads.HEADS; words, regions: limits of the
-    inputs; batch_size, lr: of single-task training; images: the name of its region shards; splits: what may be read,
-    training first, validation second; tests: those of the test, all of it together; files: the official ones, by name;
-    published: the name of its folder in the published code's archive, where it is another; max_boxes: with the head
-    `candidates`, so many boxes of an image's annotations, of all its questions, are in the image stream at most (the
-    question's own are in any case); ranked: with the head `regions`, predictions are not the best box of each example
-    but all boxes of its image, best first.
+    Args:
+        name: name in flags and folders.
+        title: name in tables.
+        group: the paper's group (G1 to G4), or another name for a task that is not in the paper; "all" and the MT score
+            do not include such tasks.
+        token: number of the task token.
+        head: head of heads.TaskModel.
+        words: maximum number of tokens.
+        batch_size, lr: hyperparameters of single-task training.
+        images: name of the region shards of its images.
+        splits: all splits, training first, validation second.
+        tests: splits that together are the test set.
+        regions: maximum number of regions per image.
+        files: names of the official files.
+        published: name of its folder in the reference implementation's archive, if it differs from `name`.
+        max_boxes: with the head `candidates`, maximum number of given boxes in the image stream, including those of
+            other questions about the image; the question's own boxes are always included.
+        ranked: with the head `regions`, predictions are all boxes of an image, best first, instead of the best one.
     """
 
     name: str
@@ -85,17 +96,17 @@ class Task(ABC):
     ranked: bool = False
 
     def folder(self, data) -> Path:
-        """The folder of its official files in a data folder: of its own name, else of the published archive's."""
+        """The folder of its official files in a data folder: DATA/name, else DATA/published."""
         folders = [Path(data) / name for name in (self.name, self.published) if name]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def missing_files(self, folder: Path) -> list[str]:
-        """The names of the official files that are not in its folder."""
+        """The names of the official files that do not exist in its folder."""
         return [name for name in self.files if not plain_or_packed(find_file(folder, name)).exists()]
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Splits that have everything to train and validate on, each example in one of them."""
+        """The disjoint splits that contain all training and validation examples."""
         return tuple(split for split in self.splits[:2] if not self.is_test(split))
 
     def is_test(self, split: str) -> bool:
@@ -103,84 +114,85 @@ class Task(ABC):
 
     @property
     def reported(self) -> tuple[str, ...]:
-        """Splits whose scores are published as those of the test."""
+        """Splits whose scores are usually published as test scores."""
         return self.tests
 
     def photo(self, image: str) -> str:
-        """The name under which an image's photo is known to all tasks: a collection of photos, and its id there."""
+        """The name of an image's photo across tasks: COLLECTION:ID (see cleaning.photos)."""
         return f"{self.images}:{image}"
 
     def kind(self, example: Example) -> str | None:
-        """The kind of an example that its data set names and scores are reported by, None where there is none."""
+        """The official type of an example, by which scores are reported; None if there are no types."""
         return None
 
     def breakdown(self, examples: Sequence[Example], values: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-        """Scores by types of which there are too many for every validation; finetune.evaluate reports them.
+        """The main metric by further types, which only finetune.evaluate reports.
 
         Args:
             examples: of one split.
             values: float (examples,), the main metric of each.
 
         Returns:
-            What the types are of -> name of a type in alphabetical order -> the values of its examples.
+            Title -> type, in alphabetical order -> values of its examples.
         """
         return {}
 
     def further_scores(
         self, folder: Path, split: str, examples: Sequence[Example], predictions
     ) -> FurtherScores | None:
-        """Metrics that finetune.evaluate reports beside `scores`, None where there are none.
+        """Metrics that finetune.evaluate reports in addition to `scores`, or None.
 
         Args:
             folder: of the official files.
-            split: whose answers are public.
+            split: a split with public answers.
             examples: of this split.
-            predictions: of these examples, as `scores` takes them.
+            predictions: of these examples, as for `scores`.
         """
         return None
 
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
-        """How many examples of a split have the same images. Data sets with large files read less than examples do."""
+        """Number of examples of a split by their images. Overridden to read less of large files than `examples`."""
         return Counter(example.images for example in self.examples(folder, split))
 
     @abstractmethod
     def examples(self, folder: Path, split: str) -> list[Example]:
-        """The examples of a split from the official files in a folder, in their order there."""
+        """The examples of a split from the official files in a folder, in file order."""
 
     @abstractmethod
     def scores(self, examples: Sequence[Example], predictions) -> dict[str, np.ndarray]:
-        """Name of a metric -> its value for every example (or every example that it is about), the main one first.
+        """Metric -> float array of its values, the main metric first; a score is their mean.
 
-        The main one has a value for every example, in their order.
-
-        A score is the mean of such values; predictions are what `predict` of the task's head gives.
+        The main metric has one value per example, in order; others may cover only some of the examples. predictions:
+        see predictions.predict.
         """
 
     @abstractmethod
     def submission(self, examples: Sequence[Example], predictions) -> str:
-        """The text of the file that the official server takes."""
+        """The text of a submission file for the official server."""
 
     def check_split(self, split: str) -> None:
         if split not in self.splits:
             raise UserError(f"--split {split}: {self.name} has {', '.join(self.splits)}")
 
     def read(self, folder, split: str) -> list[Example]:
-        """`examples` of a split that exists, of which there is at least one."""
+        """`examples`, checked: raises UserError for an unknown or empty split."""
         self.check_split(split)
         examples = self.examples(Path(folder), split)
         if not examples:
-            raise UserError(f"{folder}: holds no example of {self.name}'s split {split}")
+            raise UserError(f"{folder}: no examples in {self.name}'s split {split}")
         return examples
 
     def part_scores(self, values: np.ndarray, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-        """The values of the examples of each kind, by its name in alphabetical order."""
+        """Type of an example (see `kind`), in alphabetical order -> values of its examples."""
         return scores_by(values, [self.kind(example) for example in examples])
 
 
 def scores_by(values: np.ndarray, names: Sequence[str | int | None]) -> dict[str, np.ndarray]:
-    """The values (n,) of each name in alphabetical order, of numbers in ascending order.
+    """Name -> its values, sorted by name.
 
-    names: of every value, all texts or all numbers, None where it belongs to none.
+    Args:
+        values: float (n,).
+        names: of every value, all strings or all numbers; None for values without a name.
     """
     labels = np.array([name if name is not None else "" for name in names], dtype=object)
     return {str(name): values[labels == name] for name in sorted({name for name in names if name is not None})}

@@ -1,6 +1,6 @@
 """WordNet's nouns, read from its database files (wndb(5)), and the similarity of Wu and Palmer (1994).
 
-Words have the senses, and senses the similarity, that NLTK gives for the same files.
+Senses and similarities are the same as NLTK's for the same files.
 """
 
 import functools
@@ -11,10 +11,10 @@ from finetune.official import read_text
 from shards.errors import UserError
 
 DATA, INDEX, EXCEPTIONS = FILES = ("data.noun", "index.noun", "noun.exc")
-DEBIAN = "/usr/share/wordnet"  # where the package wordnet-base has them
-FOLDER_VARIABLE = "WNSEARCHDIR"  # of WordNet's own programs
-HYPERNYMS = ("@", "@i")  # of a class, and of an instance
-# Endings of plurals and what takes their place (morphy(7)).
+DEBIAN = "/usr/share/wordnet"  # folder of Debian's package wordnet-base
+FOLDER_VARIABLE = "WNSEARCHDIR"  # environment variable of WordNet's own programs
+HYPERNYMS = ("@", "@i")  # pointer symbols: hypernym, instance hypernym
+# Plural endings and their replacements (morphy(7)).
 ENDINGS = {
     "s": "",
     "ses": "s",
@@ -29,19 +29,19 @@ ENDINGS = {
 
 
 def find_nouns() -> "Nouns | None":
-    """The nouns of the folder that $WNSEARCHDIR names, else of Debian's package; None where there are no files."""
+    """The nouns in the folder $WNSEARCHDIR, else in that of Debian's package; None if the files do not exist."""
     folder = Path(os.environ.get(FOLDER_VARIABLE) or DEBIAN)
     return read_nouns(folder) if all((folder / name).is_file() for name in FILES) else None
 
 
 @functools.lru_cache(maxsize=1)
 def read_nouns(folder: Path) -> "Nouns":
-    """The nouns of a folder with FILES; kept, because reading them takes a second."""
+    """The nouns of a folder with FILES; cached, because reading them takes a second."""
     return Nouns(folder)
 
 
 class Nouns:
-    """Senses are known by the offsets of their lines in data.noun."""
+    """The nouns of WordNet. A sense is identified by the offset of its line in data.noun."""
 
     def __init__(self, folder: Path):
         self._path = folder / DATA
@@ -49,11 +49,11 @@ class Nouns:
         self._senses = {}
         for where, line in read_text(folder / INDEX):
             word, *fields = line.split()
-            if not word.isdecimal() or fields[:1] == ["n"]:  # the lines of the licence begin with their numbers
+            if not word.isdecimal() or fields[:1] == ["n"]:  # lines of the licence begin with a line number
                 try:
                     self._senses[word] = tuple(map(int, fields[-int(fields[1]) :]))
                 except (ValueError, IndexError):
-                    raise UserError(f"{where}: is not a line of WordNet's {INDEX}; install the files again") from None
+                    raise UserError(f"{where}: is not a valid line of {INDEX}; install WordNet's files again") from None
         self._irregular = {
             word: singular for _, line in read_text(folder / EXCEPTIONS) for word, *singular in [line.split()]
         }
@@ -62,7 +62,7 @@ class Nouns:
         self._longest: dict[int, int] = {}
 
     def senses(self, word: str) -> list[int]:
-        """The senses of a word, of its singular too where it may be a plural."""
+        """The senses of a word, and of its possible singular forms."""
         word = word.lower()
         singular = self._irregular.get(word) or [
             word.removesuffix(end) + other for end, other in ENDINGS.items() if word.endswith(end)
@@ -75,7 +75,7 @@ class Nouns:
         return self._data[sense:end].decode("utf-8").partition("|")[0].split()
 
     def parents(self, sense: int) -> tuple[int, ...]:
-        """The senses of which this one is a kind or an instance."""
+        """The hypernyms and instance hypernyms of a sense."""
         if sense not in self._parents:
             fields = self._fields(sense)
             try:
@@ -83,17 +83,17 @@ class Nouns:
                 of = (pointers[1 + 4 * n : 5 + 4 * n] for n in range(int(pointers[0])))
                 found = tuple(int(offset) for symbol, offset, _, _ in of if symbol in HYPERNYMS)
             except (ValueError, IndexError):
-                raise UserError(f"{self._path}: holds no sense at byte {sense}; install the files again") from None
+                raise UserError(f"{self._path}: no sense at byte {sense}; install the files again") from None
             self._parents[sense] = found
         return self._parents[sense]
 
     def name(self, sense: int) -> str:
-        """A sense's name, like dog.n.01: its first word, and which of the word's senses it is."""
+        """The name of a sense, such as dog.n.01: its first word and the number of the sense among the word's."""
         word = self._fields(sense)[4].lower()
         return f"{word}.n.{self._senses[word].index(sense) + 1:02d}"
 
     def above(self, sense: int) -> dict[int, int]:
-        """The senses on all paths upwards from one -> the length of the shortest of these, itself at 0 included."""
+        """Ancestor -> length of the shortest path to it, for all ancestors of a sense and the sense itself (0)."""
         if sense not in self._above:
             found, level, length = {sense: 0}, [sense], 0
             while level:
@@ -114,11 +114,11 @@ class Nouns:
         return self._longest[sense]
 
     def similarity(self, one: int, other: int) -> float:
-        """Wu and Palmer's: twice the depth of the deepest common ancestor over the sum of the senses' depths below it;
-        0 where there is none.
+        """Wu and Palmer's similarity: twice the depth of the deepest common ancestor, over the sum of the depths of
+        both senses along paths through it; 0 without a common ancestor.
 
-        The deepest is that of the greatest `depth`, of several the first by name (or the first sense itself); its depth
-        is then `greatest_depth` + 1.
+        The deepest common ancestor is the one with the greatest `depth`; of several, the sense `one` itself or else the
+        first by name. The depth in the formula is its `greatest_depth` + 1.
         """
         above, of_other = self.above(one), self.above(other)
         common = above.keys() & of_other.keys()

@@ -1,6 +1,6 @@
-"""The tasks, found by name: every file of this folder gives some in a tuple called TASKS.
+"""The tasks, found by name: every module of this package defines some in a tuple named TASKS.
 
-A new task is a new file here and nothing else.
+Adding a task takes a new module here and nothing else.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import pkgutil
 from finetune.task import Task
 from shards.errors import UserError
 
-GROUPS = ("G1", "G2", "G3", "G4")  # of the paper; further tasks have a group of another name
+GROUPS = ("G1", "G2", "G3", "G4")  # of the paper; tasks that are not in the paper have other group names
 
 
 def all_tasks() -> dict[str, Task]:
@@ -23,12 +23,12 @@ def all_tasks() -> dict[str, Task]:
 
 
 def paper_tasks() -> dict[str, Task]:
-    """The paper's twelve tasks by name. The miniature world has their data, and the MT score is their mean."""
+    """The paper's twelve tasks by name: the tasks of the miniature world and of the MT score."""
     return {name: task for name, task in all_tasks().items() if task.group in GROUPS}
 
 
 def find_task(name: str) -> Task:
-    """The task of a name; a UserError lists those there are."""
+    """The task of a name. Raises UserError with a list of all tasks for an unknown name."""
     tasks = all_tasks()
     if name not in tasks:
         raise UserError(f"--task {name}: should be one of {', '.join(tasks)}")
@@ -36,9 +36,9 @@ def find_task(name: str) -> Task:
 
 
 def choose_tasks(names: str, flag: str = "--tasks") -> list[Task]:
-    """The tasks of a text like "refcoco,g1": names and groups with commas between them; each once.
+    """The tasks of a comma-separated list of tasks and groups, such as "refcoco,g1", without duplicates.
 
-    all: the paper's twelve; tasks of other groups than its four are chosen by their name or group.
+    "all" stands for the paper's twelve tasks; further tasks are chosen by their name or group.
     """
     tasks, chosen = all_tasks(), set()
     groups = {"all": set(paper_tasks())}
@@ -46,6 +46,6 @@ def choose_tasks(names: str, flag: str = "--tasks") -> list[Task]:
         groups.setdefault(task.group.lower(), set()).add(task.name)
     for name in names.split(","):
         if name.lower() not in groups and name not in tasks:
-            raise UserError(f"{flag} {name}: should be of {', '.join([*groups, *tasks])}")
+            raise UserError(f"{flag} {name}: should be one of {', '.join([*groups, *tasks])}")
         chosen |= groups.get(name.lower(), {name})
     return [task for name, task in tasks.items() if name in chosen]

@@ -1,4 +1,4 @@
-"""DAQUAR: questions on photographs of rooms (NYU Depth v2), whose answers are a word or several."""
+"""DAQUAR: questions on photographs of rooms (NYU Depth v2), with answers of one or more words."""
 
 import re
 import zlib
@@ -17,13 +17,13 @@ from finetune.wups import THRESHOLDS, set_accuracy, words_of, wups
 from shards.errors import UserError
 
 TRAINING, TEST = "qa.894.raw.train.format_triple", "qa.894.raw.test.format_triple"
-VALIDATION_SHARE = 5  # one in so many images of the training part, which the official division leaves whole
+VALIDATION_SHARE = 5  # one in five images of the official training part, which has no validation split, is held out
 _IMAGE = re.compile(r"image\d+")
 
 
 @dataclass(frozen=True)
 class Wups(FurtherScores):
-    """WUPS at both published thresholds; nothing without WordNet."""
+    """WUPS at both published thresholds; empty without WordNet."""
 
     examples: Sequence[Example]
     absent: str
@@ -38,9 +38,9 @@ class Wups(FurtherScores):
 
 @dataclass(frozen=True)
 class Daquar(AnsweringTask):
-    """An answer is one of the sets of words that the official training part has as answers.
+    """The vocabulary consists of the answers, as sets of words, of the official training part.
 
-    Splits: val is of the training images whose name has a CRC-32 that is divisible by VALIDATION_SHARE.
+    The split val contains the training images whose name has a CRC-32 divisible by VALIDATION_SHARE.
     """
 
     def examples(self, folder: Path, split: str) -> list[Example]:
@@ -61,7 +61,7 @@ class Daquar(AnsweringTask):
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
-        return {"accuracy": np.array([set_accuracy(said, example.facts["answer"]) for example, said in pairs])}
+        return {"accuracy": np.array([set_accuracy(answer, example.facts["answer"]) for example, answer in pairs])}
 
     def further_scores(
         self, folder: Path, split: str, examples: Sequence[Example], predictions: Sequence[str]
@@ -69,27 +69,27 @@ class Daquar(AnsweringTask):
         nouns = find_nouns()
         if nouns is None:
             absent = (
-                f"WUPS: not computed without WordNet's files ({', '.join(FILES)} in {DEBIAN}, or in the folder that "
-                f"{FOLDER_VARIABLE} names); Debian's package wordnet-base has them"
+                f"WUPS: not computed, WordNet's files not found ({', '.join(FILES)} in {DEBIAN}, or in the folder "
+                f"${FOLDER_VARIABLE}); install Debian's package wordnet-base"
             )
             return Wups((), absent, {})
         right = [example.facts["answer"] for example in examples]
         return Wups((), "", {f"WUPS@{at}": wups(predictions, right, nouns, at) for at in THRESHOLDS})
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
-        """What calculate_wups.py takes: an answer a line, in the questions' order."""
-        return "".join(f"{said}\n" for said in predictions)
+        """Input of calculate_wups.py: one answer per line, in the order of the questions."""
+        return "".join(f"{answer}\n" for answer in predictions)
 
 
 def read_triples(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(question, answer, image) of every question of an official file, which has a line for each of the three."""
+    """(question, answer, image) of every question of an official file, which has three lines per question."""
     lines = list(read_text(path))
     if len(lines) % 3:
-        raise UserError(f"{path}: has {len(lines)} lines; should have three a question; download the file again")
+        raise UserError(f"{path}: has {len(lines)} lines, not three per question; download the file again")
     for begin in range(0, len(lines), 3):
         (_, question), (_, answer), (where, image) = lines[begin : begin + 3]
         if not _IMAGE.fullmatch(image):
-            raise UserError(f"{where}: is {image!r}; should be the image of the question and answer before it")
+            raise UserError(f"{where}: is {image!r}; should be the image name of the preceding question and answer")
         yield question, answer, image
 
 
@@ -99,7 +99,7 @@ def plain_answer(answer: str) -> str:
 
 
 def is_held_out(image: str) -> bool:
-    """Whether the questions on an image of the training part are validated on."""
+    """Whether an image of the official training part belongs to the validation split."""
     return zlib.crc32(image.encode()) % VALIDATION_SHARE == 0
 
 

@@ -1,8 +1,8 @@
-"""Flickr30k Entities: phrase grounding. Which region does a phrase of a caption mean?
+"""Flickr30k Entities: phrase grounding, the localization of phrases of captions.
 
 The rules are those of the authors' evaluation (github.com/BryanPlummer/pl-clc, flickrPhraseLocalizationEval.m): phrases
-without a box are left out, several boxes are replaced by the smallest box around them, and a region is right where its
-IoU with that box is at least 0.5.
+without a box are skipped, several boxes are replaced by their enclosing box, and a region is correct if its IoU with
+that box is at least 0.5.
 """
 
 import json
@@ -33,8 +33,8 @@ _PHRASE = re.compile(r"\[/EN#(\d+)/([a-z/]+) ([^\[\]]+)\]")  # an entity's id, t
 class Phrase:
     """A phrase of a caption.
 
-    sentence, number: of the caption, and of the phrase in it; entity: the id of what it mentions, 0 of a phrase that is
-    not visual; types: the official ones, people for one.
+    sentence, number: number of the caption, and of the phrase in it; entity: id of the entity that it mentions, 0 for
+    a phrase that is not visual; types: official types, such as people.
     """
 
     sentence: int
@@ -46,7 +46,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Objects:
-    """What is annotated in an image: its size in pixels, and the boxes of every entity that has some."""
+    """The annotations of an image: its size in pixels, and entity -> boxes, for entities with boxes."""
 
     width: int
     height: int
@@ -55,10 +55,10 @@ class Objects:
 
 @dataclass(frozen=True)
 class Flickr30kEntities(Task):
-    """The query is the phrase alone. Predictions: of each example the boxes of its image in pixels, best first."""
+    """The text is the phrase without its caption. Predictions: all boxes of an image in pixels, best first."""
 
     def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
-        """Image -> {entity: the box around its boxes} of every image that is annotated."""
+        """Image -> {entity: enclosing box}, for every annotated image."""
         paths = sorted(path for path in find_file(folder, ANNOTATIONS).glob("*.xml") if not is_stray(path.name))
         return {path.stem: {e: around(of) for e, of in read_objects(path).boxes.items()} for path in paths}
 
@@ -82,8 +82,8 @@ class Flickr30kEntities(Task):
         return example.facts["types"][0]
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Accuracy of the best box (R@1 is the same by another name), R@k: whether one of the k best is right; the
-        upper bound: whether any box is, the whole image among them."""
+        """Accuracy of the best box (equal to R@1); R@k: whether one of the k best boxes is correct; upper bound:
+        whether any box, including the whole image, is correct."""
         pairs = zip(examples, predictions, strict=True)
         right = [iou(boxes, example.target) >= OVERLAP for example, boxes in pairs]
         recall = {f"R@{k}": np.array([float(found[:k].any()) for found in right]) for k in PLACES}
@@ -97,22 +97,22 @@ class Flickr30kEntities(Task):
         return {"phrase type": scores_by(values[rows], [name for of in types for name in of])}
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[np.ndarray]) -> str:
-        """No server takes one: a JSON list of the best boxes, x1 y1 x2 y2 in pixels."""
+        """A JSON list of the best boxes, x1 y1 x2 y2 in pixels; there is no official server."""
         best = [np.reshape(boxes, (-1, 4))[0].tolist() for boxes in predictions]
         return json.dumps([{"id": e.id, "box": box} for e, box in zip(examples, best, strict=True)])
 
 
 def around(boxes: Sequence[Box]) -> Box:
-    """The smallest box around some boxes."""
+    """The enclosing box of some boxes."""
     x1, y1, x2, y2 = zip(*boxes, strict=True)
     return min(x1), min(y1), max(x2), max(y2)
 
 
 def read_objects(path: Path) -> Objects:
-    """An image's official annotations.
+    """Reads the official annotations of an image.
 
-    Pixels count from 1 there and the last one belongs to the box. As continuous coordinates from 0 the first corner
-    is one less, and IoUs are those of the official evaluation, which adds 1 to each side.
+    Their pixels are numbered from 1 and the last one belongs to the box. In continuous coordinates from 0 the first
+    corner is one less; IoUs then equal those of the official evaluation, which adds 1 to each side.
     """
     root = read_xml(path)
     width, height = (_whole(root, f"size/{side}", str(path)) for side in ("width", "height"))
@@ -122,7 +122,7 @@ def read_objects(path: Path) -> Objects:
         for box in thing.iter("bndbox"):
             x1, y1, x2, y2 = (_whole(box, corner, where) for corner in CORNERS)
             if x2 < x1 or y2 < y1:
-                raise UserError(f"{where}: its box ends before it begins ({x1} {y1} {x2} {y2}); should be {CORNERS}")
+                raise UserError(f"{where}: box {x1} {y1} {x2} {y2} ends before it begins; should be {CORNERS}")
             for name in thing.iter("name"):
                 boxes.setdefault(name.text, []).append((x1 - 1.0, y1 - 1.0, float(x2), float(y2)))
     return Objects(width, height, boxes)
@@ -137,7 +137,7 @@ def _whole(element: ET.Element, name: str, where: str) -> int:
 
 
 def read_phrases(path: Path) -> Iterator[Phrase]:
-    """The phrases of an image's captions, which a file marks as [/EN#ENTITY/TYPE/TYPE... WORDS]."""
+    """The phrases of an image's captions, marked in the file as [/EN#ENTITY/TYPE/TYPE... WORDS]."""
     for sentence, (where, line) in enumerate(read_text(path)):
         found = _PHRASE.findall(line)
         if len(found) != line.count(_BEGIN):

@@ -19,15 +19,15 @@ from finetune.task import Example, scores_by
 from shards.errors import UserError
 from shards.image_id import image_id
 
-ANSWERED = ("train", "val", "testdev")  # whose answers are public
-MINVAL = 3000  # questions of train and val together, the last by id
+ANSWERED = ("train", "val", "testdev")  # splits with public answers
+MINVAL = 3000  # held-out questions of train and val together, the last by id
 
-
-FILES = {"test_all": "test_all_questions.json", "submission": "submission_all_questions.json"}  # others are balanced
+# Splits whose files contain all questions; those of other splits contain the balanced ones.
+FILES = {"test_all": "test_all_questions.json", "submission": "submission_all_questions.json"}
 
 
 class Types(msgspec.Struct):
-    """What kind of question it is."""
+    """The official types of a question."""
 
     structural: str | None = None
     semantic: str | None = None
@@ -35,13 +35,13 @@ class Types(msgspec.Struct):
 
 
 class Groups(msgspec.Struct):
-    """Questions whose answers are counted together, for the distribution score."""
+    """The groups of a question; the distribution score compares answers within the global one."""
 
     everywhere: str | None = msgspec.field(name="global", default=None)
 
 
 class Question(msgspec.Struct):
-    """As much of a record of the official files as examples have."""
+    """The fields of a question record that examples need."""
 
     question: str
     image: str | int = msgspec.field(name="imageId")
@@ -52,7 +52,7 @@ class Question(msgspec.Struct):
 
     @property
     def facts(self) -> dict:
-        """What scores are reported by; texts of a few values, each kept once for all questions."""
+        """The types by which scores are reported; strings are interned, since they have few distinct values."""
         types, group = self.types or Types(), self.groups.everywhere if self.groups else None
         named = {"type": types.structural, "semantic": types.semantic, "detailed": types.detailed, "group": group}
         found = {name: text if text is None else sys.intern(text) for name, text in named.items()}
@@ -60,13 +60,13 @@ class Question(msgspec.Struct):
 
 
 class ImageOf(msgspec.Struct):
-    """As much of a record as tells its image."""
+    """The image field of a question record."""
 
     image: str | int = msgspec.field(name="imageId")
 
 
 class Asked(NamedTuple):
-    """A question by id and image."""
+    """The id and image of a question."""
 
     id: str
     image: str
@@ -74,11 +74,11 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class GQA(AnsweringTask):
-    """Splits: trainval is the balanced train and val without minval; testdev is the test with public answers.
+    """Splits: trainval is the balanced train and val without minval; testdev is a test set with public answers.
 
-    Those of test and test_all (its balanced questions, and all of them) and of submission are not public. The
-    submission's questions are those of val, testdev, test and the challenge, so that its images, of which val's are
-    trained on, are not counted as a test's.
+    The answers of test, test_all (its balanced questions, and all of them) and submission are not public. The split
+    submission contains the questions of val, testdev, test and the challenge; since val is training data, it is not in
+    `tests`, and its images are not removed as test images.
     """
 
     def is_test(self, split: str) -> bool:
@@ -113,13 +113,13 @@ class GQA(AnsweringTask):
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
-        values = np.array([float(said in example.target) for example, said in pairs])
+        values = np.array([float(answer in example.target) for example, answer in pairs])
         structures = [example.facts["type"] for example in examples]
         answers = [name and ("open" if name == "query" else "binary") for name in structures]  # the official rule
         return {"accuracy": values} | scores_by(values, answers) | self.part_scores(values, examples)
 
     def breakdown(self, examples: Sequence[Example], values: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-        """By structural and semantic type, reasoning steps of the functional program, and words of the question."""
+        """By structural and semantic type, number of reasoning steps, and number of words of the question."""
         names = {
             "structural type": [example.facts["type"] for example in examples],
             "semantic type": [example.facts.get("semantic") for example in examples],
@@ -135,11 +135,11 @@ class GQA(AnsweringTask):
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
         pairs = zip(examples, predictions, strict=True)
-        return json.dumps([{"questionId": example.id, "prediction": said} for example, said in pairs])
+        return json.dumps([{"questionId": example.id, "prediction": answer} for example, answer in pairs])
 
 
 def read_trainval(folder: Path) -> list[Example]:
-    """The questions of train and val, from the official files or, where these are not, the published code's."""
+    """The questions of train and val, from the official files or else the reference implementation's."""
     if not _file(folder, "train").exists() and processed.has_questions(folder, "trainval"):
         return _from_processed(folder, "trainval")
     return read(folder, "train") + read(folder, "val")
@@ -150,14 +150,14 @@ def _file(folder: Path, split: str) -> Path:
 
 
 def read(folder: Path, split: str) -> list[Example]:
-    """The questions of one official file, in its order. An answer is the official one to the letter."""
+    """The questions of one official file, in file order. Answers are not normalised."""
     path = _file(folder, split)
     if not path.exists() and processed.has_questions(folder, split):
         return _from_processed(folder, split)
     examples = []
     for id, found in scan_records(path, Question):
         if found.answer is None and split in ANSWERED:
-            raise UserError(f"{path}, record {id}: has no answer, as all of {split} have; download the file again")
+            raise UserError(f"{path}, record {id}: no answer, although {split} has answers; download the file again")
         target = None if found.answer is None else {found.answer: 1.0}
         examples.append(Example(id, found.question, (image_id(str(found.image)),), target, facts=found.facts))
     return examples

@@ -1,4 +1,4 @@
-"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg. Which region does a phrase mean?"""
+"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg."""
 
 import json
 from collections import Counter
@@ -18,13 +18,13 @@ INSTANCES = "instances.json"
 
 @dataclass(frozen=True)
 class ReferringExpressions(Task):
-    """Predictions: the chosen boxes, (n, 4) in pixels; right is an IoU above 0.5 with the one that is meant.
+    """Predictions: boxes (n, 4) in pixels; a box is correct if its IoU with the ground-truth box is above 0.5.
 
-    files: the official pickle of expressions, and the instances that it refers to.
+    files: the official pickle of expressions, and the file of the annotated instances that it refers to.
     """
 
     def instances(self, folder: Path) -> tuple[dict[int, tuple[int, Box]], dict[int, dict]]:
-        """Annotation id -> (image id, box), and image id -> its record, of the file that belongs to the pickle."""
+        """(annotation id -> (image id, box), image id -> its record), from the file of instances."""
         path = find_file(folder, INSTANCES)
         known = read_annotations(path)
         boxes = {}
@@ -38,7 +38,7 @@ class ReferringExpressions(Task):
         return boxes, {take(record, "id", int, f"{path}, image {number}"): record for number, record in images}
 
     def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
-        """Image -> {annotation id: box} of everything that is annotated."""
+        """Image -> {annotation id: box}, for all annotated instances."""
         found: dict[str, dict[str, Box]] = {}
         for annotation, (image, box) in self.instances(folder)[0].items():
             found.setdefault(str(image), {})[str(annotation)] = box
@@ -51,7 +51,7 @@ class ReferringExpressions(Task):
         return counts
 
     def _records(self, folder: Path, split: str) -> Iterator[tuple[str, dict]]:
-        """(place for messages, record) of the pickle's records of a split."""
+        """(location for messages, record) of the pickle's records of a split."""
         path = find_file(folder, self.files[0])
         for number, record in enumerate(read_pickled_list(path)):
             where = f"{path}, record {number}"
@@ -64,8 +64,8 @@ class ReferringExpressions(Task):
         examples = []
         for where, record in self._records(folder, split):
             box, image = take(record, "ann_id", int, where), take(record, "image_id", int, where)
-            for wanted, there, what in ((box, boxes, "annotation"), (image, sizes, "image")):
-                if wanted not in there:
+            for wanted, known, what in ((box, boxes, "annotation"), (image, sizes, "image")):
+                if wanted not in known:
                     raise UserError(f"{where}: {what} {wanted} is not in {instances}")
             size = {side: take(sizes[image], side, int, f"{instances}, image {image}") for side in ("width", "height")}
             for sentence in take(record, "sentences", list, where):
@@ -81,7 +81,7 @@ class ReferringExpressions(Task):
         return {"accuracy": np.array([float(iou(box, example.target)[0] > 0.5) for example, box in pairs])}
 
     def submission(self, examples: Sequence[Example], predictions: np.ndarray) -> str:
-        """No server takes one: a JSON list of the chosen boxes, x y width height."""
+        """A JSON list of the predicted boxes, x y width height; there is no official server."""
         return json.dumps(
             [
                 {"sent_id": example.id, "bbox": [x1, y1, x2 - x1, y2 - y1]}

@@ -1,4 +1,4 @@
-"""Caption-based image retrieval on COCO and Flickr30k, by Karpathy's splits."""
+"""Caption-based image retrieval on COCO and Flickr30k, with Karpathy's splits."""
 
 import json
 from collections.abc import Sequence
@@ -14,17 +14,18 @@ from shards.errors import UserError
 from shards.image_id import image_id
 
 PLACES = (1, 5, 10)
-AT_ONCE = 1000  # images that one evaluation ranks, COCO's usual protocol
+AT_ONCE = 1000  # images that an evaluation ranks, as in COCO's usual protocol
 
 
 @dataclass(frozen=True)
 class Retrieval(Task):
-    """An example is a caption with its image. Predictions: scores float (captions, images), images in order of coming.
+    """An example is a caption with its image.
 
-    An image's id is its `cocoid` in the official file, or the stem of its file name. val and test are the first
-    thousand images, val5k and test5k all of them, fold0 to fold4 the test's five thousands.
+    Predictions: scores, float (captions, images), with the images in order of first appearance. The id of an image is
+    its `cocoid` in the official file, or the stem of its file name. val and test are the first thousand images, val5k
+    and test5k all of them, fold0 to fold4 five folds of a thousand test images each.
 
-    stand_in: the name of a file that may be there instead of the official one.
+    stand_in: name of a file that may replace the official one.
     """
 
     stand_in: str = ""
@@ -33,11 +34,11 @@ class Retrieval(Task):
         return [] if self._file(folder).exists() else super().missing_files(folder)
 
     def _file(self, folder: Path) -> Path:
-        """The official file, or the one that is there instead of it."""
+        """The path of the official file, or of its replacement if that exists."""
         official, *others = [find_file(folder, name) for name in (*self.files, self.stand_in) if name]
         found = [path for path in (official, *others) if path.exists()]
         if len(found) > 1:
-            raise UserError(f"{folder}: {' and '.join(path.name for path in found)} are both there; keep one")
+            raise UserError(f"{folder}: found both {' and '.join(path.name for path in found)}; keep one")
         return found[0] if found else official
 
     @property
@@ -61,7 +62,7 @@ class Retrieval(Task):
         return examples
 
     def _images(self, path: Path, split: str) -> list[tuple[str, list[tuple[int, str]]]]:
-        """(image, [(id, text) of its captions]) of the official file."""
+        """(image, [(id, text) of its captions]) of a split of the official file."""
         wanted = {"train": ("train", "restval"), "val": ("val",), "val5k": ("val",)}.get(split, ("test",))
         images = []
         for number, image in enumerate(take(read_annotations(path), "images", list, str(path))):
@@ -74,7 +75,7 @@ class Retrieval(Task):
         return images
 
     def scores(self, examples: Sequence[Example], predictions: np.ndarray) -> dict[str, np.ndarray]:
-        """R@k of images for each caption, then (TR@k) of captions for each image. Equal scores count against."""
+        """R@k: image retrieval, per caption; TR@k: text retrieval, per image. Ties count as wrong."""
         own = own_images(examples)
         images = image_ranks(predictions, own)
         captions = caption_ranks(predictions, own)
@@ -83,26 +84,27 @@ class Retrieval(Task):
         }
 
     def submission(self, examples: Sequence[Example], predictions: np.ndarray) -> str:
-        """No server takes one: a JSON object from each caption's id to its ten best images."""
+        """A JSON object from each caption's id to its ten best images; there is no official server."""
         names = list(dict.fromkeys(example.images[0] for example in examples))
         best = np.argsort(-predictions, axis=1, kind="stable")[:, : PLACES[-1]]
         return json.dumps({e.id: [names[n] for n in row] for e, row in zip(examples, best.tolist(), strict=True)})
 
 
 def _lines(folder: Path, split: str) -> list[Path]:
-    """The published code's files of a split: a thousand images each in evaluation."""
+    """The reference implementation's files of a split; those for evaluation have a thousand images each."""
     part = {"train": "train", "val": "val_set*", "val5k": "val_set*"}.get(split, "test_set*")
     name = f"all_data_final_{part}_2014.jsonline"
     return sorted(folder.glob(name)) or sorted(folder.glob(f"*/{name}"))
 
 
 def _processed(folder: Path, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(image, [(id, text) of its captions]) of the published code's files; captions have no ids of their own there."""
+    """(image, [(id, text) of its captions]) of the reference implementation's files, which have no caption ids."""
     images = (image for path in _lines(folder, split) for image in captions(path))
     return [(name, [(f"{name}-{n}", text) for n, text in enumerate(texts)]) for name, texts in images]
 
 
 def _thousand(split: str) -> slice:
+    """The images of a split among those of its files."""
     if split.startswith("fold"):
         begin = int(split.removeprefix("fold")) * AT_ONCE
         return slice(begin, begin + AT_ONCE)
@@ -110,18 +112,19 @@ def _thousand(split: str) -> slice:
 
 
 def own_images(examples: Sequence[Example]) -> np.ndarray:
-    """int (captions,): the number of each caption's image, in order of coming."""
+    """int (captions,): the number of each caption's image, in order of first appearance."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(example.images[0], len(numbers)) for example in examples])
 
 
 def image_ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """int (captions,): how many images score no less for a caption than its own does, that one left out."""
+    """int (captions,): the rank of each caption's image, the number of other images with at least its score."""
     return (scores >= scores[np.arange(len(own)), own][:, None]).sum(1) - 1
 
 
 def caption_ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """int (images,): how many captions of other images score no less for an image than the best of its own."""
+    """int (images,): the rank of each image's best caption, the number of other images' captions with at least its
+    score."""
     mine = own[:, None] == np.arange(scores.shape[1])
     best = np.where(mine, scores, -np.inf).max(0)
     return ((scores >= best) & ~mine).sum(0)

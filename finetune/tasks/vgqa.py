@@ -1,4 +1,4 @@
-"""Visual Genome QA: questions with one answer each, answered from VQA's vocabulary."""
+"""Visual Genome QA: questions with one answer each, from VQA's answer vocabulary."""
 
 import json
 from collections import Counter
@@ -15,14 +15,14 @@ from finetune.answers import normalise
 from finetune.official import find_file, read_list, scan, take, unique
 from finetune.task import Example
 
-IMAGE_DATA = "image_data.json"  # under which names COCO and Flickr have the images; Clean V&L needs it
-HELD_OUT = 5000  # questions, the last by id
+IMAGE_DATA = "image_data.json"  # COCO and Flickr ids of the images, for decontamination
+HELD_OUT = 5000  # validation questions, the last by id
 QUESTIONS = "question_answers.json"
-PROCESSED = ("trainval", "train", "val")  # pickles of the published code, the first instead of the others
+PROCESSED = ("trainval", "train", "val")  # pickles of the reference implementation; the first replaces the others
 
 
 class Asked(msgspec.Struct):
-    """As much of a question as tells its image."""
+    """The id and image of a question."""
 
     id: int = msgspec.field(name="qa_id")
     image: int = msgspec.field(name="image_id")
@@ -36,7 +36,7 @@ class AskedOfImage(msgspec.Struct):
 
 @dataclass(frozen=True)
 class VisualGenomeQA(AnsweringTask):
-    """An answer outside the vocabulary has a target of zeros and counts as wrong."""
+    """A question whose answer is not in the vocabulary has a target of zeros, and every prediction is wrong."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         train, val = held_out_by_id(read(folder), HELD_OUT, 0.1)
@@ -55,15 +55,15 @@ class VisualGenomeQA(AnsweringTask):
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
-        return {"accuracy": np.array([float(normalise(said) in example.target) for example, said in pairs])}
+        return {"accuracy": np.array([float(normalise(answer) in example.target) for example, answer in pairs])}
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
         pairs = zip(examples, predictions, strict=True)
-        return json.dumps([{"qa_id": example.id, "answer": said} for example, said in pairs])
+        return json.dumps([{"qa_id": example.id, "answer": answer} for example, answer in pairs])
 
 
 def read(folder: Path) -> list[Example]:
-    """All questions, from the official file or, where it is not, the published code's."""
+    """All questions, from the official file or else the reference implementation's."""
     path = find_file(folder, QUESTIONS)
     if not path.exists() and processed.has_questions(folder, *PROCESSED):
         found = processed.questions(folder, *PROCESSED).values()

@@ -1,4 +1,4 @@
-"""VQA v2: open questions on COCO images, answered by ten people each."""
+"""VQA v2: open-ended questions on COCO images, with the answers of ten annotators each."""
 
 import json
 from collections import Counter
@@ -16,25 +16,25 @@ from finetune.official import find_file, read_annotations, scan, take, unique
 from finetune.task import Example, scores_by
 from shards.errors import UserError
 
-MINVAL = 3000  # questions of val, the last by id, that training leaves out
+MINVAL = 3000  # held-out questions of val, the last by id
 
 
 class Asked(msgspec.Struct):
-    """As much of a question as tells its image."""
+    """The id and image of a question."""
 
     id: int = msgspec.field(name="question_id")
     image: int = msgspec.field(name="image_id")
 
 
 class QuestionFile(msgspec.Struct):
-    """As much of an official file of questions."""
+    """The ids and images of an official question file."""
 
     questions: list[Asked]
 
 
 @dataclass(frozen=True)
 class VQA(AnsweringTask):
-    """Splits: trainval is train and val without minval. test and test-dev have no public answers."""
+    """Splits: trainval is train and val without minval; test and test-dev have no public answers."""
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         if split == "trainval":
@@ -66,30 +66,28 @@ class VQA(AnsweringTask):
         return example.facts.get("answer_type")
 
     def breakdown(self, examples: Sequence[Example], values: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-        """By the official question types, the 65 beginnings of questions; none where the annotations have none."""
+        """By the 65 official question types (first words of questions); empty if the annotations lack them."""
         found = scores_by(values, [example.facts.get("question_type") for example in examples])
         return {"question type": found} if found else {}
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
-        """The official accuracy; where the ten answers are not known, the target of the answer that was given."""
+        """The official accuracy; if the ten answers are not known, the soft score of the predicted answer."""
+        pairs = zip(examples, predictions, strict=True)
         if any("answers" not in example.facts for example in examples):
-            pairs = zip(examples, predictions, strict=True)
-            return {"soft score": np.array([example.target.get(normalise(said), 0.0) for example, said in pairs])}
-        values = np.array(
-            [vqa_accuracy(said, example.facts["answers"]) for said, example in zip(predictions, examples, strict=True)]
-        )
+            return {"soft score": np.array([example.target.get(normalise(answer), 0.0) for example, answer in pairs])}
+        values = np.array([vqa_accuracy(answer, example.facts["answers"]) for example, answer in pairs])
         return {"accuracy": values} | self.part_scores(values, examples)
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> str:
         pairs = zip(examples, predictions, strict=True)
-        return json.dumps([{"question_id": example.id, "answer": said} for example, said in pairs])
+        return json.dumps([{"question_id": example.id, "answer": answer} for example, answer in pairs])
 
 
 _YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 
 
 def annotations(folder: Path, split: str):
-    """(place for messages, record) of every annotation of train or val."""
+    """(location for messages, record) of every annotation of train or val."""
     path = _annotation_file(folder, split)
     for number, record in enumerate(take(read_annotations(path), "annotations", list, str(path))):
         yield f"{path}, annotation {number}", record
@@ -100,7 +98,7 @@ def _annotation_file(folder: Path, split: str) -> Path:
 
 
 def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict]]:
-    """Question -> (target, facts), from the annotations or, where these are not, the published code's targets."""
+    """Question id -> (target, facts), from the annotations or else the reference implementation's targets."""
     if not _annotation_file(folder, split).exists() and processed.has_questions(folder, "trainval", split):
         return {
             question: (found.target, {}) for question, found in processed.questions(folder, "trainval", split).items()
@@ -109,7 +107,7 @@ def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict
     for where, record in annotations(folder, split):
         question = take(record, "question_id", int, where)
         if question in answered:
-            raise UserError(f"{where}: question_id {question} stands there twice")
+            raise UserError(f"{where}: duplicate question_id {question}")
         answers = [take(a, "answer", str, f"{where}, answers") for a in take(record, "answers", list, where)]
         if not answers:
             raise UserError(f"{where}: answers of question_id {question} is empty; remove the question, or add answers")
@@ -121,7 +119,7 @@ def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict
 
 
 def asked(folder: Path, split: str) -> list[Asked]:
-    """The questions of one official file by id and image."""
+    """The ids and images of the questions of one official file."""
     return scan(_question_file(folder, split), QuestionFile).questions
 
 
@@ -130,7 +128,7 @@ def _question_file(folder: Path, split: str) -> Path:
 
 
 def read(folder: Path, split: str) -> list[Example]:
-    """The questions of one official file, with their answers where there is a file of these."""
+    """The questions of one official file, with answers for train and val."""
     path = _question_file(folder, split)
     answered = _answers(folder, split) if split in ("train", "val") else {}
     examples = []

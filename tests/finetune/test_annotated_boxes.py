@@ -64,7 +64,7 @@ def test_runs_take_them(with_boxes, tmp_path, run_command, pretrained):
 def test_tasks_without_boxes_say_so(world, tmp_path, run_command, pretrained):
     flags = ("--data", world, "--out", tmp_path / "boxes.jsonl")
     status, _, err = run_command("finetune.given_boxes", "--task", "vqa", *flags)
-    assert status == 2 and "those of visual7w, refcoco, refcoco+, refcocog, guesswhat, flickr30k_entities have" in err
+    assert status == 2 and "use one of visual7w, refcoco, refcoco+, refcocog, guesswhat, flickr30k_entities" in err
     flags = ("--data", world, "--init", pretrained, "--out", tmp_path / "run", "--annotated_boxes", "true")
     status, _, err = run_command("finetune.st", "--task", "vqa", *flags)
     assert status == 2 and "--annotated_boxes: applies to referring expressions only, not to vqa" in err

@@ -29,7 +29,7 @@ def rare(world, tmp_path):
 def test_doctor_counts_answers_as_training_does(rare, pretrained, tmp_path, run_command):
     data, answers = rare
     folder = data / "vqa"
-    sentence = f"{folder}: no answer is the right one of 9 questions or more; the most frequent one is that of 3; "
+    sentence = f"{folder}: no answer is the ground truth of 9 or more questions; the most frequent one has 3; "
     sentence += "lower --min_answer_count, or give the answers in a file "
     status, out, _ = run_command("finetune.doctor", "--data", data, "--tasks", "vqa")
     assert status == 1 and "vqa: with gaps" in out and f"to mend: answers: {sentence}(--answers)" in out

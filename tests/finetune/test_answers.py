@@ -129,7 +129,7 @@ def test_a_vocabulary_has_what_is_frequent_and_can_be_saved(tmp_path):
     np.testing.assert_array_equal(vocabulary.target({"yes": 0.6, "red": 1, "blue": 1}), np.float32([0, 0.6, 1]))
     vocabulary.save(tmp_path / "answers.json")
     assert read_vocabulary(tmp_path / "answers.json").answers == vocabulary.answers
-    with pytest.raises(UserError, match="no answer is the right one of 5 questions"):
+    with pytest.raises(UserError, match="no answer is the ground truth of 5 or more questions"):
         build_vocabulary(["yes"] * 4, 5)
 
 
@@ -139,8 +139,8 @@ def test_vocabularies_from_files(tmp_path, real_data):
     path.write_text(json.dumps([{"ans": "yes", "dsets": []}, {"ans": "no", "dsets": []}]))
     assert read_vocabulary(path).answers == ["yes", "no"]
     for text, complaint in [
-        ('["yes", "yes"]', "'yes' stands twice"),
-        ("{}", "should be a JSON list"),
+        ('["yes", "yes"]', "duplicate answer 'yes'"),
+        ("{}", "should be a JSON or pickled list"),
         ("[1]", "list of answers"),
     ]:
         path.write_text(text)
@@ -149,5 +149,5 @@ def test_vocabularies_from_files(tmp_path, real_data):
 
 
 def test_a_vocabulary_knows_each_answer_once():
-    with pytest.raises(UserError, match="'yes' stands twice"):
+    with pytest.raises(UserError, match="duplicate answer 'yes'"):
         AnswerVocabulary(["yes", "no", "yes"])

@@ -326,7 +326,7 @@ def test_file_names_of_all_years(file, image):
 def test_scan_takes_what_is_asked_for(tmp_path):
     (tmp_path / "a.json").write_text('{"b": [1, 2], "c": {"d": null}}')
     assert scan(tmp_path / "a.json", dict[str, object])["b"] == [1, 2]
-    with pytest.raises(UserError, match=r"is not there; it is an official file"):
+    with pytest.raises(UserError, match=r"not found; it is an official file"):
         scan(tmp_path / "b.json", dict)
 
 

@@ -63,7 +63,7 @@ def test_the_score_equals_the_obvious_sum(data):
     if under:
         assert consistency(images).score == pytest.approx(over / under)
     else:
-        with pytest.raises(UserError, match="shares a noun or an adjective"):
+        with pytest.raises(UserError, match="share a noun or an adjective"):
             consistency(images)
 
 

@@ -188,13 +188,13 @@ def test_broken_files_end_in_a_sentence(tmp_path):
             GQA.further_scores(tmp_path, "val", examples, predictions)
 
     dump(tmp_path / "eval" / "val_choices.json", {id: of for id, of in choices.items() if id != first})
-    check(f"val_choices.json: has no record {first}; fetch it again")
+    check(f"val_choices.json: no record {first}; download it again")
     dump(tmp_path / "eval" / "val_choices.json", choices | {first: {"valid": ["yes"]}})
-    check(f"val_choices.json, record {first}: is not as it should be")
+    check(f"val_choices.json, record '{first}': cannot be read")
     dump(tmp_path / "eval" / "val_choices.json", choices)
     questions[first]["entailed"] = ["999"]
     dump(tmp_path / "questions1.2" / "val_all_questions.json", questions)
-    check("val_all_questions.json: has no record 999; fetch it again")
+    check("val_all_questions.json: no record 999; download it again")
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_absent_files_are_named_once(evaluate, tmp_path):
     line = "not computed: consistency needs testdev_all_questions.json; validity and plausibility need testdev_choices"
     assert out.count(line) == 1 and "distribution" in scores and "consistency" not in scores
     out, scores, _ = evaluate("minval")
-    assert "consistency, validity and plausibility: of the splits val and testdev alone" in out
+    assert "consistency, validity and plausibility: only available for the splits val and testdev" in out
     assert "consistency" not in scores and "steps" in scores["by"]
 
 

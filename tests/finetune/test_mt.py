@@ -329,8 +329,8 @@ def test_tokens_are_kept_for_what_goes_on(mt, tmp_path, run_command, world, kind
 
 
 MISTAKES = [
-    (["--tasks", "refcoc"], "--tasks refcoc: should be of all, g1, g2, g3, g4, extra, vqa"),
-    (["--tasks", "g4,,g1"], "--tasks : should be of all"),
+    (["--tasks", "refcoc"], "--tasks refcoc: should be one of all, g1, g2, g3, g4, extra, vqa"),
+    (["--tasks", "g4,,g1"], "--tasks : should be one of all"),
     (["--regime", "dgs"], "--regime dgs: should be one of dsg, round_robin"),
     (["--tasks", "g4,g1", "--regime", "curriculum"], "trains G3 first, and none of the tasks is of that group"),
     (["--first_phase", 1.5], "--first_phase 1.5: should be 1 or less"),

@@ -148,7 +148,7 @@ def test_targets_that_are_broken(published, tmp_path, change, complaint):
     with pytest.raises(UserError, match=rf"train_target\.pkl, record 3: {complaint}"):
         TASKS["vgqa"].read(folder, "train")
     (folder / "cache" / "trainval_label2ans.pkl").unlink()
-    with pytest.raises(UserError, match=r"trainval_label2ans\.pkl: is not there"):
+    with pytest.raises(UserError, match=r"trainval_label2ans\.pkl: not found"):
         TASKS["vgqa"].read(folder, "train")
 
 
@@ -156,7 +156,7 @@ def test_a_file_that_is_there_twice(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.json").write_text("{}")
-    with pytest.raises(UserError, match=r"a/x\.json and .*b/x\.json are both there"):
+    with pytest.raises(UserError, match=r"found both .*a/x\.json and .*b/x\.json; keep one"):
         find_file(tmp_path, "x.json")
     (tmp_path / "x.json").write_text("{}")
     assert find_file(tmp_path, "x.json") == tmp_path / "x.json"
@@ -181,7 +181,7 @@ def test_regions_of_several_folders(tmp_path):
     regions = Regions(tmp_path / "coco")
     assert all(name in regions and regions[name].info["id"] == name for name in "abc") and "d" not in regions
     made_of(tmp_path / "coco" / "other", ["d"], width=3)
-    with pytest.raises(UserError, match="other has features 3 wide and test 4"):
+    with pytest.raises(UserError, match="other has feature size 3 and test 4"):
         Regions(tmp_path / "coco")
 
 
@@ -190,7 +190,7 @@ def test_published_boxes_are_known_by_where_they_lie(tmp_path):
     sample = Regions(tmp_path / "boxes")["a"]
     boxes = [(10.4, 10, 91, 50), (0, 0, 50, 25)]
     assert rows_of_boxes(sample, ("7", "8"), boxes).tolist() == [1, 0]
-    with pytest.raises(UserError, match=r"a has no box at \[0, 0, 60, 25\], the nearest is 10\.0 pixels off"):
+    with pytest.raises(UserError, match=r"a has no box at \[0, 0, 60, 25\], the nearest is 10\.0 pixels away"):
         rows_of_boxes(sample, ("7",), [(0, 0, 60, 25)])
 
 
@@ -202,7 +202,7 @@ def test_a_vocabulary_pickled_either_way(tmp_path):
         (tmp_path / "answers.pkl").write_bytes(pickle.dumps(value, 2))
         assert read_vocabulary(tmp_path / "answers.pkl").answers == answers.answers
     (tmp_path / "answers.pkl").write_bytes(pickle.dumps({"yes": 0, "no": 2}))
-    with pytest.raises(UserError, match="should be a JSON list of answers"):
+    with pytest.raises(UserError, match="should be a JSON or pickled list of answers"):
         read_vocabulary(tmp_path / "answers.pkl")
 
 

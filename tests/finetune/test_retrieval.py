@@ -88,7 +88,7 @@ def test_hard_captions_are_of_the_nearest_images(regions, examples, monkeypatch)
 
 
 def test_one_image_has_nothing_to_be_told_from(regions, examples):
-    with pytest.raises(UserError, match="retrieval needs examples of two images at least"):
+    with pytest.raises(UserError, match="retrieval needs examples of at least two images"):
         Options(examples[:2], regions, 0)
 
 

@@ -162,7 +162,7 @@ def test_a_run_stops_when_it_gets_no_better(st, tmp_path, run_command, pretraine
 
 MISTAKES = [
     (["--task", "refcoc"], "--task refcoc: should be one of vqa, vgqa"),
-    (["--data", "nowhere"], "nowhere/refcoco: no such folder; it should hold the official files of RefCOCO"),
+    (["--data", "nowhere"], "nowhere/refcoco: no such folder; it should contain the official files of RefCOCO"),
     (["--train_split", "trainn"], "--split trainn: refcoco has train, val, testA, testB"),
     (["--init", "nowhere"], "--init nowhere: no such file or directory"),
     (["--answers", "x.json"], "--answers x.json: refcoco has no answer vocabulary"),
@@ -204,7 +204,7 @@ def test_an_image_without_regions_is_named_or_left_out(st, run_command, world, t
         status == 2 and "3 of " in err and "examples have an image without regions in" in err and "404 the first" in err
     )
     status, out, _ = run_command("finetune.st", *flags, "--missing", "skip")
-    assert status == 0 and "left out: 3 of " in out
+    assert status == 0 and "skipped: 3 of " in out
 
 
 def test_features_of_another_width_are_refused(st, run_command, world, tmp_path, pretrained):
