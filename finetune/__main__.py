@@ -1,42 +1,43 @@
-"""twelve-in-one COMMAND, or python -m finetune COMMAND: every command of the toolkit under one name."""
+"""twelve-in-one COMMAND, or python -m finetune COMMAND: runs any command of the toolkit."""
 
 import runpy
 import sys
 
-# Name -> (module, what it does), in groups.
+# Group -> {name: (module, summary)}.
 GROUPS = {
     "data": {
         "extract": ("shards.extract", "images (with captions) to region shards"),
         "convert": ("shards.convert", "published features to region shards"),
-        "inspect": ("shards.inspect", "what is in region shards"),
-        "given-boxes": ("finetune.given_boxes", "the boxes that the tasks' annotations give"),
+        "inspect": ("shards.inspect", "contents of region shards"),
+        "given-boxes": ("finetune.given_boxes", "boxes of the tasks' annotations, for extract"),
         "world": ("shards.world", "the miniature world, a synthetic data set"),
-        "doctor": ("finetune.doctor", "which tasks a data folder is ready for"),
-        "clean": ("finetune.clean", "find test images in training data (Clean V&L)"),
+        "doctor": ("finetune.doctor", "check of a data folder: files and regions per task"),
+        "clean": ("finetune.clean", "decontamination: test images in training data (Clean V&L)"),
     },
     "training": {
         "pretrain": ("pretrain.run", "pretraining on image-caption pairs"),
-        "mt": ("finetune.mt", "several tasks together"),
-        "st": ("finetune.st", "one task"),
-        "ablate": ("finetune.ablate", "the paper's ablations, with seeds and intervals"),
+        "mt": ("finetune.mt", "multi-task training"),
+        "st": ("finetune.st", "single-task fine-tuning"),
+        "ablate": ("finetune.ablate", "the paper's ablations, with several seeds and intervals"),
     },
     "evaluation": {
-        "evaluate": ("finetune.evaluate", "scores and submissions of a run"),
+        "evaluate": ("finetune.evaluate", "scores and submission files of a run"),
         "consistency": ("finetune.consistency", "grounding consistency of answers (MT-VGC)"),
-        "predict": ("finetune.predict", "one answer for one image and one text"),
+        "predict": ("finetune.predict", "prediction for an image file and a text"),
         "report": ("finetune.report", "tables and figures of runs"),
-        "examples": ("finetune.examples", "right and wrong predictions"),
-        "attention": ("finetune.attention", "attention maps"),
-        "demo": ("finetune.demo", "a live page"),
+        "examples": ("finetune.examples", "page of correct and wrong predictions"),
+        "attention": ("finetune.attention", "page of attention maps"),
+        "demo": ("finetune.demo", "web demo"),
     },
     "other": {
         "export": ("pretrain.convert", "weights to and from other formats"),
-        "ops": ("ops", "versions, compiled operators and their self-check"),
+        "ops": ("ops", "versions, and a self-check of the compiled operators"),
     },
 }
 
 
 def overview() -> str:
+    """The text of --help: all commands by group."""
     lines = ["twelve-in-one COMMAND [--flag value ...]; twelve-in-one COMMAND --help lists a command's flags", ""]
     for group, commands in GROUPS.items():
         lines += [group.capitalize()]
@@ -46,7 +47,7 @@ def overview() -> str:
 
 
 def main() -> int:
-    """Runs the command that the first argument names, as `python -m` would. Returns 2 for an unknown one."""
+    """Runs the command that the first argument names, as `python -m` would. Returns 2 for an unknown command."""
     commands = {name: module for group in GROUPS.values() for name, (module, _) in group.items()}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):

@@ -1,4 +1,4 @@
-"""python -m finetune.ablate --suite table11: the paper's ablations, several seeds a row, and their table."""
+"""python -m finetune.ablate --suite table11: runs the paper's ablations with several seeds and prints their table."""
 
 import contextlib
 import os
@@ -36,43 +36,45 @@ from shards.flags import REQUIRED, command, flag
 from shards.ranks import Ranks, launched
 from shards.world import DEFAULT_WORLD, complete_world, pairs_folder
 
-OWN_DEFAULT = ("lr_scale", "epochs")  # flags for which a run keeps the default that there was when it was begun
+OWN_DEFAULT = ("lr_scale", "epochs")  # flags of which a run keeps the default value of the time when it was started
 
 
 @dataclass
 class AblateConfig:
     """Flags of finetune.ablate."""
 
-    suite: str = flag(REQUIRED, "which ablation", choices=tuple(SUITES))
-    seeds: int = flag(3, "runs of each row, with seeds from 0 on", low=1)
-    jobs: int = flag(1, "runs at a time; they share the machine's cores (1 under torchrun)", low=1)
-    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
-    init: str = flag(PRETRAINING, "the run that rows start from which do not say otherwise")
-    out: str = flag("runs/ablate", "a folder for the runs; those that are finished there are kept", written=True)
-    iterations: int | None = flag(None, "of each run", unset="finetune.mt's own", low=1)
-    epochs: int | None = flag(None, "of each pretraining run", unset="pretrain.run's own", low=1)
-    lr_scale: float | None = flag(None, "factor on all tasks' learning rates", unset="finetune.mt's own", above=0)
-    rows: str | None = flag(None, "only these rows of the suite, with semicolons between them", unset="all")
+    suite: str = flag(REQUIRED, "ablation", choices=tuple(SUITES))
+    seeds: int = flag(3, "runs per row, with seeds from 0", low=1)
+    jobs: int = flag(1, "number of parallel runs, which share the machine's cores (1 under torchrun)", low=1)
+    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
+    init: str = flag(PRETRAINING, "pretraining run for all rows that do not define their own initial weights")
+    out: str = flag("runs/ablate", "folder for the runs; finished runs in it are kept", written=True)
+    iterations: int | None = flag(None, "iterations of each run", unset="finetune.mt's", low=1)
+    epochs: int | None = flag(None, "epochs of each pretraining run", unset="pretrain.run's", low=1)
+    lr_scale: float | None = flag(None, "factor on all tasks' learning rates", unset="finetune.mt's", above=0)
+    rows: str | None = flag(None, "semicolon-separated rows of the suite", unset="all")
     config: str | None = flag(
         None,
-        "sizes of pretraining runs, or of published weights given by --init",
-        unset="tiny, or those next to the weights",
+        "model configuration of pretraining runs, or of published weights given by --init",
+        unset="tiny, or the one next to the weights",
     )
     bert: str | None = flag(
         None,
-        "a Hugging Face BERT for pretraining runs and for rows without pretraining",
+        "Hugging Face BERT for pretraining runs and for rows without pretraining",
         unset="the one of --init's run",
     )
     clean: str | None = flag(
-        None, "decontaminated training sets: DATA/clean or another folder of finetune.clean", unset="not decontaminated"
+        None,
+        "decontamination: DATA/clean or another output folder of finetune.clean",
+        unset="no decontamination",
     )
     precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a row. folder: of its run directory and, in pretraining's suite, of its pretraining."""
+    """One run of a row. folder: contains its run directory and, if the row has its own pretraining, that run's."""
 
     name: str
     row: Row
@@ -94,7 +96,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Call:
-    """A command that a run consists of. flags: without --resume, which is always given; out: its run directory."""
+    """One command of a run. flags: without --out and --resume, which are always given; out: its run directory."""
 
     module: str
     flags: dict
@@ -110,7 +112,7 @@ class Call:
 
     @property
     def settings(self) -> dict:
-        """The flags that change what is computed, with the defaults of those that are not given."""
+        """The flags that change what is computed, including defaults of flags that are not given."""
         if self.module == "pretrain.run":
             config, free = PretrainConfig(**self.flags).settled(), PRETRAINING_FREE_FLAGS
         else:
@@ -130,9 +132,9 @@ class Call:
 
 @dataclass(frozen=True)
 class PlainStart:
-    """What rows without pretraining start from.
+    """Initial weights of rows without pretraining.
 
-    flags: of finetune.mt; sizes: to be written to the file that flags["config"] names, or None; text: for the log.
+    flags: of finetune.mt; sizes: model configuration to write to the file flags["config"], or None; text: for the log.
     """
 
     flags: dict
@@ -141,17 +143,17 @@ class PlainStart:
 
 
 def run(config: AblateConfig) -> int:
-    """Runs a suite; the exit status is 0, or 128 + the signal that stopped it."""
+    """Runs a suite; returns the exit status, 0 or 128 + the signal that stopped it."""
     ranks = launched()
     if ranks.count > 1 and config.jobs > 1:
-        raise UserError(f"--jobs {config.jobs}: under torchrun every run takes all ranks; leave --jobs out")
+        raise UserError(f"--jobs {config.jobs}: under torchrun every run uses all ranks; remove --jobs")
     with connected(ranks, CPU), locked_run(Path(config.out) / config.suite, "finetune.ablate", ranks):
         ablate(config, ranks)
     return 0
 
 
 def ablate(config: AblateConfig, ranks: Ranks) -> None:
-    """One rank's part of a suite: it starts its rank of every run, one after another, and waits for the other ranks."""
+    """One rank's part of a suite: it starts its rank of every run in sequence and waits for the other ranks."""
     rows = _rows(config)
     runs = [
         Run(name, row, seed, Path(config.out) / config.suite / name.replace(" ", "_").replace(",", "") / f"seed{seed}")
@@ -160,7 +162,7 @@ def ablate(config: AblateConfig, ranks: Ranks) -> None:
     ]
     config, start, finished = on_first(ranks, lambda: _prepare(config, runs))
     waiting = [one for one, done in zip(runs, finished, strict=True) if not done]
-    ranks.say(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
+    ranks.say(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them already finished")
     if start is not None:
         ranks.say(start.text)
     processes = Processes(config.jobs, ranks)
@@ -178,11 +180,11 @@ def _write_table(config: AblateConfig, runs: list[Run]) -> str:
     path = Path(config.out) / config.suite / "table.txt"
     with whole_file(path, "w", encoding="utf-8") as file:
         file.write(text + "\n")
-    return f"{text}\nthe table is in {path}"
+    return f"{text}\ntable: {path}"
 
 
 def _rows(config: AblateConfig) -> dict[str, Row]:
-    """The chosen rows of the suite; the full method is among them in any case."""
+    """The chosen rows of the suite, always including the full method."""
     rows = SUITES[config.suite]
     if config.rows is None:
         return rows
@@ -195,7 +197,7 @@ def _rows(config: AblateConfig) -> dict[str, Row]:
 
 
 def _prepare(config: AblateConfig, runs: list[Run]) -> tuple[AblateConfig, PlainStart | None, list[bool]]:
-    """(the flags as runs were begun with them, what rows without pretraining start from, which runs are finished)."""
+    """(flags with which runs were started, initial weights of rows without pretraining, which runs are finished)."""
     complete_world(config.data)
     pairs = pairs_folder(config.data)
     if any(one.row.pretraining is not None for one in runs) and not pairs.is_dir():
@@ -206,22 +208,22 @@ def _prepare(config: AblateConfig, runs: list[Run]) -> tuple[AblateConfig, Plain
         path, sizes = Path(start.flags["config"]), start.sizes.to_dict()
         begun = any(call.begun for one in runs if not one.row.pretrained for call in calls_of(one, config, start))
         if begun and path.exists() and read_json(path) != sizes:
-            raise UserError(f"{path}: runs have these sizes, --init {config.init} has others; give another --out")
+            raise UserError(f"{path}: model configuration differs from --init {config.init}; give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, sizes)
     return config, start, [one.finished for one in runs]
 
 
 def plain_start(config: AblateConfig, rows: list[Row]) -> PlainStart | None:
-    """What rows without pretraining start from, None where there are none: a BERT, or random weights, at the size of
-    the model that the other rows start from.
+    """Initial weights of rows without pretraining, or None if there are no such rows.
 
-    The BERT is --bert, else the one that --init's pretraining began with.
+    They are a BERT or random weights, with the same model configuration as the other rows. The BERT is --bert, else the
+    one from which the pretraining run --init was initialised.
     """
     own = any(row.pretraining is not None for row in rows)
     if all(row.pretrained for row in rows):
         if config.bert and not own:
-            raise UserError(f"--bert {config.bert}: none of the rows of {config.suite} starts from a BERT")
+            raise UserError(f"--bert {config.bert}: none of the rows of {config.suite} are initialised from a BERT")
         return None
     sizes, tokenizer, bert, place = None, None, config.bert, config.config or PretrainConfig.config
     if not own and config.init != "scratch":
@@ -232,16 +234,16 @@ def plain_start(config: AblateConfig, rows: list[Row]) -> PlainStart | None:
         its_bert = config.init if weights.kind == BERT else weights.facts.get("flags", {}).get("bert")
         sizes, tokenizer, bert = weights.sizes, weights.tokenizer, bert or its_bert
         place = str(Path(config.out) / config.suite / "model.json")
-    size = f"of the sizes {'of ' + config.init if sizes else place}"
+    size = f"model configuration {'of ' + config.init if sizes else place}"
     if bert:
         flags = {"init": bert_folder(bert), "config": place}
-        return PlainStart(flags, sizes, f"without pretraining: from the BERT {bert}, {size}")
+        return PlainStart(flags, sizes, f"rows without pretraining: initialised from the BERT {bert}, {size}")
     flags = {"init": "scratch", "config": place, "tokenizer": tokenizer}
-    return PlainStart(flags, sizes, f"without pretraining: from random weights, {size} (--bert names a BERT)")
+    return PlainStart(flags, sizes, f"rows without pretraining: random weights, {size} (--bert for a BERT)")
 
 
 def calls_of(one: Run, config: AblateConfig, start: PlainStart | None) -> list[Call]:
-    """The commands of a run in their order: pretraining, where the row has its own, and multi-task training."""
+    """The commands of a run, in order: pretraining, if the row has its own, and multi-task training."""
     machine = {"precision": config.precision, "device": config.device, "seed": one.seed}
     names = ("data", "iterations", "lr_scale", "clean")
     flags = {name: getattr(config, name) for name in names} | machine
@@ -262,9 +264,10 @@ def calls_of(one: Run, config: AblateConfig, start: PlainStart | None) -> list[C
 
 
 def as_begun(runs: list[Run], config: AblateConfig, start: PlainStart | None) -> AblateConfig:
-    """The flags, where nothing else is asked for with the rate and the epochs of runs that were begun before.
+    """The flags, with the learning-rate factor and epochs of existing runs unless they are given.
 
-    A run that was begun, or finished, with other flags or when defaults were others is refused: a table would mix them.
+    Raises:
+        UserError: a run was started with other flags or defaults, so that the table would mix different settings.
     """
     for one in runs:
         for call in calls_of(one, config, start):
@@ -274,34 +277,34 @@ def as_begun(runs: list[Run], config: AblateConfig, start: PlainStart | None) ->
                     config = replace(config, **{name: stored.get(name)})
                 elif stored.get(name, asked) not in (asked, absolute(asked, name)):
                     raise UserError(
-                        f"{call.out}: was made with --{name} {stored[name]}, and not with "
+                        f"{call.out}: was run with --{name} {stored[name]}, not with "
                         f"{'the default' if asked is None else asked}; give the same flags, another --out, or remove it"
                     )
     return config
 
 
 class Processes:
-    """The commands of runs as processes of their own, which end with this one."""
+    """Runs commands in subprocesses, which are stopped when this process is."""
 
     def __init__(self, jobs: int, ranks: Ranks):
         self.ranks, self.running, self.stopped = ranks, set(), False
         if ranks.count == 1:
             self.environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         else:
-            # A run's ranks meet in the store in which the ranks of this command have met (torchrun's own, or the first
-            # rank's), each time under a new name (see pretrain.distributed), so that no run needs a port of its own.
+            # The ranks of a run rendezvous in the store of this command's ranks (torchrun's own, or the first rank's),
+            # each time under a new prefix (see pretrain.distributed), so that a run needs no port of its own.
             count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             self.environment = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": count}
 
     def call(self, call: Call) -> None:
-        """Runs a command to its end; a failure is a UserError that names its log."""
+        """Runs a command to completion. Raises UserError with the path of its log if it fails."""
         log = call.log(self.ranks)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", encoding="utf-8") as file:
             argv, environment = [sys.executable, *call.argv], os.environ | self.environment
             process = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, env=environment)
             self.running.add(process)
-            if self.stopped:  # since the last command ended
+            if self.stopped:  # the signal arrived between two commands
                 process.terminate()
             status = process.wait()
             self.running.discard(process)
@@ -312,7 +315,7 @@ class Processes:
 
     @contextlib.contextmanager
     def threads(self, jobs: int) -> Iterator[ThreadPoolExecutor]:
-        """Threads for `call`, meanwhile SIGTERM stops the commands; after an error, those that wait are not begun."""
+        """A thread pool for `call`. In the block, SIGTERM stops the commands; after an error, no more are started."""
         with ThreadPoolExecutor(jobs) as pool:
             before = signal.signal(signal.SIGTERM, self.stop)
             try:
@@ -322,7 +325,7 @@ class Processes:
                 signal.signal(signal.SIGTERM, before)
 
     def stop(self, number: int, _) -> None:
-        """Hands SIGTERM on, at which the runs save and stop, and ends this command."""
+        """Forwards SIGTERM to the runs, which save a checkpoint and stop, and exits."""
         self.stopped = True
         for process in list(self.running):
             process.send_signal(number)
@@ -330,13 +333,13 @@ class Processes:
 
 
 def _train(calls: list[Call], processes: Processes, ranks: Ranks) -> None:
-    """Pretrains where the row says so, and trains; both go on where they were interrupted."""
+    """Runs the commands of one run, which resume if they were interrupted before."""
     for call in calls:
         on_every_rank(ranks, lambda call=call: processes.call(call))
 
 
 def table(suite: str, runs: list[Run]) -> str:
-    """Means over seeds in the paper's layout, and how each row's MT score differs from the full method's."""
+    """Means over seeds in the paper's layout, and the difference of each row's MT score from the full method's."""
     by_row: dict[str, list[Run]] = {}
     for one in runs:
         by_row.setdefault(one.name, []).append(one)
@@ -352,21 +355,21 @@ def table(suite: str, runs: list[Run]) -> str:
     full = next(iter(by_row))
     seeds = len(by_row[full])
     lines = [f"{suite}: means of {seeds} {'seeds' if seeds > 1 else 'seed'}, validation{mark}", render_rows(rows), ""]
-    lines.append(f"difference of the MT score from that of {full!r}, on the tasks that both have")
+    lines.append(f"difference of the MT score from {full!r}, over the tasks of both")
     for name in list(by_row)[1:]:
         difference, (low, high), p = compare(by_row[name], by_row[full])
         lines.append(f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
-    lines.append("interval: 95%, over images, paired; p: paired t-test over tasks and seeds")
+    lines.append("interval: 95%, paired bootstrap over images; p: paired t-test over tasks and seeds")
     if note := ranking_note(*(result["tasks"] for of_row in results.values() for result in of_row)):
         lines.append(note)
     return "\n".join(lines)
 
 
 def compare(row: list[Run], full: list[Run]) -> tuple[float, tuple[float, float], float]:
-    """(difference of the mean of the shared tasks' scores, its 95% interval, p of a paired t-test).
+    """(difference of the mean score over the shared tasks, its 95% interval, p of a paired t-test).
 
-    The test is over tasks and seeds; the interval is a bootstrap over images with their examples, the same ones of both
-    rows, of differences that are means over seeds.
+    The test is over tasks and seeds. The interval is a paired bootstrap over images, with all their examples, of the
+    differences averaged over seeds.
     """
     kept = [[load_values(one.out / VALUES) for one in runs] for runs in (row, full)]
     ours, theirs = ([values for values, _ in of_row] for of_row in kept)
@@ -381,6 +384,6 @@ def compare(row: list[Run], full: list[Run]) -> tuple[float, tuple[float, float]
 
 
 if __name__ == "__main__":
-    summary = "The paper's ablations on a data folder, with several seeds a row."
+    summary = "Runs the paper's ablations on a data folder, with several seeds per row."
     with leaving():
         command(AblateConfig, run, "finetune.ablate", summary)

@@ -1,4 +1,4 @@
-"""python -m finetune.consistency --run RUN: does a model find what it answers questions about (MT-VGC)?"""
+"""python -m finetune.consistency --run RUN: multi-task visual grounding consistency (MT-VGC)."""
 
 import dataclasses
 import os
@@ -39,25 +39,25 @@ SHOWN = 24  # pairs of each kind on the page
 class ConsistencyConfig:
     """Flags of finetune.consistency."""
 
-    run: str = flag(REQUIRED, "a run that answers VQA's questions: of finetune.mt, or of finetune.st on vqa")
-    grounding: str | None = flag(None, "runs that find expressions, with commas between them", unset="--run")
-    data: str | None = flag(None, "the data folder", unset="the run's own")
-    questions: str = flag("train,val", "VQA's splits, with commas between them, those with public answers")
-    expressions: str = flag("testA,testB", "splits of the referring expressions")
-    threshold: float = flag(THRESHOLD, "least VQA accuracy of a question that counts as answered", above=0, high=1)
-    fractional: bool = flag(False, "VQA accuracy itself, instead of 1 or 0, as the main form of the score")
-    tagger: str = flag(DEFAULT, "what tells nouns and adjectives: hanta, or an installed model of spaCy")
-    out: str | None = flag(None, "a folder for the numbers and the page", unset="RUN/consistency", written=True)
-    missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
-    batch_size: int = flag(256, "examples at a time", low=1)
-    precision: str = flag("float32", "of matrix work; float64: of all", choices=PRECISIONS)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
-    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
+    run: str = flag(REQUIRED, "run trained on VQA: of finetune.mt, or of finetune.st on vqa")
+    grounding: str | None = flag(None, "comma-separated runs trained on referring expressions", unset="--run")
+    data: str | None = flag(None, "data folder", unset="the run's")
+    questions: str = flag("train,val", "comma-separated splits of VQA, which must have public answers")
+    expressions: str = flag("testA,testB", "comma-separated splits of the referring expressions")
+    threshold: float = flag(THRESHOLD, "minimum VQA accuracy of a question that counts as answered", above=0, high=1)
+    fractional: bool = flag(False, "VQA accuracy instead of 1 or 0 as y(q) of the main score")
+    tagger: str = flag(DEFAULT, "part-of-speech tagger: hanta, or an installed spaCy model")
+    out: str | None = flag(None, "folder for the numbers and the page", unset="RUN/consistency", written=True)
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    batch_size: int = flag(256, "examples per batch", low=1)
+    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
 
 
 @dataclass
 class Judged:
-    """Examples of a task with what a run made of them. values: accuracy of each."""
+    """Examples of a task with a run's predictions. values: float (examples,), the accuracy of each."""
 
     task: str
     examples: Sequence[Example]
@@ -65,6 +65,7 @@ class Judged:
     values: np.ndarray
 
     def by_image(self) -> dict[str, list[int]]:
+        """Image -> numbers of its examples."""
         found: dict[str, list[int]] = {}
         for number, example in enumerate(self.examples):
             found.setdefault(example.images[0], []).append(number)
@@ -98,7 +99,7 @@ def _run(config: ConsistencyConfig, out: Path) -> None:
         print(_titles(config)[form])
         print(render({name: forms[form] for name, forms in rows.items()}))
     _warn(config)
-    print(f"the pairs that agree most and least: {out / 'pairs.html'}")
+    print(f"consistent and inconsistent pairs: {out / 'pairs.html'}")
 
 
 def _forms(config: ConsistencyConfig) -> tuple[str, str]:
@@ -114,14 +115,14 @@ def _titles(config: ConsistencyConfig) -> dict[str, str]:
 
 
 def _stored(forms: dict[str, Consistency], config: ConsistencyConfig) -> dict:
-    """A row of consistency.json: the main form's numbers, which form it is, and both forms by name."""
+    """A row of consistency.json: numbers and name of the main form, and both forms by name."""
     main = _forms(config)[0]
     both = {form: dataclasses.asdict(forms[form]) for form in forms}
     return both[main] | {"form": main, "threshold_accuracy": config.threshold} | both | _facts(config)
 
 
 def _facts(config: ConsistencyConfig) -> dict:
-    """What the numbers are of: the data and its splits, and by which version they were computed."""
+    """Metadata of the numbers: data folder, splits, and software versions."""
     of = {"data": os.path.abspath(config.data), "questions": config.questions, "expressions": config.expressions}
     return of | {"made": circumstances(choose_device(config.device, ALONE))}
 
@@ -137,8 +138,8 @@ def _grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
                 runs.setdefault(task, path)
     if not runs:
         name = f"--grounding {config.grounding}" if config.grounding else f"--run {config.run}"
-        mend = "" if config.grounding else "; --grounding names the runs that are"
-        raise UserError(f"{name}: is no run trained on {' or '.join(GROUNDING)}{mend}")
+        hint = "" if config.grounding else "; give such runs by --grounding"
+        raise UserError(f"{name}: no run was trained on {' or '.join(GROUNDING)}{hint}")
     return {task: runs[task] for task in GROUNDING if task in runs}
 
 
@@ -152,13 +153,13 @@ def _images(config: ConsistencyConfig, name: str, splits: str) -> set[str]:
 
 
 def judge(config: ConsistencyConfig, path: str, name: str, splits: str, images: set[str]) -> Judged:
-    """What a run makes of a task's examples of these images."""
+    """A run's predictions for a task's examples on these images, with their accuracy."""
     task = find_task(name)
 
     def choose(data: TaskData) -> list[Example]:
         examples = [example for split in splits.split(",") for example in data.examples(split)]
         if any(example.target is None for example in examples):
-            raise UserError(f"--questions {splits}: has questions without public answers")
+            raise UserError(f"--questions {splits}: contains questions without public answers")
         chosen = [example for example in examples if example.images[0] in images]
         if not chosen:
             raise UserError("no image has both questions with public answers and referring expressions")
@@ -171,7 +172,7 @@ def judge(config: ConsistencyConfig, path: str, name: str, splits: str, images: 
 
 
 def agreements(asked: Judged, pointed: Sequence[Judged], tagger: Tagger) -> list[ImageAgreement]:
-    """Image by image, those that have both; the expressions of several tasks together."""
+    """The agreement of every image with both questions and expressions; expressions of several tasks are pooled."""
     questions, found = asked.by_image(), []
     expressions = [(judged, judged.by_image()) for judged in pointed]
     for image, numbers in questions.items():
@@ -187,7 +188,7 @@ def agreements(asked: Judged, pointed: Sequence[Judged], tagger: Tagger) -> list
 
 
 def shared_pairs(asked: Judged, pointed: Judged, tagger: Tagger) -> list[SharedPair]:
-    """Every question and expression of an image that share a word."""
+    """All pairs of a question and an expression on the same image that share a noun or an adjective."""
     questions, expressions, found = asked.by_image(), pointed.by_image(), []
     for image in questions:
         for q in questions[image]:
@@ -225,13 +226,13 @@ def render(rows: dict[str, Consistency]) -> str:
 
 
 def _warn(config: ConsistencyConfig) -> None:
-    """Says where a run may have been trained on the very questions or expressions."""
+    """Prints a warning for runs that may have been trained on the evaluated questions or expressions."""
     for path in dict.fromkeys([config.run, *(config.grounding or "").split(",")]):
         facts = Path(path) / CONFIG
         if path and facts.exists() and not is_cleaned(read_config(path)):
-            print(f"{path}: was trained without --clean, perhaps on what is asked here; see finetune.clean")
+            print(f"warning: {path}: trained without --clean, possibly on these questions or expressions")
 
 
 if __name__ == "__main__":
     with leaving():
-        command(ConsistencyConfig, run, "finetune.consistency", "Does a model find what it answers questions about?")
+        command(ConsistencyConfig, run, "finetune.consistency", "Multi-task visual grounding consistency (MT-VGC).")

@@ -1,4 +1,4 @@
-"""python -m finetune.doctor --data DIR: which tasks a data folder is ready for, and what the others lack."""
+"""python -m finetune.doctor --data DIR: checks which tasks a data folder is complete for, and what is missing."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,15 +18,20 @@ from shards.world import DEFAULT_WORLD, check_data_folder
 class DoctorConfig:
     """Flags of finetune.doctor."""
 
-    data: str = flag(DEFAULT_WORLD, "a folder with the tasks' official files and the regions of their images")
-    tasks: str = flag("all", "names or groups (g1 to g4, extra) with commas between them; all: the paper's twelve")
-    min_answer_count: int | None = flag(None, "as finetune.st and finetune.mt take it", unset="the task's", low=1)
+    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
+    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra); all: the paper's twelve")
+    min_answer_count: int | None = flag(
+        None, "value of --min_answer_count of finetune.st and finetune.mt", unset="the task's", low=1
+    )
 
 
 @dataclass
 class Finding:
-    """What is known of a task: a row a split, how many answers there are to choose from, what stands in its way
-    with the mend, and what is merely not there."""
+    """The result of checking a task.
+
+    rows: (split, examples, images, images with regions) of each split; answers: size of the answer vocabulary; gaps:
+    messages on what prevents training, with the fix; absent: optional files and splits that were not found.
+    """
 
     task: Task
     rows: list[tuple[str, int, int, int | None]] = field(default_factory=list)
@@ -36,21 +41,25 @@ class Finding:
 
 
 def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer_count: int | None = None) -> Finding:
-    """Reads every split of a task, looks its images up, and counts its answers as training does.
+    """Reads every split of a task, looks up the regions of its images, and counts its answers as training does.
 
-    opened: region shards by folder, or what is wrong there; min_answer_count: as start.training_answers takes it.
+    Args:
+        task: the task.
+        data: data folder.
+        opened: cache of region shards by folder, or of the error message.
+        min_answer_count: see start.training_answers.
     """
     found, folder = Finding(task), task.folder(data)
     if not folder.is_dir():
         names = f"{folder}{f' (or {Path(data) / task.published})' if task.published else ''}"
-        found.gaps.append(f"no folder {names}: put {', '.join(task.files)} there")
+        found.gaps.append(f"no folder {names}: it should contain {', '.join(task.files)}")
         return found
     found.absent += task.missing_files(folder)
     regions = _regions(region_folder(data, task.images), opened)
     boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head == "candidates" else None
     lost: dict[str, list[str]] = {}  # split -> images without regions
     for split in task.splits:
-        needed = split in task.splits[:2]  # training and validation; the others are not needed to begin
+        needed = split in task.splits[:2]  # training and validation; the other splits are optional
         try:
             counts = count_examples(task, folder, split, whole=needed)
         except UserError as error:
@@ -65,7 +74,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         found.rows.append((split, counts.total(), len(images), covered))
     if hasattr(task, "vocabulary") and task.splits[0] in lost:  # its training annotations can be read
         try:
-            found.answers = len(training_answers(task, data, min_answer_count, say=lambda _: None))
+            found.answers = len(training_answers(task, data, min_answer_count, log=lambda _: None))
         except UserError as error:
             found.gaps.append(f"answers: {error}")
     where = region_folder(data, task.images)
@@ -73,9 +82,9 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         found.gaps.append(f"{regions}: python -m shards.extract IMAGES --out {where}, or shards.convert FEATURES")
     for split, images in lost.items():
         if images:
-            sentence = f"{split}: {len(images)} images without regions in {where}, {min(images)} for one"
-            mend = "extract or convert them into a folder in there, or --missing skip leaves their examples out"
-            (found.gaps if split in task.splits[:2] else found.absent).append(f"{sentence}; {mend}")
+            sentence = f"{split}: {len(images)} images without regions in {where}, such as {min(images)}"
+            hint = "extract or convert them into a subfolder, or skip their examples with --missing skip"
+            (found.gaps if split in task.splits[:2] else found.absent).append(f"{sentence}; {hint}")
     if isinstance(boxes, str):
         out = region_folder(data, f"{task.name}_boxes")
         found.gaps.append(
@@ -86,13 +95,16 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
 
 
 def count_examples(task: Task, folder: Path, split: str, whole: bool) -> Counter[tuple[str, ...]]:
-    """How many examples of a split have the same images. whole: read all of the annotations, to find what is wrong in
-    them; without it a file of millions of questions (GQA's submission) takes little memory."""
+    """Number of examples of a split by their images.
+
+    whole: read the complete annotations, to find errors in them; without it, a file of millions of questions (GQA's
+    submission) takes little memory.
+    """
     if whole:
         return Counter(example.images for example in task.read(folder, split))
     counts = task.image_counts(folder, split)
     if not counts:
-        raise UserError(f"{folder}: holds no example of {task.name}'s split {split}")
+        raise UserError(f"{folder}: no examples in {task.name}'s split {split}")
     return counts
 
 
@@ -106,16 +118,16 @@ def _regions(folder: Path, opened: dict[Path, Regions | str]) -> Regions | str:
 
 
 def report(found: Finding) -> list[str]:
-    """A task's part of the table."""
+    """The lines of a task in the table."""
     paper, state = paper_samples(found.task), "ready" if not found.gaps else "with gaps" if found.rows else "not ready"
     lines = [f"{found.task.name}: {state}"]
     for split, examples, images, covered in found.rows:
         published, covered = paper.get(split, ""), "-" if covered is None else covered
         lines.append(f"  {split:<10} {examples:>9} {published:>9} {images:>9} {covered:>9}")
     if found.answers is not None:
-        lines.append(f"  {found.answers} answers to choose from")
-    lines += [f"  not there: {what}" for what in found.absent]
-    return lines + [f"  to mend: {gap}" for gap in found.gaps]
+        lines.append(f"  {found.answers} answers in the vocabulary")
+    lines += [f"  not found: {what}" for what in found.absent]
+    return lines + [f"  to fix: {gap}" for gap in found.gaps]
 
 
 def run(config: DoctorConfig) -> int:
@@ -132,4 +144,4 @@ def run(config: DoctorConfig) -> int:
 
 
 if __name__ == "__main__":
-    command(DoctorConfig, run, "finetune.doctor", "Which tasks a data folder is ready for.")
+    command(DoctorConfig, run, "finetune.doctor", "Checks which tasks a data folder is complete for.")

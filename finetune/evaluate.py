@@ -1,4 +1,4 @@
-"""python -m finetune.evaluate --run RUN --task T --split S: official scores of a run, and a submission file."""
+"""python -m finetune.evaluate --run RUN --task T --split S: official scores and submission files of a run."""
 
 import os
 import time
@@ -40,33 +40,37 @@ from shards.files import whole_file, write_json
 from shards.flags import command, flag
 from shards.ranks import ALONE, Ranks, launched
 
-PAUSE = 5.0  # seconds between two lines of progress
-TESTS = "tests"  # what --split calls a task's test, which may be several splits; also the name of their pooled score
+PAUSE = 5.0  # seconds between two progress lines
+TESTS = "tests"  # value of --split for a task's test, which may be several splits; also the name of their pooled score
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig(WeightsFlags):
     """Flags of finetune.evaluate."""
 
-    task: str | None = flag(None, "names or groups of tasks with commas between them", unset="all that the run knows")
+    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run")
     split: str | None = flag(
-        None, "the split, or tests: those of which scores are reported", unset="the task's validation split"
+        None,
+        "split to evaluate, or tests for the splits whose scores are reported",
+        unset="the task's validation split",
     )
     submission: str | None = flag(
-        None, "where to write the predictions of one task and split, in the official form", unset="not written"
+        None, "output file for the predictions of one task and split, in the official format", unset="not written"
     )
-    scores: str | None = flag(None, "where to write one task's scores, as JSON", unset="RUN/scores/TASK-SPLIT.json")
-    missing: str = flag("stop", "what to do about examples whose image has no regions", choices=("stop", "skip"))
-    regions: int | None = flag(None, "regions of an image at the most", unset="the task's", low=1)
-    batch_size: int = flag(256, "examples at a time", low=1)
-    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "processes that make batches, 0: none", low=0)
+    scores: str | None = flag(
+        None, "output file for the scores of one task and split, as JSON", unset="RUN/scores/TASK-SPLIT.json"
+    )
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    batch_size: int = flag(256, "examples per batch", low=1)
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
 
 
 class TimeLeft:
-    """Prints how far predictions are and about how long they will take, every PAUSE seconds."""
+    """Prints the progress of predictions and the estimated remaining time, every PAUSE seconds."""
 
-    def __init__(self, title: str, say):
-        self.title, self.say = title, say
+    def __init__(self, title: str, log):
+        self.title, self.log = title, log
         self.began = self.printed = time.perf_counter()
 
     def __call__(self, done: int, total: int) -> None:
@@ -74,12 +78,12 @@ class TimeLeft:
         if done < total and now - self.printed >= PAUSE:
             self.printed = now
             left = (now - self.began) / done * (total - done)
-            self.say(f"{self.title}: {done / total:.0%} done, {duration(left)} left")
+            self.log(f"{self.title}: {done / total:.0%} done, {duration(left)} left")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The score of a task on a split, with what it was computed from."""
+    """The score of a task on a split, with its examples and predictions."""
 
     examples: Sequence[Example]
     predictions: Sequence
@@ -87,16 +91,23 @@ class Evaluated:
 
 
 def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
-    """The run's model on its device, and the examples with what they need; for the arguments see open_run."""
+    """The run's model on its device, and the collator of the examples; for the arguments see open_run."""
     return open_run(config, task, choose, ranks)[1:]
 
 
 def open_run(
     config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE
 ) -> tuple[Start, TaskPass, TaskCollator]:
-    """What the run's weights are, its model on its device, and the examples with what they need.
+    """Loads a run for inference on a task.
 
-    choose: a function of the task's data that gives the examples; those of the split where it is None.
+    Args:
+        config: flags.
+        task: the task.
+        choose: function from the task's data to the examples; None for the examples of the split.
+        ranks: the processes.
+
+    Returns:
+        (description of the weights, model on its device, collator of the examples).
     """
     device = choose_device(config.device, ranks)
 
@@ -124,18 +135,18 @@ def open_run(
 
 
 def check_trained(start: Start, task: Task) -> None:
-    """Refuses weights in which no task trained the head of this one: they would answer at random."""
+    """Raises UserError if the head of the task was not trained."""
     if start.has_head(task):
         return
     names = ", ".join(known.name for known in start.tasks)
-    what = f"was trained on {names}" if names else "has no heads of tasks"
+    what = f"was trained on {names}" if names else "has no task heads"
     if start.zero_shot:
-        what = f"holds pretraining weights, which can be evaluated on {names} alone (zero-shot, by the alignment head)"
-    raise UserError(f"--run {start.path or 'scratch'}: {what}, and {task.name} needs its own; fine-tune it first")
+        what = f"contains pretraining weights, which only support {names} (zero-shot, by the alignment head)"
+    raise UserError(f"--run {start.path or 'scratch'}: {what}; fine-tune it on {task.name} first")
 
 
 def run(config: EvaluateConfig) -> None:
-    """Predicts, scores where the answers are public, and writes what was asked for."""
+    """Predicts, scores splits with public answers, and writes scores and submissions."""
     ranks = launched()
     if ranks.first:
         warn_of_other_data(config.run, config.data)
@@ -145,10 +156,10 @@ def run(config: EvaluateConfig) -> None:
     asked = [(task, split) for task in tasks for split in _splits(task, config.split)]
     splits_of = {task.name: [split for of, split in asked if of is task] for task, _ in asked}
     if not asked:
-        raise UserError(f"--split {TESTS}: {tasks[0].name} has none; it has {', '.join(tasks[0].splits)}")
+        raise UserError(f"--split {TESTS}: {tasks[0].name} has no test split; it has {', '.join(tasks[0].splits)}")
     for name in ("submission", "scores"):
         if len(asked) > 1 and (path := getattr(config, name)):
-            raise UserError(f"--{name} {path}: is of one --task and --split, and here are {len(asked)}")
+            raise UserError(f"--{name} {path}: needs a single --task and --split; {len(asked)} were given")
     scored: dict[str, dict[str, Evaluated]] = {}
     with connected(ranks, choose_device(config.device, ranks)):
         for number, (task, split) in enumerate(asked, 1):
@@ -162,10 +173,10 @@ def run(config: EvaluateConfig) -> None:
     for name, parts in scored.items():
         if len(splits_of[name]) == 1:
             scores[name] = parts[splits_of[name][0]].score
-        elif len(parts) == len(splits_of[name]) and find_task(name).head != "retrieval":  # which ranks each split alone
+        elif len(parts) == len(splits_of[name]) and find_task(name).head != "retrieval":  # retrieval ranks per split
             scores[name] = _pool(config, find_task(name), parts)
     if len(asked) == 1 and not scored and not config.submission:
-        raise UserError(f"--split {asked[0][1]}: has no public answers to score; --submission FILE writes the file")
+        raise UserError(f"--split {asked[0][1]}: no public answers; --submission FILE writes the predictions")
     papers = {name: score for name, score in scores.items() if score.group in GROUPS}
     if len(splits_of) == len(scores) and len(papers) > 1:
         mean, (low, high) = mean_score(papers)
@@ -174,7 +185,7 @@ def run(config: EvaluateConfig) -> None:
 
 
 def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
-    """What --split means for a task."""
+    """The splits of a task that a value of --split stands for."""
     if asked == TESTS:
         return task.reported
     if asked is not None:
@@ -183,7 +194,7 @@ def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
 
 
 def pooled_score(task: Task, parts: Sequence[Evaluated]) -> TaskScore:
-    """The score on the examples of several splits together, each example with the same weight."""
+    """The score on the pooled examples of several splits, each example with the same weight."""
     predictions = [prediction for part in parts for prediction in part.predictions]
     predictions = np.array(predictions) if isinstance(parts[0].predictions, np.ndarray) else predictions
     return score_task(task, [example for part in parts for example in part.examples], predictions)
@@ -208,20 +219,20 @@ def _scores_file(config: EvaluateConfig, task: Task, split: str) -> Path:
 
 
 def _facts(config: EvaluateConfig, task: Task, split: str) -> dict:
-    """What a file of scores says they are of, besides the number of examples: the data, and by which version."""
+    """Metadata of a score file: task, split, data folder, and software versions."""
     made = circumstances(choose_device(config.device, ALONE))
     return {"task": task.name, "split": split, "data": os.path.abspath(config.data), "made": made}
 
 
 def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | None:
-    """A task on a split, None where its answers are not public, or on another rank than the first."""
+    """Evaluates a task on a split; None if its answers are not public, and on all ranks but the first."""
     start, work, collator = open_run(config, task, ranks=ranks)
     mark = {"zero_shot": True} if start.zero_shot else {}
     title = f"{task.title}, {config.split}{' (zero-shot)' if mark else ''}"
     examples, score = collator.examples, None
     public = task.head == "retrieval" or all(example.target is not None for example in examples)
     if not public:
-        ranks.say(f"{title}: {len(examples)} examples, whose answers are not public")
+        ranks.say(f"{title}: {len(examples)} examples without public answers")
         if not config.submission:
             return None
     predictions = _predict(config, work, collator, ranks)
@@ -258,7 +269,7 @@ def _predict(config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ran
 def _score_further(
     config: EvaluateConfig, further: FurtherScores, work: TaskPass, collator: TaskCollator, ranks: Ranks
 ) -> dict[str, float]:
-    """The metrics that need predictions of further examples, which are made here."""
+    """The metrics that need further examples, which are predicted here."""
     if not further.examples:
         return further.scores({})
     ranks.say(f"{work.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics")
@@ -270,4 +281,4 @@ def _score_further(
 
 if __name__ == "__main__":
     with leaving():
-        command(EvaluateConfig, run, "finetune.evaluate", "The official score of a run on a task.")
+        command(EvaluateConfig, run, "finetune.evaluate", "Official scores and submission files of a run.")

@@ -1,7 +1,7 @@
-"""The data folder that a command reads a run with, and where the scores of an evaluation on it are kept.
+"""The data folder of commands that read a run, and the location of an evaluation's scores.
 
-One rule for every command that reads a run: without --data it is the run's own, as its config.json names it. Nothing is
-made or drawn here; only commands that train make the miniature world.
+The same rule holds for all of these commands: without --data, the data folder is the one in the run's config.json.
+Nothing is generated here; only training commands generate the miniature world.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from pretrain.run_folder import CONFIG, existing_runs, read_config
 from shards.errors import UserError
 from shards.files import read_json
 
-OTHER_DATA = "other_data"  # the folder next to a run's scores with those on other data than its own
+OTHER_DATA = "other_data"  # subfolder for scores on other data than the run's
 
 
 def own_data(run) -> str | None:
-    """The data folder that a run was trained on; None where it does not say, as for weights that are no run.
+    """The data folder that a run was trained on; None if it is not known, as for published weights.
 
-    Of a pretraining run it is the folder that its image-caption pairs are in, as in DIR/regions/pairs, None of others.
+    For a pretraining run on DIR/regions/pairs it is DIR; for one on other region shards None.
     """
     config = read_config(run) if (Path(run) / CONFIG).exists() else {}
     data = (config.get("flags") or {}).get("data")
@@ -31,10 +31,10 @@ def own_data(run) -> str | None:
 
 
 def choose_data(run, data: str | None) -> str:
-    """The data folder: what --data names, else the run's own.
+    """The data folder: --data, else the one that the run was trained on.
 
     Raises:
-        UserError: there is no such run, or it has no data folder of its own, or that does not exist any more.
+        UserError: the run does not exist, or its data folder is not known or no longer exists.
     """
     check_exists(run)
     if data is not None:
@@ -42,39 +42,39 @@ def choose_data(run, data: str | None) -> str:
     own = own_data(run)
     if own is None:
         raise UserError(
-            f"--data is missing: {run} does not name a data folder of its own; give one with the tasks' official files "
+            f"--data is missing: {run} does not name a data folder; give one with the tasks' official files "
             "and the regions of their images"
         )
     if not Path(own).is_dir():
-        raise UserError(f"{run}: the data that it was trained on, {own}, does not exist; --data names where it is now")
+        raise UserError(f"{run}: its training data {own} does not exist; give its current location by --data")
     return own
 
 
 def check_exists(run) -> None:
-    """Refuses a run that does not exist; the message lists those that do."""
+    """Raises UserError if a run does not exist; the message lists existing runs."""
     if not Path(run).exists():
         raise UserError(f"--run {run}: no such file or directory; it should be a run or weights{existing_runs(run)}")
 
 
 def warn_of_other_data(run, data: str | None) -> None:
-    """Prints a warning where --data names other data than the run's own."""
+    """Prints a warning if --data differs from the data folder that the run was trained on."""
     own = own_data(run)
     if data is not None and own is not None and not _same(data, own):
         print(f"warning: --data {data}: differs from the data that {run} was trained on, {own}", file=sys.stderr)
 
 
 def kept_scores(run) -> Path:
-    """Where the scores of a run's evaluations are, for reports; those of a file of weights are next to it."""
+    """The folder of the scores of a run's evaluations; for a file of weights, a folder next to it."""
     path = Path(run)
     return (path if path.is_dir() else path.parent) / "scores"
 
 
 def place_of(folder: Path, name: str, run, data: str) -> Path:
-    """The file for a result on a data folder: FOLDER/NAME where it is the run's own data, else one in a folder of its
-    own, FOLDER/other_data/DATA-CHECKSUM/NAME.
+    """The path of a result file: FOLDER/NAME for the data folder that the run was trained on, else
+    FOLDER/other_data/DATA-CHECKSUM/NAME.
 
-    Where the run does not name its data, or that does not exist on this machine, the data of an existing FOLDER/NAME
-    stand for it, so that what was computed on other data is not overwritten.
+    If the run's data folder is not known, or does not exist on this machine, the data folder named in an existing
+    FOLDER/NAME takes its place, so that results on other data are not overwritten.
     """
     path, own = folder / name, own_data(run)
     if own is None or not Path(own).is_dir():
@@ -86,7 +86,7 @@ def place_of(folder: Path, name: str, run, data: str) -> Path:
 
 
 def _data_of(path: Path) -> str | None:
-    """The data folder that a file of results, or its first row, names."""
+    """The data folder named in a result file, or in its first row."""
     result = read_json(path, dict[str, Any]) if path.exists() else {}
     first = next(iter(result.values()), None)
     return result.get("data") or (first.get("data") if isinstance(first, dict) else None)

@@ -1,4 +1,4 @@
-"""Runs as they lie on disk, for those who compare them: what they were asked for, how they went, and their results."""
+"""Reads run directories for reports: configuration, metrics and results."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,8 +19,11 @@ PRETRAINING, SINGLE, MULTI = "pretraining", "one task", "many tasks"  # kinds of
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory as it was read. result: None of one that is not finished; training, validation: the lines of
-    its metrics; evaluations: (task, split) -> scores that finetune.evaluate has kept."""
+    """The contents of a run directory.
+
+    config: config.json; result: result.json, None for an unfinished run; training, validation: lines of metrics.jsonl;
+    evaluations: (task, split) -> scores that finetune.evaluate has written.
+    """
 
     path: Path
     config: dict
@@ -39,7 +42,7 @@ class Run:
 
     @property
     def cleaned(self) -> bool:
-        """Whether it was fine-tuned on cleaned data, as the paper's models of tables 10 to 12 are."""
+        """Whether it was trained on decontaminated data, like the paper's models of tables 10 to 12."""
         return is_cleaned(self.config)
 
     @property
@@ -48,26 +51,26 @@ class Run:
 
     @property
     def start(self) -> str:
-        """What its training began from: AT->ST, ST, BERT or scratch."""
+        """Kind of the initial weights: AT->ST, ST, BERT or scratch."""
         return self.config["start"]["kind"]
 
     @property
     def validated(self) -> dict[str, dict]:
-        """Task -> the metrics of its validation, of a finished run."""
+        """Task -> validation metrics of a finished run; empty for other runs."""
         if self.result is None or self.kind == PRETRAINING:
             return {}
         return self.result["tasks"] if self.kind == MULTI else {self.result["task"]: self.result["validation"]}
 
 
 def find_runs(paths: Iterable[str]) -> list[Run]:
-    """The runs of these directories, and of directories that hold runs further below; each once."""
+    """The runs in these directories and below them, each once."""
     folders: dict[Path, None] = {}
     for path in map(Path, paths):
         below = [path] if (path / CONFIG).exists() else sorted(Path(file).parent for file in _configs(path))
         below = [folder for folder in below if (folder / METRICS).exists()]
         if not below:
-            mend = f"name directories of pretrain.run, finetune.mt, st or ablate{existing_runs(path)}"
-            raise UserError(f"{path}: holds no run; {mend}")
+            hint = f"give run directories of pretrain.run, finetune.mt, st or ablate{existing_runs(path)}"
+            raise UserError(f"{path}: contains no run; {hint}")
         folders |= dict.fromkeys(below)
     return [read_run(folder) for folder in folders]
 
@@ -80,7 +83,7 @@ def read_run(folder: Path) -> Run:
     config, result = read_config(folder), folder / RESULT
     lines, bad = read_metrics(folder / METRICS)
     if bad:
-        print(f"{folder / METRICS}: {bad} lines that cannot be read are skipped")
+        print(f"{folder / METRICS}: skipped {bad} unreadable lines")
     kept = [read_json(path, KeptScores) for path in sorted(kept_scores(folder).glob("*.json"))]
     run = Run(
         path=folder,

@@ -12,11 +12,11 @@ from shards.errors import UserError
 from shards.files import whole_file
 from shards.reading import AGAIN, read_arrays
 
-FOUR_WAY = "four_way_accuracy"  # the metric of retrieval that training goes by
-RANKED_IMAGES = 1000  # among which the paper's retrieval scores rank, of COCO and of Flickr30k
-CLUSTERS = "clusters/"  # what keys of stored values begin with that are of clusters
+FOUR_WAY = "four_way_accuracy"  # retrieval metric for stop-and-go and checkpoint selection
+RANKED_IMAGES = 1000  # images that the paper's retrieval scores rank, on COCO and on Flickr30k
+CLUSTERS = "clusters/"  # prefix of the keys of clusters in stored values
 
-# Columns of tables 10 to 12: of a task its metric, or of a group the mean of its tasks.
+# Columns of tables 10 to 12: (task, metric), or a group for the mean of its tasks.
 COLUMNS = {
     "VQA": ("vqa", "score"),
     "VGQA": ("vgqa", "score"),
@@ -44,8 +44,12 @@ COLUMNS = {
 
 @dataclass
 class TaskScore:
-    """A task's metrics (`score` the main one, between 0 and 1), the main one's values and clusters by example (those of
-    one image are one cluster), and means of bootstrap samples of the clusters."""
+    """A task's metrics, with a bootstrap distribution of the main one.
+
+    group: the task's group; metrics: name -> mean, between 0 and 1, `score` being the main one; values: float
+    (examples,), the main metric of each example; clusters: int (examples,), examples of the same image are one cluster;
+    draws: float (draws,), means of bootstrap samples of the clusters.
+    """
 
     group: str
     metrics: dict[str, float]
@@ -59,18 +63,18 @@ class TaskScore:
 
     @property
     def summary(self) -> dict:
-        """The metrics with the main one's 95% interval, as runs keep them."""
+        """The metrics with the main one's 95% interval, as written to result files."""
         return self.metrics | {"interval": self.interval}
 
 
 def watched(metrics: dict) -> float:
-    """What stop-and-go and the choice of the best checkpoint go by: a task's main metric, of retrieval 4-way accuracy
-    (see validation.py)."""
+    """The score for stop-and-go and checkpoint selection: the main metric; for retrieval 4-way accuracy (see
+    validation.py)."""
     return metrics.get(FOUR_WAY, metrics["score"])
 
 
 def score_task(task: Task, examples, predictions) -> TaskScore:
-    """A task's metrics as means, with bootstrap samples of the main one."""
+    """The metrics of a task's predictions as means, with bootstrap samples of the main one."""
     values = task.scores(examples, predictions)
     means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
     main = next(iter(means))
@@ -80,12 +84,12 @@ def score_task(task: Task, examples, predictions) -> TaskScore:
     if len(values[main]) != len(examples):
         raise ValueError(f"{task.name}: {main} has {len(values[main])} values for {len(examples)} examples")
     clusters = clusters_of(example.images for example in examples)
-    draws = bootstrap_means(values[main], clusters, seed=task.token)  # tasks are drawn independently of each other
+    draws = bootstrap_means(values[main], clusters, seed=task.token)  # tasks are resampled independently
     return TaskScore(task.group, metrics, values[main], clusters, draws)
 
 
 def breakdown_of(task: Task, examples, values: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
-    """The main metric by types, as `Task.breakdown` has them: what they are of -> type -> its score and examples."""
+    """The main metric by the types of `Task.breakdown`: title -> type -> its score and number of examples."""
     return {
         title: {name: {"score": float(part.mean()), "examples": len(part)} for name, part in parts.items()}
         for title, parts in task.breakdown(examples, values).items()
@@ -93,7 +97,7 @@ def breakdown_of(task: Task, examples, values: np.ndarray) -> dict[str, dict[str
 
 
 def render_breakdown(title: str, parts: dict[str, dict[str, float]]) -> str:
-    """A breakdown as text, one type a line: its score in percent and how many examples it has."""
+    """A breakdown as text, one line per type: its score in percent and its number of examples."""
     width = max(len(title), *map(len, parts))
     lines = [f"{title:<{width}}  {'score':>7}  examples"]
     lines += [f"{name:<{width}}  {100 * of['score']:>7.2f}  {of['examples']:>8}" for name, of in parts.items()]
@@ -101,7 +105,7 @@ def render_breakdown(title: str, parts: dict[str, dict[str, float]]) -> str:
 
 
 def save_values(path, scores: dict[str, TaskScore]) -> None:
-    """The main metric's values and the clusters by example of every task, for comparisons that pair them."""
+    """Saves the main metric and the cluster of every example of every task, for paired comparisons of runs."""
     values = {name: score.values for name, score in scores.items()}
     clusters = {f"{CLUSTERS}{name}": score.clusters for name, score in scores.items()}
     with whole_file(path) as file:
@@ -109,28 +113,28 @@ def save_values(path, scores: dict[str, TaskScore]) -> None:
 
 
 def load_values(path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | None]]:
-    """(values, clusters) by task of a file that `save_values` wrote; None for clusters of a run that has none."""
+    """(values, clusters) by task from a file of `save_values`; clusters are None in files of earlier versions."""
     kept = read_arrays(path)
     values = {name: of for name, of in kept.items() if not name.startswith(CLUSTERS)}
     clusters = {name: kept.get(f"{CLUSTERS}{name}") for name in values}
     for name, of in values.items():
         if of.ndim != 1 or of.dtype.kind not in "biuf" or not np.isfinite(of).all():
-            raise UserError(f"{path}: {name} should be a finite number of every example; {AGAIN}")
+            raise UserError(f"{path}: {name} should be one finite number per example; {AGAIN}")
         if clusters[name] is not None and (clusters[name].shape != of.shape or clusters[name].dtype.kind not in "iu"):
-            raise UserError(f"{path}: {name} has not as many clusters as examples; {AGAIN}")
-    if lacking := [name for name, of in clusters.items() if of is None]:
+            raise UserError(f"{path}: {name} has a different number of clusters and examples; {AGAIN}")
+    if missing := [name for name, of in clusters.items() if of is None]:
         warnings.warn(
-            f"{path}: has no images of {', '.join(lacking)} (an earlier version wrote it); intervals are over examples "
-            "and too narrow",
+            f"{path}: no image clusters of {', '.join(missing)} (written by an earlier version); intervals are over "
+            "examples and too narrow",
             stacklevel=2,
         )
     return values, clusters
 
 
 def mean_score(scores: dict[str, TaskScore], group: str = "all") -> tuple[float, tuple[float, float]]:
-    """(mean over a group's tasks, or over all of the paper's: the MT score; its 95% interval).
+    """(mean over a group's tasks, its 95% interval); for group "all" the MT score, the mean over the paper's tasks.
 
-    Where none of the tasks is the paper's, all of them count.
+    If none of the tasks belongs to the group, the mean is over all tasks.
     """
     own = GROUPS if group == "all" else (group,)
     of = [score for score in scores.values() if score.group in own] or list(scores.values())
@@ -138,7 +142,7 @@ def mean_score(scores: dict[str, TaskScore], group: str = "all") -> tuple[float,
 
 
 def table_row(metrics: dict[str, dict[str, float]]) -> dict[str, float | None]:
-    """Columns of table 10 in percent, from the metrics of tasks; None where a task, or a whole group, is not there."""
+    """Columns of table 10 in percent, from the metrics of tasks; None for a missing task or group."""
     groups = {name: task.group for name, task in all_tasks().items()}
     row = {}
     for column, place in COLUMNS.items():
@@ -153,16 +157,16 @@ def table_row(metrics: dict[str, dict[str, float]]) -> dict[str, float | None]:
 
 
 def mean_row(runs: list[dict[str, dict[str, float]]]) -> dict[str, float | None]:
-    """`table_row` as means over runs of the same tasks."""
+    """`table_row`, averaged over runs of the same tasks."""
     rows = [table_row(metrics) for metrics in runs]
     return {c: v if v is None else float(np.mean([row[c] for row in rows])) for c, v in rows[0].items()}
 
 
 def ranking_note(*runs: dict[str, dict[str, float]]) -> str:
-    """A sentence on R@k that ranks another number of images than the paper's, else nothing.
+    """A note on R@k that ranks another number of images than in the paper, else "".
 
     Args:
-        runs: of each the metrics of its tasks by name. Those of earlier versions do not have the number of images.
+        runs: per run, the metrics of its tasks by name. Runs of earlier versions lack the number of images.
     """
     ranked = {
         f"{of['images']:,} images of {all_tasks()[name].title}": None
@@ -172,11 +176,11 @@ def ranking_note(*runs: dict[str, dict[str, float]]) -> str:
     }
     if not ranked:
         return ""
-    return f"R@k ranks {', '.join(ranked)}; the paper's ranks {RANKED_IMAGES:,}: of fewer images it is higher"
+    return f"R@k ranks {', '.join(ranked)}; in the paper it ranks {RANKED_IMAGES:,}; it is higher with fewer images"
 
 
 def render_rows(rows: dict[str, dict[str, float | None]]) -> str:
-    """Rows of table 10's columns as text, one row a line; columns that no row has are left out."""
+    """Rows with the columns of table 10 as text, one line per row; columns without any value are omitted."""
     columns = [column for column in COLUMNS if any(row.get(column) is not None for row in rows.values())]
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"  {column:>8}" for column in columns)]

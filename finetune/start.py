@@ -1,4 +1,4 @@
-"""What fine-tuning starts from: a run, published weights, a BERT, or nothing."""
+"""Initial weights of fine-tuning: a run, published weights, a BERT, or random weights."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -27,22 +27,21 @@ from shards.files import write_json
 
 TASK_TOKENS = 20
 PRETRAINING = "runs/pretrain"
-DEFAULTS = ("runs/mt", PRETRAINING)  # what is looked for where no --init is given
-VOCABULARY = 8000  # word pieces that are learned where there is no run
-ZERO_SHOT = "zero-shot"  # the kind of a start from pretraining that is evaluated without fine-tuning
-NEW = ("heads.", "encoder.text_embedding.task.")  # what no pretraining gives
+DEFAULTS = ("runs/mt", PRETRAINING)  # runs that are tried without --init, in this order
+VOCABULARY = 8000  # tokens of a tokenizer that is learned from scratch
+ZERO_SHOT = "zero-shot"  # kind of pretraining weights that are evaluated without fine-tuning
+NEW = ("heads.", "encoder.text_embedding.task.")  # prefixes of parameters that pretraining weights lack
 
 Vocabularies = dict[str, AnswerVocabulary]  # by answer head
 
 
 @dataclass
 class Start:
-    """Where to begin, without the weights: it is handed from the first rank to the others, which get these later.
+    """A description of the initial weights, without the tensors: the first rank sends it to the other ranks.
 
-    kind: AT->ST (from weights of several tasks), ST (from pretraining), BERT, scratch, or ZERO_SHOT (pretraining
-    weights as they are, see trained_start); weights: None from scratch.
-
-    vocabularies: of a run's answer heads; tokens: the task tokens that a run gave its tasks.
+    kind: AT->ST (weights of several tasks), ST (pretraining weights), BERT, scratch, or ZERO_SHOT (pretraining weights
+    without fine-tuning, see trained_start); weights: where to read the tensors, None from scratch; sizes: model
+    configuration; pieces: tokenizer; vocabularies: of a run's answer heads; tokens: task -> task token of a run.
     """
 
     kind: str
@@ -54,7 +53,7 @@ class Start:
 
     @property
     def path(self) -> str | None:
-        """What it starts from, as it was given."""
+        """The path of the weights as given by the user; None from scratch."""
         return self.weights.path if self.weights else None
 
     @property
@@ -64,8 +63,8 @@ class Start:
 
     @property
     def tasks(self) -> list[Task]:
-        """The tasks that the weights were trained on, of published weights those that they have heads for, of
-        pretraining weights retrieval, which their alignment head ranks for."""
+        """The tasks that the weights can predict: those of the run; for published weights those with a head; for
+        pretraining weights retrieval, by the alignment head."""
         if self.weights is None:
             return []
         if names := self.weights.facts.get("tasks"):
@@ -74,15 +73,15 @@ class Start:
         return [task for task in paper_tasks().values() if layer_of(task.head) in layers]
 
     def has_head(self, task: Task) -> bool:
-        """Whether a task trained the head of this one; heads may be shared."""
+        """Whether the head of a task was trained, possibly by another task that shares it."""
         return layer_of(task.head) in {layer_of(known.head) for known in self.tasks}
 
     def token(self, task: Task) -> int | None:
-        """The token of a task; None where the model has none."""
+        """The task token of a task; None for a model without task tokens."""
         return self.tokens.get(task.name, task.token) if self.sizes.task_tokens else None
 
     def load(self, model: TaskModel) -> tuple[list[str], list[str]]:
-        """Gives a new model the weights that there are; returns the names that stay new and those without a place."""
+        """Loads the weights into a new model; returns (missing keys, unexpected keys)."""
         if self.weights is None:
             return [], []
         weights, left_over = self.weights.read()
@@ -103,10 +102,16 @@ def choose_start(
     runs=DEFAULTS,
     flag: str = "--init",
 ) -> Start:
-    """The start that --init names, `scratch` among them, else the first of `runs` that there is.
+    """The initial weights that --init names; without it the first existing run of `runs`, else random weights.
 
-    config: the sizes of a model from scratch (tiny where it is None) or of published weights; tokenizer: the word
-    pieces of either, which from scratch are learned from texts where it is None; flag: what init is called in messages.
+    Args:
+        init: a run directory, weights, a BERT, "scratch", or None.
+        config: model configuration, from scratch (None: tiny) or of published weights.
+        tokenizer: tokenizer, from scratch (None: learned from `texts`) or of published weights.
+        texts: training texts.
+        feature_size: feature size of the region shards.
+        runs: default run directories.
+        flag: name of the flag of `init`, for messages.
     """
     if init is None:
         init = next((run for run in runs if best_checkpoint(run)), "scratch")
@@ -127,7 +132,7 @@ def choose_start(
         sizes = sizes.replace(v_feature_size=feature_size)
     if sizes.v_feature_size != feature_size:
         raise UserError(
-            f"{flag} {init}: was trained on features {sizes.v_feature_size} wide and the regions here have "
+            f"{flag} {init}: was trained with feature size {sizes.v_feature_size} and the region shards have "
             f"{feature_size}; use shards of the same detector"
         )
     kind = "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(facts.get("tasks", ())) > 1 else "ST"
@@ -136,18 +141,18 @@ def choose_start(
 
 
 def random_start_note(start: Start, init: str | None, runs=DEFAULTS) -> str:
-    """A sentence where training starts from random weights, else nothing; init, runs: as choose_start takes them."""
+    """A note if training starts from random weights, else "". init, runs: as for choose_start."""
     if start.kind != "scratch":
         return ""
-    why = f"--init {init}" if init else f"there is no --init and no {' or '.join(runs)}"
+    why = f"--init {init}" if init else f"no --init given, and {' or '.join(runs)} not found"
     return f"training starts from random weights, without any pretraining: {why}"
 
 
 def trained_start(run: str, config: str | None, tokenizer: str | None, feature_size: int) -> Start:
-    """The weights that --run names, to be evaluated as they are; for the arguments see choose_start.
+    """The weights that --run names, for inference; for the arguments see choose_start.
 
-    Pretraining weights keep the sizes that they were trained with, so that the model has no task tokens, and rank for
-    retrieval by their alignment head.
+    With pretraining weights, the model has no task tokens, as in pretraining, and ranks for retrieval by the alignment
+    head.
     """
     start = choose_start(run, config, tokenizer, (), feature_size, flag="--run")
     if start.kind != "ST" or "tasks" in start.weights.facts:
@@ -159,25 +164,33 @@ def choose_vocabulary(
     start: Start,
     data: TaskData,
     file: str | None,
-    say=print,
+    log=print,
     flag: str = "--answers",
     min_answer_count: int | None = None,
 ) -> AnswerVocabulary:
-    """The answers of a task that has some to choose from: a file's, those of the run that is gone on from, or the
-    training annotations'.
+    """The answer vocabulary of a task: of the file, of the initial run, or of the training annotations.
 
-    Published weights with a head for them know their answers by number alone: these must be given in their order,
-    as a file or, in the data, as the published code's own (answers.ORDER).
+    Published weights with an answer head do not contain its answers. They must be given in label order, by `file` or
+    as the reference implementation's file in the data folder (answers.ORDER).
 
-    flag: what the file is called in messages; min_answer_count: see `training_answers`.
+    Args:
+        start: the initial weights.
+        data: the task's data.
+        file: answer file, or None.
+        log: prints messages.
+        flag: name of the flag of `file`, for messages.
+        min_answer_count: see `training_answers`.
+
+    Raises:
+        UserError: the answers are not known, or min_answer_count is given although they are not counted.
     """
     task, head_size = data.task, start.weights.heads.get(data.task.head) if start.weights else None
     kept = start.vocabularies.get(task.head)
     if min_answer_count is not None and (file or kept is not None or head_size is not None):
         source = f"{flag} {file}" if file else start.path
         raise UserError(
-            f"--min_answer_count {min_answer_count}: {task.name} has the answers of {source}, which are not counted; "
-            "leave the flag out"
+            f"--min_answer_count {min_answer_count}: cannot be used for {task.name}, whose answers are those of "
+            f"{source}; remove the flag"
         )
     if file is None and kept is not None:
         return kept
@@ -187,42 +200,43 @@ def choose_vocabulary(
         file = next(filter(None, map(answer_file, [*folders, data.folder])), None)
         if file is None:
             raise UserError(
-                f"{start.path}: has a head of {head_size} answers for {task.name} and not the answers; give a file of "
-                f"them in the order in which it was trained ({data.folder / ORDER[0]} in the published data)"
+                f"{start.path}: has a head of {head_size} answers for {task.name}, but not the answers; give a file of "
+                f"them in the order of training ({data.folder / ORDER[0]} in the published data)"
             )
     if file is not None:
         return vocabulary_of_head(file, start, task.head)
-    return training_answers(task, data.root, min_answer_count, flag, say)
+    return training_answers(task, data.root, min_answer_count, flag, log)
 
 
 def _task_of_answers(task: Task) -> Task | None:
-    """The other task whose vocabulary a task shares."""
+    """The other task whose vocabulary a task shares, or None."""
     name = getattr(task, "answers_of", "")
     return find_task(name) if name else None
 
 
 def training_answers(
-    task: Task, root, min_answer_count: int | None = None, flag: str = "--answers", say=print
+    task: Task, root, min_answer_count: int | None = None, flag: str = "--answers", log=print
 ) -> AnswerVocabulary:
-    """The answers of the training annotations; those of the task that it shares them with, where these are there.
+    """The answer vocabulary of the training annotations; of another task's if it is shared and in the data folder.
 
     Args:
-        task: that has answers to choose from.
-        root: the data folder.
-        min_answer_count: training questions that have an answer of the vocabulary, at least; None: the task's own.
-        flag: what gives a file of the answers instead, for messages.
+        task: a task with an answer vocabulary.
+        root: data folder.
+        min_answer_count: minimum number of training questions with an answer; None: the task's own.
+        flag: name of the flag for an answer file, for messages.
+        log: prints messages.
 
     Raises:
         UserError: no answer is frequent enough.
     """
     try:
-        return _training_answers(task, Path(root), min_answer_count, say)
+        return _training_answers(task, Path(root), min_answer_count, log)
     except NoAnswers as error:
-        mend = f"lower --min_answer_count, or give the answers in a file ({flag})"
-        raise UserError(f"{task.folder(root)}: {error}; {mend}") from None
+        hint = f"lower --min_answer_count, or give the answers in a file ({flag})"
+        raise UserError(f"{task.folder(root)}: {error}; {hint}") from None
 
 
-def _training_answers(task: Task, root: Path, min_answer_count: int | None, say) -> AnswerVocabulary:
+def _training_answers(task: Task, root: Path, min_answer_count: int | None, log) -> AnswerVocabulary:
     shared = _task_of_answers(task)
     if min_answer_count is not None:
         task = dataclasses.replace(task, at_least=min_answer_count)
@@ -232,21 +246,21 @@ def _training_answers(task: Task, root: Path, min_answer_count: int | None, say)
     folder = shared.folder(root)
     if shared.has_answers(folder):
         vocabulary = shared.vocabulary(folder)
-        say(f"{task.title}: {len(vocabulary)} answers, those of {shared.title} in {folder}")
+        log(f"{task.title}: {len(vocabulary)} answers, those of {shared.title} in {folder}")
         return vocabulary
     vocabulary = task.vocabulary(task.folder(root))
-    say(
-        f"{task.title}: {len(vocabulary)} answers, of its own annotations, because {folder} has none of "
-        f"{shared.title}; scores do not compare with those of models that choose from {shared.title}'s answers"
+    log(
+        f"{task.title}: {len(vocabulary)} answers of its own annotations, because {folder} has no annotations of "
+        f"{shared.title}; scores are not comparable with those of models that use {shared.title}'s answers"
     )
     return vocabulary
 
 
 def vocabulary_of_head(file, start: Start, head: str) -> AnswerVocabulary:
-    """The answers of a file, of which there are as many as the head has numbers, where the weights have one."""
+    """Reads an answer file. Raises UserError if the weights have the head with another number of answers."""
     vocabulary, head_size = read_vocabulary(file), start.weights.heads.get(head) if start.weights else None
     if head_size is not None and len(vocabulary) != head_size:
-        raise UserError(f"{file}: has {len(vocabulary)} answers, and the head of {start.path} has {head_size}")
+        raise UserError(f"{file}: has {len(vocabulary)} answers and the head of {start.path} {head_size}")
     return vocabulary
 
 
@@ -261,9 +275,20 @@ def begin_run(
     device: torch.device,
     regions: Regions,
 ) -> None:
-    """A run directory with what choose_start reads again, and what finetune.predict needs of the detector.
+    """Creates a run directory: configuration, tokenizer, answers, and the detector's description.
 
-    tokens: of the tasks that have one; regions: of the images of one of the tasks.
+    choose_start reads it when the run is resumed or used as initial weights; finetune.predict needs the detector.
+
+    Args:
+        run: run directory; files of an earlier run without a checkpoint are deleted.
+        config: flags.
+        start: initial weights.
+        sizes: model configuration.
+        tasks: tasks of the run.
+        tokens: task -> task token.
+        vocabularies: answer head -> answers.
+        device: device of the run.
+        regions: regions of the images of one of the tasks.
     """
     clear_run(run)
     start.pieces.save(run)
@@ -288,16 +313,16 @@ def vocabulary_path(run, head: str) -> Path:
 
 
 def read_vocabularies(run) -> Vocabularies:
-    """Answer head -> vocabulary, as a run keeps them."""
+    """Answer head -> vocabulary, from the files in a run directory."""
     return {
         path.stem.removeprefix("answers-"): read_vocabulary(path) for path in sorted(Path(run).glob("answers-*.json"))
     }
 
 
 def read_tasks(run) -> list[Task]:
-    """The tasks that a run trained."""
+    """The tasks that a run was trained on."""
     check_exists(run)
     names = read_config(run).get("tasks", []) if (Path(run) / CONFIG).exists() else []
     if not names:
-        raise UserError(f"--run {run}: does not say which tasks it knows; --task should say which")
+        raise UserError(f"--run {run}: does not list its tasks; name them by --task")
     return [find_task(name) for name in names]

@@ -43,7 +43,7 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
     flags = ["--suite", "table12", "--data", world, "--init", pretrained, "--out", tmp_path, "--iterations", 1]
     flags += ["--seeds", 1, "--rows", "AT", "--jobs", 2]
     status, out, err = run_command("finetune.ablate", *flags)
-    assert (status, err) == (0, "") and "table12: 2 runs, 0 of them finished before" in out
+    assert (status, err) == (0, "") and "table12: 2 runs, 0 of them already finished" in out
     table = (tmp_path / "table12" / "table.txt").read_text()
     rows = {line[:20].strip(): line.split() for line in table.splitlines()}
     assert any(name.startswith("the paper: AT") for name in rows)
@@ -61,12 +61,12 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
     result = json.loads((tmp_path / "table12" / "AT_without_G4" / "seed0" / "mt" / "result.json").read_text())
     assert mine.split()[-1] == f"{100 * result['mt_score']:.2f}" and len(result["tasks"]) == 10
     status, out, _ = run_command("finetune.ablate", *flags)
-    assert status == 0 and "2 of them finished before" in out and table.strip() in out
+    assert status == 0 and "2 of them already finished" in out and table.strip() in out
     status, _, err = run_command("finetune.ablate", *flags, "--rows", "Vanilla")
     assert status == 2
     for name, value in (("iterations", 2), ("lr_scale", 3)):
         status, _, err = run_command("finetune.ablate", *flags, f"--{name}", value)
-        assert status == 2 and f"was made with --{name} {1 if name == 'iterations' else 8}" in err
+        assert status == 2 and f"was run with --{name} {1 if name == 'iterations' else 8}" in err
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def own_data(world, tmp_path):
 def test_rows_of_pretraining_have_their_own(own_data, tmp_path, run_command):
     flags = ["--suite", "pretraining", "--data", own_data, "--out", tmp_path, "--iterations", 1, "--epochs", 1]
     status, out, err = run_command("finetune.ablate", *flags, "--seeds", 1, "--rows", "no pretraining")
-    assert (status, err) == (0, "") and "without pretraining: from random weights, of the sizes tiny" in out
+    assert (status, err) == (0, "") and "rows without pretraining: random weights, model configuration tiny" in out
     run = tmp_path / "pretraining" / "aligned_pairs_overlap" / "seed0"
     assert (run / "pretrain" / "result.json").exists()
     stored = json.loads((run / "mt" / "config.json").read_text())
@@ -162,7 +162,7 @@ def test_without_pretraining_a_model_of_the_same_size_is_random(narrow, tmp_path
     run, sizes = narrow
     config = AblateConfig(suite="table10", init=str(run), out=str(tmp_path))
     start = plain_start(config, NO_PRETRAINING)
-    assert start.flags["init"] == "scratch" and "random weights, of the sizes of" in start.text
+    assert start.flags["init"] == "scratch" and "random weights, model configuration of" in start.text
     found, weights = started(start, sizes["v_feature_size"])
     assert found.to_dict() == sizes | {"task_tokens": 20}
     theirs = load_file(best_checkpoint(run) / "model.safetensors")
@@ -211,7 +211,7 @@ def test_a_bert_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
 
 def test_flags_without_a_use_and_weights_that_are_not_there_are_refused(narrow, tmp_path):
     config = AblateConfig(suite="table11", init=str(narrow[0]), out=str(tmp_path), bert="bert")
-    with pytest.raises(UserError, match="--bert bert: none of the rows of table11 starts from a BERT"):
+    with pytest.raises(UserError, match="--bert bert: none of the rows of table11 are initialised from a BERT"):
         plain_start(config, [Row()])
     with pytest.raises(UserError, match="--init nowhere: no such file"):
         plain_start(replace(config, init="nowhere"), NO_PRETRAINING)
@@ -235,7 +235,7 @@ def test_a_row_without_pretraining_is_not_mixed_with_another_size(narrow, pretra
     assert _prepare(config, [run])[1] == start
     shutil.rmtree(init)
     shutil.copytree(narrow[0], init)
-    with pytest.raises(UserError, match=r"model\.json: runs have these sizes, --init .* has others"):
+    with pytest.raises(UserError, match=r"model\.json: model configuration differs from --init .*; give another --out"):
         _prepare(config, [run])
 
 
@@ -259,7 +259,7 @@ def test_a_suite_goes_on_with_the_rate_that_it_was_begun_with(tmp_path):
         begin(calls_of(run, config, None)[0], lr_scale=rate)
     assert as_begun(runs[::2], config, None) == replace(config, lr_scale=4.0)
     for asked in (config, replace(config, lr_scale=8.0), replace(config, iterations=None)):
-        with pytest.raises(UserError, match=r"was made with --(lr_scale|iterations)"):
+        with pytest.raises(UserError, match=r"was run with --(lr_scale|iterations)"):
             as_begun(runs, asked, None)
 
 
@@ -269,13 +269,13 @@ def test_runs_of_other_flags_are_not_mixed_into_a_table(tmp_path, name):
     begin(*calls_of(run, config, None))
     assert as_begun([run], config, None) == config
     other = 9 if name == "iterations" else "other"
-    with pytest.raises(UserError, match=rf"mt: was made with --{name} .*, and not with {other}; give the same flags"):
+    with pytest.raises(UserError, match=rf"mt: was run with --{name} .*, and not with {other}; give the same flags"):
         as_begun([run], replace(config, **{name: other}), None)
     shutil.rmtree(run.out / "checkpoints")  # to save space, of a run that is finished
     write_json(run.out / "result.json", {})
-    with pytest.raises(UserError, match=f"was made with --{name} "):
+    with pytest.raises(UserError, match=f"was run with --{name} "):
         as_begun([run], replace(config, **{name: other}), None)
-    with pytest.raises(UserError, match="was made with --gap 8, and not with 16"):
+    with pytest.raises(UserError, match="was run with --gap 8, not with 16"):
         as_begun([Run("8", Row({"gap": 16}), 0, tmp_path)], config, None)
 
 
@@ -286,7 +286,7 @@ def test_runs_of_earlier_defaults_are_not_mixed_into_a_table(tmp_path):
     begin(call, clip=MtConfig.clip, workers=17, lr_scale=8.0)
     assert as_begun([run], config, None) == replace(config, lr_scale=8.0)
     begin(call, clip=0.5)
-    with pytest.raises(UserError, match=rf"was made with --clip 0\.5, and not with {MtConfig.clip}"):
+    with pytest.raises(UserError, match=rf"was run with --clip 0\.5, not with {MtConfig.clip}"):
         as_begun([run], config, None)
 
 
@@ -298,7 +298,7 @@ def test_pretraining_of_other_flags_is_not_gone_on_with(tmp_path, name):
     )
     begin(calls_of(run, config, None)[0], epochs=20)
     assert as_begun([run], config, None) == replace(config, epochs=20)
-    with pytest.raises(UserError, match=f"pretrain: was made with --{name} "):
+    with pytest.raises(UserError, match=f"pretrain: was run with --{name} "):
         as_begun([run], replace(config, **{name: 9 if name == "epochs" else "other"}), None)
 
 
@@ -333,7 +333,7 @@ def test_a_failure_under_torchrun_is_said_once_and_ends_all(world, tmp_path):
     assert results[1][2] == ""
     results = finish(start_ranks(2, *flags, "--jobs", 2, script=ABLATE), 600)
     assert [status for status, _, _ in results] == [2, 2]
-    assert "--jobs 2: under torchrun every run takes all ranks" in results[0][2]
+    assert "--jobs 2: under torchrun every run uses all ranks" in results[0][2]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -377,7 +377,7 @@ def test_runs_of_earlier_versions_have_intervals_over_examples_and_a_warning(tmp
     runs = [made_run(tmp_path / name, 0, {"a": np.linspace(0, 1, 20)}, 5) for name in ("row", "full")]
     for run in runs:
         np.savez(run.out / "values.npz", a=np.load(run.out / "values.npz")["a"])
-    with pytest.warns(UserWarning, match="has no images of a .* intervals are over examples and too narrow"):
+    with pytest.warns(UserWarning, match="no image clusters of a .* intervals are over examples and too narrow"):
         assert compare(*([run] for run in runs)) == (0.0, (0.0, 0.0), 1.0)
 
 

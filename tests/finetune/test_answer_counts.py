@@ -32,7 +32,7 @@ def test_doctor_counts_answers_as_training_does(rare, pretrained, tmp_path, run_
     sentence = f"{folder}: no answer is the ground truth of 9 or more questions; the most frequent one has 3; "
     sentence += "lower --min_answer_count, or give the answers in a file "
     status, out, _ = run_command("finetune.doctor", "--data", data, "--tasks", "vqa")
-    assert status == 1 and "vqa: with gaps" in out and f"to mend: answers: {sentence}(--answers)" in out
+    assert status == 1 and "vqa: with gaps" in out and f"to fix: answers: {sentence}(--answers)" in out
     shared = ("--data", data, "--init", pretrained, "--workers", 0, "--out", tmp_path / "run")
     st = ("finetune.st", "--task", "vqa", "--epochs", 1, *shared)
     status, _, err = run_command(*st)
@@ -41,7 +41,7 @@ def test_doctor_counts_answers_as_training_does(rare, pretrained, tmp_path, run_
     assert status == 2 and err == f"error: {sentence}(--vqa_answers)\n"
     expected = [answer for answer, count in Counter(map(normalise, answers)).items() if count >= 2]
     status, out, _ = run_command("finetune.doctor", "--data", data, "--tasks", "vqa", "--min_answer_count", 2)
-    assert status == 0 and f"  {len(expected)} answers to choose from" in out and "1 of 1 tasks are ready" in out
+    assert status == 0 and f"  {len(expected)} answers in the vocabulary" in out and "1 of 1 tasks are ready" in out
     status, _, err = run_command(*st, "--min_answer_count", 2)
     assert status == 0, err
     assert sorted(json.loads((tmp_path / "run" / "answers-vqa.json").read_text())) == sorted(expected)
@@ -56,7 +56,7 @@ def test_doctor_counts_answers_as_training_does(rare, pretrained, tmp_path, run_
         (("mt", "--tasks", "refcoco,nlvr2"), "--min_answer_count 2: none of the tasks has an answer vocabulary"),
         (
             ("st", "--task", "vqa", "--init", "TRAINED"),
-            "--min_answer_count 2: vqa has the answers of TRAINED, which are",
+            "--min_answer_count 2: cannot be used for vqa, whose answers are those of TRAINED",
         ),
     ],
 )

@@ -209,10 +209,10 @@ def test_two_runs_of_one_task_each(world, runs, run_command, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (("--run", "vqa"), "is no run trained on refcoco or refcoco+; --grounding names the runs that are"),
-        (("--run", "refcoco"), "was trained on refcoco, and vqa needs its own"),
+        (("--run", "vqa"), "no run was trained on refcoco or refcoco+; give such runs by --grounding"),
+        (("--run", "refcoco"), "was trained on refcoco; fine-tune it on vqa first"),
         (("--run", "mt", "--questions", "train"), "no image has both questions"),
-        (("--run", "mt", "--questions", "test"), "has questions without public answers"),
+        (("--run", "mt", "--questions", "test"), "contains questions without public answers"),
         (("--run", "mt", "--expressions", "test"), "--split test: refcoco has train, val, testA, testB"),
         (("--run", "mt", "--tagger", "nothing"), "--tagger nothing: "),
         (("--run", "mt", "--threshold", "0"), "--threshold 0"),

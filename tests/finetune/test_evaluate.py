@@ -100,4 +100,4 @@ def test_recall_among_another_number_of_images_than_the_papers_is_noted():
     found = [{"coco_retrieval": {"images": 5000}}, {"flickr_retrieval": {"images": 40}, "vqa": {}}]
     note = ranking_note(*found, {"coco_retrieval": {"images": 1000}})
     assert note.startswith("R@k ranks 5,000 images of COCO retrieval, 40 images of Flickr30k retrieval; ")
-    assert "the paper's ranks 1,000" in note and ranking_note({"coco_retrieval": {"images": 1000}}) == ""
+    assert "in the paper it ranks 1,000" in note and ranking_note({"coco_retrieval": {"images": 1000}}) == ""

@@ -144,4 +144,4 @@ def test_mistakes(trained, world, run_command, flags, complaint):
 
 def test_a_run_that_names_no_tasks(world, tmp_path, run_command):
     status, _, err = run_command("finetune.examples", "--run", tmp_path, "--data", world)
-    assert status == 2 and "does not say which tasks it knows; --task should say which" in err
+    assert status == 2 and "does not list its tasks; name them by --task" in err

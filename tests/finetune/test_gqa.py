@@ -220,7 +220,7 @@ def test_evaluate_reports_them(evaluate, tmp_path):
     """Predictions for all questions come from the submission split, which has those of val and testdev too."""
     folder = tmp_path / "data" / "gqa"
     out, scores, submission = evaluate("submission")
-    assert scores is None and "whose answers are not public" in out
+    assert scores is None and "without public answers" in out
     asked = json.loads((folder / "submission_all_questions.json").read_text())
     said = {one["questionId"]: one["prediction"] for one in submission}
     assert list(said) == list(asked) and not any("answer" in record for record in asked.values())
@@ -265,7 +265,7 @@ def test_the_tests_have_no_scores(evaluate, tmp_path, split, file, world, traine
     assert set(submission[0]) == {"questionId", "prediction"}
     flags = ("--run", trained, "--data", world, "--workers", 0, "--task", "gqa", "--split", split)
     status, _, err = run_command("finetune.evaluate", *flags)
-    assert status == 2 and f"--split {split}: has no public answers to score; --submission FILE writes the file" in err
+    assert status == 2 and f"--split {split}: no public answers; --submission FILE writes the predictions" in err
 
 
 def test_testdev_is_the_test_that_is_reported(world, run_command):
@@ -283,5 +283,5 @@ def test_doctor_names_the_files_that_are_not_there(world, tmp_path, run_command)
         (tmp_path / "gqa" / f"{name}.json").unlink()
     status, out, _ = run_command("finetune.doctor", "--data", tmp_path, "--tasks", "gqa")
     assert status == 0 and "gqa: ready" in out
-    lines = [line.strip() for line in out.splitlines() if "not there" in line]
-    assert lines == [f"not there: {name}" for name in ("test_all_questions.json", "testdev_choices.json", "test_all")]
+    lines = [line.strip() for line in out.splitlines() if "not found" in line]
+    assert lines == [f"not found: {name}" for name in ("test_all_questions.json", "testdev_choices.json", "test_all")]

@@ -123,10 +123,10 @@ def test_all_tasks_of_a_run_are_scored_at_once(twelve, tmp_path, run_command, wo
     status, out, _ = run_command("finetune.evaluate", *flags, "--task", "refcoco,vqa,vgqa,g2", "--split", "tests")
     assert status == 0 and "RefCOCO, testA: " in out and "RefCOCO, testB: " in out
     assert "COCO retrieval, test: " in out and "test5k" not in out
-    assert "VQA v2, test: " in out and "answers are not public" in out and "Visual Genome QA" not in out
+    assert "VQA v2, test: " in out and "examples without public answers" in out and "Visual Genome QA" not in out
     for given, words in (
-        (("--submission", tmp_path / "all.json"), "is of one --task and --split, and here are 12"),
-        (("--task", "vgqa", "--split", "tests"), "vgqa has none; it has train, val"),
+        (("--submission", tmp_path / "all.json"), "needs a single --task and --split; 12 were given"),
+        (("--task", "vgqa", "--split", "tests"), "vgqa has no test split; it has train, val"),
         (("--task", "g3", "--split", "testA"), "visual7w has train, val, test"),
     ):
         status, _, err = run_command("finetune.evaluate", *flags, *given)
@@ -337,7 +337,7 @@ MISTAKES = [
     (["--gap", 0], "--gap 0: should be 1 or more"),
     (["--data", "nowhere", "--tasks", "g4"], "nowhere/nlvr2: no such folder"),
     (["--init", "nowhere"], "--init nowhere: no such file or directory"),
-    (["--tasks", "g4", "--gqa_answers", "x.json"], "--gqa_answers x.json: none of the tasks has answers of this kind"),
+    (["--tasks", "g4", "--gqa_answers", "x.json"], "--gqa_answers x.json: none of the tasks uses this answer"),
 ]
 
 

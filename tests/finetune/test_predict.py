@@ -153,7 +153,7 @@ def test_hostile_files_are_told_in_a_sentence(trained, tmp_path, run_command):
 
 
 def test_a_folder_that_is_no_run(tmp_path, pretrained, world):
-    with pytest.raises(UserError, match=r"holds pretraining weights, .* and vqa needs its own; fine-tune it first"):
+    with pytest.raises(UserError, match=r"contains pretraining weights, .*; fine-tune it on vqa first"):
         Predictor(pretrained)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(UserError, match=r"^run .*: holds no whole checkpoint and no weights"):
         Predictor(tmp_path, data=world)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))

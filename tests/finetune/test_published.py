@@ -47,10 +47,10 @@ def test_the_order_of_the_answers_is_asked_for_and_kept(world, published, tmp_pa
     st = ("--task", "vqa", "--data", world, "--init", file, "--epochs", 1, "--workers", 0, "--out", tmp_path / "st")
     status, _, err = run_command("finetune.st", *st)
     answers = json.loads((run / "answers-vqa.json").read_text())
-    assert status == 2 and f"has a head of {len(answers)} answers for vqa and not the answers" in err
+    assert status == 2 and f"has a head of {len(answers)} answers for vqa, but not the answers" in err
     (tmp_path / "short.json").write_text(json.dumps(answers[1:]))
     status, _, err = run_command("finetune.st", *st, "--answers", tmp_path / "short.json")
-    assert status == 2 and f"has {len(answers) - 1} answers, and the head of {file} has {len(answers)}" in err
+    assert status == 2 and f"has {len(answers) - 1} answers and the head of {file} {len(answers)}" in err
     random.Random(1).shuffle(answers)
     (tmp_path / "order.json").write_text(json.dumps(answers))
     status, out, err = run_command("finetune.st", *st, "--answers", tmp_path / "order.json")
@@ -79,10 +79,10 @@ def test_the_published_order_is_found_in_the_data(world, published, tmp_path, ru
 def test_weights_without_the_head_are_not_scored(world, published, pretrained, tmp_path, run_command):
     run, file = published
     for flags, complaint in [
-        (("--run", pretrained, "--task", "nlvr2"), "holds pretraining weights, which can be evaluated on"),
-        (("--run", run, "--task", "nlvr2"), "was trained on vqa, and nlvr2 needs its own"),
+        (("--run", pretrained, "--task", "nlvr2"), "contains pretraining weights, which only support"),
+        (("--run", run, "--task", "nlvr2"), "was trained on vqa; fine-tune it on nlvr2 first"),
         (("--run", "scratch", "--task", "nlvr2"), "--run scratch: no such file or directory; it should be a run or"),
-        (("--run", file), "--task should say which"),
+        (("--run", file), "does not list its tasks; name them by --task"),
         (("--run", run, "--config", "base"), "is a run, which has its own sizes"),
         (("--run", run, "--tokenizer", "x"), "is a run, which has its own"),
     ]:
@@ -114,5 +114,5 @@ def test_answers_of_published_weights_are_found_in_the_data(world, published, tm
     (tmp_path / "vqa" / "cache" / "trainval_label2ans.pkl").write_bytes(pickle.dumps(answers))
     assert Predictor(file, data=tmp_path).vocabularies["vqa"].answers == answers
     (tmp_path / "vqa" / "cache" / "trainval_label2ans.pkl").write_bytes(pickle.dumps(answers[1:]))
-    with pytest.raises(UserError, match=rf"has {len(answers) - 1} answers, and the head of .* has {len(answers)}"):
+    with pytest.raises(UserError, match=rf"has {len(answers) - 1} answers and the head of .* {len(answers)}"):
         _ = Predictor(file, data=tmp_path).vocabularies

@@ -220,9 +220,9 @@ def test_the_doctor(world, published, tmp_path, run_command):
     assert status == 1, err
     assert "7 of 12 tasks are ready" in said
     for line in (
-        f"no folder {data}/nlvr2: put train.json, dev.json, test1.json there",
+        f"no folder {data}/nlvr2: it should contain train.json, dev.json, test1.json",
         "trainval: ",
-        "not there: guesswhat.test.jsonl",
+        "not found: guesswhat.test.jsonl",
         "finetune.given_boxes --task guesswhat",
         f"shards.extract IMAGES --out {data}/regions/flickr",
     ):

@@ -61,7 +61,7 @@ def test_runs_are_found_where_they_are(trained, pretrained, single, tmp_path):
     assert [run.kind for run in runs] == [PRETRAINING, MULTI, SINGLE]
     shutil.copytree(single, tmp_path / "a" / "seed0" / "mt")
     assert [run.path for run in find_runs([str(tmp_path)])] == [tmp_path / "a" / "seed0" / "mt"]
-    with pytest.raises(UserError, match="holds no run; name directories of"):
+    with pytest.raises(UserError, match="contains no run; give run directories of"):
         find_runs([str(tmp_path / "a" / "seed0" / "mt" / "checkpoints")])
     with open(tmp_path / "a" / "seed0" / "mt" / "metrics.jsonl", "a") as file:
         file.write('{"step": 99, "kind": "tr')  # a run that goes on
@@ -84,7 +84,7 @@ def test_a_bad_byte_in_the_metrics_costs_a_line(trained, tmp_path, capsys):
     path.write_bytes(b"\n".join([lines[0], b"\xff\xfe{", b"[1]", *lines[1:-1], b'{"step": 9']))
     read = read_run(tmp_path / "run")
     assert (read.training, read.validation) == (known.training, known.validation)
-    assert f"{path}: 2 lines that cannot be read are skipped" in capsys.readouterr().out
+    assert f"{path}: skipped 2 unreadable lines" in capsys.readouterr().out
 
 
 def test_table9_has_the_test_where_it_was_scored(trained, single):
@@ -284,7 +284,7 @@ def test_mistakes(tmp_path, run_command):
     status, _, err = run_command("finetune.report")
     assert status == 2 and "RUNS is missing: directories of runs" in err
     status, _, err = run_command("finetune.report", tmp_path)
-    assert status == 2 and "holds no run" in err
+    assert status == 2 and "contains no run" in err
     (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "config.json").write_text("[]")
     status, _, err = run_command("finetune.report", tmp_path)

@@ -86,7 +86,7 @@ def test_other_data_is_a_warning_and_its_scores_are_kept_apart(world, run, tmp_p
 def test_scores_of_a_run_whose_data_are_gone_are_not_overwritten(world, run, tmp_path, run_command):
     change_flags(run, data="/not/here", out="/not/run")
     status, _, err = evaluate(run_command, run)
-    assert status == 2 and "the data that it was trained on, /not/here, does not exist; --data names where" in err
+    assert status == 2 and "its training data /not/here does not exist; give its current location by --data" in err
     status, _, err = evaluate(run_command, run, "--data", world)
     assert status == 0 and err.startswith(f"warning: --data {world}: differs")
     file = run / "scores" / "nlvr2-test1.json"
@@ -103,7 +103,7 @@ def test_weights_without_data_of_their_own_need_some(pretrained, tmp_path, elsew
     weights = next(pretrained.glob("checkpoints/*/model.safetensors"))
     shutil.copy(weights, tmp_path / "model.safetensors")
     status, _, err = evaluate(run_command, tmp_path / "model.safetensors")
-    assert status == 2 and "--data is missing: " in err and "does not name a data folder of its own" in err
+    assert status == 2 and "--data is missing: " in err and "does not name a data folder; " in err
     shutil.copytree(pretrained, tmp_path / "pairs")
     shutil.copytree(pretrained.parent / "world" / "regions" / "pairs", tmp_path / "shards")
     change_flags(tmp_path / "pairs", data=str(tmp_path / "shards"))
@@ -204,7 +204,7 @@ def test_prediction_needs_no_data(world, trained, run, elsewhere):
     expected = Predictor(trained, data=world)("refcoco", "the red thing", image)
     assert Predictor(run)("refcoco", "the red thing", image) == expected
     assert Predictor(trained)("refcoco", "the red thing", image) == expected
-    with pytest.raises(UserError, match="/not/here, does not exist; --data names where it is now"):
+    with pytest.raises(UserError, match="/not/here does not exist; give its current location by --data"):
         Predictor(run).query_by_id("refcoco", "the red thing", "1")
 
 

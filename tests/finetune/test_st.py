@@ -63,7 +63,7 @@ def test_a_task_can_be_learned_by_heart(st, tmp_path, run_command, pretrained, t
 def test_what_it_starts_from_is_said_and_kept(st, tmp_path, run_command, pretrained, world, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, out, _ = run_command("finetune.st", *st("snli_ve", out="scratch"))
-    assert "training starts from random weights, without any pretraining: there is no --init and no runs/mt" in out
+    assert "training starts from random weights, without any pretraining: no --init given, and runs/mt" in out
     shutil.copytree(pretrained, tmp_path / "runs" / "pretrain")
     _, out, _ = run_command("finetune.st", *st("snli_ve", out="st"))
     assert "SNLI-VE (ST, from runs/pretrain)" in out
@@ -218,7 +218,7 @@ def test_features_of_another_width_are_refused(st, run_command, world, tmp_path,
         text = "".join(json.dumps(line | {"Flickr30K_ID": "image.0.3"}) + "\n" for line in lines)
         (folder / "snli_ve" / f"snli_ve_{split}.jsonl").write_text(text)
     status, _, err = run_command("finetune.st", *st("snli_ve", "--init", pretrained, "--data", folder))
-    assert status == 2 and "was trained on features" in err and "12; use shards of the same detector" in err
+    assert status == 2 and "was trained with feature size" in err and "12; use shards of the same detector" in err
 
 
 def test_another_answer_file_than_the_starts_is_told(st, run_command, tmp_path, pretrained):
@@ -263,7 +263,8 @@ def test_visual_genome_qa_alone_chooses_from_vqas_answers(st, run_command, tmp_p
     assert (status, err) == (0, "")
     own = answers_of(tmp_path / "own")
     assert own == paper_tasks()["vgqa"].vocabulary(world / "vgqa").answers != vqas
-    assert f"{len(own)} answers, of its own annotations, because {genome_alone / 'vqa'} has none of VQA v2" in out
+    vqa = genome_alone / "vqa"
+    assert f"{len(own)} answers of its own annotations, because {vqa} has no annotations of VQA v2" in out
 
 
 def test_visual_genome_qa_goes_on_with_the_answers_that_it_has(st, run_command, tmp_path, pretrained, genome_alone):
@@ -278,14 +279,14 @@ def test_a_split_without_answers_is_submitted_and_not_scored(st, run_command, tm
     run_command("finetune.st", *st("vqa", "--init", pretrained))
     flags = ("--run", tmp_path / "run", "--data", world, "--split", "test")
     status, out, err = run_command("finetune.evaluate", *flags)
-    assert status == 2 and "has no public answers to score" in err and "are not public" in out
+    assert status == 2 and "no public answers; --submission" in err and "are not public" in out
     status, out, _ = run_command("finetune.evaluate", *flags, "--submission", tmp_path / "vqa.json")
     said = json.loads((tmp_path / "vqa.json").read_text())
     assert status == 0 and len(said) > 20 and set(said[0]) == {"question_id", "answer"}
     status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world, "--task", "vqa")
-    assert status == 2 and "holds pretraining weights" in err and "and vqa needs its own; fine-tune it first" in err
+    assert status == 2 and "contains pretraining weights" in err and "and vqa needs its own; fine-tune it first" in err
     status, _, err = run_command("finetune.evaluate", "--run", pretrained, "--data", world)
-    assert status == 2 and "--task should say which" in err
+    assert status == 2 and "does not list its tasks; name them by --task" in err
 
 
 @pytest.mark.parametrize(

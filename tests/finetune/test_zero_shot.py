@@ -140,8 +140,8 @@ def test_other_tasks_need_a_head_of_their_own(world, pretrained, published, run_
     for run in (pretrained, published):
         status, _, err = evaluate(run_command, world, run, "--task", "vqa")
         assert status == 2 and err.count("\n") == 1
-        assert "can be evaluated on coco_retrieval, flickr_retrieval alone (zero-shot, by the alignment head)" in err
-        assert "vqa needs its own; fine-tune it first" in err
+        assert "only support coco_retrieval, flickr_retrieval (zero-shot, by the alignment head)" in err
+        assert "fine-tune it on vqa first" in err
 
 
 def test_weights_without_an_alignment_head(world, pretrained, tmp_path, run_command):
