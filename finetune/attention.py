@@ -1,4 +1,4 @@
-"""python -m finetune.attention --run RUN --image ID --text "..." --task T: a page of what the model attended to."""
+"""python -m finetune.attention --run RUN --image ID --text "..." --task T: a page with the model's attention maps."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,35 +17,32 @@ from shards.flags import REQUIRED, command, flag
 class AttentionConfig(ModelFlags):
     """Flags of finetune.attention."""
 
-    image: str = flag(REQUIRED, "a file, or the id of an image of the data; several with commas between them")
-    task: str = flag(REQUIRED, "the task, vqa for one; a wrong name lists them")
-    text: str = flag(REQUIRED, "the question, expression, caption or statement")
-    boxes: str | None = flag(
-        None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them", unset="none"
-    )
-    out: str = flag("attention.html", "where the page goes", written=True)
+    image: str = flag(REQUIRED, "image file, or id of an image of the data; comma-separated for several")
+    task: str = flag(REQUIRED, "task, such as vqa; an unknown name prints the list")
+    text: str = flag(REQUIRED, "question, expression, caption or statement")
+    boxes: str | None = flag(None, "candidate boxes: x1,y1,x2,y2 in pixels, separated by semicolons", unset="none")
+    out: str = flag("attention.html", "output file for the page", written=True)
 
 
 def page_of(predictor: LazyPredictor, query: Query, lines: bool = True) -> str:
-    """The page of a query, with the model's prediction where it has one: pretraining weights have one for retrieval
-    alone, and retrieval where there are images to rank.
+    """The page of a query, with the model's prediction if there is one.
 
-    lines: see attention_page.
+    Pretraining weights predict for retrieval only, and retrieval needs at least two images. lines: see attention_page.
     """
     ranks_nothing = query.task.head == "retrieval" and len(query.names) < 2
     answers = predictor.start.has_head(query.task) and not ranks_nothing
     return explained_page(predictor, query, predictor.answer(query) if answers else None, lines)
 
 
-def explained_page(predictor: LazyPredictor, query: Query, said: Prediction | None, lines: bool) -> str:
-    """The page of a query and of what the model has said of it."""
+def explained_page(predictor: LazyPredictor, query: Query, prediction: Prediction | None, lines: bool) -> str:
+    """The page of a query and its prediction."""
     work, batch = predictor.batch(query)
     title = f"{query.task.title}, {predictor.run}"
     images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
     explained = explain(work, batch, predictor.start.pieces)
     collator = query.collator(predictor.start.pieces, predictor.start.sizes)
     expressions = expression_boxes(predictor.start, work, collator, collator.examples)
-    return attention_page(title, query.text, images, explained, said, query.size, expressions, lines)
+    return attention_page(title, query.text, images, explained, prediction, query.size, expressions, lines)
 
 
 def run(config: AttentionConfig) -> None:
@@ -55,8 +52,8 @@ def run(config: AttentionConfig) -> None:
     query = ask(config.task, config.text, *names, boxes=boxes)
     with whole_file(config.out, "w", encoding="utf-8") as file:
         file.write(page_of(predictor, query))
-    print(f"the page: {config.out}")
+    print(f"page: {config.out}")
 
 
 if __name__ == "__main__":
-    command(AttentionConfig, run, "finetune.attention", "A page of what a model attended to, in words and regions.")
+    command(AttentionConfig, run, "finetune.attention", "A page with a model's attention between tokens and regions.")

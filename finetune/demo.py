@@ -1,4 +1,4 @@
-"""python -m finetune.demo --run RUN: a page on this machine to ask a model about images."""
+"""python -m finetune.demo --run RUN: a local web demo of a model."""
 
 import html
 import ipaddress
@@ -16,7 +16,7 @@ from shards.errors import UserError
 from shards.flags import command, flag
 from shards.images import SUFFIXES, find_parts
 
-WORDS = {  # head -> (what the text is, for instance)
+WORDS = {  # head -> (label of the text field, example text)
     "vqa": ("Question", "How many stars are there?"),
     "gqa": ("Question", "What color is the star?"),
     "regions": ("Expression", "the red star on the left"),
@@ -32,19 +32,20 @@ STYLE = "iframe.attention { width: 100%; height: 56rem; border: 0; border-radius
 class DemoConfig(ModelFlags):
     """Flags of finetune.demo."""
 
-    images: str | None = flag(None, "a folder of images that retrieval ranks", unset="of the validation of the data")
-    ranked: int = flag(24, "how many of them, the first", low=2)
-    host: str = flag("127.0.0.1", "the address to listen on; 0.0.0.0 lets other machines in")
-    port: int = flag(7860, "the port", low=1, high=65535)
-    megabytes: float = flag(10.0, "of an uploaded file, at the most", above=0)
-    megapixels: float = flag(25.0, "of an uploaded image, at the most", above=0)
-    seconds: float = flag(10.0, "in which an uploaded image has to be decoded", above=0)
+    images: str | None = flag(None, "folder of images that retrieval ranks", unset="validation images of the data")
+    ranked: int = flag(24, "number of these images that are used, the first ones", low=2)
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 allows access from other machines")
+    port: int = flag(7860, "port to listen on", low=1, high=65535)
+    megabytes: float = flag(10.0, "maximum size of an uploaded file, in MB", above=0)
+    megapixels: float = flag(25.0, "maximum size of an uploaded image, in millions of pixels", above=0)
+    seconds: float = flag(10.0, "maximum time to decode an uploaded image, in seconds", above=0)
 
 
 def is_own_host(header: str, host: str) -> bool:
-    """Whether a request's Host header names this machine: by an address, as localhost, as --host, or by its own name.
+    """Whether a request's Host header names this machine: an IP address, localhost, --host, or its host name.
 
-    A page of somebody else's whose name was made to lead here would otherwise be let in by the visitor's browser.
+    This prevents DNS rebinding: a foreign page whose domain resolves to this address would otherwise be served in the
+    visitor's browser.
     """
     name = re.sub(r":\d+$", "", header.strip().lower()).strip("[]")
     try:
@@ -56,7 +57,7 @@ def is_own_host(header: str, host: str) -> bool:
 
 
 class OwnHost:
-    """Answers requests under other names than this machine's with status 421. app: what answers all others."""
+    """ASGI middleware that answers requests for other host names than this machine's with status 421."""
 
     def __init__(self, app, host: str):
         self.app, self.host = app, host
@@ -72,14 +73,14 @@ class OwnHost:
 
 
 def build(desk: Desk):
-    """The page, as gradio has it."""
+    """The gradio page."""
     try:
         import gradio
     except ImportError as error:
         raise need("demo", "gradio", error) from None
 
-    def said(function):
-        """A user's mistake becomes a sentence on the page."""
+    def with_errors(function):
+        """Wraps a function so that a UserError is shown as a message on the page."""
 
         def call(*values):
             try:
@@ -90,11 +91,11 @@ def build(desk: Desk):
         return call
 
     def labels(task):
-        """(what the text is, an instance, which images are wanted)."""
+        """(label of the text field, example text, label of the image field)."""
         label, instance = WORDS.get(task.head, ("Text", ""))
         images = "two images, the left one first" if task.name in IMAGES else "an image"
         if task.head == "retrieval":
-            images = f"two images or more; without any, {len(desk.pool(task))} are there to be ranked"
+            images = f"two or more images; without any, {len(desk.pool(task))} images of the data are ranked"
         return label, instance, f"Images: {images}"
 
     def choose(title):
@@ -118,7 +119,7 @@ def build(desk: Desk):
 
     first = next(iter(desk.tasks.values()))
     label, instance, images = labels(first)
-    candidates = f"Candidates: x1,y1,x2,y2; ... in pixels (empty: {CANDIDATES} regions of the detector's)"
+    candidates = f"Candidates: x1,y1,x2,y2; ... in pixels (empty: {CANDIDATES} detected regions)"
     kinds = [f".{suffix}" for suffix in SUFFIXES]
     with gradio.Blocks(title=desk.predictor.run, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"## Ask `{desk.predictor.run}`")
@@ -140,18 +141,18 @@ def build(desk: Desk):
         attention = gradio.HTML(elem_id="attention")
         one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
         task.change(choose, task, [text, files, boxes], **one_at_a_time)
-        files.change(said(preview), files, seen, **one_at_a_time)
-        example.click(said(desk.example), task, [text, files, boxes], **one_at_a_time)
-        asked, told = [task, text, files, boxes], [answer, shown, ranking, took, attention]
-        gradio.on([go.click, text.submit], said(ask), asked, told, **one_at_a_time)
+        files.change(with_errors(preview), files, seen, **one_at_a_time)
+        example.click(with_errors(desk.example), task, [text, files, boxes], **one_at_a_time)
+        inputs, outputs = [task, text, files, boxes], [answer, shown, ranking, took, attention]
+        gradio.on([go.click, text.submit], with_errors(ask), inputs, outputs, **one_at_a_time)
     return page
 
 
 def run(config: DemoConfig) -> None:
     try:
         socket.getaddrinfo(config.host, config.port)
-    except (OSError, UnicodeError):  # the latter of what no host can be called
-        raise UserError(f"--host {config.host}: is the name or address of no machine") from None
+    except (OSError, UnicodeError):  # UnicodeError: not a valid host name
+        raise UserError(f"--host {config.host}: not a known host name or address") from None
     parts = find_parts(config.images, 1000, unique=False) if config.images else []
     files = [file for part in parts for file in part.files]
     if any(file.endswith(".tar") for file in files):
@@ -159,7 +160,7 @@ def run(config: DemoConfig) -> None:
     predictor = config.predictor()
     uploads = Uploads(config.megabytes, config.megapixels, config.seconds)
     page = build(Desk(predictor, uploads, files, config.ranked)).queue(max_size=32)
-    _ = predictor.model, predictor.detector  # before the first question
+    _ = predictor.model, predictor.detector  # load them before the first request
     try:
         page.launch(
             server_name=config.host,
@@ -171,15 +172,15 @@ def run(config: DemoConfig) -> None:
             prevent_thread_lock=True,
             app_kwargs={"middleware": [(OwnHost, (), {"host": config.host})]},
         )
-        print(f"http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
+        print(f"http://{config.host}:{config.port} (press Ctrl-C to stop)", flush=True)
         page.block_thread()
     except OSError:
         place = f"--host {config.host} --port {config.port}"
-        reason = "another program listens there, or the address is not this machine's"
-        raise UserError(f"{place}: cannot be listened on; {reason}") from None
+        reason = "the port is in use, or the address is not this machine's"
+        raise UserError(f"{place}: cannot listen on this address; {reason}") from None
     finally:
         uploads.close()
 
 
 if __name__ == "__main__":
-    command(DemoConfig, run, "finetune.demo", "A page on this machine to ask a model about images.")
+    command(DemoConfig, run, "finetune.demo", "A local web demo of a model.")

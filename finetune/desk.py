@@ -1,4 +1,4 @@
-"""Questions about images that people bring, answered with all that a page shows of an answer."""
+"""The backend of the demo: predictions for uploaded images, with boxes, rankings and attention pages."""
 
 import contextlib
 import hashlib
@@ -25,17 +25,20 @@ from finetune.uploads import Uploads
 from shards.errors import UserError
 from shards.inspect import source_of
 
-CANDIDATES = 8  # regions among which to choose where no boxes are given
-TOP = 5
-SHOWN = 480  # pixels of an image's longer side on the page, at the least
-LINE, MARK = 4, "#e69f00"  # of the drawn box
-EXAMPLES = 200  # of a task's validation split, the first, from which one is drawn
+CANDIDATES = 8  # detected regions that serve as candidates if no boxes are given
+TOP = 5  # predictions that are shown
+SHOWN = 480  # minimum length, in pixels, of an image's longer side on the page
+LINE, MARK = 4, "#e69f00"  # minimum line width in pixels, and colour, of the drawn box
+EXAMPLES = 200  # examples, the first of a task's validation split, from which one is drawn at random
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a page shows. shown: the image with the box that was chosen; ranking: images with captions, best first;
-    attention: a page of its own."""
+    """The outputs for the page.
+
+    shown: the image with the predicted box; ranking: images with their confidence as text, best first; attention: HTML
+    page of attention maps; seconds: time of the prediction.
+    """
 
     prediction: Prediction
     shown: np.ndarray
@@ -45,9 +48,13 @@ class Answer:
 
 
 class Desk:
-    """Answers questions about images with a run's model.
+    """Predicts for uploaded images with a run's model.
 
-    images: files that retrieval ranks where fewer than two are brought; none: some of the run's own validation.
+    Args:
+        predictor: the model.
+        uploads: reads uploaded images within limits.
+        images: files that retrieval ranks if fewer than two are uploaded; empty: validation images of the run's data.
+        ranked: maximum number of these images.
     """
 
     def __init__(self, predictor: LazyPredictor, uploads: Uploads, images: Sequence[str] = (), ranked: int = 24):
@@ -58,45 +65,53 @@ class Desk:
         self._copies = tempfile.TemporaryDirectory(prefix="examples-")
 
     def ask(self, title: str, text: str, files: Sequence[str], boxes: str = "") -> Answer:
-        """title: of the task; files: paths of images; boxes: of candidates, as text in pixels of the first file, empty
-        for regions of the detector's."""
+        """Predicts for a text and images.
+
+        Args:
+            title: of the task.
+            text: question, expression, caption or statement.
+            files: paths of images.
+            boxes: candidate boxes as text, in pixels of the first file; empty for detected regions.
+        """
         began, task = time.perf_counter(), self.tasks[title]
         check_text(text)
         files, wanted = list(files or ()), IMAGES.get(task.name, 1)
         if task.head == "retrieval" and len(files) < 2:
             files += self.pool(task)
         if task.head == "retrieval" and len(files) < 2:
-            raise UserError(f"{task.title} ranks images, and fewer than two are here")
+            raise UserError(f"{task.title} ranks images; add two or more")
         if task.head != "retrieval" and len(files) != wanted:
-            raise UserError(f"{task.title} is asked of {wanted} image{'s' * (wanted > 1)}, and {len(files)} are here")
+            raise UserError(f"{task.title} takes {wanted} image{'s' * (wanted > 1)}; {len(files)} were given")
         images, scales = zip(*map(self.uploads.read, files), strict=True)
         given = parse_boxes(boxes)
         inside = (np.array(given) * scales[0]).tolist() if task.head == "candidates" else []
         query = self.predictor.query(task.name, text, *images, boxes=inside, proposals=CANDIDATES)
         query.names = [Path(file).name for file in files]
-        said, ranking = self.predictor.answer(query, TOP), []
-        explained, of = query, said
+        found, ranking = self.predictor.answer(query, TOP), []
+        explained, of = query, found
         if task.head == "retrieval":
-            ranking = [(images[n], f"{share:.0%}") for n, share in zip(said.numbers, said.confidence, strict=True)]
-            best = said.numbers[0]
+            ranking = [(images[n], f"{share:.0%}") for n, share in zip(found.numbers, found.confidence, strict=True)]
+            best = found.numbers[0]
             explained, of = Query(task, text, [query.names[best]], [images[best]], [query.samples[best]]), None
-        shown = drawn(explained.pixels[0], said.boxes[0] if said.boxes else None)
+        shown = drawn(explained.pixels[0], found.boxes[0] if found.boxes else None)
         page = explained_page(self.predictor, explained, of, lines=False)
-        return Answer(said, shown, ranking, page, time.perf_counter() - began)
+        return Answer(found, shown, ranking, page, time.perf_counter() - began)
 
     def pool(self, task: Task) -> list[str]:
-        """The files that retrieval ranks by itself."""
+        """The files that retrieval ranks if fewer than two are uploaded."""
         if self.images:
             return self.images[: self.ranked]
         try:
             files = (file for _, files in self.examples(task) for file in files)
             return list(dict.fromkeys(files))[: self.ranked]
-        except UserError:  # neither annotations nor images need be at hand
+        except UserError:  # annotations and image files are optional
             return []
 
     def example(self, title: str) -> tuple[str, list[str], str]:
-        """(text, image files, boxes as text) of an example of the run's data; of retrieval of an image that is ranked,
-        without files."""
+        """(text, image files, boxes as text) of a random example of the run's data.
+
+        For retrieval, the example's image is among the ranked ones, and no files are returned.
+        """
         task = self.tasks[title]
         ranks = task.head == "retrieval"
         pool = set(self.pool(task)) if ranks and not self.images else None
@@ -106,14 +121,14 @@ class Desk:
         return example.text, [] if ranks else list(map(self._copy, files)), boxes
 
     def _copy(self, file: str) -> str:
-        """A copy of an image below the folder of temporary files: a page may show no others than these and those below
-        the working directory, and the data need not be there."""
+        """Copies an image to a temporary folder: gradio serves files only from there and from the working directory,
+        and the data may be elsewhere."""
         folder = Path(self._copies.name) / hashlib.sha256(os.path.abspath(file).encode()).hexdigest()[:16]
         folder.mkdir(exist_ok=True)
         return shutil.copy(file, folder)
 
     def examples(self, task: Task) -> list[tuple[Example, list[str]]]:
-        """Examples of the task's validation split with their image files, of those whose images are files here."""
+        """Examples of the task's validation split whose image files exist, with these files."""
         if task.name not in self._examples:
             self._examples[task.name] = self._read_examples(task)
         return self._examples[task.name]
@@ -122,18 +137,18 @@ class Desk:
         data = self.predictor.data
         regions, found = Regions(region_folder(data, task.images)), []
         for example in task.read(task.folder(data), task.splits[1])[:EXAMPLES]:
-            there = [image for image in example.images if image in regions]
-            with contextlib.suppress(UserError):  # of an image that is not at hand
-                files = [source_of(regions[image], regions.dataset.folder) for image in there]
+            known = [image for image in example.images if image in regions]
+            with contextlib.suppress(UserError):  # the image file does not exist
+                files = [source_of(regions[image], regions.dataset.folder) for image in known]
                 if len(files) == len(example.images) and all(Path(file).is_file() for file in files):
                     found.append((example, files))
         if not found:
-            raise UserError(f"{data}: the images of {task.title} are not at hand")
+            raise UserError(f"{data}: image files of {task.title} not found")
         return found
 
 
 def drawn(image: np.ndarray, box: Box | None) -> np.ndarray:
-    """The image, SHOWN pixels at the least, with a box on it."""
+    """The image, enlarged to at least SHOWN pixels, with the box drawn on it. box: in pixels of `image`."""
     picture = Image.fromarray(image)
     scale = max(1, SHOWN / max(picture.size))
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))

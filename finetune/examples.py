@@ -1,4 +1,4 @@
-"""python -m finetune.examples --run RUN --task T: a page of what a model gets right and wrong (figures 8 and 9)."""
+"""python -m finetune.examples --run RUN --task T: a page of correct and wrong predictions (figures 8 and 9)."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -31,26 +31,26 @@ from shards.folder_lock import locked_folder
 from shards.inspect import image_of
 from shards.ranks import ALONE
 
-RIGHT = 0.5  # an example of a higher score is called right
-TOP = 5  # choices of an example on the page
+RIGHT = 0.5  # a prediction with a higher score counts as correct
+TOP = 5  # predictions per example on the page
 
 
 @dataclass(kw_only=True)
 class ExamplesConfig(WeightsFlags):
     """Flags of finetune.examples."""
 
-    task: str | None = flag(None, "names or groups of tasks with commas between them", unset="all that the run trained")
-    split: str | None = flag(None, "the split", unset="each task's validation split")
-    examples: int = flag(1000, "of a split, the first so many are looked at", low=1)
-    count: int = flag(20, "of the wrong ones, the surest, and as many right ones are shown of each task", low=1)
-    attention: bool = flag(True, "a page of each example's attention too, in a folder beside the page")
-    out: str = flag("examples.html", "where the page goes", written=True)
-    batch_size: int = flag(64, "examples at a time", low=1)
+    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run")
+    split: str | None = flag(None, "split to predict", unset="each task's validation split")
+    examples: int = flag(1000, "number of examples that are predicted, the first of the split", low=1)
+    count: int = flag(20, "number of wrong predictions per task, the most confident ones, and of correct ones", low=1)
+    attention: bool = flag(True, "write a page of attention maps for every example, in a folder next to the page")
+    out: str = flag("examples.html", "output file for the page", written=True)
+    batch_size: int = flag(64, "examples per batch", low=1)
 
 
 @dataclass(frozen=True)
-class Said:
-    """An example, what the model says of it, and how right that is, between 0 and 1."""
+class Scored:
+    """An example with its prediction and score. number: of the example in its split; value: score between 0 and 1."""
 
     number: int
     example: Example
@@ -58,26 +58,25 @@ class Said:
     value: float
 
 
-def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[Said]:
-    """What a model says of all examples of a collator."""
+def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[Scored]:
+    """Predicts and scores all examples of a collator."""
     task, examples = work.task, collator.examples
     if task.head == "retrieval":
         device = work.precision.device
         scores = predict(work, collator, batch_size, 0, ALONE, device)
         images = list(dict.fromkeys(example.images[0] for example in examples))
-        said = [ranked(task, images, torch.from_numpy(row).softmax(0), TOP) for row in scores]
+        predictions = [ranked(task, images, torch.from_numpy(row).softmax(0), TOP) for row in scores]
         official = scores
     else:
-        said = list(
-            tqdm(_said(work, collator, batch_size), task.title, len(examples), unit=" examples", mininterval=0.5)
-        )
-        official = [_official(task, one) for one in said]
+        found = _predictions(work, collator, batch_size)
+        predictions = list(tqdm(found, task.title, len(examples), unit=" examples", mininterval=0.5))
+        official = [_official(task, one) for one in predictions]
     values = next(iter(task.scores(examples, official).values()))
-    return [Said(*of) for of in zip(range(len(examples)), examples, said, values.tolist(), strict=True)]
+    return [Scored(*of) for of in zip(range(len(examples)), examples, predictions, values.tolist(), strict=True)]
 
 
 @torch.no_grad()
-def _said(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[Prediction]:
+def _predictions(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[Prediction]:
     limit = collator.limits.regions
     with in_order(collator, batch_size, 0, ALONE) as batches:
         for part, batch in batches:
@@ -88,16 +87,17 @@ def _said(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[P
                 yield prediction(work.task, row, TOP, collator.vocabulary, regions, size, example.candidates)
 
 
-def _official(task: Task, said: Prediction):
-    """The likeliest in the form that the task's scores take."""
+def _official(task: Task, found: Prediction):
+    """The most likely prediction in the form of `Task.scores`."""
     if task.head == "regions":
-        return said.boxes[0]
-    return said.choices[0] if hasattr(task, "vocabulary") else said.numbers[0]
+        return found.boxes[0]
+    return found.choices[0] if hasattr(task, "vocabulary") else found.numbers[0]
 
 
-def choose(said: Sequence[Said], count: int) -> list[Said]:
-    """The wrong ones of which the model is surest, surest first, and right ones from the surest to the least sure."""
-    by_confidence = sorted(said, key=lambda one: (-one.prediction.confidence[0], one.number))
+def choose(scored: Sequence[Scored], count: int) -> list[Scored]:
+    """The `count` most confident wrong predictions, then `count` correct ones spread over all confidences; both in
+    descending order of confidence."""
+    by_confidence = sorted(scored, key=lambda one: (-one.prediction.confidence[0], one.number))
     wrong = [one for one in by_confidence if one.value <= RIGHT]
     right = [one for one in by_confidence if one.value > RIGHT]
     spread = np.linspace(0, len(right) - 1, min(count, len(right))).round().astype(int).tolist()
@@ -105,13 +105,13 @@ def choose(said: Sequence[Said], count: int) -> list[Said]:
 
 
 def kind_of(task: Task, example: Example) -> str:
-    """The data set's own kind of an example; where it has none, of a question the word that it begins with."""
+    """The official type of an example; if there is none, the first word of a question."""
     first = example.text.split()[0].lower() if example.text.rstrip().endswith("?") else ""
     return task.kind(example) or first
 
 
 def expected_of(task: Task, example: Example) -> tuple[str, tuple | None]:
-    """What would be right: (words, a box in the annotations' pixels)."""
+    """The ground truth: (text, box in pixels of the annotations or None)."""
     if task.head == "regions":
         return "", tuple(example.target)
     if task.head == "candidates":
@@ -128,32 +128,32 @@ def run(config: ExamplesConfig) -> None:
     warn_of_other_data(config.run, config.data)
     config = replace(config, data=choose_data(config.run, config.data))
     out = Path(config.out)
-    beside = f"{out.stem}-attention"
-    lock = locked_folder(out.parent / beside, "finetune.examples") if config.attention else contextlib.nullcontext()
+    folder = f"{out.stem}-attention"
+    lock = locked_folder(out.parent / folder, "finetune.examples") if config.attention else contextlib.nullcontext()
     with lock:
-        _run(config, out, beside)
+        _run(config, out, folder)
 
 
-def _run(config: ExamplesConfig, out: Path, beside: str) -> None:
-    """Writes the page, and in the folder `beside` those of its examples' attention."""
+def _run(config: ExamplesConfig, out: Path, folder: str) -> None:
+    """Writes the page, and the pages of attention maps to `folder`, a name relative to the page."""
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
     cards, summary = [], []
     for task in tasks:
         start, work, collator = _load(config, task)
-        said = judge(work, collator, config.batch_size)
-        right = sum(one.value > RIGHT for one in said)
-        summary.append(f"{task.title}: {right} of {len(said)} right")
+        scored = judge(work, collator, config.batch_size)
+        right = sum(one.value > RIGHT for one in scored)
+        summary.append(f"{task.title}: {right} of {len(scored)} correct")
         print(summary[-1], flush=True)
-        for one in choose(said, config.count):
-            page = f"{beside}/{task.name}-{one.number}.html" if config.attention else None
+        for one in choose(scored, config.count):
+            page = f"{folder}/{task.name}-{one.number}.html" if config.attention else None
             cards.append(_card(task, collator, one, page))
             if page:
                 with whole_file(out.parent / page, "w", encoding="utf-8") as file:
                     file.write(_attention(config, start, work, collator, one))
-    cards.sort(key=lambda card: (card.right, -card.said.confidence[0]))
-    write_examples(out, f"What {config.run} gets right and wrong", "; ".join(summary), cards)
-    print(f"the page: {out}" + (f", with attention in {beside}" if config.attention else ""))
+    cards.sort(key=lambda card: (card.right, -card.prediction.confidence[0]))
+    write_examples(out, f"Correct and wrong predictions of {config.run}", "; ".join(summary), cards)
+    print(f"page: {out}" + (f", with attention maps in {folder}" if config.attention else ""))
 
 
 def _load(config: ExamplesConfig, task: Task) -> tuple[Start, TaskPass, TaskCollator]:
@@ -162,12 +162,12 @@ def _load(config: ExamplesConfig, task: Task) -> tuple[Start, TaskPass, TaskColl
     start, work, collator = evaluate.open_run(settings, task)
     collator = replace(collator, examples=collator.examples[: config.examples])
     if task.head != "retrieval" and any(example.target is None for example in collator.examples):
-        raise UserError(f"--split {split}: {task.name} has no public answers there to tell right from wrong")
+        raise UserError(f"--split {split}: {task.name} has no public answers in this split; choose another one")
     work.model.eval()
     return start, work, collator
 
 
-def _card(task: Task, collator: TaskCollator, one: Said, page: str | None) -> Card:
+def _card(task: Task, collator: TaskCollator, one: Scored, page: str | None) -> Card:
     example, regions = one.example, collator.regions
     shown = one.prediction.choices[:3] if task.head == "retrieval" else list(example.images)
     width, height = image_size(example, regions[example.images[0]])
@@ -179,7 +179,7 @@ def _card(task: Task, collator: TaskCollator, one: Said, page: str | None) -> Ca
         right=one.value > RIGHT,
         value=one.value,
         text=example.text,
-        said=one.prediction,
+        prediction=one.prediction,
         expected=words,
         chosen_box=tuple(np.array(one.prediction.boxes[0]) / side) if one.prediction.boxes else None,
         expected_box=tuple(np.array(box) / side) if box is not None else None,
@@ -190,20 +190,21 @@ def _card(task: Task, collator: TaskCollator, one: Said, page: str | None) -> Ca
     )
 
 
-def _attention(config: ExamplesConfig, start: Start, work: TaskPass, collator: TaskCollator, one: Said) -> str:
+def _attention(config: ExamplesConfig, start: Start, work: TaskPass, collator: TaskCollator, one: Scored) -> str:
+    """The page of an example's attention maps."""
     batch = collator(0, np.array([one.number])).to(work.precision.device)
     regions = collator.regions
     images = [
         (image, np.asarray(image_of(regions[image], regions.dataset.folder)[0].convert("RGB")))
         for image in one.example.images
     ]
-    ranking = work.task.head == "retrieval"  # of other images than the one that is explained
+    ranking = work.task.head == "retrieval"  # its prediction is about other images than the explained one
     title = f"{work.task.title}, {config.run}"
     explained = explain(work, batch, collator.pieces)
     size = image_size(one.example, regions[one.example.images[0]])
     boxes = expression_boxes(start, work, collator, [one.example])
-    said = None if ranking else one.prediction
-    return attention_page(title, one.example.text, images, explained, said, size, boxes, lines=False)
+    shown = None if ranking else one.prediction
+    return attention_page(title, one.example.text, images, explained, shown, size, boxes, lines=False)
 
 
 if __name__ == "__main__":
@@ -211,5 +212,5 @@ if __name__ == "__main__":
         ExamplesConfig,
         run,
         "finetune.examples",
-        "A page of what a model gets right and wrong, the surest mistakes first.",
+        "A page of correct and wrong predictions, the most confident mistakes first.",
     )

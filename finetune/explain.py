@@ -1,4 +1,4 @@
-"""What a model attended to: exact attention maps of a batch, each with the words and regions that they are between."""
+"""Attention maps of a batch, computed exactly, with the tokens and regions that they connect."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from finetune.work import TaskPass
 from pretrain.model import AttentionMaps
 from pretrain.tokenizer import WordPieces
 
-# The views of the paper's figures 10 to 13, from what looks to what is looked at: S a sentence, I an image.
+# The views of the paper's figures 10 to 13, as query->key: S for the sentence, I for the image.
 VIEWS = {"S->S": "text", "S->I": "text_over_image", "I->S": "image_over_text", "I->I": "image"}
 
 
@@ -18,9 +18,9 @@ VIEWS = {"S->S": "text", "S->I": "text_over_image", "I->S": "image_over_text", "
 class Explanation:
     """The attention between one text and one image.
 
-    words: pieces; special: which of them no text has, [CLS] and the task token among them; rows: names of the whole
-    image, the regions, the image's other given boxes and the candidates; boxes: (rows, 4) as shares of width and
-    height; maps: view -> float32 (layers, heads, looking, looked at), each row of which sums to one.
+    words: tokens; special: which of them are special tokens, including [CLS] and the task token; rows: names of the
+    whole image, the regions, the image's other given boxes and the candidates; boxes: (rows, 4) as fractions of width
+    and height; maps: view -> float32 (layers, heads, queries, keys), normalised over the keys.
     """
 
     words: list[str]
@@ -32,7 +32,13 @@ class Explanation:
 
 @torch.no_grad()
 def explain(work: TaskPass, batch: TaskBatch, pieces: WordPieces) -> list[Explanation]:
-    """The explanation of every row of a batch, padding left out. The model attends step by step here, not fused."""
+    """The attention maps of every row of a batch, without padding, computed without fused attention.
+
+    Args:
+        work: model and task.
+        batch: one or more text-image rows.
+        pieces: tokenizer.
+    """
     inputs, maps = work.inputs(batch), AttentionMaps()
     with work.precision.autocast():
         work.model.encode(inputs, maps)
@@ -48,16 +54,16 @@ def explain(work: TaskPass, batch: TaskBatch, pieces: WordPieces) -> list[Explan
         if work.token is not None:
             words.insert(1, f"[{work.task.name}]")
             special.insert(1, True)
-        there = np.flatnonzero(inputs.image_mask[row].cpu().numpy())
-        seen = {"S": np.arange(len(words)), "I": there}
-        own = {view: layers[view][:, row][:, :, seen[view[0]]][..., seen[view[-1]]] for view in VIEWS}
+        present = np.flatnonzero(inputs.image_mask[row].cpu().numpy())
+        kept = {"S": np.arange(len(words)), "I": present}
+        own = {view: layers[view][:, row][:, :, kept[view[0]]][..., kept[view[-1]]] for view in VIEWS}
         names, boxes = _rows(batch, row)
-        explained.append(Explanation(words, special, [names[n] for n in there], boxes[there], own))
+        explained.append(Explanation(words, special, [names[n] for n in present], boxes[present], own))
     return explained
 
 
 def _rows(batch: TaskBatch, row: int) -> tuple[list[str], np.ndarray]:
-    """Names and boxes (rows, 4) of all that a row of a batch has of its image, padding too."""
+    """Names and boxes (rows, 4) of the image stream of a batch row, including padding."""
     boxes = [WHOLE, batch.rows.boxes[row].cpu().numpy()]
     names = ["the whole image", *(f"region {n}" for n in range(len(boxes[1])))]
     for kind, given in (("other box", batch.other_boxes), ("candidate", batch.candidates)):

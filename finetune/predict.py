@@ -1,4 +1,4 @@
-"""python -m finetune.predict IMAGE --run RUN --task vqa --text "...": what a model says of an image file.
+"""python -m finetune.predict IMAGE --run RUN --task vqa --text "...": predictions for an image file.
 
 from finetune.predict import Predictor
 print(Predictor("runs/mt")("vqa", "What color is the star?", "scene.png"))
@@ -42,20 +42,21 @@ _FLAG = re.compile(r"(?<![\w-])--(\w+)")
 
 
 class _Width(msgspec.Struct):
-    """The field of a dataset.json that is counted on; that of a kept detector has no shards."""
+    """The field of dataset.json that is read; the dataset.json of a kept detector has no shards."""
 
     feature_size: int
 
 
 @dataclass(kw_only=True)
 class ModelFlags(WeightsFlags):
-    """Flags of commands that show a model something. None: what the run itself says."""
+    """Flags of commands that predict for image files."""
 
     regions: str | None = flag(
-        None, "region shards whose detector looks at files", unset="the run's, or that of --data"
+        None, "region shards whose detector is applied to image files", unset="the run's detector, or that of --data"
     )
 
     def predictor(self) -> "LazyPredictor":
+        """The predictor with these flags."""
         return LazyPredictor(regions=self.regions, **self.of_weights)
 
 
@@ -63,19 +64,17 @@ class ModelFlags(WeightsFlags):
 class PredictConfig(ModelFlags):
     """Flags of finetune.predict."""
 
-    image: str = flag(REQUIRED, "an image file, or several with commas between them", first=True)
-    task: str = flag(REQUIRED, "the task, vqa for one; a wrong name lists them")
-    text: str = flag(REQUIRED, "the question, expression, caption or statement")
-    boxes: str | None = flag(
-        None, "of the candidates: x1,y1,x2,y2 in pixels, with semicolons between them", unset="none"
-    )
-    top: int = flag(5, "how many of the likeliest are shown", low=1)
+    image: str = flag(REQUIRED, "image file, or several separated by commas", first=True)
+    task: str = flag(REQUIRED, "task, such as vqa; an unknown name prints the list")
+    text: str = flag(REQUIRED, "question, expression, caption or statement")
+    boxes: str | None = flag(None, "candidate boxes: x1,y1,x2,y2 in pixels, separated by semicolons", unset="none")
+    top: int = flag(5, "number of predictions that are printed, the most likely ones", low=1)
 
 
 class LazyPredictor:
-    """A run's model with the detector of the regions that it was trained on, each loaded when it is first needed.
+    """A run's model with the detector of the regions that it was trained on, both loaded on first use.
 
-    What the commands use: errors name their flags. For the arguments see Predictor.
+    Used by the commands: error messages name flags. For the arguments see Predictor.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class LazyPredictor:
         warn_of_other_data(run, self._data)
         facts = read_config(run) if (Path(run) / CONFIG).exists() else {}
         own = facts["flags"].get("data") if facts else None
-        # The region shards that a pretraining run was trained on: without --data, its images are theirs.
+        # The region shards of a pretraining run: without --data, query_by_id takes images from them.
         self.pairs = Path(own) if own and data is None and "tasks" not in facts else None
         self._trained = facts.get("tasks", list(all_tasks()))
         self.answers = {"vqa": vqa_answers, "gqa": gqa_answers}
@@ -104,12 +103,12 @@ class LazyPredictor:
 
     @cached_property
     def data(self) -> Path:
-        """The data folder, which images that are given by their ids and examples come from."""
+        """The data folder, for examples and for images given by id."""
         return Path(choose_data(self.run, self._data))
 
     @cached_property
     def regions(self) -> Path:
-        """The folder of region shards, or of a run's own description of its detector (shards.detectors)."""
+        """The folder of the region shards, or of the run's description of its detector (see shards.detectors)."""
         kept = Path(self.run) / DETECTOR
         if self._regions or (self._data is None and (kept / "dataset.json").exists()):
             return Path(self._regions or kept)
@@ -121,7 +120,7 @@ class LazyPredictor:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Those that it was trained on, see Start.tasks."""
+        """Names of the tasks that the model can predict, see Start.tasks."""
         return [task.name for task in self.start.tasks]
 
     @cached_property
@@ -132,12 +131,12 @@ class LazyPredictor:
     def start(self) -> Start:
         path = self.regions / "dataset.json"
         if not path.exists():
-            raise UserError(f"{self.regions}: holds no finished region shards; name some with --regions")
+            raise UserError(f"{self.regions}: contains no finished region shards; give some by --regions")
         return trained_start(self.run, *self._given, read_json(path, _Width)["feature_size"])
 
     @cached_property
     def vocabularies(self) -> Vocabularies:
-        """Of the answer heads whose answers are known."""
+        """Answer head -> answers, for the heads whose answers are known."""
         known = dict(self.start.vocabularies)
         for head, file in self.answers.items():
             if head in known or head not in self.start.weights.heads:
@@ -162,9 +161,9 @@ class LazyPredictor:
         return self.answer(self.query(task, text, *images, boxes=boxes), top)
 
     def query(self, task: str, text: str, *images, boxes: Sequence[Box] = (), proposals: int = 0) -> Query:
-        """The query of image files, with the regions that the detector finds.
+        """The query about image files, with regions of the detector.
 
-        proposals: of a task that chooses among candidates, so many of these regions are they where no boxes are given.
+        proposals: number of detected regions that serve as candidates of a task with candidates if no boxes are given.
         """
         proposes = not boxes and proposals > 0 and find_task(task).head == "candidates"
         found = self._asked(task, text, len(images), proposes or bool(boxes))
@@ -181,10 +180,10 @@ class LazyPredictor:
         return Query(found, text, names, pixels, samples, boxes, candidates)
 
     def query_by_id(self, task: str, text: str, *ids: str, boxes: Sequence[Box] = ()) -> Query:
-        """The query of images of the data that the run was trained on, with the regions that shards have of them.
+        """The query about images of the data folder, with regions from its shards.
 
-        Of a pretraining run without a data folder they are the images of its own image-caption pairs.
-        Candidates are known by where they lie. An image whose pixels are not at hand is blank.
+        For a pretraining run without a data folder, the images are those of its image-caption pairs. Candidates are
+        matched by position. An image whose file is not found is blank.
         """
         found = self._asked(task, text, len(ids), bool(boxes))
         regions = Regions(self.pairs or region_folder(self.data, found.images))
@@ -209,21 +208,21 @@ class LazyPredictor:
         return found
 
     def _check_answers(self, task: Task) -> None:
-        """Refuses a task whose head was not trained, or whose answers are not known."""
+        """Raises UserError for a task whose head was not trained or whose answers are not known."""
         check_trained(self.start, task)
         if hasattr(task, "vocabulary") and task.head not in self.vocabularies:
-            mend = f"give a file of them in the order in which it was trained (--{task.head}_answers)"
-            raise UserError(f"--run {self.run}: does not say what its answers of {task.name} are; {mend}")
+            hint = f"give a file of them in the order of training (--{task.head}_answers)"
+            raise UserError(f"--run {self.run}: the answers of {task.name} are not known; {hint}")
 
     def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
-        """The query as the model takes it, and the model."""
+        """(model and task, the query as a batch)."""
         work = TaskPass(self.model, query.task, self.precision, self.start.token(query.task))
         collator = query.collator(self.start.pieces, self.start.sizes)
         return work, collator(0, np.arange(len(collator.examples))).to(self.device)
 
     @torch.no_grad()
     def answer(self, query: Query, top: int = 5) -> Prediction:
-        """The likeliest of what there is to choose from."""
+        """The predictions for a query."""
         self._check_answers(query.task)
         work, batch = self.batch(query)
         scores = work.scores(batch).float().cpu()
@@ -239,17 +238,17 @@ class Predictor(LazyPredictor):
     Loading takes seconds, a prediction less.
 
     Args:
-        run: a run directory of finetune.mt, finetune.st or pretrain.run, or a file of published weights.
-        data: the data folder, by default the run's own.
-        regions: region shards whose detector describes the images, by default the run's own detector.
-        config, tokenizer: of published weights: the JSON file of their sizes, and a BERT's directory, vocab.txt or hub
-            name.
-        vqa_answers, gqa_answers: of published weights: files of the answers in the order of the head.
+        run: run directory of finetune.mt, finetune.st or pretrain.run, or a file of published weights.
+        data: data folder, by default the run's.
+        regions: region shards whose detector is applied to the images, by default the run's detector.
+        config, tokenizer: for published weights: JSON file of the model configuration, and a BERT directory, vocab.txt
+            or hub name.
+        vqa_answers, gqa_answers: for published weights: files of the answers in label order.
         precision: float32, bf16, fp16 or float64.
         device: cpu, cuda, or auto.
 
     Raises:
-        UserError: something does not exist, cannot be read or does not fit; the message names the argument.
+        UserError: a file does not exist, cannot be read or does not match the model; the message names the argument.
     """
 
     def __init__(
@@ -269,15 +268,15 @@ class Predictor(LazyPredictor):
             _ = self.detector, self.model
 
     def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
-        """The likeliest answers, boxes, candidates, labels or images.
+        """The most likely answers, boxes, candidates, labels or images.
 
         Args:
-            task: its name, such as vqa; `tasks` lists those that the run was trained on.
-            text: the question, expression, caption or statement.
-            images: as many as the task takes: paths, bytes of files, PIL images, or uint8 arrays of RGB (H, W, 3),
-                with an alpha channel (H, W, 4), which is ignored, or of grey values (H, W).
-            boxes: of the candidates (Visual7W, GuessWhat): x1, y1, x2, y2 in pixels.
-            top: how many choices are returned, most likely first.
+            task: name of the task, such as vqa; `tasks` lists those that the run was trained on.
+            text: question, expression, caption or statement.
+            images: as many as the task takes: paths, bytes of files, PIL images, or uint8 arrays, RGB (H, W, 3), RGBA
+                (H, W, 4), whose alpha channel is ignored, or greyscale (H, W).
+            boxes: candidate boxes (Visual7W, GuessWhat): x1, y1, x2, y2 in pixels.
+            top: number of choices that are returned, most likely first.
 
         Raises:
             UserError: see the class.
@@ -288,7 +287,7 @@ class Predictor(LazyPredictor):
 
 @contextmanager
 def _naming_arguments():
-    """Errors that name flags (--boxes) name the arguments (boxes) instead."""
+    """Replaces names of flags (--boxes) in error messages by names of arguments (boxes)."""
     try:
         yield
     except UserError as error:
@@ -302,4 +301,4 @@ def run(config: PredictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(PredictConfig, run, "finetune.predict", "What a model says of an image, from its pixels on.")
+    command(PredictConfig, run, "finetune.predict", "Predictions of a model for image files.")

@@ -1,4 +1,4 @@
-"""What a model is asked: a text about images, with the regions that were found in them."""
+"""Queries to a model: a text about images, with their regions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from shards.images import BadImage, decode_image
 from shards.reading import LARGEST_SIDE, is_number
 from shards.sample import Sample
 
-LONGEST_TEXT = 10_000  # characters; the longest dialogues of GuessWhat have a third of it
-IMAGES = {"nlvr2": 2}  # that a task's example has, where it is not one
+LONGEST_TEXT = 10_000  # characters; the longest dialogues of GuessWhat have a third of this
+IMAGES = {"nlvr2": 2}  # number of images per example, for tasks with more than one
 
 
 @dataclass
 class Query:
-    """A text about images; of retrieval, about each of them alone.
+    """A text about images; for retrieval, about each image separately.
 
-    names: of the images; pixels: uint8 RGB (H, W, 3) of each; samples: their regions; boxes: of the candidates, in
-    pixels of the image; candidates: their regions, or None, with those of the image's other given boxes among them
-    where the image is one of the data set (an image file has no other boxes).
+    names: of the images; pixels: uint8 RGB (H, W, 3) of each; samples: their regions; boxes: candidate boxes in pixels;
+    candidates: regions of the candidate boxes, or None. For an image of the data set, they include the image's other
+    given boxes.
     """
 
     task: Task
@@ -41,11 +41,11 @@ class Query:
 
     @property
     def size(self) -> tuple[float, float]:
-        """Width and height of the first image, in the pixels of boxes."""
+        """(width, height) of the first image, in the pixels of `boxes`."""
         return float(self.samples[0].info["width"]), float(self.samples[0].info["height"])
 
     def collator(self, pieces: WordPieces, sizes: ModelConfig) -> TaskCollator:
-        """Makes the one batch that the query is. sizes: of the model."""
+        """The collator whose only batch is the query. pieces: tokenizer; sizes: model configuration."""
         keys = [str(number) for number in range(len(self.samples))]
         own = [(key,) for key in keys] if self.task.head == "retrieval" else [tuple(keys)]
         ids = tuple(str(number) for number in range(len(self.boxes)))
@@ -64,28 +64,35 @@ class Query:
 
 
 def check_query(task: Task, text: str, images: int, boxes: bool) -> None:
-    """Refuses what a task cannot be asked. images: how many; boxes: whether there are candidates."""
+    """Raises UserError for a query that the task does not support.
+
+    Args:
+        task: the task.
+        text: the text.
+        images: number of images.
+        boxes: whether candidate boxes are given.
+    """
     wanted = IMAGES.get(task.name, 1)
     if task.head == "retrieval" and images < 1:
         raise UserError(f"{task.name}: ranks images; give some")
     if task.head != "retrieval" and images != wanted:
-        raise UserError(f"{task.name}: is asked of {wanted} image{'s' * (wanted > 1)}, and {images} are given")
+        raise UserError(f"{task.name}: takes {wanted} image{'s' * (wanted > 1)}; {images} were given")
     if (task.head == "candidates") != boxes:
-        mend = "needs the boxes of its candidates" if task.head == "candidates" else "has no candidates"
-        raise UserError(f"{task.name}: {mend} (--boxes)")
+        problem = "needs candidate boxes" if task.head == "candidates" else "takes no candidate boxes"
+        raise UserError(f"{task.name}: {problem} (--boxes)")
     check_text(text)
 
 
 def check_text(text: str) -> None:
-    """Refuses a text that cannot be asked."""
+    """Raises UserError for an empty, too long or invalid text."""
     if not (text or "").strip():
         raise UserError("the text is empty (--text)")
     if len(text) > LONGEST_TEXT:
-        raise UserError(f"the text has {len(text)} characters, more than the {LONGEST_TEXT} that are taken (--text)")
+        raise UserError(f"the text has {len(text)} characters; at most {LONGEST_TEXT} are allowed (--text)")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError("the text has half a character, a lone surrogate (--text)") from None
+        raise UserError("the text contains a lone surrogate, which is not valid Unicode (--text)") from None
 
 
 def read_image(image) -> np.ndarray:
@@ -117,7 +124,7 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def sample_of(name: str, image: np.ndarray, found: Found) -> Sample:
-    """A detector's regions as shards have them."""
+    """A detector's regions in the format of region shards."""
     height, width = image.shape[:2]
     return Sample(
         key=name,
@@ -130,17 +137,17 @@ def sample_of(name: str, image: np.ndarray, found: Found) -> Sample:
 
 
 def candidates_of(name: str, image: np.ndarray, found: Found) -> Sample:
-    """Described boxes as shards of given boxes have them, each under its number."""
+    """Regions of candidate boxes in the format of shards of given boxes; ids are the numbers of the boxes."""
     sample = sample_of(name, image, found)
     sample.info["box_ids"] = [str(number) for number in range(len(found.boxes))]
     return sample
 
 
 def parse_boxes(text: str | None) -> list[Box]:
-    """Boxes of a text like "1,2,30,40; 5,6,70,80"."""
+    """Parses boxes such as "1,2,30,40; 5,6,70,80"."""
     boxes = []
     if text and len(text) > LONGEST_TEXT:
-        raise UserError(f"--boxes has {len(text)} characters, more than the {LONGEST_TEXT} that are taken")
+        raise UserError(f"--boxes has {len(text)} characters; at most {LONGEST_TEXT} are allowed")
     for part in (text or "").split(";") if text else ():
         try:
             x1, y1, x2, y2 = numbers = list(map(float, part.split(",")))
@@ -149,6 +156,6 @@ def parse_boxes(text: str | None) -> list[Box]:
         except ValueError:
             raise UserError(f"--boxes {part.strip()[:60]}: should be four numbers of pixels, x1,y1,x2,y2") from None
         if x2 <= x1 or y2 <= y1:
-            raise UserError(f"--boxes {part.strip()}: has no inside; x1,y1 is the corner at the top left")
+            raise UserError(f"--boxes {part.strip()}: has no area; x1,y1 should be the top left corner")
         boxes.append((x1, y1, x2, y2))
     return boxes

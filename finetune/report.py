@@ -1,4 +1,4 @@
-"""python -m finetune.report RUN [RUN ...]: tables and figures of runs as the paper has them, in one HTML file."""
+"""python -m finetune.report RUN [RUN ...]: tables and figures of runs in the paper's layout, in one HTML file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,16 @@ from shards.reading import reading
 class ReportConfig:
     """Flags of finetune.report."""
 
-    runs: tuple[str, ...] = flag(REQUIRED, "directories of runs, or directories that hold some", first=True)
-    out: str = flag("report.html", "where the page goes", written=True)
+    runs: tuple[str, ...] = flag(REQUIRED, "run directories, or folders that contain some", first=True)
+    out: str = flag("report.html", "output file for the page", written=True)
 
 
 def run(config: ReportConfig) -> None:
     runs = find_runs(config.runs)
     with reading(", ".join(config.runs), "a file of these runs is damaged, or of another version"):
         write_report(Path(config.out), runs)
-    print(f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}\nthe page: {config.out}")
+    print(f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}\npage: {config.out}")
 
 
 if __name__ == "__main__":
-    command(ReportConfig, run, "finetune.report", "The paper's tables and figures with the scores of runs.")
+    command(ReportConfig, run, "finetune.report", "Tables and figures of runs in the paper's layout.")

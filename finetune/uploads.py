@@ -1,4 +1,4 @@
-"""Images that strangers send: decoded in a process of their own, within limits of bytes, pixels and time."""
+"""Uploaded images of the demo: decoded in a separate process, with limits on file size, pixels and time."""
 
 import concurrent.futures
 import multiprocessing
@@ -12,13 +12,19 @@ from shards.errors import UserError
 from shards.images import BadImage, decode_image
 from shards.jobs import begin_worker
 
-LONG_SIDE = 1600  # pixels; larger images are made smaller, so that everything after this is bounded too
+LONG_SIDE = 1600  # pixels; larger images are downscaled, which bounds the cost of all later steps
 
 
 class Uploads:
-    """Reads image files within limits. megabytes: of a file; pixels: of an image, in millions; seconds: of decoding.
+    """Reads image files within limits.
 
-    The process that decodes is started with the first image, and anew after one that took too long or took it down.
+    The decoding process is started for the first image, and again after an image that exceeds the time limit or
+    crashes it.
+
+    Args:
+        megabytes: maximum size of a file.
+        pixels: maximum size of an image, in millions of pixels.
+        seconds: maximum time to decode an image.
     """
 
     def __init__(self, megabytes: float, pixels: float, seconds: float):
@@ -26,11 +32,11 @@ class Uploads:
         self._pool = None
 
     def read(self, path) -> tuple[np.ndarray, float]:
-        """(uint8 RGB (H, W, 3), LONG_SIDE at the most; how many of its pixels are one of the file's)."""
+        """(uint8 RGB (H, W, 3), at most LONG_SIDE pixels; scale, the ratio of its width to the file's)."""
         name = Path(path).name
         size = Path(path).stat().st_size / 1e6
         if size > self.megabytes:
-            raise UserError(f"{name}: has {size:.1f} MB, more than the {self.megabytes:g} that are taken")
+            raise UserError(f"{name}: {size:.1f} MB exceed the limit of {self.megabytes:g} MB")
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=begin_worker)
@@ -43,7 +49,7 @@ class Uploads:
             raise UserError(f"{name}: took longer than {self.seconds:g} s to decode") from None
         except BrokenProcessPool:
             self._stop()
-            raise UserError(f"{name}: cannot be decoded (the process that tried was killed)") from None
+            raise UserError(f"{name}: cannot be decoded (the decoding process was killed)") from None
 
     def _stop(self) -> None:
         pool, self._pool = self._pool, None

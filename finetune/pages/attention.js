@@ -1,27 +1,27 @@
-// The attention page: what a word or a region looks at, on the image and in the text.
+// The attention page: the attention of a token or a region to the image and the text.
 "use strict";
 
-const STEPS = 65535; // into which a weight is divided
-const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]; // Okabe and Ito's
+const STEPS = 65535; // integer that encodes an attention weight of 1
+const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]; // the palette of Okabe and Ito
 const KINDS = { co: ["words and regions", "S->I"], text: ["among words", "S->S"], image: ["among regions", "I->I"] };
 const VIEWS = { "S->S": "words to words", "S->I": "words to regions", "I->S": "regions to words", "I->I": "regions to regions" };
 
-/** The weights of a view: (layer, head or "mean", looking) -> an array over what is looked at. */
-function unpack({ shape: [layers, heads, looking, seen], weights }) {
+/** The weights of a view: (layer, head or "mean", query) -> an array over the keys. */
+function unpack({ shape: [layers, heads, queries, keys], weights }) {
   const bytes = Uint8Array.from(atob(weights), (letter) => letter.charCodeAt(0));
   const numbers = new DataView(bytes.buffer);
   const row = (layer, head, from) =>
-    Array.from({ length: seen }, (_, to) => numbers.getUint16(2 * (((layer * heads + head) * looking + from) * seen + to), true) / STEPS);
+    Array.from({ length: keys }, (_, to) => numbers.getUint16(2 * (((layer * heads + head) * queries + from) * keys + to), true) / STEPS);
   const weigh = (layer, head, from) => {
     if (head !== "mean") return row(layer, +head, from);
     const rows = Array.from({ length: heads }, (_, number) => row(layer, number, from));
     return rows[0].map((_, to) => rows.reduce((sum, values) => sum + values[to], 0) / heads);
   };
-  return { layers, heads, looking, weigh };
+  return { layers, heads, queries, weigh };
 }
 
-let shown, maps; // the image that is looked at, and its views
-let pinned = null; // what was clicked: {from: "S" or "I", number}
+let shown, maps; // the image that is shown, and its views
+let pinned = null; // the clicked token or region: {from: "S" or "I", number}
 const chosen = {}; // kind -> {layer, head}
 
 function show(number) {
@@ -38,7 +38,7 @@ function show(number) {
   light(null);
 }
 
-/** The weights with which something looks at all words ("S") or regions ("I"); of nothing: the mean over the words. */
+/** The attention weights of a token or region over all tokens ("S") or regions ("I"); for null, the mean over all tokens. */
 function weights(from, to) {
   const kind = from === null || from.from !== to ? "co" : to === "S" ? "text" : "image";
   const { layer, head } = chosen[kind];
@@ -59,7 +59,7 @@ function drawImage() {
   );
   const area = ([x1, y1, x2, y2]) => (x2 - x1) * (y2 - y1);
   const order = shown.boxes.map((_, number) => number).sort((one, other) => area(shown.boxes[other]) - area(shown.boxes[one]));
-  for (const number of order) { // small ones on top, so that each can be pointed at
+  for (const number of order) { // small boxes on top, so that the pointer can reach each
     const rect = rectangle(shown.boxes[number], shown, { class: "region", "data-number": number, tabindex: 0, role: "button", "aria-label": shown.rows[number] });
     react(rect, { from: "I", number });
     image.append(rect);
@@ -86,28 +86,28 @@ function react(element, from) {
   });
 }
 
-/** Lights up what a word or region (or null) looks at. */
+/** Highlights what a token or region (or null) attends to. */
 function light(from) {
   const regions = weights(from, "I"), words = weights(from, "S"), labelled = find("labels").checked;
   const most = Math.max(...regions.slice(1)), count = +find("shown").value;
   veil(regions.map((weight) => weight / most), labelled && from === null);
   for (const rect of document.querySelectorAll("#image .region")) {
-    const number = +rect.dataset.number, looking = from !== null && from.from === "I" && from.number === number;
+    const number = +rect.dataset.number, isQuery = from !== null && from.from === "I" && from.number === number;
     rect.classList.toggle("lit", from !== null && number > 0 && regions[number] > 0.5 * most);
-    rect.classList.toggle("looking", looking);
+    rect.classList.toggle("query", isQuery);
   }
   const mostOfWords = Math.max(...words, 1e-9);
   [...find("words").children].forEach((button, number) => {
     button.style.setProperty("--weight", words[number] / mostOfWords);
-    button.classList.toggle("looking", from !== null && from.from === "S" && from.number === number);
+    button.classList.toggle("query", from !== null && from.from === "S" && from.number === number);
   });
   find("count").value = count;
   find("how-many").hidden = !labelled;
   find("over").replaceChildren(...(labelled ? labels(count) : []), ...pointed());
-  find("says").replaceChildren(...say(from, regions, words));
+  find("summary").replaceChildren(...summarise(from, regions, words));
 }
 
-/** Darkens the image where nothing is looked at: each place is as light as the most looked-at region that it is in. */
+/** Darkens the image by attention: each pixel has the brightness of the most attended region that contains it. */
 function veil(shares, none) {
   const { width, height } = shown;
   const order = shares.map((_, row) => row).slice(1).sort((one, other) => shares[one] - shares[other]);
@@ -116,13 +116,13 @@ function veil(shares, none) {
   find("unlit").replaceChildren(...(none ? [] : [make("rect", { width, height, fill: "#ffffff" }), ...rects]));
 }
 
-/** Figure 10: each region with the word that it looks at most. */
+/** Figure 10: each region with the word that it attends to most. */
 function labels(count) {
   const size = Math.max(shown.width, shown.height) / 42, parts = [], used = {};
   const order = shown.rows.map((_, row) => row).slice(1, count + 1);
   for (const row of order) {
-    const looks = weights({ from: "I", number: row }, "S").map((weight, number) => (shown.special[number] ? -1 : weight));
-    const word = shown.words[looks.indexOf(Math.max(...looks))];
+    const attended = weights({ from: "I", number: row }, "S").map((weight, number) => (shown.special[number] ? -1 : weight));
+    const word = shown.words[attended.indexOf(Math.max(...attended))];
     const colour = (used[word] ??= COLOURS[Object.keys(used).length % COLOURS.length]);
     const [x1, y1] = shown.boxes[row];
     const x = Math.min(x1 * shown.width, shown.width - size * 0.62 * word.length), y = y1 * shown.height;
@@ -133,7 +133,7 @@ function labels(count) {
   return parts;
 }
 
-/** Boxes: of the text as a referring expression, for every task, and of what the model chose, where it chose one. */
+/** Predicted boxes: of the text as a referring expression, for every task, and of the task itself, if it predicts one. */
 function pointed() {
   const best = data.prediction[0], boxes = [];
   if (shown.expression) boxes.push(rectangle(shown.expression, shown, { class: "expression" }));
@@ -146,19 +146,19 @@ function strongest(values, names, count, special = []) {
   return order.slice(0, count).map((number) => `${names[number]} ${percent(values[number])}`).join(", ");
 }
 
-function say(from, regions, words) {
+function summarise(from, regions, words) {
   if (from === null) {
-    return ["Point at a word or a region to see what it looks at; a click keeps it. Lit here: what the words look at, on average."];
+    return ["Point at a word or a region to see what it attends to; click to keep it. Shown now: the mean attention of the words."];
   }
   const name = from.from === "S" ? `“${shown.words[from.number]}”` : shown.rows[from.number];
-  const lines = [`${name} looks at ${strongest(regions, shown.rows, 4)}`, make("br"), `and at ${strongest(words, shown.words, 5)}`];
-  return from.from === "S" ? lines : [`${name} looks at ${strongest(words, shown.words, 5)}`, make("br"), `and at ${strongest(regions, shown.rows, 4)}`];
+  const lines = [`${name} attends to ${strongest(regions, shown.rows, 4)}`, make("br"), `and to ${strongest(words, shown.words, 5)}`];
+  return from.from === "S" ? lines : [`${name} attends to ${strongest(words, shown.words, 5)}`, make("br"), `and to ${strongest(regions, shown.rows, 4)}`];
 }
 
 const numbered = (name, count) => Array.from({ length: count }, (_, number) => [number, `${name} ${number}`]);
 const headsOf = (count) => [["mean", "all heads"], ...numbered("head", count)];
 
-/** Which layer and head of each kind the image and the words show. */
+/** Selection of the layer and head that the image and the words show, for each kind of attention. */
 function drawChoices() {
   const parts = [];
   for (const [kind, [title, view]] of Object.entries(KINDS)) {
@@ -185,7 +185,7 @@ function drawPrediction() {
 
 let current = null;
 
-/** One of the four views below, for any layer and head. */
+/** Shows one of the four views below the image, for any layer and head. */
 function openView(view) {
   current = view;
   for (const button of find("tabs").children) button.setAttribute("aria-pressed", button.value === view);
@@ -193,15 +193,15 @@ function openView(view) {
   find("panel").replaceChildren(template ? lines(template) : matrix(view));
 }
 
-/** bertviz's view; its script runs when it comes onto the page. */
+/** bertviz's head view; its script runs when it is inserted into the page. */
 function lines(template) {
   return make("div", { class: "lines" }, template.content.cloneNode(true));
 }
 
-/** A square for every pair; below it what the pointer is on. */
+/** A heat map of the attention weights; the value under the pointer is printed below it. */
 function matrix(view) {
-  const { layers, heads, looking } = maps[view], [from, to] = view.split("->").map((side) => (side === "S" ? shown.words : shown.rows));
-  const canvas = make("canvas"), note = make("p", { class: "quiet" }, "Point at a square: who looks, and at whom.");
+  const { layers, heads, queries } = maps[view], [from, to] = view.split("->").map((side) => (side === "S" ? shown.words : shown.rows));
+  const canvas = make("canvas"), note = make("p", { class: "quiet" }, "Point at a cell to see its attention weight.");
   const cell = Math.max(4, Math.min(16, Math.floor(900 / to.length)));
   canvas.width = to.length * cell;
   canvas.height = from.length * cell;
@@ -211,7 +211,7 @@ function matrix(view) {
   let rows;
   const paint = () => {
     const pen = canvas.getContext("2d");
-    rows = Array.from({ length: looking }, (_, number) => maps[view].weigh(+layer.value, head.value, number));
+    rows = Array.from({ length: queries }, (_, number) => maps[view].weigh(+layer.value, head.value, number));
     const most = Math.max(...rows.flat());
     rows.forEach((row, y) => row.forEach((weight, x) => {
       const dark = 1 - Math.sqrt(weight / most);
@@ -222,7 +222,7 @@ function matrix(view) {
   canvas.addEventListener("mousemove", (event) => {
     const box = canvas.getBoundingClientRect();
     const x = Math.floor((event.clientX - box.left) / box.width * to.length), y = Math.floor((event.clientY - box.top) / box.height * from.length);
-    if (rows[y] && rows[y][x] !== undefined) note.textContent = `${from[y]} looks at ${to[x]}: ${percent(rows[y][x])}`;
+    if (rows[y] && rows[y][x] !== undefined) note.textContent = `${from[y]} attends to ${to[x]}: ${percent(rows[y][x])}`;
   });
   for (const choice of [layer, head]) choice.addEventListener("change", paint);
   paint();

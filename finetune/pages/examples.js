@@ -1,9 +1,9 @@
-// The examples page: cards, and filters over them.
+// The examples page: cards, and filters for them.
 "use strict";
 
 const { cards, pictures } = data;
 
-/** An image, on the first of a card's with boxes. */
+/** An image of a card; the first one with boxes. */
 function drawn(card, { name, width, height }, first) {
   const kinds = [...card.regions.map((box) => [box, "region"]), [card.expectedBox, "meant"], [card.chosenBox, "chosen"]];
   const boxes = kinds.filter(([box]) => first && box).map(([box, kind]) => rectangle(box, { width, height }, { class: kind }));
@@ -17,7 +17,7 @@ function drawnCard(card) {
   const expected = card.expected && !card.right ? [make("p", {}, "should be ", make("b", { class: "right" }, card.expected))] : [];
   const link = card.attention ? [make("a", { href: card.attention }, "attention")] : [];
   const note = make("div", { class: "line quiet" }, make("span", {}, [card.task, card.kind].filter(Boolean).join(", ")), ...link);
-  const text = make("div", {}, `${card.text} `, make("b", { class: card.right ? "right" : "wrong" }, card.right ? "right" : "wrong"));
+  const text = make("div", {}, `${card.text} `, make("b", { class: card.right ? "right" : "wrong" }, card.right ? "correct" : "wrong"));
   return make("figure", card.right ? { class: "right" } : {}, images, make("figcaption", {}, text, make("ol", {}, ...choices), ...expected, note));
 }
 
@@ -28,7 +28,7 @@ function offer(id, values) {
   for (const value of [...new Set(values)].filter(Boolean).sort()) find(id).append(make("option", { value }, value));
 }
 
-/** Shows the cards that all filters let through. */
+/** Shows the cards that match all filters. */
 function filter() {
   const [task, kind, right, word] = ["task", "kind", "right", "search"].map((id) => find(id).value);
   let shown = 0;

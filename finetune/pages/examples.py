@@ -1,4 +1,4 @@
-"""The page of right and wrong predictions (figures 8 and 9 of the paper)."""
+"""The page of correct and wrong predictions (paper, figures 8 and 9)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,20 @@ LONG_SIDE = 480  # pixels of a picture
 
 @dataclass
 class Card:
-    """One example. value: its score; chosen_box, expected_box, regions (n, 4): as shares of the first image's sides;
-    images: those of the example, of retrieval the best ones that were found, with their names; attention: a page."""
+    """One example on the page.
+
+    right: whether the prediction is correct; value: its score; expected: ground truth as text; chosen_box,
+    expected_box, regions (n, 4): predicted and ground-truth box and all regions, as fractions of the first image's
+    sides; images, names: images of the example, for retrieval the highest-ranked ones; attention: link to its attention
+    page, or None.
+    """
 
     task: str
     kind: str
     right: bool
     value: float
     text: str
-    said: Prediction
+    prediction: Prediction
     expected: str
     chosen_box: Box | None
     expected_box: Box | None
@@ -35,7 +40,7 @@ class Card:
 
 
 def write_examples(path: Path, title: str, summary: str, cards: Sequence[Card]) -> None:
-    """The page of cards in the order in which they are given; each picture is in it once."""
+    """Writes the page with the cards in the given order; each picture is included once."""
     pictures: dict[str, str] = {}
     for card in cards:
         for name, image in zip(card.names, card.images, strict=True):
@@ -55,7 +60,10 @@ def _described(card: Card) -> dict:
         "right": card.right,
         "value": round(card.value, 3),
         "text": card.text,
-        "choices": list(zip(card.said.choices, [round(share, 4) for share in card.said.confidence], strict=True)),
+        "choices": [
+            (choice, round(share, 4))
+            for choice, share in zip(card.prediction.choices, card.prediction.confidence, strict=True)
+        ],
         "expected": card.expected,
         "chosenBox": _rounded(card.chosen_box),
         "expectedBox": _rounded(card.expected_box),

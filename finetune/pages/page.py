@@ -1,4 +1,4 @@
-"""An HTML page in one file, and its parts: pictures, data, and the styles and scripts of this folder."""
+"""Self-contained HTML pages: pictures, data, styles and scripts in one file."""
 
 import base64
 import html
@@ -15,20 +15,20 @@ from shards.errors import UserError
 from shards.files import whole_file
 
 FOLDER = Path(__file__).parent
-LONG_SIDE = 800  # pixels of a picture on a page, at the most
+LONG_SIDE = 800  # maximum length, in pixels, of the longer side of a picture
 QUALITY = 88  # of its JPEG
 
 escape = html.escape
 
 
 def write_page(path, title: str, body: str, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> None:
-    """Writes a page, whole or not at all. styles, scripts: files of this folder beside the common style."""
+    """Writes a page atomically. styles, scripts: files of this folder, in addition to the common style."""
     with whole_file(path, "w", encoding="utf-8") as file:
         file.write(render_page(title, body, styles, scripts))
 
 
 def render_page(title: str, body: str, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> str:
-    """The text of a page; see write_page."""
+    """The HTML of a page; see write_page."""
     style = "".join(read(name) for name in ("page.css", *styles))
     code = "".join(f"<script>{read(name)}</script>\n" for name in scripts)
     return (
@@ -39,23 +39,23 @@ def render_page(title: str, body: str, styles: Sequence[str] = (), scripts: Sequ
 
 
 def read(name: str) -> str:
-    """A file of this folder."""
+    """The text of a file of this folder."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def fill(name: str, **texts: str) -> str:
-    """A file of this folder with texts in the places of their names, in one pass: no text is taken for a place."""
+    """The template NAME of this folder, with escaped texts for its placeholders."""
     return string.Template(read(name)).substitute({place: escape(text) for place, text in texts.items()})
 
 
 def data_block(name: str, value) -> str:
-    """A value that scripts find as JSON in the element of this id."""
+    """A script element with this id that contains the value as JSON."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'
 
 
 def picture(image: np.ndarray | Image.Image, long_side: int = LONG_SIDE) -> str:
-    """The address that holds an image itself, no larger than long_side."""
+    """An image as a data URL, downscaled to at most long_side pixels."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image = image.convert("RGB")
     image.thumbnail((long_side, long_side))
@@ -65,5 +65,5 @@ def picture(image: np.ndarray | Image.Image, long_side: int = LONG_SIDE) -> str:
 
 
 def need(extra: str, packages: str, error: ImportError) -> UserError:
-    """What to say where the packages of an extra are not there."""
-    return UserError(f"this page needs {packages} ({error}); pip install 'twelve-in-one[{extra}]' brings them")
+    """The error for missing packages of an extra."""
+    return UserError(f"this page needs {packages} ({error}); install with pip install 'twelve-in-one[{extra}]'")

@@ -1,4 +1,4 @@
-"""A page of pairs of a question and an expression: those that a model does equally well, and those that it does not."""
+"""The page of grounding consistency: pairs of a question and an expression with (in)consistent predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,16 @@ from finetune.task import Box
 from shards.inspect import image_of
 
 WIDTH = 480  # pixels of a picture on the page
-RIGHT, CHOSEN = "#0072b2", "#d55e00"  # blue and vermilion, which colour-blind readers tell apart
+RIGHT, CHOSEN = "#0072b2", "#d55e00"  # blue and vermilion, distinguishable for colour-blind readers
 
 
 @dataclass(frozen=True)
 class SharedPair:
-    """A question and an expression of one image. answered, found: accuracies; boxes in pixels of the annotations."""
+    """A question and an expression about the same image that share words.
+
+    answered, found: accuracy of the answer and of the box; box, right_box: predicted and ground-truth box, in pixels of
+    the annotations.
+    """
 
     image: str
     words: tuple[str, ...]
@@ -32,7 +36,7 @@ class SharedPair:
 
 
 def choose(pairs: Sequence[SharedPair], count: int) -> tuple[list[SharedPair], list[SharedPair]]:
-    """(both right, one right and one wrong): those that share most words first, each image and question once."""
+    """(both correct, one correct and one wrong): at most `count` of each, one per image, most shared words first."""
     by_words = sorted(pairs, key=lambda pair: (-len(pair.words), pair.image, pair.question, pair.expression))
     agreeing = [pair for pair in by_words if min(pair.answered, pair.found) == 1]
     differing = sorted(by_words, key=lambda pair: -abs(pair.answered - pair.found))
@@ -46,14 +50,14 @@ def _distinct(pairs: list[SharedPair]) -> list[SharedPair]:
 
 
 def write_pairs(path: Path, pairs: Sequence[SharedPair], regions: Regions, count: int) -> None:
-    """One HTML file with its pictures inside."""
+    """Writes the page with at most `count` pairs of each kind."""
     agreeing, differing = choose(pairs, count)
     parts = ["<h1>Grounding consistency</h1>"]
-    parts.append("<p>Boxes: <b class=right>what is meant</b>, <b class=wrong>what the model chose</b>.</p>")
-    for title, chosen in (("Answered and found", agreeing), ("One of the two", differing)):
+    parts.append("<p>Boxes: <b class=right>ground truth</b>, <b class=wrong>prediction</b>.</p>")
+    for title, chosen in (("Answer and box correct", agreeing), ("Only one of them correct", differing)):
         parts.append(f"<h2>{title}</h2><div class=pairs>{''.join(_figure(pair, regions) for pair in chosen)}</div>")
         if not chosen:
-            parts.append("<p>There are none.</p>")
+            parts.append("<p>No pairs.</p>")
     write_page(path, "Grounding consistency", "\n".join(parts), styles=["pairs.css"])
 
 
@@ -63,14 +67,14 @@ def _figure(pair: SharedPair, regions: Regions) -> str:
     scale = WIDTH / sample.info.get("width", image.width)
     image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))))
     pen = ImageDraw.Draw(image)
-    for box, colour, apart in ((pair.right_box, RIGHT, 5), (pair.box, CHOSEN, 2)):  # outside of what they hold
+    for box, colour, margin in ((pair.right_box, RIGHT, 5), (pair.box, CHOSEN, 2)):  # do not cover the object
         x1, y1, x2, y2 = (value * scale for value in box)
-        pen.rectangle((x1 - apart, y1 - apart, x2 + apart, y2 + apart), outline=colour, width=3)
-    said = escape(pair.answer)
+        pen.rectangle((x1 - margin, y1 - margin, x2 + margin, y2 + margin), outline=colour, width=3)
+    answer = escape(pair.answer)
     expected = "" if pair.answered == 1 else f" (should be {escape(pair.right_answer)})"
     return (
         f'<figure><img alt="image {escape(pair.image)}" src="{picture(image)}"><figcaption>'
-        f"{escape(pair.question)} {_mark(pair.answered, said)}{expected}<br>"
+        f"{escape(pair.question)} {_mark(pair.answered, answer)}{expected}<br>"
         f"“{escape(pair.expression)}” {_mark(pair.found, 'found' if pair.found else 'not found')}<br>"
         f"<small>shared: {escape(', '.join(pair.words))}; image {escape(pair.image)}</small>"
         "</figcaption></figure>"

@@ -1,4 +1,4 @@
-"""The report page: tables in the paper's layout, its figures, and what the runs were made of."""
+"""The report page: tables and figures in the paper's layout, and metadata of the runs."""
 
 import json
 from collections.abc import Sequence
@@ -16,25 +16,25 @@ from pretrain.logs import duration
 
 PAIRS = "image-caption pairs"
 TITLES = {
-    "table10": ("Table 10: many tasks in one model", "Validation scores of these runs; the paper's are of the tests."),
-    "table11": ("Table 11: Δ of stop-and-go", "A stopped task trains in one of Δ iterations."),
+    "table10": ("Table 10: multi-task training", "Validation scores of these runs; test scores of the paper."),
+    "table11": ("Table 11: Δ of stop-and-go", "A paused task trains in one of every Δ iterations."),
     "table12": (
         "Table 12: without the fourth group",
-        "The paper divides its ten tasks by twelve; here its MT scores are means of the ten.",
+        "The paper divides the sum of ten task scores by twelve; here its MT scores are means of the ten.",
     ),
 }
 
 
 def write_report(path: Path, runs: Sequence[Run]) -> None:
-    """One HTML file about all runs."""
+    """Writes the report on all runs to one HTML file."""
     found = methods(runs)
     sections = [
         ("Runs", _overview(runs)),
         ("Scores", "".join(_scores(runs, found))),
         ("Stop-and-go", "".join(_multi(runs, found))),
-        ("Alone and together", _together(runs)),
+        ("Single-task and multi-task training", _together(runs)),
         ("Pretraining", "".join(_pretraining(runs))),
-        ("What the runs were made of", "".join(_made(runs))),
+        ("Run metadata", "".join(_made(runs))),
     ]
     sections = [(title, body) for title, body in sections if body]
     links = " ".join(f'<a href="#{_anchor(title)}">{title}</a>' for title, _ in sections)
@@ -47,7 +47,7 @@ def _anchor(title: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] = ()) -> str:
-    """A table of texts that are HTML already; the first of a row is its name. kinds: a class for each row."""
+    """An HTML table. rows: cells as HTML, the first of each row is its header; kinds: CSS class of each row."""
     head = "".join(f"<th>{cell}</th>" for cell in header)
     kinds = kinds or [""] * len(rows)
     body = "".join(
@@ -63,10 +63,10 @@ def _overview(runs: Sequence[Run]) -> str:
         steps = run.training[-1]["step"] if run.training else 0
         titles = [find_task(task).title for task in run.config.get("tasks", [])] or [PAIRS]
         what = titles[0] if len(titles) == 1 else f"{len(titles)} tasks"
-        began = "" if run.kind == PRETRAINING else f"{run.start}, from {run.config['start']['run'] or 'nothing'}"
+        began = "" if run.kind == PRETRAINING else f"{run.start}, from {run.config['start']['run'] or 'scratch'}"
         time = duration(run.result["seconds"]) if run.result else "not finished"
         rows.append([escape(run.name), escape(what), escape(began), f"{steps:,}", time, _outcome(run)])
-    return _table(["run", "of", "began with", "steps", "time", "held out"], rows)
+    return _table(["run", "tasks", "initial weights", "steps", "time", "validation"], rows)
 
 
 def _outcome(run: Run) -> str:
@@ -74,7 +74,7 @@ def _outcome(run: Run) -> str:
         return ""
     if run.kind == PRETRAINING:
         scores = run.result["validation"]
-        named = {"alignment": "alignment_accuracy", "masked words": "word_accuracy"}
+        named = {"alignment": "alignment_accuracy", "masked tokens": "word_accuracy"}
         return ", ".join(f"{name} {scores[key]:.1%}" for name, key in named.items() if key in scores)
     many = run.kind == MULTI
     of = {"score": run.result["mt_score"], "interval": run.result["mt_interval"]} if many else run.result["validation"]
@@ -99,16 +99,17 @@ def _scores(runs: Sequence[Run], found: Sequence[Method]):
         for line, row in zip(shown, rows, strict=True):
             own = {cell.note for name, cell in row.cells.items() if not name.startswith("the paper")}
             line.append(escape("; ".join(sorted(own))))
-        yield "<h3>Table 9: every task alone, and from the weights of all</h3>"
+        yield "<h3>Table 9: single-task fine-tuning (ST), and from multi-task weights (AT->ST)</h3>"
         yield (
-            '<p class="quiet">AT: all tasks in one model, validation. Of tests, the scores that finetune.evaluate has '
-            "kept in the run (testA and testB pooled); else of the validation split, as the last column says. The "
-            "paper's table 9 is of the full data sets, its tables 10 to 12 of cleaned ones. Small: 95% intervals.</p>"
+            '<p class="quiet">AT: multi-task run, validation scores. Other columns: test scores that finetune.evaluate '
+            "has stored in the run (testA and testB pooled), else validation scores; the last column names the split. "
+            "The paper's table 9 is on the full data sets, its tables 10 to 12 on cleaned ones. Small: 95% "
+            "intervals.</p>"
         )
-        yield _table(["", *columns, "here, of"], shown)
+        yield _table(["", *columns, "split of these runs"], shown)
     for suite, rows in ablation_tables(found).items():
         title, note = TITLES[suite]
-        mark = f"The paper's models are trained on cleaned data; runs without --clean are marked {NOT_CLEANED!r}."
+        mark = f"The paper's models were trained on cleaned data; runs without --clean are marked {NOT_CLEANED!r}."
         if ranked := ranking_note(*(run.result["tasks"] for one in found for run in one.runs)):
             mark += f" {ranked}."
         yield f'<h3>{title}</h3><p class="quiet">{note} {escape(mark)} Small: 95% intervals over images.</p>'
@@ -154,7 +155,7 @@ def _made(runs: Sequence[Run]):
         ranks = f"{made['ranks']} x {made['device']}" if made else ""
         torch = f"Python {made['python']}, torch {made['torch']}" if made else ""
         rows.append([escape(cell) for cell in (run.name, made.get("began", ""), version, torch, ranks)])
-    yield _table(["run", "began", "code", "with", "on"], rows)
+    yield _table(["run", "started", "code", "software", "hardware"], rows)
     yield "<h3>Data sets</h3>"
     yield _data_sets(runs)
     yield "<h3>Configurations</h3>"
@@ -164,8 +165,8 @@ def _made(runs: Sequence[Run]):
 
 
 def _data_sets(runs: Sequence[Run]) -> str:
-    """Examples to train on and held out, of every task once for each size that runs saw. The paper's: with and without
-    cleaning, as the run's."""
+    """Numbers of training and validation examples, one row per task and size, next to the paper's training set: the
+    cleaned or the full one, as for the run."""
     rows: dict[tuple, list[str]] = {}
     for run in runs:
         if run.kind == PRETRAINING:
@@ -179,4 +180,4 @@ def _data_sets(runs: Sequence[Run]) -> str:
             title = escape(marked(of.title, cleaned))
             cells = [title, f"{trained:,}", f"{scores['examples']:,}", f"{paper:,}" if paper else ""]
             rows.setdefault((task, cleaned, trained, scores["examples"]), cells)
-    return _table(["", "to train on", "validated on", "the paper's training"], list(rows.values()))
+    return _table(["", "training", "validation", "training in the paper"], list(rows.values()))

@@ -104,8 +104,8 @@ def test_a_word_lights_up_its_regions_and_other_words(page, look):
     lit = [float(one.evaluate("e => e.style.getPropertyValue('--weight')")) for one in opened.locator(".word").all()]
     np.testing.assert_allclose(lit, own / own.max(), atol=1e-3)
     assert (
-        f"“{explained.words[word]}” looks at {explained.rows[explained.maps['S->I'][-1].mean(0)[word].argmax()]}"
-        in (opened.inner_text("#says"))
+        f"“{explained.words[word]}” attends to {explained.rows[explained.maps['S->I'][-1].mean(0)[word].argmax()]}"
+        in (opened.inner_text("#summary"))
     )
     assert opened.problems == []
 
@@ -119,7 +119,7 @@ def test_a_region_lights_up_its_words_by_the_chosen_layer_and_head(page, look):
     own = explained.maps["I->S"][0, 1, 2]
     lit = [float(one.evaluate("e => e.style.getPropertyValue('--weight')")) for one in opened.locator(".word").all()]
     np.testing.assert_allclose(lit, own / own.max(), atol=1e-3)
-    assert opened.inner_text("#says").startswith("region 1 looks at")
+    assert opened.inner_text("#summary").startswith("region 1 attends to")
     assert opened.problems == []
 
 
@@ -150,7 +150,7 @@ def test_four_views_of_any_layer_and_head(page, look):
     box = opened.locator("#panel canvas").bounding_box()
     opened.mouse.move(box["x"] + box["width"] - 2, box["y"] + 2)
     share = explained.maps["I->I"][-1].mean(0)[0, -1]
-    assert opened.inner_text("#panel p").startswith(f"the whole image looks at {explained.rows[-1]}: ")
+    assert opened.inner_text("#panel p").startswith(f"the whole image attends to {explained.rows[-1]}: ")
     assert float(opened.inner_text("#panel p").split(": ")[1].rstrip("%")) == pytest.approx(100 * share, abs=0.5)
     assert opened.problems == []
 
@@ -244,7 +244,7 @@ def test_the_command_takes_ids_and_files(world, trained, tmp_path, run_command):
     flags = ("finetune.attention", "--run", trained, "--task", "vqa", "--out", tmp_path / "a.html")
     for given in (image, next((world / "images" / "coco").glob("*.png"))):
         status, said, err = run_command(*flags, "--image", given, "--text", "What is </script> it?")
-        assert status == 0 and "the page: " in said, err
+        assert status == 0 and "page: " in said, err
         assert "</script> it?" not in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
@@ -252,8 +252,8 @@ def test_the_command_takes_ids_and_files(world, trained, tmp_path, run_command):
     ("flags", "complaint"),
     [
         (("--image", "no-image", "--task", "vqa"), "no-image: is neither a file nor the id of an image in"),
-        (("--image", "9", "--task", "nlvr2"), "nlvr2: is asked of 2 images, and 1 are given"),
-        (("--image", "9", "--task", "visual7w"), "visual7w: needs the boxes of its candidates (--boxes)"),
+        (("--image", "9", "--task", "nlvr2"), "nlvr2: takes 2 images; 1 were given"),
+        (("--image", "9", "--task", "visual7w"), "visual7w: needs candidate boxes (--boxes)"),
     ],
 )
 def test_mistakes(trained, run_command, flags, complaint):

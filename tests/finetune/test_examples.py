@@ -9,7 +9,7 @@ import pytest
 
 from finetune import evaluate
 from finetune.choices import Prediction
-from finetune.examples import Said, choose, expected_of, judge, kind_of
+from finetune.examples import Scored, choose, expected_of, judge, kind_of
 from finetune.predictions import predict
 from finetune.scores import score_task
 from finetune.tasks import paper_tasks
@@ -50,7 +50,7 @@ def test_every_example_is_judged_as_an_evaluation_judges_it(trained, world, name
 
 def test_the_surest_mistakes_come_first_and_the_right_ones_are_spread():
     def said(number, confidence, value):
-        return Said(number, SimpleNamespace(), Prediction("vqa", ["a"], [confidence], [0]), value)
+        return Scored(number, SimpleNamespace(), Prediction("vqa", ["a"], [confidence], [0]), value)
 
     given = [said(n, share, value) for n, (share, value) in enumerate([(0.2, 0), (0.9, 0), (0.9, 0.3), (0.5, 0)])]
     given += [said(10 + n, n / 10, 1.0) for n in range(5)]
@@ -131,7 +131,7 @@ def test_each_example_links_to_its_attention(page, look):
     [
         (
             ("--task", "vqa", "--split", "test"),
-            "--split test: vqa has no public answers there to tell right from wrong",
+            "--split test: vqa has no public answers in this split; choose another one",
         ),
         (("--task", "vqa", "--split", "dev"), "--split dev: vqa has trainval"),
         (("--task", "poetry"), "--task poetry: should be"),

@@ -96,7 +96,7 @@ def test_errors_name_arguments(predictor, trained, tmp_path):
     image = np.zeros((9, 9, 3), np.uint8)
     for arguments, complaint in (
         (("vqa", " ", image), "the text is empty (text)"),
-        (("visual7w", "Which?", image), "visual7w: needs the boxes of its candidates (boxes)"),
+        (("visual7w", "Which?", image), "visual7w: needs candidate boxes (boxes)"),
         (("captioning", "a", image), "task captioning: should be one of vqa"),
     ):
         with pytest.raises(UserError) as raised:
@@ -123,18 +123,18 @@ def test_the_command(world, trained, run_command):
     ("flags", "complaint"),
     [
         (("--task", "vqa", "--text", " "), "the text is empty (--text)"),
-        (("--task", "nlvr2", "--text", "Both."), "nlvr2: is asked of 2 images, and 1 are given"),
+        (("--task", "nlvr2", "--text", "Both."), "nlvr2: takes 2 images; 1 were given"),
         (("--task", "flickr_retrieval", "--text", "a"), "flickr_retrieval: ranks images; give two or more"),
-        (("--task", "visual7w", "--text", "Which?"), "visual7w: needs the boxes of its candidates (--boxes)"),
-        (("--task", "vqa", "--text", "a", "--boxes", "1,2,3,4"), "vqa: has no candidates (--boxes)"),
+        (("--task", "visual7w", "--text", "Which?"), "visual7w: needs candidate boxes (--boxes)"),
+        (("--task", "vqa", "--text", "a", "--boxes", "1,2,3,4"), "vqa: takes no candidate boxes (--boxes)"),
         (("--task", "vqa", "--text", "a", "--boxes", "1,2,3"), "--boxes 1,2,3: should be four numbers"),
-        (("--task", "vqa", "--text", "a", "--boxes", "5,2,3,4"), "has no inside"),
+        (("--task", "vqa", "--text", "a", "--boxes", "5,2,3,4"), "has no area"),
         (("--task", "visual7w", "--text", "a", "--boxes", "nan,nan,nan,nan"), "should be four numbers of pixels"),
         (("--task", "visual7w", "--text", "a", "--boxes", "0,0,1e30,9"), "should be four numbers of pixels"),
-        (("--task", "vqa", "--text", "a" * 10_001), "the text has 10001 characters, more than the 10000"),
-        (("--task", "vqa", "--text", "what \ud800?"), "half a character"),
+        (("--task", "vqa", "--text", "a" * 10_001), "the text has 10001 characters; at most 10000"),
+        (("--task", "vqa", "--text", "what \ud800?"), "a lone surrogate"),
         (("--task", "captioning", "--text", "a"), "--task captioning: should be one of vqa"),
-        (("--task", "vqa", "--text", "a", "--regions", "nowhere"), "nowhere: holds no finished region shards"),
+        (("--task", "vqa", "--text", "a", "--regions", "nowhere"), "nowhere: contains no finished region shards"),
     ],
 )
 def test_mistakes(world, trained, run_command, flags, complaint):

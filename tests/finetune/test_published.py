@@ -98,7 +98,7 @@ def test_published_weights_are_asked_as_the_run_is(world, published, tmp_path):
     given = Predictor(file, data=world, vqa_answers=run / "answers-vqa.json")
     assert given("vqa", "How many are there?", image) == own
     assert "vqa" in given.tasks and "vgqa" in given.tasks and "gqa" not in given.tasks
-    with pytest.raises(UserError, match=r"does not say what its answers of vqa are; .*\(vqa_answers"):
+    with pytest.raises(UserError, match=r"the answers of vqa are not known; .*\(vqa_answers"):
         Predictor(file, data=world)("vqa", "How many are there?", image)
     done = python("pretrain.convert", file, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr

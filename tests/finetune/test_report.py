@@ -9,7 +9,7 @@ import pytest
 from launching import python
 
 from finetune.intervals import bootstrap_means, interval_of
-from finetune.pages.curves import stopped
+from finetune.pages.curves import paused_spans
 from finetune.paper import paper_table
 from finetune.report_tables import ablation_tables, gap_scores, method_cells, methods, table9
 from finetune.runs import MULTI, PRETRAINING, SINGLE, Run, find_runs, read_run
@@ -194,9 +194,9 @@ def test_where_a_task_was_stopped(tmp_path):
         lines = [{"step": step, "kind": "validation", "a/going": value} for step, value in going]
         return Run(tmp_path, {}, None, [{"step": 99}], lines, {})
 
-    assert stopped(run((10, 1), (20, 0), (30, 0), (40, 1), (50, 0), (60, 1)), "a") == [(20, 40), (50, 60)]
-    assert stopped(run((10, 1), (20, 0)), "a") == [(20, 99)]
-    assert stopped(run((10, 1)), "a") == []
+    assert paused_spans(run((10, 1), (20, 0), (30, 0), (40, 1), (50, 0), (60, 1)), "a") == [(20, 40), (50, 60)]
+    assert paused_spans(run((10, 1), (20, 0)), "a") == [(20, 99)]
+    assert paused_spans(run((10, 1)), "a") == []
 
 
 @pytest.fixture
@@ -209,7 +209,8 @@ def page(trained, pretrained, single, variant, tmp_path, run_command):
 
 def test_the_page(page, look, trained):
     opened = look(page, offline=True)
-    titles = ["Runs", "Scores", "Stop-and-go", "Alone and together", "Pretraining", "What the runs were made of"]
+    together = "Single-task and multi-task training"
+    titles = ["Runs", "Scores", "Stop-and-go", together, "Pretraining", "Run metadata"]
     assert [one.inner_text() for one in opened.locator("h2").all()] == titles
     captions = opened.locator("figure.plot figcaption").all_inner_texts()
     assert [re.match(r"Figure \d|Pretraining", caption)[0] for caption in captions] == [
@@ -282,7 +283,7 @@ def test_an_unfinished_run_and_one_without_scores(trained, pretrained, tmp_path,
 
 def test_mistakes(tmp_path, run_command):
     status, _, err = run_command("finetune.report")
-    assert status == 2 and "RUNS is missing: directories of runs" in err
+    assert status == 2 and "RUNS is missing: run directories" in err
     status, _, err = run_command("finetune.report", tmp_path)
     assert status == 2 and "contains no run" in err
     (tmp_path / "metrics.jsonl").write_text("")
