@@ -269,7 +269,7 @@ def test_runs_of_other_flags_are_not_mixed_into_a_table(tmp_path, name):
     begin(*calls_of(run, config, None))
     assert as_begun([run], config, None) == config
     other = 9 if name == "iterations" else "other"
-    with pytest.raises(UserError, match=rf"mt: was run with --{name} .*, and not with {other}; give the same flags"):
+    with pytest.raises(UserError, match=rf"mt: was run with --{name} .*, not with {other}; give the same flags"):
         as_begun([run], replace(config, **{name: other}), None)
     shutil.rmtree(run.out / "checkpoints")  # to save space, of a run that is finished
     write_json(run.out / "result.json", {})

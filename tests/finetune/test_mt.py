@@ -68,7 +68,8 @@ def test_twelve_tasks_are_trained_scored_and_put_beside_the_paper(twelve):
         low, high = of_task["interval"]
         assert 0 <= low <= of_task["score"] <= high <= 1 and of_task["steps"] <= 7
     ranked = [result["tasks"][name]["images"] for name in ("coco_retrieval", "flickr_retrieval")]
-    assert "R@k ranks {} images of COCO retrieval, {} images of Flickr30k retrieval; the paper".format(*ranked) in out
+    note = "R@k ranks {} images of COCO retrieval, {} images of Flickr30k retrieval; in the paper"
+    assert note.format(*ranked) in out
     assert min(ranked) > 1 and "images" not in result["tasks"]["vqa"]
     rows = [line.split() for line in out.splitlines()]
     [mine] = [row for row in rows if row[:3] == ["this", "run,", "validation"]]
