@@ -5,11 +5,11 @@ import torch
 
 from pretrain.batch import Batch
 from pretrain.config import ModelConfig
-from pretrain.masking import sample_keys, swapped
+from pretrain.masking import misaligned, sample_keys
 
 WORDS, REGIONS, PER_REGION = 36, 36, 20
-MEAN_LENGTH, LENGTH_DEVIATION = 12, 4.5  # of Conceptual Captions, in tokens with [CLS] and [SEP]
-SPECIAL = 5  # the tokens that are not words come first, [MASK] the last of them
+MEAN_LENGTH, LENGTH_DEVIATION = 12, 4.5  # of captions in Conceptual Captions, in tokens with [CLS] and [SEP]
+SPECIAL = 5  # number of special tokens, which have the first ids; [MASK] is the last of them
 
 
 def random_batch(
@@ -40,7 +40,7 @@ def random_batch(
         valid=torch.ones(size, regions, dtype=torch.bool),
         class_ids=torch.from_numpy(class_ids).to(torch.int16),
         class_probs=torch.full((size, regions, PER_REGION), 0.99 / PER_REGION, dtype=torch.float16),
-        misaligned=torch.from_numpy(swapped(keys)),
+        misaligned=torch.from_numpy(misaligned(keys)),
         pieces=int(lengths.sum()),
         regions=size * regions,
     )

@@ -1,8 +1,7 @@
-"""Multi-head attention of the two streams and of the connections between them.
+"""Multi-head self-attention of the two streams and co-attention between them.
 
-Dropout on the probabilities is counter-based (see ops), so that it does not depend on how a batch is laid out or
-divided. Where it can (a GPU, sequences that are short), attention works on packed rows and padding never enters;
-elsewhere sequences are padded for it.
+Dropout on the probabilities is counter-based (see ops), so it does not depend on padding, packing or the division of a
+batch. For short sequences on a GPU, attention works on packed rows without padding; otherwise sequences are padded.
 """
 
 import math
@@ -19,17 +18,19 @@ from pretrain.packing import Layout
 def self_attention(
     query_key_value: Tensor, layout: Layout, heads: int, dropout: Dropout, maps: list | None = None
 ) -> Tensor:
-    """Attention of the positions of each sequence to one another.
+    """Self-attention within each sequence.
 
-    query_key_value: (num_tokens, 3h) or (B, L, 3h), as laid out; returns (num_tokens, h) or (B, L, h). `maps` collects
-    the probabilities (B, heads, L, L), at the cost of fused attention.
+    Args:
+        query_key_value: (num_tokens, 3h) if the layout is packed, else (B, L, 3h).
+        maps: if given, the probabilities (B, heads, L, L) are appended to it; fused attention is then not used.
+
+    Returns:
+        (num_tokens, h) or (B, L, h).
     """
     if layout.starts is not None and maps is None:
         rows = query_key_value.flatten(0, -2)
         length = layout.mask.shape[1]
-        context = packed_self_attention(
-            rows, layout.starts, layout.row_keys, heads, dropout.site, dropout.rate, length
-        )
+        context = packed_self_attention(rows, layout.starts, layout.row_keys, heads, dropout.site, dropout.rate, length)
         return context.view(*query_key_value.shape[:-1], -1)
     query, key, value = _by_head(query_key_value, layout, heads)
     return layout.pack(_attend(query, key, value, layout, layout, dropout, maps))
@@ -46,11 +47,15 @@ def co_attention(
     image_maps: list | None = None,
     text_maps: list | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of the regions to the tokens, and of the tokens to the regions.
+    """Cross-attention in both directions: from the regions to the tokens and from the tokens to the regions.
 
-    image, text: queries, keys and values of each stream, (rows, 3h) or (B, L, 3h) as laid out; returns the context of
-    the image and of the text. The dropouts are of the attention of each stream's queries. image_maps collects
-    (B, heads, R, L), text_maps the reverse.
+    Args:
+        image, text: queries, keys and values of each stream; (rows, 3h) if its layout is packed, else (B, L, 3h).
+        image_dropout, text_dropout: dropout on the probabilities of each stream's queries.
+        image_maps, text_maps: if given, the probabilities (B, heads, R, L) and (B, heads, L, R) are appended to them.
+
+    Returns:
+        The context of the image stream and of the text stream.
     """
     if image_layout.starts is not None and text_layout.starts is not None and image_maps is None and text_maps is None:
         for_image, for_text = packed_cross_attention(
@@ -61,7 +66,7 @@ def co_attention(
             image_layout.row_keys,
             text_layout.row_keys,
             heads,
-            image_dropout.site,  # the text's is the next one
+            image_dropout.site,  # the site of text_dropout is the next number
             image_dropout.rate,
             text_dropout.rate,
             image_layout.mask.shape[1],
@@ -76,7 +81,7 @@ def co_attention(
 
 
 def _by_head(query_key_value: Tensor, layout: Layout, heads: int) -> tuple[Tensor, ...]:
-    """Queries, keys and values with padding, (B, heads, L, h / heads) each."""
+    """Padded queries, keys and values, (B, heads, L, h / heads) each."""
     parts = layout.pad(query_key_value).chunk(3, -1)
     return tuple(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
 

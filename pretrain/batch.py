@@ -8,14 +8,22 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Pairs as read, nothing masked yet; B pairs, L words of the longest caption, N regions of the richest image.
+    """A padded batch before masking: B pairs, L tokens in the longest caption, at most N regions per image.
 
-    keys int64 (B,): the samples' random keys; input_ids int64 (B, L); lengths int64 (B,), with [CLS] and [SEP];
-    features float16 (B, N, D); boxes float32 (B, N, 4); valid bool (B, N); class_ids int16 and class_probs
-    float16 (B, N, k), or (B, N, 0) where there are no classes; misaligned bool (B,). word_count and
-    region_count: how many of them will be predicted; pieces and regions: how many there are, None where nobody has
-    counted; problems: why samples that belong here were left out. image_ids and text_ids int64 (B,): equal for pairs
-    of the same image, and for captions of the same text; None without a contrastive loss.
+    Attributes:
+        keys: int64 (B,), random keys of the samples.
+        input_ids: int64 (B, L).
+        lengths: int64 (B,), number of tokens, including [CLS] and [SEP].
+        features: float16 (B, N, D).
+        boxes: float32 (B, N, 4).
+        valid: bool (B, N), false for padding.
+        class_ids, class_probs: int16 and float16 (B, N, k); k is 0 without a class distribution.
+        misaligned: bool (B,).
+        word_count, region_count: number of tokens and regions to predict.
+        pieces, regions: number of tokens and regions in the batch; None if they have not been counted.
+        problems: error messages of the skipped samples.
+        image_ids, text_ids: int64 (B,), equal for pairs of the same image and for captions with the same text; None
+            without a contrastive loss.
     """
 
     keys: Tensor
@@ -40,7 +48,7 @@ class Batch:
 
     @property
     def image_rows(self) -> int | None:
-        """How many rows all images have together, with row 0 of each, where that is known."""
+        """Number of image rows in the batch, including the image token of each image; None if unknown."""
         return None if self.regions is None else self.regions + len(self)
 
     def _map(self, function) -> "Batch":
@@ -54,7 +62,7 @@ class Batch:
         return self._map(lambda x: x.to(device, non_blocking=True))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the tensors' memory until what is queued in `stream` is done."""
+        """Keeps the memory of the tensors allocated until the work queued in `stream` is done."""
         for value in vars(self).values():
             if isinstance(value, Tensor):
                 value.record_stream(stream)

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face BERT for the text stream and the word head."""
+"""Initialises the text stream and the masked-token head from a Hugging Face BERT."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from pretrain.weights import BERT_FILES, read_published, take_weights
 from shards.errors import UserError
 from shards.hub import only_local
 
-NOT_BERTS = (  # what a model has and a BERT has not, or (the word head) need not have
+NOT_BERTS = (  # prefixes of parameters that may be missing from a BERT checkpoint
     *("encoder.text_embedding.task.", "encoder.text_pooler.", "encoder.image_", "encoder.connections."),
     "encoder.contrast.",
     *("words.", "regions.", "alignment."),
@@ -16,16 +16,23 @@ NOT_BERTS = (  # what a model has and a BERT has not, or (the word head) need no
 
 
 def may_be_from_bert(name: str) -> bool:
-    """Whether a parameter (by our name) is one that a BERT checkpoint may give."""
+    """Whether the parameter of this name can be initialised from a BERT checkpoint."""
     return name.startswith(("encoder.text_embedding.", "encoder.text_layers.", "words.")) and ".task." not in name
 
 
 def load_bert(model: PretrainingModel, name: str) -> list[str]:
-    """Copies a BERT's weights into the text stream (and the word head, where it has one).
+    """Copies the weights of a BERT into the text stream and, if it has one, the masked-token head.
 
-    name: a directory, or a name that the hub or its cache knows. Returns the names that were set. Sizes that do
-    not fit are a UserError that names both. What BERT has and this model has not (its own pooler and
-    next-sentence head) is left out.
+    Unexpected keys of the BERT (its pooler and next-sentence head) are ignored.
+
+    Args:
+        name: a directory, or a name on the hub or in its cache.
+
+    Returns:
+        The names of the parameters that were set.
+
+    Raises:
+        UserError: a shape differs from that of the model.
     """
     weights, _ = read_published(Path(_file(name)))
     taken = {key: value for key, value in weights.items() if may_be_from_bert(key)}
@@ -34,21 +41,21 @@ def load_bert(model: PretrainingModel, name: str) -> list[str]:
 
 
 def bert_folder(name: str) -> str:
-    """The directory of a BERT, which may be given by a name that the hub or its cache knows."""
+    """The local directory of a BERT, given by a path or by a name on the hub or in its cache."""
     if os.path.isdir(name):
         return name
-    for file in ("config.json", "tokenizer.json", "vocab.txt"):  # into the directory of the weights
+    for file in ("config.json", "tokenizer.json", "vocab.txt"):  # downloaded to the directory of the weights
         _from_hub(name, file)
     return os.path.dirname(_file(name))
 
 
 def _file(name: str) -> str:
-    """The state dict of a BERT, wherever transformers keeps it."""
+    """The path of the state dict of a BERT, in its directory or in the cache of the hub."""
     for file in BERT_FILES:
         path = os.path.join(name, file) if os.path.isdir(name) else _from_hub(name, file)
         if path and os.path.exists(path):
             return path
-    raise UserError(f"--bert {name}: has neither {' nor '.join(BERT_FILES)}")
+    raise UserError(f"--bert {name}: neither {' nor '.join(BERT_FILES)} found")
 
 
 def _from_hub(name: str, file: str) -> str | None:

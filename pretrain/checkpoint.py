@@ -1,10 +1,10 @@
-"""Checkpoints: a folder that is renamed into place when it is whole, tensors in safetensors, checksums in JSON.
+"""Checkpoints: directories with tensors in safetensors and checksums in JSON, renamed into place when complete.
 
 checkpoints/step-00001000/model.safetensors     the weights
-                          training.safetensors  the optimiser's moments; not where weights came from elsewhere
-                          checkpoint.json       step, scores, how the epoch is divided, SHA-256 of both files
+                          training.safetensors  the optimizer's moments; absent for imported weights
+                          checkpoint.json       step, scores, division of the epoch, SHA-256 of both files
 
-There are no generators in it: order, masks and dropout follow from the seed and the step.
+No random generator states are stored: data order, masks and dropout are functions of the seed and the step.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoin
 
 
 class Facts(msgspec.Struct):
-    """The fields of checkpoint.json that are counted on, of all kinds of runs."""
+    """The fields of checkpoint.json that are validated, for all kinds of runs."""
 
     step: Annotated[int, msgspec.Meta(ge=0)]
     score: float | None
@@ -49,11 +49,10 @@ class Facts(msgspec.Struct):
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run in a thread; training waits only for a copy in host memory.
+    """Writes the checkpoints of a run in a thread; training waits only for a copy to host memory.
 
-    On a GPU the copy goes to pinned memory and is queued in the current stream, before the next step. If a checkpoint
-    cannot be written, the older ones remain; `failure` is the reason as soon as it is known, and the next call raises
-    it.
+    On a GPU the copy to pinned memory is queued in the current stream, before the next step. If a checkpoint cannot be
+    written, older ones are kept, `failure` is set to the error, and the next call raises it.
     """
 
     def __init__(self, run):
@@ -62,9 +61,9 @@ class CheckpointWriter:
         self._copies: dict[str, Tensor] = {}
 
     def save(self, step: int, model: nn.Module, optimizer, facts: dict, score: float | None) -> None:
-        """Starts writing checkpoints/step-N; then all but the newest and the best (lowest score) are removed.
+        """Starts writing checkpoints/step-N; all checkpoints except the newest and the best (lowest score) are removed.
 
-        Waits for the previous checkpoint first.
+        Waits until the previous checkpoint has been written.
 
         Raises:
             UserError: the previous checkpoint could not be written.
@@ -81,10 +80,10 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when the checkpoint is on disk.
+        """Waits until the checkpoint has been written to disk.
 
         Raises:
-            UserError: it could not be written.
+            UserError: the checkpoint could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -111,7 +110,7 @@ class CheckpointWriter:
 
 
 def save_weights(run, weights: dict[str, Tensor]) -> Path:
-    """Writes weights that came from elsewhere as the checkpoint of a run that trained for no step."""
+    """Writes imported weights as the checkpoint of step 0 of a run."""
     return _save(run, 0, {MODEL: weights}, {"step": 0, "score": None})
 
 
@@ -120,7 +119,7 @@ def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) ->
     path = folder / f"step-{step:08d}"
     temporary = folder / f".{path.name}.{os.getpid()}.part"
     try:
-        for left in folder.glob(".step-*.part"):  # of a process that was killed while it wrote
+        for left in folder.glob(".step-*.part"):  # incomplete checkpoints of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write(temporary, tensors, facts)
@@ -131,8 +130,8 @@ def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) ->
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         last = newest_checkpoint(run)
         raise UserError(
-            f"{path}: the checkpoint could not be written ({reason}); "
-            + (f"{last.name} is whole: make room, and --resume goes on from it" if last else "there is none before it")
+            f"{path}: the checkpoint could not be written ({reason}); free disk space"
+            + (f" and use --resume to continue from {last.name}" if last else "; the run has no earlier checkpoint")
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -142,12 +141,12 @@ def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) ->
 
 
 def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], facts: dict) -> None:
-    """The files of a checkpoint, on the disk when this returns. tensors: by file and name."""
+    """Writes and syncs the files of a checkpoint. tensors: file name -> parameter name -> tensor."""
     for file, values in tensors.items():
         save_file({name: value.contiguous() for name, value in values.items()}, folder / file)
     write_json(folder / FACTS, facts | {"sha256": {file: _sha256(folder / file) for file in tensors}})
     for name in tensors:
-        (folder / name).chmod((folder / FACTS).stat().st_mode)  # safetensors lets the owner alone read
+        (folder / name).chmod((folder / FACTS).stat().st_mode)  # safetensors creates files readable by the owner only
         _sync(folder / name)
 
 
@@ -165,7 +164,7 @@ def _sha256(path: Path) -> str:
 
 
 def checkpoints(run) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     return sorted(path for path in (Path(run) / "checkpoints").glob("step-*") if (path / FACTS).exists())
 
 
@@ -175,35 +174,35 @@ def newest_checkpoint(run) -> Path | None:
 
 
 def best_checkpoint(run) -> Path | None:
-    """The checkpoint with the lowest score; the newest where none has a score."""
+    """The checkpoint with the lowest score; the newest one if none has a score."""
     scored = [(facts["score"], path) for path in checkpoints(run) if (facts := read_facts(path))["score"] is not None]
     return min(scored)[1] if scored else newest_checkpoint(run)
 
 
 def read_facts(path: Path) -> dict:
-    """What checkpoint.json of a checkpoint says. A score may be NaN, of a validation whose loss was."""
+    """The content of checkpoint.json. A score is NaN if the validation loss was."""
     return read_json(path / FACTS, Facts, finite=False)
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of one of a checkpoint's files, after its checksum."""
+    """The tensors in one file of a checkpoint, after verifying its checksum."""
     expected = read_facts(path)["sha256"].get(name)
     with reading(path / name):
         if _sha256(path / name) != expected:
-            raise UserError(f"{path / name}: its SHA-256 is not the one in {FACTS}; the file was damaged or changed")
+            raise UserError(f"{path / name}: SHA-256 differs from {FACTS}; the file was damaged or changed")
         return load_file(path / name)
 
 
 def restore(path: Path, model: nn.Module, optimizer, ranks: Ranks = ALONE) -> dict:
-    """Brings model and optimizer back to a checkpoint; returns its facts.
+    """Restores model and optimizer from a checkpoint and returns the content of checkpoint.json.
 
-    The first rank alone reads and checks the files; the others get weights and optimizer state from it, between GPUs
-    where the model is on one. They must have the same model.
+    Only the first rank reads and verifies the files; it broadcasts weights and optimizer state to the other ranks
+    (between GPUs if the model is on one). All ranks must have the same model.
     """
 
     def read() -> tuple[dict, float | None, dict[str, torch.dtype]]:
         weights, state = read_tensors(path, MODEL), read_tensors(path, TRAINING)
-        with reading(path, "it is of another model, or its files are of other checkpoints"):
+        with reading(path, "it belongs to another model, or its files belong to different checkpoints"):
             model.load_state_dict(weights)
             restore_optimizer(model, optimizer, state)
         updates = state.pop("updates", None)

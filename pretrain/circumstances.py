@@ -1,4 +1,4 @@
-"""What a run was made by and on, for whoever reads its results later."""
+"""Run metadata: versions, commit and hardware, recorded in config.json."""
 
 import datetime
 import os
@@ -15,7 +15,7 @@ PACKAGE = "twelve-in-one"
 
 
 def circumstances(device: torch.device) -> dict:
-    """When, with which versions, and on how much of what hardware a run begins. commit: where git knows the code."""
+    """Start time, versions and hardware of a run. commit: None if the code is not in a git checkout."""
     return {
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "version": _version(),
@@ -31,24 +31,24 @@ def circumstances(device: torch.device) -> dict:
 def _version() -> str | None:
     try:
         return metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+    except metadata.PackageNotFoundError:  # a checkout that was not installed
         return None
 
 
 def commit(folder: Path) -> str | None:
-    """The checked-out commit of the code in a folder, with a + behind it where files were changed since."""
-    if not (folder / ".git").exists():  # installed, perhaps below some other project's checkout
+    """The commit checked out in a folder, followed by a + if files were changed since."""
+    if not (folder / ".git").exists():  # installed, possibly inside the checkout of another project
         return None
     try:
-        told = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        done = subprocess.run(told, capture_output=True, text=True, timeout=10)
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def processor() -> str:
-    """The processor's name, and how many of its cores the machine has."""
+    """The name of the processor and the number of cores of the machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""From samples to the tensors of a batch: swapping captions, cutting to the limits, padding."""
+"""Collates samples to a batch: replaces captions by misaligned ones, truncates and pads."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import torch
 from pretrain import masking
 from pretrain.batch import Batch
 from pretrain.objective import Objective
-from pretrain.pairs import Captions, Swaps
+from pretrain.pairs import Captions, MisalignedCaptions
 from pretrain.tokenizer import WordPieces
 from shards.errors import UserError
 from shards.half import finite
@@ -17,9 +17,13 @@ from shards.sample import Sample, check_values
 
 @dataclass(frozen=True)
 class Limits:
-    """What the model takes. words: of a caption with [CLS] and [SEP]; regions: of an image, the best first.
+    """The input sizes of the model.
 
-    feature_size: D; num_classes and per_region: of the class distribution, both 0 where none is needed.
+    Attributes:
+        words: maximum number of tokens per caption, including [CLS] and [SEP].
+        regions: maximum number of regions per image; the first ones, which have the highest scores, are used.
+        feature_size: D.
+        num_classes, per_region: number of classes, and of stored classes per region; both 0 without a class target.
     """
 
     words: int
@@ -30,13 +34,13 @@ class Limits:
 
 
 def check_sample(sample: Sample, limits: Limits) -> None:
-    """Refuses a sample that the model cannot take, by name."""
+    """Raises UserError, with shard and key, if the model cannot use a sample."""
     name = f"{sample.shard}: {sample.key}"
     if not len(sample.features):
-        raise UserError(f"{name} has no regions; extract it again, or leave it out")
+        raise UserError(f"{name} has no regions; extract it again, or remove it")
     if sample.features.shape[1] != limits.feature_size:
         raise UserError(
-            f"{name} has features {sample.features.shape[1]} wide and the model's are {limits.feature_size}; "
+            f"{name} has features of size {sample.features.shape[1]}, the model expects {limits.feature_size}; "
             "use shards of one detector"
         )
     if not finite(sample.features[: limits.regions]):
@@ -46,13 +50,15 @@ def check_sample(sample: Sample, limits: Limits) -> None:
         if sample.class_ids is None:
             raise UserError(f"{name} has no class distribution; use --region_target features (or none) for such shards")
         if sample.class_ids.shape[1] != limits.per_region:
-            raise UserError(f"{name} has {sample.class_ids.shape[1]} classes a region and others {limits.per_region}")
+            raise UserError(
+                f"{name} has {sample.class_ids.shape[1]} classes per region, other samples have {limits.per_region}"
+            )
         if sample.class_ids.min() < 0 or sample.class_ids.max() >= limits.num_classes:
-            raise UserError(f"{name} has a class beyond the {limits.num_classes} of its data set")
+            raise UserError(f"{name} has a class id outside the {limits.num_classes} classes of its data set")
 
 
 def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, limits: Limits) -> Batch:
-    """Pads samples (that check_sample accepts) and their word pieces to a batch; there may be none."""
+    """Pads samples that passed check_sample, and their token ids, to a batch, which may be empty."""
     counts = [min(len(sample.features), limits.regions) for sample in samples]
     length, regions = max(map(len, token_ids), default=2), max(counts, default=1)
     size, per_region = len(samples), limits.per_region
@@ -85,15 +91,17 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes batches of samples: swaps captions, encodes texts, pads, and counts what will be predicted.
+    """Collates samples: replaces captions, tokenizes, pads, and counts the positions to predict.
 
-    draw_captions: numbers are those of images, and each gets one of its captions, drawn anew in every epoch; otherwise
-    they are those of captions. swaps: None where every image keeps its own caption. skip_bad: leave out samples that
-    cannot be read or that the model cannot take, instead of raising UserError.
+    Attributes:
+        negatives: source of misaligned captions; None if every image keeps its own caption.
+        draw_captions: pair numbers are image numbers, and one caption of each image is sampled per epoch; otherwise
+            pair numbers are caption numbers.
+        skip_bad: skip samples that cannot be read or that the model cannot use, instead of raising UserError.
     """
 
     captions: Captions
-    swaps: Swaps | None
+    negatives: MisalignedCaptions | None
     pieces: WordPieces
     objective: Objective
     seed: int
@@ -102,9 +110,11 @@ class Collator:
     skip_bad: bool = False
 
     def __call__(self, epoch: int, numbers: np.ndarray, samples: list[Sample | UserError]) -> Batch:
-        """The batch of `samples`, whose pair numbers are `numbers` int64 (B,), in an epoch.
+        """Collates the samples of some pairs in an epoch.
 
-        An error in a sample's place says why it could not be read.
+        Args:
+            numbers: int64 (B,), the pair numbers.
+            samples: the samples; a UserError in place of one that could not be read.
         """
         errors = [self._error(sample) for sample in samples]
         problems = tuple(str(error) for error in errors if error)
@@ -115,12 +125,12 @@ class Collator:
             numbers, samples = numbers[good], [samples[row] for row in good]
         keys = masking.sample_keys(self.seed, epoch, numbers)
         own = self.captions.drawn(numbers, keys) if self.draw_captions else numbers
-        swapped = np.zeros(len(keys), bool) if self.swaps is None else masking.swapped(keys)
+        misaligned = np.zeros(len(keys), bool) if self.negatives is None else masking.misaligned(keys)
         chosen = own.copy()
-        for row in np.flatnonzero(swapped).tolist():
-            chosen[row] = self.swaps.partner(int(own[row]), int(keys[row]))
+        for row in np.flatnonzero(misaligned).tolist():
+            chosen[row] = self.negatives.partner(int(own[row]), int(keys[row]))
         token_ids = self.pieces.encode([self.captions[number] for number in chosen.tolist()], self.limits.words)
-        batch = stack(samples, token_ids, keys, swapped, self.limits)
+        batch = stack(samples, token_ids, keys, misaligned, self.limits)
         if self.objective.contrastive:
             batch.image_ids = torch.from_numpy(self.captions.images_of(own))
             batch.text_ids = torch.from_numpy(self.captions.text_ids[chosen])

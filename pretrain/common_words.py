@@ -1,7 +1,7 @@
-"""Everyday English words, which a learned vocabulary has whole even where the captions do not use them.
+"""Common English words that a learned vocabulary contains as single tokens even if the captions lack them.
 
-Captions name what is to be seen; questions, answers and dialogues need other words, and would be spelled out letter by
-letter. BERT's vocabulary has them all.
+Captions name visible things. Questions, answers and dialogues use other words, which would be split into letters.
+BERT's vocabulary contains all of them.
 """
 
 import string

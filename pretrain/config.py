@@ -1,4 +1,4 @@
-"""The sizes of the two-stream model, under the names of the published JSON files."""
+"""The configuration of the two-stream model, with the keys of the reference implementation's JSON files."""
 
 import dataclasses
 import json
@@ -9,17 +9,20 @@ from shards.errors import UserError
 from shards.files import read_json
 from shards.reading import is_number, shown
 
-MOST, MOST_LAYERS = 1_000_000, 1000  # of a model's sizes
+MOST, MOST_LAYERS = 1_000_000, 1000  # upper bounds on sizes, and on layer counts and numbers
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Published names: plain ones are the text stream's, v_ the image stream's, bi_ the co-attention's.
+    """Model sizes; keys without a prefix belong to the text stream, v_ to the image stream, bi_ to co-attention.
 
-    The defaults are the published configuration (bert_base_6layer_6conect.json). Ours are fusion_dropout_prob (the
-    published code has it fixed); task_tokens: how many task tokens the text embedding has, 0 for a model without;
-    v_feature_dropout: the dropout of region features before they are embedded; contrastive_size: of the embeddings of
-    texts and images (see contrastive.py), 0 for a model without.
+    The defaults are those of bert_base_6layer_6conect.json of the reference implementation, which lacks these keys:
+
+    Attributes:
+        fusion_dropout_prob: dropout on the fused vector, a constant in the reference implementation.
+        task_tokens: number of task tokens in the text embedding; 0 for a model without them.
+        v_feature_dropout: dropout on region features before they are embedded.
+        contrastive_size: size of the text and image embeddings (see contrastive.py); 0 for a model without them.
     """
 
     vocab_size: int = 30522
@@ -61,19 +64,19 @@ class ModelConfig:
                     f"model config: {size} {getattr(self, size)} is not a multiple of {heads} {getattr(self, heads)}"
                 )
         if len(self.v_biattention_id) != len(self.t_biattention_id):
-            raise UserError("model config: v_biattention_id and t_biattention_id should have the same length")
+            raise UserError("model config: v_biattention_id and t_biattention_id must have the same length")
         for ids, layers in (
             ("v_biattention_id", self.v_num_hidden_layers),
             ("t_biattention_id", self.num_hidden_layers),
         ):
             places = getattr(self, ids)
             if list(places) != sorted(places) or any(not 0 <= place <= layers for place in places):
-                raise UserError(f"model config: {ids} {list(places)} should ascend between 0 and {layers}")
+                raise UserError(f"model config: {ids} {list(places)} must be ascending and between 0 and {layers}")
         if self.fusion_method not in ("mul", "sum"):
-            raise UserError(f"model config: fusion_method {self.fusion_method} should be mul or sum")
+            raise UserError(f"model config: fusion_method {self.fusion_method} must be mul or sum")
 
     def with_dropout(self, probability: float) -> "ModelConfig":
-        """The same sizes with one dropout probability everywhere."""
+        """A copy with all dropout probabilities set to `probability`."""
         names = [field.name for field in dataclasses.fields(self) if field.name.endswith("dropout_prob")]
         return self.replace(**dict.fromkeys(names, probability))
 
@@ -84,7 +87,7 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)
 
 
-# Small enough for a laptop's processor, with every part of the published model in it.
+# Small enough for a laptop CPU, with every component of the base model.
 TINY = ModelConfig(
     vocab_size=1000,
     hidden_size=128,
@@ -109,14 +112,14 @@ TINY = ModelConfig(
 
 CONFIGS = {"base": ModelConfig(), "tiny": TINY}
 
-# Keys of published files that change nothing here: nothing reads them in the published code either, or they are about
-# speed, initialisation or the pretraining objective (which the flags of pretrain.run set).
+# Keys of the reference implementation that are ignored: it does not use them either, or they concern speed,
+# initialisation or the pretraining objective (which the flags of pretrain.run set).
 _IGNORED = {
     *("pooling_method", "bi_attention_type", "bi_intermediate_size", "v_initializer_range"),
     *("fast_mode", "visual_target", "visualization", "objective", "num_negative", "task_specific_tokens"),
 }
 
-# Keys of published files that would make another model -> (the one value that is supported, what another value means).
+# Keys of the reference implementation that select another model -> (the supported value, the meaning of other values).
 _FIXED = {
     "hidden_act": ("gelu", "another activation function"),
     "v_hidden_act": ("gelu", "another activation function"),
@@ -130,8 +133,8 @@ _FIXED = {
     "fixed_v_layer": (0, "frozen image layers"),
 }
 
-# Keys that a file must have: without them it describes a single-stream model, and the published code has other
-# defaults for them than this one.
+# Required keys: a file without them describes a single-stream model, and the defaults of the reference implementation
+# differ from ours.
 _REQUIRED = (
     *("v_hidden_size", "v_num_hidden_layers", "v_num_attention_heads", "v_intermediate_size"),
     *("bi_hidden_size", "bi_num_attention_heads", "v_biattention_id", "t_biattention_id"),
@@ -139,46 +142,46 @@ _REQUIRED = (
 
 
 def read_model_config(name: str) -> ModelConfig:
-    """A configuration by name (base, tiny) or from a JSON file with published or our own keys."""
+    """Reads a configuration by name (base, tiny) or from a JSON file."""
     if name in CONFIGS:
         return CONFIGS[name]
     if not os.path.exists(name):
-        raise UserError(f"--config {name}: should be {', '.join(CONFIGS)} or a JSON file that exists")
+        raise UserError(f"--config {name}: must be {', '.join(CONFIGS)} or an existing JSON file")
     return model_config_from(read_json(name), name)
 
 
 def _check_size(key: str, value, where: str) -> None:
-    """Refuses numbers that no model has: a probability outside 0 to 1, no heads, millions of layers."""
-    least = min(1, getattr(ModelConfig, key)) if isinstance(value, int) else 0  # 0: the model is one without
+    """Raises UserError for invalid values, such as a probability above 1, 0 heads or millions of layers."""
+    least = min(1, getattr(ModelConfig, key)) if isinstance(value, int) else 0  # a default of 0 makes it optional
     most = MOST_LAYERS if key.endswith("num_hidden_layers") else MOST
     if isinstance(value, float) and not is_number(value, 0, 1):
-        raise UserError(f"{where}: {key} is {value}; should be between 0 and 1")
+        raise UserError(f"{where}: {key} is {value}; must be between 0 and 1")
     if isinstance(value, int) and not is_number(value, least, most):
-        raise UserError(f"{where}: {key} is {shown(value)}; should be between {least} and {most}")
+        raise UserError(f"{where}: {key} is {shown(value)}; must be between {least} and {most}")
     if isinstance(value, tuple) and not all(type(place) is int and 0 <= place <= MOST_LAYERS for place in value):
-        raise UserError(f"{where}: {key} is {shown(list(value))}; should be numbers of layers")
+        raise UserError(f"{where}: {key} is {shown(list(value))}; must be a list of layer numbers")
 
 
 def model_config_from(values: dict, where: str) -> ModelConfig:
-    """A configuration from the keys of a JSON file.
+    """Builds a configuration from the content of a JSON file.
 
     Args:
-        values: the keys of a published file, or of a run's own `model`.
-        where: the file's name, for error messages.
+        values: the keys of a file of the reference implementation, or `model` of a run's config.json.
+        where: the file name, for error messages.
 
     Raises:
-        UserError: a key has a value of another model, is unknown or has the wrong type, or the image stream or the
-            co-attention is missing.
+        UserError: a key is unknown, has the wrong type or an unsupported value, or the keys of the image stream or of
+            co-attention are missing.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: should be a JSON object of model sizes")
+        raise UserError(f"{where}: must be a JSON object of model sizes")
     for key, (supported, meaning) in _FIXED.items():
         if key in values and values[key] != supported:
             found, wanted = json.dumps(values[key]), json.dumps(supported)
-            raise UserError(f"{where}: {key} {found} ({meaning}) is not supported; only {wanted} is")
+            raise UserError(f"{where}: {key} {found} ({meaning}) is not supported; it must be {wanted}")
     if missing := [key for key in _REQUIRED if key not in values]:
         raise UserError(
-            f"{where}: {', '.join(missing)} not found; should be the configuration of a two-stream model, and "
+            f"{where}: {', '.join(missing)} not found; the file must describe a two-stream model, "
             "single-stream models are not supported"
         )
     known = {field.name: field for field in dataclasses.fields(ModelConfig)}
@@ -189,9 +192,9 @@ def model_config_from(values: dict, where: str) -> ModelConfig:
             value = tuple(value) if kind is tuple and isinstance(value, list) else value
             value = float(value) if kind is float and type(value) is int else value
             if type(value) is not kind:
-                raise UserError(f"{where}: {key} is {shown(value)}; should be a {kind.__name__}")
+                raise UserError(f"{where}: {key} is {shown(value)}; must be of type {kind.__name__}")
             _check_size(key, value, where)
             chosen[key] = value
         elif key not in _IGNORED and key not in _FIXED:
-            raise UserError(f"{where}: {key} is not a key of the model's configuration")
+            raise UserError(f"{where}: {key} is not a key of the model configuration")
     return ModelConfig(**chosen)

@@ -1,8 +1,8 @@
-"""Contrastive alignment of the two streams before they meet (as in ALBEF, Li et al. 2021, section 3.2).
+"""Image-text contrastive loss before the first co-attention layer (as in ALBEF, Li et al. 2021, section 3.2).
 
-An image and its caption are embedded, each by its own stream up to the first co-attention layer, and the pairs of a
-batch are told apart by the cosine similarity of their embeddings. The same similarities choose hard negatives for the
-alignment head: captions and images that the streams confuse.
+Each stream embeds its input with its layers below the first co-attention layer, and the loss contrasts the cosine
+similarities of matching pairs with those of the other pairs of the batch. The same similarities select hard negatives
+for the alignment head.
 """
 
 import torch
@@ -13,12 +13,12 @@ from pretrain.config import ModelConfig
 from pretrain.linear import Linear
 from shards import hashing
 
-TEMPERATURE = 0.05  # by which cosine similarities are divided
+TEMPERATURE = 0.05  # cosine similarities are divided by it
 _UNIFORM = 1 << 24
 
 
 class ContrastiveHead(nn.Module):
-    """Embeddings of texts and images from the states of their streams, of length 1."""
+    """Projects the hidden states of both streams to text and image embeddings of unit length."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -26,11 +26,11 @@ class ContrastiveHead(nn.Module):
         self.image = Linear(2 * config.v_hidden_size, config.contrastive_size)
 
     def embed_text(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Text states (B, L, h_t) and bool mask (B, L) -> (B, contrastive_size): the mean over tokens, projected."""
+        """Text states (B, L, h_t), bool mask (B, L) -> (B, contrastive_size), projected from the mean over tokens."""
         return _unit_length(self.text(_mean(states, mask)))
 
     def embed_image(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Image states (B, R, h_v) and bool mask (B, R) -> (B, contrastive_size): mean and maximum, projected."""
+        """Image states (B, R, h_v), bool mask (B, R) -> (B, contrastive_size), projected from mean and maximum."""
         largest = states.masked_fill(~mask[..., None], float("-inf")).amax(1)
         return _unit_length(self.image(torch.cat([_mean(states, mask), largest], 1)))
 
@@ -45,10 +45,10 @@ def _unit_length(x: Tensor) -> Tensor:
 
 
 def comparable(image_ids: Tensor, text_ids: Tensor, aligned: Tensor) -> Tensor:
-    """bool (B, B): whether caption i and image j are known not to belong together, and both are of aligned pairs.
+    """bool (B, B): whether caption i and image j differ in image and in text, and both belong to aligned pairs.
 
     Args:
-        image_ids, text_ids: int64 (B,), equal for the same image, and for captions of the same text.
+        image_ids, text_ids: int64 (B,), equal for the same image and for captions with the same text.
         aligned: bool (B,).
     """
     different = (image_ids[:, None] != image_ids) & (text_ids[:, None] != text_ids)
@@ -56,11 +56,11 @@ def comparable(image_ids: Tensor, text_ids: Tensor, aligned: Tensor) -> Tensor:
 
 
 def contrastive_losses(similarities: Tensor, negatives: Tensor) -> Tensor:
-    """float (B,): of each pair, the mean of two cross-entropies: its image among images, its caption among captions.
+    """float (B,): per pair, the mean of the image-to-text and text-to-image cross-entropies (InfoNCE).
 
     Args:
-        similarities: float (B, B), of caption i and image j; the pairs are on the diagonal.
-        negatives: bool (B, B), what each pair is compared with (see comparable).
+        similarities: float (B, B), of caption i and image j; matching pairs are on the diagonal.
+        negatives: bool (B, B), the negatives of each pair (see comparable).
     """
     size = len(similarities)
     own = torch.eye(size, dtype=torch.bool, device=similarities.device)
@@ -70,38 +70,38 @@ def contrastive_losses(similarities: Tensor, negatives: Tensor) -> Tensor:
 
 
 def cosine_similarities(texts: Tensor, images: Tensor) -> Tensor:
-    """Cosine similarities (n, m) of embeddings (n, size) and (m, size), of length 1 each; never in a narrow type."""
+    """Cosine similarities (n, m) of unit-length embeddings (n, size) and (m, size), without autocast."""
     with torch.autocast(texts.device.type, enabled=False):
         return texts @ images.T
 
 
 def pair_logits(texts: Tensor, images: Tensor) -> Tensor:
-    """float (B,): the similarity of each text to its image, on the scale of the contrastive loss's logits."""
+    """float (B,): the similarity of each text and its image, divided by the temperature of the contrastive loss."""
     return (texts * images).sum(-1) / TEMPERATURE
 
 
 def retrieved(similarities: Tensor, negatives: Tensor) -> Tensor:
-    """bool (B,): whether a caption is more similar to its image than to every other of the batch."""
+    """bool (B,): whether a caption is more similar to its image than to all negatives in the batch."""
     others = similarities.masked_fill(~negatives, float("-inf"))
     return similarities.diagonal() > others.amax(1)
 
 
 def hard_negatives(similarities: Tensor, negatives: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One misaligned pair for each pair: its caption with another image, or its image with another caption.
+    """Samples one misaligned pair per pair: its caption with another image, or its image with another caption.
 
-    Which of the two, and which other, follows from the keys; the other is drawn with the probability that the
-    similarities give it (softmax(similarities / TEMPERATURE)).
+    The keys determine both choices. The other image or caption is sampled from softmax(similarities / TEMPERATURE).
 
     Args:
         similarities, negatives: see contrastive_losses.
-        keys: int64 (B,), random numbers of the pairs.
+        keys: int64 (B,), random keys of the pairs.
 
     Returns:
-        Rows of captions and rows of images, int64 (B,) each, and bool (B,): false where a pair has no negative.
+        Batch indices of the captions and of the images, int64 (B,) each, and bool (B,), false if a pair has no
+        negative.
     """
     rows = torch.arange(len(keys), device=keys.device)
     uniform = (hashing.uniform24(hashing.draw(keys[:, None], rows + 1)).double() + 0.5) / _UNIFORM
-    noise = -torch.log(-torch.log(uniform))  # Gumbel: the largest sum is a draw from the softmax
+    noise = -torch.log(-torch.log(uniform))  # Gumbel-max trick: the argmax of the sum is a sample from the softmax
     scores = similarities.detach().double() / TEMPERATURE
 
     def drawn(scores: Tensor, allowed: Tensor) -> Tensor:

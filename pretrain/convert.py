@@ -1,4 +1,4 @@
-"""python -m pretrain.convert SOURCE --out RUN: published weights become a run's, and (--to published) the reverse."""
+"""python -m pretrain.convert SOURCE --out RUN: converts published weights to a run, or (--to published) the reverse."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from pretrain.checkpoint import best_checkpoint, save_weights
 from pretrain.config import ModelConfig
 from pretrain.model import TwoStream
-from pretrain.published import absent, to_published
+from pretrain.published import missing_modules, to_published
 from pretrain.run_folder import CONFIG, clear_run, locked_run
 from pretrain.tokenizer import FILE as TOKENIZER_FILE
 from pretrain.weights import BERT, RUN, Weights, describe, find_weights, listed, take_weights
@@ -26,28 +26,32 @@ FORMS = ("run", "published")
 class ConvertConfig:
     """Flags of pretrain.convert."""
 
-    source: str = flag(REQUIRED, "published weights, or a run's directory", first=True)
-    out: str = flag(
-        REQUIRED, "a run's directory to be made, or (--to published) a .bin or .safetensors file", written=True
-    )
-    to: str = flag("run", "the form of the result", choices=FORMS)
+    source: str = flag(REQUIRED, "published weights, or a run directory", first=True)
+    out: str = flag(REQUIRED, "new run directory, or (--to published) output file, .bin or .safetensors", written=True)
+    to: str = flag("run", "output format", choices=FORMS)
     config: str | None = flag(
-        None, "JSON file of the sizes of published weights, or base or tiny", unset="the one next to them, or base"
+        None,
+        "model configuration of published weights: a JSON file, base or tiny",
+        unset="the JSON file next to the weights, or base",
     )
     tokenizer: str | None = flag(
         None,
-        "of published weights: a BERT's directory, vocab.txt, or a hub name",
-        unset="next to the weights, or bert-base-uncased",
+        "tokenizer of published weights: directory of a BERT, vocab.txt, or a hub name",
+        unset="the tokenizer next to the weights, or bert-base-uncased",
     )
 
 
 def run(config: ConvertConfig) -> None:
-    """Reads, checks that nothing of the encoder is missing, and writes."""
+    """Converts the weights, after checking that no key of the encoder is missing."""
     found = find_weights(config.source, config.config)
     if found.kind == BERT:
-        raise UserError(f"{config.source}: is a BERT, which --init (finetune) and --bert (pretrain) take as it is")
+        raise UserError(
+            f"{config.source}: is a BERT, which needs no conversion; use it with --init (finetune) or --bert (pretrain)"
+        )
     if found.kind == RUN and config.to == "run":
-        raise UserError(f"{config.source}: is a run already; --to published writes its weights for the published code")
+        raise UserError(
+            f"{config.source}: is already a run; use --to published to write weights for the reference implementation"
+        )
     weights, left_over = found.read()
     encoder = {name: value for name, value in weights.items() if name.startswith("encoder.")}
     take_weights(torch.nn.ModuleDict({"encoder": TwoStream(found.sizes)}), encoder, config.source, ())
@@ -60,23 +64,23 @@ def _write_run(config: ConvertConfig, found: Weights, weights: dict[str, torch.T
     out = Path(config.out)
     with locked_run(out, "pretrain.convert", ALONE):
         if best_checkpoint(out) is not None:
-            raise UserError(f"{out}: holds a run already; give another --out")
+            raise UserError(f"{out}: already contains a run; use another --out")
         pieces = found.pieces(config.tokenizer)
         clear_run(out)
         pieces.save(out)
         source = {"model": found.sizes.to_dict(), "heads": found.heads, "source": os.path.abspath(config.source)}
         write_json(out / CONFIG, {"flags": {}} | source)
         save_weights(out, weights)
-    print(f"{out}: {len(weights)} weights; start from it with --init {out}")
+    print(f"{out}: {len(weights)} tensors; initialise a model from it with --init {out}")
 
 
 def _write_published(config: ConvertConfig, found: Weights, weights: dict[str, torch.Tensor]) -> None:
     out = Path(config.out)
     if out.suffix not in (".bin", ".safetensors"):
-        raise UserError(f"--out {out}: should end in .bin or .safetensors")
+        raise UserError(f"--out {out}: must end in .bin or .safetensors")
     pieces = found.pieces(config.tokenizer) if config.tokenizer or found.has_tokenizer else None
     if pieces and (out.parent / TOKENIZER_FILE).exists() and not pieces.is_saved(out.parent):
-        raise UserError(f"--out {out}: {out.parent} has another {TOKENIZER_FILE}; give a folder of its own")
+        raise UserError(f"--out {out}: {out.parent} contains a different {TOKENIZER_FILE}; use another folder")
     theirs, left_over = to_published(weights)
     with whole_file(out) as file:
         if out.suffix == ".bin":
@@ -88,16 +92,19 @@ def _write_published(config: ConvertConfig, found: Weights, weights: dict[str, t
     if pieces:
         pieces.save(out.parent)
         tokenizer = f", tokenizer in {out.parent / TOKENIZER_FILE}"
-    print(f"{out}: {len(theirs)} weights under the published names, sizes in {out.with_suffix('.json')}{tokenizer}")
-    missing = absent(theirs)
+    sizes = out.with_suffix(".json")
+    print(f"{out}: {len(theirs)} tensors with published names, model configuration in {sizes}{tokenizer}")
+    missing = missing_modules(theirs)
     if left_over:
-        print(f"{out}: no place for {listed(left_over)}")
+        print(f"{out}: skipped parameters that the reference implementation lacks: {listed(left_over)}")
     if missing:
-        print(f"{out}: the published model also has {', '.join(missing)}, which it draws at random where they are used")
+        print(
+            f"{out}: missing parameters, which the reference implementation initialises randomly: {', '.join(missing)}"
+        )
 
 
 def published_config(sizes: ModelConfig) -> dict:
-    """The sizes with the keys of the published JSON files."""
+    """The configuration with the keys of the reference implementation's JSON files."""
     ours = ("fusion_dropout_prob", "task_tokens", "v_feature_dropout", "contrastive_size")
     return {key: value for key, value in sizes.to_dict().items() if key not in ours} | {
         "hidden_act": "gelu",
@@ -109,4 +116,4 @@ def published_config(sizes: ModelConfig) -> dict:
 
 
 if __name__ == "__main__":
-    command(ConvertConfig, run, "pretrain.convert", "Published weights become a run's, and the reverse.")
+    command(ConvertConfig, run, "pretrain.convert", "Convert published weights to a run, or the reverse.")

@@ -1,9 +1,9 @@
 """Forward and backward pass of a pretraining step as a CUDA graph: captured once, replayed for every batch.
 
 A replay launches all kernels of the pass at once; launching them one by one can take the host longer than the GPU needs
-to run them. The shapes in a graph are fixed. A batch is therefore copied into buffers of a fixed capacity (Capacities),
-and the unfilled part does not change any result, because masks and dropout are functions of the samples and the losses
-are weighted. A batch that exceeds a capacity is computed without the graph.
+to run them. The shapes in a graph are fixed. A batch is therefore copied into buffers of a fixed capacity (Capacities).
+The padding does not change any result, because masks and dropout are functions of the samples and the losses are
+weighted. A batch that exceeds a capacity is computed without the graph.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.batch import Batch
 from pretrain.linear import NarrowWeights
 
-WARM_UP = 3  # passes before the capture, in which libraries choose their kernels and kernels are compiled
+WARM_UP = 3  # passes before the capture, in which kernels are selected and compiled
 # Capacity beyond the first batch: three standard deviations of the difference of two batches, so that about one batch
 # in 700 exceeds it and is computed without the graph. Unfilled rows cost time in every batch.
 SPREAD = 3 * math.sqrt(2)
@@ -50,7 +50,7 @@ class Capacities:
         size, regions = batch.valid.shape
         pairs, rows, full = max(pairs, size), max(pairs, size) * (regions + 1), batch.regions == size * regions
         lengths, valid = batch.lengths.float(), batch.valid.sum(1).float() + 1
-        # Up to one more than the number of positions: exactly as many would mean that all are valid (see lay_out).
+        # One more than the number of positions: an equal count would mean that all are valid (see lay_out).
         tokens = _room(lengths, pairs, pairs * longest + 1)
         image_rows = rows if full else _room(valid, pairs, rows + 1)
         words, chosen = (
@@ -75,7 +75,7 @@ class Capacities:
         )
 
     def buffers(self, batch: Batch) -> Batch:
-        """An empty batch of these sizes, with the device and the types of `batch`."""
+        """A zero-filled batch of these sizes, with the device and the dtypes of `batch`."""
         shapes = {
             "input_ids": (self.longest,),
             **{name: (self.regions, *getattr(batch, name).shape[2:]) for name in _OF_REGIONS},
@@ -93,11 +93,11 @@ class Capacities:
 
 
 _OF_REGIONS = ("features", "boxes", "valid", "class_ids", "class_probs")
-_STALE = ("features", "boxes", "class_ids", "class_probs")  # of regions that are not valid these are not used
+_STALE = ("features", "boxes", "class_ids", "class_probs")  # not used for invalid regions, so not zeroed
 
 
 def _room(each: Tensor, count: int, most: int) -> int:
-    """Capacity for a sum of `count` numbers that are distributed like `each`."""
+    """Capacity for the sum of `count` numbers with the distribution of `each`."""
     if not len(each):
         return most
     deviation = each.std().item() if len(each) > 1 else each.max().item()
@@ -113,7 +113,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def fill(buffers: Batch, batch: Batch) -> None:
-    """Copies a batch into buffers that hold it. The other pairs get no token, no valid region, and are misaligned."""
+    """Copies a batch into buffers. The remaining pairs have no tokens and no valid regions, and are misaligned."""
     for name, source in _tensors(batch).items():
         target = getattr(buffers, name)
         if name not in _STALE and source.shape != target.shape:
@@ -123,12 +123,12 @@ def fill(buffers: Batch, batch: Batch) -> None:
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether there are graphs on this device."""
+    """Whether the device supports CUDA graphs."""
     return device.type == "cuda"
 
 
 def capture(function: Callable[[], None]) -> Callable[[], None]:
-    """Captures what `function` does on the current GPU and returns a function that replays it."""
+    """Captures the GPU work of `function` as a CUDA graph and returns a function that replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -155,7 +155,7 @@ class GraphedPass:
         self.work, self.pairs, self.longest, self.scale = work, pairs, longest, scale
         self.parameters = [parameter for parameter in work.parameters() if parameter.requires_grad]
         self.capacities: Capacities | None = None
-        # Only in a graph: they save GPU time and cost host time, which is scarce where kernels are launched one by one.
+        # Only in a graph: they save GPU time but cost host time, the bottleneck when kernels are launched one by one.
         precision = work.precision
         self.narrow = NarrowWeights(work.model, precision.dtype) if precision.name in ("bf16", "fp16") else None
 
@@ -163,7 +163,7 @@ class GraphedPass:
         return self.capacities is None or self.capacities.hold(batch)
 
     def __call__(self, batch: Batch, counts: list[int]) -> dict[str, Tensor]:
-        """Computes the gradients and returns numbers for the log (see work.Pass), which the next call overwrites."""
+        """Computes the gradients and returns metric sums (see work.Pass), which the next call overwrites."""
         if self.capacities is None:
             self._prepare(batch)
         fill(self.buffers, batch)
@@ -173,7 +173,7 @@ class GraphedPass:
         self._replay()
         return self._numbers
 
-    def make_way(self) -> None:
+    def prepare_eager(self) -> None:
         """Prepares a pass without the graph: zeroes the gradients in place and refreshes the narrow weights."""
         torch._foreach_zero_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         if self.narrow is not None:

@@ -1,7 +1,7 @@
-"""Several processes that train as one, launched by torchrun: connecting, adding up, agreeing.
+"""Distributed training launched by torchrun: process groups, reductions and consistency checks.
 
-Everything here is a no-op for a single process. Numbers of the host travel over gloo, gradients on GPUs over nccl, so
-that agreeing on a step never waits for the GPU.
+Everything here is a no-op for a single process. CPU tensors are reduced over gloo and GPU tensors over NCCL, so that
+the ranks can agree on a step without waiting for the GPU.
 """
 
 import atexit
@@ -19,27 +19,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shards.batched_detector import choose_device as choose_device  # of a rank, wherever networks run
+from shards.batched_detector import choose_device as choose_device  # re-exported
 from shards.errors import ErrorElsewhere, UserError
-from shards.ranks import MEND, PLACE, Ranks, launched
+from shards.ranks import HINT, RENDEZVOUS, Ranks, launched
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
-# Every group that was, for good: freeing one, older torch (2.4) waits for gloo's threads and lets no other run, so that
-# a thread which has a tensor of the last exchange to give back waits too, for ever.
+# Process groups are never freed: the destructor of older torch (2.4) joins gloo's threads while holding the GIL, and
+# deadlocks with a thread that needs the GIL to release a tensor of the last collective.
 _groups: list[dist.ProcessGroup] = []
-OTHER_DATA = "{data}: is not the same data set here as on the first rank"
-PATIENCE = datetime.timedelta(hours=1)  # of gloo: the first rank may be drawing a world or writing a checkpoint
-CONNECTING = datetime.timedelta(minutes=10)  # in which all ranks have to meet; a launcher starts them together
-SAID_AFTER = 15  # seconds of waiting for other ranks, after which each says that it waits
-# Of NCCL: ranks agree over gloo before each exchange between GPUs, so that none has more to wait for than a step,
-# compiling included.
+OTHER_DATA = "{data}: differs from the data set on the first rank; all ranks must read the same files"
+PATIENCE = datetime.timedelta(hours=1)  # gloo timeout: the first rank may be creating data or writing a checkpoint
+CONNECTING = datetime.timedelta(minutes=10)  # timeout of the rendezvous; a launcher starts all ranks together
+NOTICE_AFTER = 15  # seconds of waiting for other ranks after which a rank prints a notice
+# NCCL timeout: ranks synchronise over gloo before each GPU collective, so they wait at most one step, with compilation.
 NCCL_PATIENCE = datetime.timedelta(minutes=10)
 
 
 @contextlib.contextmanager
 def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Joins the other ranks for the length of the block; a rank that is lost meanwhile is a UserError."""
+    """Context manager for the process group of all ranks; the loss of a rank is raised as a UserError."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ranks.count == 1:
@@ -48,11 +47,11 @@ def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=_met(ranks),
+            store=_rendezvous(ranks),
             rank=ranks.rank,
             world_size=ranks.count,
             timeout=PATIENCE,
-            device_id=device if device.type == "cuda" else None,  # NCCL then connects here, and hangs here if it does
+            device_id=device if device.type == "cuda" else None,  # NCCL connects eagerly, so a hang occurs here
         )
         _groups.append(dist.group.WORLD)
         if device.type == "cuda":
@@ -63,53 +62,53 @@ def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(name in str(error) for name in ("gloo", "NCCL", "Gloo")):
             raise
         raise UserError(
-            "the connection to another rank was lost; what it said, or its machine's log, tells why, and --resume goes "
-            f"on from the last checkpoint ({str(error).splitlines()[0]})"
+            "connection to another rank lost; see the output of that rank or the log of its machine, and use --resume "
+            f"to continue from the last checkpoint ({str(error).splitlines()[0]})"
         ) from None
 
 
 def _set_nccl_timeout(group: dist.ProcessGroup, device: torch.device) -> None:
-    """Sets the timeout of NCCL alone.
+    """Sets the timeout of the NCCL backend only.
 
-    init_process_group gives its one timeout to every backend of "cpu:gloo,cuda:nccl", and so does torch's own
-    _set_pg_timeout, of which this is the part for NCCL. TORCH_DISTRIBUTED_DEBUG=DETAIL wraps the backend in one whose
-    timeout cannot be set; it keeps PATIENCE.
+    init_process_group and torch's _set_pg_timeout apply one timeout to every backend of "cpu:gloo,cuda:nccl"; this is
+    the part of _set_pg_timeout for NCCL. With TORCH_DISTRIBUTED_DEBUG=DETAIL the backend is wrapped, its timeout cannot
+    be set, and PATIENCE applies.
     """
     backend = group._get_backend(device)
     if hasattr(backend, "_set_default_timeout"):
         backend._set_default_timeout(NCCL_PATIENCE)
 
 
-def _met(ranks: Ranks) -> dist.Store:
-    """A store of these ranks alone, when all of them have come."""
-    place = ":".join(os.environ.get(name, "") for name in PLACE)
-    waits = f"rank {ranks.rank} of {ranks.count} waits at {place} for the others"
-    notice = threading.Timer(SAID_AFTER, print, (f"{waits}; {MEND}",), {"file": sys.stderr, "flush": True})
+def _rendezvous(ranks: Ranks) -> dist.Store:
+    """Waits for all ranks and returns a store for this attempt."""
+    place = ":".join(os.environ.get(name, "") for name in RENDEZVOUS)
+    waits = f"rank {ranks.rank} of {ranks.count} is waiting at {place} for the other ranks"
+    notice = threading.Timer(NOTICE_AFTER, print, (f"{waits}; {HINT}",), {"file": sys.stderr, "flush": True})
     notice.daemon = True
     notice.start()
     try:
         store, rank, count = next(dist.rendezvous("env://", timeout=CONNECTING))
         return _unused(store, rank, count)
-    except (dist.DistError, ValueError) as error:  # the latter of an environment that torch cannot read
+    except (dist.DistError, ValueError) as error:  # ValueError: environment variables that torch cannot parse
         reason = str(error).splitlines()[0]
-        raise UserError(f"{waits}, and they did not come in {CONNECTING} ({reason}); {MEND}") from None
+        raise UserError(f"{waits}; timed out after {CONNECTING} ({reason}); {HINT}") from None
     finally:
         notice.cancel()
 
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Ends one of several ranks with the status that the block exits with, without taking the interpreter down first.
+    """Exits a distributed rank with the status of the block, without finalising the interpreter.
 
-    gloo's threads may still hold tensors of the last exchange; one that gives them back while the interpreter is being
-    taken down aborts the process, and a finished run would look like a failed one.
+    gloo's threads may still hold tensors of the last collective; releasing them during interpreter finalisation aborts
+    the process, and a finished run would be reported as failed.
     """
     try:
         yield
     except SystemExit as end:
-        with contextlib.suppress(UserError):  # of an environment that names no ranks
+        with contextlib.suppress(UserError):  # raised for invalid environment variables
             if launched().count > 1:
-                atexit._run_exitfuncs()  # multiprocessing's among them: what it has not given back, it warns of (3.14)
+                atexit._run_exitfuncs()  # includes multiprocessing's, without which Python 3.14 warns of leaks
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(end.code)
@@ -117,11 +116,11 @@ def leaving() -> Iterator[None]:
 
 
 def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
-    """A part of the store in which no earlier attempt has left anything.
+    """A prefix of the store that no earlier attempt has used.
 
-    torchrun keeps one store when it starts all ranks again, and they would find the addresses of the dead ones
-    there. The first rank names the attempt; every other says hello under a name of its own and waits for the answer
-    to that very hello, so that a hello of an earlier attempt does no harm.
+    torchrun keeps one store when it restarts all ranks, and they would find the addresses of the previous processes in
+    it. The first rank chooses the prefix. Every other rank stores a greeting with a unique name and waits for the
+    answer to that name, so that greetings of earlier attempts are ignored.
     """
     name = uuid.uuid4().hex
     if rank:
@@ -141,23 +140,24 @@ def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
             if store.check([f"here/{name}/{other}"]):
                 missing.remove(other)
         if time.monotonic() > until:
-            raise UserError(f"{len(missing)} of {count} ranks did not come, rank {min(missing)} among them; {MEND}")
+            late = f"{len(missing)} of {count} ranks, including rank {min(missing)}"
+            raise UserError(f"timed out waiting for {late}; {HINT}")
         time.sleep(0.01)
     return dist.PrefixStore(name, store)
 
 
 def add_up(values: Tensor, ranks: Ranks) -> Tensor:
-    """The sum over all ranks of a tensor (on the CPU or a GPU), in place."""
+    """Sums a tensor (on the CPU or a GPU) over all ranks, in place (all-reduce)."""
     if ranks.count > 1:
         dist.all_reduce(values)
     return values
 
 
-BLOCK = 1 << 24  # numbers that are added up at once: 64 MB of float32
+BLOCK = 1 << 24  # elements per all-reduce: 64 MB of float32
 
 
 def add_up_in_blocks(tensors: list[Tensor], ranks: Ranks) -> None:
-    """The sums over all ranks of tensors of one type, in place, many of them at a time."""
+    """Sums tensors of one dtype over all ranks, in place, in buckets of about BLOCK elements."""
     if ranks.count == 1:
         return
     block: list[Tensor] = []
@@ -171,24 +171,27 @@ def add_up_in_blocks(tensors: list[Tensor], ranks: Ranks) -> None:
 
 
 def broadcast(tensors: Iterable[Tensor], ranks: Ranks) -> None:
-    """Gives every rank the first one's values of tensors (on the CPU or a GPU), in place."""
+    """Broadcasts tensors (on the CPU or a GPU) from the first rank, in place."""
     if ranks.count > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
 def same_weights(module: nn.Module, ranks: Ranks) -> None:
-    """Gives every rank the first one's weights."""
+    """Broadcasts the weights of a module from the first rank."""
     broadcast(module.state_dict().values(), ranks)
 
 
 def add_up_numbers(values: list[int], ranks: Ranks) -> list[int]:
-    """Sums over all ranks of whole numbers."""
+    """Sums integers over all ranks."""
     return add_up(torch.tensor(values, dtype=torch.int64), ranks).tolist() if ranks.count > 1 else values
 
 
 def on_first(ranks: Ranks, function: Callable[[], T]) -> T:
-    """What `function` returns on the first rank, on every rank. Its UserError ends all, and is said once."""
+    """Calls `function` on the first rank and returns its result on every rank.
+
+    A UserError or OSError ends all ranks and is printed once.
+    """
     if ranks.count == 1:
         return function()
     box: list = [None, None]
@@ -207,7 +210,7 @@ def on_first(ranks: Ranks, function: Callable[[], T]) -> T:
 
 
 def on_every_rank(ranks: Ranks, function: Callable[[], T]) -> T:
-    """What `function` returns on this rank, when all ranks have called it. Its UserError on one of them ends all."""
+    """Calls `function` on all ranks and returns the local result. A UserError on one rank ends all ranks."""
     failure, value = None, None
     try:
         value = function()
@@ -219,7 +222,10 @@ def on_every_rank(ranks: Ranks, function: Callable[[], T]) -> T:
 
 
 def same_everywhere(ranks: Ranks, function: Callable[[], object], complaint: str) -> None:
-    """Refuses to go on where `function` returns another value on a rank than on the first; alone it is not called."""
+    """Raises UserError(complaint) if `function` returns different values on different ranks.
+
+    It is not called for a single rank.
+    """
     if ranks.count == 1:
         return
     value = on_every_rank(ranks, function)
@@ -229,14 +235,13 @@ def same_everywhere(ranks: Ranks, function: Callable[[], object], complaint: str
 
 
 def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """The module, its gradients averaged over all ranks in each backward pass, its weights those of the first.
+    """Wraps a module in DistributedDataParallel, which averages gradients and broadcasts the first rank's weights.
 
-    Every parameter that takes gradients must have a part in every loss; see UsedParameters for a module of which a step
-    uses some.
+    Every trainable parameter must contribute to every loss; see UsedParameters for other modules.
 
-    static_graph=True would save nothing: what it spares is the search for unused parameters, which
-    find_unused_parameters=False does not make either. And it rules out gradient accumulation, since torch (2.13) fails
-    an internal assertion where the first backward pass is one in no_sync.
+    static_graph=True would save nothing: it avoids the search for unused parameters, which is also off with
+    find_unused_parameters=False. And it rules out gradient accumulation, because torch (2.13) fails an internal
+    assertion if the first backward pass runs under no_sync.
     """
     if ranks.count == 1:
         return module
@@ -244,19 +249,19 @@ def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def without_sync(module: nn.Module):
-    """A block in which backward passes add to the gradients of this rank alone."""
+    """Context manager in which backward passes accumulate local gradients without synchronisation."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return module.no_sync()
     return contextlib.nullcontext()
 
 
 class UsedParameters:
-    """Sums of gradients over the ranks for a model whose training steps use some of its parameters each.
+    """Sums gradients over the ranks for a model of which each training step uses only some parameters.
 
     DistributedDataParallel with find_unused_parameters=True copies a map of the used parameters to the host in every
-    backward pass, and waits for the GPU to do so. Which parameters a step uses follows from its tasks, so here the set
-    is determined in the first step of each combination of tasks and kept. The price is that gradients are added up
-    after the backward pass and not while it runs.
+    backward pass, which waits for the GPU. The tasks of a step determine its parameters, so here the set is determined
+    in the first step of each combination of tasks and cached. In return, the reduction does not overlap with the
+    backward pass.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks):
@@ -265,14 +270,17 @@ class UsedParameters:
         self._used: dict[frozenset[str], list[nn.Parameter]] = {}
 
     def add_up(self, tasks: frozenset[str]) -> None:
-        """Adds up the gradients of a step over all ranks, in place. tasks: the names of its tasks, on every rank.
+        """Sums the gradients of a step over all ranks, in place.
 
-        A parameter that is used on another rank but not here takes part with zeros. Gradients of parameters that no
-        task of the step uses stay None.
+        A parameter that only other ranks use gets zeros. Gradients of parameters that no task of the step uses stay
+        None.
+
+        Args:
+            tasks: names of the tasks of the step, over all ranks.
 
         Raises:
-            RuntimeError: a parameter has a gradient that it had on no rank in the first step of these tasks. The
-                ranks would diverge without a word if it was not added up.
+            RuntimeError: a parameter has a gradient that it had on no rank in the first step of these tasks. Without
+                reduction the ranks would silently diverge.
         """
         if self.ranks.count == 1:
             return

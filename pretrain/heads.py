@@ -1,4 +1,4 @@
-"""The pretraining heads: masked words, masked regions, alignment. They take only the positions to predict."""
+"""Pretraining heads for masked tokens, masked regions and alignment, applied only to the positions to predict."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from pretrain.model import TwoStream, initialise
 
 
 class Transform(nn.Module):
-    """Linear, GELU, LayerNorm, before a decoder: (n, size) -> (n, size)."""
+    """Linear, GELU and LayerNorm before a decoder: (n, size) -> (n, size)."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -23,7 +23,7 @@ class Transform(nn.Module):
 
 
 class WordHead(nn.Module):
-    """States (n, h) -> scores (n, vocab_size), by the word embeddings themselves."""
+    """Masked-token head: hidden states (n, h) -> logits (n, vocab_size); the decoder is tied to the word embeddings."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -35,7 +35,7 @@ class WordHead(nn.Module):
 
 
 class RegionHead(nn.Module):
-    """States (n, h) -> class scores (n, outputs), or features where these are what is predicted."""
+    """Masked-region head: hidden states (n, h) -> class logits or predicted features (n, outputs)."""
 
     def __init__(self, config: ModelConfig, outputs: int):
         super().__init__()
@@ -47,7 +47,7 @@ class RegionHead(nn.Module):
 
 
 class PretrainingModel(nn.Module):
-    """The two-stream model with its pretraining heads. Class 0 of the alignment scores is "aligned"."""
+    """The two-stream model with its pretraining heads. Class 0 of the alignment head is "aligned"."""
 
     def __init__(self, config: ModelConfig, region_outputs: int | None = None):
         super().__init__()
@@ -59,5 +59,5 @@ class PretrainingModel(nn.Module):
             initialise(head, config.initializer_range)
 
     def word_scores(self, states: Tensor) -> Tensor:
-        """Text states (n, h) -> (n, vocab_size)."""
+        """Text states (n, h) -> logits (n, vocab_size)."""
         return self.words(states, self.encoder.text_embedding.word.weight)

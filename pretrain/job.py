@@ -1,4 +1,4 @@
-"""Everything that a pretraining run is made of, put together from its flags."""
+"""Builds the components of a pretraining run from its flags."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from pretrain.heads import PretrainingModel
 from pretrain.layers import narrow_hidden_states
 from pretrain.objective import Objective
 from pretrain.optimizer import make_optimizer
-from pretrain.pairs import Swaps
+from pretrain.pairs import MisalignedCaptions
 from pretrain.plan import Plan, Stage
 from pretrain.run_folder import CONFIG, DETECTOR, check_flags, clear_run, read_config, stored_form
 from pretrain.settings import FREE_FLAGS, PretrainConfig
@@ -38,12 +38,12 @@ from shards.files import write_json
 from shards.ranks import Ranks
 
 BETAS, EPSILON = (0.9, 0.98), 1e-8
-FROM_BERT = "from_bert"  # in config.json: the names of the weights that came from --bert
+FROM_BERT = "from_bert"  # key of config.json: the names of the parameters initialised from --bert
 
 
 @dataclass
 class Job(Course):
-    """Pretraining that is ready to go on from plan.first_step."""
+    """A pretraining run that is ready to train from plan.first_step."""
 
     config: PretrainConfig
     pairs: Pairs
@@ -58,7 +58,7 @@ class Job(Course):
         return training_steps(self.pairs, self.collator, self.plan, self.places, pin=self.device.type == "cuda")
 
     def counts(self, parts: list[Batch]) -> list[int]:
-        """Words, regions and pairs."""
+        """Number of predicted tokens, predicted regions, and pairs."""
         return [
             sum(part.word_count for part in parts),
             sum(part.region_count for part in parts),
@@ -90,19 +90,20 @@ class Job(Course):
 
 
 def describe_scores(scores: dict) -> str:
-    """Validation scores as a line on the screen."""
+    """Formats validation scores for the console."""
     return (
         f"alignment {scores['alignment_accuracy']:.1%} (chance {scores['alignment_chance']:.1%}), "
-        f"masked words {scores['word_accuracy']:.1%} (most frequent word {scores['word_chance']:.1%}), "
+        f"masked tokens {scores['word_accuracy']:.1%} (most frequent token {scores['word_chance']:.1%}), "
         + (f"contrastive {scores['contrastive_accuracy']:.1%} in a batch, " if "contrastive_accuracy" in scores else "")
         + f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
     )
 
 
 def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: Path | None) -> Job:
-    """Opens the data, makes or restores the model, and puts the run directory in order.
+    """Opens the data, builds or restores the model, and prepares the run directory.
 
-    newest: the checkpoint to go on from, None of a new run.
+    Args:
+        newest: the checkpoint to resume from; None for a new run.
     """
     run = Path(config.out)
     pairs = _open_pairs(config, ranks)
@@ -149,9 +150,12 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
         unlogged=facts.get("unlogged", {}),
         pairs=pairs,
         collator=collator(
-            swaps=None if hard else Swaps(pairs.captions, pairs.trained), draw_captions=pairs.one_caption
+            negatives=None if hard else MisalignedCaptions(pairs.captions, pairs.trained),
+            draw_captions=pairs.one_caption,
         ),
-        validation=ValidationBatches(pairs, collator(swaps=Swaps(pairs.captions, pairs.validation)), at_once, ranks),
+        validation=ValidationBatches(
+            pairs, collator(negatives=MisalignedCaptions(pairs.captions, pairs.validation)), at_once, ranks
+        ),
         work=work,
         frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, pieces, config.words)),
     )
@@ -162,7 +166,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
 
 
 def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
-    """The pairs as the first rank finds them (streams), or as every rank does (local shards)."""
+    """Opens the pairs: streams on the first rank only, local shards on every rank, with a comparison."""
     opened = partial(open_pairs, config.data, config.validation_pairs, config.captions_per_image)
     pairs = on_first(ranks, opened)
     if not pairs.streamed:
@@ -172,13 +176,13 @@ def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
     if pairs.streamed and len(pairs.shards.shards) < readers:
         ranks.say(
             f"{len(pairs.shards.shards)} shards for {readers} readers (ranks x workers): "
-            "some will be opened by several; more, smaller shards or fewer --workers would spare traffic"
+            "several readers will open the same shard; use more, smaller shards or fewer --workers to reduce traffic"
         )
     return pairs
 
 
 def _pieces(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None) -> WordPieces:
-    """The run's own tokenizer where it goes on, BERT's where one is given, else one learned from the captions."""
+    """The tokenizer of a resumed run, of the given BERT, or one learned from the captions."""
     if run:
         return load_pieces(run)
     if config.bert:
@@ -190,20 +194,20 @@ def _pieces(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None
 def _work(
     config: PretrainConfig, ranks: Ranks, device: torch.device, sizes: ModelConfig, pieces: WordPieces, newest
 ) -> tuple[Pass, list[str]]:
-    """The model, new or from BERT, on its device, and what a step does with it; and the names of BERT's weights."""
+    """Builds the model, with its loss, on the device; returns also the names of parameters initialised from BERT."""
     torch.manual_seed(config.seed)
     model = PretrainingModel(sizes, sizes.v_feature_size if config.region_target == "features" else None)
     if config.region_target == "none":
         model.regions.requires_grad_(False)
     from_bert = []
     if config.bert and newest:
-        stored = read_config(config.out).get(FROM_BERT)  # runs of before have none
+        stored = read_config(config.out).get(FROM_BERT)  # missing in runs of older versions
         from_bert = stored or [name for name, _ in model.named_parameters() if may_be_from_bert(name)]
     elif config.bert:
         from_bert = on_first(
             ranks, lambda: load_bert(model, config.bert)
-        )  # other ranks get the weights with the engine
-        ranks.say(f"{len(from_bert)} weights of the text stream come from {config.bert}")
+        )  # make_engine broadcasts the weights to the other ranks
+        ranks.say(f"{len(from_bert)} parameters of the text stream initialised from {config.bert}")
     if not config.bert_lr_scale:
         for name in from_bert:
             model.get_parameter(name).requires_grad_(False)
@@ -239,7 +243,10 @@ def _engine(config: PretrainConfig, ranks: Ranks, work: Pass, from_bert: list[st
 
 
 def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) -> ModelConfig:
-    """The model's sizes: a named configuration takes vocabulary and widths from the data, a file must fit them."""
+    """The model configuration.
+
+    A named configuration gets vocabulary and feature size from the data; those of a file must match the data.
+    """
     sizes = read_model_config(config.config)
     if config.dropout is not None:
         sizes = sizes.with_dropout(config.dropout)
@@ -247,8 +254,8 @@ def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) ->
     if config.region_target == "classes":
         if not shards.num_classes:
             raise UserError(
-                f"{config.data}: its regions have no class distribution; --region_target features predicts the "
-                "features themselves, --region_target none leaves regions out"
+                f"{config.data}: regions have no class distribution; use --region_target features to predict region "
+                "features, or --region_target none to predict no regions"
             )
         fitting["v_target_size"] = shards.num_classes
     if config.config in CONFIGS:
@@ -257,11 +264,11 @@ def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) ->
         sizes = sizes.replace(contrastive_size=sizes.bi_hidden_size)
     for name, value in fitting.items():
         if getattr(sizes, name) != value:
-            raise UserError(f"{config.config}: {name} is {getattr(sizes, name)} and that of {config.data} is {value}")
+            raise UserError(f"{config.config}: {name} is {getattr(sizes, name)}, but {value} in {config.data}")
     if sizes.vocab_size < len(pieces) or (config.bert and sizes.vocab_size != len(pieces)):
-        raise UserError(f"{config.config}: vocab_size is {sizes.vocab_size} and the tokenizer has {len(pieces)}")
+        raise UserError(f"{config.config}: vocab_size is {sizes.vocab_size}, but that of the tokenizer {len(pieces)}")
     if sizes.max_position_embeddings < config.words:
-        raise UserError(f"--words {config.words}: the model has {sizes.max_position_embeddings} positions")
+        raise UserError(f"--words {config.words}: exceeds max_position_embeddings, {sizes.max_position_embeddings}")
     return sizes
 
 
@@ -277,7 +284,7 @@ def _facts(pairs: Pairs) -> dict:
 
 
 def _content(pairs: Pairs) -> tuple[str, str]:
-    """Of local pairs, what has to be the same on every rank."""
+    """Fingerprints of the shards and captions of local pairs, which must be equal on all ranks."""
     texts = pairs.captions.texts
     captions = hashlib.sha256(pairs.captions.begins.tobytes() + texts.ends.tobytes())
     captions.update(np.ascontiguousarray(texts.data))
@@ -287,7 +294,7 @@ def _content(pairs: Pairs) -> tuple[str, str]:
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
     check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
     if read_config(run).get("data") != _facts(pairs):
-        raise UserError(f"{config.data}: is not the data set that the run in {run} was begun with")
+        raise UserError(f"{config.data}: differs from the data set of the run in {run}; resume with the same data")
 
 
 def _begin_run(
@@ -299,7 +306,7 @@ def _begin_run(
     device: torch.device,
     from_bert: list[str],
 ) -> None:
-    """A run directory with its configuration."""
+    """Creates the run directory with its configuration."""
     clear_run(run)
     pieces.save(run)
     if not pairs.streamed:
@@ -314,23 +321,23 @@ def _begin_run(
 def _describe(job: Job, pieces: int) -> None:
     pairs, plan, say = job.pairs, job.plan, job.ranks.say
     images = [len(np.unique(pairs.captions.images_of(side))) for side in (pairs.trained, pairs.validation)]
-    left_out = len(pairs.shards) - sum(images)
-    trained, held_out = f"{len(pairs.training)} pairs to train on", f"{len(pairs.validation)} held out"
+    skipped = len(pairs.shards) - sum(images)
+    trained, held_out = f"{len(pairs.training)} training pairs", f"{len(pairs.validation)} validation pairs"
     if pairs.shards.several:
-        trained += f" in an epoch ({len(pairs.trained)} captions of {images[0]} images)"
+        trained += f" per epoch ({len(pairs.trained)} captions of {images[0]} images)"
         held_out += f" ({images[1]} images)"
     say(
         f"{job.config.data}: {trained}, {held_out}"
-        + (f", {left_out} without a caption or with a held-out one left out" if left_out else "")
+        + (f", {skipped} images skipped (no caption, or a caption of a validation image)" if skipped else "")
     )
     if job.config.validation_pairs and not len(pairs.validation):
         say(
-            "no pairs are held out, and nothing is validated: at least 20 pairs that share neither image nor caption "
-            f"are needed{' in the first shard' if pairs.streamed else ''}; the newest checkpoint counts as the best"
+            "no validation: it needs at least 20 pairs that share neither image nor caption"
+            f"{' in the first shard' if pairs.streamed else ''}; the newest checkpoint is used as the best"
         )
     parameters = sum(parameter.numel() for parameter in job.engine.model.parameters())
-    say(f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, {pieces} word pieces, on {job.device}")
+    say(f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, vocabulary size {pieces}, on {job.device}")
     if job.ranks.count > 1 or plan.accumulate > 1:
-        say(f"{plan.batch_size} pairs a step, in {job.ranks.count} ranks x {plan.accumulate} accumulated parts")
+        say(f"{plan.batch_size} pairs per step: {job.ranks.count} ranks x {plan.accumulate} accumulation steps")
     if plan.first_step:
-        say(f"going on after step {plan.first_step}")
+        say(f"resuming after step {plan.first_step}")

@@ -1,7 +1,7 @@
-"""The blocks of the two-stream model: embeddings, a transformer layer, a co-attention connection, a pooler.
+"""The blocks of the two-stream model: embeddings, transformer layer, co-attention layer, pooler.
 
-Every block keeps BERT's arrangement: a sublayer, dropout, the residual, then LayerNorm (epsilon 1e-12).
-Queries, keys and values of one input are one matrix, so that they cost one multiplication.
+Every block follows BERT (post-norm): sublayer, dropout, residual, then LayerNorm (epsilon 1e-12). The projections to
+queries, keys and values are one matrix, computed by one multiplication.
 """
 
 import torch
@@ -16,14 +16,14 @@ from pretrain.linear import Linear
 from pretrain.packing import Layout
 
 EPSILON = 1e-12
-LOCATION_SIZE = 5  # x1, y1, x2, y2 as shares of width and height, and the share of the area
+LOCATION_SIZE = 5  # x1, y1, x2, y2 and area, relative to the width, height and area of the image
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm with BERT's epsilon, computed in float32 at least, under autocast on any device.
+    """LayerNorm with BERT's epsilon, computed in float32 (or float64), also under autocast.
 
-    narrow: what comes out has the type that autocast computes in, and not float32; the hidden states between the
-    blocks then have half the bytes, and what follows them need not convert them.
+    narrow: under autocast, return the autocast dtype instead of float32. Hidden states between the blocks then take
+    half the memory and need no conversion.
     """
 
     def __init__(self, size: int):
@@ -31,12 +31,12 @@ class Norm(nn.LayerNorm):
         self.narrow = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., size) -> the same."""
+        """(..., size) -> (..., size)."""
         normed = super().forward(x if x.dtype == torch.float64 else x.float())
         return normed.to(self._output_type(x))
 
     def after(self, x: Tensor, residual: Tensor, dropout: Dropout, keys: Tensor | None) -> Tensor:
-        """LayerNorm(dropout(x) + residual) in one pass. x, residual: (..., size); keys: int64, one for each row."""
+        """LayerNorm(dropout(x) + residual), fused. x, residual: (..., size); keys: int64, one per row."""
         normed = ops.dropout_add_layer_norm(
             x.flatten(0, -2),
             residual.flatten(0, -2),
@@ -59,14 +59,14 @@ class Norm(nn.LayerNorm):
 
 
 def narrow_hidden_states(model: nn.Module) -> None:
-    """Lets the LayerNorms of a model return the type that autocast computes in."""
+    """Makes all LayerNorms of a model return the autocast dtype."""
     for module in model.modules():
         if isinstance(module, Norm):
             module.narrow = True
 
 
 class TextEmbedding(nn.Module):
-    """Words, positions and segments, and a task token after [CLS] where the model has them."""
+    """Token, position and segment embeddings, with a task token after [CLS] in models that have task tokens."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -80,10 +80,16 @@ class TextEmbedding(nn.Module):
     def forward(
         self, input_ids: Tensor, segment_ids: Tensor | None, task_ids: Tensor | None, keys: Tensor | None = None
     ) -> Tensor:
-        """int64 (B, L), (B, L) or None for segment 0, (B,) or None -> (B, L or L + 1, h).
+        """Embeds tokens.
 
-        The task token has no position or segment of its own; the words keep theirs. keys: dropout keys of the result's
-        positions.
+        Args:
+            input_ids: int64 (B, L).
+            segment_ids: int64 (B, L); None for segment 0.
+            task_ids: int64 (B,); the task token has no position or segment embedding. None for no task token.
+            keys: int64 (B, L or L + 1), dropout keys of the output positions.
+
+        Returns:
+            (B, L, h), or (B, L + 1, h) with task_ids.
         """
         positions = self.position.weight[: input_ids.shape[1]]
         segments = self.segment.weight[0] if segment_ids is None else self.segment(segment_ids)
@@ -94,7 +100,7 @@ class TextEmbedding(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """Region features and locations, each through a matrix of its own."""
+    """Sum of linear projections of region features and locations."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -105,14 +111,14 @@ class ImageEmbedding(nn.Module):
         self.feature_dropout = Dropout(config.v_feature_dropout) if config.v_feature_dropout else None
 
     def forward(self, features: Tensor, locations: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B, R, D), (B, R, 5) -> (B, R, h), or rows without padding. keys: dropout keys of the rows."""
+        """(B, R, D), (B, R, 5) -> (B, R, h), or packed rows to packed rows. keys: dropout keys of the rows."""
         if self.feature_dropout is not None:
             features = self.feature_dropout(features, keys)
         return self.dropout(self.norm(self.feature(features) + self.location(locations)), keys)
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, Linear, with the residual around them."""
+    """Feed-forward network (Linear, GELU, Linear) with dropout, residual and LayerNorm."""
 
     def __init__(self, size: int, inner: int, dropout: float):
         super().__init__()
@@ -139,14 +145,14 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(size, inner, dropout)
 
     def forward(self, x: Tensor, layout: Layout, maps: list | None = None) -> Tensor:
-        """(num_tokens, size), or (B, L, size) with padding -> the same."""
+        """(num_tokens, size) packed, or (B, L, size) padded -> the same shape."""
         context = self_attention(self.query_key_value(x), layout, self.heads, self.attention_dropout, maps)
         x = self.norm.after(self.output(context), x, self.dropout, layout.row_keys)
         return self.feed_forward(x, layout.row_keys)
 
 
 class Connection(nn.Module):
-    """A co-attention layer: the regions attend to the tokens while the tokens attend to the regions."""
+    """A co-attention layer: regions attend to tokens, and tokens attend to regions."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -154,7 +160,7 @@ class Connection(nn.Module):
         self.heads = config.bi_num_attention_heads
         self.image_query_key_value = Linear(image, 3 * size)
         self.text_query_key_value = Linear(text, 3 * size)
-        # As in the reference implementation: the stream of the keys decides on the probability.
+        # As in the reference implementation, the probability is that of the stream of the keys.
         self.image_attention_dropout = Dropout(config.attention_probs_dropout_prob)
         self.text_attention_dropout = Dropout(config.v_attention_probs_dropout_prob)
         self.image_output = Linear(size, image)
@@ -175,9 +181,11 @@ class Connection(nn.Module):
         text_maps: list | None = None,
         image_maps: list | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Text (B, L, h_t) and image (B, R, h_v), as they are laid out -> the new text and image, laid out the same.
+        """Text (B, L, h_t) and image (B, R, h_v), padded or packed as in their layouts -> the same shapes.
 
-        text_maps collects the tokens' attention to regions (B, heads, L, R), image_maps the reverse.
+        Args:
+            text_maps: if given, the attention of tokens to regions (B, heads, L, R) is appended to it.
+            image_maps: if given, the attention of regions to tokens (B, heads, R, L) is appended to it.
         """
         for_image, for_text = co_attention(
             self.image_query_key_value(image),

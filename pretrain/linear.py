@@ -1,4 +1,4 @@
-"""A linear layer whose backward pass, in mixed precision on a GPU, spares passes over memory that torch's makes."""
+"""A linear layer whose mixed-precision backward pass makes fewer passes over GPU memory than torch's."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from ops import column_sum
 
 
 class Linear(nn.Linear):
-    """nn.Linear; in training under autocast, where there are narrow copies of its weights, it is a MixedLinear.
+    """nn.Linear that uses MixedLinear in training under autocast, if it has low-precision copies of its weights.
 
-    narrow: those copies of weight and bias; None without (see NarrowWeights).
+    narrow: low-precision copies of weight and bias (see NarrowWeights), or None.
     """
 
     narrow: tuple[Tensor, Tensor] | None = None
@@ -23,9 +23,10 @@ class Linear(nn.Linear):
 
 
 class NarrowWeights:
-    """Copies of the weights of a model's linear layers in the type that autocast computes in.
+    """Copies of the weights of a model's linear layers in the autocast dtype.
 
-    Autocast converts each weight by a kernel of its own; `refresh`, at the beginning of a pass, converts all by one.
+    Autocast launches one kernel per weight to convert it; `refresh`, called at the start of a pass, launches one kernel
+    for all.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
@@ -43,10 +44,10 @@ class NarrowWeights:
 
 
 class MixedLinear(torch.autograd.Function):
-    """x Wᵀ + b in a narrow type, with float32 gradients of W and b.
+    """x Wᵀ + b in a 16-bit dtype, with float32 gradients of W and b.
 
-    The products' float32 sums are written as they are, where autograd would round them to the narrow type and then
-    convert them; and the bias's gradient has a kernel of its own.
+    The gradient of W is written directly in float32, where autograd would round it to 16 bits and convert it back. The
+    gradient of b is computed by a custom kernel.
     """
 
     @staticmethod
@@ -66,7 +67,7 @@ class MixedLinear(torch.autograd.Function):
 
 
 def _float32_product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in float32, of narrow factors."""
+    """The product a b of 16-bit matrices, in float32."""
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

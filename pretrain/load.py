@@ -1,4 +1,4 @@
-"""Models from weights that there are, ready for use or for other heads."""
+"""Loads models from existing weights, for inference or for other heads."""
 
 import warnings
 
@@ -11,16 +11,20 @@ from pretrain.weights import BERT, describe, find_weights, take_weights
 
 
 def load(path, config: str | None = None) -> TwoStream:
-    """The two-stream model of a run's directory (its best checkpoint), of published weights, or of a BERT.
+    """Loads the two-stream model, on the CPU and in evaluation mode.
 
-    config: the JSON file of the sizes, where it does not lie beside the weights. In evaluation mode, on the CPU. What
-    the weights lack (all but the text stream, where it is a BERT) is drawn at random, and a warning says what.
+    Missing keys (for a BERT, everything except the text stream) are initialised randomly, with a warning that lists
+    them.
+
+    Args:
+        path: a run directory (its best checkpoint is used), published weights, or a BERT.
+        config: JSON file of the model configuration, if it is not next to the weights.
     """
     return _load(path, config, lambda sizes, weights: nn.ModuleDict({"encoder": TwoStream(sizes)})).encoder
 
 
 def load_pretraining(path, config: str | None = None) -> PretrainingModel:
-    """The same with its pretraining heads."""
+    """Loads the two-stream model with its pretraining heads; see `load`."""
 
     def build(sizes, weights):
         bias = weights.get("regions.decoder.bias")

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, and lines on the screen."""
+"""Logging of a run: metrics.jsonl and TensorBoard events, and timers for throughput."""
 
 import contextlib
 import json
@@ -23,16 +23,16 @@ def duration(seconds: float) -> str:
 
 
 class Line(msgspec.Struct):
-    """The fields of a line of metrics.jsonl that are counted on."""
+    """The fields of a line of metrics.jsonl that are validated."""
 
     step: int
     kind: str
 
 
 def read_metrics(path: Path) -> tuple[list[dict], int]:
-    """The lines of a run's metrics.jsonl, and how many others there are that cannot be read.
+    """Reads a run's metrics.jsonl; returns its lines and the number of invalid lines.
 
-    A last line without its end does not count: the run may be writing it, or was killed while it did.
+    A last line without a newline is ignored: the run may be writing it, or was killed while writing it.
     """
     lines, bad = [], 0
     *whole, _ = path.read_bytes().split(b"\n")
@@ -45,16 +45,16 @@ def read_metrics(path: Path) -> tuple[list[dict], int]:
 
 
 class RunLog:
-    """Writes a run's metrics. On a resume, lines after the checkpoint's step are cut off."""
+    """Writes a run's metrics. When a run is resumed, lines after the checkpoint's step are removed."""
 
     def __init__(self, run, first_step: int):
         self.path = Path(run) / "metrics.jsonl"
         self._cut(first_step)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
-        # Not SummaryWriter, whose thread ends on a full disk with a traceback, while the run waits for it.
+        # Not SummaryWriter: on a full disk its thread ends with a traceback, and the run waits for it forever.
         self.events = EventsWriter(str(Path(run) / "events"))
         if first_step:
-            restarted = SessionLog(status=SessionLog.START)  # TensorBoard drops what an earlier file has from there on
+            restarted = SessionLog(status=SessionLog.START)  # TensorBoard drops later steps of earlier files
             self.events.write_event(Event(wall_time=time.time(), step=first_step, session_log=restarted))
 
     def _cut(self, first_step: int) -> None:
@@ -65,7 +65,7 @@ class RunLog:
             file.writelines(json.dumps(line) + "\n" for line in lines if line["step"] <= first_step)
 
     def write(self, step: int, kind: str, values: dict) -> None:
-        """One line of metrics.jsonl, and a TensorBoard scalar `kind/name` for every number."""
+        """Writes a line of metrics.jsonl, and a TensorBoard scalar `kind/name` for every number."""
         with naming(self.path):
             self.file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
             self.file.flush()
@@ -76,14 +76,14 @@ class RunLog:
             self.events.flush()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # all that was written has been flushed, or has ended the run
+        with contextlib.suppress(OSError):  # everything has been flushed already, or its error has ended the run
             self.file.close()
         with contextlib.suppress(OSError):
             self.events.close()
 
 
 class Clock:
-    """Samples per second, and the share of the time that was spent waiting for data, since the last reading."""
+    """Measures samples per second and the share of time spent waiting for data, since the last reading."""
 
     def __init__(self):
         self.restart()
@@ -93,7 +93,7 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self):
-        """A block in which the run waits for data."""
+        """Context manager that measures the time of a block as waiting for data."""
         began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - began

@@ -1,7 +1,7 @@
-"""Which words and regions are hidden and predicted: pure functions of (seed, epoch, sample number).
+"""Masking of tokens and regions: pure functions of (seed, epoch, sample number).
 
-Nothing here keeps a state. Each decision about a position is a hash of the sample's key and the position, in
-whole numbers, so the processor that collates a batch and the device that trains on it agree to the bit.
+Nothing here has state. Each decision about a position is an integer hash of the sample's key and the position, so the
+CPU that collates a batch and the device that trains on it get identical results.
 """
 
 from dataclasses import dataclass
@@ -13,62 +13,63 @@ from torch import Tensor
 import ops
 from shards import hashing
 
-SWAP, PARTNER, WORD, WORD_ACTION, WORD_RANDOM, REGION, REGION_ACTION = range(7)
+# Purposes of random numbers; dropout has the eighth.
+MISALIGN, PARTNER, WORD, WORD_ACTION, WORD_RANDOM, REGION, REGION_ACTION = range(7)
 _PURPOSES = 8
 
-WORD_SHARE = 0.15  # of the words are predicted
-MASKED, RANDOM = 0.8, 0.1  # of those: replaced by [MASK], by a random word; the rest stay
-REGION_SHARE = 0.15  # of the regions are predicted
-ZEROED = 0.9  # of those are hidden; the rest stay, and hide nothing
-OVERLAP = 0.4  # IoU with a hidden region from which a region is hidden too
-SWAP_SHARE = 0.5  # of the pairs get the caption of another image
+WORD_SHARE = 0.15  # share of the tokens that are predicted
+MASKED, RANDOM = 0.8, 0.1  # shares of those that are replaced by [MASK] and by a random token; the rest is unchanged
+REGION_SHARE = 0.15  # share of the regions that are predicted
+ZEROED = 0.9  # share of those that are masked; the rest is unchanged, and regions that overlap it are not masked
+OVERLAP = 0.4  # regions with at least this IoU with a masked region are masked too
+MISALIGNED_SHARE = 0.5  # share of the pairs that get the caption of another image
 
 
 def sample_keys(seed: int, epoch: int, numbers: np.ndarray) -> np.ndarray:
-    """int64 keys of samples, from which everything random about them in this epoch follows."""
+    """int64 (B,): random keys of samples, which determine all random decisions about them in this epoch."""
     return hashing.draw(np.int64(hashing.key(seed, epoch)), np.asarray(numbers, np.int64))
 
 
 def draw(keys, counters, purpose: int):
-    """Random numbers for keys (n,) and counters (m,): (n, m); arrays or tensors."""
+    """Random numbers (n, m) for keys (n,) and counters (m,); arrays or tensors."""
     return hashing.draw(keys[:, None], counters[None, :] * _PURPOSES + purpose)
 
 
-def _happens(keys: Tensor, length: int, purpose: int, probability: float) -> Tensor:
-    """bool (B, length), true with `probability`."""
+def _bernoulli(keys: Tensor, length: int, purpose: int, probability: float) -> Tensor:
+    """bool (B, length), true with the given probability."""
     counters = torch.arange(length, device=keys.device)
     return hashing.uniform24(draw(keys, counters, purpose)) < hashing.threshold(probability)
 
 
-def swapped(keys: np.ndarray) -> np.ndarray:
-    """bool (B,): which pairs get another caption."""
-    numbers = draw(keys, np.zeros(1, np.int64), SWAP)[:, 0]
-    return hashing.uniform24(numbers) < hashing.threshold(SWAP_SHARE)
+def misaligned(keys: np.ndarray) -> np.ndarray:
+    """bool (B,): which pairs get the caption of another image."""
+    numbers = draw(keys, np.zeros(1, np.int64), MISALIGN)[:, 0]
+    return hashing.uniform24(numbers) < hashing.threshold(MISALIGNED_SHARE)
 
 
 def choose_captions(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """int64 (B,): which of its captions each image gets in this epoch, below counts int64 (B,).
+    """int64 (B,): the index of the caption sampled for each image in this epoch, below its count in int64 (B,).
 
-    All eight purposes are taken (dropout has the last); of SWAP, `swapped` uses counter 0 alone, this is counter 1, and
-    `negative_keys` is counter 2.
+    All eight purposes are taken, so this uses counter 1 of MISALIGN; `misaligned` uses counter 0 and `negative_keys`
+    counter 2.
     """
-    return hashing.below(draw(keys, np.ones(1, np.int64), SWAP)[:, 0], counts)
+    return hashing.below(draw(keys, np.ones(1, np.int64), MISALIGN)[:, 0], counts)
 
 
 def negative_keys(keys: Tensor) -> Tensor:
-    """int64 (B,): of each pair, what its hard negative is drawn with (see choose_captions for the counter)."""
-    return hashing.draw(keys, 2 * _PURPOSES + SWAP)
+    """int64 (B,): random keys for sampling hard negatives (see choose_captions for the counter)."""
+    return hashing.draw(keys, 2 * _PURPOSES + MISALIGN)
 
 
 def choose_words(keys: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """bool (B, width): the words to predict. lengths (B,) count [CLS] and [SEP], which are never chosen."""
+    """bool (B, width): the tokens to predict. lengths (B,) include [CLS] and [SEP], which are never chosen."""
     position = torch.arange(width, device=keys.device)
     inside = (position > 0) & (position < lengths[:, None] - 1)
-    return inside & _happens(keys, width, WORD, WORD_SHARE)
+    return inside & _bernoulli(keys, width, WORD, WORD_SHARE)
 
 
 def mask_words(input_ids: Tensor, chosen: Tensor, keys: Tensor, mask_id: int, ordinary_ids: Tensor) -> Tensor:
-    """The words as the model sees them: of the chosen 80% [MASK], 10% one of ordinary_ids (n,), 10% as they are."""
+    """Masks tokens: of the chosen ones, 80% become [MASK], 10% one of ordinary_ids (n,), and 10% stay unchanged."""
     counters = torch.arange(input_ids.shape[1], device=keys.device)
     action = hashing.uniform24(draw(keys, counters, WORD_ACTION))
     pick = hashing.below(draw(keys, counters, WORD_RANDOM), len(ordinary_ids))
@@ -78,37 +79,44 @@ def mask_words(input_ids: Tensor, chosen: Tensor, keys: Tensor, mask_id: int, or
 
 
 def choose_regions(keys: Tensor, valid: Tensor) -> Tensor:
-    """bool (B, N): the regions to predict, of those that are `valid` (B, N)."""
-    return valid & _happens(keys, valid.shape[1], REGION, REGION_SHARE)
+    """bool (B, N): the regions to predict, among the valid ones, bool (B, N)."""
+    return valid & _bernoulli(keys, valid.shape[1], REGION, REGION_SHARE)
 
 
 @dataclass
-class HiddenRegions:
-    """bool (B, N) each: chosen (to be predicted), zeroed (chosen and hidden), hidden (zeroed or overlapping it)."""
+class MaskedRegions:
+    """bool (B, N) each: chosen (to predict), zeroed (chosen and masked), masked (zeroed, or overlapping zeroed)."""
 
     chosen: Tensor
     zeroed: Tensor
-    hidden: Tensor
+    masked: Tensor
 
 
-def hide_regions(keys: Tensor, boxes: Tensor, valid: Tensor, overlap: float | None = OVERLAP) -> HiddenRegions:
-    """Chooses regions, and hides with each zeroed one every region that overlaps it (paper, section 8.2).
+def choose_masked_regions(keys: Tensor, boxes: Tensor, valid: Tensor, overlap: float | None = OVERLAP) -> MaskedRegions:
+    """Chooses the regions to predict, and masks those that overlap a zeroed one (paper, section 8.2).
 
-    boxes: (B, N, 4) as shares of width and height; overlap None hides the zeroed ones alone.
+    Args:
+        boxes: (B, N, 4), relative to width and height.
+        overlap: IoU threshold; None for no overlap masking.
     """
     chosen = choose_regions(keys, valid)
-    zeroed = chosen & _happens(keys, valid.shape[1], REGION_ACTION, ZEROED)
-    hidden = zeroed if overlap is None else ops.mask_overlapping(boxes, zeroed, valid, overlap)
-    return HiddenRegions(chosen, zeroed, hidden)
+    zeroed = chosen & _bernoulli(keys, valid.shape[1], REGION_ACTION, ZEROED)
+    masked = zeroed if overlap is None else ops.mask_overlapping(boxes, zeroed, valid, overlap)
+    return MaskedRegions(chosen, zeroed, masked)
 
 
 def image_rows(
     features: Tensor, boxes: Tensor, visible: Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """What the image stream gets: features (B, N + 1, D) and locations (B, N + 1, 5), of type `dtype`.
+    """The input of the image stream: features (B, N + 1, D) and locations (B, N + 1, 5), of type `dtype`.
 
-    Row 0 is the whole image: the mean of the visible regions (zeros where none is). Regions that are not
-    visible are zeroed. features: (B, N, D) of any floating type; boxes: (B, N, 4) as shares; visible: bool (B, N).
+    Row 0 is the image token: the mean of the visible regions (zeros if there are none). Regions that are not visible
+    are zeroed.
+
+    Args:
+        features: (B, N, D), any floating-point dtype.
+        boxes: (B, N, 4), relative to width and height.
+        visible: bool (B, N).
     """
     size, regions = visible.shape
     locations = boxes.new_empty(size, regions + 1, 5, dtype=torch.float32)

@@ -1,6 +1,6 @@
-"""The two-stream model (ViLBERT, as 12-in-1 configures it): a text stream, an image stream, co-attention between.
+"""The two-stream model (ViLBERT, as configured by 12-in-1): text stream, image stream, co-attention layers.
 
-The model knows nothing of tasks, devices or ranks: heads take what `TwoStream.forward` returns.
+The model does not depend on tasks, devices or ranks; heads are applied to the output of `TwoStream.forward`.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from pretrain.packing import Layout, lay_out
 
 @dataclass
 class AttentionMaps:
-    """Attention probabilities by layer; each tensor is (B, heads, looking positions, looked-at positions)."""
+    """Attention probabilities per layer; each tensor is (B, heads, query positions, key positions)."""
 
     text: list[Tensor] = field(default_factory=list)
     image: list[Tensor] = field(default_factory=list)
@@ -29,10 +29,13 @@ class AttentionMaps:
 
 @dataclass
 class Encoded:
-    """text (B, L, h_t) and image (B, R, h_v): the last states; pooled_text and pooled_image (B, bi_hidden).
+    """Output of the model.
 
-    image_keys int64 (B, R), pooled_keys int64 (B,): for dropout in what follows; None without dropout. begun: the
-    states before the first connection, in a model with a contrastive head; None without.
+    Attributes:
+        text, image: final hidden states, (B, L, h_t) and (B, R, h_v).
+        pooled_text, pooled_image: (B, bi_hidden_size).
+        image_keys, pooled_keys: int64 (B, R) and (B,), dropout keys for the heads; None without dropout.
+        begun: hidden states before the first co-attention layer; None in a model without a contrastive head.
     """
 
     text: Tensor
@@ -46,9 +49,11 @@ class Encoded:
 
 @dataclass
 class Begun:
-    """The states of both streams before the first connection, which neither stream has a part of the other in.
+    """Hidden states of both streams before the first co-attention layer; each depends on its own input only.
 
-    text and image: as their layouts have them; sample_keys int64 (B,): of dropout, None without.
+    Attributes:
+        text, image: packed or padded, as in their layouts.
+        sample_keys: int64 (B,), dropout keys; None without dropout.
     """
 
     text: Tensor
@@ -58,8 +63,12 @@ class Begun:
     sample_keys: Tensor | None
 
     def recombined(self, texts: Tensor, images: Tensor, sample_keys: Tensor) -> "Begun":
-        """Other pairs of the same texts and images. texts, images: rows, int64 (n,); sample_keys int64 (n,): of the new
-        pairs, for dropout, where there is any."""
+        """Forms other pairs of the same texts and images.
+
+        Args:
+            texts, images: int64 (n,), batch indices.
+            sample_keys: int64 (n,), dropout keys of the new pairs; ignored without dropout.
+        """
         if self.sample_keys is None:
             sample_keys = None
         text, text_layout = _rows_of(self.text, self.text_layout, texts, sample_keys, TEXT)
@@ -68,7 +77,7 @@ class Begun:
 
 
 def _rows_of(states: Tensor, layout: Layout, rows: Tensor, sample_keys: Tensor | None, kind: int):
-    """Some sequences of a batch, and how they are laid out: packed on a CPU, which can count without waiting."""
+    """Selects sequences of a batch; returns their states and layout, packed on a CPU, where counting is free."""
     mask = layout.mask[rows]
     count = int(mask.sum()) if mask.device.type == "cpu" else None
     chosen = lay_out(mask, count, _position_keys(sample_keys, kind, mask))
@@ -78,8 +87,8 @@ def _rows_of(states: Tensor, layout: Layout, rows: Tensor, sample_keys: Tensor |
 def steps(config: ModelConfig) -> list[tuple[str, int]]:
     """The order of the blocks, as ("text" | "image" | "connection", number).
 
-    Connection i comes after the text layers below t_biattention_id[i] and the image layers below
-    v_biattention_id[i]; what is left of either stream comes after the last connection.
+    Co-attention layer i follows the text layers below t_biattention_id[i] and the image layers below
+    v_biattention_id[i]; the remaining layers of both streams follow the last co-attention layer.
     """
     order, text, image = [], 0, 0
     pairs = list(zip(config.t_biattention_id, config.v_biattention_id, strict=True))
@@ -94,14 +103,14 @@ def steps(config: ModelConfig) -> list[tuple[str, int]]:
 
 
 class TwoStream(nn.Module):
-    """Encodes a text and the regions of an image together; see `forward`."""
+    """Encodes a text and the regions of an image jointly; see `forward`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.steps = steps(config)
         self._first = next((n for n, (kind, _) in enumerate(self.steps) if kind == "connection"), len(self.steps))
-        self.recompute = False  # true: in training, work activations out again in the backward pass to save memory
+        self.recompute = False  # activation checkpointing in training
         self.text_embedding = TextEmbedding(config)
         self.image_embedding = ImageEmbedding(config)
         self.text_layers = nn.ModuleList(
@@ -148,17 +157,24 @@ class TwoStream(nn.Module):
         sample_keys: Tensor | None = None,
         image_positions: Tensor | None = None,
     ) -> Encoded:
-        """input_ids int64 (B, L), text_mask bool (B, L): true on words; features (B, R, D), locations (B, R, 5),
-        image_mask bool (B, R), row 0 being the whole image; segment_ids int64 (B, L); task_ids int64 (B,).
+        """Encodes a batch.
 
-        With task_ids the text is one position longer. `maps` collects exact attention maps, at the cost of
-        fused attention. text_count and image_count: how many places of text_mask and image_mask are true, or more
-        (see packing.lay_out); padding then costs next to nothing, and the states on it mean nothing. sample_keys int64
-        (B,): what dropout follows from, drawn from torch's generator where they are None; image_positions int64 (R,):
-        the numbers of the image's rows for dropout, 0 to R - 1 where they are None.
+        Args:
+            input_ids: int64 (B, L).
+            text_mask: bool (B, L), true for tokens, false for padding.
+            features: (B, R, D), the image token in row 0, then the regions.
+            locations: (B, R, 5).
+            image_mask: bool (B, R), false for padding.
+            segment_ids: int64 (B, L); None for segment 0.
+            task_ids: int64 (B,); the task token makes the text one position longer.
+            maps: collects the attention probabilities; fused attention is then not used.
+            text_count, image_count: number of true elements of text_mask and image_mask, or more (see
+                packing.lay_out). If given, padding is removed before the layers, and states at padding are undefined.
+            sample_keys: int64 (B,), dropout keys; None to sample them from torch's generator.
+            image_positions: int64 (R,), position numbers of the image rows for dropout; None for 0 to R - 1.
         """
         if not (self.training and any(dropout.p for dropout in self._dropouts)):
-            sample_keys = None  # and no keys of positions are computed
+            sample_keys = None  # so that no position keys are computed
         elif sample_keys is None:
             sample_keys = fresh_keys(len(input_ids), input_ids.device)
         text, text_layout = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps, sample_keys)
@@ -168,7 +184,7 @@ class TwoStream(nn.Module):
         return self.finish(Begun(text, text_layout, image, image_layout, sample_keys), maps)
 
     def finish(self, begun: Begun, maps: AttentionMaps | None = None) -> Encoded:
-        """The first connection and all that follows."""
+        """Runs the first co-attention layer and all later blocks, and adds dropout keys for the heads."""
         encoded = self.join(begun.text, begun.text_layout, begun.image, begun.image_layout, maps)
         if self.contrast is not None:
             encoded.begun = begun
@@ -178,7 +194,7 @@ class TwoStream(nn.Module):
         return encoded
 
     def embed(self, begun: Begun) -> tuple[Tensor, Tensor]:
-        """float32 (B, contrastive_size) each, of length 1: embeddings of the texts and images (see contrastive.py)."""
+        """Unit-length text and image embeddings, float32 (B, contrastive_size) each (see contrastive.py)."""
         text_layout, image_layout = begun.text_layout, begun.image_layout
         texts = self.contrast.embed_text(text_layout.pad(begun.text), text_layout.mask)
         return texts, self.contrast.embed_image(image_layout.pad(begun.image), image_layout.mask)
@@ -186,7 +202,7 @@ class TwoStream(nn.Module):
     def begin_text(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None
     ) -> tuple[Tensor, Layout]:
-        """The text stream up to the first connection, which no image has a part in, and how it is laid out."""
+        """The text stream before the first co-attention layer, which is independent of the image; with its layout."""
         if task_ids is not None:
             text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
             text_count = text_count and text_count + len(task_ids)
@@ -198,25 +214,24 @@ class TwoStream(nn.Module):
     def begin_image(
         self, features, locations, image_mask, image_count=None, maps=None, sample_keys=None, image_positions=None
     ) -> tuple[Tensor, Layout]:
-        """The image stream up to the first connection, which no text has a part in, and how it is laid out."""
+        """The image stream before the first co-attention layer, which is independent of the text; with its layout."""
         keys = _position_keys(sample_keys, IMAGE, image_mask, image_positions)
         image_layout = lay_out(image_mask, image_count, keys)
-        image = self.image_embedding(
-            image_layout.pack(features), image_layout.pack(locations), image_layout.row_keys
-        )
+        image = self.image_embedding(image_layout.pack(features), image_layout.pack(locations), image_layout.row_keys)
         return self._run(self.steps[: self._first], None, None, image, image_layout, maps)[1], image_layout
 
     def join(self, text: Tensor, text_layout: Layout, image: Tensor, image_layout: Layout, maps=None) -> Encoded:
-        """The first connection and all that follows, from what the two streams begin with."""
+        """Runs the first co-attention layer and all later blocks on the states before it."""
         text, image = self._run(self.steps[self._first :], text, text_layout, image, image_layout, maps)
         text, image = text_layout.pad(text), image_layout.pad(image)
         return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
 
     def _run(self, steps, text, text_layout, image, image_layout, maps) -> tuple[Tensor, Tensor]:
-        """Some blocks in their order; those of a stream that is None are left out."""
+        """Runs blocks in order; those of a stream that is None are skipped."""
         keep = maps or AttentionMaps(None, None, None, None)
-        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # dropout has no generator
-        call = again if self.recompute and self.training else _call
+        # Counter-based dropout needs no generator state.
+        checkpointed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        call = checkpointed if self.recompute and self.training else _call
         for kind, number in steps:
             if kind == "text" and text is not None:
                 text = call(self.text_layers[number], text, text_layout, keep.text)
@@ -230,7 +245,7 @@ class TwoStream(nn.Module):
         return text, image
 
     def fuse(self, encoded: Encoded) -> Tensor:
-        """The two pooled vectors as one, (B, bi_hidden), with dropout."""
+        """Fuses the two pooled vectors by product or sum, with dropout: (B, bi_hidden_size)."""
         if self.config.fusion_method == "sum":
             fused = encoded.pooled_text + encoded.pooled_image
         else:
@@ -239,7 +254,7 @@ class TwoStream(nn.Module):
 
 
 def _position_keys(sample_keys: Tensor | None, kind: int, mask: Tensor, positions: Tensor | None = None):
-    """Dropout keys of the positions of a mask (B, L), None without keys of the samples."""
+    """Dropout keys of the positions of a mask (B, L); None if sample_keys is."""
     if sample_keys is None:
         return None
     if positions is None:
@@ -252,7 +267,7 @@ def _call(function, *arguments):
 
 
 def initialise(module: nn.Module, deviation: float) -> None:
-    """Weights from normal(0, deviation), biases 0, LayerNorm 1 and 0; the padding word's embedding stays 0."""
+    """Initialises weights from normal(0, deviation), biases with 0, LayerNorm with 1 and 0, and padding with 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=deviation)

@@ -1,6 +1,6 @@
-"""The pretraining losses: masked words and masked regions on aligned pairs alone, and alignment (paper, 8.2).
+"""The pretraining losses: masked tokens and masked regions on aligned pairs only, and alignment (paper, section 8.2).
 
-Beyond the paper there are a contrastive loss of the two streams, and hard negatives for alignment (contrastive.py).
+A contrastive loss of the two streams and hard negatives for alignment are extensions (contrastive.py).
 """
 
 from dataclasses import dataclass, replace
@@ -22,10 +22,13 @@ NEGATIVES = ("random", "hard")
 
 @dataclass
 class Inputs:
-    """A masked batch on the device: the encoder's arguments, and where and what to predict.
+    """A masked batch on the device: the encoder's arguments, and the positions and labels to predict.
 
-    word_positions, region_positions: int64 (n,), flat indices into (B, L) and (B, N); word_labels int64 (n,);
-    word_weights, region_weights: bool (n,), false where a position fills up the batch's capacity and does not count.
+    Attributes:
+        word_positions, region_positions: int64 (n,), flat indices into (B, L) and (B, N).
+        word_labels: int64 (n,).
+        word_weights, region_weights: bool (n,), false for padding up to the capacity, which has no loss.
+        masked_regions: which regions are chosen, zeroed and masked.
     """
 
     input_ids: Tensor
@@ -38,15 +41,15 @@ class Inputs:
     word_weights: Tensor
     region_positions: Tensor
     region_weights: Tensor
-    hidden: masking.HiddenRegions
+    masked_regions: masking.MaskedRegions
 
 
 @dataclass
 class Losses:
-    """Sums over the batch and the counts that they are sums of, scalars on the device.
+    """Sums of losses and correct predictions over the batch, and their counts; scalars on the device.
 
-    The trainer divides by the counts of the whole global batch, so that ranks and accumulation steps with
-    unequal counts still give one true mean.
+    The trainer divides by the counts of the global batch, so that the mean is exact if counts differ between ranks or
+    accumulation steps.
     """
 
     words: Tensor
@@ -63,9 +66,12 @@ class Losses:
     contrastive_right: Tensor
 
     def total(self, word_count, region_count, pair_count, contrastive: float = 0.0) -> Tensor:
-        """The training loss, as a part of the means over these counts (numbers, or scalars on the device).
+        """This batch's contribution to the training loss.
 
-        A count of zero adds nothing. contrastive: the weight of the contrastive loss, a mean over all pairs.
+        Args:
+            word_count, region_count, pair_count: denominators of the means, numbers or scalars on the device. A count
+                of 0 contributes 0.
+            contrastive: weight of the contrastive loss, a mean over all pairs.
         """
         words, regions, pairs = map(_at_least_one, (word_count, region_count, pair_count))
         total = self.words / words + self.regions / regions + self.alignment / pairs
@@ -78,13 +84,17 @@ def _at_least_one(count):
 
 @dataclass(frozen=True)
 class Objective:
-    """What is hidden and what is predicted.
+    """Masking and losses of pretraining.
 
-    mask_id, ordinary_ids: of the tokenizer; region_target: REGION_TARGETS; overlap: the IoU from which regions
-    are hidden with a chosen one, None for the chosen alone; aligned_only: masked losses on aligned pairs alone;
-    predict_overlapped: predict the regions hidden by overlap as well as the chosen ones; contrastive: the weight of the
-    contrastive loss, 0 without; hard_negatives: in training, each pair is also recombined with a caption or an image of
-    the batch that the streams confuse it with, as a misaligned pair of the alignment loss.
+    Attributes:
+        mask_id, ordinary_ids: ids of [MASK] and of the tokens that are not special.
+        region_target: one of REGION_TARGETS.
+        overlap: IoU threshold of overlap masking; None for none.
+        aligned_only: masked losses on aligned pairs only.
+        predict_overlapped: also predict the regions that are masked because of overlap.
+        contrastive: weight of the contrastive loss; 0 for none.
+        hard_negatives: in training, add to the alignment loss one misaligned pair per pair, sampled from the batch by
+            similarity.
     """
 
     mask_id: int
@@ -99,33 +109,34 @@ class Objective:
     def to(self, device) -> "Objective":
         return replace(self, ordinary_ids=self.ordinary_ids.to(device))
 
-    def choose(self, batch: Batch) -> tuple[Tensor, masking.HiddenRegions, Tensor, Tensor]:
-        """Chosen words (B, L), hidden regions, and what is predicted of both: bool (B, L) and (B, N)."""
+    def choose(self, batch: Batch) -> tuple[Tensor, masking.MaskedRegions, Tensor, Tensor]:
+        """The chosen tokens bool (B, L), the masked regions, and the positions to predict, bool (B, L) and (B, N)."""
         words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1])
-        hidden = masking.hide_regions(batch.keys, batch.boxes, batch.valid, self.overlap)
-        regions = hidden.chosen | hidden.hidden if self.predict_overlapped else hidden.chosen
+        masked = masking.choose_masked_regions(batch.keys, batch.boxes, batch.valid, self.overlap)
+        regions = masked.chosen | masked.masked if self.predict_overlapped else masked.chosen
         if self.region_target == "none":
             regions = torch.zeros_like(regions)
         if not self.aligned_only:
-            return words, hidden, words, regions
+            return words, masked, words, regions
         aligned = ~batch.misaligned[:, None]
-        return words, hidden, words & aligned, regions & aligned
+        return words, masked, words & aligned, regions & aligned
 
     def count(self, batch: Batch) -> tuple[int, int]:
-        """How many words and regions will be predicted; a collating process works this out ahead, on the CPU.
+        """Number of tokens and regions to predict, computed on the CPU when the batch is collated.
 
-        Known counts keep the step on a GPU free of waiting: the shapes of what is predicted depend on them.
+        With known counts the shapes of the predictions are known, and a step does not wait for the GPU.
         """
         _, _, words, regions = self.choose(batch)
         return int(words.sum()), int(regions.sum())
 
     def mask(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Inputs:
-        """Hides words and regions of a batch that is already on the device (and so must the objective be).
+        """Masks tokens and regions of a batch on the device, where the objective must be too.
 
-        dtype: of the features that come out; the type that autocast computes in saves a pass over them.
+        Args:
+            dtype: dtype of the returned features; the autocast dtype saves a conversion.
         """
-        chosen, hidden, words, regions = self.choose(batch)
-        features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~hidden.hidden, dtype)
+        chosen, masked, words, regions = self.choose(batch)
+        features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~masked.masked, dtype)
         word_positions = positions(words, batch.word_count)
         region_positions = positions(regions, batch.region_count)
         place = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
@@ -140,11 +151,11 @@ class Objective:
             word_weights=words.flatten()[word_positions],
             region_positions=region_positions,
             region_weights=regions.flatten()[region_positions],
-            hidden=hidden,
+            masked_regions=masked,
         )
 
     def losses(self, model: PretrainingModel, batch: Batch, inputs: Inputs) -> Losses:
-        """One pass of the model over a masked batch."""
+        """Runs the model on a masked batch and returns its losses."""
         encoded = model.encoder(
             inputs.input_ids,
             inputs.text_mask,
@@ -169,7 +180,7 @@ class Objective:
         )
 
     def _pair_losses(self, model: PretrainingModel, batch: Batch, encoded: Encoded) -> dict[str, Tensor]:
-        """The sums of Losses that are of whole pairs: alignment, and the contrastive ones."""
+        """The sums of Losses per pair: alignment and contrastive."""
         labels, pairs = batch.misaligned.long(), batch.lengths > 0
         alignment, right = _alignment(model, encoded, labels)
         none = alignment.new_zeros(())
@@ -187,7 +198,7 @@ class Objective:
                 captions, images, found = hard_negatives(scores, negatives, keys)
                 other = model.encoder.finish(encoded.begun.recombined(captions, images, keys))
                 misaligned, rejected = _alignment(model, other, torch.ones_like(labels))
-                # The mean of both, so that alignment stays a loss of one number for each pair.
+                # The mean of both, so that each pair contributes one alignment loss.
                 alignment = torch.where(found, (alignment + misaligned) / 2, alignment)
                 right = torch.where(found, (right + rejected) / 2, right)
         return sums | {"alignment": _sum(alignment, pairs), "alignment_right": _sum(right, pairs)}
@@ -195,7 +206,7 @@ class Objective:
     def _region_losses(
         self, model: PretrainingModel, batch: Batch, inputs: Inputs, states: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each predicted region (n,), and whether its likeliest class was predicted, bool (n,)."""
+        """The loss of each predicted region (n,), and whether the predicted class is the most probable, bool (n,)."""
         chosen = inputs.region_positions
         none = torch.zeros_like(inputs.region_weights)
         if self.region_target == "none":
@@ -211,7 +222,7 @@ class Objective:
 
 
 def _alignment(model: PretrainingModel, encoded: Encoded, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """float (B,) each: the losses of the alignment head, and 1 where it is right. labels: int64 (B,), 0 is aligned."""
+    """float (B,) each: the alignment loss, and 1 for a correct prediction. labels: int64 (B,), 0 is aligned."""
     scores = at_least_float32(model.alignment(model.encoder.fuse(encoded)))
     return F.cross_entropy(scores, labels, reduction="none"), (scores.detach().argmax(-1) == labels).float()
 
@@ -225,7 +236,7 @@ def at_least_float32(scores: Tensor) -> Tensor:
 
 
 def class_distribution(class_ids: Tensor, class_probs: Tensor, num_classes: int) -> Tensor:
-    """Distributions (n, num_classes) from the likeliest classes (n, k); what these leave is spread evenly."""
+    """Distributions (n, num_classes) from the k stored classes (n, k); the rest is spread evenly over the others."""
     probs = class_probs.float()
     rest = (1 - probs.sum(-1, keepdim=True)).clamp(min=0)
     others = max(num_classes - class_ids.shape[-1], 1)

@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, apex's fused optimizers by name, and the learning rate of a step."""
+"""Optimizers, parameter groups and the learning-rate schedule."""
 
 import torch
 from torch import Tensor, nn
@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from pretrain import nvidia_apex
 
 OPTIMIZERS = ("adamw", "apex", "apex_lamb")
-MANY_UPDATES = 1_000_000  # 0.999 to this power is nothing, and float32 counts on from here to 16 million
+MANY_UPDATES = 1_000_000  # 0.999 ** 1e6 is 0, and float32 counts exactly from here up to 16 million
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1.0) -> list[dict]:
-    """Groups with decay and without (biases, LayerNorm), split by `scale(name)`, a factor on the learning rate.
+    """Groups with and without weight decay (biases, LayerNorm), split by `scale(name)`, a learning-rate factor.
 
-    Parameters that take no gradient are left out.
+    Frozen parameters are skipped.
     """
     norms = {
         f"{name}.{part}"
@@ -34,7 +34,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1
 def make_optimizer(
     model: nn.Module, lr: float, betas, eps: float, weight_decay: float, scale=lambda name: 1.0, kind: str = "adamw"
 ) -> torch.optim.Optimizer:
-    """torch's fused AdamW on the parameter groups of `model`, or what NVIDIA's apex has in its place (see there)."""
+    """torch's fused AdamW on the parameter groups of `model`, or an optimizer of NVIDIA apex; kind: OPTIMIZERS."""
     groups = parameter_groups(model, weight_decay, scale)
     if kind != "adamw":
         return nvidia_apex.fused(kind, groups, lr, betas, eps)
@@ -42,12 +42,12 @@ def make_optimizer(
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Both moments of every parameter that has been updated, and the number of updates, by name."""
+    """The first and second moments of every updated parameter, by name, and the number of updates."""
     state = {}
     for name, parameter in model.named_parameters():
         if "exp_avg" in optimizer.state.get(parameter, {}):
             kept = optimizer.state[parameter]
-            updates = kept.get("step", optimizer.param_groups[0].get("step", 0))  # apex counts in the group
+            updates = kept.get("step", optimizer.param_groups[0].get("step", 0))  # apex counts per group
             state[f"moment1.{name}"] = kept["exp_avg"].contiguous()
             state[f"moment2.{name}"] = kept["exp_avg_sq"].contiguous()
             state["updates"] = torch.as_tensor(updates, dtype=torch.float32).reshape(()).clone()
@@ -55,7 +55,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """Brings back what optimizer_state gave."""
+    """Restores the state returned by optimizer_state."""
     for name, parameter in model.named_parameters():
         if f"moment1.{name}" in state:
             moments = (state[f"{moment}.{name}"].to(parameter.device) for moment in ("moment1", "moment2"))
@@ -68,7 +68,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state:
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:
-    """The learning rate of `step` (from 0) as a share of the peak: linear up over `warmup` of the run, linear to 0."""
+    """Learning-rate factor of `step` (from 0): linear warm-up over a share `warmup` of the steps, linear decay to 0."""
     rise = max(1, round(total * warmup))
     if step < rise:
         return (step + 1) / rise
@@ -81,9 +81,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def without_bias_correction(optimizer: torch.optim.AdamW) -> None:
-    """Makes a new optimizer one that does not correct its moments for their bias, as the published code's does not.
+    """Disables the bias correction of a new optimizer's moments, as in the reference implementation.
 
-    torch divides the moments by 1 - beta^updates; where the updates are counted from a large number on, that is 1.
+    torch divides the moments by 1 - beta^updates, which is 1 if updates are counted from a large number.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -95,7 +95,7 @@ def without_bias_correction(optimizer: torch.optim.AdamW) -> None:
 
 
 class ZeroGradients:
-    """Zero gradients for the parameters that a step does not use and that an earlier step used.
+    """Fills in zero gradients for parameters that a step does not use and that an earlier step used.
 
     With them AdamW applies momentum and weight decay to those parameters in every step. The reference implementation
     does so because its zero_grad keeps gradients as zeros; torch's sets them to None, and AdamW skips the parameter.
@@ -107,7 +107,7 @@ class ZeroGradients:
         self.used: list[nn.Parameter] = []
 
     def fill(self) -> None:
-        """Called between the backward pass and the optimizer step."""
+        """Fills in zeros; to be called between the backward pass and the optimizer step."""
         for parameter in self.used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -119,5 +119,5 @@ class ZeroGradients:
         return list(self.unused)
 
     def restore(self, unused: list[str]) -> None:
-        """Brings back what `state` gave."""
+        """Restores the state returned by `state`."""
         self.used += [self.unused.pop(name) for name in list(self.unused) if name not in unused]

@@ -7,18 +7,21 @@ from torch import Tensor
 
 from ops.short_attention import MAX_LENGTH, runs_on
 
-LEAST_PADDING = 1 / 8  # of a batch's positions; with less, packing and padding again cost more than they save
+LEAST_PADDING = 1 / 8  # share of padding below which packing and unpacking cost more than they save
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which positions of a batch of sequences are valid, and where their hidden states are.
+    """Which positions of a batch of sequences are valid, and whether and how their hidden states are packed.
 
-    mask: bool (B, L), true on valid positions; index: int64 (num_tokens,), where packed states come from in the
-    flattened batch. With an index, states are packed, (num_tokens, h); with None they keep their padding, (B, L, h),
-    and pack and pad change nothing. keys int64 (B, L) and row_keys (rows,): dropout keys of the positions, and of the
-    states as they are laid out; None without dropout. starts: int32 (B + 1,), the first row of each sequence, where
-    attention works on packed rows; None where it works on padded ones.
+    Attributes:
+        mask: bool (B, L), true for valid positions.
+        index: int64 (num_tokens,), the flat positions of the packed states, which are (num_tokens, h); None if states
+            are padded, (B, L, h), and pack and pad are no-ops.
+        keys: int64 (B, L), dropout keys of the positions; None without dropout.
+        row_keys: int64 (rows,), dropout keys of the packed or padded states; None without dropout.
+        starts: int32 (B + 1,), the first row of each sequence, for attention on packed rows; None for attention on
+            padded sequences.
     """
 
     mask: Tensor
@@ -40,11 +43,14 @@ class Layout:
 
 
 def lay_out(mask: Tensor, count: int | None, keys: Tensor | None = None) -> Layout:
-    """The layout of sequences with this mask.
+    """Chooses the layout of sequences.
 
-    count: how many places of the mask are true, or, where not all are, a larger number: the rows behind them are then
-    padding, which changes no result (a capacity is more than mask.numel() where it leaves nothing out). None: unknown,
-    and states keep their padding. keys: int64 (B, L), see Layout.
+    Args:
+        mask: bool (B, L).
+        count: number of true elements of the mask, or a larger capacity, in which case the additional rows are padding
+            that changes no result. Equality with mask.numel() means that all positions are valid. None if unknown:
+            states stay padded.
+        keys: int64 (B, L), see Layout.
     """
     on_rows = count is not None and mask.shape[1] <= MAX_LENGTH and runs_on(mask.device)
     full = count == mask.numel()
@@ -55,13 +61,13 @@ def lay_out(mask: Tensor, count: int | None, keys: Tensor | None = None) -> Layo
         row_keys = None if keys is None else keys.flatten().index_select(0, index)
     if not on_rows:
         return Layout(mask, index, keys, row_keys)
-    if row_keys is None:  # attention on rows wants some, and uses none without dropout
+    if row_keys is None:  # required by attention on rows, but not used without dropout
         row_keys = torch.zeros(mask.numel() if index is None else len(index), dtype=torch.int64, device=mask.device)
     return Layout(mask, index, keys, row_keys, _starts(mask, full))
 
 
 def _starts(mask: Tensor, full: bool) -> Tensor:
-    """int32 (B + 1,): where each sequence begins among the packed rows. full: every position is valid."""
+    """int32 (B + 1,): the first packed row of each sequence. full: every position is valid."""
     size, length = mask.shape
     if full:
         return torch.arange(0, (size + 1) * length, length, dtype=torch.int32, device=mask.device)
@@ -71,8 +77,8 @@ def _starts(mask: Tensor, full: bool) -> Tensor:
 
 
 def positions(mask: Tensor, count: int) -> Tensor:
-    """int64 (count,): the flat indices of the true places of a bool tensor, then of others, in their order.
+    """int64 (count,): the flat indices of the true elements of a bool tensor, then of false ones, each in order.
 
-    The device is not asked how many there are.
+    Unlike nonzero, this does not synchronise with the device.
     """
     return mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:count]

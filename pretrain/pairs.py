@@ -1,4 +1,4 @@
-"""The pairs of a data set: which have captions, which are held out, and which caption is swapped for which."""
+"""Image-caption pairs of a data set: captions, the training-validation split, and misaligned captions."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,11 +13,14 @@ from shards.texts import TextLists
 
 
 class Captions:
-    """The captions of a data set, numbered in the order of their images, with a number for each distinct text.
+    """The captions of a data set, numbered in the order of their images.
 
-    texts: packed, so that data workers share them; text_ids: int64 (n,), equal where the texts are equal but for case
-    and spaces; -1 in the place of an image without captions. begins: int64 (images + 1,): image i has the captions from
-    begins[i] to before begins[i + 1]. Where no image has several, a caption has the number of its image.
+    If no image has several captions, caption numbers are image numbers.
+
+    Attributes:
+        texts: packed, so that data workers share the memory.
+        text_ids: int64 (n,), equal for texts that differ at most in case and spaces; -1 for an image without captions.
+        begins: int64 (images + 1,); image i has the captions begins[i] to begins[i + 1] - 1.
     """
 
     def __init__(self, captions: Iterable[str | Sequence[str]]):
@@ -30,28 +33,27 @@ class Captions:
         return self.texts[number]
 
     def images_of(self, numbers):
-        """The image number of each caption; numbers: an array, or one."""
+        """The image numbers of captions; numbers: an array or an int."""
         return np.searchsorted(self.begins, numbers, side="right") - 1
 
     def of_image(self, image: int) -> np.ndarray:
-        """The numbers of an image's captions, int64, ascending."""
+        """The caption numbers of an image, int64, ascending."""
         begin, end = self.begins[image : image + 2].tolist()
         return begin + np.flatnonzero(self.text_ids[begin:end] >= 0)
 
     def drawn(self, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """One caption of each image, drawn with the keys of its sample: caption numbers int64 (B,)."""
+        """Samples one caption per image with the samples' keys: caption numbers, int64 (B,)."""
         own = [self.of_image(image) for image in images.tolist()]
         picks = masking.choose_captions(keys, np.array([len(numbers) for numbers in own], np.int64))
         return np.array([numbers[pick] for numbers, pick in zip(own, picks.tolist(), strict=True)], np.int64)
 
 
 def linked_texts(captions: Captions) -> np.ndarray:
-    """int64 (captions,): the group of each caption; -1 where there is none.
+    """int64 (captions,): the group of each caption; -1 for an image without captions.
 
-    Images are linked where they share a text; a group is what is linked directly or through others, a connected
-    component. So all captions of an image are in one group, and so are all images of a text. A group is called by the
-    id of one of its texts, the one whose hash is smallest: an image without links is as likely to come first in the
-    order of these ids as a large group. Where no image has several captions, a group is a text.
+    Images that share a text are linked, and a group is a connected component: all captions of an image are in one
+    group, and so are all images of a text. The id of a group is the id of its text with the smallest hash, so that the
+    order of the ids does not depend on the size of the groups. If no image has several captions, a group is a text.
     """
     ids, images = captions.text_ids, len(captions.begins) - 1
     if len(ids) == images:
@@ -74,14 +76,13 @@ def linked_texts(captions: Captions) -> np.ndarray:
 def split_pairs(captions: Captions, validation_pairs: int, among: int) -> tuple[np.ndarray, np.ndarray]:
     """Caption numbers (training, validation), both ascending, split by image and by caption text.
 
-    Held-out pairs are of the first `among` captions; pairs beyond them that have a held-out text, or whose image is
-    linked with one (linked_texts), are left out of both sides.
+    All pairs of a group (linked_texts) are on one side, so that neither images, nor texts, nor images with a common
+    caption are in both. About validation_pairs pairs are held out, at most a tenth, in the order of group ids, which
+    are hashes of texts, so the split does not depend on the seed. Fewer than 20 groups are not split. A group of
+    several texts and images with more pairs than wanted is used for training, because such links can connect a large
+    part of a data set.
 
-    All pairs of an image and all of a text are on one side, so that neither an image, nor a sentence, nor other
-    pictures of its scene are in both. About validation_pairs of them are held out, at most a tenth, in the order of
-    their groups' ids, which are hashes of texts: the same whatever the seed. Fewer than 20 groups are not split.
-    Several texts may link a large part of a data set: images that are so linked are trained on where they have more
-    pairs than are wanted.
+    Only the first `among` captions are held out; later captions of a held-out group are in neither part.
     """
     captioned = np.flatnonzero(captions.text_ids >= 0)
     groups = linked_texts(captions)
@@ -97,7 +98,7 @@ def split_pairs(captions: Captions, validation_pairs: int, among: int) -> tuple[
 
 
 def _linked_by_several_texts(captions: Captions, groups: np.ndarray, keys: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """bool (keys,): which groups have several texts and, of their captions `near`, several images."""
+    """bool (keys,): which groups have several texts, and several images among the captions `near`."""
     others = (groups != captions.text_ids).nonzero()[0]
     if not len(others):
         return np.zeros(len(keys), bool)
@@ -106,10 +107,10 @@ def _linked_by_several_texts(captions: Captions, groups: np.ndarray, keys: np.nd
     return np.isin(keys, groups[others]) & (images > 1)
 
 
-class Swaps:
-    """Partners for swapped captions among some pairs: any of their captions whose text is none of the image's own.
+class MisalignedCaptions:
+    """Samples misaligned captions: captions whose text differs from all captions of the image.
 
-    numbers: of the captions that are drawn from.
+    numbers: the caption numbers to sample from.
     """
 
     def __init__(self, captions: Captions, numbers: np.ndarray):
@@ -119,7 +120,7 @@ class Swaps:
             self._check()
 
     def _check(self) -> None:
-        """Refuses captions among which an image has every text: there is none to swap for its own."""
+        """Raises UserError if an image has every text, so that there is no misaligned caption for it."""
         texts = np.unique(self.text_ids[self.numbers])
         if np.diff(self.captions.begins).max() < len(texts):
             return
@@ -127,13 +128,12 @@ class Swaps:
         for image in images[counts >= len(texts)].tolist():
             if np.isin(texts, self.text_ids[self.captions.of_image(image)]).all():
                 raise UserError(
-                    "all captions are the same, or one image has them all; alignment needs at least two different "
-                    "ones, of two images (--validation_pairs, where they are held out)"
+                    "all captions are equal, or one image has all of them; alignment needs different captions of at "
+                    "least two images, also among the --validation_pairs"
                 )
 
     def partner(self, number: int, key: int) -> int:
-        """The caption that the pair of caption `number` gets, drawn with its key; every caption that is not the image's
-        own, nor has the text of one, is as likely."""
+        """The misaligned caption for the pair of caption `number`, sampled uniformly with the pair's key."""
         own = self.text_ids[self.captions.of_image(int(self.captions.images_of(number)))].tolist()
         counters = np.arange(64, dtype=np.int64)
         draws = masking.draw(np.array([key]), counters, masking.PARTNER)[0]

@@ -1,7 +1,7 @@
-"""How an epoch's pairs are divided: into steps, and each step's into the parts that ranks and accumulation make.
+"""Division of an epoch into steps, and of each step over ranks and gradient accumulation steps.
 
-Everything is a division into parts that differ by one pair at most, so that no step is much smaller than the others
-and every rank takes the same number of steps, whatever the number of pairs.
+All divisions have parts that differ by at most one pair, so that all steps have nearly the same size and every rank
+takes the same number of steps.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,13 +10,13 @@ from shards.ranks import ALONE, Ranks
 
 
 def share(total: int, parts: int, part: int) -> tuple[int, int]:
-    """Where part number `part` of `total` things begins and ends."""
+    """(begin, end) of part number `part` when `total` items are divided into `parts`."""
     return total * part // parts, total * (part + 1) // parts
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Who reads: ranks, data workers of each (0: the rank itself), and accumulated parts of a step."""
+    """Number of ranks, of data workers per rank (0: the rank itself reads), and of gradient accumulation steps."""
 
     ranks: int = 1
     workers: int = 0
@@ -24,13 +24,13 @@ class Layout:
 
     @property
     def readers(self) -> int:
-        """Readers of a rank's streams."""
+        """Number of readers of a rank's streams."""
         return max(self.workers, 1)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """From step `begin` of an epoch on, what was left of its streams was divided by `layout`."""
+    """From step `begin` of an epoch, the remaining samples of its streams are divided by `layout`."""
 
     begin: int
     layout: Layout
@@ -45,11 +45,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a run, and which part of each is this rank's.
+    """The steps of a run and this rank's share of each step.
 
-    pairs: that are trained on; batch_size: of the whole step, over all ranks; epochs: None where steps says how many
-    steps there are; stages: how the epoch that first_step
-    lies in was divided up to there (for streams; local shards are read in an order that no layout changes).
+    Attributes:
+        pairs: number of training pairs per epoch.
+        batch_size: pairs per step, over all ranks.
+        epochs: number of epochs; None if `steps` is given.
+        stages: how the epoch of first_step has been divided before it (for streams; the order of local shards does not
+            depend on the layout).
     """
 
     pairs: int
@@ -75,12 +78,12 @@ class Plan:
         return Layout(self.ranks.count, self.workers, self.accumulate)
 
     def samples_before(self, step: int) -> int:
-        """Pairs that were trained on before a step, over all epochs."""
+        """Number of pairs trained on before a step, over all epochs."""
         epoch, step = divmod(step, self.steps_per_epoch)
         return epoch * self.pairs + share(self.pairs, self.steps_per_epoch, step)[0]
 
     def part(self, step: int, number: int) -> tuple[int, int, int]:
-        """(epoch, begin, end): the positions in its epoch of one of this rank's parts of a step."""
+        """(epoch, begin, end): this rank's accumulation step `number` of a step, as positions in the epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         begin, end = share(self.pairs, self.steps_per_epoch, place)
         parts = self.ranks.count * self.accumulate
@@ -88,7 +91,7 @@ class Plan:
         return epoch, begin + low, begin + high
 
     def stages_at(self, step: int) -> tuple[Stage, ...]:
-        """The stages of the epoch that a step lies in: those before, and one more where the layout is another."""
+        """The stages of the epoch of a step; the current layout adds one if it differs from the last."""
         known = self.stages if step // self.steps_per_epoch == self.first_step // self.steps_per_epoch else ()
         known = known or (Stage(0, self.layout),)
         if known[-1].layout == self.layout:

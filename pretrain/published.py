@@ -1,8 +1,8 @@
-"""Names of weights: the published implementation's (and BERT's) on one side, ours on the other.
+"""Converts state dicts between the names of the reference implementation (and of BERT) and ours.
 
-The published code keeps queries, keys and values as three matrices where we keep one, and has three things that
-nothing uses or that are there already: two matrices per connection (q_dense1, q_dense2), a head on words
-(linguisic_logit, so spelled), and the word embeddings once more, as the decoder of the word head.
+The reference implementation has three matrices for queries, keys and values where we have one. It also has unused
+parameters, two matrices per co-attention layer (q_dense1, q_dense2) and a head on tokens (linguisic_logit, so
+spelled), and a copy of the word embeddings as the decoder of the masked-token head.
 """
 
 import re
@@ -66,7 +66,7 @@ _NUMBER = re.compile(r"(?<=layer\.)\d+|(?<=layers\.)\d+|(?<=connections\.)\d+")
 
 
 def _table() -> dict[str, tuple[str, int | None]]:
-    """Published module -> ours, and of a query, key or value which third of ours it is; # is a layer's number."""
+    """Published module -> (our module, third): 0 to 2 for query, key and value, else None. # is a layer number."""
     table = dict(_PLAIN)
     for outer, inner in ((_ANSWER_HEADS, _IN_ANSWER_HEAD), (_LAYERS, _IN_LAYER), (_CONNECTIONS, _IN_CONNECTION)):
         table |= {f"{a}.{x}": f"{b}.{y}" for a, b in outer.items() for x, y in inner.items()}
@@ -81,7 +81,7 @@ def _table() -> dict[str, tuple[str, int | None]]:
 
 
 def _reversed(table: dict[str, tuple[str, int | None]]) -> dict[str, list[str]]:
-    """Our module -> the published one, or the three that are its thirds, in their order."""
+    """Our module -> the published module, or the three modules of query, key and value."""
     theirs: dict[str, list[str]] = {}
     for published, (ours, _) in table.items():
         theirs.setdefault(ours, []).append(published)
@@ -92,11 +92,11 @@ _OURS = _table()
 _THEIRS = _reversed(_OURS)
 
 DECODER = "cls.predictions.decoder"
-_UNUSED = {"biOutput.dense1": "biOutput.q_dense1", "biOutput.dense2": "biOutput.q_dense2"}  # by one of its shape
+_UNUSED = {"biOutput.dense1": "biOutput.q_dense1", "biOutput.dense2": "biOutput.q_dense2"}  # by one of equal shape
 
 
 def our_name(published: str) -> tuple[str, int | None] | None:
-    """Our name of a published weight and, for a query, key or value, which third of ours it is; None: no place."""
+    """(our name, third) of a published parameter, see _table; None for an unexpected key."""
     module, _, kind = published.rpartition(".")
     found = _OURS.get(_NUMBER.sub("#", module))
     if found is None:
@@ -106,10 +106,13 @@ def our_name(published: str) -> tuple[str, int | None] | None:
 
 
 def from_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights in float32 under our names, and the published names that have no place here.
+    """Renames a published state dict; returns float32 tensors by our names, and the unexpected keys.
 
-    Takes the published names with or without "module.", BERT's own checkpoints (with or without "bert.", old
-    ones with gamma and beta in LayerNorm).
+    Accepts published names with or without "module.", and BERT checkpoints with or without "bert.", including old ones
+    with LayerNorm.gamma and LayerNorm.beta.
+
+    Raises:
+        UserError: a query, key or value matrix is missing.
     """
     ours: dict[str, Tensor] = {}
     thirds: dict[str, list[Tensor | None]] = {}
@@ -127,13 +130,13 @@ def from_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
     for name, parts in thirds.items():
         missing = [part for part, value in zip(_PARTS, parts, strict=True) if value is None]
         if missing:
-            raise UserError(f"the weights have no {missing[0]} matrix for {name}; the file is not whole")
+            raise UserError(f"missing keys: no {missing[0]} matrix for {name}; the file is incomplete")
         ours[name] = torch.cat(parts)
     return ours, left_over
 
 
 def _plain_name(name: str) -> str:
-    """A name as the published code writes it today."""
+    """A parameter name in the current form of the reference implementation."""
     name = name.removeprefix("module.")
     if not name.startswith(("bert.", "cls.", "vil_", "vision_logit.", "linguisic_logit.")):
         name = f"bert.{name}"
@@ -141,9 +144,9 @@ def _plain_name(name: str) -> str:
 
 
 def to_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights under the published names, and ours that have none there.
+    """Renames our state dict; returns tensors by published names, and our names that have no published counterpart.
 
-    The decoder of the word head is the word embeddings; the unused matrices of the connections are zeros.
+    The decoder of the masked-token head is a copy of the word embeddings; unused matrices are zeros.
     """
     theirs, left_over = {}, []
     for name, value in weights.items():
@@ -164,8 +167,8 @@ def to_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     return theirs, left_over
 
 
-def absent(theirs: dict[str, Tensor]) -> list[str]:
-    """The parts of the published model with all its heads that some weights under its names have not."""
+def missing_modules(theirs: dict[str, Tensor]) -> list[str]:
+    """The modules of the reference model, with all its heads, that are missing from a published state dict."""
     modules = {name.rpartition(".")[0] for name in theirs}
     parts = [place for place in _OURS if "#" not in place and place not in modules]
     return list(dict.fromkeys(".".join(place.split(".")[:2]) if place.startswith("cls.") else place for place in parts))

@@ -1,4 +1,4 @@
-"""python -m pretrain.run: pretraining on image-caption pairs, from region shards to a run directory."""
+"""python -m pretrain.run: pretrains the two-stream model on image-caption pairs in region shards."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from shards.world import DEFAULT_WORLD, complete_world, is_world, pairs_folder
 
 
 class Result(msgspec.Struct):
-    """The fields of result.json that are counted on."""
+    """The fields of result.json that are validated."""
 
     validation: dict[str, float | None]
     pairs: int
@@ -31,7 +31,7 @@ class Result(msgspec.Struct):
 
 
 def region_shards(data: str | None) -> str:
-    """The region shards to train on; the miniature world is made where nothing is given."""
+    """The region shards to train on; without --data, those of the miniature world, which is created if missing."""
     if data is None:
         complete_world(DEFAULT_WORLD, tasks=False)
     data = data or DEFAULT_WORLD
@@ -39,11 +39,11 @@ def region_shards(data: str | None) -> str:
 
 
 def run(config: PretrainConfig) -> int:
-    """Pretrains; the exit status is 0, or 128 + the signal that stopped the run."""
+    """Pretrains a model; returns the exit status, 0 or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
     if config.cuda_graph and (config.accumulate > 1 or not cuda_graph.runs_on(device)):
-        raise UserError(f"--cuda_graph true: works on GPUs, with --accumulate 1; this is {device}")
+        raise UserError(f"--cuda_graph true: requires a GPU and --accumulate 1; the device is {device}")
     _check_contrastive(config)
     with connected(ranks, device):
         data = on_first(ranks, lambda: region_shards(config.data))
@@ -51,16 +51,16 @@ def run(config: PretrainConfig) -> int:
 
 
 def _check_contrastive(config: PretrainConfig) -> None:
-    """Refuses flags that do not go with a contrastive loss, or that need one."""
+    """Raises UserError for flags that require, or are incompatible with, a contrastive loss."""
     if config.negatives == "hard" and not config.contrastive:
-        raise UserError("--negatives hard: are chosen by the contrastive loss; give its weight (--contrastive 1)")
+        raise UserError("--negatives hard: requires the contrastive loss; set its weight, for example --contrastive 1")
     for name in ("compile", "cuda_graph"):
         if config.contrastive and getattr(config, name):
-            raise UserError(f"--contrastive {config.contrastive:g}: does not work with --{name} true; leave one out")
+            raise UserError(f"--contrastive {config.contrastive:g}: cannot be combined with --{name} true; remove one")
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
-    """One rank's part of a run, from its flags to its result."""
+    """Runs pretraining on one rank and returns the exit status."""
     with locked_run(Path(config.out), "pretrain.run", ranks):
         return _pretrain(config, ranks, device)
 
@@ -79,13 +79,13 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int
         if ranks.first:
             write_json(out / RESULT, finished)
     if finished["validation"]:
-        ranks.say(f"held out: {describe_scores(finished['validation'])}")
-    ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+        ranks.say(f"validation: {describe_scores(finished['validation'])}")
+    ranks.say(f"run directory: {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 
 
 def result(job: Job, scores: dict, seconds: float) -> dict:
-    """What result.json says of a finished run; seconds: of the process that finished it."""
+    """The content of result.json. seconds: wall time of the process that finished the run."""
     return {
         "steps": job.plan.total_steps,
         "epochs": job.config.epochs or round(job.plan.total_steps / job.plan.steps_per_epoch, 3),
@@ -99,7 +99,7 @@ def result(job: Job, scores: dict, seconds: float) -> dict:
 
 
 if __name__ == "__main__":
-    summary = "Pretraining of the two-stream model on image-caption pairs."
+    summary = "Pretrain the two-stream model on image-caption pairs."
     with leaving():
         command(
             PretrainConfig,

@@ -1,4 +1,4 @@
-"""A run's directory: beginning it, resuming it, and finding it and what its configuration names."""
+"""Run directories: creating, resuming and finding them, and locating the files that their configuration names."""
 
 import contextlib
 import dataclasses
@@ -18,11 +18,11 @@ from shards.folder_lock import FolderLock
 from shards.ranks import Ranks
 
 CONFIG, RESULT = "config.json", "result.json"
-DETECTOR = "detector"  # the folder in a run with what shards.detectors.keep_detector keeps
-RUNS = "runs"  # the folder of runs, by default
-LISTED = 8  # existing runs that a message about a missing one names
+DETECTOR = "detector"  # subfolder with the files of the detector (shards.detectors.keep_detector)
+RUNS = "runs"  # the default folder of runs
+LISTED = 8  # maximum number of existing runs in the error message for a missing one
 
-# Flags of training commands that name files and folders, each with the values that are no paths.
+# Flags of training commands that name files and folders, each with the values that are not paths.
 PATHS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("data", "out", "bert", "tokenizer", "answers", "vqa_answers", "gqa_answers"), ()),
     "config": ("base", "tiny"),
@@ -32,14 +32,16 @@ PATHS: dict[str, tuple[str, ...]] = {
 
 
 def _is_there(path: str) -> bool:
-    """Whether a path exists; of a pattern, whether its folder does."""
+    """Whether a path exists; for a glob pattern, whether its folder exists."""
     pattern = any(mark in path for mark in "*?[{")
     return os.path.exists(path) or (pattern and os.path.isdir(os.path.dirname(path) or "."))
 
 
 def absolute(value, flag: str):
-    """The value of a flag as config.json keeps it: a path as an absolute one, so that the run can be read from any
-    directory. Addresses, and names that are no path (of a model on the hub), stay as they are."""
+    """The value of a flag as stored in config.json: paths become absolute, so that a run can be read from anywhere.
+
+    URLs and names that are not paths (models on the hub) are unchanged.
+    """
     if flag not in PATHS or not isinstance(value, str) or value in ("", *PATHS[flag]):
         return value
     if is_remote(value) or not _is_there(value):
@@ -48,12 +50,12 @@ def absolute(value, flag: str):
 
 
 def stored_form(flags: dict) -> dict:
-    """Flags as config.json keeps them, see `absolute`."""
+    """Flags as stored in config.json, see `absolute`."""
     return {name: absolute(value, name) for name, value in flags.items()}
 
 
 def read_config(run) -> dict:
-    """config.json of a run, with the paths in its flags and of its start where they are now (`_located`)."""
+    """Reads config.json of a run; paths in its flags and of its initial weights are relocated (`_located`)."""
     config = read_json(Path(run) / CONFIG, Config)
     flags, start = config.get("flags"), config.get("start")
     if isinstance(flags.get("out"), str):
@@ -64,17 +66,17 @@ def read_config(run) -> dict:
 
 
 def _located(value, flag: str, run, out: str):
-    """Where a path of a run's configuration is now.
+    """The current location of a path in a run's configuration.
 
-    An absolute path is taken as it is where it exists. Where it does not, the run and what it names may have been moved
-    or copied together: then the path from the one to the other is the same. Earlier versions kept paths relative to the
-    directory in which the command was typed: these too are first looked for from the run.
+    An absolute path that exists is returned unchanged. Otherwise the run and the file may have been moved or copied
+    together, so the relative path between them is tried. Earlier versions stored paths relative to the working
+    directory; these are also resolved relative to the run first.
 
     Args:
-        value: of the flag.
-        flag: its name.
-        run: the run's directory.
-        out: the run's directory when it was begun.
+        value: value of the flag.
+        flag: name of the flag.
+        run: current run directory.
+        out: run directory when the run was started.
     """
     if flag not in PATHS or not isinstance(value, str) or not value or is_remote(value) or value in PATHS[flag]:
         return value
@@ -90,7 +92,7 @@ def _located(value, flag: str, run, out: str):
 
 
 def existing_runs(path) -> str:
-    """What a message about a run that does not exist adds: the runs next to it and in the default folder."""
+    """Suffix of the error message for a missing run: existing runs next to it and in the default folder."""
     configs = [*Path(path).parent.glob(f"*/{CONFIG}")]
     configs += [found for depth in ("*", "*/*", "*/*/*") for found in Path(RUNS).glob(f"{depth}/{CONFIG}")]
     runs = sorted({os.path.normpath(found.parent) for found in configs if newest_checkpoint(found.parent)})
@@ -124,7 +126,7 @@ class Samples(msgspec.Struct):
 
 
 class Config(msgspec.Struct):
-    """The fields of config.json that are counted on, of all kinds of runs."""
+    """The fields of config.json that are validated, for all kinds of runs."""
 
     flags: dict[str, Any]
     model: dict[str, Any] = {}
@@ -139,7 +141,7 @@ class Config(msgspec.Struct):
 
 @contextlib.contextmanager
 def locked_run(run: Path, command: str, ranks: Ranks) -> Iterator[None]:
-    """A block in which these ranks alone write a run directory, of which the first has the lock."""
+    """Context manager that locks a run directory; the first rank holds the lock for all ranks."""
     lock = FolderLock(run, command, ("checkpoints",))
     on_first(ranks, lock.acquire)
     try:
@@ -149,19 +151,25 @@ def locked_run(run: Path, command: str, ranks: Ranks) -> Iterator[None]:
 
 
 def checkpoint_to_go_on_from(run: Path, resume: bool, ranks: Ranks) -> Path | None:
-    """The newest checkpoint, None of a run that is yet to begin; one that nobody asked to go on with is refused."""
+    """The newest checkpoint, or None for a new run.
+
+    Raises:
+        UserError: the run exists and --resume is not set, or it cannot be resumed.
+    """
     newest = on_first(ranks, lambda: newest_checkpoint(run))
     if newest and not resume:
-        raise UserError(f"{run}: holds a run already; --resume goes on with it, or give another --out")
+        raise UserError(f"{run}: already contains a run; use --resume to continue it, or another --out")
     if newest and not (newest / FACTS).exists():
-        raise UserError(f"{newest}: is not to be seen from rank {ranks.rank}; --out should be shared by all machines")
+        raise UserError(
+            f"{newest}: not visible on rank {ranks.rank}; --out must be on a file system that all ranks share"
+        )
     if newest and not (newest / TRAINING).exists():
-        raise UserError(f"{run}: has weights alone and no training to go on with; start from it with --init")
+        raise UserError(f"{run}: contains weights but no optimizer state to resume from; use it with --init")
     return newest
 
 
 def stored_flags(flags: dict, run) -> dict:
-    """The flags of the run that --resume goes on with, so that they need not be typed again. flags: as typed."""
+    """The stored flags of the run to resume, so that they need not be repeated. flags: of the command line."""
     path = Path(run) / CONFIG
     if str(flags.get("resume", "")).lower() != "true" or not path.exists():
         return {}
@@ -169,13 +177,13 @@ def stored_flags(flags: dict, run) -> dict:
 
 
 def finished_result(run: Path, newest: Path | None, config, free: set[str], ranks: Ranks, kind) -> dict | None:
-    """What result.json has of a run that is finished, the same on every rank; None where there is something to do.
+    """The content of result.json of a finished run, on every rank; None if the run is not finished.
 
     Args:
-        newest: as checkpoint_to_go_on_from gives it.
-        config: the flags; those that are None are not compared with the run's, which has stored what they stand for.
+        newest: result of checkpoint_to_go_on_from.
+        config: the flags; those that are None (not given) are not compared with those of the run.
         free: flags that may differ.
-        kind: a type of msgspec with the fields that are counted on.
+        kind: msgspec type with the fields of result.json to validate.
     """
 
     def read() -> dict | None:
@@ -186,23 +194,23 @@ def finished_result(run: Path, newest: Path | None, config, free: set[str], rank
 
     result = on_first(ranks, read)
     if result is not None:
-        ranks.say("this run was finished before; nothing to do")
+        ranks.say("this run is already finished; nothing to do")
     return result
 
 
 def check_flags(flags: dict, run: Path, free: set[str]) -> None:
-    """Refuses to go on with flags that would make it another run; those of `free` may differ."""
+    """Raises UserError if a flag differs from that of the run to resume; those in `free` may differ."""
     stored = stored_form(read_config(run)["flags"])
     for name, value in flags.items():
         if name not in free and stored.get(name, value) not in (value, absolute(value, name)):
             raise UserError(
                 f"--{name} {value}: the run in {run} has {stored[name]}; "
-                "leave the flag out, or begin another run with another --out"
+                "omit the flag to resume, or start a new run with another --out"
             )
 
 
 def clear_run(run: Path) -> None:
-    """An empty run directory; what an earlier run without a checkpoint left there is removed."""
+    """Creates an empty run directory; files of an earlier run without a checkpoint are removed."""
     names = ("checkpoints", "metrics.jsonl", RESULT, "scores", DETECTOR, "events.out.tfevents.*")
     for path in (path for name in names for path in run.glob(name)):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Where batches come from: local shards by number, or streams from front to back; both resume at any step."""
+"""Training and validation batches, from local shards (random access) or streams; both resume at any step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,15 +24,16 @@ from shards.reader import RegionReader
 from shards.sample import Sample
 from shards.stream import open_stream, read_stream
 
-VALIDATION_EPOCH = -1  # held-out pairs are masked and swapped in one way, whatever the training epoch
+VALIDATION_EPOCH = -1  # so that masks and misaligned captions of validation pairs are the same in every validation
 
 
 @dataclass
 class Pairs:
-    """A data set of image-caption pairs, divided.
+    """A data set of image-caption pairs, split into training and validation.
 
-    trained, validation: numbers of captions int64, ascending; numbers: of the pairs that an epoch reads, one of each
-    image or one of each caption.
+    Attributes:
+        trained, validation: caption numbers, int64, ascending.
+        numbers: pair numbers of an epoch, one per image or one per caption.
     """
 
     shards: Shards
@@ -44,27 +45,30 @@ class Pairs:
 
     @property
     def one_caption(self) -> bool:
-        """Whether an epoch takes one caption of each image that has several."""
+        """Whether an epoch uses one of several captions of an image."""
         return len(self.numbers) < len(self.captions.texts)
 
     @cached_property
     def training(self) -> np.ndarray:
-        """The numbers of the pairs that an epoch trains on, int64, ascending."""
+        """The pair numbers of a training epoch, int64, ascending."""
         return np.unique(self.captions.images_of(self.trained)) if self.one_caption else self.trained
 
     @property
     def member(self) -> np.ndarray:
-        """bool by pair number: what is trained on."""
+        """bool by pair number, true for training pairs."""
         member = np.zeros(len(self.numbers), bool)
         member[self.training] = True
         return member
 
 
 def open_pairs(data: str, validation_pairs: int, captions_per_image: str = "all") -> Pairs:
-    """Opens region shards with captions. Of streams, only pairs of the first shard are held out: one can be read.
+    """Opens region shards with captions and splits off the validation pairs.
 
-    captions_per_image: `all`, so that an epoch reads every pair once, or `one`, drawn anew in every epoch. Held-out
-    pairs are the same ones with both.
+    Args:
+        data: local shards or a stream. Of a stream, only pairs of the first shard are held out, so that validation
+            reads one shard.
+        captions_per_image: `all`: an epoch uses every pair once; `one`: an epoch uses one caption per image, sampled in
+            each epoch. The validation pairs are the same.
     """
     streamed = is_remote(data)
     shards, texts = open_stream(data) if streamed else (open_dataset(data), None)
@@ -76,7 +80,7 @@ def open_pairs(data: str, validation_pairs: int, captions_per_image: str = "all"
     among = shards.shards[0].samples if streamed else len(shards)
     trained, validation = split_pairs(captions, validation_pairs, int(captions.begins[among]))
     if not len(trained):
-        raise UserError(f"{data}: all captions are blank; pretraining needs image-caption pairs")
+        raise UserError(f"{data}: all captions are empty; pretraining needs image-caption pairs")
     numbers = PairNumbers(shards.counts, captions.begins if captions_per_image == "all" else None)
     return Pairs(shards, captions, trained, validation, numbers, streamed)
 
@@ -105,7 +109,7 @@ def _sample_or_error(samples, number: int) -> Sample | UserError:
 
 
 class _Requests:
-    """(epoch, pair numbers) of each of this rank's parts of every step."""
+    """(epoch, pair numbers) of every accumulation step of this rank."""
 
     def __init__(self, pairs: Pairs, seed: int, plan: Plan):
         self.pairs, self.seed, self.plan = pairs, seed, plan
@@ -124,7 +128,7 @@ class _Requests:
 def training_steps(
     pairs: Pairs, collator: Collator, plan: Plan, places: Places, pin: bool = False
 ) -> Iterator[list[Batch]]:
-    """This rank's parts of every step from plan.first_step on, read ahead by the plan's data workers."""
+    """This rank's batches of every step from plan.first_step, one per accumulation step, prefetched by data workers."""
     if pairs.streamed:
         each = plan.steps_per_epoch
         starts = [plan.first_step, *range((plan.first_step // each + 1) * each, plan.total_steps, each)]
@@ -143,7 +147,7 @@ def training_steps(
 
 
 class ValidationBatches:
-    """This rank's share of the held-out pairs in batches, the same at every pass; those of a stream are read once."""
+    """This rank's share of the validation pairs in batches, equal in every pass; a stream is read only once."""
 
     def __init__(self, pairs: Pairs, collator: Collator, batch_size: int, ranks: Ranks = ALONE):
         self.pairs, self.collator, self.size, self.ranks = pairs, collator, batch_size, ranks
@@ -157,7 +161,7 @@ class ValidationBatches:
             self.samples = RegionReader(pairs.shards)
 
     def __len__(self) -> int:
-        """Held-out pairs, of all ranks together."""
+        """Number of validation pairs, over all ranks."""
         return len(self.pairs.validation)
 
     def __iter__(self):

@@ -1,7 +1,7 @@
-"""One optimizer step over the whole global batch: forward, backward, clip, and skip where gradients are not finite.
+"""One optimizer step over the global batch: forward, backward, clipping, and skipping if gradients are not finite.
 
-Nothing here waits for a GPU: counts come with the batches, and whether a step was skipped is decided on the device
-(the optimizer's own found_inf) and read later.
+Nothing here waits for a GPU: counts come with the batches, and the decision to skip a step is made on the device (the
+optimizer's found_inf) and read later.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from pretrain.optimizer import ZeroGradients
 from shards.errors import UserError
 from shards.ranks import Ranks
 
-IN_A_ROW = 10  # skipped steps after which a run is given up
+IN_A_ROW = 10  # consecutive skipped steps after which training stops
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The type of matrix work. Weights, losses, softmax and LayerNorm are float32 (float64 in float64)."""
+    """The precision of matrix products. Weights, losses, softmax and LayerNorm are float32 (or float64)."""
 
     name: str
     device: torch.device
@@ -45,14 +45,14 @@ class Precision:
 
 
 class Skipped:
-    """Counts the steps whose gradients were not finite, a step or two late on a GPU so as not to wait for it."""
+    """Counts steps with non-finite gradients; on a GPU a step or two late, to avoid synchronisation."""
 
     def __init__(self, count: int = 0):
         self.count, self.streak = count, 0
         self._waiting: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def note(self, number: int, finite: Tensor) -> None:
-        """finite: bool scalar on the device, of step `number`."""
+        """Records the result of step `number`. finite: bool scalar on the device."""
         event = None
         if finite.device.type == "cuda":
             on_host = torch.empty((), dtype=torch.bool, pin_memory=True)
@@ -62,7 +62,7 @@ class Skipped:
         self._waiting.append((number, finite, event))
 
     def check(self, wait: bool = False) -> None:
-        """Takes in what is known; IN_A_ROW skipped steps in a row are a UserError."""
+        """Processes the results that have arrived (all, with `wait`); raises UserError after IN_A_ROW skipped steps."""
         while self._waiting and (wait or self._waiting[0][2] is None or self._waiting[0][2].query()):
             number, finite, event = self._waiting.popleft()
             if event is not None:
@@ -73,26 +73,26 @@ class Skipped:
             self.count, self.streak = self.count + 1, self.streak + 1
             if self.streak == IN_A_ROW:
                 raise UserError(
-                    f"the gradients of {IN_A_ROW} steps in a row, up to step {number + 1}, were not finite; the last "
-                    "checkpoint is good: lower --lr, use another --precision, or look for bad features in the data"
+                    f"the gradients of {IN_A_ROW} consecutive steps, up to step {number + 1}, were not finite; resume "
+                    "from the last checkpoint with a lower --lr or another --precision, or check the features"
                 )
 
 
 @dataclass
 class Sums:
-    """Running sums between two lines of the log, kept on the device so that no step waits for it."""
+    """Running sums between two log lines, kept on the device to avoid synchronisation."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, values: dict[str, Tensor | int], counted: Tensor) -> None:
-        """Adds numbers of a step where `counted` (bool scalar) is true: steps that were skipped count for nothing."""
+        """Adds the values of a step if `counted` (bool scalar on the device) is true, so not for skipped steps."""
         for name, value in values.items():
             value = value.double() if isinstance(value, Tensor) else counted.new_full((), value, dtype=torch.float64)
             value = torch.where(counted, value, 0.0)
             self.values[name] = self.values[name] + value if name in self.values else value
 
     def state(self, ranks: Ranks) -> list[dict[str, float]]:
-        """The sums of every rank, for a checkpoint; they go on."""
+        """The sums of every rank, for a checkpoint; they are not reset."""
         names = list(self.values)
         table = torch.zeros(ranks.count, len(names), dtype=torch.float64)
         if names:
@@ -101,7 +101,7 @@ class Sums:
 
     @classmethod
     def restored(cls, state: list[dict[str, float]], ranks: Ranks, device: torch.device) -> "Sums":
-        """The sums that a checkpoint has; the first of another number of ranks goes on with the sums over all."""
+        """The sums of a checkpoint; if the number of ranks has changed, the first rank gets the sums over all ranks."""
         if len(state) != ranks.count:
             total = {name: sum(of_rank[name] for of_rank in state) for name in (state or [{}])[0]}
             state = [total] + [dict.fromkeys(total, 0.0)] * (ranks.count - 1)
@@ -109,7 +109,7 @@ class Sums:
         return cls({name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in own.items()})
 
     def reading(self, ranks: Ranks) -> dict[str, float]:
-        """The sums over all ranks as plain numbers, none where nothing was added; they begin anew."""
+        """The sums over all ranks as Python floats (empty if nothing was added); resets the sums."""
         if not self.values:
             return {}
         numbers = add_up(torch.stack(list(self.values.values())), ranks).tolist()
@@ -120,13 +120,17 @@ class Sums:
 
 @dataclass
 class Engine:
-    """What takes optimizer steps.
+    """Takes optimizer steps.
 
-    replica: a module that makes of a part of a batch (its part of the loss, numbers for the log), synchronised over
-    ranks unless there is a graph or `used`; model: whose weights are trained; graph: what takes the place of the
-    replica's forward and backward pass for batches that it has room for, where a step is not divided into parts; used:
-    what adds up the gradients of the replica over the ranks after the backward pass. The replica then has a method
-    task_of(part), the name of the part's task. zeros: makes the optimizer update parameters that a step does not use.
+    Attributes:
+        replica: module that maps a batch to (loss contribution, metric sums); its backward pass synchronises gradients
+            unless there is a graph or `used`.
+        model: the trained model.
+        graph: CUDA graph of the replica's forward and backward pass, for batches that fit and without gradient
+            accumulation.
+        used: sums the gradients over the ranks after the backward pass; requires replica.task_of(part), the name of the
+            task of a batch.
+        zeros: makes the optimizer update parameters that a step does not use.
     """
 
     replica: nn.Module
@@ -142,9 +146,12 @@ class Engine:
     skipped: Skipped = field(default_factory=Skipped)
 
     def step(self, number: int, parts: list, sums: Sums, *arguments) -> None:
-        """Step `number` on this rank's parts of the batch, which are on the device already.
+        """Takes step `number`.
 
-        arguments: what the replica needs to know of the whole batch. The sums get its numbers, steps, gradient_norm.
+        Args:
+            parts: this rank's batches, one per accumulation step, on the device.
+            sums: get the metric sums of the replica, and `steps` and `gradient_norm`.
+            arguments: passed to the replica, such as counts over the global batch.
         """
         if self.graph is not None and len(parts) == 1 and self.graph.holds(parts[0]):
             added = self.graph(parts[0], *arguments)
@@ -159,12 +166,12 @@ class Engine:
         sums.add(added | {"gradient_norm": norm, "steps": 1}, finite)
 
     def _pass(self, parts: list, arguments: tuple) -> dict[str, Tensor | int]:
-        """Adds the parts' gradients to those that there are, and returns their numbers."""
+        """Accumulates the gradients of the parts and returns their metric sums."""
         added: dict[str, Tensor | int] = {}
         summed = self.graph is not None or self.used is not None
-        averaged = 1 if summed else self.ranks.count  # replicas average gradients, and do not add them
+        averaged = 1 if summed else self.ranks.count  # DistributedDataParallel averages gradients instead of summing
         if self.graph is not None:
-            self.graph.make_way()
+            self.graph.prepare_eager()
         for place, part in enumerate(parts):
             with without_sync(self.replica) if place + 1 < len(parts) else contextlib.nullcontext():
                 loss, numbers = self.replica(part, *arguments)
@@ -174,19 +181,19 @@ class Engine:
         return added
 
     def _update(self) -> tuple[Tensor, Tensor]:
-        """Clips and applies the gradients where they are finite; returns their norm and whether they are."""
+        """Clips and applies the gradients if they are finite; returns their norm and whether they are finite."""
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         finite = norm.isfinite()
-        shrink = (norm / self.clip).clamp(min=1.0) if self.clip else None  # what the gradients are divided by
+        shrink = (norm / self.clip).clamp(min=1.0) if self.clip else None  # divisor of the gradients
         fused = not self.scaler.is_enabled() and getattr(self.optimizer, "_step_supports_amp_scaling", False)
         if shrink is not None and not (fused and shrink.dtype == torch.float32):
             torch._foreach_div_(gradients, shrink)
             shrink = None
         if self.zeros is not None:
             self.zeros.fill()
-        if fused:  # divides as it reads the gradients, which spares a pass over them; in float32 alone
+        if fused:  # the optimizer divides the gradients while reading them, which saves a pass; float32 only
             self.optimizer.grad_scale, self.optimizer.found_inf = shrink, (~finite).float()
             self.optimizer.step()
         elif self.scaler.is_enabled():
@@ -199,12 +206,12 @@ class Engine:
         return norm, finite
 
     def state(self) -> dict:
-        """What a checkpoint keeps besides weights and the optimizer's moments."""
+        """The state for a checkpoint, in addition to weights and optimizer moments."""
         unused = {} if self.zeros is None else {"unused_parameters": self.zeros.state()}
         return {"scaler": self.scaler.state_dict(), "skipped_steps": self.skipped.count} | unused
 
     def restore(self, state: dict) -> None:
-        """Brings back what `state` gave."""
+        """Restores the state returned by `state`."""
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = Skipped(state["skipped_steps"])
         if self.zeros is not None:
@@ -220,10 +227,14 @@ def make_engine(
     graph=None,
     update_unused: bool = False,
 ) -> Engine:
-    """An engine for a module with a `model` and a `precision`.
+    """Builds an engine.
 
-    all_used: every parameter has a part in every loss; else see distributed.UsedParameters; graph: (pairs, longest) of
-    a GraphedPass, None to start kernels one by one; update_unused: see optimizer.ZeroGradients.
+    Args:
+        work: module with a `model` and a `precision`.
+        clip: maximum gradient norm, 0 for no clipping.
+        all_used: whether every parameter contributes to every loss; otherwise see distributed.UsedParameters.
+        graph: (pairs, longest) of a GraphedPass; None for no CUDA graph.
+        update_unused: see optimizer.ZeroGradients.
     """
     scaler = work.precision.scaler()
     replicated = all_used and graph is None

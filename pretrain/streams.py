@@ -1,7 +1,7 @@
-"""Batches from streams: every reader makes some of them from its own stretch of the epoch's sequence of samples.
+"""Batches from streams: every reader makes batches from its own contiguous share of an epoch's sequence of samples.
 
-What a reader has read after any number of batches is known without reading anything, so a run may go on with another
-number of ranks, workers or accumulated parts: what is left of the epoch is divided anew (a stage, see plan.py).
+The samples of a reader's batches are known without reading, so a run can be resumed with another number of ranks,
+workers or accumulation steps: the remaining samples of the epoch are divided again (a stage, see plan.py).
 """
 
 from collections import Counter
@@ -17,8 +17,8 @@ from shards.order import PairNumbers
 from shards.stream import Stretch
 
 
-def turns(total: int, readers: int) -> list[int]:
-    """Which reader each of a rank's batches comes from: in turn, while they have any left."""
+def reader_order(total: int, readers: int) -> list[int]:
+    """The reader of each of a rank's batches: round robin over the readers with batches left."""
     shares = [share(total, readers, reader) for reader in range(readers)]
     left, order = [end - begin for begin, end in shares], []
     while len(order) < total:
@@ -27,11 +27,13 @@ def turns(total: int, readers: int) -> list[int]:
     return order
 
 
-class Reading:
-    """What one reader reads in a stage of an epoch: a stretch of the sequence, and the sizes of its batches.
+class ReaderShare:
+    """One reader's share of a stage of an epoch: a contiguous part of the sequence, and the sizes of its batches.
 
-    pairs: the numbers of the epoch's pairs; member: bool by pair number, what is left of the epoch where the stage
-    begins.
+    Args:
+        pairs: pair numbers of the epoch.
+        member: bool by pair number, true for pairs that are not read before the stage.
+        steps: number of steps of the stage.
     """
 
     def __init__(
@@ -55,28 +57,28 @@ class Reading:
         self.stretch = Stretch(dataset, seed, epoch, member, cuts[low], cuts[high], place, pairs=pairs)
 
     def made(self, steps: int) -> int:
-        """How many batches this reader has made after some steps of the stage."""
-        return Counter(turns(self.total, self.layout.readers)[: steps * self.layout.accumulate])[self.reader]
+        """Number of batches that this reader has made after some steps of the stage."""
+        return Counter(reader_order(self.total, self.layout.readers)[: steps * self.layout.accumulate])[self.reader]
 
 
-def what_is_left(
+def remaining_pairs(
     dataset: Dataset, pairs: PairNumbers, seed: int, epoch: int, member, stages: tuple[Stage, ...], steps: int
 ) -> np.ndarray:
-    """bool by pair number: what of an epoch of `steps` steps was not read before the last of its stages."""
+    """bool by pair number: the pairs of an epoch of `steps` steps that are not read before its last stage."""
     for stage, following in pairwise(stages):
         after = member.copy()
         for rank in range(stage.layout.ranks):
             for reader in range(stage.layout.readers):
                 left = steps - stage.begin
-                reading = Reading(dataset, pairs, seed, epoch, member, stage.layout, left, rank, reader)
-                count = sum(reading.sizes[: reading.made(following.begin - stage.begin)])
-                after[list(islice(reading.stretch.numbers(), count))] = False
+                reader_share = ReaderShare(dataset, pairs, seed, epoch, member, stage.layout, left, rank, reader)
+                count = sum(reader_share.sizes[: reader_share.made(following.begin - stage.begin)])
+                after[list(islice(reader_share.stretch.numbers(), count))] = False
         member = after
     return member
 
 
 class StreamedBatches(IterableDataset):
-    """A rank's batches of one epoch from its step `place` on; a UserError in place of one that cannot be had.
+    """A rank's batches of one epoch, from its step `place`; a UserError in place of a batch that cannot be read.
 
     opened: called with the number of every shard before it is read.
     """
@@ -88,20 +90,20 @@ class StreamedBatches(IterableDataset):
         self.epoch, self.place = divmod(step, plan.steps_per_epoch)
         stages = plan.stages_at(step)
         self.stage = stages[-1]
-        self.member = what_is_left(dataset, pairs, collator.seed, self.epoch, member, stages, plan.steps_per_epoch)
+        self.member = remaining_pairs(dataset, pairs, collator.seed, self.epoch, member, stages, plan.steps_per_epoch)
 
     def __iter__(self):
         worker = get_worker_info()
         reader, layout, begin = worker.id if worker else 0, self.stage.layout, self.stage.begin
         steps = self.plan.steps_per_epoch - begin
-        if self.place > begin:  # the readers stand in another order, so that the first is the one whose turn it is
-            order = turns(steps * layout.accumulate, layout.readers)
+        if self.place > begin:  # torch asks worker 0 first, so it must be the reader of the next batch
+            order = reader_order(steps * layout.accumulate, layout.readers)
             reader = (reader + order[(self.place - begin) * layout.accumulate]) % layout.readers
         rank = self.plan.ranks.rank
         seed, member = self.collator.seed, self.member
-        reading = Reading(self.dataset, self.pairs, seed, self.epoch, member, layout, steps, rank, reader)
-        samples, made = reading.stretch.samples(self.opened), reading.made(self.place - begin)
-        for batch, size in enumerate(reading.sizes):
+        reader_share = ReaderShare(self.dataset, self.pairs, seed, self.epoch, member, layout, steps, rank, reader)
+        samples, made = reader_share.stretch.samples(self.opened), reader_share.made(self.place - begin)
+        for batch, size in enumerate(reader_share.sizes):
             held = list(islice(samples, size))
             if batch >= made:
                 numbers = np.array([number for number, _ in held], np.int64)

@@ -1,4 +1,4 @@
-"""Texts to word-piece numbers: BERT's own tokenizer from a directory, or a vocabulary learned from the captions."""
+"""Tokenizers: that of a BERT, or a WordPiece vocabulary learned from the captions."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,22 +19,22 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class WordPieces:
-    """A tokenizer with what pretraining must know of its vocabulary."""
+    """A BERT-like WordPiece tokenizer with the ids of its special tokens."""
 
     def __init__(self, tokenizer: Tokenizer, where: str):
         self.tokenizer = tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        with reading(where, "a BERT vocabulary is needed"):  # a vocabulary may lack the token of unknown words
+        with reading(where, "a BERT vocabulary is needed"):  # fails if the vocabulary lacks the unknown token
             tokenizer.encode_batch(["a \N{SNOWMAN}"], add_special_tokens=False)
         self.special = {token: tokenizer.token_to_id(token) for token in SPECIAL}
         missing = [token for token, number in self.special.items() if number is None]
         if missing:
-            raise UserError(f"{where}: its vocabulary has no {missing[0]}; a BERT vocabulary is needed")
+            raise UserError(f"{where}: the vocabulary has no {missing[0]}; a BERT vocabulary is needed")
         if self.special["[PAD]"] != 0:
-            raise UserError(f"{where}: [PAD] should be word piece 0 and is {self.special['[PAD]']}")
+            raise UserError(f"{where}: [PAD] has the token id {self.special['[PAD]']}; it must be 0")
         if len(self) <= len(SPECIAL):
-            raise UserError(f"{where}: its vocabulary has special tokens alone; a BERT vocabulary is needed")
+            raise UserError(f"{where}: the vocabulary has only special tokens; a BERT vocabulary is needed")
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
@@ -44,12 +44,12 @@ class WordPieces:
         return self.special["[MASK]"]
 
     def ordinary_ids(self) -> torch.Tensor:
-        """int64: every word piece that is not special, from which random words are drawn."""
+        """int64 (n,): the ids of all tokens that are not special, from which random tokens are sampled."""
         special = set(self.special.values())
         return torch.tensor([number for number in range(len(self)) if number not in special])
 
     def encode(self, texts: list[str], limit: int) -> list[list[int]]:
-        """[CLS] pieces [SEP] of every text, `limit` numbers at the most."""
+        """Token ids of texts, with [CLS] and [SEP], truncated to `limit`."""
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         begin, end = self.special["[CLS]"], self.special["[SEP]"]
         return [[begin, *text.ids[: limit - 2], end] for text in encoded]
@@ -59,12 +59,12 @@ class WordPieces:
             file.write(self.tokenizer.to_str(pretty=True))
 
     def is_saved(self, folder) -> bool:
-        """Whether a directory has this tokenizer in its file."""
+        """Whether the tokenizer file of a directory contains this tokenizer."""
         return (Path(folder) / FILE).read_text(encoding="utf-8") == self.tokenizer.to_str(pretty=True)
 
 
 def load_pieces(folder) -> WordPieces:
-    """The tokenizer of a directory that has it in a file: of a run, or of a BERT."""
+    """Loads the tokenizer.json of a run or of a BERT."""
     path = Path(folder) / FILE
     try:
         return WordPieces(Tokenizer.from_file(str(path)), str(path))
@@ -75,16 +75,16 @@ def load_pieces(folder) -> WordPieces:
 
 
 def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
-    """The tokenizer of a Hugging Face BERT: a directory, a vocab.txt, or a name that the hub or its cache knows.
+    """Loads the tokenizer of a Hugging Face BERT: a directory, a vocab.txt, or a name on the hub or in its cache.
 
-    A vocab.txt without a configuration beside it is of lower case.
+    A vocab.txt without a tokenizer_config.json is lower-cased.
     """
     path = Path(name)
     if (path / FILE).exists():
         return load_pieces(path)
-    if path.is_dir() and not (path / "vocab.txt").exists():  # of which transformers would make an empty vocabulary
-        raise UserError(f"{flag} {name}: holds neither tokenizer.json nor vocab.txt; copy the BERT's there")
-    from transformers import AutoTokenizer, BertTokenizerFast  # take seconds to import, and most runs need neither
+    if path.is_dir() and not (path / "vocab.txt").exists():  # transformers would make an empty vocabulary
+        raise UserError(f"{flag} {name}: contains neither tokenizer.json nor vocab.txt; copy that of the BERT there")
+    from transformers import AutoTokenizer, BertTokenizerFast  # takes seconds to import, and most runs do not need it
 
     bare = path.is_dir() and not (path / "tokenizer_config.json").exists()
     words = path / "vocab.txt" if bare else path
@@ -93,16 +93,16 @@ def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
             tokenizer = BertTokenizerFast(str(words))
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, local_files_only=only_local(name))
-    except Exception as error:  # of the hub, of transformers, and of tokenizers, which raises bare Exception
-        kind = "has no tokenizer that can be read" if path.exists() else "is neither a directory nor to be had"
+    except Exception as error:  # from the hub, transformers, and tokenizers, which raises bare Exception
+        kind = "contains no readable tokenizer" if path.exists() else "is neither a directory nor available on the hub"
         raise UserError(f"{flag} {name}: {kind} ({str(error).splitlines()[0]}{unreachable(name)})") from None
     return WordPieces(tokenizer.backend_tokenizer, f"{flag} {name}")
 
 
 def learn_pieces(texts: Iterable[str], size: int) -> WordPieces:
-    """A lower-case WordPiece vocabulary of about `size` pieces from texts; the same texts give the same one.
+    """Learns a lower-case WordPiece vocabulary of about `size` tokens; deterministic for the same texts.
 
-    Everyday characters and words that are not among them are added while there is room.
+    Common characters and words that the texts lack are added up to `size`.
     """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words: Counter = Counter()

@@ -1,6 +1,6 @@
-"""The training loop: steps, logs, validation, checkpoints, and stopping when asked to.
+"""The training loop: steps, logging, validation, checkpoints, and signal handling.
 
-What is trained, and on what, is a Course: pretraining's is in job.py, the tasks' in finetune.
+The model, data and losses are given by a Course: that of pretraining is in job.py, those of tasks are in finetune.
 """
 
 import contextlib
@@ -28,18 +28,23 @@ from shards.errors import ErrorElsewhere, UserError
 from shards.ranks import Ranks
 from shards.reading import reading
 
-TOGETHER = 2.0  # seconds within which signals are one: a terminal's Ctrl-C comes once more by way of torchrun
+TOGETHER = 2.0  # seconds within which signals count as one: torchrun forwards the Ctrl-C of a terminal a second time
 
 
 @dataclass
 class Course(ABC):
-    """What the loop needs of a run. config: its flags, of which out, lr, warmup, log_every and save_minutes are read;
-    bad_samples: left out so far, on all ranks; unlogged: what Progress.state gave at the checkpoint that is resumed.
+    """The interface between the training loop and a kind of run.
 
-    A batch's part has __len__, to(device), pin_memory() and record_stream(stream); `problems` says what was left out.
+    A batch has __len__, to(device), pin_memory(), record_stream(stream), and `problems`, the error messages of skipped
+    samples.
+
+    Attributes:
+        config: flags of the run; the loop uses out, lr, warmup, log_every and save_minutes.
+        bad_samples: number of skipped samples so far, over all ranks.
+        unlogged: result of Progress.state at the checkpoint that is resumed.
     """
 
-    samples: ClassVar[str] = "samples"  # what a sample is called on the screen
+    samples: ClassVar[str] = "samples"  # the plural for a sample in console output
 
     config: object
     ranks: Ranks
@@ -52,34 +57,34 @@ class Course(ABC):
 
     @abstractmethod
     def steps(self) -> Iterator[list | None]:
-        """This rank's parts of every step from plan.first_step on.
+        """This rank's batches of every step from plan.first_step, one per accumulation step.
 
-        None between two of them: what the next one is depends on what comes of those before.
+        None between two steps means that the next one depends on the results of the previous ones.
         """
 
     @abstractmethod
     def counts(self, parts: list) -> list[int]:
-        """What the losses of a step are divided by, of this rank; the last is the number of samples."""
+        """This rank's part of the denominators of the losses of a step; the last is the number of samples."""
 
     @abstractmethod
     def means(self, sums: dict[str, float]) -> dict[str, float]:
-        """Losses and the like for the log, from the sums of the engine's numbers."""
+        """Metrics for the log, from the metric sums of the engine."""
 
     @abstractmethod
     def describe(self, values: dict) -> str:
-        """The middle of a progress line, from such means."""
+        """The part of a progress line with the metrics, from the result of `means`."""
 
     @abstractmethod
     def validate(self, done: int) -> dict:
-        """Scores on held-out data after `done` steps, the same on every rank; nothing where there is none."""
+        """Validation scores after `done` steps, equal on all ranks; empty without validation data."""
 
     @abstractmethod
     def describe_scores(self, scores: dict) -> str:
-        """Scores as a line on the screen."""
+        """Formats validation scores for the console."""
 
     @abstractmethod
     def loss_of(self, scores: dict) -> float | None:
-        """What makes one checkpoint better than another, lower being better."""
+        """The score that selects the best checkpoint; lower is better."""
 
     @property
     def save_every(self) -> int:
@@ -87,15 +92,15 @@ class Course(ABC):
         return self.config.save_every
 
     def validates_after(self, done: int) -> bool:
-        """Whether to validate after `done` steps; after the last one it is done in any case."""
+        """Whether to validate after `done` steps; the last step is always followed by validation."""
         return done % self.save_every == 0
 
     def take(self, step: int, parts: list, sums: Sums, counts: list[int]) -> None:
-        """Takes a step on its parts. counts: of all ranks."""
+        """Takes an optimizer step. counts: denominators, summed over all ranks."""
         self.engine.step(step, parts, sums, counts)
 
     def so_far(self, done: int) -> dict:
-        """What the log says of how far `done` steps have come."""
+        """The fields of a log line that measure progress after `done` steps."""
         return {"epoch": done / self.plan.steps_per_epoch, "samples": self.plan.samples_before(done)}
 
     @property
@@ -103,22 +108,22 @@ class Course(ABC):
         return self.config.lr
 
     def set_lr(self, step: int) -> float:
-        """Sets the optimizer to the learning rate of a step, and returns it."""
+        """Sets and returns the learning rate of a step."""
         lr = self.peak_lr * lr_factor(step, self.plan.total_steps, self.config.warmup)
         set_lr(self.engine.optimizer, lr)
         return lr
 
     def over(self) -> bool:
-        """Whether to stop before the last step, asked after each validation."""
+        """Whether to stop early; called after each validation."""
         return False
 
     def facts(self, done: int) -> dict:
-        """What more a checkpoint after `done` steps should say."""
+        """Additional fields of checkpoint.json after `done` steps."""
         return {}
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM so that the step in progress ends well; a later one ends at once."""
+    """Defers SIGINT and SIGTERM to the end of the current step; a second signal interrupts immediately."""
 
     def __init__(self, say=print):
         self.signal: int | None = None
@@ -131,7 +136,7 @@ class Stop:
     def _note(self, number, _) -> None:
         if self.signal is None:
             self.signal, self.at = number, time.monotonic()
-            self.say("stopping after this step; once more to stop at once")
+            self.say("stopping after this step; send the signal again to stop immediately")
         elif time.monotonic() - self.at > TOGETHER:
             raise KeyboardInterrupt
 
@@ -141,19 +146,20 @@ class Stop:
 
 
 def complete(course: Course) -> tuple[int, dict]:
-    """Trains a run to its end, with its log.
+    """Trains a run to its end.
 
-    Returns the exit status (0, or 128 + the signal that stopped it), and the last scores: none of a run that was
-    stopped, or finished before.
+    Returns:
+        The exit status, 0 or 128 + the signal that stopped the run, and the last validation scores, empty if the run
+        was stopped or was already finished.
     """
     ranks, plan, out, began = course.ranks, course.plan, course.config.out, time.perf_counter()
     if plan.first_step >= plan.total_steps or course.over():
-        ranks.say("this run was finished before")
+        ranks.say("this run is already finished")
         return 0, {}
     with contextlib.closing(RunLog(out, plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
         stopped, done, scores = train(course, log)
     if stopped is not None:
-        ranks.say(f"stopped at step {done} of {plan.total_steps}; --resume goes on: {out}{os.sep}")
+        ranks.say(f"stopped at step {done} of {plan.total_steps}; use --resume to continue: {out}{os.sep}")
         return 128 + stopped, {}
     ranks.say(f"done in {duration(time.perf_counter() - began)}")
     return 0, scores
@@ -161,7 +167,14 @@ def complete(course: Course) -> tuple[int, dict]:
 
 @dataclass
 class Agreed:
-    """What all ranks know before a step: sums over them. save: whether a checkpoint is due; counts: see Course."""
+    """Sums over all ranks, known to every rank before a step.
+
+    Attributes:
+        interrupted, terminated, failed: number of ranks with SIGINT, with SIGTERM, and with an error.
+        save: whether a checkpoint is due.
+        bad_samples: number of skipped samples.
+        counts: see Course.counts.
+    """
 
     interrupted: int
     terminated: int
@@ -189,7 +202,7 @@ def _agree(course: Course, parts: list, stop: Stop, failure: Exception | None, s
 
 
 def on_device(steps: Iterable[list | None], device: torch.device) -> Iterator[list]:
-    """The parts of every step on the device; to a GPU, the next step's travel while this one is computed."""
+    """Moves the batches of every step to the device; on a GPU, the next copy overlaps with the current step."""
     if device.type != "cuda":
         yield from (parts for parts in steps if parts is not None)
         return
@@ -220,8 +233,12 @@ def _arrived(parts: list, event: torch.cuda.Event) -> list:
 def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
     """Trains from plan.first_step to the end.
 
-    log: of the first rank, None on the others. Returns the signal that stopped it (None: it is done), the steps
-    that are done, and the last scores.
+    Args:
+        log: the log on the first rank; None on other ranks.
+
+    Returns:
+        The signal that stopped training (None if it finished), the number of completed steps, and the last validation
+        scores.
     """
     config, plan, engine = course.config, course.plan, course.engine
     clock, progress, scores = Clock(), Progress(course, log), {}
@@ -274,15 +291,15 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
 
 
 def _check_trained(engine: Engine, done: int, seen: int) -> None:
-    """Refuses the end of a run that has trained nothing: it would look like a success."""
+    """Raises UserError if no step changed the weights, because the run would otherwise end like a successful one."""
     engine.skipped.check(wait=True)
     if engine.skipped.count >= done:
         raise UserError(
-            f"none of the {done} steps changed the weights: their gradients were not finite; lower --lr, use another "
-            "--precision, or look for bad features in the data"
+            f"none of the {done} steps changed the weights: their gradients were not finite; use a lower --lr or "
+            "another --precision, or check the features"
         )
     if not seen:
-        raise UserError("every sample was skipped, and none was trained on; look at what was printed of them")
+        raise UserError("all samples were skipped; see the printed errors and fix the data")
 
 
 def _next(steps: Iterator[list]) -> tuple[list, UserError | None]:
@@ -293,16 +310,16 @@ def _next(steps: Iterator[list]) -> tuple[list, UserError | None]:
 
 
 def _report(parts: list, reported: set[str]) -> None:
-    """Says once for every shard what was wrong with its first sample that was left out."""
+    """Prints the error of the first skipped sample of every shard."""
     for problem in (problem for part in parts for problem in part.problems):
         shard = problem.partition(": ")[0]
         if shard not in reported:
             reported.add(shard)
-            print(f"left out: {problem}; what more of {shard} is left out is counted only", flush=True)
+            print(f"skipped: {problem} (more skipped samples of {shard} are counted without a message)", flush=True)
 
 
 def restore_engine(engine: Engine, checkpoint: Path) -> dict:
-    """Brings the engine of every rank back to a checkpoint that _save wrote; returns its facts."""
+    """Restores the engine of every rank from a checkpoint; returns the content of checkpoint.json."""
     facts = restore(checkpoint, engine.model, engine.optimizer, engine.ranks)
     with reading(checkpoint / FACTS):
         engine.restore(facts)
@@ -310,7 +327,7 @@ def restore_engine(engine: Engine, checkpoint: Path) -> dict:
 
 
 class Saving:
-    """The checkpoints of a run, written by the first rank while training goes on, and whole at the end of the block."""
+    """Context manager that writes checkpoints in the background, on the first rank; exit waits for them."""
 
     def __init__(self, course: Course):
         self.course, self.minutes = course, course.config.save_minutes
@@ -319,16 +336,16 @@ class Saving:
 
     @property
     def failure(self) -> Exception | None:
-        """Why the last checkpoint could not be written, as far as this rank knows."""
+        """The error of the last checkpoint that could not be written; always None on ranks other than the first."""
         return self.writer.failure if self.writer else None
 
     @property
     def due(self) -> bool:
-        """Whether the last checkpoint is so long ago that another should be written, by the first rank's clock."""
+        """Whether the last checkpoint is older than --save_minutes, on the first rank."""
         return self.writer is not None and 0 < self.minutes * 60 <= time.monotonic() - self.last
 
     def save(self, done: int, scores: dict, unlogged: dict) -> None:
-        """Begins a checkpoint after `done` steps. unlogged: see Progress.state."""
+        """Starts writing a checkpoint after `done` steps. unlogged: see Progress.state."""
         course, engine = self.course, self.course.engine
         engine.skipped.check(wait=True)
         facts = {
@@ -348,13 +365,13 @@ class Saving:
     def __exit__(self, kind, *_):
         if kind is None:
             on_first(self.course.ranks, lambda: self.writer.wait())
-        elif self.writer:  # what ends the run is of more interest than whether its last checkpoint could be written
+        elif self.writer:  # the error that ends the run takes precedence over that of the checkpoint
             with contextlib.suppress(UserError):
                 self.writer.wait()
 
 
 class Progress:
-    """What a run says of itself as it goes, to its log and on the screen: figures over all ranks."""
+    """Writes metrics over all ranks to the log and to the console."""
 
     def __init__(self, course: Course, log: RunLog | None):
         self.course, self.log = course, log
@@ -362,9 +379,9 @@ class Progress:
         self.skipped = course.unlogged.get("skipped", course.engine.skipped.count)
 
     def state(self, sums: Sums) -> dict:
-        """What the next line of the log needs of the steps since the last one, for a checkpoint between the two.
+        """State for a checkpoint between two log lines: the sums of the steps since the last line.
 
-        skipped: how many steps had been skipped at the last line.
+        `skipped` is the number of skipped steps at the last line.
         """
         return {"sums": sums.state(self.course.ranks), "skipped": self.skipped}
 
@@ -396,13 +413,13 @@ class Progress:
             if self.log is not None:
                 self.log.write(done, "validation", scores)
             described = self.course.describe_scores(scores)
-            self.course.ranks.say(f"step {done}/{self.course.plan.total_steps}  held out: {described}")
+            self.course.ranks.say(f"step {done}/{self.course.plan.total_steps}  validation: {described}")
         return scores
 
 
 def memory(device: torch.device) -> int:
-    """The most bytes that this process has held: of the GPU's memory, or of the machine's."""
+    """Peak memory of this process in bytes: allocated GPU memory, or resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

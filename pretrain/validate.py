@@ -1,4 +1,4 @@
-"""Scores on held-out pairs, each beside what it is to be compared with: chance."""
+"""Validation scores of pretraining, each with its chance level."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from shards.errors import ErrorElsewhere, UserError
 
 
 def most_frequent_word(captions, numbers, pieces, limit: int, at_most: int = 100_000) -> int:
-    """The word piece that comes most often in the training captions (of at most so many, evenly spread)."""
+    """The id of the most frequent token in the training captions (in at most `at_most` of them, evenly spaced)."""
     numbers = numbers[:: max(1, len(numbers) // at_most)]
     counts = np.zeros(len(pieces), np.int64)
     for begin in range(0, len(numbers), 4096):
@@ -29,10 +29,10 @@ SUMS = (*LOSSES, "word_count", "region_count", "pairs", "misaligned", "frequent"
 
 @torch.no_grad()
 def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> dict:
-    """Losses and accuracies on the held-out pairs, divided over the ranks, in evaluation mode.
+    """Losses and accuracies on the validation pairs of all ranks, in evaluation mode.
 
-    alignment_chance: the share of the more frequent of the two labels; word_chance: the accuracy of always
-    saying `frequent`, the most frequent training word, at the very positions that are predicted.
+    `alignment_chance` is the share of the more frequent label; `word_chance` is the accuracy of predicting `frequent`,
+    the most frequent training token, at all masked positions.
     """
     work.model.eval()
     sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64)
@@ -40,7 +40,7 @@ def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> d
     try:
         for batch in batches:
             sums[:-1] += _of_batch(work, batch.to(device), frequent)
-    except UserError as error:  # said below, when every rank knows
+    except UserError as error:  # raised below, when every rank knows
         failure, sums[-1] = error, 1
     work.model.train()
     values = add_up(sums, batches.ranks).tolist()
@@ -72,4 +72,4 @@ def _of_batch(work: Pass, batch: Batch, frequent: int) -> torch.Tensor:
     inputs, losses = work.losses(batch)
     counts = (losses.word_count, losses.region_count, losses.pair_count, batch.misaligned.sum())
     values = (*(getattr(losses, name) for name in LOSSES), *counts, (inputs.word_labels == frequent).sum())
-    return torch.stack([value.double() for value in values]).cpu()  # the device is asked once
+    return torch.stack([value.double() for value in values]).cpu()  # one synchronisation per batch

@@ -1,4 +1,4 @@
-"""Weights that a model may begin with: a run's, a published state dict, or a BERT's."""
+"""Initial weights of a model: from a run, a published state dict, or a BERT."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,19 @@ from shards.tensor_files import read_state_dict
 RUN, PUBLISHED, BERT = "run", "published", "bert"
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 BERT_FILES = ("model.safetensors", "pytorch_model.bin")
-TOKENIZER = "bert-base-uncased"  # of the published weights
+TOKENIZER = "bert-base-uncased"  # the tokenizer of the published weights
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights are, and the sizes of their model.
+    """Location of weights, and their model configuration.
 
-    path: as it was given; kind: RUN, PUBLISHED or BERT; file: the state dict, of a run its checkpoint; facts: what a
-    run's config.json says; heads: of tasks, name -> how many scores they give, of published weights and of a run that
-    was made of these.
+    Attributes:
+        path: as given by the user.
+        kind: RUN, PUBLISHED or BERT.
+        file: the state dict, or the checkpoint directory of a run.
+        facts: config.json of a run.
+        heads: task heads of published weights, or of a run converted from them: name -> number of outputs.
     """
 
     path: str
@@ -40,33 +43,33 @@ class Weights:
     heads: dict[str, int]
 
     def read(self) -> tuple[dict[str, Tensor], list[str]]:
-        """The weights under our names, and the names in the file that have no place here."""
+        """Reads the weights; returns tensors by our names, and the unexpected keys of the file."""
         if self.kind == RUN:
             return read_tensors(self.file, MODEL), []
         return read_published(self.file)
 
     @property
     def tokenizer(self) -> str:
-        """The directory or the name of their tokenizer: a run's own, what lies beside the weights, or BERT's."""
+        """Directory or hub name of the tokenizer: the run's, the one next to the weights, or bert-base-uncased."""
         if self.kind == RUN:
             return self.path
         return str(self.file.parent) if self.has_tokenizer else TOKENIZER
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the tokenizer lies beside the weights, as that of a run does."""
-        beside = (self.file.with_name(name) for name in ("tokenizer.json", "vocab.txt"))
-        return self.kind == RUN or any(path.exists() for path in beside)
+        """Whether there is a tokenizer next to the weights, as in a run."""
+        files = (self.file.with_name(name) for name in ("tokenizer.json", "vocab.txt"))
+        return self.kind == RUN or any(path.exists() for path in files)
 
     def pieces(self, tokenizer: str | None = None) -> WordPieces:
-        """The word pieces: a run's own; else those of `tokenizer`, or what lies beside the weights, or BERT's."""
+        """Loads the tokenizer of a run; otherwise `tokenizer`, or `self.tokenizer` if it is None."""
         if self.kind == RUN:
             if tokenizer:
-                raise UserError(f"--tokenizer {tokenizer}: {self.path} is a run, which has its own")
+                raise UserError(f"--tokenizer {tokenizer}: {self.path} is a run with its own tokenizer; omit the flag")
             pieces = load_pieces(self.path)
             if len(pieces) > self.sizes.vocab_size:
                 raise UserError(
-                    f"{self.path}/tokenizer.json: has {len(pieces)} word pieces and the run's model "
+                    f"{self.path}/tokenizer.json: has {len(pieces)} tokens, but the vocab_size of the model is "
                     f"{self.sizes.vocab_size}; it is not the tokenizer of this run"
                 )
             return pieces
@@ -74,23 +77,24 @@ class Weights:
         pieces = bert_pieces(tokenizer, "--tokenizer")
         if len(pieces) != self.sizes.vocab_size:
             raise UserError(
-                f"--tokenizer {tokenizer}: has {len(pieces)} word pieces and {self.file} {self.sizes.vocab_size}; give "
-                f"the tokenizer that the weights were trained with ({TOKENIZER} with the published ones)"
+                f"--tokenizer {tokenizer}: has {len(pieces)} tokens, but {self.file} {self.sizes.vocab_size}; use the "
+                f"tokenizer that the weights were trained with ({TOKENIZER} for the published weights)"
             )
         return pieces
 
 
 def find_weights(path: str, config: str | None = None) -> Weights:
-    """What kind of weights a path has.
+    """Determines the kind, files and model configuration of weights.
 
-    path: a run's directory, a published state dict (or a folder with one), or a directory of a Hugging Face BERT;
-    config: the JSON file of a state dict's sizes, where it does not lie beside it, or base or tiny.
+    Args:
+        path: a run directory, a published state dict (or a folder with one), or the directory of a Hugging Face BERT.
+        config: model configuration of a published state dict (a JSON file, base or tiny), if it is not next to it.
     """
     folder = Path(path)
     checkpoint = best_checkpoint(folder) if folder.is_dir() else None
     if checkpoint is not None:
         if config:
-            raise UserError(f"--config {config}: {path} is a run, which has its own sizes")
+            raise UserError(f"--config {config}: {path} is a run with its own configuration; omit the flag")
         facts = read_config(folder)
         sizes = model_config_from(facts.get("model"), f"{path}/{CONFIG}")
         return Weights(path, RUN, checkpoint, sizes, facts, facts.get("heads", {}))
@@ -99,61 +103,61 @@ def find_weights(path: str, config: str | None = None) -> Weights:
     elif folder.is_file():
         file, kind = folder, PUBLISHED
     else:
-        mend = "it should be a run, published weights, or a BERT"
-        raise UserError(f"{path}: no such file or directory; {mend}{existing_runs(path)}")
+        expected = "expected a run, published weights, or a BERT"
+        raise UserError(f"{path}: no such file or directory; {expected}{existing_runs(path)}")
     weights, _ = read_published(file)
     sizes = _sizes(file, config) if kind == PUBLISHED else read_model_config(config or "base")
     sizes = _widths(sizes, weights, file)
-    with torch.device("meta"):  # without memory: the sizes may be anything
+    with torch.device("meta"):  # allocates no memory, whatever the sizes are
         own = nn.ModuleDict({"encoder": TwoStream(sizes)}).state_dict()
     check_shapes(own, weights, str(file))
     return Weights(path, kind, file, sizes, {}, _heads(weights))
 
 
 def read_published(file: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """from_published of a state dict's file; weights whose shapes no model has are a UserError."""
+    """Reads a state dict of the reference implementation or of a BERT; see from_published."""
     weights = read_state_dict(file)
-    with reading(file, "it should be a state dict of the published model or of BERT"):
+    with reading(file, "expected a state dict of the reference implementation or of BERT"):
         return from_published(weights)
 
 
 def _heads(weights: dict[str, Tensor]) -> dict[str, int]:
-    """The heads of tasks among weights, and how many scores each gives: as many as its last bias has numbers."""
+    """The task heads in a state dict: name -> number of outputs, the size of the last bias."""
     names = (name.split(".")[1:] for name in weights if name.startswith("heads.") and name.endswith(".bias"))
     last = {head: ".".join(["heads", head, *rest]) for head, *rest in names if rest[0] in ("decoder", "bias")}
     return {head: len(weights[name]) for head, name in last.items()}
 
 
 def _in_folder(folder: Path) -> tuple[Path, str]:
-    """The state dict in a directory that is not a run's, and its kind."""
+    """The state dict in a directory that is not a run, and its kind."""
     config = folder / "config.json"
     described = read_json(config) if config.exists() else None
     if isinstance(described, dict) and described.get("model_type") == "bert":
         file = next((folder / name for name in BERT_FILES if (folder / name).exists()), None)
         if file is None:
-            raise UserError(f"{folder}: has neither {' nor '.join(BERT_FILES)}")
+            raise UserError(f"{folder}: neither {' nor '.join(BERT_FILES)} found")
         return file, BERT
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not is_stray(path.name))
     if len(files) == 1:
         return files[0], PUBLISHED
-    found = f"{len(files)} files of weights, name one of them" if files else "no whole checkpoint and no weights"
-    raise UserError(f"{folder}: holds {found}")
+    found = f"{len(files)} files of weights; give the path of one" if files else "no complete checkpoint and no weights"
+    raise UserError(f"{folder}: contains {found}")
 
 
 def _sizes(file: Path, config: str | None) -> ModelConfig:
-    """The sizes that belong to a state dict: as named, in the JSON file beside it, or as published."""
+    """The configuration of a state dict: the given one, that in a JSON file next to it, or base."""
     if config:
         return read_model_config(config)
-    beside = [path for path in sorted(file.parent.glob("*.json")) if _is_model_config(path, file)]
-    named = [path for path in beside if path.stem in (file.stem, "config")]
-    if len(named or beside) > 1:
-        names = ", ".join(path.name for path in named or beside)
-        raise UserError(f"{file}: {names} lie beside it; --config should say which has its sizes")
-    return read_model_config(str((named or beside)[0])) if beside else read_model_config("base")
+    found = [path for path in sorted(file.parent.glob("*.json")) if _is_model_config(path, file)]
+    named = [path for path in found if path.stem in (file.stem, "config")]
+    if len(named or found) > 1:
+        names = ", ".join(path.name for path in named or found)
+        raise UserError(f"{file}: several model configurations next to it: {names}; select one with --config")
+    return read_model_config(str((named or found)[0])) if found else read_model_config("base")
 
 
 def _is_model_config(path: Path, file: Path) -> bool:
-    """Whether a JSON file beside a state dict has sizes; one of the same name has to be readable."""
+    """Whether a JSON file next to a state dict is a model configuration; one of the same name must be readable."""
     try:
         value = read_json(path)
     except UserError:
@@ -164,18 +168,20 @@ def _is_model_config(path: Path, file: Path) -> bool:
 
 
 def _widths(sizes: ModelConfig, weights: dict[str, Tensor], file: Path) -> ModelConfig:
-    """The sizes with those that data decide taken from the weights themselves."""
+    """The configuration with the sizes that depend on the data taken from the weights."""
     lengths = {
         "vocab_size": "encoder.text_embedding.word.weight",
         "task_tokens": "encoder.text_embedding.task.weight",
         "v_target_size": "regions.decoder.bias",
     }
     if lengths["vocab_size"] not in weights:
-        raise UserError(f"{file}: has no word embeddings; it should be a state dict of the published model or of BERT")
+        raise UserError(
+            f"{file}: no word embeddings found; expected a state dict of the reference implementation or of BERT"
+        )
     feature, tables = "encoder.image_embedding.feature.weight", (lengths["vocab_size"], lengths["task_tokens"])
     for name, value in weights.items():
         if not value.ndim or (name in (feature, *tables) and value.ndim != 2):
-            raise UserError(f"{file}: {name} has the shape {tuple(value.shape)}; is it a state dict of this model?")
+            raise UserError(f"{file}: {name} has the shape {tuple(value.shape)}; expected a state dict of this model")
     found = {size: len(weights[name]) for size, name in lengths.items() if name in weights}
     if feature in weights:
         found["v_feature_size"] = weights[feature].shape[1]
@@ -183,27 +189,30 @@ def _widths(sizes: ModelConfig, weights: dict[str, Tensor], file: Path) -> Model
 
 
 def check_shapes(own: dict[str, Tensor], weights: dict[str, Tensor], where: str) -> None:
-    """Refuses weights whose shapes are not those of a model's. own: the model's state dict."""
+    """Raises UserError if shapes differ from those of a model. own: the model's state dict."""
     for name, value in weights.items():
         if name in own and own[name].shape != value.shape:
             raise UserError(
-                f"{where}: {name} is {tuple(value.shape)} there and {tuple(own[name].shape)} here; the weights are "
-                "of another configuration, of other features, or of another vocabulary"
+                f"{where}: {name} has the shape {tuple(value.shape)}, but {tuple(own[name].shape)} in the model; "
+                "the configurations, features or vocabularies differ"
             )
 
 
 def check_finite(weights: dict[str, Tensor], where: str) -> None:
-    """Refuses weights with NaN or infinity in them."""
+    """Raises UserError if weights contain NaN or infinity."""
     bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
-        raise UserError(f"{where}: has NaN or infinite numbers in {listed(bad)}; the file is damaged, fetch it again")
+        raise UserError(f"{where}: NaN or infinity in {listed(bad)}; the file is damaged, download it again")
 
 
 def take_weights(model: nn.Module, weights: dict[str, Tensor], where: str, may_be_new: tuple[str, ...]) -> list[str]:
-    """Copies weights into a model; returns the names of the model's that were not among them.
+    """Copies weights into a model and returns the missing keys.
 
-    may_be_new: beginnings of the names that may be missing. Any other that is, and sizes that do not fit, are a
-    UserError.
+    Args:
+        may_be_new: prefixes of the keys that may be missing.
+
+    Raises:
+        UserError: other keys are missing, shapes differ, or weights are not finite.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in weights]
@@ -211,19 +220,19 @@ def take_weights(model: nn.Module, weights: dict[str, Tensor], where: str, may_b
     check_finite({name: value for name, value in weights.items() if name in own}, where)
     lacking = [name for name in missing if not name.startswith(may_be_new)]
     if lacking:
-        raise UserError(f"{where}: has no weights for {listed(lacking)}; is its configuration another one?")
+        raise UserError(f"{where}: missing keys: {listed(lacking)}; does the configuration match the weights?")
     model.load_state_dict(own | {name: value for name, value in weights.items() if name in own})
     return missing
 
 
 def describe(missing: list[str], left_over: list[str]) -> str:
-    """What weights lack and what they have too many, in words; nothing where all have their place."""
-    lacks = f"new, drawn at random: {listed(missing)}" if missing else ""
-    return "; ".join(filter(None, (lacks, f"no place for: {listed(left_over)}" if left_over else "")))
+    """Formats missing and unexpected keys; empty if there are none."""
+    lacks = f"missing keys, initialised randomly: {listed(missing)}" if missing else ""
+    return "; ".join(filter(None, (lacks, f"unexpected keys, ignored: {listed(left_over)}" if left_over else "")))
 
 
 def listed(names: list[str]) -> str:
-    """Names for a sentence, those of one layer or head as one, with how many there are."""
+    """Formats parameter names, grouped by layer, head or embedding, with the number in each group."""
     counts: dict[str, int] = {}
     for name in names:
         place = _place(name)

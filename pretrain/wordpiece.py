@@ -1,7 +1,7 @@
-"""Learning a WordPiece vocabulary by merging frequent neighbours, the same from the same texts every time.
+"""Deterministic training of a WordPiece vocabulary by merging frequent pairs.
 
-The trainers of the tokenizers library break ties by the order of a randomly seeded hash table, so two runs on
-one set of captions get two vocabularies; a run could not be repeated.
+The trainers of the tokenizers library break ties by the order of a randomly seeded hash table, so two runs on the same
+captions would get different vocabularies.
 """
 
 import heapq
@@ -9,15 +9,18 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-INSIDE = "##"  # before a piece that does not begin a word
+INSIDE = "##"  # prefix of tokens that continue a word
 
 
 def learn_vocabulary(word_counts: dict[str, int], size: int, special: Iterable[str]) -> list[str]:
-    """At most `size` pieces (more only where the letters alone are more): special ones, letters, merged pieces.
+    """Learns a vocabulary of at most `size` tokens: special tokens, letters, and merged tokens.
 
-    Every letter is there as a word's beginning and as its inside, so any word of known letters can be written.
-    word_counts: how often each word comes. The commonest pair of neighbours is merged first, of equally common
-    ones the first in alphabetical order, down to pairs that come twice.
+    All letters are included, as the start and as the continuation of a word, even if they exceed `size`, so that any
+    word of known letters can be encoded. The most frequent pair is merged first (ties in alphabetical order), down to
+    pairs that occur twice.
+
+    Args:
+        word_counts: word -> number of occurrences.
     """
     words = sorted(word_counts)
     counts = [word_counts[word] for word in words]

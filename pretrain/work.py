@@ -1,4 +1,4 @@
-"""What a pretraining step does with a batch (mask, forward, losses), and what its numbers mean for the log."""
+"""The forward pass of a pretraining step (masking, model, losses) and its metrics."""
 
 from torch import Tensor, nn
 
@@ -9,17 +9,18 @@ from pretrain.step import Precision
 
 
 class Pass(nn.Module):
-    """A model's pass over a batch as one module, for what wraps modules (replicas) and for Engine."""
+    """Masking, model and losses as one module, for DistributedDataParallel and Engine."""
 
     def __init__(self, model: PretrainingModel, objective: Objective, precision: Precision):
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
 
     def forward(self, batch: Batch, counts) -> tuple[Tensor, dict[str, Tensor]]:
-        """(the batch's part of the training loss, numbers for the log).
+        """Returns the batch's contribution to the training loss, and metric sums.
 
-        counts: words, regions and pairs of the whole global batch, by which the losses are divided; three numbers, or a
-        tensor (3,) on the device.
+        Args:
+            counts: predicted tokens, predicted regions and pairs of the global batch, the denominators of the losses;
+                three numbers, or a tensor (3,) on the device.
         """
         inputs, losses = self.losses(batch)
         return losses.total(*counts, self.objective.contrastive), _numbers(batch, inputs, losses)
@@ -31,7 +32,7 @@ class Pass(nn.Module):
 
 
 def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor]:
-    """What the log is told of a part of a step; sums, so that parts and ranks can be added up."""
+    """Metric sums of a batch, which can be added over accumulation steps and ranks."""
     return {
         "words": losses.words.detach(),
         "regions": losses.regions.detach(),
@@ -45,16 +46,18 @@ def _numbers(batch: Batch, inputs: Inputs, losses: Losses) -> dict[str, Tensor]:
         "word_count": losses.word_count,
         "region_count": losses.region_count,
         "pair_count": losses.pair_count,
-        "zeroed": inputs.hidden.zeroed.sum(),
-        "hidden": inputs.hidden.hidden.sum(),
+        "zeroed": inputs.masked_regions.zeroed.sum(),
+        "hidden": inputs.masked_regions.masked.sum(),
         "valid": batch.valid.sum(),
     }
 
 
 def means(sums: dict[str, float], contrastive: float = 0.0) -> dict[str, float]:
-    """Losses, accuracies and shares from the sums of such numbers; steps, gradient_norm: those of Engine.
+    """Computes losses, accuracies and shares from metric sums.
 
-    contrastive: the weight of the contrastive loss.
+    Args:
+        sums: sums of _numbers, and `steps` and `gradient_norm` of Engine.
+        contrastive: weight of the contrastive loss.
     """
     words, regions, pairs = max(sums["word_count"], 1), max(sums["region_count"], 1), max(sums["pair_count"], 1)
     valid = max(sums["valid"], 1)

@@ -1,4 +1,4 @@
-"""Data workers: what is read ahead in processes of their own, and what is said of one that dies or cannot deliver."""
+"""Data workers: processes that prefetch batches, and the error messages for workers that die or cannot send a batch."""
 
 import atexit
 import contextlib
@@ -23,16 +23,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from shards.dataset import Dataset as Shards
 from shards.errors import UserError
 
-PATIENCE = 1.0  # seconds between the end of a worker's connection and that of the worker, at the most
-AHEAD = 4  # steps that are read ahead, and batches that each worker reads ahead at the least
-TENSORS = 32  # of a batch, at the most; each takes a descriptor on its way from a worker, where files are not shared
+PATIENCE = 1.0  # maximum seconds between the end of a worker's connection and the end of its process
+AHEAD = 4  # steps to prefetch, and minimum number of batches that each worker prefetches
+TENSORS = 32  # maximum number of tensors in a batch; each takes a file descriptor while it is sent
 SHARED = "/dev/shm"
-OTHERS = 200  # descriptors of a process for all else: pipes, maps of shards, libraries
+OTHERS = 200  # file descriptors of a process for everything else: pipes, memory maps of shards, libraries
 
 
 class Loader:
-    """What a dataset gives, read ahead by data workers. parts: batches of a step; lasting: the workers stay from one
-    pass to the next."""
+    """A DataLoader whose workers' failures are raised as UserError.
+
+    Args:
+        parts: batches per step.
+        lasting: keep the workers between passes.
+    """
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class Loader:
             atexit.register(_end_workers)
             sharing = _choose_sharing(workers * ahead * TENSORS + OTHERS)
         self.loader = DataLoader(
-            dataset if isinstance(dataset, IterableDataset) else _Answers(dataset),
+            dataset if isinstance(dataset, IterableDataset) else _ReturnedErrors(dataset),
             sampler=sampler,
             batch_size=None,
             num_workers=workers,
@@ -58,18 +62,18 @@ class Loader:
             persistent_workers=lasting and workers > 0,
             pin_memory=pin,
             worker_init_fn=partial(_start_worker, sharing, places),
-            generator=torch.Generator(),  # not the global one, whose state belongs to dropout
+            generator=torch.Generator(),  # leaves the state of the global generator unchanged
         )
 
     def __iter__(self) -> Iterator:
-        """One pass over the sampler; a UserError of the dataset, raised or given, is raised here as what it was."""
+        """One pass over the sampler. A UserError that the dataset raises or returns is raised here."""
         try:
             batches = iter(self.loader)
             while True:
                 yield _raised(next(batches))
         except StopIteration:
             return
-        except (OSError, RuntimeError) as error:  # also of the queues, whose semaphores are files in SHARED
+        except (OSError, RuntimeError) as error:  # also from the queues, whose semaphores are files in SHARED
             failure = _cannot_share(error) if self.loader.num_workers and _Death.of(error) is None else None
             if failure is None:
                 raise
@@ -82,11 +86,13 @@ def loading(dataset, workers: int, places: "Places", parts: int = 1, pin: bool =
 
 
 def _choose_sharing(descriptors: int) -> str:
-    """How workers hand tensors over, in this process and, by its name, in them.
+    """Sets torch's tensor sharing strategy in this process and returns it for the workers.
 
-    A descriptor for each tensor leaves nothing behind, however the processes end; files in /dev/shm that are found by
-    name take none, and stay there if all of the processes are killed at once. So descriptors are preferred, where the
-    process may have as many as it takes.
+    With file descriptors, no files are left however the processes end. Named files in /dev/shm need no descriptors, but
+    remain if all processes are killed at once. Descriptors are preferred if the limit of the process is high enough.
+
+    Args:
+        descriptors: the number of file descriptors that may be needed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY not in (soft, hard) and soft < descriptors <= hard:
@@ -101,24 +107,24 @@ def _choose_sharing(descriptors: int) -> str:
 
 
 def _cannot_share(error: BaseException) -> UserError | None:
-    """What an error says of the shared memory or the descriptors that batches are handed over by, None for another."""
-    said, number = str(error), getattr(error, "errno", None)
-    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in said or "of ancdata" in said:
+    """The message for an error caused by too little shared memory or too few file descriptors; None for others."""
+    message, number = str(error), getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in message or "of ancdata" in message:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return UserError(
-            f"too many open files for the data workers (this process may have {limit}); raise the limit (ulimit -n), "
-            "or use fewer --workers or --workers 0"
+            f"too many open files for the data workers (the limit of this process is {limit}); raise the limit "
+            "(ulimit -n), or use fewer --workers or --workers 0"
         )
-    if number == errno.ENOSPC or re.search(r"shared memory|\(shm\)|No space left on device", said):
+    if number == errno.ENOSPC or re.search(r"shared memory|\(shm\)|No space left on device", message):
         return UserError(
-            f"a data worker cannot hand over its batch, because {SHARED} is full{_size_of(SHARED)}; use --workers 0, "
-            "or give the container more of it (docker run --shm-size=8g, or --ipc=host)"
+            f"a data worker cannot send its batch, because {SHARED} is full{_size_of(SHARED)}; use --workers 0, "
+            "or give the container more shared memory (docker run --shm-size=8g, or --ipc=host)"
         )
     return None
 
 
 def _size_of(folder: str) -> str:
-    """How large a file system is, for a message."""
+    """The size of a file system, for a message."""
     try:
         found = os.statvfs(folder)
     except OSError:
@@ -126,8 +132,8 @@ def _size_of(folder: str) -> str:
     return f" ({found.f_blocks * found.f_frsize / 1e6:.0f} MB)"
 
 
-class _Answers(Dataset):
-    """What another dataset gives, a UserError in place of one that it raises: torch would wrap it in a traceback."""
+class _ReturnedErrors(Dataset):
+    """Wraps a dataset to return the UserErrors that it raises, because torch would wrap them in a traceback."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -139,15 +145,15 @@ class _Answers(Dataset):
             return error
 
 
-def _raised(answer):
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
+def _raised(item):
+    if isinstance(item, UserError):
+        raise item
+    return item
 
 
 def _start_worker(sharing: str, places: "Places", _) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # it is for the training process to answer them
+        signal.signal(number, signal.SIG_IGN)  # the training process handles them
     sys.excepthook = partial(_end_of_thread, places)
     multiprocessing.queues.Queue._on_queue_feeder_error = _deliver_failure
     torch.multiprocessing.set_sharing_strategy(sharing)
@@ -155,19 +161,22 @@ def _start_worker(sharing: str, places: "Places", _) -> None:
 
 
 def _deliver_failure(queue: multiprocessing.queues.Queue, error: Exception, item) -> None:
-    """Hands over why a batch cannot be handed over, in its place.
+    """Sends the error in place of a batch that cannot be sent.
 
-    Python only prints a traceback in the thread that hands batches over, and the training process would wait for ever.
+    Python only prints a traceback in the queue's feeder thread, and the training process would wait forever.
     """
-    if not isinstance(item, tuple):  # bytes, which the pipe did not take: the training process has ended
+    if not isinstance(item, tuple):  # bytes that could not be written: the training process has ended
         os._exit(1)
     number, _ = item
-    queue.put((number, _cannot_share(error) or UserError(f"a data worker cannot hand over its batch ({error})")))
+    queue.put((number, _cannot_share(error) or UserError(f"a data worker cannot send its batch ({error})")))
 
 
 def _end_of_thread(places: "Places", kind, error, trace) -> None:
-    """Ends a worker whose thread for handing over descriptors has failed: Python's would try again for ever, and the
-    training process wait for it. Nothing is said of a training process that has ended."""
+    """Ends a worker whose thread for sending file descriptors has failed.
+
+    Python's thread would retry forever, and the training process would wait. Nothing is printed if the training process
+    has ended.
+    """
     if issubclass(kind, ConnectionError | EOFError):
         return
     if isinstance(error, OSError) and _cannot_share(error):
@@ -177,17 +186,18 @@ def _end_of_thread(places: "Places", kind, error, trace) -> None:
 
 
 def _end_workers() -> None:
-    """Kills data workers that are left when the process ends: it would wait for them, and they ignore signals."""
+    """Kills remaining data workers at exit; they ignore signals, and the process would wait for them."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
 class Places:
-    """Which shard every data worker is reading, and why it cannot hand over, in memory that outlives the worker.
+    """The shard that every data worker is reading, and the error that ended it, in shared memory.
 
-    table: int64 (workers, 2), the worker's process and the number of the shard; failures: int64 (workers,), the number
-    of the OSError that ended the worker; -1 for none.
+    Attributes:
+        table: int64 (workers, 2), process id and shard number of each worker; -1 for none.
+        failures: int64 (workers,), errno of the OSError that ended the worker; -1 for none.
     """
 
     def __init__(self, workers: int, *data_sets: Shards):
@@ -203,47 +213,47 @@ class Places:
                 raise _cannot_share(error) or error from None
 
     def note(self, shard: int, data_set: int = 0) -> None:
-        """This worker has come to shard number `shard` of one of the data sets."""
+        """Records that this worker starts reading shard number `shard` of a data set."""
         worker = get_worker_info()
         if worker:
             self.table[worker.id] = torch.tensor([os.getpid(), self.firsts[data_set] + shard])
 
     def note_failure(self, number: int) -> None:
-        """This worker ends because of an OSError of this number."""
+        """Records that this worker ends because of an OSError with this errno."""
         worker = get_worker_info()
         if worker:
             self.failures[worker.id] = number
 
     def failure(self) -> UserError | None:
-        """Why a worker has ended, where it has noted that."""
+        """The recorded error of a worker that has ended, or None."""
         noted = [number for number in self.failures.tolist() if number > 0]
         return _cannot_share(OSError(noted[0], "")) if noted else None
 
     def dead(self) -> set[int]:
-        """Workers, by process, that have read and are no more; one that is about to end has PATIENCE for it."""
+        """Process ids of workers that have ended after reading; waits up to PATIENCE for one to end."""
         until, read = time.monotonic() + PATIENCE, {pid for pid, _ in self.table.tolist() if pid > 0}
-        while not (gone := read - {child.pid for child in multiprocessing.active_children()}):
+        while not (ended := read - {child.pid for child in multiprocessing.active_children()}):
             if time.monotonic() > until:
                 break
             time.sleep(0.01)
-        return gone
+        return ended
 
     def read_by(self, pids: set[int]) -> list[str]:
-        """The shards that these workers were reading."""
+        """The paths of the shards that these workers were reading."""
         return sorted({self.paths[shard] for pid, shard in self.table.tolist() if pid in pids and shard >= 0})
 
 
 @dataclass(frozen=True)
 class _Death:
-    """Workers that died, by process, and the signal that killed them, by its name, where that is known."""
+    """Process ids of workers that died, and the name of the signal that killed them, if known."""
 
     pids: set[int]
     signal: str | None = None
 
     @classmethod
     def behind(cls, error: BaseException, places: Places) -> "_Death | None":
-        """What an error says of a worker's death; None where it is about something else."""
-        if isinstance(error, ConnectionError | EOFError):  # torch may not have noticed yet; it is told by a signal
+        """The death of a worker that caused an error; None for another cause."""
+        if isinstance(error, ConnectionError | EOFError):  # torch may not have received SIGCHLD yet
             try:
                 pids = places.dead()
             except RuntimeError as noticed:
@@ -253,7 +263,7 @@ class _Death:
 
     @classmethod
     def of(cls, error: BaseException) -> "_Death | None":
-        """The death that torch has noticed."""
+        """The death of a worker that torch reports in an error; None for other errors."""
         if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
             return None
         pids = re.search(r"pid(?:\(s\))? ([\d, ]+)", str(error))  # "(pid 7)", or "(pid(s) 7, 8)"
@@ -263,23 +273,23 @@ class _Death:
 
 @contextlib.contextmanager
 def watched_workers(places: Places):
-    """Ends the data workers with the block, whatever ends it; one that died is a UserError with its shard.
+    """Context manager that ends the data workers at exit, and raises UserError, with the shard, if one has died.
 
-    torch's error about a dead worker may be raised anywhere in the block; where a batch was just being fetched from it,
-    that of the connection comes first.
+    torch may raise its error about a dead worker anywhere in the block; if a batch is being received from the worker, a
+    connection error comes first.
     """
     try:
         yield
     except BaseException as error:
         death = _Death.behind(error, places)
-        # The frames of an error would keep the loader alive, and its workers, until the interpreter waits for them.
+        # The frames of the error would keep the loader and its workers alive until the interpreter waits for them.
         traceback.clear_frames(error.__traceback__)
         if death is None:
             raise
         shards = ", ".join(places.read_by(death.pids))
         raise places.failure() or UserError(
             f"a data worker {f'was killed ({death.signal})' if death.signal else 'died'} "
-            f"{f'while reading {shards}' if shards else 'before it read anything'}; was the file cut short, or is "
-            f"memory short{f', that in {SHARED} for one' if death.signal == 'Bus error' else ''} (fewer --workers)? "
-            "--resume of a training run goes on from its last checkpoint"
+            f"{f'while reading {shards}' if shards else 'before it read anything'}; the file may be truncated, or "
+            f"memory{f' (for example {SHARED})' if death.signal == 'Bus error' else ''} may be exhausted: use fewer "
+            "--workers; --resume continues a training run from its last checkpoint"
         ) from None

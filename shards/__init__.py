@@ -1,1 +1,1 @@
-"""Images and features on disk, and what every command shares: flags, user errors, progress."""
+"""Images and features on disk, and code shared by all commands: flags, user errors, progress."""

@@ -1,4 +1,4 @@
-"""Detectors that are networks: on a device, in batches, with a class distribution of which the likeliest are kept."""
+"""Base class of neural detectors, which process batches on a device and keep the most probable classes."""
 
 import itertools
 from abc import abstractmethod
@@ -20,8 +20,13 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Described:
-    """What a network says of an image: boxes (n, 4) in pixels, features (n, D), distribution (n, classes), or None of
-    a network without classes."""
+    """Output of a network for one image.
+
+    Attributes:
+        boxes: (n, 4), in pixels.
+        features: (n, D).
+        distribution: (n, classes); None for a network without classes.
+    """
 
     boxes: torch.Tensor
     features: torch.Tensor
@@ -29,8 +34,11 @@ class Described:
 
 
 class BatchedDetector(Detector):
-    """kept: how many classes of a region are written, so many that 99% of the mass is, on the average; None before it
-    is fitted or loaded, 0 of a network without classes."""
+    """A detector that is a neural network.
+
+    kept: number of classes stored per region, such that they have 99% of the probability mass on average; None before
+    `fit` or `load`, 0 for a network without classes.
+    """
 
     learned = (FILE,)
     per_image = False
@@ -41,9 +49,9 @@ class BatchedDetector(Detector):
         self.device = choose_device(config.device, launched())
         self.autocast = PRECISIONS[config.precision]
         if self.autocast is torch.float16 and self.device.type == "cpu":
-            raise UserError("--precision fp16: is for a GPU; bf16 works on a CPU too")
+            raise UserError("--precision fp16: needs a GPU; use bf16 or float32 on a CPU")
         if config.words_file:
-            raise UserError(f"--words_file {config.words_file}: is of --detector pixels")
+            raise UserError(f"--words_file {config.words_file}: only for --detector pixels; remove one of them")
 
     def fit(self, images, folder: Path) -> None:
         if not self.num_classes:
@@ -51,7 +59,7 @@ class BatchedDetector(Detector):
             return
         sample = list(itertools.islice(images, self.sample))
         if not sample:
-            raise UserError(f"{self.config.images}: none of the images looked at can be decoded")
+            raise UserError(f"{self.config.images}: none of {self.sample} sampled images can be decoded")
         size = self.config.batch_size
         batches = (sample[begin : begin + size] for begin in range(0, len(sample), size))
         rows = np.concatenate([one.distribution.float().cpu().numpy() for batch in batches for one in self._run(batch)])
@@ -75,7 +83,8 @@ class BatchedDetector(Detector):
                 return self.regions(images) if boxes is None else self.of_boxes(images, boxes)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"--batch_size {self.config.batch_size}: does not fit the GPU; run again with less to go on"
+                f"--batch_size {self.config.batch_size}: CUDA out of memory; use a smaller one (finished shards are "
+                "kept)"
             ) from None
 
     def _found(self, one: Described) -> Found:
@@ -86,15 +95,15 @@ class BatchedDetector(Detector):
 
     @abstractmethod
     def regions(self, images: list[np.ndarray]) -> list[Described]:
-        """The best regions of images, uint8 RGB (H, W, 3), at the most config.regions of each."""
+        """Detects regions in images, uint8 RGB (H, W, 3): at most config.regions per image, in order of scores."""
 
     @abstractmethod
     def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
-        """The same of given boxes."""
+        """Computes the same output for given boxes, (n, 4) in pixels."""
 
 
 def read_class_names(path: str | None, classes: int) -> list[str] | None:
-    """The names of so many classes from a file, one a line; the first, the background, may be left out."""
+    """Reads class names from a file with one name per line; the first class, the background, may be omitted."""
     if path is None:
         return None
     try:
@@ -103,17 +112,17 @@ def read_class_names(path: str | None, classes: int) -> list[str] | None:
         raise UserError(f"--class_names {path}: cannot be read ({error})") from None
     names = [name.strip() for name in names if name.strip()]
     if len(names) not in (classes, classes - 1):
-        raise UserError(f"--class_names {path}: has {len(names)} names and the detector {classes} classes")
+        raise UserError(f"--class_names {path}: has {len(names)} names, but the detector has {classes} classes")
     return ["background", *names][-classes:]
 
 
 def choose_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of this rank: cpu, or the GPU of its number on this machine."""
+    """The device of this rank: the CPU, or the GPU with its local rank."""
     found = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "cuda" and not found:
-        raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
+        raise UserError("--device cuda: no GPU available to torch; use --device cpu")
     if not found:
         return torch.device("cpu")
     if ranks.local >= found:
-        raise UserError(f"this machine has {found} GPUs and more ranks than that; use --nproc-per-node {found}")
+        raise UserError(f"this machine has {found} GPUs, fewer than ranks; use --nproc-per-node {found}")
     return torch.device("cuda", ranks.local)

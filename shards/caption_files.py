@@ -1,4 +1,4 @@
-"""Captions from a file of their own: a Karpathy file, or rows of (image, caption) as TSV or JSON Lines."""
+"""Captions from a separate file: a Karpathy file, or rows of (image, caption) as TSV or JSON Lines."""
 
 import itertools
 import re
@@ -11,17 +11,17 @@ from shards.images import Part, find_images
 from shards.reading import parse_json
 
 SPLITS = ("train", "val", "test")
-_NUMBERED = re.compile(r"(.+)#\d+$")  # of a caption, as in Flickr's 1000092795.jpg#0
+_NUMBERED = re.compile(r"(.+)#\d+$")  # an image with a caption number, as in Flickr30k's 1000092795.jpg#0
 
 
 def read_caption_file(path: str, splits: str | None = None) -> dict[str, tuple[str, ...]]:
-    """Image id -> its captions, in the order of the file.
+    """Reads captions: image id -> its captions, in the order of the file.
 
     Args:
-        path: a Karpathy file (.json); rows in JSON Lines (.jsonl), {"image": ..., "caption": ...}; or rows of an image,
-            a TAB and a caption (any other name), where an image may be followed by the number of its caption, as in
-            Flickr's results_20130124.token (1000092795.jpg#0).
-        splits: of a Karpathy file, those to read, with commas between them; restval counts as train.
+        path: a Karpathy file (.json); JSON Lines (.jsonl), {"image": ..., "caption": ...}; or any other name for TSV
+            rows of image and caption, where the image may have a caption number, as in Flickr30k's
+            results_20130124.token (1000092795.jpg#0).
+        splits: comma-separated splits of a Karpathy file to read; train includes restval.
     """
     wanted = _wanted(path, splits)
     if path.endswith(".json"):
@@ -36,17 +36,21 @@ def read_caption_file(path: str, splits: str | None = None) -> dict[str, tuple[s
                 raise UserError(f"{path}, line {number}: duplicate of line {first} ({what}); remove one of them")
             found.setdefault(image, []).append(caption)
     if not found:
-        raise UserError(f"--captions {path}: has no captions" + (f" of --captions_split {splits}" if splits else ""))
+        of_splits = f" of --captions_split {splits}" if splits else ""
+        raise UserError(f"--captions {path}: contains no captions{of_splits}")
     return {image: tuple(captions) for image, captions in found.items()}
 
 
 def with_captions(parts: list[Part], captions: dict[str, tuple[str, ...]], per_part: int) -> tuple[list[Part], str]:
-    """The parts of an extraction with only the images that have captions, and how many these are, in words.
+    """Restricts the parts of an extraction to images with captions.
 
     Args:
-        parts: as find_parts gives them.
-        captions: by image id.
-        per_part: images of a part, where they are files of a folder.
+        parts: result of find_parts.
+        captions: image id -> captions.
+        per_part: images per part, if they are files in a folder.
+
+    Returns:
+        The parts, and the counts as text for the console.
     """
     matched: dict[str, str] = {}  # image id -> its file
     total = 0
@@ -57,14 +61,14 @@ def with_captions(parts: list[Part], captions: dict[str, tuple[str, ...]], per_p
                 matched[found.id] = found.file
     if not matched:
         raise UserError(
-            f"{parts[0].files[0]}: --captions has none of the images; it has {next(iter(captions))}, for instance, and "
-            f"not {next(find_images(parts[0])).id}"
+            f"{parts[0].files[0]}: --captions has captions for none of the images; it has captions for image "
+            f"{next(iter(captions))}, for example, but not for {next(find_images(parts[0])).id}"
         )
     counts = f"{sum(len(captions[image]) for image in matched)} captions of {len(matched)} images"
     if len(captions) > len(matched):
-        counts += f"; {len(captions) - len(matched)} more of its images not found"
+        counts += f"; {len(captions) - len(matched)} images of the file not found"
     if total > len(matched):
-        counts += f"; {total - len(matched)} images without a caption in it skipped"
+        counts += f"; {total - len(matched)} images without captions skipped"
     rows = [(file, image, captions[image]) for image, file in matched.items()]
     if rows[0][0].endswith(".tar"):
         groups = [list(group) for _, group in itertools.groupby(rows, key=lambda one: one[0])]
@@ -82,9 +86,9 @@ def _wanted(path: str, splits: str | None) -> set[str] | None:
         return None
     wanted = {name.strip() for name in splits.split(",")}
     for name in wanted - set(SPLITS):
-        raise UserError(f"--captions_split {name}: should be one or several of {', '.join(SPLITS)}")
+        raise UserError(f"--captions_split {name}: should be one or more of {', '.join(SPLITS)}")
     if not path.endswith(".json"):
-        raise UserError(f"--captions_split {splits}: {path} is no Karpathy file (.json), and only those have splits")
+        raise UserError(f"--captions_split {splits}: only Karpathy files (.json) have splits; {path} is not one")
     return wanted
 
 
@@ -92,7 +96,7 @@ def _karpathy(path: str, wanted: set[str] | None) -> dict[str, list[str]]:
     value = read_json(path)
     images = value.get("images") if isinstance(value, dict) else None
     if not isinstance(images, list):
-        raise UserError(f"{path}: has no list of images; --captions takes Karpathy's files, .jsonl and TSV")
+        raise UserError(f"{path}: has no list of images; --captions reads Karpathy files (.json), .jsonl and TSV")
     found: dict[str, list[str]] = {}
     for number, image in enumerate(images):
         where = f"{path}, image {number}"
@@ -113,7 +117,7 @@ def _karpathy(path: str, wanted: set[str] | None) -> dict[str, list[str]]:
 
 
 def _rows(path: str) -> Iterator[tuple[int, str, str]]:
-    """(line, image, caption) of every row."""
+    """Yields (line number, image, caption) of every row."""
     columns = _json_columns if path.endswith((".jsonl", ".jsonline")) else _tsv_columns
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:

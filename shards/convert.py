@@ -1,4 +1,4 @@
-"""python -m shards.convert SOURCE --out DIR: published features become region shards."""
+"""python -m shards.convert SOURCE --out DIR: converts published region features to region shards."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from shards.skips import is_done, list_skipped, note_skipped, noted
 from shards.source import Record, Source
 from shards.writer import write_shard
 
-LOOKED_AT = 32  # records, spread over the source, that tell what all have in common
+SAMPLED = 32  # records, spread over the source, that determine feature size and classes
 
 
 @dataclass
@@ -29,15 +29,15 @@ class ConvertConfig:
     source: tuple[str, ...] = flag(
         REQUIRED, "features: .tsv files (.tsv.0, .tsv.gz) or a folder of them, an LMDB, or a folder of .npy", first=True
     )
-    out: str = flag(REQUIRED, "the folder for the shards", written=True)
+    out: str = flag(REQUIRED, "output folder for the shards", written=True)
     per_shard: int = flag(1000, "images per shard", low=1)
-    on_bad_row: str = flag("stop", "what to do about an image that cannot be used", choices=("stop", "skip"))
-    processes: int = flag(os.cpu_count() or 1, "working processes", low=1)
+    on_bad_row: str = flag("stop", "action for an invalid image", choices=("stop", "skip"))
+    processes: int = flag(os.cpu_count() or 1, "worker processes", low=1)
 
 
 @dataclass
 class Task:
-    """A piece of the source, and the shards that it becomes: one, numbered, or many, of the whole of a source."""
+    """A part of the source to convert. number: number of its shard; None if the part is the whole source."""
 
     source: Source
     part: object
@@ -47,7 +47,7 @@ class Task:
 
 
 def convert(config: ConvertConfig) -> Dataset:
-    """Runs a conversion to its end; shards that an earlier run finished are kept. Returns the data set."""
+    """Converts a source and returns the data set; shards finished by an earlier run are kept."""
     source = open_source(config.source)
     with locked_folder(config.out, "shards.convert"):
         return _convert(config, source, Path(config.out))
@@ -76,36 +76,36 @@ def _convert(config: ConvertConfig, source: Source, out: Path) -> Dataset:
 
 
 def _shape(source: Source, on_bad_row: str) -> Shape:
-    """What most of the source's images have in common, from some that can be read."""
-    complaints: list[str] = []
-    images = list(_readable(source, source.some(LOOKED_AT), complaints))
+    """The shape of most images of the source, from a sample of valid ones."""
+    errors: list[str] = []
+    images = list(_readable(source, source.some(SAMPLED), errors))
     if not images and on_bad_row == "skip":
-        everything = (record for part in source.parts(LOOKED_AT) for record in source.records(part))
-        images = list(itertools.islice(_readable(source, everything, complaints), 1))
+        everything = (record for part in source.parts(SAMPLED) for record in source.records(part))
+        images = list(itertools.islice(_readable(source, everything, errors), 1))
     if not images:
-        complaint = complaints[0] if complaints else "it is empty"
-        raise UserError(f"{source.path}: holds no image that can be used; {complaint}")
+        reason = errors[0] if errors else "it is empty"
+        raise UserError(f"{source.path}: contains no valid image; {reason}")
     return shape_of(images)
 
 
-def _readable(source: Source, records: Iterable[Record], complaints: list[str]) -> Iterator[Features]:
-    """The images of those records that can be read, and a complaint on the first other."""
+def _readable(source: Source, records: Iterable[Record], errors: list[str]) -> Iterator[Features]:
+    """Yields the images of valid records; the message for the first invalid one is appended to `errors`."""
     for record in records:
         try:
             yield _parse(source, record.raw)
         except BadRecord as error:
-            if not complaints:
-                complaints.append(f"{source.where(record.place)}: {error}")
+            if not errors:
+                errors.append(f"{source.where(record.place)}: {error}")
 
 
 def _parse(source: Source, raw) -> Features:
-    """A record's image; whatever damaged values raise on the way is a BadRecord too."""
-    with reading(mend="", error=BadRecord):
+    """Parses a record; any exception caused by damaged values is raised as BadRecord."""
+    with reading(hint="", error=BadRecord):
         return source.parse(raw)
 
 
 def convert_part(task: Task) -> None:
-    """Writes the shards of a piece of the source, and beside each what it left out."""
+    """Writes the shards of a part of the source and, next to each, a list of its skipped images."""
     records = task.source.records(task.part)
     for number in itertools.count(task.number or 0):
         first = next(records, None)
@@ -131,11 +131,11 @@ def _samples(task: Task, records, skipped: list[dict]):
         try:
             sample = sample_of(_parse(source, record.raw), task.shape, shown)
             if sample.key in keys:
-                raise BadRecord(f"has the key {sample.key}, as another image has")
+                raise BadRecord(f"duplicate key {sample.key}")
         except BadRecord as error:
             where = source.where(record.place)
             if task.config.on_bad_row == "stop":
-                raise UserError(f"{where}: {error}; --on_bad_row skip goes on without it") from None
+                raise UserError(f"{where}: {error}; use --on_bad_row skip to skip such images") from None
             skipped.append({"where": where, "reason": str(error)})
             continue
         keys.add(sample.key)
@@ -148,16 +148,16 @@ def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape:
     indexes = [saved_index(path) for path in made]
     paths = [path for path, index in zip(made, indexes, strict=True) if len(index)]
     if not paths:
-        raise UserError(f"{source.path}: holds no usable image; {skipped[0]['where']}: {skipped[0]['reason']}")
+        raise UserError(f"{source.path}: contains no valid image; {skipped[0]['where']}: {skipped[0]['reason']}")
     extra = {"plan": plan, "skipped": len(skipped)}
     dataset = finish_dataset(out, paths, detector=source.detector, num_classes=shape.num_classes, extra=extra)
-    left_out = list_skipped(out, made, skipped, "where")
-    twice = len(dataset) - len({image for index in indexes for image in index.ids.tolist()})
-    if twice:
-        print(f"{out}: {twice} images stand there twice; the later one of each is used")
+    skips = list_skipped(out, made, skipped, "where")
+    duplicates = len(dataset) - len({image for index in indexes for image in index.ids.tolist()})
+    if duplicates:
+        print(f"{out}: {duplicates} duplicate images; the last one of each is used")
     captions = f", {dataset.count_of_captions}" if dataset.captions else ""
-    classes = f"{shape.kept} of {shape.num_classes} classes a region" if shape.num_classes else "no classes"
-    print(f"{out}: {len(dataset)} images in {len(paths)} shards{captions}, {classes}{left_out}")
+    classes = f"{shape.kept} of {shape.num_classes} classes per region" if shape.num_classes else "no classes"
+    print(f"{out}: {len(dataset)} images in {len(paths)} shards{captions}, {classes}{skips}")
     return dataset
 
 
@@ -166,4 +166,4 @@ def run(config: ConvertConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(ConvertConfig, run, "shards.convert", "Published features become region shards.")
+    command(ConvertConfig, run, "shards.convert", "Convert published region features to region shards.")

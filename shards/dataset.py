@@ -1,4 +1,4 @@
-"""A data set of region shards: dataset.json, the list of captions, and opening it by path or pattern."""
+"""Data sets of region shards: dataset.json, captions.txt, and opening them by path or pattern."""
 
 import contextlib
 import hashlib
@@ -20,16 +20,16 @@ from shards.sample import KINDS, MEMBERS, SEVERAL, captions_of, read_npy
 from shards.texts import TextLists
 
 FORMAT = 1
-FORMAT_SEVERAL = 2  # of several captions per image, which readers of format 1 would take for one long caption
+FORMAT_SEVERAL = 2  # several captions per image, which readers of format 1 would read as one long caption
 UNFINISHED = "unfinished.json"
-BLOCKS, BLOCK = 512, 4096  # of a data set's fingerprint, and bytes of each
+BLOCKS, BLOCK = 512, 4096  # number of blocks in the fingerprint of a data set, and bytes per block
 
 Fields = TypeVar("Fields", "Shard", "Dataset")
 
 
 @dataclass
 class Shard:
-    """One tar of a data set; sha256 is empty where it came without one."""
+    """One tar of a data set; sha256 is empty if unknown."""
 
     path: str
     samples: int
@@ -39,11 +39,16 @@ class Shard:
 
 @dataclass
 class Dataset:
-    """What a reader must know before it reads: the shards in sample order and what all samples share.
+    """Description of a data set: its shards in sample order, and properties shared by all samples.
 
-    feature_size: D; num_classes: of the class distribution, 0 where the shards have none;
-    classes_per_region: k; detector: the name of what made the regions; captions: how many there are; captioned:
-    samples with at least one; extra: what the maker of the shards wants to be known, its plan among it.
+    Attributes:
+        feature_size: D.
+        num_classes: size of the class distribution; 0 without classes.
+        classes_per_region: k, the number of stored classes per region.
+        detector: name of the detector.
+        captions: number of captions.
+        captioned: number of samples with at least one caption.
+        extra: additional fields of the command that made the shards, including its plan.
     """
 
     shards: list[Shard]
@@ -70,7 +75,7 @@ class Dataset:
 
     @property
     def count_of_captions(self) -> str:
-        """How many images have captions, for a message."""
+        """The number of images with captions, as text."""
         return f"{self.captioned} with " + (f"{self.captions} captions" if self.several else "captions")
 
     def __len__(self) -> int:
@@ -78,42 +83,45 @@ class Dataset:
 
 
 def begin_dataset(folder, plan: dict) -> None:
-    """Marks `folder` as being written; a plan other than the one that was begun there is refused, if it got anywhere.
+    """Marks `folder` as unfinished, so that it is not used as a data set before `finish_dataset`.
 
-    The mark stays until `finish_dataset`, so that a half-written folder is never taken for a data set.
+    Raises:
+        UserError: the folder contains shards that were made with another plan.
     """
     folder = Path(folder)
     if folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK} == {UNFINISHED}:
         (folder / UNFINISHED).unlink()
     for name in (UNFINISHED, "dataset.json"):
         if (folder / name).exists():
-            begun = read_json(folder / name)
-            begun = begun if name == UNFINISHED else _plan_of(begun)
-            begun = begun if isinstance(begun, dict) else {}
-            begun = {key: _as_now(value, plan.get(key)) for key, value in begun.items()}
-            if begun != plan:
-                differing = sorted(key for key in {*begun, *plan} if begun.get(key) != plan.get(key))
+            stored = read_json(folder / name)
+            stored = stored if name == UNFINISHED else _plan_of(stored)
+            stored = stored if isinstance(stored, dict) else {}
+            stored = {key: _as_now(value, plan.get(key)) for key, value in stored.items()}
+            if stored != plan:
+                differing = sorted(key for key in {*stored, *plan} if stored.get(key) != plan.get(key))
                 raise UserError(
-                    f"{folder}: holds shards made with other settings or other input ({', '.join(differing)}); "
-                    "give another --out or remove it"
+                    f"{folder}: contains shards made with other settings or other input ({', '.join(differing)}); "
+                    "use another --out or remove the folder"
                 )
     if not (folder / "dataset.json").exists():
         write_json(folder / UNFINISHED, plan)
 
 
-def _as_now(begun, now):
-    """A setting of a plan as this version has it: earlier ones kept paths as they were typed."""
-    return os.path.abspath(begun) if isinstance(begun, str) and isinstance(now, str) and os.path.isabs(now) else begun
+def _as_now(stored, now):
+    """A stored value of a plan in the form of this version: earlier versions stored relative paths."""
+    if isinstance(stored, str) and isinstance(now, str) and os.path.isabs(now):
+        return os.path.abspath(stored)
+    return stored
 
 
 def _plan_of(described) -> object:
-    """The plan in the value of a dataset.json, None where there is none."""
+    """The plan in the content of dataset.json, or None."""
     extra = described.get("extra") if isinstance(described, dict) else None
     return extra.get("plan") if isinstance(extra, dict) else None
 
 
 def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dict) -> Dataset:
-    """Writes captions.txt and dataset.json for the shards at `paths`, in that order, and takes the mark away."""
+    """Writes captions.txt and dataset.json for the shards at `paths`, in that order, and removes the mark."""
     folder = Path(folder)
     dataset = _scan_dataset(paths, num_classes)
     dataset.detector, dataset.extra = detector, extra
@@ -131,7 +139,7 @@ def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dic
 
 
 def _captions_in_tar(index) -> Iterator[tuple[str, ...]]:
-    """The captions of every sample of a shard, with white space normalised to single spaces."""
+    """The captions of every sample of a shard, with normalised white space."""
     names = ("txt", SEVERAL)
     places = index.members[:, [MEMBERS.index(name) for name in names]].tolist()
     with open(index.path, "rb") as file:
@@ -148,12 +156,12 @@ def _captions_in_tar(index) -> Iterator[tuple[str, ...]]:
 
 
 def normalised(captions: Iterable[str]) -> tuple[str, ...]:
-    """Captions on a line each, with single spaces."""
+    """Captions with white space normalised to single spaces."""
     return tuple(" ".join(caption.split()) for caption in captions)
 
 
 def _count_captions(index) -> tuple[int, int]:
-    """(captions, samples that have one or more) of a shard; only several captions have to be read to be counted."""
+    """(number of captions, number of samples with captions) of a shard; only lists of captions need to be read."""
     sizes = index.members[:, :, 1] > 0
     several, single = sizes[:, MEMBERS.index(SEVERAL)], sizes[:, MEMBERS.index("txt")]
     alone = int((single & ~several).sum())
@@ -165,9 +173,9 @@ def _count_captions(index) -> tuple[int, int]:
 
 
 def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
-    """A data set from its tars alone: what all samples share is read off the first of them.
+    """Describes a data set from its tars; shared properties are those of the first sample.
 
-    num_classes: where it is not known, one more than the largest class id in the shards.
+    num_classes: None for one more than the largest class id in the shards.
     """
     indexes = [load_index(path) for path in paths]
     shards = [Shard(index.path, len(index), index.bytes, index.sha256) for index in indexes]
@@ -182,8 +190,10 @@ def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
 
 
 def _first_arrays(index) -> tuple[np.ndarray, np.ndarray | None]:
-    """features (N, D) and class_ids (N, k) of a shard's first sample with arrays that can be read; None for no
-    classes. What is wrong with others is told when they are read."""
+    """Features (N, D) and class_ids (N, k) or None, of the first valid sample of a shard.
+
+    Errors in other samples are reported when these are read.
+    """
     complaint = None
     with open(index.path, "rb") as file:
         for key, members in zip(index.keys.tolist(), index.members, strict=True):
@@ -199,12 +209,11 @@ def _first_arrays(index) -> tuple[np.ndarray, np.ndarray | None]:
                     return arrays
             except ValueError as error:
                 complaint = complaint or f"{key}.{name} {error}"
-    raise UserError(f"{index.path}: {complaint or 'has no features'}; make or fetch the shard again")
+    raise UserError(f"{index.path}: {complaint or 'no features found'}; make or fetch the shard again")
 
 
 def _largest_class(index) -> int:
-    """The largest class id of a shard, of the members that can be read; what is wrong with others is told when they
-    are."""
+    """The largest class id of a shard, over the valid members; errors in others are reported when these are read."""
     with open(index.path, "rb") as file:
         largest = -1
         for offset, size in index.members[:, MEMBERS.index("class_ids.npy")].tolist():
@@ -217,9 +226,9 @@ def _largest_class(index) -> int:
 
 
 def open_dataset(pattern: str) -> Dataset:
-    """The local data set that a folder, a tar, a glob or a brace pattern names.
+    """Opens a local data set given by a folder, a tar, a glob pattern or a brace pattern.
 
-    dataset.json beside the tars is used where it is there; otherwise the tars are scanned once.
+    If there is no dataset.json next to the tars, they are scanned.
     """
     _refuse_unfinished(Path(pattern))
     paths = [Path(path) for path in expand(pattern)]
@@ -232,14 +241,14 @@ def open_dataset(pattern: str) -> Dataset:
     chosen = []
     for path in paths:
         if path.parent != folder or path.name not in known:
-            raise UserError(f"{path}: is not in {folder / 'dataset.json'}; remove that file to have the tars scanned")
+            raise UserError(f"{path}: is not in {folder / 'dataset.json'}; remove that file to scan the tars")
         shard = known[path.name]
         if not path.exists():
-            raise UserError(f"{path}: is in dataset.json but not on disk")
+            raise UserError(f"{path}: is in dataset.json but does not exist; fetch it, or make the shards again")
         if path.stat().st_size != shard.bytes:
             raise UserError(
-                f"{path}: has {path.stat().st_size} bytes and not the {shard.bytes} of dataset.json; "
-                "it was cut short or changed, make or fetch it again"
+                f"{path}: has {path.stat().st_size} bytes, but {shard.bytes} in dataset.json; "
+                "it was truncated or changed, make or fetch it again"
             )
         chosen.append(shard)
     dataset.shards = chosen
@@ -248,21 +257,21 @@ def open_dataset(pattern: str) -> Dataset:
 
 def _refuse_unfinished(folder: Path) -> None:
     if (folder / UNFINISHED).exists():
-        raise UserError(f"{folder}: was not written to the end; run the command that makes it again to finish it")
+        raise UserError(f"{folder}: is incomplete; run the command that creates it again to finish it")
 
 
 def read_dataset(folder) -> Dataset:
-    """dataset.json of a folder, with the shards' full paths."""
+    """Reads dataset.json of a folder; paths of shards are made complete."""
     path = Path(folder) / "dataset.json"
     value = read_json(path)
     if not is_readable(value):
         version = value.get("format") if isinstance(value, dict) else None
-        raise UserError(f"{path}: format {version} is neither {FORMAT} nor {FORMAT_SEVERAL}, which this version reads")
+        raise UserError(f"{path}: unsupported format {version}; this version reads {FORMAT} and {FORMAT_SEVERAL}")
     try:
         described = value.pop("shards")
         for shard in described:
             if shard["path"] != Path(shard["path"]).name:
-                raise UserError(f"{path}: a shard's path is {shard['path']}; should be a file name in this folder")
+                raise UserError(f"{path}: path of a shard is {shard['path']}; should be a file name in this folder")
         shards = [checked(Shard(**shard | {"path": str(Path(folder) / shard["path"])})) for shard in described]
         return described_dataset(shards, value)
     except (TypeError, KeyError, ValueError) as error:
@@ -270,22 +279,22 @@ def read_dataset(folder) -> Dataset:
 
 
 def is_readable(value) -> bool:
-    """Whether the value of a dataset.json is of a format that this version reads."""
+    """Whether this version supports the format of the content of dataset.json."""
     return isinstance(value, dict) and value.get("format") in (FORMAT, FORMAT_SEVERAL)
 
 
 def described_dataset(shards: list[Shard], value: dict) -> Dataset:
-    """The data set of these shards with the other fields of a dataset.json.
+    """Builds a Dataset from shards and the other fields of dataset.json.
 
     Raises:
-        TypeError, ValueError: a field is missing, unknown, of another type, or a negative number.
+        TypeError, ValueError: a field is missing, unknown, negative, or has another type.
     """
     several = value.pop("format") == FORMAT_SEVERAL
     return checked(Dataset(shards, **value if several else value | {"captioned": value.get("captions", 0)}))
 
 
 def checked(fields: Fields) -> Fields:
-    """A Shard or Dataset whose fields have the types that it declares, and no negative numbers; else a ValueError."""
+    """Returns a Shard or Dataset after checking the types of its fields; ValueError for others or negative numbers."""
     msgspec.convert(vars(fields), type(fields))
     for name, value in vars(fields).items():
         if isinstance(value, int) and not 0 <= value < LARGEST:
@@ -296,7 +305,7 @@ def checked(fields: Fields) -> Fields:
 
 
 def read_captions(dataset: Dataset) -> TextLists:
-    """The captions of every sample of the data set in sample order."""
+    """The captions of every sample, in sample order."""
     captions = _captions_file(dataset)
     if captions is None:
         captions = TextLists.of(c for shard in dataset.shards for c in _captions_in_tar(load_index(shard.path)))
@@ -304,7 +313,7 @@ def read_captions(dataset: Dataset) -> TextLists:
 
 
 def _captions_file(dataset: Dataset) -> TextLists | None:
-    """captions.txt cut down to the data set's shards, or None where it is missing or of another data set."""
+    """The part of captions.txt for the data set's shards; None if captions.txt or dataset.json is missing."""
     path = dataset.folder / "captions.txt"
     if not path.exists() or not (dataset.folder / "dataset.json").exists():
         return None
@@ -317,12 +326,14 @@ def _captions_file(dataset: Dataset) -> TextLists | None:
             begin += shard.samples
         if len(lines) == begin:
             return TextLists.joined([lines.part(*places[shard.path]) for shard in dataset.shards])
-    raise UserError(f"{path}: does not have one line for every sample; remove it to have it read from the shards")
+    raise UserError(f"{path}: does not have one line per sample; remove it to read the captions from the shards")
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of what is known of a local data set, and of blocks of its shards, BLOCKS in all but one of each at the
-    least: two ranks that read other files under the same names have other ones."""
+    """SHA-256 of the description of a local data set and of about BLOCKS blocks of its shards, at least one per shard.
+
+    It differs between ranks that read different files under the same names.
+    """
     known = (dataset.feature_size, dataset.num_classes, dataset.classes_per_region, dataset.detector, dataset.captions)
     digest = hashlib.sha256(repr(known).encode())
     of_shard = max(1, BLOCKS // len(dataset.shards))
@@ -341,10 +352,10 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def checksum_errors(dataset: Dataset):
-    """Yields a sentence for every shard whose bytes are not those that were written."""
+    """Yields an error message for every shard whose checksum differs from dataset.json."""
     for shard in dataset.shards:
         if shard.sha256:
             with open(shard.path, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != shard.sha256:
-                yield f"{shard.path}: its SHA-256 is not the one in dataset.json; make or fetch it again"
+                yield f"{shard.path}: SHA-256 differs from dataset.json; make or fetch it again"

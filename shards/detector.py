@@ -1,4 +1,4 @@
-"""A region detector: what shards.extract needs of one."""
+"""The interface of region detectors for shards.extract."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -12,8 +12,13 @@ from shards.errors import UserError
 
 @dataclass
 class Found:
-    """An image's regions, best first: boxes float32 (n, 4) in pixels, features (n, D), and of each region's classes the
-    likeliest, class_ids and class_probs (n, k), both None of a detector without classes."""
+    """The regions of an image, in order of scores.
+
+    Attributes:
+        boxes: float32 (n, 4), in pixels.
+        features: (n, D).
+        class_ids, class_probs: (n, k), the k most probable classes per region; None for a detector without classes.
+    """
 
     boxes: np.ndarray
     features: np.ndarray
@@ -22,13 +27,18 @@ class Found:
 
 
 class Detector(ABC):
-    """name: as dataset.json has it; learned: the names of the files that `fit` writes; version: raised whenever the
-    same image gets other regions or features, so that those of two versions are never mixed; num_classes: 0 where
-    regions have no class distribution; class_names: of classes that have some; fingerprint: of the weights, where
-    regions of other weights under the same name are refused.
+    """A region detector.
 
-    per_image: whether it works image by image on a processor, so that several processes with one each are fastest;
-    else it takes batches, in one process, on its device. sample: how many images it wants to be fitted on.
+    Attributes:
+        name: name in dataset.json.
+        learned: names of the files that `fit` writes.
+        version: increased whenever the regions or features of an image change, so that versions are never mixed.
+        per_image: whether images are processed singly on the CPU, in several processes; otherwise in batches, in one
+            process, on the device.
+        sample: number of images for `fit`.
+        num_classes: 0 without a class distribution.
+        class_names: names of the classes, if known.
+        fingerprint: hash of the weights, to reject features of other weights with the same name; None for no check.
     """
 
     name: str
@@ -42,23 +52,23 @@ class Detector(ABC):
 
     @abstractmethod
     def fit(self, images: Iterable[np.ndarray], folder: Path) -> None:
-        """Learns from some of the images what all shards are to have in common, and writes it into their folder."""
+        """Fits parameters shared by all shards on some of the images and writes them to the folder of the shards."""
 
     @abstractmethod
     def load(self, folder: Path) -> bool:
-        """Takes what `fit` wrote; false where it has not yet."""
+        """Loads the files that `fit` writes; returns False if they do not exist yet."""
 
     @abstractmethod
     def detect(self, images: list[np.ndarray]) -> list[Found]:
-        """The regions of images, uint8 RGB (H, W, 3)."""
+        """Detects regions in images, uint8 RGB (H, W, 3)."""
 
     @abstractmethod
     def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
-        """The same of given boxes (n, 4) in pixels, in their order."""
+        """Computes features and classes of given boxes (n, 4) in pixels, in their order."""
 
 
 def refuse_flags(config, detector: str, *names: str) -> None:
-    """Refuses flags of other detectors that were given to this one."""
+    """Raises UserError for flags that this detector does not have."""
     for name in names:
         if getattr(config, name) is not None:
-            raise UserError(f"--{name} {getattr(config, name)}: --detector {detector} has none")
+            raise UserError(f"--{name} {getattr(config, name)}: not supported by --detector {detector}; remove it")

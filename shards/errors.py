@@ -1,21 +1,21 @@
-"""Mistakes that a user can mend."""
+"""Errors that a user can fix."""
 
 LONGEST = 2000  # characters of a message
 
 
 def shortened(text: str) -> str:
-    """A text without its middle, where it has more than LONGEST characters."""
+    """A text without its middle part, if it has more than LONGEST characters."""
     if len(text) <= LONGEST:
         return text
-    left_out = len(text) - LONGEST
-    return f"{text[: LONGEST // 2]} ... ({left_out} characters) ... {text[-LONGEST // 2 :]}"
+    removed = len(text) - LONGEST
+    return f"{text[: LONGEST // 2]} ... ({removed} characters) ... {text[-LONGEST // 2 :]}"
 
 
 class UserError(Exception):
-    """One sentence for the user: what is wrong, where (file, line, key or flag), what would be right.
+    """One sentence for the user: what is wrong, where (file, line, key or flag), and what to do.
 
-    Commands print it without a traceback and exit with status 2. Of a long one, which repeats a value that it refuses,
-    the beginning and the end are printed.
+    Commands print it without a traceback and exit with status 2. Long messages, which contain an invalid value, are
+    shortened in the middle.
     """
 
     def __str__(self) -> str:
@@ -23,8 +23,8 @@ class UserError(Exception):
 
 
 class BadSample(UserError):
-    """One record that cannot be used, while those beside it can."""
+    """One invalid record; other records can still be used."""
 
 
 class ErrorElsewhere(UserError):
-    """What stopped another of several cooperating processes, which has said it already."""
+    """An error on another rank, which has printed it already."""

@@ -1,4 +1,4 @@
-"""python -m shards.extract IMAGES --out DIR: images, with or without captions, become region shards."""
+"""python -m shards.extract IMAGES --out DIR: extracts regions of images, with or without captions, to region shards."""
 
 import contextlib
 import itertools
@@ -30,38 +30,38 @@ from shards.sample import Sample
 from shards.skips import is_done, list_skipped, note_skipped, noted
 from shards.writer import safe_key, write_shard
 
-WINDOW = 4  # batches of images that are decoded ahead, from which images of like shape are put together
-PAUSE = 0.5  # seconds between two looks at what another rank has done
+WINDOW = 4  # batches of images to decode ahead, from which images of similar aspect ratio are batched
+PAUSE = 0.5  # seconds between checks of the progress of other ranks
 
 
 @dataclass
 class ExtractConfig:
     """Flags of shards.extract."""
 
-    images: str = flag(REQUIRED, "a folder of images, or tars in img2dataset's layout (pattern)", first=True)
-    out: str = flag(REQUIRED, "the folder for the shards", written=True)
+    images: str = flag(REQUIRED, "folder of images, or tars in the layout of img2dataset (pattern)", first=True)
+    out: str = flag(REQUIRED, "output folder for the shards", written=True)
     detector: str = flag(
-        "pixels", "pixels, x152, backbone, or an object-detection model of transformers (directory or name)"
+        "pixels", "pixels, x152, backbone, or an object-detection model of transformers (directory or hub name)"
     )
     weights: str | None = flag(
         None,
-        "of x152: detectron_model.pth as published; of backbone: a vision model of transformers (directory or name) or "
-        "a state dict of torchvision or timm",
+        "weights: for x152 the published detectron_model.pth; for backbone a vision model of transformers (directory "
+        "or hub name) or a state dict of torchvision or timm",
         unset="none",
     )
-    detector_config: str | None = flag(None, "JSON file of the sizes of x152", unset="as published")
+    detector_config: str | None = flag(None, "JSON file of the sizes of x152", unset="the published ones")
     proposals: str | None = flag(
         None,
-        "regions of the detector backbone",
+        "region proposals of the detector backbone",
         unset="pixels: those of the detector pixels",
         choices=("pixels", "grid"),
     )
-    grid: int | None = flag(None, "cells each way of --proposals grid", unset="6", low=1, high=100)
+    grid: int | None = flag(None, "rows and columns of --proposals grid", unset="6", low=1, high=100)
     short_side: int | None = flag(
-        None, "short side in pixels to which the detector backbone resizes images", unset="that of its input", low=32
+        None, "short side in pixels to which the detector backbone resizes images", unset="its input size", low=32
     )
     class_names: str | None = flag(
-        None, "names of the detector's classes, one a line", unset="the detector's own, where it has names"
+        None, "file with the names of the detector's classes, one per line", unset="those of the detector, if any"
     )
     captions: str | None = flag(
         None,
@@ -69,27 +69,27 @@ class ExtractConfig:
         unset="those next to the images",
     )
     captions_split: str | None = flag(
-        None, "splits of the Karpathy file to read (train, val, test; train,val)", unset="all"
+        None, "comma-separated splits of the Karpathy file to read (train, val, test)", unset="all"
     )
     boxes: str | None = flag(
-        None, "a file of given boxes to describe, in place of the detector's regions", unset="none"
+        None, "file of given boxes to compute features for, instead of detecting regions", unset="none"
     )
-    regions: int | None = flag(None, "regions per image at the most", unset="36, of x152 100", low=1, high=1000)
-    words: int = flag(256, "visual words: the classes of the detector pixels", low=1, high=32767)
+    regions: int | None = flag(None, "maximum number of regions per image", unset="36, 100 for x152", low=1, high=1000)
+    words: int = flag(256, "number of visual words, the classes of the detector pixels", low=1, high=32767)
     words_file: str | None = flag(
-        None, "visual_words.npz of an earlier extraction, to use the same words", unset="words are fitted"
+        None, "visual_words.npz of an earlier extraction, to use the same visual words", unset="words are fitted"
     )
-    per_shard: int = flag(1000, "images per shard, where the input is a folder", low=1)
-    batch_size: int = flag(8, "images at a time, of detectors that are networks", low=1)
-    precision: str = flag("float32", "of detectors that are networks", choices=("float32", "bf16", "fp16"))
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
-    processes: int = flag(os.cpu_count() or 1, "working processes", low=1)
-    seed: int = flag(0, "of the visual words of the detector pixels")
+    per_shard: int = flag(1000, "images per shard, if the input is a folder", low=1)
+    batch_size: int = flag(8, "images per batch, for neural detectors", low=1)
+    precision: str = flag("float32", "precision of neural detectors", choices=("float32", "bf16", "fp16"))
+    device: str = flag("auto", "device; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    processes: int = flag(os.cpu_count() or 1, "worker processes", low=1)
+    seed: int = flag(0, "random seed for fitting the visual words of the detector pixels")
 
 
 @dataclass
 class Task:
-    """One shard to be written."""
+    """One shard to write."""
 
     part: Part
     path: str
@@ -97,17 +97,20 @@ class Task:
 
 
 def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
-    """Runs an extraction to its end; shards that an earlier run finished are kept. Returns the data set, on the first
-    of several ranks, which share the shards."""
+    """Extracts regions; shards finished by an earlier run are kept, and several ranks divide the shards.
+
+    Returns:
+        The data set, on the first rank; None on others that have extracted shards.
+    """
     parts = find_parts(config.images, config.per_shard)
     if os.path.isdir(config.images) and is_image(parts[0].files[0]) and (tars := [*Path(config.images).glob("*.tar")]):
-        ranks.say(f"{config.images}: its {len(tars)} .tar files are not read, because it holds images")
+        ranks.say(f"{config.images}: {len(tars)} .tar files are ignored, because the folder contains images")
     if config.captions:
         captions = read_caption_file(config.captions, config.captions_split)
         parts, counts = with_captions(parts, captions, config.per_shard)
         ranks.say(f"--captions {config.captions}: {counts}")
     elif config.captions_split:
-        raise UserError(f"--captions_split {config.captions_split}: is of a Karpathy file; give it with --captions")
+        raise UserError(f"--captions_split {config.captions_split}: needs a Karpathy file; set --captions")
     detector = make_detector(config)
     with _locked_for_all(Path(config.out), ranks):
         return _extract(config, parts, detector, ranks)
@@ -115,7 +118,7 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
 
 @contextlib.contextmanager
 def _locked_for_all(out: Path, ranks: Ranks) -> Iterator[None]:
-    """A block in which these ranks alone write a folder. The first has the lock; the others wait until it has."""
+    """Context manager that locks a folder for these ranks. The first rank takes the lock; the others wait for it."""
     if ranks.first:
         with locked_folder(out, "shards.extract"):
             yield
@@ -131,7 +134,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
         begin_dataset(out, plan)
     if (out / "dataset.json").exists():
         dataset = open_dataset(str(out))
-        ranks.say(f"{out}: was extracted before, {len(dataset)} images; nothing to do")
+        ranks.say(f"{out}: is already complete, {len(dataset)} images; nothing to do")
         return dataset
     if ranks.first and not detector.load(out):
         detector.fit(_some_images(parts, detector.sample), out)
@@ -139,7 +142,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
     tasks = [Task(part, str(out / f"regions-{number:05d}.tar"), config) for number, part in enumerate(parts)]
     done = sum(task.part.count for task in tasks if is_done(task.path))
     if done:
-        ranks.say(f"{done} of {total} images were extracted before")
+        ranks.say(f"{done} of {total} images are already extracted")
     mine = [task for task in tasks[ranks.rank :: ranks.count] if not is_done(task.path)]
     if detector.per_image:
         for _ in run_tasks(extract_shard, mine, config.processes, total, "images", done):
@@ -153,7 +156,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
 
 
 def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
-    """What makes one extraction another than the next."""
+    """The settings and inputs that determine the result of an extraction."""
     plan = {
         "command": "shards.extract",
         "images": [
@@ -181,13 +184,13 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
 
 
 def _wait(ready: Callable[[], bool]) -> None:
-    """Until another rank has done something; where one fails, torchrun ends them all."""
+    """Waits for another rank; if a rank fails, torchrun ends all of them."""
     while not ready():
         time.sleep(PAUSE)
 
 
 def _some_images(parts: list[Part], count: int) -> Iterator[np.ndarray]:
-    """Images spread over the whole input."""
+    """Decoded images spread over the whole input."""
     chosen = parts[:: max(1, len(parts) // 40)]
     per_part = -(-count // len(chosen))
     for part in chosen:
@@ -198,14 +201,14 @@ def _some_images(parts: list[Part], count: int) -> Iterator[np.ndarray]:
 
 
 def extract_shard(task: Task) -> None:
-    """A working process's shard, image by image."""
+    """Extracts a shard image by image, in a worker process."""
     detector = make_detector(task.config)
     detector.load(Path(task.path).parent)
     _write(task, detector, map, 1, 1, advance)
 
 
 def _extract_in_batches(tasks: list[Task], detector: Detector, total: int) -> None:
-    """Shards one after another in this process, while others decode."""
+    """Extracts shards one after another in this process, while worker processes decode images."""
     size = tasks[0].config.batch_size if tasks else 1
     bar = tqdm(total=total, initial=total - sum(task.part.count for task in tasks), unit=" images", mininterval=0.5)
     with contextlib.closing(bar), worker_pool(tasks[0].config.processes if tasks else 1) as pool:
@@ -214,9 +217,13 @@ def _extract_in_batches(tasks: list[Task], detector: Detector, total: int) -> No
 
 
 def _write(task: Task, detector: Detector, map_all, size: int, window: int, done: Callable) -> None:
-    """Writes one shard and the list of what it skipped.
+    """Writes one shard and the list of its skipped images.
 
-    map_all: `map`, or that of a pool, which begins at once; size: images of a batch; window: that are decoded together.
+    Args:
+        map_all: `map`, or the map method of a pool, which starts immediately.
+        size: images per batch.
+        window: images to decode together.
+        done: called with numbers of images, for the progress bar.
     """
     skipped: list[dict] = []
     write_shard(task.path, _samples(task, detector, map_all, size, window, done, skipped))
@@ -233,7 +240,7 @@ def _decoded(data: bytes | BadImage) -> np.ndarray | BadImage:
 def _windows(
     task: Task, map_all, window: int, done: Callable, given, unused: list[Unused]
 ) -> Iterator[Iterator[tuple[Record, object]]]:
-    """Records with their decoded images, a window being decoded while the one before is worked on."""
+    """Yields windows of records with their decoded images; a window is decoded while the previous one is used."""
     records, waiting = read_records(task.part, unused), None
     while chosen := list(itertools.islice(records, window)):
         done(len(chosen))
@@ -275,7 +282,7 @@ def _samples(task: Task, detector: Detector, map_all, size: int, window: int, do
 
 
 def _regions(detector: Detector, good: list, given, size: int) -> list[Found]:
-    """The regions of each (record, image), found in batches of images of like shape."""
+    """The regions of each (record, image), computed in batches of images with similar aspect ratio."""
     order = sorted(range(len(good)), key=lambda n: good[n][1].shape[0] / good[n][1].shape[1])
     found: dict[int, Found] = {}
     for begin in range(0, len(good), size):
@@ -297,7 +304,7 @@ def _finish(out: Path, tasks: list[Task], detector: Detector, plan: dict) -> Dat
     bad_images = sum("id" in line for line in skipped)
     if not paths:
         if plan["boxes"]:
-            raise UserError(f"{plan['images'][0][0]}: holds no image that {plan['boxes']} has boxes of")
+            raise UserError(f"{plan['images'][0][0]}: {plan['boxes']} has boxes for none of the images")
         raise UserError(f"{plan['images'][0][0]}: none of the images can be decoded")
     names = {"class_names": detector.class_names} if detector.class_names else {}
     dataset = finish_dataset(
@@ -309,12 +316,12 @@ def _finish(out: Path, tasks: list[Task], detector: Detector, plan: dict) -> Dat
     )
     if plan["boxes"] and len(dataset) + bad_images < len(read_given_boxes(plan["boxes"])):
         given = len(read_given_boxes(plan["boxes"]))
-        print(f"{plan['boxes']}: {given - len(dataset) - bad_images} of its {given} images are not there")
+        print(f"{plan['boxes']}: {given - len(dataset) - bad_images} of its {given} images were not found")
     flat = sum(given.flat for given in read_given_boxes(plan["boxes"]).values()) if plan["boxes"] else 0
     if flat:
-        print(f"{plan['boxes']}: {flat} boxes without area, which are described as one pixel wide or high")
-    left_out = list_skipped(out, made, skipped, "source")
-    print(f"{out}: {len(dataset)} images, {dataset.count_of_captions}, in {len(paths)} shards{left_out}")
+        print(f"{plan['boxes']}: {flat} boxes without area, which are enlarged to a width or height of one pixel")
+    skips = list_skipped(out, made, skipped, "source")
+    print(f"{out}: {len(dataset)} images, {dataset.count_of_captions}, in {len(paths)} shards{skips}")
     return dataset
 
 
@@ -323,4 +330,4 @@ def run(config: ExtractConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(ExtractConfig, run, "shards.extract", "Images become region shards.")
+    command(ExtractConfig, run, "shards.extract", "Extract regions of images to region shards.")

@@ -1,4 +1,4 @@
-"""One image as a published file of features has it, and its sample in a region shard."""
+"""Region features of one image in a published file, and their conversion to a sample of a region shard."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,21 +13,27 @@ from shards.sample import Sample
 from shards.writer import check_sample, safe_key
 
 NUM_CLASSES = 1601  # Visual Genome's 1600 objects; class 0 is the background, object i is class i + 1
-LONGEST_ID = 1000  # characters; every id of an index takes as much memory as the longest
-KEPT_MASS = 0.99  # of the class distribution, on the average
-SUM_ERROR = 0.01  # of a class distribution; rounding to float16 makes less than a tenth of it
+LONGEST_ID = 1000  # characters; every id in an index takes as much memory as the longest one
+KEPT_MASS = 0.99  # mean probability mass of the stored classes
+SUM_ERROR = 0.01  # tolerance of the sum of a class distribution, over ten times the error of rounding to float16
 
 
 class BadRecord(Exception):
-    """A record that cannot be used, with the reason in words."""
+    """An invalid record, with the reason."""
 
 
 @dataclass
 class Features:
-    """What is known of an image: its id, width and height in pixels, features (n, D), boxes (n, 4) in pixels.
+    """The record of one image.
 
-    distribution: (n, classes), or None; objects: (ids int (n,) from 0, confidence (n,)) of the likeliest object of each
-    region, from which a distribution is made where there is none; captions: any number.
+    Attributes:
+        width, height: in pixels.
+        features: (n, D).
+        boxes: (n, 4), in pixels.
+        distribution: (n, classes), or None.
+        objects: (ids int (n,) from 0, confidence (n,)) of the most probable object per region, used if there is no
+            distribution; or None.
+        captions: any number of captions.
     """
 
     id: str
@@ -42,7 +48,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Shape:
-    """What all samples of a data set share: a feature's width, the classes (0: none), and how many of them are kept."""
+    """Properties shared by all samples: feature size, number of classes (0 for none), and classes stored per region."""
 
     feature_size: int
     num_classes: int
@@ -50,7 +56,7 @@ class Shape:
 
 
 def shape_of(images: list[Features]) -> Shape:
-    """The shape that most of some images have: so many classes are kept that their mass is 99% on the average."""
+    """The most common shape of some images; the stored classes have 99% of the probability mass on average."""
     kinds = [_kind(image) for image in images]
     first = images[kinds.index(Counter(kinds).most_common(1)[0][0])]
     size = first.features.shape[-1]
@@ -62,19 +68,19 @@ def shape_of(images: list[Features]) -> Shape:
 
 
 def _kind(image: Features) -> tuple[int, int | None, bool]:
-    """A feature's width, the number of classes, and whether there are objects."""
+    """Feature size, number of classes, and whether there are objects."""
     classes = None if image.distribution is None else image.distribution.shape[-1]
     return image.features.shape[-1], classes, image.objects is not None
 
 
 def kept_classes(distributions: np.ndarray) -> int:
-    """How many of the likeliest classes have 99% of the mass of distributions (n, classes), on the average."""
+    """The number of most probable classes with 99% of the mass of distributions (n, classes), on average."""
     mass = np.sort(distributions.astype(np.float64), 1)[:, ::-1].cumsum(1).mean(0)
     return int(np.searchsorted(mass, KEPT_MASS * mass[-1])) + 1
 
 
 def likeliest(distributions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, probabilities), (n, count) each, of the likeliest classes of distributions (n, classes), the best first."""
+    """(ids, probabilities), (n, count) each, of the most probable classes of distributions (n, classes), in order."""
     ids = np.argpartition(-distributions, min(count, distributions.shape[1] - 1), 1)[:, :count]
     kept = np.take_along_axis(distributions, ids, 1)
     order = np.argsort(-kept, 1, kind="stable")
@@ -82,10 +88,13 @@ def likeliest(distributions: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
 
 
 def sample_of(image: Features, shape: Shape, source: str) -> Sample:
-    """The sample of an image; BadRecord where it is not like the others or not whole.
+    """Converts a record to a sample.
 
-    Where an image has objects alone, a region's class distribution is its object's confidence, the rest being spread
-    evenly over the other classes by whoever reads it.
+    If there are objects but no distribution, the confidence of the object is stored, and readers spread the remaining
+    mass evenly over the other classes.
+
+    Raises:
+        BadRecord: the record is invalid, or its shape differs from `shape`.
     """
     n, width, height = len(image.features), image.width, image.height
     if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
@@ -95,15 +104,15 @@ def sample_of(image: Features, shape: Shape, source: str) -> Sample:
     if not image.boxes.size or image.features.dtype.kind not in "fiu" or image.boxes.dtype.kind not in "fiu":
         raise BadRecord("has no boxes, or features and boxes that are not numbers")
     if image.features.shape != (n, shape.feature_size):
-        raise BadRecord(f"has features {image.features.shape[-1]} wide; others have {shape.feature_size}")
+        raise BadRecord(f"has features of size {image.features.shape[-1]}; others have {shape.feature_size}")
     if image.boxes.shape != (n, 4):
-        raise BadRecord(f"has {n} features and boxes of shape {image.boxes.shape}")
+        raise BadRecord(f"has {n} features, but boxes of shape {image.boxes.shape}")
     size = np.array([width, height, width, height], np.float32)
     boxes = image.boxes
     if not np.isfinite(boxes).all() or (boxes > size + 1).any() or (boxes < -1).any():
-        raise BadRecord(f"has a box outside its {width} x {height} image; are width and height the other way round?")
+        raise BadRecord(f"has a box outside its {width} x {height} image; are width and height swapped?")
     if boxes.max() <= 1 and min(width, height) > 1:
-        raise BadRecord("has boxes that all lie between 0 and 1; they should be in pixels, not shares of the image")
+        raise BadRecord("has boxes between 0 and 1; they should be in pixels, not relative to the image size")
     name = image_id(image.id)
     sample = Sample(
         key=safe_key(name),
@@ -122,7 +131,7 @@ def sample_of(image: Features, shape: Shape, source: str) -> Sample:
 
 
 def _classes(image: Features, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, probabilities) of the classes that are kept, (n, kept) each, the likeliest first."""
+    """(ids, probabilities) of the classes to store, (n, kept) each, the most probable first."""
     n = len(image.features)
     if image.distribution is not None:
         probs = image.distribution
@@ -133,7 +142,7 @@ def _classes(image: Features, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
         sums = probs.sum(1, dtype=np.float64)
         if np.abs(sums - 1).max() > SUM_ERROR:
             row = int(np.abs(sums - 1).argmax())
-            raise BadRecord(f"has a class distribution of region {row} that sums to {sums[row]:.3f} and not to 1")
+            raise BadRecord(f"has a class distribution (region {row}) with the sum {sums[row]:.3f}; should be 1")
         return likeliest(probs, shape.kept)
     if image.objects is None or shape.kept != 1:
         raise BadRecord("has no class distribution; others have one")

@@ -1,4 +1,4 @@
-"""Paths as users type them, and files that are either whole or not there."""
+"""Path patterns, searches in folders, and atomic writing of files."""
 
 import contextlib
 import errno
@@ -20,20 +20,20 @@ _REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
 
 def is_remote(url: str) -> bool:
-    """True for whatever webdataset may open that is not a local path: `pipe:...`, `http://...`, `gs://...`."""
+    """Whether webdataset opens this as something other than a local path: `pipe:...`, `http://...`, `gs://...`."""
     return bool(_REMOTE.match(url)) and not url.startswith("file://")
 
 
 @contextlib.contextmanager
 def whole_file(path, mode: str = "wb", **options):
-    """Opens a temporary file beside `path` and renames it when the block ends well.
+    """Writes a file atomically: opens a temporary file next to `path` and renames it at the end of the block.
 
-    A reader sees the old file, or no file, or the whole new one. An error in the block leaves nothing. A link stays
-    one, and what is no file, a pipe or /dev/null, is written to: a rename would put a file in its place. What a writer
-    that was killed left under the temporary name is written over.
+    If the block raises, the temporary file is removed. The target of a symbolic link is replaced, not the link. Pipes
+    and devices (/dev/null) are written to directly, because a rename would replace them by a file. A temporary file
+    left by a killed process is overwritten.
 
     Raises:
-        UserError: the disk is full, or cannot be written (see naming).
+        UserError: the disk is full or cannot be written (see naming).
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -58,8 +58,10 @@ def whole_file(path, mode: str = "wb", **options):
 
 @contextlib.contextmanager
 def naming(path) -> Iterator[None]:
-    """A block that writes a file, in which an error of a disk that is full, or cannot be written, is a UserError that
-    names the file. Python's names none, and libraries raise errors of their own for it."""
+    """Context manager that turns errors of a full or unwritable disk into a UserError with the path.
+
+    Python's exception has no path, and libraries raise exceptions of their own.
+    """
     try:
         yield
     except UserError:
@@ -75,20 +77,21 @@ _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def _why_not_written(error: BaseException) -> str | None:
-    """The system's reason that is behind an error of writing; None where it is another error, or names a file."""
+    """The system's message of a write error in the chain of causes; None for other errors and those with a path."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _OF_WRITING:
             return None if cause.filename else cause.strerror
         cause = cause.__context__
-    full = os.strerror(errno.ENOSPC)  # as safetensors and tokenizers have it, in errors without a number
+    full = os.strerror(errno.ENOSPC)  # part of the message of safetensors and tokenizers, whose errors have no errno
     return full if full in str(error) else None
 
 
 def _open_temporary(path: Path, mode: str, options: dict):
-    """Opens the temporary file of `path` for writing: always the same one, so that nothing of a killed writer is left.
+    """Opens the temporary file of `path` for writing.
 
-    It is locked while it is written; where another process has it at the moment, this one has a name of its own.
+    The name is always the same, so that a file left by a killed process is reused. The file is locked; if another
+    process holds the lock, a name with the process id is used.
     """
 
     def own(name, flags: int) -> int:
@@ -96,7 +99,7 @@ def _open_temporary(path: Path, mode: str, options: dict):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(handle), os.stat(name)):
-                raise BlockingIOError  # it was renamed by another writer before this one had the lock
+                raise BlockingIOError  # another process renamed it before this one got the lock
             os.ftruncate(handle, 0)
         except OSError:
             os.close(handle)
@@ -105,15 +108,15 @@ def _open_temporary(path: Path, mode: str, options: dict):
 
     try:
         return open(path.with_name(f".{path.name}.part"), mode, opener=own, **options)
-    except OSError:  # another writer has it, or the file system has no locks
+    except OSError:  # another process has the lock, or the file system does not support locks
         return open(path.with_name(f".{path.name}.{os.getpid()}.part"), mode, **options)
 
 
 def refuse_special_file(path, where: str = "") -> None:
-    """Refuses a named pipe, a socket or a device, reading which may wait for ever or never end. where: for messages."""
+    """Raises UserError for pipes, sockets and devices, because reading them may block. where: prefix of the message."""
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # of no file, or of no name that one may have
+    except (OSError, ValueError):  # the file does not exist, or the name is invalid
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket or a device"
@@ -121,7 +124,7 @@ def refuse_special_file(path, where: str = "") -> None:
 
 
 def is_stray(path: str) -> bool:
-    """Whether systems or editors left a file behind: ._1.jpg, .ipynb_checkpoints/1.jpg, __MACOSX/1.jpg.
+    """Whether a file is an artifact of a system or an editor: ._1.jpg, .ipynb_checkpoints/1.jpg, __MACOSX/1.jpg.
 
     path: relative to the folder or tar that is searched.
     """
@@ -130,10 +133,10 @@ def is_stray(path: str) -> bool:
 
 
 def files_below(folder, wanted: Callable[[str], bool]) -> list[str]:
-    """The files in a folder and its subfolders whose names are wanted, in alphabetical order.
+    """The files in a folder and its subfolders for which `wanted(name)` is true, in alphabetical order.
 
-    Symbolic links to folders are followed. A folder that is reached twice (a cycle of links, two links to one folder)
-    is searched once. Stray files and folders are not searched.
+    Symbolic links to folders are followed, and each folder is searched once, also with cyclic links. Stray files and
+    folders (is_stray) are skipped.
     """
     return sorted(_files_below(folder, wanted))
 
@@ -155,12 +158,12 @@ def _files_below(folder, wanted: Callable[[str], bool]) -> Iterator[str]:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file name is UTF-8; in others Python has half characters for the bytes that are not."""
+    """Whether a file name is UTF-8; Python represents other bytes by surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def printable(name) -> str:
-    """A file name in which bytes that are not UTF-8 are written as \\xNN, so that it can be printed and stored."""
+    """A file name with bytes that are not UTF-8 as \\xNN, so that it can be printed and stored."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -171,31 +174,36 @@ def write_json(path, value) -> None:
 
 
 def read_json(path, kind=None, finite: bool = True):
-    """The value in a JSON file; a file that is missing or is not JSON is a UserError.
+    """Reads a JSON file.
 
-    kind: a type of msgspec with the fields that the value must have, of these types; finite: see parse_json.
+    Args:
+        kind: msgspec type with the required fields of the value.
+        finite: see parse_json.
+
+    Raises:
+        UserError: the file does not exist, is not valid JSON, or lacks a field.
     """
     refuse_special_file(path)
     try:
         value = parse_json(Path(path).read_bytes(), finite)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # UnicodeDecodeError among them
+    except ValueError as error:  # includes UnicodeDecodeError
         raise UserError(f"{path}: is not valid JSON ({reason_of(error)})") from None
     return check_fields(value, kind, path)
 
 
 def expand(pattern: str, suffix: str = ".tar") -> list[str]:
-    """The files that a path, a glob, a brace pattern or a folder (of `suffix` files) names, in order.
+    """Expands a path, a glob, a brace pattern or a folder (to its files with `suffix`) to a list of files.
 
-    Remote addresses are expanded by braces alone and not looked at.
+    In URLs only braces are expanded, and existence is not checked.
     """
     if not pattern:
-        raise UserError("an empty path names no file; give a path, a folder or a pattern such as a-{0..3}.tar")
+        raise UserError("the path is empty; use a path, a folder or a pattern such as a-{0..3}.tar")
     try:
         parts = list(braceexpand.braceexpand(pattern))
     except braceexpand.UnbalancedBracesError:
-        raise UserError(f"{pattern}: the braces do not match; write for instance name-{{00000..00003}}.tar") from None
+        raise UserError(f"{pattern}: unbalanced braces; use for example name-{{00000..00003}}.tar") from None
     names = []
     for part in parts:
         if is_remote(part):
@@ -203,7 +211,7 @@ def expand(pattern: str, suffix: str = ".tar") -> list[str]:
         elif os.path.isdir(part):
             found = sorted(str(path) for path in Path(part).glob(f"*{suffix}") if not path.name.startswith("."))
             if not found:
-                raise UserError(f"{part}: the folder holds no {suffix} files")
+                raise UserError(f"{part}: the folder contains no {suffix} files")
             names += found
         elif os.path.exists(part):
             refuse_special_file(part)

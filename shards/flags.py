@@ -1,7 +1,7 @@
-"""Command-line flags from a dataclass: the same names in Python, on the command line and in config.json.
+"""Command-line flags defined by a dataclass, with the same names in Python, on the command line and in config.json.
 
-fire splits the command line into names and texts; the types, the ranges and the messages are ours, because
-fire alone would take any text for any field and answer a mistake with a page of usage.
+fire splits the command line into names and strings. Types and ranges are checked here, because fire alone accepts any
+string for any field and answers an error with a page of usage.
 """
 
 import dataclasses
@@ -19,16 +19,19 @@ from shards.ranks import ALONE, launched
 
 _YES = {"true", "yes", "1", "on"}
 _NO = {"false", "no", "0", "off"}
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 def flag(default, help: str, *, unset="", low=None, above=None, high=None, choices=None, first=False, written=False):
-    """A dataclass field with its help, its range and its choices; `first` lets it be given without its name.
+    """A dataclass field for a flag.
 
-    unset: what applies where a flag of default None is not given, for --help.
-
-    A field of tuple[str, ...] that is `first` takes all that is given without a name. What is `written` is a path: some
-    of what writes there would take an address.
+    Args:
+        help: text for --help.
+        unset: for --help, the effective value of a flag with default None.
+        low, high, above: inclusive minimum and maximum, and exclusive minimum.
+        choices: allowed values.
+        first: positional; a field of type tuple[str, ...] takes all positional values.
+        written: an output path; URLs are rejected, because some writers would accept them.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
     metadata |= {"first": first, "written": written, "unset": unset}
@@ -41,7 +44,7 @@ REQUIRED = dataclasses.MISSING
 
 
 def _type_of(config_type, field):
-    """(the plain type of a field, whether None is allowed)."""
+    """(type of a field without None, whether None is allowed)."""
     hint = typing.get_type_hints(config_type)[field.name]
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         parts = [part for part in typing.get_args(hint) if part is not type(None)]
@@ -93,29 +96,29 @@ def _check(name: str, value, rules) -> None:
     if rules.get("written") and value == "":
         raise UserError(f"--{name} is empty; it should be a path")
     if rules.get("written") and is_remote(value):
-        raise UserError(f"--{name} {value}: is an address; it should be a path of a file system")
+        raise UserError(f"--{name} {value}: is a URL; it should be a local path")
 
 
 def build(config_type, values: dict, positional: tuple = ()):
-    """An instance of `config_type` from texts or values; any mistake is a UserError that names the flag."""
+    """Builds a `config_type` from strings or values; raises UserError, with the flag, for invalid ones."""
     fields = {field.name: field for field in dataclasses.fields(config_type)}
     firsts = [name for name, field in fields.items() if field.metadata.get("first")]
     if firsts and _takes_all(config_type, fields[firsts[0]]):
         positional = (tuple(positional),) if positional else ()
     if len(positional) > len(firsts):
-        hint = f"only {' '.join(firsts).upper()} goes without one, a pattern in quotes; " if firsts else ""
-        raise UserError(f"{positional[len(firsts)]}: every value needs a flag before it; {hint}--help lists the flags")
+        hint = f"only {' '.join(firsts).upper()} is positional (quote patterns); " if firsts else ""
+        raise UserError(f"{positional[len(firsts)]}: value without a flag; {hint}see --help")
     values = dict(values)
     for name, value in zip(firsts, positional, strict=False):
         if name in values:
-            raise UserError(f"{value}: {name} is given twice")
+            raise UserError(f"{value}: duplicate value for {name}; remove one of them")
         values[name] = value
     result = {}
     for name, value in values.items():
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-            mend = f"did you mean --{close[0]}?" if close else "--help lists the flags"
-            raise UserError(f"--{name}: no such flag; {mend}")
+            hint = f"did you mean --{close[0]}?" if close else "see --help"
+            raise UserError(f"--{name}: no such flag; {hint}")
         result[name] = _convert(name, value, *_type_of(config_type, fields[name]))
         _check(name, result[name], fields[name].metadata)
     for name, field in fields.items():
@@ -131,10 +134,10 @@ def usage(config_type, command: str, summary: str) -> str:
     firsts = [field for field in fields if field.metadata.get("first")]
     firsts = "".join(f" {field.name.upper()}{' ...' * _takes_all(config_type, field)}" for field in firsts)
     lines = [f"python -m {command}{firsts} [--flag value ...]", "", summary, ""]
-    own = config_type.__annotations__  # before those that it shares with others
+    own = config_type.__annotations__  # listed before inherited ones
     for field in sorted(fields, key=lambda field: field.name not in own):
         value = field.metadata.get("unset") if field.default is None else field.default
-        default = "needed" if field.default is REQUIRED else f"default {value}"
+        default = "required" if field.default is REQUIRED else f"default {value}"
         choices = field.metadata.get("choices")
         choices = f" ({', '.join(map(str, choices))})" if choices else ""
         lines.append(f"  --{field.name:<18} {field.metadata.get('help', '')}{choices} [{default}]")
@@ -142,7 +145,7 @@ def usage(config_type, command: str, summary: str) -> str:
 
 
 def _parse(argv: list[str]) -> tuple[tuple, dict]:
-    """Positional texts and flags as texts, split by fire."""
+    """Positional values and flags as strings, split by fire."""
     found = {}
 
     @fire.decorators.SetParseFn(str)
@@ -154,10 +157,12 @@ def _parse(argv: list[str]) -> tuple[tuple, dict]:
 
 
 def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda flags: {}) -> typing.NoReturn:
-    """Runs a command: flags to a config, `run(config)`, and an exit status.
+    """Parses the flags, calls `run(config)`, and exits.
 
-    0 or what `run` returns, 2 for a user's mistake (one sentence on stderr), 130 for Ctrl-C. `inherit` is given
-    the flags as typed and returns values for flags that were not (those of a run that is resumed).
+    The exit status is that of `run` or 0; 2 for a UserError, printed as one sentence to stderr; 130 for Ctrl-C.
+
+    Args:
+        inherit: maps the given flags to values of others, such as those of a run to resume.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -177,17 +182,17 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
+    except OSError as error:  # for example a full disk, missing permissions, or a file in place of a folder
         if not error.strerror:
             raise
         sys.exit(_refuse(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}"))
 
 
 def _refuse(sentence: str) -> int:
-    """Says what is wrong (and on which rank, where there are several); returns the exit status."""
+    """Prints an error (with the rank, if it is not the first) and returns the exit status."""
     try:
         ranks = launched()
-    except UserError:  # of the environment, which is what is wrong
+    except UserError:  # invalid environment variables, reported by `sentence`
         ranks = ALONE
     print(f"error{'' if ranks.first else f' on rank {ranks.rank}'}: {sentence}", file=sys.stderr, flush=True)
     return 2

@@ -1,7 +1,7 @@
-"""One command at a time writes a folder: a lock in it, with the host, the process and the time of its owner.
+"""Locks of output folders, so that only one command writes to a folder at a time.
 
-The lock is the system's (flock), held on the file .lock: it ends with the process that holds it, however that ends, so
-that the lock of a process that was killed is taken over. What the file says is for messages, and for other ranks.
+The lock is an flock on the file .lock, which the system releases when its process ends, also when it is killed. The
+content of the file (command, host, process, time) is for error messages and for other ranks.
 """
 
 import contextlib
@@ -20,27 +20,28 @@ from shards.files import naming
 from shards.ranks import launch_name
 
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that is mounted without
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system does not support locks
 SHOWN = ("command", "process", "host", "since")
 
 
 class FolderLock:
-    """The lock of a folder that a command writes.
+    """The lock of an output folder.
 
-    command: what the owner is called in the messages of others; folders: names of those inside it whose leftovers are
-    removed too.
+    Args:
+        command: name of the command, for error messages of other processes.
+        folders: names of subfolders in which temporary files of killed processes are removed too.
     """
 
     def __init__(self, folder, command: str, folders: tuple[str, ...] = ()):
         self.folder, self.command, self.folders = Path(folder), command, folders
-        self._made: list[Path] = []  # folders that did not exist before, the innermost first
+        self._made: list[Path] = []  # folders created for the lock, innermost first
         self._handle: int | None = None
 
     def acquire(self) -> None:
-        """Takes the lock, of a folder that is made where there is none, and removes what killed writers left in it.
+        """Creates the folder if needed, takes the lock, and removes temporary files of killed processes.
 
         Raises:
-            UserError: another process has it.
+            UserError: another process has the lock.
         """
         parents = [self.folder, *self.folder.parents]
         self._made = [parent for parent in parents if not parent.exists()]
@@ -52,7 +53,7 @@ class FolderLock:
                 dict.fromkeys(SHOWN, "?") | owner_of(self.folder)
             )
             raise UserError(
-                f"{self.folder}: {owner} is writing this folder; wait until it has ended, or give another one"
+                f"{self.folder}: {owner} is writing to this folder; wait until it has finished, or use another one"
             ) from None
         os.register_at_fork(after_in_child=self._forget)
         for folder in (self.folder, *(self.folder / name for name in self.folders)):
@@ -69,7 +70,7 @@ class FolderLock:
             os.write(self._handle, json.dumps(facts).encode() + b"\n")
 
     def release(self) -> None:
-        """Gives the lock back, and removes the folder where it was made for the lock and is empty."""
+        """Releases the lock, and removes the folder if it was created for the lock and is empty."""
         if self._handle is None:
             return
         (self.folder / LOCK).unlink(missing_ok=True)
@@ -79,7 +80,7 @@ class FolderLock:
                 folder.rmdir()
 
     def _forget(self) -> None:
-        """Closes the file. A forked child would hold the lock for as long as it lives."""
+        """Closes the file. Also called in forked children, which would otherwise hold the lock until they end."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
@@ -87,7 +88,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def locked_folder(folder, command: str) -> Iterator[None]:
-    """A block in which this process alone writes a folder; for the arguments see FolderLock."""
+    """Context manager that locks an output folder; for the arguments see FolderLock."""
     lock = FolderLock(folder, command)
     lock.acquire()
     try:
@@ -97,18 +98,21 @@ def locked_folder(folder, command: str) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int:
-    """A handle of a file that this process has locked; BlockingIOError where another has."""
+    """Opens and locks a file and returns its descriptor; BlockingIOError if another process has the lock."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
-        except FileNotFoundError:  # its owner removed it meanwhile
+        except FileNotFoundError:  # removed by its owner meanwhile
             pass
         except OSError as error:
             if error.errno in NO_LOCKS:
-                print(f"{path.parent}: its file system has no locks ({error.strerror}); see that one command writes it")
+                print(
+                    f"{path.parent}: the file system does not support locks ({error.strerror}); do not write to this "
+                    "folder with two commands at a time"
+                )
                 return handle
             os.close(handle)
             raise
@@ -116,7 +120,7 @@ def _locked(path: Path) -> int:
 
 
 def owner_of(folder) -> dict:
-    """What the lock of a folder says of its owner; nothing where there is none, or it is just being written."""
+    """The content of the lock file of a folder; empty if there is none or it is being written."""
     try:
         found = json.loads((Path(folder) / LOCK).read_bytes())
     except (OSError, ValueError):
@@ -125,10 +129,7 @@ def owner_of(folder) -> dict:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes files and folders that were written under a temporary name (files.whole_file) and never renamed.
-
-    Only for the owner of a folder: others may be writing theirs.
-    """
+    """Removes temporary files and folders (files.whole_file) of killed processes; only for the owner of the lock."""
     for left in folder.glob(".*.part"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Boxes that are given, not detected: lines of {"image_id", "boxes": [[x1, y1, x2, y2], ...], "box_ids"}, in pixels."""
+"""Given boxes, used instead of detected ones: lines of {"image_id", "boxes": [[x1, y1, x2, y2], ...], "box_ids"}."""
 
 import functools
 import itertools
@@ -13,16 +13,19 @@ from shards.reading import byte_lines, parse_json, reading
 
 @dataclass(frozen=True)
 class GivenBoxes:
-    """One image's boxes, float32 (n, 4) in pixels, and their ids."""
+    """The boxes of an image, float32 (n, 4) in pixels, their ids, and their place in the file for messages."""
 
     boxes: np.ndarray
     ids: tuple[str, ...]
     where: str
 
     def inside(self, width: int, height: int) -> np.ndarray:
-        """The boxes cut to an image of this size, of which a pixel at least is left; a box outside is a UserError.
+        """The boxes clipped to an image of this size, at least one pixel wide and high.
 
-        Official annotations have boxes without width or height (COCO's do), which a task may choose among.
+        Official annotations (COCO) have boxes with zero width or height, which can be candidates of a task.
+
+        Raises:
+            UserError: a box is outside the image.
         """
         size = np.array([width, height] * 2, np.float32)
         cut = np.clip(self.boxes, 0, size)
@@ -37,19 +40,19 @@ class GivenBoxes:
 
     @property
     def flat(self) -> int:
-        """How many boxes have no area."""
+        """Number of boxes without area."""
         return int((self.boxes[:, 2:] <= self.boxes[:, :2]).any(1).sum())
 
 
 @functools.lru_cache(maxsize=1)
 def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
-    """Image id -> its boxes, from a file of JSON lines."""
+    """Reads a file of JSON Lines: image id -> boxes."""
     found: dict[str, GivenBoxes] = {}
     lines = byte_lines(path)
     for number in itertools.count(1):
         where = f"{path}, line {number}"
         try:
-            with reading(f"--boxes {path}", "it should be lines of JSON"):
+            with reading(f"--boxes {path}", "it should be JSON Lines"):
                 line = next(lines, None)
         except FileNotFoundError as error:
             raise UserError(f"--boxes {path}: cannot be read ({error.strerror})") from None
@@ -60,14 +63,16 @@ def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
             image, boxes = image_id(str(record["image_id"])), np.array(record["boxes"], np.float32)
             ids = tuple(map(str, record["box_ids"]))
         if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(ids) or not np.isfinite(boxes).all():
-            raise UserError(f"{where}: should have boxes of four numbers and as many box_ids; it has {len(ids)} ids")
+            raise UserError(
+                f"{where}: should have boxes of four numbers and the same number of box_ids; it has {len(ids)} ids"
+            )
         if (boxes[:, 2:] < boxes[:, :2]).any():
             raise UserError(f"{where}: has a box that ends before it begins; should be x1, y1, x2, y2")
         if image in found:
-            raise UserError(f"{where}: image {image} stands there twice")
+            raise UserError(f"{where}: duplicate image {image}; remove one of them")
         found[image] = GivenBoxes(boxes, ids, where)
     if not found:
         raise UserError(f"--boxes {path}: is empty")
     if all((given.boxes <= 1).all() for given in found.values()):
-        raise UserError(f"--boxes {path}: all boxes lie between 0 and 1; should be in pixels, not shares of the image")
+        raise UserError(f"--boxes {path}: all boxes are between 0 and 1; they should be in pixels")
     return found

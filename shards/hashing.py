@@ -1,9 +1,9 @@
 """Counter-based random numbers: a pure function of (seed, ..., counter), with no state to save.
 
-Order, masks and caption swaps are drawn from here, so they depend on the sample alone: any number of
-workers, ranks or accumulation steps gives the same, and a resumed run has nothing to restore. The mixing
-function is splitmix64's finaliser (Steele, Lea and Flood, 2014), written in signed 64-bit arithmetic, so
-that the same code serves numpy int64 arrays and torch int64 tensors on any device.
+Data order, masks and misaligned captions use it, so they depend only on the sample: they are the same for any number of
+workers, ranks or accumulation steps, and a resumed run has nothing to restore. The mixing function is the finaliser of
+splitmix64 (Steele, Lea and Flood, 2014) in signed 64-bit arithmetic, so that the same code works for numpy int64 arrays
+and torch int64 tensors on any device.
 """
 
 import hashlib
@@ -22,26 +22,26 @@ def _signed(value: int) -> int:
 
 
 def _shift(x, bits: int):
-    """Logical right shift of int64 (the plain one copies the sign)."""
+    """Logical right shift of int64 (>> is arithmetic)."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def mix(x):
-    """Scrambles an int64 array or tensor, elementwise; a bijection of 64-bit numbers."""
+    """Hashes an int64 array or tensor elementwise; a bijection of 64-bit numbers."""
     x = (x ^ _shift(x, 30)) * _signed(_MULTIPLIER1)
     x = (x ^ _shift(x, 27)) * _signed(_MULTIPLIER2)
     return x ^ _shift(x, 31)
 
 
 def draw(keys, counters):
-    """int64 random numbers for keys and counters: arrays or tensors that broadcast, or one number for a counter."""
+    """int64 random numbers for keys and counters, which are broadcast arrays or tensors; a counter may be an int."""
     if isinstance(counters, int):
         return mix(keys + _signed((counters + 1) * _GOLDEN))
     return mix(keys + (counters + 1) * _signed(_GOLDEN))
 
 
 def key(*parts: int) -> int:
-    """One signed 64-bit key from whole numbers, for instance (seed, epoch)."""
+    """One signed 64-bit key from integers, for example (seed, epoch)."""
     value = np.zeros(1, np.int64)
     for part in parts:
         value = draw(value, np.array([_signed(part)], np.int64))
@@ -69,5 +69,5 @@ def permutation(random_key: int, n: int) -> np.ndarray:
 
 
 def text_key(text: str) -> int:
-    """A 63-bit number for a text, the same on every machine and in every process."""
+    """A 63-bit hash of a text, equal on all machines and in all processes."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,16 +1,16 @@
-"""An image's id: one definition for extraction, captions, given boxes, conversion, tasks and decontamination."""
+"""Image ids: one definition for extraction, captions, given boxes, conversion, tasks and decontamination."""
 
 import re
 
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 _SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})$", re.IGNORECASE)
-# COCO's file names, of 2017 (000000000042) and before (COCO_val2014_000000000042); annotations have the number alone.
+# COCO's file names since 2017 (000000000042) and before (COCO_val2014_000000000042); annotations have the number only.
 _COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
-# Flickr8k's file names (1000268201_693b08cb0e); Flickr30k, its Entities and SNLI-VE have the photo's number alone.
+# Flickr8k's file names (1000268201_693b08cb0e); Flickr30k, its Entities and SNLI-VE have the first number only.
 _FLICKR8K = re.compile(r"(\d+)_[0-9a-f]{10}$")
 SAME_ID = (
-    "both are image {image}, since an image's id is its file name without folder and suffix (of COCO's names the "
-    "number); remove or rename one of them, or use their folders separately"
+    "duplicate image id {image} (an image id is the file name without folder and suffix, for COCO the number); remove "
+    "or rename one of them, or use their folders separately"
 )
 NOT_UTF8 = "has a name that is not UTF-8; rename it"
 
@@ -21,10 +21,10 @@ def is_image(name: str) -> bool:
 
 
 def image_id(name: str) -> str:
-    """The id of an image, as annotations have it, from its path, its file name or an id.
+    """The id of an image, as used in annotations, from its path, its file name or an id.
 
-    The last part of a path without the suffix of an image; of COCO's and Flickr8k's file names the number.
-    VG_100K_2/2.jpg, ./2.jpg and 2 have the id 2; val2014/COCO_val2014_000000000042.jpg has 42; a.b stays a.b.
+    It is the last part of the path without the image suffix, and for file names of COCO and Flickr8k the number:
+    VG_100K_2/2.jpg, ./2.jpg and 2 have the id 2; val2014/COCO_val2014_000000000042.jpg has 42; a.b is unchanged.
     """
     stem = _SUFFIX.sub("", name.rpartition("/")[2])
     found = _COCO.match(stem) or _FLICKR8K.match(stem)

@@ -1,4 +1,4 @@
-"""The directory of a local tar of images, as img2dataset or anybody's tar program writes them."""
+"""The directory of a local tar of images, written by img2dataset or any tar program."""
 
 import posixpath
 from collections import Counter
@@ -13,14 +13,14 @@ REPLACED = "is replaced by a later member of the same name"
 
 
 class Unused(NamedTuple):
-    """What lies among images and is not used, and why."""
+    """A file among images that is ignored, and the reason."""
 
     source: str
     reason: str
 
 
 class Member(NamedTuple):
-    """A file in a tar: where its data begin, and how many bytes they are."""
+    """A file in a tar: offset and size of its data, in bytes."""
 
     offset: int
     size: int
@@ -28,8 +28,13 @@ class Member(NamedTuple):
 
 @dataclass
 class Directory:
-    """What a tar of images holds. images: by the names of their members; texts: by path without the suffix, and
-    suffix (txt or json); unused: names of members, and why they are not used."""
+    """The content of a tar of images.
+
+    Attributes:
+        images: by member name.
+        texts: (member name, member) by (path without suffix, suffix txt or json).
+        unused: ignored members.
+    """
 
     images: dict[str, Member]
     texts: dict[tuple[str, str], tuple[str, Member]]
@@ -37,15 +42,12 @@ class Directory:
 
 
 def read_directory(tar: str) -> Directory:
-    """The directory of a local tar, whose members may come in any order.
-
-    A member's suffix begins at the last dot, as that of a file does.
-    """
+    """Reads the directory of a local tar. Members can be in any order; their suffix starts at the last dot."""
     found, others = Directory({}, {}, []), Counter()
     for name, *place in read_headers(tar):
         member, (path, suffix) = Member(*place), split_path(name)
         if is_stray(name):
-            found.unused.append(Unused(name, "was left by a system or an editor"))
+            found.unused.append(Unused(name, "is an artifact of a system or an editor"))
         elif is_image(name):
             if name in found.images:
                 found.unused.append(Unused(name, REPLACED))
@@ -68,6 +70,6 @@ def read_directory(tar: str) -> Directory:
 
 
 def split_path(name: str) -> tuple[str, str]:
-    """(path without the suffix, suffix) of a member of a tar; a/./b.txt is a/b.txt."""
+    """(path without suffix, suffix) of a member of a tar; a/./b.txt is a/b.txt."""
     path, dot, suffix = posixpath.normpath(name).rpartition(".")
     return (path, suffix) if dot and "/" not in suffix else (path + dot + suffix, "")

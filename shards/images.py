@@ -1,4 +1,4 @@
-"""Finding and decoding images: a folder of files, or tars in img2dataset's layout."""
+"""Finding and decoding images in folders, or in tars in the layout of img2dataset."""
 
 import io
 import itertools
@@ -22,18 +22,18 @@ from shards.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image
 from shards.image_tar import Member, Unused, read_directory, split_path
 from shards.text_encoding import decode_text
 
-MAX_PIXELS = 80_000_000  # below the size at which Pillow begins to warn by itself
+MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
 
 
 class BadImage(Exception):
-    """An image that cannot be decoded, with the reason in words."""
+    """An image that cannot be decoded, with the reason."""
 
 
 @dataclass
 class Record:
-    """One image before it is decoded.
+    """One image before decoding.
 
-    data: its bytes, or why there are none; source: where they came from, `FILE` or `TAR#MEMBER`.
+    data: its bytes, or the error of reading them; source: `FILE` or `TAR#MEMBER`.
     """
 
     id: str
@@ -43,9 +43,12 @@ class Record:
 
 
 def decode_image(data: bytes | BadImage, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """RGB uint8 (H, W, 3), upright (EXIF), transparent pixels on white; BadImage where that cannot be had.
+    """Decodes an image to RGB uint8 (H, W, 3), with EXIF rotation applied and transparent pixels on white.
 
-    The size is checked in the header, before any pixel is decoded: a small file can claim a huge picture.
+    The size in the header is checked before decoding, because a small file can declare a huge image.
+
+    Raises:
+        BadImage: the image cannot be decoded.
     """
     if isinstance(data, BadImage):
         raise data
@@ -58,10 +61,10 @@ def decode_image(data: bytes | BadImage, max_pixels: int = MAX_PIXELS) -> np.nda
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage("cannot be decoded (it is no image of a kind that is known)") from None
-    except Image.DecompressionBombError:  # of a size at which Pillow does not even say what it is
+        raise BadImage("cannot be decoded (unknown image format)") from None
+    except Image.DecompressionBombError:  # a size for which Pillow does not report width and height
         raise BadImage(f"has more than {max_pixels} pixels") from None
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+    except Exception as error:  # Pillow's decoders raise almost any exception for damaged data
         raise BadImage(f"cannot be decoded ({error or type(error).__name__})") from None
 
 
@@ -80,9 +83,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass
 class Part:
-    """What one task of an extraction reads: some files of a folder, or one tar. count: its images.
+    """The input of one shard of an extraction: some files of a folder, or one tar.
 
-    captions: by image id, where they are not those next to the images; the images of these ids alone are read.
+    Attributes:
+        count: number of images.
+        captions: image id -> captions, instead of those next to the images; only these images are read.
     """
 
     files: list[str]
@@ -91,7 +96,7 @@ class Part:
 
 
 class Found(NamedTuple):
-    """An image that was found. file: the image's own, or the tar; source: as a Record has it."""
+    """An image in the input. file: the image file, or the tar; source: see Record."""
 
     file: str
     source: str
@@ -99,20 +104,20 @@ class Found(NamedTuple):
 
 
 def find_parts(images: str, per_part: int, unique: bool = True) -> list[Part]:
-    """The images that a path or pattern names, divided into parts that are read independently of each other.
+    """Finds images and divides them into parts that can be read independently.
 
-    A folder is searched through its subfolders; its tars count where it holds no images.
+    Folders are searched recursively; tars in a folder are used only if it contains no images.
 
     Args:
-        images: a folder, files, or tars.
-        per_part: images of a part, where they are files.
-        unique: refuse two images with the same id.
+        images: a folder, or a path or pattern of image files or tars.
+        per_part: images per part, if they are files.
+        unique: raise UserError for two images with the same id.
     """
     files = _image_files(images) if os.path.isdir(images) else []
     if os.path.isdir(images) and not files and not any(Path(images).glob("*.tar")):
-        raise UserError(f"{images}: holds no images ({', '.join(SUFFIXES)}) and no .tar files")
+        raise UserError(f"{images}: contains no images ({', '.join(SUFFIXES)}) and no .tar files")
     names = files or expand(images)
-    parts, hashes = [], array("q")  # ids take ten times as much memory, of which millions of images leave too little
+    parts, hashes = [], array("q")  # ids take ten times as much memory, too much for millions of images
     if all(map(is_image, names)):
         hashes.extend(hash(image_id(name)) for name in names)
         groups = (names[begin : begin + per_part] for begin in range(0, len(names), per_part))
@@ -123,7 +128,7 @@ def find_parts(images: str, per_part: int, unique: bool = True) -> list[Part]:
                 raise UserError(f"{name}: should be a folder of images, images, or local .tar files")
             members = read_directory(name).images
             if not members:
-                raise UserError(f"{name}: holds no images ({', '.join(SUFFIXES)})")
+                raise UserError(f"{name}: contains no images ({', '.join(SUFFIXES)})")
             hashes.extend(hash(image_id(member)) for member in members)
             parts.append(Part([name], len(members)))
     if unique and len(np.unique(hashes)) < len(hashes):
@@ -140,13 +145,13 @@ def _refuse_same_ids(parts: list[Part]) -> None:
 
 
 def _image_files(folder: str) -> list[str]:
-    """Image files below a folder, 2 before 10."""
+    """Image files in a folder and its subfolders, in natural order (2 before 10)."""
     found = files_below(folder, is_image)
     return sorted(found, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
 
 
 def find_images(part: Part) -> Iterator[Found]:
-    """Every image of a part, without reading the images."""
+    """Yields every image of a part, without reading it."""
     for name in part.files:
         if name.endswith(".tar"):
             for member in read_directory(name).images:
@@ -156,7 +161,7 @@ def find_images(part: Part) -> Iterator[Found]:
 
 
 def read_records(part: Part, unused: list[Unused] | None = None) -> Iterator[Record]:
-    """Yields the Record of every image of a part, and appends to `unused` what lies among them and is not used."""
+    """Yields the Record of every image of a part, and appends ignored files among them to `unused`."""
     unused = [] if unused is None else unused
     for name in part.files:
         if name.endswith(".tar"):
@@ -172,15 +177,15 @@ def _record_of_file(name: str, captions: dict[str, tuple[str, ...]] | None, unus
     if (data := _read_file(name)) is None:
         return Record(image, BadImage("is a link to a file that does not exist"), source)
 
-    def beside(suffix: str) -> tuple[str, bytes] | None:
+    def neighbour(suffix: str) -> tuple[str, bytes] | None:
         path = str(Path(name).with_suffix(f".{suffix}"))
         return None if (content := _read_file(path)) is None else (path, content)
 
-    return Record(image, data, source, _captions(beside, unused) if captions is None else captions[image])
+    return Record(image, data, source, _captions(neighbour, unused) if captions is None else captions[image])
 
 
 def _read_file(name: str) -> bytes | None:
-    """The content of a file; None where it does not exist."""
+    """The content of a file; None if it does not exist."""
     refuse_special_file(name)
     try:
         return Path(name).read_bytes()
@@ -190,24 +195,24 @@ def _read_file(name: str) -> bytes | None:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
 
 
-def _captions(beside: Callable[[str], tuple[str, bytes] | None], unused: list[Unused]) -> tuple[str, ...]:
-    """The caption next to an image: all of KEY.txt, or the `caption` of KEY.json; none where both are blank.
+def _captions(neighbour: Callable[[str], tuple[str, bytes] | None], unused: list[Unused]) -> tuple[str, ...]:
+    """The caption next to an image: the content of KEY.txt, or `caption` in KEY.json; empty if both are blank.
 
-    beside: a function from a suffix to a file's source and content, None where there is no such file.
+    neighbour: maps a suffix to (source, content) of the file next to the image, or None.
     """
-    if found := beside("txt"):
+    if found := neighbour("txt"):
         source, data = found
         try:
             if caption := decode_text(data).strip():
                 return (caption,)
         except ValueError:
-            unused.append(Unused(source, "is not text in UTF-8 or UTF-16, and no caption"))
-    if found := beside("json"):
+            unused.append(Unused(source, "is not a caption in UTF-8 or UTF-16"))
+    if found := neighbour("json"):
         source, data = found
         try:
             value = json.loads(decode_text(data))
         except ValueError:
-            unused.append(Unused(source, "is not JSON that can be read, and no caption"))
+            unused.append(Unused(source, "is not valid JSON with a caption"))
             return ()
         caption = value.get("caption") if isinstance(value, dict) else None
         return (caption.strip(),) if isinstance(caption, str) and caption.strip() else ()
@@ -223,7 +228,7 @@ def _records_of_tar(tar: str, captions: dict[str, tuple[str, ...]] | None, unuse
             file.seek(member.offset)
             return file.read(member.size)
 
-        def beside(path: str, suffix: str) -> tuple[str, bytes] | None:
+        def neighbour(path: str, suffix: str) -> tuple[str, bytes] | None:
             if (path, suffix) not in directory.texts:
                 return None
             name, member = directory.texts[path, suffix]
@@ -236,12 +241,12 @@ def _records_of_tar(tar: str, captions: dict[str, tuple[str, ...]] | None, unuse
             if not is_utf8(name):
                 yield Record(image, BadImage(NOT_UTF8), source)
                 continue
-            own = _captions(partial(beside, split_path(name)[0]), unused) if captions is None else captions[image]
+            own = _captions(partial(neighbour, split_path(name)[0]), unused) if captions is None else captions[image]
             yield Record(image, read(member), source, own)
 
 
 def read_source(source: str) -> bytes:
-    """The bytes of an image from a Record's source; UserError where they are not there any more."""
+    """The bytes of an image from the source of a Record; UserError if it no longer exists."""
     name, _, member = source.partition("#")
     try:
         if member:

@@ -1,8 +1,8 @@
-"""Where each member of each sample lies in a shard, so that local shards are read in place.
+"""The index of a shard: offsets of the members of each sample, for reading local shards in place.
 
-A tar holds its members uncompressed at 512-byte boundaries: with their offsets known, an array is a view of
-the memory-mapped file. The index stands beside the tar (NAME.index.npz) and is made by a scan of the tar's
-headers where it is missing or does not fit the tar any more.
+A tar contains its members uncompressed at 512-byte boundaries, so with known offsets an array is a view of the
+memory-mapped file. The index is next to the tar (NAME.index.npz); if it is missing or does not match the tar, it is
+created by a scan of the tar's headers.
 """
 
 import contextlib
@@ -21,10 +21,13 @@ from shards.sample import MEMBERS, SEVERAL
 
 @dataclass
 class ShardIndex:
-    """keys and ids: texts (samples,), the keys in the tar and the image ids of the .json members.
+    """The index of one shard.
 
-    members: int64 (samples, 7, 2), offset and size of each of sample.MEMBERS, 0 0 where there is none;
-    sha256 is empty where the index came from a scan (checksums are written by those who write the shard).
+    Attributes:
+        bytes: size of the tar.
+        sha256: checksum of the tar, computed when it was written; empty for an index from a scan.
+        keys, ids: str (samples,), the keys in the tar and the image ids in the .json members.
+        members: int64 (samples, 7, 2), offset and size of each of sample.MEMBERS; 0 and 0 for a missing member.
     """
 
     path: str
@@ -38,7 +41,7 @@ class ShardIndex:
         return len(self.ids)
 
     def fits(self) -> bool:
-        """Whether all members lie inside the tar, and keys and ids are as many texts."""
+        """Whether all members are inside the tar, and shapes and types are consistent."""
         count, places = len(self.keys), self.members
         if {self.keys.dtype.kind, self.ids.dtype.kind} != {"U"} or self.keys.shape != self.ids.shape:
             return False
@@ -49,7 +52,7 @@ class ShardIndex:
     def save(self) -> None:
         with whole_file(index_path(self.path)) as file:
             values = {name: value for name, value in vars(self).items() if name != "path"}
-            # Several captions have an array of their own: versions that know of one alone read the others as before.
+            # A separate array for several captions, so that older versions, with one caption, can read the others.
             values |= {"members": self.members[:, :-1], SEVERAL: self.members[:, -1:]}
             np.savez(file, **values)
 
@@ -59,9 +62,12 @@ def index_path(tar_path) -> Path:
 
 
 def read_headers(tar_path):
-    """Yields (name, offset of the data, size) for every file in a local tar; a cut tar is a UserError.
+    """Yields (name, offset of the data, size) for every file in a local tar.
 
-    Links come last, with the data of the file that they lead to; a link that leads nowhere has no data.
+    Links come last, with the data of their target; those without a target have no data.
+
+    Raises:
+        UserError: the file is truncated or not a tar.
     """
     refuse_special_file(tar_path)
     try:
@@ -77,28 +83,28 @@ def read_headers(tar_path):
                 end = member.offset_data + -(-member.size // 512) * 512
             tar.fileobj.seek(end)
             if tar.fileobj.read(512) != bytes(512):
-                raise UserError(f"{tar_path}: the tar ends without its end mark; it was cut short, fetch it again")
+                raise UserError(f"{tar_path}: the tar has no end marker; it was truncated, fetch it again")
             files = {posixpath.normpath(member.name): member for member in tar if links and member.isfile()}
             for name, target in links:
-                leads_to = files.get(posixpath.normpath(target))
-                yield (name, leads_to.offset_data, leads_to.size) if leads_to else (name, 0, 0)
+                linked = files.get(posixpath.normpath(target))
+                yield (name, linked.offset_data, linked.size) if linked else (name, 0, 0)
     except tarfile.TarError as error:
-        raise UserError(f"{tar_path}: is not a whole tar ({error}); fetch or make it again") from None
+        raise UserError(f"{tar_path}: is not a complete tar ({error}); fetch or make it again") from None
     except OSError as error:
         raise UserError(f"{tar_path}: cannot be read ({error.strerror})") from None
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(key, suffix) of a member of a region shard: the suffix is the longest of MEMBERS that the name ends with.
+    """(key, suffix) of a member of a region shard; the suffix is the longest matching one of MEMBERS, or "".
 
-    A key may have dots. A member with another suffix has the suffix "".
+    Keys can contain dots.
     """
     suffix = max((suffix for suffix in MEMBERS if name.endswith(f".{suffix}")), key=len, default="")
     return (name[: -len(suffix) - 1], suffix) if suffix else (name, "")
 
 
 def scan(tar_path) -> ShardIndex:
-    """The index of a tar from its headers; image ids are then the keys (reading every .json would be slow)."""
+    """Builds the index of a tar from its headers; image ids are the keys, because reading every .json is slow."""
     rows: dict[str, np.ndarray] = {}
     for name, offset, size in read_headers(tar_path):
         key, suffix = split_name(name)
@@ -106,7 +112,7 @@ def scan(tar_path) -> ShardIndex:
             rows.setdefault(key, np.zeros((len(MEMBERS), 2), np.int64))[MEMBERS.index(suffix)] = offset, size
     rows = {key: row for key, row in rows.items() if row[0, 1]}
     if not rows:
-        raise UserError(f"{tar_path}: holds no region features (KEY.features.npy); make shards with shards.extract")
+        raise UserError(f"{tar_path}: contains no region features (KEY.features.npy); make shards with shards.extract")
     return ShardIndex(
         path=str(tar_path),
         bytes=Path(tar_path).stat().st_size,
@@ -118,7 +124,7 @@ def scan(tar_path) -> ShardIndex:
 
 
 def load_index(tar_path) -> ShardIndex:
-    """The index beside the tar, or one from a scan, saved beside it where that can be written."""
+    """The index next to the tar, or one from a scan, which is saved if the folder is writable."""
     tar_path = Path(tar_path)
     index = saved_index(tar_path)
     if index is None:
@@ -129,7 +135,7 @@ def load_index(tar_path) -> ShardIndex:
 
 
 def saved_index(tar_path) -> ShardIndex | None:
-    """The index beside the tar, or None where it is missing, broken, or of another tar (by the tar's size)."""
+    """The index next to the tar; None if it is missing, damaged, or for a tar of another size."""
     path = index_path(tar_path)
     try:
         size = Path(tar_path).stat().st_size
@@ -147,11 +153,14 @@ def saved_index(tar_path) -> ShardIndex | None:
 
 
 def _members(saved) -> np.ndarray:
-    """The members of a saved index. One that an earlier version saved knows of no sample with several captions; where
-    that version wrote the shard itself (its checksum is there), there is none, and otherwise it has to be scanned."""
+    """The members of a saved index.
+
+    Indexes of earlier versions have no entry for several captions. If the earlier version wrote the shard itself (the
+    checksum exists), no sample has several captions; otherwise the tar must be scanned again.
+    """
     members = saved["members"]
     if SEVERAL in saved:
         return np.concatenate([members, saved[SEVERAL]], 1)
     if not str(saved["sha256"]):
-        raise ValueError("an index of an earlier version's scan")
+        raise ValueError("index from a scan by an earlier version")
     return np.pad(members, ((0, 0), (0, 1), (0, 0)))

@@ -1,4 +1,4 @@
-"""python -m shards.inspect DIR: what is in a data set, and a picture of an image with its regions drawn."""
+"""python -m shards.inspect DIR: summarises a data set and draws an image with its regions."""
 
 import contextlib
 import functools
@@ -20,8 +20,8 @@ from shards.pixels import iou
 from shards.reader import RegionReader
 from shards.sample import Sample, check_values
 
-BACKGROUND = "background"  # the name of that class, where a detector has one
-OVERLAP = 0.4  # of an IoU; pretraining's own by default
+BACKGROUND = "background"  # name of the background class, if a detector has one
+OVERLAP = 0.4  # IoU; the default of pretrain.run
 LONG_SIDE = 1000  # pixels of the drawn picture
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#000075")
 
@@ -30,22 +30,22 @@ COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9
 class InspectConfig:
     """Flags of shards.inspect."""
 
-    data: str = flag(REQUIRED, "a folder of region shards, or a pattern of tars", first=True)
-    image: str | None = flag(None, "id of the image to draw", unset="the first")
-    picture: str | None = flag(None, "where the picture goes", unset="DATA/inspect.png")
-    check: bool = flag(False, "compare every shard with its checksum")
+    data: str = flag(REQUIRED, "folder of region shards, or a pattern of tars", first=True)
+    image: str | None = flag(None, "id of the image to draw", unset="the first image")
+    picture: str | None = flag(None, "output file for the picture", unset="DATA/inspect.png")
+    check: bool = flag(False, "verify the checksum of every shard")
 
 
 def describe(config: InspectConfig, reader: RegionReader) -> str:
-    """A page of plain text on a data set."""
+    """The summary of a data set, as text."""
     dataset = reader.dataset
-    looked_at = [reader[int(i)] for i in np.linspace(0, len(reader) - 1, min(len(reader), 1000))]
-    for sample in looked_at:
+    sampled = [reader[int(i)] for i in np.linspace(0, len(reader) - 1, min(len(reader), 1000))]
+    for sample in sampled:
         check_values(sample)
-    regions = np.array([len(sample.features) for sample in looked_at])
+    regions = np.array([len(sample.features) for sample in sampled])
     size = sum(shard.bytes for shard in dataset.shards)
     classes = (
-        f"{dataset.num_classes}, the {dataset.classes_per_region} likeliest of each region kept"
+        f"{dataset.num_classes}, the {dataset.classes_per_region} most probable of each region stored"
         if dataset.num_classes
         else "none"
     )
@@ -54,22 +54,22 @@ def describe(config: InspectConfig, reader: RegionReader) -> str:
         f"shards      {len(dataset.shards)}, {size / 1e6:.1f} MB",
         f"images      {len(dataset)}",
         f"detector    {dataset.detector}",
-        f"features    {dataset.feature_size} numbers a region",
+        f"features    {dataset.feature_size} numbers per region",
         f"classes     {classes}",
-        f"regions     {regions.min()} to {regions.max()} an image, {regions.mean():.1f} on average "
-        f"(over {len(looked_at)} images)",
-        f"overlap     {overlapping(looked_at):.1f} others overlap a region by an IoU of {OVERLAP} or more, on average",
+        f"regions     {regions.min()} to {regions.max()} per image, {regions.mean():.1f} on average "
+        f"(over {len(sampled)} images)",
+        f"overlap     {overlapping(sampled):.1f} others overlap a region with an IoU of at least {OVERLAP}, on average",
     ]
     if dataset.num_classes:
-        mass = np.mean([sample.class_probs.astype(float).sum(1).mean() for sample in looked_at])
-        lines.append(f"mass        {mass:.3f} of the class distribution is kept on average")
+        mass = np.mean([sample.class_probs.astype(float).sum(1).mean() for sample in sampled])
+        lines.append(f"mass        {mass:.3f} of the class distribution is stored on average")
     lists = [captions for captions in read_captions(dataset) if captions]
     captions = list(itertools.chain.from_iterable(lists))
     if captions:
         words = np.mean([len(caption.split()) for caption in captions])
         counts = sorted({len(captions) for captions in lists})
-        an_image = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
-        several = "" if counts[-1] == 1 else f" of {len(lists)} images, {an_image} an image"
+        per_image = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+        several = "" if counts[-1] == 1 else f" of {len(lists)} images, {per_image} per image"
         lines.append(
             f"captions    {len(captions)}{several}, {len(set(captions))} different, {words:.1f} words on average"
         )
@@ -79,17 +79,17 @@ def describe(config: InspectConfig, reader: RegionReader) -> str:
 
 
 def overlapping(samples: list[Sample]) -> float:
-    """How many regions of its image overlap a region so far that pretraining hides them with it, on the average."""
+    """Mean number of other regions that overlap a region so that pretraining masks them together."""
     counts = [(iou(sample.boxes, sample.boxes) >= OVERLAP).sum(1) - 1 for sample in samples]
     return float(np.concatenate(counts).mean())
 
 
 def source_of(sample: Sample, folder: Path) -> str:
-    """The image file that a sample was made from, or `TAR#MEMBER`. folder: of the shards.
+    """The source image of a sample, a path or `TAR#MEMBER`. folder: folder of the shards.
 
     Raises:
-        UserError: it is none, or lies neither in the data folder that has the shards nor where their images were when
-            they were extracted: shards of others may name any file.
+        UserError: there is none, or it is outside of the data folder of the shards and of the folders from which they
+            were extracted. Untrusted shards could name any file.
     """
     name, hash_sign, member = sample.info.get("source", "").partition("#")
     if not is_image(member or name):
@@ -98,14 +98,19 @@ def source_of(sample: Sample, folder: Path) -> str:
     described = folder / "dataset.json"
     version = described.stat().st_mtime_ns if described.exists() else 0
     if not any(path.is_relative_to(root) for root in _image_folders(folder, version)):
-        raise UserError(f"{sample.key}: its source {name} is outside of the folders of these images, and not opened")
+        raise UserError(f"{sample.key}: source {name} is outside of the folders of these images and not opened")
     return f"{folder / name}{hash_sign}{member}"
 
 
 @functools.lru_cache(maxsize=64)
 def _image_folders(folder: Path, version: int) -> list[Path]:
-    """Where the images of region shards may be: in the shards' folder, in the data folder that has it in regions/, and
-    in the folders that shards.extract read. version: of dataset.json, which says these."""
+    """The folders that may contain the images of region shards.
+
+    These are the folder of the shards, the data folder with it in regions/, and the folders read by shards.extract.
+
+    Args:
+        version: modification time of dataset.json, so that a cached result is not used for another version.
+    """
     folder = Path(os.path.abspath(folder))
     found = [folder, *(above.parent for above in folder.parents[:2] if above.name == "regions")]
     if version:
@@ -119,7 +124,7 @@ def _image_folders(folder: Path, version: int) -> list[Path]:
 
 
 def image_of(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
-    """The image that a sample was made from, or a blank of its size and why there is none. folder: of the shards."""
+    """(source image of a sample, ""), or (blank image of its size, error message). folder: folder of the shards."""
     try:
         source = source_of(sample, folder)
         return Image.fromarray(decode_image(read_source(source))), ""
@@ -128,13 +133,17 @@ def image_of(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
 
 
 def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[Image.Image, str]:
-    """The image with its regions, the best drawn last, and a line on it. Without the image, a blank of its size.
+    """Draws an image (blank if the source is missing) with its regions, the highest scores last.
 
-    names: of the classes.
+    Args:
+        names: names of the classes.
+
+    Returns:
+        The picture and one line of description.
     """
     width, height = sample.info.get("width", 640), sample.info.get("height", 640)
     image, missing = image_of(sample, folder)
-    note = f" (the image itself is not at hand: {missing})" if missing else ""
+    note = f" (the image is not available: {missing})" if missing else ""
     scale = LONG_SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.BICUBIC if scale < 2 else Image.Resampling.NEAREST)
@@ -153,7 +162,7 @@ def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[
 
 
 def _class_of(sample: Sample, region: int, names: list[str]) -> str:
-    """The name of a region's likeliest class but for the background, with its probability."""
+    """The name and probability of the most probable class of a region except the background."""
     pairs = zip(sample.class_ids[region].tolist(), sample.class_probs[region].tolist(), strict=True)
     others = (pair for pair in pairs if names[pair[0]].strip("_").lower() != BACKGROUND)
     number, share = next(others, (0, 0.0))
@@ -161,7 +170,7 @@ def _class_of(sample: Sample, region: int, names: list[str]) -> str:
 
 
 def number_of(reader: RegionReader, image: str) -> int:
-    """The number of an image by its id, or by the id that annotations have; KeyError where there is none."""
+    """The sample number of an image, by its id or the id used in annotations; KeyError if it does not exist."""
     with contextlib.suppress(KeyError):
         return reader.number_of(image)
     return reader.plain_numbers()[image_id(image)]
@@ -178,12 +187,10 @@ def run(config: InspectConfig) -> None:
         number = 0 if config.image is None else number_of(reader, config.image)
     except KeyError:
         first = reader[0].info.get("id", reader[0].key)
-        raise UserError(
-            f"--image {config.image}: no image has this id in {config.data} (the first is {first})"
-        ) from None
+        raise UserError(f"--image {config.image}: no such image id in {config.data} (the first is {first})") from None
     print(describe(config, reader))
     if config.check:
-        print(f"checksums   all {len(dataset.shards)} right")
+        print(f"checksums   all {len(dataset.shards)} correct")
     sample = reader[number]
     image, line = draw(sample, dataset.folder, dataset.extra.get("class_names"))
     path = Path(config.picture or dataset.folder / "inspect.png")
@@ -199,5 +206,5 @@ if __name__ == "__main__":
         InspectConfig,
         run,
         "shards.inspect",
-        "What is in a data set, and a picture of one image with its regions.",
+        "Summarise a data set and draw one image with its regions.",
     )

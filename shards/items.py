@@ -1,4 +1,4 @@
-"""Images as dictionaries of arrays, which is how several published files keep them, each with names of its own."""
+"""Images as dictionaries of arrays, the form of several published files, with different names of the fields."""
 
 import binascii
 
@@ -9,14 +9,14 @@ from shards.features import BadRecord, Features
 from shards.reading import reason_of, shown, whole_number
 from shards.text_encoding import decode_text
 
-# What mmf's extractor calls the parts of an image.
+# Field names of mmf's feature extractor -> ours.
 NAMES = {"bbox": "boxes", "image_width": "image_w", "image_height": "image_h", "objects_prob": "objects_conf"}
 
 
 def text_of(value) -> str:
-    """A text, also where it was written as bytes; BadRecord where these are in no known encoding.
+    """A string from a value that may be bytes; BadRecord for an unknown encoding.
 
-    Pickles of Python 2 have texts as bytes in UTF-8, which numpy's pickles have to be read as Latin-1.
+    Python 2 pickles contain strings as UTF-8 bytes, which are read as Latin-1 in pickles with numpy arrays.
     """
     try:
         if isinstance(value, bytes):
@@ -31,9 +31,10 @@ def text_of(value) -> str:
 
 
 def image_of(item: dict, key: str | None) -> Features:
-    """The image of an item, under our names or mmf's. key: the id that the published code finds it by, else the item's.
+    """Converts an item with our names or those of mmf. Rows after num_boxes are padding.
 
-    Rows behind num_boxes are padding.
+    Args:
+        key: image id in the file, used by the reference implementation; None to use image_id of the item.
     """
     item = {NAMES.get(name, name): value for name, value in item.items()}
     for name in ("features", "boxes", "image_h", "image_w", "num_boxes"):
@@ -42,7 +43,7 @@ def image_of(item: dict, key: str | None) -> Features:
     boxes = _boxes(item)
     n = _whole(item, "num_boxes")
     if not 1 <= n <= len(boxes):
-        raise BadRecord(f"has num_boxes {n} and {len(boxes)} boxes")
+        raise BadRecord(f"has num_boxes {n}, but {len(boxes)} boxes")
     objects = None
     if item.get("objects") is not None and item.get("objects_conf") is not None:
         ids, confidence = (_rows(item, name, len(boxes), n, "1") for name in ("objects", "objects_conf"))
@@ -63,13 +64,13 @@ def image_of(item: dict, key: str | None) -> Features:
 
 
 def _floats(item: dict, name: str) -> np.ndarray:
-    """The numbers of an array, or of base64 of float32."""
+    """The numbers of an array, or of float32 in base64."""
     value = item[name]
     if value is None:
         raise BadRecord(f"has {name} that are not numbers")
     try:
         if isinstance(value, np.ndarray) and value.dtype.kind not in "biufO":
-            raise TypeError(f"an array of {value.dtype}")
+            raise TypeError(f"an array of dtype {value.dtype}")
         if isinstance(value, str | bytes):
             data = value.encode() if isinstance(value, str) else value
             return np.frombuffer(pybase64.b64decode(data.translate(None, b"\r\n"), validate=True), "<f4")
@@ -79,7 +80,7 @@ def _floats(item: dict, name: str) -> np.ndarray:
 
 
 def _boxes(item: dict) -> np.ndarray:
-    """(rows, 4); base64, which has no shape, is divided into fours."""
+    """(rows, 4); base64, which has no shape, is reshaped."""
     boxes = _without_ones(_floats(item, "boxes"))
     if isinstance(item["boxes"], str | bytes) and boxes.size % 4 == 0:
         boxes = boxes.reshape(-1, 4)
@@ -89,15 +90,15 @@ def _boxes(item: dict) -> np.ndarray:
 
 
 def _rows(item: dict, name: str, rows: int, n: int, width: str) -> np.ndarray:
-    """The first n rows of an array with a row for each box.
+    """The first n rows of an array with one row per box.
 
-    Base64 has no shape and is divided into `rows`. An array counts with its shape: it has as many rows as there are
-    boxes with padding, or without, or more of which those behind n are zeros.
+    Base64 has no shape and is reshaped to `rows`. An array must have `rows` or n rows, or more than n rows, of which
+    those after n are zeros.
 
     Args:
-        rows: how many boxes there are, with padding.
-        n: how many there are without.
-        width: what a row has, for the message.
+        rows: number of boxes with padding.
+        n: number of boxes without padding.
+        width: name of the row size, for the message.
     """
     values = _without_ones(_floats(item, name))
     if isinstance(item[name], str | bytes) and values.size % rows == 0:
@@ -106,12 +107,12 @@ def _rows(item: dict, name: str, rows: int, n: int, width: str) -> np.ndarray:
         values = values[:, None]
     padded = values.ndim == 2 and len(values) > n and (len(values) == rows or not values[n:].any())
     if values.ndim != 2 or values.size == 0 or not (len(values) == n or padded):
-        raise BadRecord(f"has {name} of shape {values.shape}; should be ({n}, {width}), a row for each box")
+        raise BadRecord(f"has {name} of shape {values.shape}; should be ({n}, {width}), one row per box")
     return values[:n]
 
 
 def _without_ones(values: np.ndarray) -> np.ndarray:
-    """Without leading dimensions of 1 in front of a row's: a batch of one image."""
+    """Removes leading dimensions of 1, for example of a batch of one image."""
     while values.ndim > 2 and len(values) == 1:
         values = values[0]
     return values
@@ -121,4 +122,4 @@ def _whole(item: dict, name: str) -> int:
     try:
         return whole_number(item[name], 0)
     except ValueError:
-        raise BadRecord(f"has {name} {shown(item[name])}; should be a whole number") from None
+        raise BadRecord(f"has {name} {shown(item[name])}; should be an integer") from None

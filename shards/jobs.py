@@ -1,4 +1,4 @@
-"""Work divided over processes, with one progress bar and clean ends for errors and Ctrl-C."""
+"""Tasks in worker processes, with a progress bar and a clean shutdown for errors and Ctrl-C."""
 
 import concurrent.futures
 import contextlib
@@ -11,49 +11,49 @@ from tqdm import tqdm
 
 from shards.errors import UserError
 
-LARGEST_ARRAY = 1 << 24  # bytes of an array of one image, about
+LARGEST_ARRAY = 1 << 24  # bytes, about the size of the largest array of one image
 
 _counter = None
 
 
 def begin_worker(counter=None) -> None:
-    """What a working process does first: it leaves interrupts to its parent, and ends with it."""
+    """Initialises a worker process: it ignores interrupts, which the parent handles, and ends with its parent."""
     global _counter
     _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for torch, where a task imports it: this is one process of several
-    # glibc takes an array of 300 kB from the system and gives it back, page by page, until a larger one was freed once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # if a task imports torch: one thread per process
+    # Freeing a large array raises glibc's mmap threshold, so that smaller ones are reused instead of mapped each time.
     bytes(LARGEST_ARRAY)
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is killed, which can tell nobody."""
+    """Ends this process when its parent has ended, also when it was killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def advance(amount: int = 1) -> None:
-    """Called by a task to move the progress bar."""
+    """Advances the progress bar; called by a task."""
     with _counter.get_lock():
         _counter.value += amount
 
 
 @contextlib.contextmanager
 def _naming_semaphores():
-    """A block in which an error of making semaphores is a UserError that names their place: it names no file."""
+    """Context manager that turns errors of creating semaphores, which have no path, into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"/dev/shm: working processes cannot share memory there ({error.strerror}); make room, or give the "
-            "container more of it (docker run --shm-size=1g)"
+            f"/dev/shm: worker processes cannot use shared memory ({error.strerror}); free some, or give the "
+            "container more (docker run --shm-size=1g)"
         ) from None
 
 
 @contextlib.contextmanager
 def worker_pool(processes: int, counter=None):
-    """A pool of processes that leave an interrupt to the one that started them; a lost one is a UserError."""
+    """A pool of processes that ignore interrupts; raises UserError if a process is killed."""
     context = multiprocessing.get_context("spawn")
     with _naming_semaphores():
         pool = concurrent.futures.ProcessPoolExecutor(
@@ -63,17 +63,21 @@ def worker_pool(processes: int, counter=None):
         yield pool
     except concurrent.futures.process.BrokenProcessPool:
         raise UserError(
-            "a working process was killed (out of memory?); run again to go on, or use fewer --processes"
+            "a worker process was killed (out of memory?); use fewer --processes, or run again to continue"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def run_tasks(function, tasks: list, processes: int, total: int | None, unit: str, done: int = 0):
-    """Yields (index, function(task)) as the tasks finish, in `processes` processes (1: in one, all the same).
+    """Yields (index, function(task)) in the order of completion, computed in worker processes.
 
-    total (None: not known) and done are in the unit that tasks report by `advance`. A UserError of a task ends the run
-    and is raised here; what finished before it was yielded.
+    A UserError of a task is raised here and ends the others.
+
+    Args:
+        processes: number of worker processes, at least one.
+        total: end of the progress bar in the unit that tasks report by `advance`; None if unknown.
+        done: initial value of the progress bar.
     """
     with _naming_semaphores():
         counter = multiprocessing.get_context("spawn").Value("q", done)

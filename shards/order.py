@@ -1,7 +1,7 @@
-"""In which order the pairs of an epoch are read: shards shuffled, then pairs within a window.
+"""The order of the pairs in an epoch: shards are shuffled, then pairs within a window.
 
-A window of several shards keeps reading local to a part of the disk, while pairs still mix across shards.
-The order is a pure function of (seed, epoch), the same for any number of ranks and workers.
+A window of several shards keeps disk reads local while pairs are mixed across shards. The order is a pure function of
+(seed, epoch), equal for any number of ranks and workers.
 """
 
 from functools import cached_property
@@ -14,10 +14,11 @@ WINDOW = 100_000
 
 
 class PairNumbers:
-    """The pairs that an epoch reads, numbered in the order of their samples: one of each sample, or several.
+    """Numbers of the pairs of an epoch, in the order of their samples; one or several pairs per sample.
 
-    begins: int64 (samples + 1,): sample i has the pairs from begins[i] to before begins[i + 1], at least one;
-    first_samples: int64 (shards + 1,), the first sample of each shard.
+    Attributes:
+        begins: int64 (samples + 1,); sample i has the pairs begins[i] to begins[i + 1] - 1, at least one.
+        first_samples: int64 (shards + 1,), the first sample of each shard.
     """
 
     def __init__(self, samples_per_shard: np.ndarray, begins: np.ndarray | None = None):
@@ -34,7 +35,7 @@ class PairNumbers:
 
     @property
     def per_shard(self) -> np.ndarray:
-        """int64 (shards,): pairs of each shard."""
+        """int64 (shards,): number of pairs in each shard."""
         return np.diff(self.begins_of_shards)
 
     def samples_of(self, pairs: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Sequences whose items are made when they are asked for, from bytes that all processes share."""
+"""Sequences whose items are created on access, from memory shared by all processes."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
 
 
 class PackedSequence(Sequence):
-    """A sequence by its length and its items by number; subscripts and slices, also from the end, are made of them."""
+    """Implements indexing and slicing, also with negative numbers, by __len__ and `item`."""
 
     @abstractmethod
     def item(self, number: int):

@@ -1,12 +1,12 @@
-"""The built-in detector: regions and their descriptors from pixels alone, no neural network and no weights.
+"""The built-in detector: region proposals and hand-crafted features, without a neural network or weights.
 
-Proposals come from two sources. Isolated outlines (connected edges with hardly an edge around them) are taken first.
-The other boxes are chosen from a fixed set of candidates of several sizes, aspect ratios and positions. A log-linear
-model estimates from a candidate's contrast, edges, position and size how many objects it frames, and boxes are chosen
-greedily so that the number of objects with a box near them is the largest that is expected. Of 36 regions, one has 1.2
-others that overlap it by an IoU of at least 0.4 on photographs, and 1.3 on the miniature world (1.2 of its 24 regions).
-Among the bottom-up-attention features of photographs it has 1.2, so that overlap masking has the same work to do. Each
-box's crop is described by fixed measurements of colour, shape and texture.
+Proposals come from two sources. Isolated outlines (connected edges with few edges around them) are taken first. The
+other boxes are chosen from a fixed set of candidates of several sizes, aspect ratios and positions. A log-linear model
+estimates the number of objects in a candidate from its contrast, edges, position and size, and boxes are chosen
+greedily to maximise the expected number of objects covered by a box. With 36 regions, a region has on average 1.2
+others with an IoU of at least 0.4 on photographs, and 1.3 on the miniature world (1.2 with its 24 regions). For
+bottom-up-attention features of photographs it is also 1.2, so that overlap masking has a comparable effect. The
+features of a box are fixed measurements of colour, shape and texture of its crop.
 """
 
 import functools
@@ -16,24 +16,24 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-WORK_PIXELS = 256 * 256  # outlines are searched in an image of at most this size
-EDGE_STEPS = (12, 24)  # differences between neighbouring pixels, of 255, from which outlines are made
-LEAST_SIDE = 0.05  # of an outline's box, as a share of the image's side; smaller ones are taken for noise
+WORK_PIXELS = 256 * 256  # maximum image size for finding outlines
+EDGE_STEPS = (12, 24)  # edge thresholds: differences between neighbouring pixels, of 255
+LEAST_SIDE = 0.05  # minimum side of the box of an outline, relative to the image; smaller ones are noise
 MARGIN, EDGES_AROUND = 0.1, 0.06  # an isolated outline has at most this share of edge pixels in a frame of this width
-OUTLINE = 0.6  # edge pixels of an outline, as a share of its box's perimeter, at least
-SAME = 0.5  # IoU from which two outlines are taken for one object
-OVERLAP = 0.7  # IoU from which a box is suppressed by a better one
-COVERED = (0.35, 0.7)  # IoU from which a box covers an object in part, and from which it covers it fully
-CELLS = 64  # candidates lie on a grid of CELLS x CELLS cells, whatever the size of the image
-SIDES = (6, 12, 19, 31, 46, 64)  # of candidates, in cells
-ASPECTS = (1 / 6, 4)  # narrowest and widest candidate, width to height as shares of the image
-STRIDE = 0.4  # between neighbouring candidates, as a share of their side
-FRAME = 0.2  # width of the frame that a candidate is compared with, as a share of its sides
-STRONG_EDGE = 60  # differences between neighbours above it, of 255, count as much as it
-CROP = 32  # crops are described at CROP x CROP pixels
+OUTLINE = 0.6  # minimum number of edge pixels of an outline, relative to the perimeter of its box
+SAME = 0.5  # IoU from which two outlines are considered one object
+OVERLAP = 0.7  # IoU from which a box is suppressed by one with a higher score
+COVERED = (0.35, 0.7)  # IoU from which a box covers an object partly, and from which it covers it fully
+CELLS = 64  # candidates are on a grid of CELLS x CELLS cells, whatever the image size
+SIDES = (6, 12, 19, 31, 46, 64)  # sides of candidates, in cells
+ASPECTS = (1 / 6, 4)  # minimum and maximum ratio of width to height of candidates, both relative to the image
+STRIDE = 0.4  # distance between neighbouring candidates, relative to their side
+FRAME = 0.2  # width of the frame around a candidate for its contrast, relative to its sides
+STRONG_EDGE = 60  # differences between neighbouring pixels, of 255, are clipped to it
+CROP = 32  # features are computed from crops of CROP x CROP pixels
 
 # The log of the expected number of objects is BIAS plus these weights times the columns of `candidate_features`. Fitted
-# by Poisson regression on training photographs of Flickr30k Entities; `python benchmarks/fit_proposals.py` makes them.
+# by Poisson regression on training photographs of Flickr30k Entities, by `python benchmarks/fit_proposals.py`.
 BIAS = -5.81
 WEIGHTS = {
     "contrast": 5.16,
@@ -52,15 +52,15 @@ WEIGHTS = {
 
 
 def detect(image: np.ndarray, limit: int = 36) -> tuple[np.ndarray, np.ndarray]:
-    """Finds regions; the same image gives the same regions.
+    """Proposes regions, deterministically.
 
     Args:
         image: uint8 (H, W, 3).
-        limit: the largest number of regions, at least 1.
+        limit: maximum number of regions, at least 1.
 
     Returns:
-        Boxes float32 (N, 4) as x1 y1 x2 y2 in pixels and scores float32 (N,), best first, 1 <= N <= limit. A score is
-        the number of objects, at most 1, that the box is expected to cover and better boxes do not.
+        Boxes float32 (N, 4) as x1 y1 x2 y2 in pixels and scores float32 (N,), in order of scores, 1 <= N <= limit. A
+        score is the expected number of objects, at most 1, covered by the box but not by boxes with higher scores.
     """
     height, width = image.shape[:2]
     small, candidates = _shrink(image), _candidates()
@@ -89,7 +89,7 @@ def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _steps(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int16 (H, W) each: the largest difference of any channel to the right and to the lower neighbour."""
+    """int16 (H, W) each: the maximum difference over channels to the right and to the lower neighbour."""
     values = image.astype(np.int16)
     right, down = np.zeros((2, *image.shape[:2]), np.int16)
     right[:, :-1] = _largest(np.abs(np.diff(values, axis=1)))
@@ -98,12 +98,12 @@ def _steps(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _largest(channels: np.ndarray) -> np.ndarray:
-    """The largest of three channels (..., 3): numpy's own max over so short an axis is several times slower."""
+    """Maximum over three channels (..., 3); numpy's max over a short axis is several times slower."""
     return np.maximum(np.maximum(channels[..., 0], channels[..., 1]), channels[..., 2])
 
 
 def _outlines(image: np.ndarray, limit: int) -> np.ndarray:
-    """Boxes (n, 4) of connected edges with hardly an edge around, as shares of the image's sides, largest first."""
+    """Boxes (n, 4) of connected edges with few edges around them, relative to the image size, largest first."""
     size = np.array(image.shape[1::-1])
     least = np.maximum(3, LEAST_SIDE * size)
     steps = np.maximum(*_steps(image))
@@ -122,14 +122,14 @@ def _outlines(image: np.ndarray, limit: int) -> np.ndarray:
         inside, both = (_sums(table, _corners(x, mask.shape[1]))[:, 0] for x in (boxes, frames))
         around = (both - inside) / np.maximum(_areas(frames) - _areas(boxes), 1)
         isolated = (around <= EDGES_AROUND) & (inside > OUTLINE * 2 * sides.sum(1))
-        found.append(boxes[isolated] + [1, 1, 0, 0])  # the step to an object's first pixel lies on the pixel before it
+        found.append(boxes[isolated] + [1, 1, 0, 0])  # the edge of an object is at the pixel before its first one
     boxes = np.concatenate(found)
     boxes = boxes[np.argsort(-_areas(boxes), kind="stable")]
     return boxes[_distinct(boxes, SAME, limit)] / [*size, *size]
 
 
 def _without_specks(labels: np.ndarray, least: float) -> np.ndarray:
-    """Labels numbered anew without those of fewer pixels than `least`, of which a photograph has thousands."""
+    """Removes labels with fewer than `least` pixels, of which a photograph has thousands, and renumbers the others."""
     stay = np.bincount(labels.ravel()) >= least
     stay[0] = False
     return np.where(stay, stay.cumsum(), 0)[labels]
@@ -137,15 +137,17 @@ def _without_specks(labels: np.ndarray, least: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What is the same for every image. Corners are those that `_sums` takes, of tables of CELLS x CELLS cells.
+    """Constants of the candidates, equal for every image. Corners are arguments of `_sums` for CELLS x CELLS cells.
 
-    boxes: float (M, 4), as shares of the image's sides.
-    corners, areas: of the boxes, (4, M) and (M, 1); frame_corners, frame_areas: of the boxes with a frame around them.
-    side_corners, side_areas: of bands along the left, right, upper and lower side, (4, 4, M) and (4, M, 1).
-    within: (4, M, 1), false for sides that lie on the image's border.
-    geometry: (M, 7), columns of `candidate_features`.
-    neighbours: (M + 1, K), numbers of the candidates that a candidate covers at least in part, filled up with M.
-    shares: (M + 1, K), how far it covers them.
+    Attributes:
+        boxes: float (M, 4), relative to the image size.
+        corners, areas: of the boxes, (4, M) and (M, 1).
+        frame_corners, frame_areas: of the boxes with a frame around them.
+        side_corners, side_areas: of bands along the left, right, upper and lower side, (4, 4, M) and (4, M, 1).
+        within: (4, M, 1), false for sides on the image border.
+        geometry: (M, 7), columns of `candidate_features`.
+        neighbours: (M + 1, K), numbers of the candidates that a candidate covers at least partly, padded with M.
+        shares: (M + 1, K), degree to which it covers them.
     """
 
     boxes: np.ndarray
@@ -212,24 +214,24 @@ def _neighbours(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cover(overlaps: np.ndarray) -> np.ndarray:
-    """How far a box covers an object that it overlaps by such an IoU, 0 to 1."""
+    """Degree, 0 to 1, to which a box covers an object, as a function of their IoU."""
     return ((overlaps - COVERED[0]) / (COVERED[1] - COVERED[0])).clip(0, 1)
 
 
 def candidate_boxes() -> np.ndarray:
-    """The candidates (M, 4), as shares of the image's sides."""
+    """The candidate boxes (M, 4), relative to the image size."""
     return _candidates().boxes
 
 
 def candidate_features(image: np.ndarray) -> np.ndarray:
-    """Measurements (M, len(WEIGHTS)) of the candidates in an image, uint8 (H, W, 3).
+    """Features (M, len(WEIGHTS)) of the candidates in an image, uint8 (H, W, 3).
 
-    contrast: the largest difference between the mean colours of the box and of a frame around it, over the channels.
-    inside, around: root of the mean edge strength in the box and in the frame.
-    along, across: the same in a band around each side, summed over the four sides; of edges parallel to the side, and
-    of edges that cross it.
-    x, y: the box's centre, from the image's centre; w, h: logarithms of width and height. All as shares of the image's
-    sides.
+    contrast: maximum over channels of the difference between the mean colours of the box and of a frame around it.
+    inside, around: square root of the mean edge strength in the box and in the frame.
+    along, across: the same in a band around each side, summed over the sides, for edges parallel to the side and for
+    edges that cross it.
+    x, y: centre of the box relative to that of the image; w, h: logarithms of width and height. All are relative to the
+    image size.
     """
     known = _candidates()
     colours = _integral(_resized(image, CELLS, CELLS))
@@ -249,13 +251,13 @@ def candidate_features(image: np.ndarray) -> np.ndarray:
 
 
 def _choose(candidates: _Candidates, rates: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates one after another, each the one that covers the most objects that those before it do not.
+    """Chooses candidates greedily by the expected number of objects that previous ones do not cover.
 
     Args:
-        rates: (M,), the number of objects that lie where a candidate does.
+        rates: (M,), expected number of objects at each candidate.
 
     Returns:
-        Numbers of at most `limit` candidates, and how many objects each adds, not increasing.
+        Numbers of at most `limit` candidates, and the expected number of objects that each adds, not increasing.
     """
     neighbours, shares = candidates.neighbours, candidates.shares
     rates = np.append(rates, 0)
@@ -277,7 +279,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _integral(image: np.ndarray) -> np.ndarray:
-    """float64 (H + 1, W + 1, C): sums of all pixels above and to the left."""
+    """Integral image, float64 (H + 1, W + 1, C): sums of all pixels above and to the left."""
     table = np.zeros((image.shape[0] + 1, image.shape[1] + 1, image.shape[2]))
     np.cumsum(image, 0, np.float64, table[1:, 1:])
     np.cumsum(table[1:, 1:], 1, out=table[1:, 1:])
@@ -285,7 +287,7 @@ def _integral(image: np.ndarray) -> np.ndarray:
 
 
 def _corners(boxes: np.ndarray, width: int) -> np.ndarray:
-    """(4, n): where the corners of boxes (n, 4) in whole pixels lie in a flat integral table of an image so wide."""
+    """(4, n): indices of the corners of boxes (n, 4), in whole pixels, in a flat integral image of this width."""
     x1, y1, x2, y2 = boxes.T
     return np.stack([y2, y1, y2, y1]) * (width + 1) + np.stack([x2, x2, x1, x1])
 
@@ -298,7 +300,7 @@ def _sums(table: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The integral table between its whole coordinates (pixels are squares of one colour, so this is exact)."""
+    """The integral image at fractional coordinates, by bilinear interpolation (exact, because pixels are constant)."""
     height, width, channels = table.shape
     y0 = np.minimum(y.astype(int), height - 2)
     x0 = np.minimum(x.astype(int), width - 2)
@@ -310,7 +312,7 @@ def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) overlaps."""
+    """IoU (n, m) of boxes (n, 4) and (m, 4)."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = (high - low).clip(0).prod(2)
@@ -318,7 +320,7 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _distinct(boxes: np.ndarray, overlap: float, limit: int) -> np.ndarray:
-    """Indexes of the first boxes, best first, that lie on no better one: at most limit."""
+    """Non-maximum suppression of boxes in order of scores: indices of at most `limit` boxes."""
     close = iou(boxes, boxes) > overlap
     kept = []
     for i in range(len(boxes)):
@@ -330,7 +332,7 @@ def _distinct(boxes: np.ndarray, overlap: float, limit: int) -> np.ndarray:
 
 
 def _inside(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Boxes cut to the image, none thinner than a pixel (or than half of a one-pixel image)."""
+    """Boxes clipped to the image, with sides of at least one pixel (half a pixel in a one-pixel image)."""
     limits = np.array([width, height], float)
     least = np.minimum(1.0, limits / 2)
     low = boxes[:, :2].clip(0, limits - least)
@@ -339,9 +341,9 @@ def _inside(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def describe(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Descriptors float32 (N, FEATURES) of boxes (N, 4) in pixels: colour, shape and texture of each crop.
+    """Features float32 (N, FEATURES) of boxes (N, 4) in pixels: colour, shape and texture of each crop.
 
-    Where the crop lies is not in it (the model gets boxes as locations); how large it is, is.
+    They include the size of a box but not its position, which the model gets as location.
     """
     height, width = image.shape[:2]
     boxes = _inside(np.asarray(boxes, float), width, height)
@@ -389,14 +391,14 @@ def _crop(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
-    """Standard deviations (N, C) of values (N, P, C) over P: numpy's own are several times slower for few channels."""
+    """Standard deviations (N, C) of values (N, P, C) over P; numpy's are several times slower for few channels."""
     count = values.shape[1]
     centred = values - np.full((1, count), 1 / count) @ values
     return np.sqrt(np.einsum("npc,npc->nc", centred, centred) / count)
 
 
 def _pool(values: np.ndarray, cells: int) -> np.ndarray:
-    """(N, S, S, ...) averaged to (N, cells, cells, ...)."""
+    """Average pooling of (N, S, S, ...) to (N, cells, cells, ...)."""
     _n, side = values.shape[:2]
     width = side // cells
     rows = np.add.reduceat(values, np.arange(0, side, width), axis=1)
@@ -404,7 +406,7 @@ def _pool(values: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _counts(bins: np.ndarray, number: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """Histograms (N, number) of whole numbers (N, ...)."""
+    """Histograms (N, number) of integers (N, ...)."""
     n = len(bins)
     flat = (bins.reshape(n, -1) + np.arange(n)[:, None] * number).ravel()
     weights = None if weights is None else weights.ravel()
@@ -418,7 +420,7 @@ def _colours(crops: np.ndarray) -> np.ndarray:
 
 
 def _orientations(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient directions (8 bins of half a turn), weighted by strength: of 4 x 4 cells (N, 128), overall (N, 8)."""
+    """Histograms of gradient orientations (8 bins), weighted by magnitude: for 4 x 4 cells (N, 128), overall (N, 8)."""
     n, side = grey.shape[:2]
     dy, dx = np.gradient(grey, axis=(1, 2))
     strength = np.hypot(dx, dy)
@@ -433,7 +435,7 @@ def _orientations(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _local_patterns(grey: np.ndarray) -> np.ndarray:
-    """Shares (N, 9) of pixels by how many of their 8 neighbours are brighter: flat, edge, corner, spot."""
+    """Shares (N, 9) of pixels by the number of their 8 neighbours that are brighter: flat, edge, corner, spot."""
     centre = grey[:, 1:-1, 1:-1] + 0.02
     side = grey.shape[1]
     brighter = sum(

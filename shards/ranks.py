@@ -1,4 +1,4 @@
-"""Which of several cooperating processes this one is, as torchrun says it."""
+"""Rank and world size of this process, from the environment variables of torchrun."""
 
 import os
 from dataclasses import dataclass
@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from shards.errors import UserError
 
 LAUNCH = ("RANK", "WORLD_SIZE")
-PLACE = ("MASTER_ADDR", "MASTER_PORT")  # of the first rank, where the others meet it
-MEND = "start it with torchrun, or unset RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT to run it alone"
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")  # address of the first rank
+HINT = (
+    "start all ranks with torchrun, or unset RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT to run a single "
+    "process"
+)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Process `rank` of `count`; `local`: its number on its own machine."""
+    """Process `rank` of `count` (the world size); `local`: the local rank on its machine."""
 
     rank: int = 0
     count: int = 1
@@ -20,7 +23,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """True in the process that writes and speaks for all."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def say(self, text: str) -> None:
@@ -32,25 +35,25 @@ ALONE = Ranks()
 
 
 def launched() -> Ranks:
-    """This process's place under torchrun, or the only one where nothing launched it.
+    """The rank of this process under torchrun, or a single rank if it was not launched by torchrun.
 
     Raises:
-        UserError: the environment has a part of what torchrun sets, as an earlier launch may leave it behind, or
-            numbers that do not fit together.
+        UserError: only some variables of torchrun are set (for example left over from an earlier launch), or they are
+            inconsistent.
     """
     given = [name for name in LAUNCH if os.environ.get(name)]
     if not given:
         return ALONE
     for name in LAUNCH:
         if name not in given:
-            raise UserError(f"{given[0]} is set in the environment and {name} is not; {MEND}")
+            raise UserError(f"{given[0]} is set in the environment, but {name} is not; {HINT}")
     rank, count, local = _number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0")
     if not 0 <= rank < count or local < 0:
-        raise UserError(f"RANK={rank} WORLD_SIZE={count} in the environment: no such rank; {MEND}")
+        raise UserError(f"RANK={rank} WORLD_SIZE={count} LOCAL_RANK={local} in the environment: invalid rank; {HINT}")
     if count > 1:
-        for name in PLACE:
+        for name in RENDEZVOUS:
             if not os.environ.get(name):
-                raise UserError(f"WORLD_SIZE={count} is set in the environment and {name} is not; {MEND}")
+                raise UserError(f"WORLD_SIZE={count} is set in the environment, but {name} is not; {HINT}")
         _number("MASTER_PORT")
     return Ranks(rank, count, local)
 
@@ -60,9 +63,9 @@ def _number(name: str, default: str = "") -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"{name}={text} in the environment: should be a whole number; {MEND}") from None
+        raise UserError(f"{name}={text} in the environment: must be an integer; {HINT}") from None
 
 
 def launch_name() -> str:
-    """What the ranks of one launch have in common, and those of another have not; empty for a process alone."""
-    return "/".join(os.environ.get(name, "") for name in (*PLACE, "TORCHELASTIC_RUN_ID")).strip("/")
+    """An identifier shared by the ranks of one launch; empty for a single process."""
+    return "/".join(os.environ.get(name, "") for name in (*RENDEZVOUS, "TORCHELASTIC_RUN_ID")).strip("/")

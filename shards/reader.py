@@ -1,4 +1,4 @@
-"""Random access to the samples of local shards: views of the memory-mapped tars, nothing copied."""
+"""Random access to the samples of local shards, as views of the memory-mapped tars."""
 
 import mmap
 import resource
@@ -12,16 +12,16 @@ from shards.image_id import image_id
 from shards.index import load_index
 from shards.sample import MEMBERS, Sample, decode
 
-MAPS = (8, 128)  # shards that a reader maps at once: at least, at most
-SHARE_OF_LIMIT = 32  # a reader's maps are this part of the process's descriptors; a process has several readers
+MAPS = (8, 128)  # minimum and maximum number of shards that a reader maps at a time
+SHARE_OF_LIMIT = 32  # the maps of a reader use 1/32 of the file descriptors; a process has several readers
 
 
 class RegionReader:
     """The samples of a data set by number (0 to len - 1, in shard order) or by image id.
 
-    The arrays are read-only views: a sample costs a few page faults and no copy. Shards are mapped on first
-    use in each process, so a reader may be handed to data workers. At most `maps` of them are mapped at a time, since
-    each map takes a file descriptor; where more are in use at once, samples of the others are copied.
+    The arrays are read-only views: reading a sample costs a few page faults and no copy. Shards are mapped on first use
+    in each process, so a reader can be passed to data workers. At most `maps` shards are mapped at a time, because each
+    takes a file descriptor; if all of these are in use, samples of other shards are copied.
     """
 
     def __init__(self, dataset: Dataset, maps: int | None = None):
@@ -30,9 +30,12 @@ class RegionReader:
         self.indexes = [load_index(shard.path) for shard in dataset.shards]
         for shard, index in zip(dataset.shards, self.indexes, strict=True):
             if shard.samples != len(index):
-                raise UserError(f"{shard.path}: holds {len(index)} samples and not the {shard.samples} of dataset.json")
+                raise UserError(
+                    f"{shard.path}: contains {len(index)} samples, but {shard.samples} according to dataset.json; make "
+                    "or fetch it again"
+                )
         self.ends = np.cumsum([len(index) for index in self.indexes])
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()  # the one that was used last is the last
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()  # most recently used last
         self._numbers: dict[str, int] | None = None
 
     def __len__(self) -> int:
@@ -55,7 +58,7 @@ class RegionReader:
         return int(np.searchsorted(self.ends, number, side="right"))
 
     def _members(self, shard: int, places: dict[str, list[int]]) -> dict[str, memoryview | bytes]:
-        """The members of a sample. places: (offset, size) of each in its shard."""
+        """The members of a sample. places: (offset, size) of each in the shard."""
         path = self.indexes[shard].path
         try:
             if shard in self._maps:
@@ -72,25 +75,25 @@ class RegionReader:
         return {name: data[offset : offset + size] for name, (offset, size) in places.items()}
 
     def _has_room(self) -> bool:
-        """Whether one more shard may be mapped, for which the map that was used longest ago is given up."""
+        """Whether another shard can be mapped; closes the least recently used map if needed."""
         if len(self._maps) < self.maps:
             return True
         for shard, data in self._maps.items():
             try:
                 data.close()
-            except BufferError:  # arrays of it are in use
+            except BufferError:  # arrays in it are in use
                 continue
             del self._maps[shard]
             return True
         return False
 
     def plain_numbers(self) -> dict[str, int]:
-        """The number of every image by the id that annotations have (image_id.image_id)."""
+        """Sample numbers by the id used in annotations (image_id.image_id)."""
         ids = (image_id(image) for index in self.indexes for image in index.ids.tolist())
         return {image: number for number, image in enumerate(ids)}
 
     def number_of(self, image: str) -> int:
-        """The number of the sample with this image id; KeyError where there is none."""
+        """The number of the sample with this image id; KeyError if it does not exist."""
         if self._numbers is None:
             ids = (known for index in self.indexes for known in index.ids.tolist())
             self._numbers = {known: number for number, known in enumerate(ids)}
@@ -98,7 +101,7 @@ class RegionReader:
 
 
 def _maps_at_once() -> int:
-    """How many shards a reader maps, by the limit of descriptors of this process."""
+    """The number of shards that a reader maps, from the limit of file descriptors of this process."""
     least, most = MAPS
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return most if limit == resource.RLIM_INFINITY else min(max(limit // SHARE_OF_LIMIT, least), most)

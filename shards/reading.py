@@ -1,6 +1,4 @@
-"""What all readers of files from elsewhere share: one sentence for whatever a library raises, limits of memory, JSON
-and numbers.
-"""
+"""Helpers for reading untrusted files: error messages for exceptions of libraries, memory limits, JSON and numbers."""
 
 import contextlib
 import gzip
@@ -18,13 +16,13 @@ import numpy as np
 from shards.errors import UserError
 
 AGAIN = "fetch or make it again"
-EXPANSION = 100  # a packed file may become this many times its size, and ALLOWANCE more; text becomes 5 to 20 times
+EXPANSION = 100  # a compressed file may expand to EXPANSION times its size plus ALLOWANCE; text expands 5 to 20 times
 ALLOWANCE = 1 << 26  # bytes
 LONGEST_LINE = 1 << 28  # bytes; a line of region features has a few million
-LARGEST = 2**63  # of the absolute values of numbers: everything that is counted or measured here is below it
-LARGEST_SIDE = 1_000_000  # pixels of an image
+LARGEST = 2**63  # limit of the absolute values of numbers
+LARGEST_SIDE = 1_000_000  # pixels
 
-_LONE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond the first plane, in JSON
+_LONE = re.compile(r"\\u[dD][89a-fA-F]")  # a surrogate in JSON
 
 
 class _Short(reprlib.Repr):
@@ -37,49 +35,56 @@ class _Short(reprlib.Repr):
 
 
 def shown(value) -> str:
-    """A value for a message: what is long or deep is shortened."""
+    """The repr of a value for a message, shortened if it is long or deeply nested."""
     return _Short().repr(value).encode("utf-8", "backslashreplace").decode()
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in a few words, of whatever a library has raised."""
+    """A short description of an exception of a library."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, MemoryError):
-        return "it asks for more memory than there is"
+        return "it needs more memory than is available"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if "sys.set_int_max_str_digits" in str(error):
         return "a number has thousands of digits"
     lines = str(error).splitlines()
-    said = lines[0][:200] if lines else ""
-    if not said:
+    message = lines[0][:200] if lines else ""
+    if not message:
         return type(error).__name__
-    wordless = isinstance(error, LookupError | TypeError | AttributeError)  # KeyError('x') says x and nothing else
-    return f"{type(error).__name__}: {said}" if wordless else said
+    needs_type = isinstance(error, LookupError | TypeError | AttributeError)  # the message of KeyError('x') is just 'x'
+    return f"{type(error).__name__}: {message}" if needs_type else message
 
 
 @contextlib.contextmanager
-def reading(where="", mend: str = AGAIN, error: type[Exception] = UserError):
-    """A block in which libraries read a file: what they raise, which on a damaged file is almost anything, becomes an
-    `error` of one sentence that names `where` and says what to do. Our own errors, and missing files, pass."""
+def reading(where="", hint: str = AGAIN, error: type[Exception] = UserError):
+    """Context manager that turns exceptions of libraries that read a file into `error` with a one-sentence message.
+
+    Libraries raise almost any exception for damaged files. UserError, FileNotFoundError and `error` are not changed.
+
+    Args:
+        where: file, line or key, the prefix of the message.
+        hint: what to do.
+    """
     try:
         yield
     except (UserError, FileNotFoundError, error):
         raise
     except Exception as raised:
-        sentence = f"cannot be read ({reason_of(raised)})" + (f"; {mend}" if mend else "")
+        sentence = f"cannot be read ({reason_of(raised)})" + (f"; {hint}" if hint else "")
         raise error(f"{where}: {sentence}" if where else sentence) from None
 
 
 def _refuse_constant(name: str):
-    raise ValueError(f"it has {name} in the place of a number")
+    raise ValueError(f"it contains {name} instead of a number")
 
 
 def parse_json(text: str | bytes, finite: bool = True):
-    """The value of a JSON text; a ValueError says what is wrong with it, in a few words.
+    """Parses JSON; raises ValueError with a short description.
 
-    finite: refuse NaN and Infinity, which are no JSON, though Python writes them.
+    Args:
+        finite: reject NaN and Infinity, which Python writes but which are not valid JSON.
     """
     try:
         value = json.loads(text, parse_constant=_refuse_constant if finite else None)
@@ -88,58 +93,61 @@ def parse_json(text: str | bytes, finite: bool = True):
         if _LONE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("it has half a character (a lone surrogate)") from None
+        raise ValueError("it contains a lone surrogate") from None
     except (RecursionError, MemoryError, ValueError) as error:
         raise ValueError(reason_of(error)) from None
     return value
 
 
 def check_fields(value, kind, where):
-    """The value itself, which must have the fields of `kind`, a type of msgspec, and may have others; else a UserError.
-    Everything is right for None."""
+    """Returns a value after checking that it has the fields of `kind`, a msgspec type; other fields are allowed.
+
+    Raises:
+        UserError: a field is missing or has another type. There is no check if `kind` is None.
+    """
     if kind is not None:
         try:
             msgspec.convert(value, kind)
             _check_numbers(value)
         except (msgspec.ValidationError, ValueError, RecursionError) as error:
-            raise UserError(f"{where}: is not as it should be ({reason_of(error)}); {AGAIN}") from None
+            raise UserError(f"{where}: has invalid content ({reason_of(error)}); {AGAIN}") from None
     return value
 
 
 def _check_numbers(value) -> None:
-    """Refuses, with a ValueError, whole numbers of more than 64 bits anywhere in the value of a JSON text."""
+    """Raises ValueError if a parsed JSON value contains an integer of more than 64 bits."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
         if isinstance(item, int) and not -LARGEST <= item < LARGEST:
-            raise ValueError(f"{shown(item)} is a number of more than 64 bits")
+            raise ValueError(f"{shown(item)} has more than 64 bits")
         if isinstance(item, dict | list):
             waiting += item.values() if isinstance(item, dict) else item
 
 
 def is_number(value, low: float = -LARGEST, high: float = LARGEST) -> bool:
-    """Whether a value is a finite number between two others; True and False are none."""
+    """Whether a value is a number between `low` and `high`; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def whole_number(value, low: int = -LARGEST, high: int = LARGEST) -> int:
-    """The whole number in a value, which may be a text or an array of one number; else a ValueError."""
+    """Converts a number, a string or an array with one element to an integer; ValueError if that is not possible."""
     try:
         number = int(value)
     except (TypeError, OverflowError, ValueError):
-        raise ValueError(f"{shown(value)} is no whole number") from None
+        raise ValueError(f"{shown(value)} is not an integer") from None
     if not low <= number <= high:
         raise ValueError(f"{shown(number)} is not between {low} and {high}")
     return number
 
 
 def most_bytes(size: int) -> int:
-    """How large what a packed file of `size` bytes holds may be."""
+    """The maximum uncompressed size of a compressed file of `size` bytes."""
     return EXPANSION * size + ALLOWANCE
 
 
 def byte_lines(path) -> Iterator[bytes]:
-    """The lines of a file, or of a .gz of one, which is unpacked in pieces up to a limit.
+    """Yields the lines of a file; a .gz is decompressed in pieces, up to a limit.
 
     Raises:
         OSError, EOFError, zlib.error, ValueError: see `reading`.
@@ -151,20 +159,20 @@ def byte_lines(path) -> Iterator[bytes]:
             if len(line) > LONGEST_LINE:
                 raise ValueError(f"a line is longer than {LONGEST_LINE >> 20} MB")
             if left is not None and (left := left - len(line)) < 0:
-                raise ValueError(f"it unpacks to more than {EXPANSION} times its size")
+                raise ValueError(f"it expands to more than {EXPANSION} times its size")
             yield line
 
 
 def check_packed(path) -> None:
-    """Refuses a zip whose entries would unpack to more than is allowed; a ValueError."""
+    """Raises ValueError for a zip whose entries would expand beyond the limit."""
     with zipfile.ZipFile(path) as file:
         total = sum(entry.file_size for entry in file.infolist())
     if total > most_bytes(os.path.getsize(path)):
-        raise ValueError(f"it unpacks to {total >> 20} MB, more than {EXPANSION} times its size")
+        raise ValueError(f"it expands to {total >> 20} MB, more than {EXPANSION} times its size")
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz, no pickles among them; a damaged one is a UserError, a missing one FileNotFoundError."""
+    """Reads a .npz without pickles; UserError for a damaged file, FileNotFoundError for a missing one."""
     with reading(path):
         if not Path(path).is_file():
             raise FileNotFoundError(path)

@@ -1,8 +1,8 @@
-"""One image as the shards hold it, and its members in a tar.
+"""One image in a region shard, and its members in the tar.
 
-A sample is written as KEY.features.npy float16 (N, D), KEY.boxes.npy float32 (N, 4), KEY.class_ids.npy int16
-(N, k), KEY.class_probs.npy float16 (N, k), KEY.json and the captions, one as KEY.txt or several as
-KEY.captions.json, a list of texts: a plain webdataset sample.
+A sample has the members KEY.features.npy float16 (N, D), KEY.boxes.npy float32 (N, 4), KEY.class_ids.npy int16 (N, k),
+KEY.class_probs.npy float16 (N, k), KEY.json, and one caption in KEY.txt or several in KEY.captions.json, a list of
+strings: a webdataset sample.
 """
 
 import functools
@@ -17,21 +17,26 @@ from shards.errors import BadSample
 from shards.reading import LARGEST_SIDE, is_number, parse_json, reading
 from shards.text_encoding import decode_text
 
-SEVERAL = "captions.json"  # the member of several captions
-KINDS = {"features.npy": "f", "boxes.npy": "f", "class_ids.npy": "iu", "class_probs.npy": "f"}  # of dtypes
-PIXEL = 0.05  # of a side, at most: detectors that count the last pixel give boxes of less than one that end before
-ROUNDING = 0.002  # by which a share may be more than 1: float16 has three digits
+SEVERAL = "captions.json"  # member with several captions
+KINDS = {"features.npy": "f", "boxes.npy": "f", "class_ids.npy": "iu", "class_probs.npy": "f"}  # dtype kinds
+# Tolerance, relative to a side, for boxes that end before they begin: detectors that count the last pixel in the width
+# (x2 - x1 + 1) return them for boxes of less than a pixel.
+PIXEL = 0.05
+ROUNDING = 0.002  # tolerance for relative coordinates and probabilities above 1: float16 has three digits
 MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt", SEVERAL)
 
 
 @dataclass
 class Sample:
-    """One image: N regions of D features each.
+    """One image with N regions.
 
-    features: float16 (N, D); boxes: float32 (N, 4), x1 y1 x2 y2 as shares of width and height;
-    class_ids: int16 (N, k), class_probs: float16 (N, k), the k likeliest classes of each region, or None;
-    info: width and height in pixels, id, source; captions: none, one or several; shard: the tar that it was read
-    from, for messages.
+    Attributes:
+        features: float16 (N, D).
+        boxes: float32 (N, 4), x1 y1 x2 y2 relative to width and height.
+        class_ids, class_probs: int16 and float16 (N, k), the k most probable classes of each region; or None.
+        info: width and height in pixels, id, source.
+        captions: none, one or several.
+        shard: path of the tar, for messages.
     """
 
     key: str
@@ -51,7 +56,7 @@ def _npy(array: np.ndarray, dtype: str) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What stands before the values in an npy file; making it takes several times as long as writing the values."""
+    """The header of an npy file; cached, because creating it takes several times as long as writing the values."""
     file = io.BytesIO()
     described = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, described)
@@ -59,7 +64,7 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def encode(sample: Sample) -> dict[str, bytes]:
-    """Member suffix -> bytes, in the order in which they are written."""
+    """The members of a sample, suffix -> bytes, in the order of the tar."""
     members = {"features.npy": _npy(sample.features, "<f2"), "boxes.npy": _npy(sample.boxes, "<f4")}
     if sample.class_ids is not None:
         members["class_ids.npy"] = _npy(sample.class_ids, "<i2")
@@ -76,17 +81,17 @@ _headers: dict[bytes, tuple[np.dtype, tuple[int, ...], int]] = {}
 
 
 def _header(data) -> tuple[np.dtype, tuple[int, ...], int]:
-    """(dtype, shape, where the values begin) of an npy file; parsed once for each distinct header."""
+    """(dtype, shape, offset of the values) of an npy file; cached per distinct header."""
     length = int.from_bytes(data[8:10], "little") + 10
     raw = bytes(data[:length])
     if raw not in _headers:
         file = io.BytesIO(raw)
-        with reading(mend="", error=ValueError):
+        with reading(hint="", error=ValueError):
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("it is not an npy file of version 1.0")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         if fortran or dtype.kind not in "biufc":
-            raise ValueError("is stored in column order" if fortran else f"has values of type {dtype}")
+            raise ValueError("is stored in Fortran order" if fortran else f"has values of type {dtype}")
         if len(_headers) >= 4096:
             _headers.clear()
         _headers[raw] = dtype, shape, length
@@ -94,13 +99,13 @@ def _header(data) -> tuple[np.dtype, tuple[int, ...], int]:
 
 
 def read_npy(data) -> np.ndarray:
-    """The array of an npy file's bytes, without a copy (read-only where the bytes are).
+    """The array in the bytes of an npy file, without a copy (read-only if the bytes are).
 
-    Several times faster than np.load, which parses the header anew each time.
+    Several times faster than np.load, which parses the header each time.
     """
     dtype, shape, begin = _header(data)
     if len(data) - begin != dtype.itemsize * math.prod(shape):
-        raise ValueError("is cut short")
+        raise ValueError("is truncated")
     return np.frombuffer(data, dtype, offset=begin).reshape(shape)
 
 
@@ -112,26 +117,26 @@ def _text(data: bytes, errors: str) -> str:
 
 
 def captions_of(members: dict, errors: str = "strict") -> tuple[str, ...]:
-    """The captions among a sample's members, without blank ones; the lines of a KEY.txt are one caption.
+    """The captions of a sample, without blank ones; all lines of a KEY.txt are one caption.
 
     Args:
         members: member suffix -> bytes.
-        errors: what to do about a KEY.txt in no encoding of decode_text, as bytes.decode takes it.
+        errors: error handling of bytes.decode for a KEY.txt that decode_text cannot decode.
 
     Raises:
-        ValueError: a member cannot be decoded, or is no list of texts.
+        ValueError: a member cannot be decoded, or is not a list of strings.
     """
     if SEVERAL in members:
         texts = parse_json(bytes(members[SEVERAL]))
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError("is no list of texts")
+            raise ValueError("is not a list of strings")
     else:
         texts = [_text(bytes(members["txt"]), errors)] if "txt" in members else []
     return tuple(text for text in map(str.strip, texts) if text)
 
 
 def _check_info(info) -> None:
-    """Refuses, with a ValueError, a .json member whose values are not of the types that readers count on."""
+    """Raises ValueError for a .json member with values of unexpected types."""
     if not isinstance(info, dict) or not isinstance(info.get("source", ""), str):
         raise ValueError
     if not isinstance(info.get("id", ""), str | int) or not isinstance(info.get("box_ids", []), list):
@@ -141,7 +146,7 @@ def _check_info(info) -> None:
 
 
 def check_values(sample: Sample) -> None:
-    """Refuses what no reader could use: values of boxes and classes that are not finite, or out of range."""
+    """Raises BadSample for boxes and class probabilities that are not finite or out of range."""
     name = f"{sample.shard}: {sample.key}" if sample.shard else f"{sample.key}:"
     boxes, probs = sample.boxes, sample.class_probs
     if not (boxes.min(initial=0) >= -ROUNDING and boxes.max(initial=0) <= 1 + ROUNDING):
@@ -153,7 +158,7 @@ def check_values(sample: Sample) -> None:
 
 
 def decode(key: str, members: dict, where: str) -> Sample:
-    """The Sample of one image's members, or BadSample; `where` names the shard for the message."""
+    """Decodes the members of one image; raises BadSample for invalid ones. where: path of the shard."""
     arrays = {}
     for name in MEMBERS[:4]:
         if name in members:
@@ -163,7 +168,7 @@ def decode(key: str, members: dict, where: str) -> Sample:
                 raise BadSample(f"{where}: {key}.{name} {error}; make the shard again") from None
     for name in MEMBERS[:2]:
         if name not in arrays:
-            raise BadSample(f"{where}: {key} has no member {name}; is this a region shard?")
+            raise BadSample(f"{where}: {key} has no member {name}; expected a region shard")
     for name, array in arrays.items():
         if array.dtype.kind not in KINDS[name]:
             raise BadSample(f"{where}: {key}.{name} has values of type {array.dtype}; make the shard again")
@@ -179,7 +184,7 @@ def decode(key: str, members: dict, where: str) -> Sample:
         or class_ids.shape != class_probs.shape
         or len(class_ids) != len(features)
     ):
-        raise BadSample(f"{where}: {key} has classes that do not fit its {len(features)} regions")
+        raise BadSample(f"{where}: {key} has classes whose shape does not match its {len(features)} regions")
     try:
         info = parse_json(bytes(members["json"])) if "json" in members else {}
         captions = captions_of(members)

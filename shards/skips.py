@@ -1,4 +1,4 @@
-"""What a shard left out: noted beside it while a data set is made, and in one list when it is finished."""
+"""Skipped images: noted next to each shard while a data set is made, and listed in one file when it is finished."""
 
 import json
 from pathlib import Path
@@ -7,27 +7,34 @@ from shards.files import read_json, whole_file, write_json
 from shards.index import saved_index
 
 LIST = "skipped.jsonl"
-SHOWN = 10  # lines on the screen; all of them are in the list
+SHOWN = 10  # lines printed to the console; the list has all of them
 
 
 def note_skipped(shard, lines: list[dict]) -> None:
-    """Notes what a shard that has been written left out; with this note it is done."""
+    """Writes the skipped images of a shard; the note also marks the shard as finished."""
     write_json(_note(shard), lines)
 
 
 def is_done(shard) -> bool:
-    """Whether a shard was written to its end, with its index and its note."""
+    """Whether a shard is finished, with its index and its note."""
     return Path(shard).exists() and _note(shard).exists() and saved_index(shard) is not None
 
 
 def noted(shards) -> list[dict]:
-    """What these shards left out."""
+    """The skipped images of these shards."""
     return [line for shard in shards for line in read_json(_note(shard))]
 
 
 def list_skipped(folder: Path, shards, lines: list[dict], place: str) -> str:
-    """Puts all that was left out into one list in place of the notes, and shows the first of it; returns the end of a
-    sentence on how many there are, empty for none. place: the key of a line that says where."""
+    """Replaces the notes by one list, and prints the first skipped images.
+
+    Args:
+        lines: all skipped images.
+        place: key of a line with the place of the image.
+
+    Returns:
+        Suffix of a message, with the number of skipped images; empty if there are none.
+    """
     with whole_file(folder / LIST, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     for shard in shards:

@@ -1,4 +1,4 @@
-"""A source of published features: what shards.convert needs of a format."""
+"""The interface of formats of published features for shards.convert."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from shards.features import Features
 
 @dataclass(frozen=True)
 class Record:
-    """One image as it stands in the source: its place there, its size in the source's unit, what was read."""
+    """One unparsed image of a source: its place, its size in the source's unit, and its raw content."""
 
     place: object
     amount: int
@@ -21,9 +21,12 @@ class Record:
 class Source(ABC):
     """A file or folder of published features.
 
-    holds: what a path of this format is, for a message; detector: what made the features, as far as the format says;
-    unit: what progress is counted in; several: whether it may be several paths; total: of the source, in that unit,
-    None where it is not known.
+    Attributes:
+        holds: description of a path of this format, for messages.
+        detector: name of the detector, as far as the format determines it.
+        unit: unit of progress.
+        several: whether several paths are supported.
+        total: size of the source in that unit; None if unknown.
     """
 
     holds: ClassVar[str]
@@ -38,32 +41,31 @@ class Source(ABC):
     @staticmethod
     @abstractmethod
     def recognises(path: Path) -> bool:
-        """Whether a path that exists is of this format."""
+        """Whether an existing path has this format."""
 
     @abstractmethod
     def parts(self, per_shard: int) -> list:
-        """The source in pieces of work that can be read independently, each a shard's worth or, where the source can
-        only be read from front to back, the whole of it."""
+        """Parts of the source that can be read independently: one per shard, or the whole if reading is sequential."""
 
     @abstractmethod
     def records(self, part) -> Iterator[Record]:
-        """The records of a piece of work, in their order."""
+        """Yields the records of a part, in order."""
 
     @abstractmethod
     def parse(self, raw) -> Features:
-        """A record's image; BadRecord where it is not whole."""
+        """Parses a record; BadRecord if it is invalid."""
 
     def where(self, place) -> str:
-        """A record's place in words, for a message."""
+        """The place of a record, for messages."""
         return f"{self.path}, {place}"
 
     @abstractmethod
     def some(self, count: int) -> Iterator[Record]:
-        """About so many records, spread over the source where it can be read anywhere."""
+        """Yields about `count` records, spread over the source if it has random access."""
 
 
 class ListedSource(Source):
-    """A source whose records are known one by one: items says which there are, and a part is some of them."""
+    """A source with a list of its records, `items`; a part is a slice of the list."""
 
     items: Sequence
 

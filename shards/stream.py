@@ -1,9 +1,8 @@
-"""Reading shards from front to back, for tars that cannot be mapped: http, pipes, object stores.
+"""Sequential reading of shards that cannot be memory-mapped: http, pipes, object stores.
 
-Every reader (a data worker) is given a range of positions in the epoch's sequence of samples and opens only the
-shards that the range touches: the ranges are as long as whoever divides them likes, whatever the number and the
-sizes of the shards, no sample is read twice (but one whose several captions two ranges share), and one shard with eight
-readers is as well as any.
+Every reader (a data worker) gets a range of positions in an epoch's sequence of samples and opens only the shards of
+this range. Ranges are independent of the number and sizes of the shards, so that one shard can have eight readers. No
+sample is read twice, except one with several captions in two ranges.
 """
 
 import re
@@ -27,16 +26,16 @@ from shards.reading import parse_json
 from shards.sample import Sample, decode
 from shards.texts import TextLists
 
-RETRY_AFTER = (0.5, 1, 2, 4, 8)  # seconds before a broken stream is opened again
-CURL = {6: "the host is not known", 7: "no connection", 22: "the server does not give it"}  # statuses of curl
+RETRY_AFTER = (0.5, 1, 2, 4, 8)  # seconds before each retry of a broken stream
+CURL = {6: "unknown host", 7: "no connection", 22: "HTTP error"}  # exit statuses of curl
 BUFFER = 1000
 
 
 def open_stream(pattern: str) -> tuple[Dataset, TextLists]:
-    """The data set behind addresses that webdataset opens, and the captions of every sample in order.
+    """Opens a data set given by URLs of webdataset; returns it and the captions of every sample in order.
 
-    dataset.json and captions.txt are looked for in the first address's folder. Where either is missing the
-    streams are read through once, to count their samples and collect their captions.
+    dataset.json and captions.txt are read from the folder of the first URL. If one is missing, the streams are read
+    once to count samples and collect captions.
     """
     urls = expand(pattern)
     folder = urls[0].rpartition("/")[0]
@@ -50,9 +49,9 @@ def open_stream(pattern: str) -> tuple[Dataset, TextLists]:
         described = described_dataset(list(shards.values()), value)
         texts = TextLists.of_lines(np.frombuffer(lines, np.uint8), described.several)
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{folder}: its dataset.json or captions.txt cannot be read; remove it or mend it") from None
+        raise UserError(f"{folder}: dataset.json or captions.txt cannot be read; remove or replace it") from None
     if len(texts) != sum(shard.samples for shard in shards.values()):
-        raise UserError(f"{folder}/captions.txt: does not have one line for every sample of dataset.json")
+        raise UserError(f"{folder}/captions.txt: does not have one line per sample of dataset.json; remove it")
     places, captions, begin = {}, [], 0
     for name, shard in shards.items():
         places[name] = begin, begin + shard.samples
@@ -60,14 +59,14 @@ def open_stream(pattern: str) -> tuple[Dataset, TextLists]:
     for url in urls:
         name = url.rpartition("/")[2]
         if name not in shards:
-            raise UserError(f"{url}: is not in {folder}/dataset.json")
+            raise UserError(f"{url}: is not in {folder}/dataset.json; remove that file to scan the streams")
         captions.append(texts.part(*places[name]))
     chosen = [replace(shards[url.rpartition("/")[2]], path=url) for url in urls]
     return replace(described, shards=chosen), TextLists.joined(captions)
 
 
 def _read(url: str) -> bytes | None:
-    """What is behind an address, or None where nothing can be had."""
+    """The content of a URL, or None if it cannot be read."""
     try:
         with _open(url) as file:
             return file.read() or None
@@ -80,15 +79,15 @@ def _open(url: str):
         return webdataset.gopen(url)
     except ValueError:
         raise UserError(
-            f"{url}: webdataset does not read {url.partition(':')[0]}: addresses; a command that writes a shard to its "
-            "output can be named instead, as in --data 'pipe:aws s3 cp s3://bucket/regions-{00000..00331}.tar -'"
+            f"{url}: webdataset does not support {url.partition(':')[0]}: URLs; use a command that writes a shard to "
+            "stdout, as in --data 'pipe:aws s3 cp s3://bucket/regions-{00000..00331}.tar -'"
         ) from None
     except FileNotFoundError as error:
-        raise UserError(f"{url}: is read by {error.filename}, which is not installed here") from None
+        raise UserError(f"{url}: needs the program {error.filename}, which is not installed") from None
 
 
 def _read_through(urls) -> tuple[Dataset, TextLists]:
-    print(f"reading {len(urls)} streams once to count their samples (dataset.json and captions.txt would save that)")
+    print(f"reading {len(urls)} streams once to count samples (not needed with dataset.json and captions.txt)")
     shards, captions, largest, sample = [], [], -1, None
     for url in urls:
         texts = []
@@ -97,7 +96,7 @@ def _read_through(urls) -> tuple[Dataset, TextLists]:
             if sample.class_ids is not None:
                 largest = max(largest, int(sample.class_ids.max(initial=-1)))
         if not texts:
-            raise UserError(f"{url}: holds no region samples (KEY.features.npy)")
+            raise UserError(f"{url}: contains no region samples (KEY.features.npy); make shards with shards.extract")
         shards.append(Shard(url, len(texts), 0))
         captions.append(TextLists.of(texts))
     per_region = 0 if sample.class_ids is None else sample.class_ids.shape[1]
@@ -109,10 +108,12 @@ def _read_through(urls) -> tuple[Dataset, TextLists]:
 
 
 def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sample]:
-    """Samples `begin` to `end` of one tar, read in order; the tar is left as soon as `end` is reached.
+    """Yields samples `begin` to `end` of one tar in order, and stops reading at `end`.
 
-    Where the stream breaks off it is opened again, RETRY_AFTER each of these many seconds, and read on from the
-    sample that is due. One that keeps breaking off is a UserError, and so is one that ends before `end`.
+    A broken stream is reopened after RETRY_AFTER seconds and continued at the next sample.
+
+    Raises:
+        UserError: all retries failed, or the stream ends before `end`.
     """
     number, failures = begin, 0
     while True:
@@ -125,26 +126,26 @@ def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sa
             if failures == len(RETRY_AFTER):
                 raise UserError(_broken(url, number, error)) from None
             wait = RETRY_AFTER[failures]
-            print(f"{_broken(url, number, error)}; once more in {wait} s", file=sys.stderr, flush=True)
+            print(f"{_broken(url, number, error)}; retrying in {wait} s", file=sys.stderr, flush=True)
             time.sleep(wait)
             failures += 1
     if end is not None and number < end:
-        raise UserError(f"{url}: ends after {number} samples and not the {end} that were counted before")
+        raise UserError(f"{url}: ends after {number} samples, expected at least {end}; fetch or make it again")
 
 
 def _broken(url: str, number: int, error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
         return f"{url}: cannot be read ({_reason(url, error)})"
-    return f"{url}: the tar breaks off or is damaged after {number} samples ({error})"
+    return f"{url}: the tar is truncated or damaged after {number} samples ({error})"
 
 
 def _reason(url: str, error: OSError) -> str:
-    """Of webdataset's words about the program that reads an address, the status with which it ended."""
+    """A short description of webdataset's error: the exit status of the program that reads the URL."""
     ended = re.search(r"exit (-?\d+) \(read\)", str(error))
     if ended is None:
         return error.strerror or str(error)
     meaning = "" if url.startswith("pipe:") else CURL.get(int(ended[1]), "")
-    return f"its program ended with status {ended[1]}{meaning and f', {meaning}'}"
+    return f"the program that reads it ended with status {ended[1]}{meaning and f', {meaning}'}"
 
 
 def _read_once(url: str, begin: int, end: int | None) -> Iterator[Sample]:
@@ -157,9 +158,10 @@ def _read_once(url: str, begin: int, end: int | None) -> Iterator[Sample]:
 
 
 def _group(tar, begin: int, url: str):
-    """(key, member suffix -> bytes) of each sample; members of samples before `begin` are not read.
+    """Yields (key, member suffix -> bytes) of each sample; members of samples before `begin` are not read.
 
-    A stream cannot be searched for the rest of a sample: one whose members are not adjacent is a UserError.
+    Raises:
+        UserError: members of a sample are not adjacent, which a stream does not support.
     """
     key, members, number, ended = None, {}, 0, set()
     for entry in tar:
@@ -183,10 +185,16 @@ def _group(tar, begin: int, url: str):
 
 
 def stream_ranges(member: np.ndarray, counts: np.ndarray, seed: int, epoch: int, begin: int, end: int):
-    """Yields (shard, wanted rows) for positions `begin` to `end` of an epoch's sequence of pairs.
+    """Yields (shard, rows) for positions `begin` to `end` of an epoch's sequence of pairs.
 
-    The sequence has the pairs that `member` bool (sum of counts,) allows, shard after shard in shuffled order; counts:
-    pairs per shard; rows are int64, ascending, within the shard's pairs.
+    The sequence consists of the pairs in `member`, shard after shard in shuffled order.
+
+    Args:
+        member: bool (sum of counts,), the pairs of the epoch.
+        counts: pairs per shard.
+
+    Yields:
+        Shard number, and int64 pair numbers within the shard, ascending.
     """
     counts = np.asarray(counts, np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)])
@@ -201,10 +209,13 @@ def stream_ranges(member: np.ndarray, counts: np.ndarray, seed: int, epoch: int,
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one reader reads of an epoch: positions `begin` to `end` of the sequence of its pairs.
+    """One reader's share of an epoch: positions `begin` to `end` of the sequence of pairs.
 
-    member: see stream_ranges; reader: a number of its own, from which the shuffling is drawn; buffer: how many samples'
-    pairs each next one is drawn from; pairs: the numbers of pairs, where a sample is not one.
+    Attributes:
+        member: see stream_ranges.
+        reader: unique number of the reader, which seeds the shuffling.
+        buffer: size of the shuffle buffer, in samples.
+        pairs: pair numbers, if samples have several pairs.
     """
 
     dataset: Dataset
@@ -218,12 +229,12 @@ class Stretch:
     pairs: PairNumbers | None = None
 
     def numbers(self) -> Iterator[int]:
-        """The pair numbers in the order in which `samples` gives them, without reading anything."""
+        """The pair numbers in the order of `samples`, without reading."""
         begins = self._numbers.begins_of_shards
         return self._shuffled(int(begins[shard]) + row for shard, rows in self._ranges() for row in rows.tolist())
 
     def samples(self, opened=lambda shard: None) -> Iterator[tuple[int, Sample | UserError]]:
-        """(pair number, its sample), shuffled in a buffer; for one that cannot be read, the error in its place.
+        """Yields (pair number, sample), shuffled in a buffer, with the error in place of an unreadable sample.
 
         opened: called with the number of every shard before it is read.
         """
@@ -248,7 +259,7 @@ class Stretch:
                 yield from ((number, sample) for number in islice(waiting, count))
 
     def _read_rows(self, url: str, rows: list[int]):
-        """One shard's rows. A bad sample stands for itself; a stream that breaks off, for all that are left."""
+        """Yields rows of one shard; an error in place of an invalid sample, or of all others if the stream fails."""
         done = 0
         while done < len(rows):
             try:
@@ -264,9 +275,9 @@ class Stretch:
                 return
 
     def _shuffled(self, items: Iterable) -> Iterator:
-        """The items, each drawn from the `buffer` that are due; the same places whatever the items are.
+        """Shuffles items in a buffer; the permutation does not depend on the items.
 
-        The buffer is so many samples' pairs, so that the pairs of an image mix with those of as many others.
+        The buffer holds the pairs of `buffer` samples, so that mixing does not depend on the number of captions.
         """
         random_key, drawn = hashing.key(self.seed, self.epoch, 2, self.reader), 0
         buffer = self.buffer * len(self._numbers) // max(1, len(self.dataset))

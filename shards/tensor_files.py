@@ -1,4 +1,4 @@
-"""State dicts in files: safetensors, or what torch.save wrote."""
+"""State dicts in files of safetensors or torch.save."""
 
 from pathlib import Path
 
@@ -10,19 +10,19 @@ from shards.files import refuse_special_file
 from shards.reading import reading
 from shards.torch_file import load_torch_file
 
-WRAPPERS = ("model_state_dict", "state_dict", "model")  # under which training scripts keep a state dict
+WRAPPERS = ("model_state_dict", "state_dict", "model")  # keys of training scripts for a state dict
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a file: safetensors, or what torch.save wrote, of which nothing but tensors is made."""
+    """Reads a state dict from safetensors or a file of torch.save, of which only tensors are unpickled."""
     refuse_special_file(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with reading(path, "it should be a whole file of tensors alone"):
+    with reading(path, "expected a complete file with nothing but tensors"):
         value = load_file(path) if path.suffix == ".safetensors" else load_torch_file(path)
     for wrapper in WRAPPERS:
         if isinstance(value, dict) and isinstance(value.get(wrapper), dict):
             value = value[wrapper]
     if not isinstance(value, dict) or not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        raise UserError(f"{path}: should be a state dict, names with a tensor each")
+        raise UserError(f"{path}: should be a state dict, a dictionary of tensors")
     return value

@@ -1,8 +1,8 @@
-"""Texts from files whose encoding nobody wrote down."""
+"""Decoding of texts with unknown encoding."""
 
 import codecs
 
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
+# UTF-32 first: its little-endian byte order mark starts with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -13,7 +13,7 @@ _MARKS = (
 
 
 def decode_text(data: bytes) -> str:
-    """A text in UTF-8, or in what its byte order mark names, or in UTF-16 without a mark.
+    """Decodes UTF-8, UTF-16 without a byte order mark, or the encoding of a byte order mark.
 
     Raises:
         ValueError: it is none of these.
@@ -21,6 +21,6 @@ def decode_text(data: bytes) -> str:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data.decode(encoding)
-    if 0 in data:  # no text has this character, and in UTF-16 every second byte of Latin letters is 0
+    if 0 in data:  # not in UTF-8 text; in UTF-16 every second byte of Latin letters is 0
         return data.decode("utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be")
     return data.decode()

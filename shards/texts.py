@@ -1,8 +1,8 @@
-"""Texts by the million in little memory.
+"""Millions of texts in little memory.
 
-As Python strings three million captions are half a gigabyte in every process, and data workers that are forked come to
-own a copy of it, since reading a string writes its reference count. As bytes in one array they are as large as their
-file, and all workers share them.
+As Python strings, three million captions take half a gigabyte in every process: forked data workers get their own copy,
+because reading a string changes its reference count. As bytes in one array they are as large as their file, and all
+workers share them.
 """
 
 import codecs
@@ -15,15 +15,16 @@ import numpy as np
 from shards.packed import PackedSequence
 
 NEWLINE, TAB = ord("\n"), ord("\t")
-AT_ONCE = 1 << 24  # bytes of a file that are decoded at once
-BLOCK = 4096  # texts
+AT_ONCE = 1 << 24  # bytes of a file per decoding step
+BLOCK = 4096  # texts per step of iteration
 
 
 class PackedTexts(PackedSequence):
-    """A sequence of texts, each of which is made when it is asked for.
+    """A sequence of texts, which are created on access.
 
-    data: uint8 (bytes,), the texts in UTF-8, behind each of which is one byte that belongs to none (a newline);
-    ends: int64 (n + 1,): -1, then the place of the byte behind each text.
+    Attributes:
+        data: uint8 (bytes,), the texts in UTF-8, each followed by one separator byte (a newline).
+        ends: int64 (n + 1,), -1, then the position of the separator after each text.
     """
 
     def __init__(self, data: np.ndarray, ends: np.ndarray):
@@ -40,11 +41,11 @@ class PackedTexts(PackedSequence):
 
     @classmethod
     def of_lines(cls, data: np.ndarray, tabs: bool = False) -> "PackedTexts":
-        """The lines of a file, without a copy; what follows the last newline is not one.
+        """The lines of a file, without a copy; text after the last newline is ignored.
 
         Args:
-            data: uint8, the file.
-            tabs: end a text at a TAB, too.
+            data: uint8, the content of the file.
+            tabs: TABs also separate texts.
 
         Raises:
             UnicodeDecodeError: it is not UTF-8.
@@ -59,7 +60,7 @@ class PackedTexts(PackedSequence):
 
     @classmethod
     def joined(cls, parts: list["PackedTexts"]) -> "PackedTexts":
-        """The texts of several sequences; one alone is not copied."""
+        """Concatenates sequences; a single one is not copied."""
         if len(parts) == 1:
             return parts[0]
         sizes = np.cumsum([0, *(len(part.data) for part in parts)])
@@ -67,7 +68,7 @@ class PackedTexts(PackedSequence):
         return cls(np.concatenate([np.empty(0, np.uint8), *(p.data for p in parts)]), np.concatenate([[-1], *ends]))
 
     def part(self, begin: int, end: int) -> "PackedTexts":
-        """The texts from number `begin` to before `end`, without a copy of their bytes."""
+        """Texts `begin` to `end` - 1, without a copy of their bytes."""
         first, last = int(self.ends[begin]) + 1, int(self.ends[end]) + 1
         return PackedTexts(self.data[first:last], self.ends[begin : end + 1] - first)
 
@@ -92,10 +93,11 @@ class PackedTexts(PackedSequence):
 
 
 class TextLists(PackedSequence):
-    """A sequence of lists of texts, the captions of each image, as tuples that are made when they are asked for.
+    """A sequence of lists of texts (the captions of each image), as tuples created on access.
 
-    texts: of all lists, one after another. A list without texts has one place in them, with the empty text. begins:
-    int64 (n + 1,): list i has the places from begins[i] to before begins[i + 1].
+    Attributes:
+        texts: the texts of all lists. An empty list has one entry, the empty text.
+        begins: int64 (n + 1,); list i has the entries begins[i] to begins[i + 1] - 1.
     """
 
     def __init__(self, texts: PackedTexts, begins: np.ndarray):
@@ -103,7 +105,7 @@ class TextLists(PackedSequence):
 
     @classmethod
     def of(cls, lists: Iterable[str | Sequence[str]]) -> "TextLists":
-        """From lists of texts; a text in the place of a list is a list of one."""
+        """From lists of texts; a text instead of a list is a list with one element."""
         begins = array("q", [0])
 
         def flat() -> Iterator[str]:
@@ -116,7 +118,7 @@ class TextLists(PackedSequence):
 
     @classmethod
     def of_lines(cls, data: np.ndarray, tabs: bool) -> "TextLists":
-        """The lines of a file, without a copy: of one text each, or of several with TABs between them.
+        """The lines of a file, without a copy: one text per line, or several separated by TABs.
 
         Raises:
             UnicodeDecodeError: it is not UTF-8.
@@ -129,7 +131,7 @@ class TextLists(PackedSequence):
 
     @classmethod
     def joined(cls, parts: list["TextLists"]) -> "TextLists":
-        """The lists of several sequences; one alone is not copied."""
+        """Concatenates sequences; a single one is not copied."""
         if len(parts) == 1:
             return parts[0]
         sizes = np.cumsum([0, *(part.begins[-1] for part in parts)])
@@ -137,7 +139,7 @@ class TextLists(PackedSequence):
         return cls(PackedTexts.joined([part.texts for part in parts]), np.concatenate([[0], *begins]))
 
     def part(self, begin: int, end: int) -> "TextLists":
-        """The lists from number `begin` to before `end`, without a copy of their bytes."""
+        """Lists `begin` to `end` - 1, without a copy of their bytes."""
         first, last = int(self.begins[begin]), int(self.begins[end])
         return TextLists(self.texts.part(first, last), self.begins[begin : end + 1] - first)
 

@@ -1,8 +1,8 @@
-"""State dicts as torch.save writes them, read without torch's unpickler, in which files have found ways to run code.
+"""Reads state dicts of torch.save without torch's unpickler, which has had vulnerabilities to code in files.
 
-Of a zip (torch 1.6 and later) the pickle in data.pkl is read by safe means, and tensors are views of the mapped file
-where its entries are stored, as torch stores them; an archive that was packed again is unpacked within a limit. Before
-1.6 a file is a sequence of pickles with the storages behind them.
+In a zip (torch 1.6 and later) the pickle in data.pkl is read by shards.unpickle, and tensors are views of the mapped
+file if its entries are stored uncompressed, as torch writes them; compressed entries are decompressed within a limit.
+Before 1.6 a file is a sequence of pickles followed by the storages.
 """
 
 import math
@@ -35,21 +35,21 @@ _STORAGES = {
 
 
 class _Storage:
-    """Stands for a storage: its values are read when all of the pickle is."""
+    """Placeholder of a storage, whose values are read after the pickle."""
 
     def __init__(self, key: str, dtype: torch.dtype, count: int):
         self.key, self.dtype, self.count = key, dtype, count
 
 
 class _Tensor:
-    """Stands for a tensor of a storage."""
+    """Placeholder of a tensor in a storage."""
 
     def __init__(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]):
         self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
 
 
 def _tensor(storage, offset, size, stride, *_) -> _Tensor:
-    """torch._utils._rebuild_tensor and _v2; whether it requires a gradient, and its hooks, are not needed."""
+    """torch._utils._rebuild_tensor and _v2; requires_grad and hooks are ignored."""
     numbers = [offset, *size, *stride]
     if not isinstance(storage, _Storage) or len(size) != len(stride):
         raise Refused("it has a tensor without a storage")
@@ -68,10 +68,10 @@ def _parameter(tensor, *_) -> _Tensor:
 
 
 def _ordered(*pairs) -> dict:
-    """collections.OrderedDict, in which torch keeps state dicts: dicts are ordered now."""
+    """collections.OrderedDict, the type of state dicts, as a dict."""
     made = dict(*pairs)
     if not all(type(key) is str for key in made):
-        raise Refused("it has a state dict whose keys are no texts")
+        raise Refused("it has a state dict with keys that are not strings")
     return made
 
 
@@ -90,9 +90,9 @@ _CALLED = (_tensor, _parameter, _ordered, tuple)
 
 
 def _storage(reference) -> _Storage:
-    """The storage of a persistent id: ("storage", type, key, device, count), before 1.6 with a view of it behind."""
+    """The storage of a persistent id: ("storage", type, key, device, count), before 1.6 followed by a view."""
     if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
-        raise Refused("it refers to something outside itself")
+        raise Refused("it has an unknown persistent id")
     _, dtype, key, _, count, *view = reference
     if (
         not isinstance(dtype, torch.dtype)
@@ -100,17 +100,17 @@ def _storage(reference) -> _Storage:
         or type(count) is not int
         or view not in ([], [None])
     ):
-        raise Refused("it refers to a storage of an unknown kind")
+        raise Refused("it has a storage of an unknown type")
     return _Storage(key, dtype, count)
 
 
 def _load(data, at: int) -> tuple[object, int]:
-    """(the value of the pickle that begins at a place, where it ends)."""
+    """(value of the pickle at an offset, offset of its end)."""
     return unpickle_at(data, at, _NAMES, _CALLED, _storage, (_Tensor, torch.dtype))
 
 
 def load_torch_file(path: Path):
-    """The value that torch.save wrote: of plain values and tensors. Damaged files raise almost anything."""
+    """Reads a file of torch.save with plain values and tensors. Damaged files raise almost any exception."""
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if zipfile.is_zipfile(path):
@@ -125,13 +125,13 @@ def _load_zip(path: Path, mapped: mmap.mmap):
         if "data.pkl" not in entries:
             raise ValueError("it is a zip without data.pkl")
         if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
-            raise ValueError("its numbers have another byte order")
+            raise ValueError("its byte order is not little-endian")
         value, _ = _load(archive.read(entries["data.pkl"]), 0)
 
         def storage(of: _Storage) -> Tensor:
             entry, size = entries[f"data/{of.key}"], of.count * of.dtype.itemsize
             if entry.file_size < size:
-                raise ValueError(f"its storage {of.key} is too short")
+                raise ValueError(f"storage {of.key} is too short")
             if entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1:
                 return _values(mapped, _place(mapped, entry), of)
             return _values(bytearray(archive.read(entry)), 0, of)
@@ -140,17 +140,17 @@ def _load_zip(path: Path, mapped: mmap.mmap):
 
 
 def _place(mapped: mmap.mmap, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a stored entry begin."""
+    """Offset of the bytes of a stored entry."""
     mark, names, extra = struct.unpack_from("<4s22xHH", mapped, entry.header_offset)
     if mark != b"PK\x03\x04" or entry.compress_size != entry.file_size:
-        raise ValueError(f"its entry {entry.filename[:60]} is damaged")
+        raise ValueError(f"entry {entry.filename[:60]} is damaged")
     return entry.header_offset + 30 + names + extra
 
 
 def _values(data, begin: int, of: _Storage) -> Tensor:
-    """The values of a storage as a tensor (count,), a view of data that can be written."""
+    """The values of a storage as a tensor (count,), a writable view of data."""
     if begin + of.count * of.dtype.itemsize > len(data):
-        raise ValueError("it is cut short")
+        raise ValueError("it is truncated")
     return (
         torch.frombuffer(data, dtype=of.dtype, count=of.count, offset=begin)
         if of.count
@@ -168,7 +168,7 @@ def _load_legacy(mapped: mmap.mmap):
         or not isinstance(system, dict)
         or system.get("little_endian") is not True
     ):
-        raise ValueError("it is no file of torch.save")
+        raise ValueError("it is not a file of torch.save")
     value, at = _load(mapped, at)
     keys, at = _load(mapped, at)
     needed = {of.storage.key: of.storage for of in _tensors(value)}
@@ -176,9 +176,9 @@ def _load_legacy(mapped: mmap.mmap):
     for key in keys:
         (count,) = struct.unpack_from("<q", mapped, at)
         if key not in needed:
-            raise ValueError("it has a storage that no tensor has")
+            raise ValueError("it has a storage without a tensor")
         if count != needed[key].count:
-            raise ValueError(f"its storage {key} has another length than its tensors say")
+            raise ValueError(f"the length of storage {key} differs from that of its tensors")
         places[key], at = at + 8, at + 8 + count * needed[key].dtype.itemsize
     return _with_tensors(value, lambda of: _values(mapped, places[of.key], of))
 
@@ -192,7 +192,7 @@ def _tensors(value):
 
 
 def _with_tensors(value, read: Callable[[_Storage], Tensor]):
-    """A value with tensors in the place of what stands for them; each storage is read once."""
+    """Replaces placeholders by tensors; each storage is read once."""
     storages: dict[str, Tensor] = {}
 
     def made(item):
@@ -206,7 +206,7 @@ def _with_tensors(value, read: Callable[[_Storage], Tensor]):
             storages[item.storage.key] = read(item.storage)
         values = storages[item.storage.key]
         if values.dtype != item.storage.dtype or len(values) < item.storage.count:
-            raise ValueError(f"its storage {item.storage.key} has tensors of several types")
+            raise ValueError(f"storage {item.storage.key} has tensors of several types")
         return values.as_strided(item.size, item.stride, item.offset)
 
     return made(value)

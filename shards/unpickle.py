@@ -1,10 +1,9 @@
-"""Pickles from elsewhere, read without Python's own unpickler: nothing is made but plain values and, where they are
-asked for, arrays.
+"""Reads untrusted pickles without Python's unpickler: only plain values and, if requested, arrays are created.
 
-A pickle is a program: it may name any function and have it called, set the state of any object (numpy's own
-`__setstate__` takes a state that corrupts memory), and ask for memory that its bytes do not fill. This reader has the
-opcodes of plain values alone. Of what arrays are made of, stand-ins are called that take a number type, a shape and
-bytes, and check that they fit together. Memory and time are proportional to the length of the pickle.
+A pickle is a program: it can name and call any function, set the state of any object (numpy's `__setstate__` accepts
+states that corrupt memory), and allocate more memory than it has bytes. This reader supports only the opcodes of plain
+values. For arrays, placeholders are called, which check dtype, shape and bytes for consistency. Memory and time are
+proportional to the length of the pickle.
 """
 
 import gc
@@ -16,16 +15,16 @@ import numpy as np
 
 from shards.reading import reason_of
 
-LATEST = 5  # protocol
-MAX_DEPTH = 100  # containers inside each other
-ITEMS_PER_BYTE = 4  # a value that refers to one list again and again is larger than its pickle, but not much
-MEMO = 1 << 24  # places that the memo may be ahead of what it has
-KEYS = frozenset({str, int, bytes, float, bool, type(None)})  # hashing these cannot recurse
+LATEST = 5  # maximum protocol
+MAX_DEPTH = 100  # maximum nesting of containers
+ITEMS_PER_BYTE = 4  # maximum number of items per byte of the pickle; repeated references to a list cost few bytes
+MEMO = 1 << 24  # maximum index of a memo entry
+KEYS = frozenset({str, int, bytes, float, bool, type(None)})  # types whose hash does not recurse
 LEAVES = KEYS | {bytearray}
 
 
 class Refused(Exception):
-    """The pickle wants something that is neither a plain value nor an array."""
+    """The pickle contains something other than plain values and arrays."""
 
 
 class _Nothing:
@@ -33,11 +32,11 @@ class _Nothing:
 
 
 class _ArrayType:
-    """Stands for numpy.ndarray, which a pickle names but has no need to call."""
+    """Placeholder of numpy.ndarray, which pickles name but do not call."""
 
 
 class _Dtype:
-    """Stands for a numpy.dtype: of numbers, bytes or text, or (code O) of values of a list."""
+    """Placeholder of a numpy.dtype: of numbers, bytes or text, or (code O) of objects, given as a list."""
 
     _CODE = re.compile(r"b1|[iu][1248]|f[248]|O8?|[SU]\d{1,6}")
 
@@ -51,7 +50,7 @@ class _Dtype:
         self.dtype = np.dtype("O" if code[0] == "O" else code)
 
     def set_state(self, state) -> None:
-        """Takes the byte order from a state (version, order, None, None, None, -1, -1, flags)."""
+        """Sets the byte order from a state (version, order, None, None, None, -1, -1, flags)."""
         if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
             raise Refused("it has an array of structures")
         if state[1] not in ("<", ">", "|", "="):
@@ -60,39 +59,39 @@ class _Dtype:
             self.dtype = self.dtype.newbyteorder(state[1])
 
     def of_bytes(self, data, shape, order: str) -> np.ndarray:
-        """The array of this type and shape in some bytes, of which there must be as many as it needs."""
+        """The array of this dtype and a shape in bytes, whose number must match."""
         if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
             raise Refused("it has an array without a shape")
         if self.dtype.hasobject:
             return self._of_list(data, shape, order)
         data = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(data, bytes | bytearray) or len(data) != math.prod(shape) * self.dtype.itemsize:
-            raise Refused("it has an array whose shape and bytes do not fit together")
+            raise Refused("it has an array whose shape does not match its bytes")
         if self.dtype.kind == "b":
             values = np.frombuffer(data, np.uint8) != 0
         else:
             values = np.frombuffer(data, self.dtype) if data else np.zeros(0, self.dtype)
         if self.dtype.kind == "U":
-            values.tolist()  # a ValueError where a number is no character
+            values.tolist()  # raises ValueError for an invalid code point
         return values.reshape(shape, order=order)
 
     def _of_list(self, values, shape, order: str) -> np.ndarray:
         if not isinstance(values, list) or len(values) != math.prod(shape):
-            raise Refused("it has an array whose shape and values do not fit together")
+            raise Refused("it has an array whose shape does not match its values")
         return np.fromiter(values, object, len(values)).reshape(shape, order=order)
 
 
 class _Array:
-    """Stands for an array until its state is there. place: in the memo, where the pickle keeps it."""
+    """Placeholder of an array until its state is set. place: index in the memo."""
 
     def __init__(self, kind, shape, code):
         if kind is not _ArrayType:
-            raise Refused("it has an array of a class of its own")
+            raise Refused("it has an array of another class")
         self.place = 0
 
     @staticmethod
     def of_state(state) -> np.ndarray:
-        """The array of a state (version, shape, type, whether it is in column order, bytes)."""
+        """The array of a state (version, shape, dtype, Fortran order, bytes)."""
         if not isinstance(state, tuple) or len(state) not in (4, 5) or not isinstance(state[-3], _Dtype):
             raise Refused("it has an array without a type")
         *_, shape, kind, columns, data = state
@@ -100,14 +99,14 @@ class _Array:
 
 
 def _bytes_of_text(text, encoding) -> bytes:
-    """How protocols before 3 write bytes."""
+    """_codecs.encode, by which protocols before 3 write bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise Refused(f"it names the encoding {str(encoding)[:20]}")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How protocols before 3 write bytes of which there are none."""
+    """bytes(), by which protocols before 3 write empty bytes."""
     return b""
 
 
@@ -137,9 +136,13 @@ _CALLED = (_Dtype, _Array, _bytes_of_text, _no_bytes, _number, _array_of_buffer)
 class _Reader:
     """Reads one pickle.
 
-    data: bytes, or a mapped file; at: where the pickle begins, after `load` where it ends; allowed: (module, name) ->
-    what stands for it; called: those of them that may be called; encoding: of the texts of Python 2; outside: makes
-    what stands for a reference to something outside the pickle.
+    Attributes:
+        data: bytes, or a mapped file.
+        at: offset of the pickle; after `load`, offset of its end.
+        allowed: (module, name) -> placeholder.
+        called: placeholders that can be called.
+        encoding: encoding of Python 2 strings.
+        outside: function from a persistent id to a placeholder; None to reject persistent ids.
     """
 
     def __init__(self, data, allowed: dict, called: tuple, encoding: str, at: int = 0, outside=None):
@@ -150,7 +153,7 @@ class _Reader:
         self.marks: list[int] = []
 
     def load(self):
-        """The value of the pickle. The opcodes of which long pickles consist come first, the others are in _OTHERS."""
+        """Reads the value. Frequent opcodes are handled here for speed, the others in _OTHERS."""
         data, stack, memo, marks = self.data, self.stack, self.memo, self.marks
         push = stack.append
         at = self.at
@@ -219,22 +222,22 @@ class _Reader:
                 _OTHERS[op](self)
                 at = self.at
             else:
-                raise Refused(f"it has the opcode {bytes([op])!r}, which no plain value needs")
+                raise Refused(f"it has the opcode {bytes([op])!r}, which plain values do not need")
             if at > len(data):
-                raise Refused("it is cut short")
+                raise Refused("it is truncated")
 
     def _put(self, index: int) -> None:
         memo = self.memo
         if index == len(memo):
             memo.append(self.stack[-1])
             return
-        if index > min(len(self.data), MEMO):  # an entry takes two bytes of the pickle or more
-            raise Refused(f"it keeps a value at place {index}, and has {len(self.data)} bytes")
+        if index > min(len(self.data), MEMO):  # an entry takes at least two bytes of the pickle
+            raise Refused(f"it has the memo index {index}, but only {len(self.data)} bytes")
         memo += [_Nothing] * (index + 1 - len(memo))
         memo[index] = self.stack[-1]
 
     def _marked(self) -> list:
-        """Takes off the stack what stands above the last mark."""
+        """Pops the values above the last mark from the stack."""
         begin = self.marks.pop()
         values = self.stack[begin:]
         del self.stack[begin:]
@@ -242,24 +245,24 @@ class _Reader:
 
     def _list(self) -> list:
         if type(self.stack[-1]) is not list:
-            raise Refused("it adds a value to what is no list")
+            raise Refused("it appends to something other than a list")
         return self.stack[-1]
 
     def _set(self, pairs: list) -> None:
-        """Adds keys and values, one after the other, to the dict on top of the stack."""
+        """Adds alternating keys and values to the dict on top of the stack."""
         keys = pairs[::2]
         if type(self.stack[-1]) is not dict or len(pairs) % 2:
-            raise Refused("it sets a key of what is no dictionary")
+            raise Refused("it sets a key of something other than a dictionary")
         if not KEYS.issuperset(map(type, keys)):
-            raise Refused("it has a dictionary whose keys are not all texts or numbers")
+            raise Refused("it has a dictionary with keys other than strings and numbers")
         self.stack[-1].update(zip(keys, pairs[1::2], strict=True))
 
-    # The other opcodes; `at` is the place after the opcode.
+    # The other opcodes; `at` is the offset after the opcode.
 
     def _take(self, size: int) -> bytes:
         begin, self.at = self.at, self.at + size
         if self.at > len(self.data):
-            raise Refused("it is cut short")
+            raise Refused("it is truncated")
         return self.data[begin : self.at]
 
     def _whole(self, size: int, signed: bool = False) -> int:
@@ -268,12 +271,12 @@ class _Reader:
     def _line(self) -> bytes:
         end = self.data.find(b"\n", self.at)
         if end < 0:
-            raise Refused("it is cut short")
+            raise Refused("it is truncated")
         return self._take(end + 1 - self.at)[:-1]
 
     def _protocol(self) -> None:
         if self._whole(1) > LATEST:
-            raise Refused("it is of an unknown protocol")
+            raise Refused("it has an unknown protocol")
 
     def _int(self) -> None:
         text = self._line()
@@ -282,13 +285,13 @@ class _Reader:
     def _string(self) -> None:
         text = self._line().strip()
         if len(text) < 2 or text[0] != text[-1] or text[0] not in b"'\"":
-            raise Refused("it has a text without quotes")
+            raise Refused("it has a string without quotes")
         raw = text[1:-1].decode("latin1").encode("latin1", "backslashreplace")
         self.stack.append(raw.decode("unicode_escape").encode("latin1").decode(self.encoding))
 
     def _unicode(self) -> None:
         text = self._line().decode("raw_unicode_escape")
-        # Python 2 wrote characters beyond the first plane as pairs.
+        # Python 2 wrote characters outside of the basic multilingual plane as surrogate pairs.
         self.stack.append(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le"))
 
     def _tuple(self, size: int) -> None:
@@ -311,22 +314,22 @@ class _Reader:
     def _stack_name(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(module, str) or not isinstance(name, str):
-            raise Refused("it names what is no text")
+            raise Refused("it has a name that is not a string")
         self._name(module, name)
 
     def _refer(self) -> None:
         if self.outside is None:
-            raise Refused("it refers to something outside itself")
+            raise Refused("it has a persistent id")
         self.stack.append(self.outside(self.stack.pop()))
 
     def _call(self) -> None:
         values, called = self.stack.pop(), self.stack.pop()
         if called not in self.called or not isinstance(values, tuple):
-            raise Refused("it calls something that is not to be called")
+            raise Refused("it calls something that is not allowed")
         try:
             value = called(*values)
         except TypeError:
-            raise Refused("it has an array of the wrong parts") from None
+            raise Refused("it has an array with invalid arguments") from None
         if isinstance(value, _Array):
             value.place = len(self.memo)
         self.stack.append(value)
@@ -339,7 +342,7 @@ class _Reader:
             self.stack[-1] = value.of_state(state)
             if value.place < len(self.memo) and self.memo[value.place] is value:
                 self.memo[value.place] = self.stack[-1]
-        elif type(value) is not dict or self.outside is None:  # torch gives its dictionaries a state that is not needed
+        elif type(value) is not dict or self.outside is None:  # torch sets an irrelevant state of dictionaries
             raise Refused("it sets the state of an object")
 
 
@@ -349,7 +352,7 @@ _OTHERS = {
     0x88: lambda r: r.stack.append(True),
     0x89: lambda r: r.stack.append(False),
     0x80: _R._protocol,
-    0x95: lambda r: r._take(8),  # FRAME: the length of what follows, which nothing here needs
+    0x95: lambda r: r._take(8),  # FRAME: length of the frame, not needed
     ord("I"): _R._int,
     ord("L"): lambda r: r.stack.append(int(r._line().rstrip(b"L"))),
     0x8A: lambda r: r.stack.append(int.from_bytes(r._take(r._whole(1)), "little", signed=True)),
@@ -382,13 +385,19 @@ _OTHERS = {
 
 
 def _check(value, length: int, leaves=LEAVES) -> None:
-    """Refuses a value with anything unfinished in it, containers MAX_DEPTH deep, or far more items than its pickle, of
-    `length` bytes, has. What follows lists and dicts may then do so without a limit of its own. leaves: types."""
+    """Raises Refused for placeholders, containers nested more than MAX_DEPTH, or too many items for `length` bytes.
+
+    Code that walks the value then needs no limits.
+
+    Args:
+        length: bytes of the pickle.
+        leaves: types of values that are not containers.
+    """
     left, level, depth = 1000 + ITEMS_PER_BYTE * length, [value], 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
-            raise Refused(f"it has containers more than {MAX_DEPTH} deep")
+            raise Refused(f"it has containers nested more than {MAX_DEPTH} deep")
         inside = []
         for container in level:
             kind = type(container)
@@ -401,21 +410,24 @@ def _check(value, length: int, leaves=LEAVES) -> None:
             elif kind in leaves:
                 continue
             else:
-                raise Refused("it has something that is not finished")
+                raise Refused("it has an incomplete object")
             left -= len(items)
             if left < 0:
-                raise Refused("it refers to the same lists again and again")
+                raise Refused("it refers to the same lists too many times")
             if not leaves.issuperset(map(type, items)):
                 inside += [item for item in items if type(item) not in leaves]
         level = inside
 
 
 def unpickle(data, arrays: bool = False):
-    """The value of a pickle (bytes) of lists, dicts, texts and numbers, as Python 2 wrote it or later ones do.
+    """Reads a pickle (bytes) of lists, dicts, strings and numbers, written by any version of Python.
 
-    arrays: numpy's arrays and numbers may be among them; texts of Python 2 are then taken as latin-1, as numpy needs.
-    Arrays may be read-only, and numbers are Python's. What cannot be read, or is something else, is a ValueError that
-    says why.
+    Args:
+        arrays: allow numpy arrays, which may be read-only in the result, and numpy numbers, which become Python's.
+            Python 2 strings are then decoded as Latin-1, as numpy requires.
+
+    Raises:
+        ValueError: the pickle is invalid or contains something else.
     """
     data = bytes(data)
     allowed, encoding = (ARRAYS, "latin1") if arrays else ({}, "utf-8")
@@ -423,9 +435,11 @@ def unpickle(data, arrays: bool = False):
 
 
 def unpickle_at(data, at: int, names: dict, called: tuple, outside, leaves: tuple) -> tuple[object, int]:
-    """(the value of the pickle that begins at a place of bytes or of a mapped file, where it ends).
+    """(value of the pickle at an offset of bytes or of a mapped file, offset of its end).
 
-    names, called, outside: see _Reader, besides arrays; leaves: types of what stands for something in the value.
+    Args:
+        names, called, outside: see _Reader; arrays are always allowed.
+        leaves: types of placeholders in the value.
     """
     reader = _Reader(data, names, (*_CALLED, *called), "latin1", at, outside)
     return _value_of(reader, LEAVES | set(leaves)), reader.at
@@ -433,14 +447,14 @@ def unpickle_at(data, at: int, names: dict, called: tuple, outside, leaves: tupl
 
 def _value_of(reader: _Reader, leaves):
     collecting, begin = gc.isenabled(), reader.at
-    gc.disable()  # a pickle of millions of values takes half the time, and no value refers to itself
+    gc.disable()  # halves the time for millions of values, and there are no reference cycles
     try:
         value = reader.load()
         _check(value, reader.at - begin, leaves)
         return value
-    except IndexError:  # of the bytes, the stack, the marks or the memo
-        raise ValueError("it is cut short or damaged") from None
-    except Exception as error:  # a damaged pickle raises almost anything
+    except IndexError:  # from the bytes, the stack, the marks or the memo
+        raise ValueError("it is truncated or damaged") from None
+    except Exception as error:  # damaged pickles raise almost any exception
         raise ValueError(reason_of(error)) from None
     finally:
         if collecting:

@@ -1,7 +1,7 @@
-"""Visual words: groups of descriptors that stand in for object classes where there is no trained detector.
+"""Visual words: k-means clusters of hand-crafted features, used as object classes without a trained detector.
 
-They are fitted once on a sample of an extraction's regions and kept beside the shards (visual_words.npz),
-so that a second extraction can use the same ones.
+They are fitted on a sample of the regions of an extraction and stored next to the shards (visual_words.npz), so that
+another extraction can use the same ones.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,19 @@ from scipy.spatial.distance import cdist
 from shards.files import whole_file
 from shards.reading import LARGEST, read_arrays, reading, whole_number
 
-DIRECTIONS = 32  # principal directions of the descriptors in which distances are measured
-KEPT_MASS = 0.992  # of a region's class distribution is in its k listed classes, on average over the sample
+DIRECTIONS = 32  # number of principal components in which distances are computed
+KEPT_MASS = 0.992  # mean probability mass of the k stored classes of a region, over the sample
 
 
 @dataclass
 class VisualWords:
-    """mean (D,) and directions (D, d) bring a descriptor to d numbers; centres (words, d); sharpness of softmax.
+    """Visual words; the distribution of a region is softmax(-sharpness * squared distance to each centre).
 
-    A region's distribution over words is softmax(-sharpness * squared distance to each centre).
+    Attributes:
+        mean, directions: (D,) and (D, d), the projection of features to d principal components.
+        centres: (words, d).
+        sharpness: inverse temperature of the softmax.
+        per_region: k, number of stored words per region.
     """
 
     mean: np.ndarray
@@ -37,7 +41,7 @@ class VisualWords:
         return -self.sharpness * cdist((features - self.mean) @ self.directions, self.centres, "sqeuclidean")
 
     def classify(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest words of descriptors (N, D): ids int16 and probabilities float16 (N, k), best first."""
+        """The k most probable words for features (N, D): ids int16 and probabilities float16 (N, k), in order."""
         probs = _softmax(self._logits(features))
         ids = np.argsort(-probs, axis=1, kind="stable")[:, : self.per_region]
         return ids.astype(np.int16), np.take_along_axis(probs, ids, 1).astype(np.float16)
@@ -59,17 +63,17 @@ def load_words(path) -> VisualWords:
         )
         (width,), (rows, size), (count, columns) = words.mean.shape, words.directions.shape, words.centres.shape
         if rows != width or columns != size or not 1 <= words.per_region <= count or not 0 < words.sharpness < LARGEST:
-            raise ValueError("its arrays do not fit together")
+            raise ValueError("its arrays have inconsistent shapes or values")
         if not all(np.isfinite(values).all() for values in (words.mean, words.directions, words.centres)):
-            raise ValueError("it has NaN or infinite numbers")
+            raise ValueError("it contains NaN or infinite numbers")
         return words
 
 
 def fit_words(features: np.ndarray, words: int, seed: int) -> VisualWords:
-    """Words from a sample of descriptors (n, D): k-means in the sample's principal directions.
+    """Fits words to features (n, D) by k-means in their principal components.
 
-    There are at most n / 4 words. The sharpness is the lowest at which the 8 likeliest words hold 99% of a
-    region's distribution on average (fewer words: all of them).
+    There are at most n / 4 words. The sharpness is the lowest with which the 8 most probable words (or all, if fewer)
+    have 99% of the probability mass on average.
     """
     features = np.asarray(features, np.float64)
     mean = features.mean(0)
@@ -89,7 +93,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _sharpness(words: VisualWords, features: np.ndarray) -> float:
-    """Bisection over powers of two; more sharpness puts more mass on the nearest words."""
+    """Finds the sharpness by bisection over powers of two; a larger one gives the nearest words more mass."""
     distances = words._logits(features)
     low, high = -10.0, 16.0
     for _ in range(40):

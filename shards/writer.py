@@ -1,4 +1,4 @@
-"""Writing a region shard: the tar under a temporary name, its checksum on the way, its index beside it."""
+"""Writing of region shards: an atomic write of the tar with its checksum, and its index."""
 
 import functools
 import hashlib
@@ -15,12 +15,12 @@ from shards.half import finite
 from shards.index import ShardIndex
 from shards.sample import MEMBERS, Sample, check_values, encode
 
-MODE = 0o644  # of the files in a tar
-AT_ONCE = 1 << 23  # bytes that are sent to the disk together
+MODE = 0o644  # mode of the files in a tar
+AT_ONCE = 1 << 23  # bytes after which writing to disk is started
 
 
 class _Hashing:
-    """A file that is written once from front to back and hashed as it goes."""
+    """A tar that is hashed while it is written sequentially."""
 
     def __init__(self, file):
         self.file, self.sha256, self.position, self.sent = file, hashlib.sha256(), 0, 0
@@ -33,14 +33,14 @@ class _Hashing:
             self._send()
 
     def _send(self) -> None:
-        """Has the system begin to write to the disk meanwhile: who syncs the whole file at the end waits for little."""
+        """Makes the system start writing to disk, so that the final fsync does not take long."""
         self.file.flush()
-        if hasattr(os, "posix_fadvise"):  # not needing pages that are not written yet means writing them
+        if hasattr(os, "posix_fadvise"):  # dropping dirty pages from the cache means writing them
             os.posix_fadvise(self.file.fileno(), self.sent, self.position - self.sent, os.POSIX_FADV_DONTNEED)
         self.sent = self.position
 
     def add(self, name: str, data: bytes) -> int:
-        """Adds a file to the tar; returns where its data begin."""
+        """Adds a file to the tar and returns the offset of its data."""
         self.write(_tar_header(name, len(data)))
         begin = self.position
         self.write(data)
@@ -48,13 +48,13 @@ class _Hashing:
         return begin
 
     def finish(self) -> None:
-        """Two empty blocks, and the rest of the last record, as tar programs write them."""
+        """Writes two empty blocks and fills the last record, like tar programs."""
         self.write(bytes(2 * tarfile.BLOCKSIZE))
         self.write(bytes(-self.position % tarfile.RECORDSIZE))
 
 
 def _tar_header(name: str, size: int) -> bytes:
-    """The header of a file in a tar. tarfile's own, which takes as long as all the rest, serves long names alone."""
+    """The header of a file in a tar; tarfile, which takes as long as everything else, is used only for long names."""
     encoded = name.encode()
     if len(encoded) > 100 or not name.isascii() or size >= 8**11:
         entry = tarfile.TarInfo(name)
@@ -63,7 +63,7 @@ def _tar_header(name: str, size: int) -> bytes:
     header = bytearray(_empty_header())
     header[: len(encoded)] = encoded
     header[124:135] = b"%011o" % size
-    header[148:156] = b"        "  # the checksum counts itself as spaces
+    header[148:156] = b"        "  # the checksum is computed with spaces in its field
     header[148:156] = b"%06o\0 " % sum(header)
     return bytes(header)
 
@@ -76,26 +76,26 @@ def _empty_header() -> bytes:
 
 
 def safe_key(image_id: str) -> str:
-    """An image id as a webdataset key: no dots (they end a key) and no characters that shells trip over."""
+    """An image id as a webdataset key, without dots, which end a key, and special characters of shells."""
     return re.sub(r"[^A-Za-z0-9_/+-]", "_", image_id).strip("/") or "_"
 
 
 def check_sample(sample: Sample) -> None:
-    """Refuses what no reader could use: regions that do not fit together, values that are not finite."""
+    """Raises UserError for inconsistent shapes and for values that are not finite or out of range."""
     n = len(sample.features)
     if n == 0:
         raise UserError(f"{sample.key}: has no regions")
     if sample.boxes.shape != (n, 4):
-        raise UserError(f"{sample.key}: has {n} features and boxes of shape {sample.boxes.shape}")
+        raise UserError(f"{sample.key}: has {n} features, but boxes of shape {sample.boxes.shape}")
     if not finite(sample.features):
         raise UserError(f"{sample.key}: has features that are not finite in float16")
     check_values(sample)
 
 
 def write_shard(path, samples) -> ShardIndex:
-    """Writes `samples` (any iterable of Sample) as one tar; the file appears whole or not at all.
+    """Writes `samples` (any iterable of Sample) atomically as one tar, and its index NAME.index.npz.
 
-    The index is written beside it as NAME.index.npz. Equal samples give equal bytes.
+    Equal samples give equal bytes.
     """
     path = Path(path)
     keys: dict[str, None] = {}
@@ -105,7 +105,7 @@ def write_shard(path, samples) -> ShardIndex:
         for sample in samples:
             check_sample(sample)
             if sample.key in keys:
-                raise UserError(f"{path}: the key {sample.key} comes twice; keys must differ within a data set")
+                raise UserError(f"{path}: duplicate key {sample.key}; keys must be unique in a data set")
             keys[sample.key] = None
             places = np.zeros((len(MEMBERS), 2), np.int64)
             for name, data in encode(sample).items():

@@ -1,4 +1,4 @@
-"""Vision backbones as region sources: a network's last feature map, pooled over boxes by RoIAlign."""
+"""Vision backbones as detectors: features are pooled from a network's last feature map by RoIAlign."""
 
 from shards.backbone.loading import load_backbone
 from shards.backbone.pooling import grid_boxes, roi_align

@@ -1,6 +1,6 @@
 """Convolutional networks from state dicts of torchvision and timm: MobileNetV2, EfficientNet-Lite0 and ResNets.
 
-The file's names and shapes give the architecture. Batch norm is folded into the convolution before it.
+The architecture is inferred from names and shapes. Batch norm is folded into the preceding convolution.
 """
 
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from shards.errors import UserError
 
-KNOWN = "MobileNetV2, EfficientNet-Lite0 or a ResNet or ResNeXt, with torchvision's or timm's names"
-STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of MobileNetV2 and EfficientNet alike
+KNOWN = "MobileNetV2, EfficientNet-Lite0, a ResNet or a ResNeXt, with the names of torchvision or timm"
+STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of both MobileNetV2 and EfficientNet
 BLOCKS_OF_STAGES = {17: (1, 2, 3, 4, 3, 3, 1), 16: (1, 2, 2, 3, 3, 4, 1)}  # MobileNetV2, EfficientNet-Lite0
 RESNET_STAGES = 4
 TORCH_EPSILON, TENSORFLOW_EPSILON = 1e-5, 1e-3  # of batch norm
 
 
 class Convolution(nn.Conv2d):
-    """A convolution with bias; same: TensorFlow's padding, which puts an odd pixel at the right and below."""
+    """A convolution with bias; same: TensorFlow's padding, which puts an odd pixel at the right and bottom."""
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int, groups: int, same: bool):
         out, _, size, _ = weight.shape
@@ -38,7 +38,7 @@ class Convolution(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Convolutions 1x1 (may be absent), depthwise and 1x1; the input is added where the shapes agree."""
+    """1x1 (optional), depthwise and 1x1 convolutions, with a residual if the shapes agree."""
 
     def __init__(self, convolutions: list[Convolution]):
         super().__init__()
@@ -55,7 +55,7 @@ class InvertedResidual(nn.Module):
 
 
 class Residual(nn.Module):
-    """A block of a ResNet, of two or three convolutions; downsample: a 1x1 convolution of the input, or None."""
+    """A ResNet block with two or three convolutions; downsample: 1x1 convolution of the input, or None."""
 
     def __init__(self, convolutions: list[Convolution], downsample: Convolution | None):
         super().__init__()
@@ -70,7 +70,7 @@ class Residual(nn.Module):
 
 
 class _StateDict:
-    """The tensors of a file, each of which a network has to use."""
+    """The tensors of a file, with a check that all are used."""
 
     def __init__(self, weights: dict[str, Tensor], where: str, epsilon: float, same: bool):
         self.weights = {name: value.float() for name, value in weights.items() if not name.endswith("batches_tracked")}
@@ -87,8 +87,7 @@ class _StateDict:
         return self.weights[name]
 
     def convolution(self, name: str, norm: str, stride: int = 1, width: int | None = None) -> Convolution:
-        """The convolution of a name with the batch norm of another folded into it. width: input channels, where there
-        may be groups."""
+        """The convolution `name` with the batch norm `norm` folded into it. width: input channels, to infer groups."""
         weight = self.take(f"{name}.weight")
         if weight.ndim != 4:
             raise UserError(f"{self.where}: {name}.weight has {weight.ndim} dimensions; --weights should be {KNOWN}")
@@ -99,7 +98,7 @@ class _StateDict:
         return Convolution(weight * scale[:, None, None, None], bias, stride, groups, self.same)
 
     def classifier(self, name: str) -> nn.Linear | None:
-        """The linear layer of a name, or None in the file of a network without its classifier."""
+        """The linear layer `name`, or None if the file has no classifier."""
         if f"{name}.weight" not in self:
             return None
         weight, bias = self.take(f"{name}.weight"), self.take(f"{name}.bias")
@@ -115,17 +114,17 @@ class _StateDict:
 
 
 def build_convnet(weights: dict[str, Tensor], where: str, tensorflow: bool) -> tuple[nn.Module, nn.Linear | None, bool]:
-    """The network of a state dict.
+    """Builds the network of a state dict.
 
     Args:
         weights: names and tensors.
-        where: of the file, for messages.
-        tensorflow: a timm model that was ported from TensorFlow (tf_...): its names do not differ from others', its
-            padding and the epsilon of its batch norm do.
+        where: path of the file, for messages.
+        tensorflow: whether it is a timm model ported from TensorFlow (tf_...), which differs in padding and the epsilon
+            of batch norm, but not in its names.
 
     Returns:
         The network, images (B, 3, H, W) -> feature map (B, C, H / 32, W / 32); its classifier, C -> classes, or None;
-        and whether it was trained in TensorFlow, for which images are normalised to -1 to 1.
+        and whether it was trained in TensorFlow, with images normalised to -1 to 1.
     """
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     if "conv1.weight" in weights and "layer1.0.conv1.weight" in weights:
@@ -136,11 +135,11 @@ def build_convnet(weights: dict[str, Tensor], where: str, tensorflow: bool) -> t
             names, last = _torchvision_mobilenet(weights), "classifier.1"
         elif "conv_stem.weight" in weights:
             names, last = _timm_mobilenet(weights), "classifier"
-        elif "_conv_stem.weight" in weights:  # names of TensorFlow's EfficientNets in their first port
+        elif "_conv_stem.weight" in weights:  # names of the first PyTorch port of EfficientNet
             names, last, tensorflow = _ported_efficientnet(weights), "_fc", True
         else:
             shown = ", ".join(list(weights)[:3])
-            raise UserError(f"{where}: the architecture of keys like {shown} is not known; --weights should be {KNOWN}")
+            raise UserError(f"{where}: unknown architecture with keys like {shown}; --weights should be {KNOWN}")
         tensors = _StateDict(weights, where, TENSORFLOW_EPSILON if tensorflow else TORCH_EPSILON, tensorflow)
         network, classifier = _mobilenet(tensors, *names), tensors.classifier(last)
     tensors.check_all_used()
@@ -151,7 +150,7 @@ Names = tuple[str, str]  # of a convolution and of its batch norm
 
 
 def _mobilenet(tensors: _StateDict, stem: Names, stages: list[list[list[Names]]], head: Names) -> nn.Module:
-    """MobileNetV2 or EfficientNet-Lite. stages: of each its blocks, of each block the names of its convolutions."""
+    """MobileNetV2 or EfficientNet-Lite. stages: names of the convolutions, by stage and block."""
     if len(stages) != len(STAGE_STRIDES):
         raise UserError(f"{tensors.where}: has {len(stages)} stages, not 7; --weights should be {KNOWN}")
     layers = [tensors.convolution(*stem, stride=2), nn.ReLU6()]
@@ -166,13 +165,13 @@ def _mobilenet(tensors: _StateDict, stem: Names, stages: list[list[list[Names]]]
 
 
 def _in_stages(blocks: list) -> list[list]:
-    """Consecutive blocks divided into the stages of the network that has so many; else as one stage."""
+    """Divides blocks into the stages of the network with this number of blocks; one stage if there is none."""
     rest = iter(blocks)
     return [[next(rest) for _ in range(count)] for count in BLOCKS_OF_STAGES.get(len(blocks), (len(blocks),))]
 
 
 def _numbers(weights: dict, prefix: str, part: str) -> Iterator[int]:
-    """0, 1, ... as far as there are names of prefix, number and part."""
+    """Yields 0, 1, ... as long as there are names that start with prefix, number and part."""
     number = 0
     while any(name.startswith(f"{prefix}{number}{part}") for name in weights):
         yield number
@@ -219,7 +218,7 @@ def _ported_efficientnet(weights: dict) -> tuple[Names, list[list[list[Names]]],
 
 
 def _resnet(tensors: _StateDict) -> nn.Module:
-    """A ResNet of any depth and width, with groups or without: the stride is in the 3x3 convolution of a block."""
+    """A ResNet or ResNeXt of any depth and width; the stride is in the 3x3 convolution of a block."""
     layers = [tensors.convolution("conv1", "bn1", stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
     for stage in range(1, RESNET_STAGES + 1):
         for number in _numbers(tensors.weights, f"layer{stage}.", "."):

@@ -1,4 +1,4 @@
-"""A backbone from its weights: a model of transformers (directory or name), or a state dict of torchvision or timm."""
+"""Loads a backbone: a model of transformers (directory or hub name), or a state dict of torchvision or timm."""
 
 import hashlib
 import inspect
@@ -18,20 +18,23 @@ from shards.tensor_files import read_state_dict
 
 EXPECTED = f"a vision model of transformers (directory or name), or the file of a state dict: {KNOWN}"
 PROCESSOR = "preprocessor_config.json"
-STATE_DICTS = ("model.safetensors", "pytorch_model.bin")  # in a directory of timm
+STATE_DICTS = ("model.safetensors", "pytorch_model.bin")  # in a timm directory
 TENSORFLOW = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 CONVNET_STRIDE = 32
-PROBED_SIDE = 224  # pixels, a multiple of all strides and of most patches
-SAME_LOGITS = 1e-3  # the largest difference, as a share of the largest logit, at which two computations agree
+PROBED_SIDE = 224  # pixels, a multiple of all strides and of most patch sizes
+SAME_LOGITS = 1e-3  # tolerance, relative to the largest logit
 
 
 @dataclass
 class Backbone:
-    """A network for evaluation.
+    """A network in evaluation mode.
 
-    network: images (B, 3, H, W), sides multiples of `stride`, -> feature map (B, C, H / stride, W / stride);
-    classify: pooled features (N, C) -> logits (N, classes), or None where the network has no classifier of the mean of
-    its feature map; class_names: in the order of the logits, or None.
+    Attributes:
+        network: images (B, 3, H, W), with sides that are multiples of `stride` -> feature map (B, C, H / stride,
+            W / stride).
+        classify: pooled features (N, C) -> logits (N, classes); None without a classifier that is applied to the mean
+            of the feature map.
+        class_names: in the order of the logits, or None.
     """
 
     network: nn.Module
@@ -45,7 +48,7 @@ class Backbone:
         return replace(self, network=self.network.to(device), classify=self.classify and self.classify.to(device))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names, types, shapes and values of all weights and of what is done to an image."""
+        """SHA-256 of the names, dtypes, shapes and values of all weights and of the preprocessing."""
         digest = hashlib.sha256(repr(self.preprocessing).encode())
         for module in (self.network, self.classify or nn.Identity()):
             for name, value in sorted(module.state_dict().items()):
@@ -55,7 +58,7 @@ class Backbone:
 
 
 def load_backbone(weights: str) -> Backbone:
-    """The backbone that --weights names; a UserError lists what it should be."""
+    """Loads the backbone given by --weights; the message of a UserError lists the supported ones."""
     path = Path(weights)
     if path.is_file():
         return _of_state_dict(path)
@@ -104,11 +107,11 @@ def _of_transformers(name: str) -> Backbone:
 def of_model(model: nn.Module, preprocessing: Preprocessing, where: str) -> Backbone:
     """The backbone of a model of transformers. where: for messages.
 
-    Whether its classifier can be applied to a region is found by a forward pass: where the logits of an image are those
-    of the mean of its feature map.
+    The classifier can be applied to regions if the logits of an image are those of the mean of its feature map, which
+    is tested by a forward pass.
     """
     if model.main_input_name != "pixel_values" and not hasattr(model, "vision_model"):
-        raise UserError(f"--weights {where}: {type(model).__name__} takes no images; should be {EXPECTED}")
+        raise UserError(f"--weights {where}: {type(model).__name__} has no image input; should be {EXPECTED}")
     tower = _tower(model)
     network = FeatureMap(tower, where)
     image = torch.randn(1, 3, PROBED_SIDE, PROBED_SIDE, generator=torch.Generator().manual_seed(0))
@@ -130,7 +133,7 @@ def of_model(model: nn.Module, preprocessing: Preprocessing, where: str) -> Back
 
 
 def _preprocessing_of(name: str, config) -> Preprocessing:
-    """By the preprocessor_config.json of a model, else ImageNet's, at the size in the model's configuration."""
+    """The preprocessing in preprocessor_config.json, or that of ImageNet with the size in the model's configuration."""
     from transformers import AutoImageProcessor
     from transformers.image_processing_utils import BaseImageProcessor
 
@@ -139,7 +142,7 @@ def _preprocessing_of(name: str, config) -> Preprocessing:
     local = {"local_files_only": only_local(name)}
     try:
         values = settings_of(AutoImageProcessor.from_pretrained(name, **local))
-    except ImportError:  # some processors need torchvision; what they do is in their file
+    except ImportError:  # some processors need torchvision; their file has the settings
         values, _ = BaseImageProcessor.get_image_processor_dict(name, **local)
     except (OSError, ValueError):
         if (Path(name) / PROCESSOR).exists():
@@ -149,7 +152,7 @@ def _preprocessing_of(name: str, config) -> Preprocessing:
 
 
 def _tower(model: nn.Module) -> nn.Module:
-    """The part of a model that makes the feature map: the vision tower of CLIP and its kin, the model under a head."""
+    """The part of a model with the feature map: the vision tower (CLIP and similar), or the model without its head."""
     from transformers import PreTrainedModel
 
     if hasattr(model, "text_model"):
@@ -162,8 +165,8 @@ def _tower(model: nn.Module) -> nn.Module:
 class FeatureMap(nn.Module):
     """A model of transformers as a network from images to its last feature map.
 
-    Of a transformer the map is made of the last hidden states of the patches, which come after those of other tokens.
-    Position embeddings are interpolated to the size of the image.
+    For a vision transformer, these are the last hidden states of the patches, which follow those of other tokens.
+    Position embeddings are interpolated to the image size.
     """
 
     def __init__(self, model: nn.Module, where: str):
@@ -174,7 +177,7 @@ class FeatureMap(nn.Module):
         self.stride = self._stride()
 
     def _stride(self) -> int:
-        """Pixels per cell of the map: the patch, doubled by each later stage; of convolutional networks, measured."""
+        """Pixels per cell: the patch size, doubled by each later stage; measured for convolutional networks."""
         config = self.model.config
         patch = getattr(config, "patch_size", None)
         patch = patch[0] if isinstance(patch, (list, tuple)) else patch
@@ -199,13 +202,13 @@ class FeatureMap(nn.Module):
         if states.ndim != 3 or states.shape[1] < height * width:
             raise UserError(
                 f"--weights {self.where}: {type(self.model).__name__} has hidden states of shape "
-                f"{tuple(states.shape)}, which are not a map of {height} x {width} cells; should be {EXPECTED}"
+                f"{tuple(states.shape)}, not a map of {height} x {width} cells; should be {EXPECTED}"
             )
         return states[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
 
 
 def _classifier(tower: nn.Module, classifier: nn.Module, pooled: Tensor) -> nn.Module | None:
-    """A classifier of pooled features; of ConvNeXt they are normalised first."""
+    """The classifier for pooled features, preceded by LayerNorm for ConvNeXt; None if the sizes do not match."""
     linear = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
     if not linear or linear[0].in_features != pooled.shape[1]:
         return None

@@ -1,23 +1,23 @@
-"""Boxes on a feature map: RoIAlign to one vector per box, and the cells of a grid."""
+"""RoIAlign to one vector per box, and boxes of a grid."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLES = 2  # per cell of the map along each side of a box
+SAMPLES = 2  # sampling points per cell of the map along each side of a box
 
 
 def roi_align(feature_map: Tensor, boxes: Tensor) -> Tensor:
     """The mean of a feature map over each box, by RoIAlign (Mask R-CNN, section 3) with one output cell.
 
-    The map is read by bilinear interpolation at SAMPLES points per cell of the map along each side (rounded up, so at
-    least SAMPLES x SAMPLES points in a box), with the half-pixel shift: cell i of the map has its centre at i + 0.5.
-    The points of a box form a grid, so that the weight of a cell is the product of a weight of its row and one of its
-    column, and all boxes are one matrix product. The mean over a box that is the whole map is global average pooling.
+    The map is interpolated bilinearly at SAMPLES points per cell along each side (rounded up, so at least SAMPLES x
+    SAMPLES points in a box), with the half-pixel shift: cell i of the map has its centre at i + 0.5. The points of a
+    box form a grid, so the weight of a cell is the product of a row weight and a column weight, and one matrix product
+    computes all boxes. For a box that covers the whole map this is global average pooling.
 
     Args:
         feature_map: (C, H, W).
-        boxes: (N, 4), x1 y1 x2 y2 in cells of the map: 0 is its left or upper border, W or H the other one.
+        boxes: (N, 4), x1 y1 x2 y2 in cells of the map, from 0 to W or H.
 
     Returns:
         (N, C) float32.
@@ -31,7 +31,7 @@ def roi_align(feature_map: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _weights(low: Tensor, high: Tensor, size: int) -> Tensor:
-    """(N, size): the share of each row (or column) of the map in the mean over boxes from low to high (N,) each."""
+    """(N, size): weight of each row (or column) of the map in the mean over boxes from low to high, (N,) each."""
     length = (high - low).float()
     count = (length.ceil().clamp(min=1) * SAMPLES)[:, None]
     steps = torch.arange(int(count.max()) if len(count) else 0, device=low.device)
@@ -41,7 +41,7 @@ def _weights(low: Tensor, high: Tensor, size: int) -> Tensor:
 
 
 def grid_boxes(height: int, width: int, cells: int) -> np.ndarray:
-    """float32 (cells * cells, 4): an image of this size in pixels cut into a grid, row by row."""
+    """float32 (cells * cells, 4): boxes of a grid on an image of this size in pixels, row by row."""
     x, y = (np.linspace(0, size, cells + 1, dtype=np.float32) for size in (width, height))
     left, top = np.meshgrid(x[:-1], y[:-1])
     right, bottom = np.meshgrid(x[1:], y[1:])

@@ -1,4 +1,4 @@
-"""From an image to a backbone's input: resized with its aspect ratio kept, normalised, padded to whole cells."""
+"""Preprocessing of images for a backbone: resizing with constant aspect ratio, normalisation, and padding."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,18 +9,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue from 0 to 1
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, values from 0 to 1
 SHORT_SIDE = 224
-LONGEST = 2  # the long side of a resized image is at most so many times the short side of the network's input
+LONGEST = 2  # maximum long side of a resized image, in multiples of the short side of the network's input
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a backbone takes an image.
+    """Preprocessing parameters. A pixel value v becomes (v * rescale - mean) / std per channel.
 
-    short_side: pixels to which the short side is resized; a long side above LONGEST * short_side is resized to that
-    instead, so that the aspect ratio is kept and nothing is cropped. A pixel value v becomes (v * rescale - mean) / std
-    per channel, in the order red, green, blue, or the reverse where bgr. resample: of PIL.Image.Resampling.
+    Attributes:
+        short_side: pixels of the short side after resizing; if the long side would exceed LONGEST * short_side, it gets
+            this size instead, so that the aspect ratio is constant and nothing is cropped.
+        resample: of PIL.Image.Resampling.
+        bgr: channels in the order blue, green, red.
     """
 
     short_side: int = SHORT_SIDE
@@ -43,7 +45,7 @@ class Preprocessing:
         return np.asarray(Image.fromarray(image).resize((width, height), self.resample))
 
     def normalised(self, image: np.ndarray, stride: int, device: torch.device) -> Tensor:
-        """A resized image -> float32 (3, h, w) on the device, padded right and below with zeros to whole strides."""
+        """A resized image -> float32 (3, h, w) on the device, zero-padded right and bottom to multiples of stride."""
         x = torch.from_numpy(np.array(image[..., ::-1] if self.bgr else image)).to(device)
         x = x.permute(2, 0, 1).float() * self.rescale
         x = (x - x.new_tensor(self.mean)[:, None, None]) / x.new_tensor(self.std)[:, None, None]
@@ -52,15 +54,15 @@ class Preprocessing:
 
 
 def settings_of(processor) -> dict:
-    """The settings of an image processor of transformers, whose to_dict lacks those that are None: not to be done."""
+    """The settings of an image processor of transformers, including steps that are None, which its to_dict omits."""
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_flip_channel_order")
     return dict.fromkeys(steps) | processor.to_dict()
 
 
 def of_processor(values: dict, default: Preprocessing) -> Preprocessing:
-    """What a preprocessor_config.json (its keys) asks for. What it does not mention is done as by `default`.
+    """The preprocessing of a preprocessor_config.json; missing values are those of `default`.
 
-    The short side is that of the network's input: `crop_size` where the processor crops, else `size`.
+    The short side is that of the network's input: `crop_size` if the processor crops, else `size`.
     """
     cropped = values.get("do_center_crop", "crop_size" in values) and values.get("crop_size")
     rescale = values.get("rescale_factor") or default.rescale
@@ -71,7 +73,7 @@ def of_processor(values: dict, default: Preprocessing) -> Preprocessing:
         std = tuple(values.get("image_std") or default.std)
     if values.get("rescale_offset"):  # EfficientNet: to -1 to 1 before the mean is subtracted
         mean = tuple(value + 1 for value in mean)
-    if values.get("include_top") and values.get("do_normalize", True):  # EfficientNet: divided by std once more
+    if values.get("include_top") and values.get("do_normalize", True):  # EfficientNet: divided by std a second time
         std = tuple(value * value for value in std)
     return dataclasses.replace(
         default,

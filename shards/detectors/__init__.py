@@ -1,4 +1,4 @@
-"""Detectors by name: a file of this folder each, with a DETECTOR; any other name is a model of transformers."""
+"""Detectors by name: every module in this folder defines a DETECTOR; other names are models of transformers."""
 
 import importlib
 import os
@@ -12,18 +12,18 @@ from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.hub import HUB_NAME
 
-OF_TRANSFORMERS = "transformers_model"  # the file of detectors that have no name of their own
-SIZES = "detector_config.json"  # of the detector x152, in a folder of keep_detector
+OF_TRANSFORMERS = "transformers_model"  # module for all other names
+SIZES = "detector_config.json"  # sizes of the detector x152, in a folder of keep_detector
 
 
 def make_detector(config) -> Detector:
-    """The detector that the flags of shards.extract name, yet to be fitted or loaded."""
+    """Builds the detector given by the flags of shards.extract, before `fit` or `load`."""
     detector = config.detector
     if detector not in _names() and not os.path.isdir(detector) and not HUB_NAME.fullmatch(detector):
         known = ", ".join(sorted(_names() - {OF_TRANSFORMERS}))
         raise UserError(
-            f"--detector {detector}: should be one of {known}, or an object-detection model of transformers, as a "
-            "directory or a name of the hub (OWNER/NAME)"
+            f"--detector {detector}: should be one of {known}, or an object-detection model of transformers, given by "
+            "a directory or a hub name (OWNER/NAME)"
         )
     return _detector_class(detector)(config)
 
@@ -38,20 +38,19 @@ def _names() -> set[str]:
 
 
 def absolute_path(value: str | None) -> str | None:
-    """The absolute path of a detector or of its files, where it exists here; other values, as names on the hub and of
-    the detectors of this folder, as they are."""
+    """The absolute path of a detector or its files, if it exists; hub names and names of detectors are unchanged."""
     return os.path.abspath(value) if value and value not in _names() and os.path.exists(value) else value
 
 
 def keep_detector(regions, folder) -> None:
-    """Copies what `detector_of` needs of region shards into a folder, for a run that is to work without them.
+    """Copies the files that `detector_of` needs from region shards to a folder, so that a run works without the shards.
 
-    These are dataset.json without the shards, and the files that the detector has learned or been given; a network's
-    weights stay where they are.
+    These are dataset.json without the shards, and the fitted or given files of the detector; weights of networks are
+    not copied.
 
     Args:
-        regions: the folder of region shards; where it has no dataset.json, nothing is kept.
-        folder: of which everything else is removed.
+        regions: folder of region shards; nothing is copied if it has no dataset.json.
+        folder: output folder; its previous content is removed.
     """
     regions, folder = Path(regions), Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,7 +59,7 @@ def keep_detector(regions, folder) -> None:
     described = read_json(regions / "dataset.json")
     plan = dict(described.get("extra", {}).get("plan", {}))
     if plan.get("command") == "shards.extract":
-        plan.pop("class_names", None)  # are not needed to find regions
+        plan.pop("class_names", None)  # not needed to detect regions
         folder.mkdir(parents=True)
         for name in _detector_class(plan.get("detector", "pixels")).learned:
             if (regions / name).exists():
@@ -73,37 +72,40 @@ def keep_detector(regions, folder) -> None:
 
 
 def check_version(folder: Path, detector: Detector | type[Detector], remedy: str) -> None:
-    """Refuses region shards that another version of the detector made; remedy: what to do then."""
+    """Raises UserError for region shards made by another version of the detector. remedy: what to do."""
     plan = read_json(Path(folder) / "dataset.json").get("extra", {}).get("plan", {})
     if plan.get("command") == "shards.extract" and plan.get("detector", "pixels") == detector.name:
         version = plan.get("detector_version", 1)
         if version != detector.version:
             raise UserError(
-                f"{folder}: version {version} of the detector {detector.name} found its regions, and this is version "
+                f"{folder}: was made with version {version} of the detector {detector.name}, but this is version "
                 f"{detector.version}; {remedy}"
             )
 
 
 def detector_of(folder: Path, device: str) -> Detector:
-    """The detector that made the region shards of a folder, or whose description keep_detector put there, as it was
-    then, on a device (cpu, cuda)."""
-    from shards.extract import ExtractConfig  # which makes detectors itself
+    """Loads the detector of region shards, or of a folder of keep_detector, with the same settings.
+
+    Args:
+        device: cpu or cuda.
+    """
+    from shards.extract import ExtractConfig  # a circular import at module level
 
     path = Path(folder) / "dataset.json"
     if (Path(folder) / UNFINISHED).exists() or not path.exists():
-        raise UserError(f"{folder}: holds no finished region shards; their detector is needed")
+        raise UserError(f"{folder}: contains no finished region shards, whose detector is needed")
     plan = read_json(path).get("extra", {}).get("plan", {})
     if plan.get("command") != "shards.extract":
-        raise UserError(f"{folder}: its regions came with no detector; name shards that shards.extract has made")
+        raise UserError(f"{folder}: regions were converted, without a detector; use shards made by shards.extract")
     names = ("detector", "weights", "detector_config", "class_names", "precision", "regions", "words", "seed")
     names += ("proposals", "grid", "short_side")
     given = {name: plan[name] for name in names if plan.get(name) is not None}
     if (Path(folder) / SIZES).exists():
         given["detector_config"] = str(Path(folder) / SIZES)
     detector = make_detector(ExtractConfig(images="", out=str(folder), device=device, **given))
-    check_version(folder, detector, "extract its images again to have regions found in others")
+    check_version(folder, detector, "extract the images again")
     if detector.fingerprint != plan.get("fingerprint"):
-        raise UserError(f"{plan['weights']}: not the weights that {folder} was extracted with; extract it again")
+        raise UserError(f"{plan['weights']}: differs from the weights used for {folder}; extract the images again")
     if not detector.load(Path(folder)):
-        raise UserError(f"{folder}: lacks what its detector learned; extract it again")
+        raise UserError(f"{folder}: fitted files of the detector are missing; extract the images again")
     return detector

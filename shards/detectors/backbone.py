@@ -1,4 +1,4 @@
-"""A vision backbone as region source: proposals of pixels or a grid, RoIAlign on the network's last feature map.
+"""A vision backbone as detector: proposals of the detector pixels or a grid, RoIAlign on the last feature map.
 
 --detector backbone --weights: a vision model of transformers, or a state dict of torchvision or timm (shards.backbone).
 """
@@ -19,7 +19,7 @@ from shards.detector import refuse_flags
 from shards.detectors.pixels import REGIONS
 from shards.errors import UserError
 
-GRID = 6  # cells each way, where nothing else is asked for
+GRID = 6  # default number of rows and columns
 
 
 class BackboneDetector(BatchedDetector):
@@ -32,9 +32,9 @@ class BackboneDetector(BatchedDetector):
             raise UserError(f"--weights is missing: {EXPECTED}")
         self.on_grid = config.proposals == "grid"
         if self.on_grid and config.regions:
-            raise UserError(f"--regions {config.regions}: is of --proposals pixels; --grid gives the cells of a grid")
+            raise UserError(f"--regions {config.regions}: not supported by --proposals grid; use --grid")
         if config.grid and not self.on_grid:
-            raise UserError(f"--grid {config.grid}: is of --proposals grid")
+            raise UserError(f"--grid {config.grid}: only for --proposals grid; remove it or set --proposals grid")
         backbone = load_backbone(config.weights)
         if config.short_side:
             preprocessing = dataclasses.replace(backbone.preprocessing, short_side=config.short_side)
@@ -44,11 +44,11 @@ class BackboneDetector(BatchedDetector):
         self.num_classes, self.class_names = backbone.classes, backbone.class_names
         if config.class_names:
             if not self.num_classes:
-                raise UserError(f"--class_names {config.class_names}: this backbone has no classifier of its regions")
+                raise UserError(f"--class_names {config.class_names}: this backbone has no classes; remove the flag")
             self.class_names = read_class_names(config.class_names, self.num_classes)
 
     def regions(self, images: list[np.ndarray]) -> list[Described]:
-        with ThreadPoolExecutor(max(1, self.config.processes)) as pool:  # while the network works
+        with ThreadPoolExecutor(max(1, self.config.processes)) as pool:  # concurrently with the network
             return self._pooled(images, pool.map(self._proposals, images))
 
     def _proposals(self, image: np.ndarray) -> np.ndarray:
@@ -60,15 +60,21 @@ class BackboneDetector(BatchedDetector):
         return self._pooled(images, boxes)
 
     def _pooled(self, images: list[np.ndarray], boxes: Iterable[np.ndarray]) -> list[Described]:
-        """The regions of images. Those of one size are a batch of the network, so that no image's features depend on
-        the others. boxes: are asked for when the feature maps are there."""
+        """The output for images and their boxes.
+
+        Images of equal size form a batch of the network, without padding, so that features do not depend on the other
+        images.
+
+        Args:
+            boxes: iterated after the feature maps have been computed.
+        """
         backbone, maps = self.backbone, {}
         resized = [backbone.preprocessing.resized(image) for image in images]
         inputs = [backbone.preprocessing.normalised(image, backbone.stride, self.device) for image in resized]
         for size in dict.fromkeys(x.shape for x in inputs):
             numbers = [n for n, x in enumerate(inputs) if x.shape == size]
             batch = torch.stack([inputs[n] for n in numbers])
-            found = backbone.network(batch.contiguous(memory_format=torch.channels_last))  # faster, most so on a CPU
+            found = backbone.network(batch.contiguous(memory_format=torch.channels_last))  # faster, mainly on a CPU
             maps |= dict(zip(numbers, found, strict=True))
         described = []
         for n, of_image in enumerate(boxes):

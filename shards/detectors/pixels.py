@@ -1,7 +1,6 @@
-"""The detector that needs no weights: regions by edges and contrast, described by colour, shape and texture
-(shards.pixels).
+"""The detector without weights: proposals from edges and contrast, hand-crafted features (shards.pixels).
 
-Its classes are visual words, fitted on the images themselves or taken from an earlier extraction.
+Its classes are visual words, fitted to the images or taken from an earlier extraction.
 """
 
 import itertools
@@ -15,13 +14,13 @@ from shards.errors import UserError
 from shards.visual_words import fit_words, load_words
 
 FILE = "visual_words.npz"
-REGIONS = 36  # of an image at the most, where nothing else is asked for
+REGIONS = 36  # default maximum number of regions per image
 
 
 class PixelDetector(Detector):
     name = "pixels"
     learned = (FILE,)
-    version = 2  # 1 proposed boxes around connected areas and outlines
+    version = 2  # version 1 proposed boxes around connected areas and outlines
     per_image = True
     sample = 400
 
@@ -44,7 +43,7 @@ class PixelDetector(Detector):
                 for image in itertools.islice(images, self.sample)
             ]
             if not features:
-                raise UserError(f"{config.images}: none of the images looked at can be decoded")
+                raise UserError(f"{config.images}: none of {self.sample} sampled images can be decoded")
             words = fit_words(np.concatenate(features), config.words, config.seed)
         words.save(folder / FILE)
 

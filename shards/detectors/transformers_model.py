@@ -1,7 +1,7 @@
-"""Any object-detection model of transformers: its queries' embeddings are the features of its boxes.
+"""Object-detection models of transformers; the features of a box are the embedding of its query.
 
-A query has a class distribution with the background as class 0: of models that end in a softmax (DETR) the "no object"
-class, of those that score classes one by one what is left to 1.
+The class distribution of a query has the background as class 0: the "no object" class of models with a softmax (DETR),
+and the remaining probability of models with a sigmoid per class.
 """
 
 import numpy as np
@@ -14,12 +14,12 @@ from shards.errors import UserError
 from shards.hub import only_local, unreachable
 from shards.pixels import iou
 
-NEAR = 1e-6  # of 1 - IoU: a given box is the query's own
-REGIONS = 100  # of an image at the most, where nothing else is asked for
+NEAR = 1e-6  # minimum of 1 - IoU and of objectness, to avoid divisions by 0
+REGIONS = 100  # default maximum number of regions per image
 
 
 class TransformersDetector(BatchedDetector):
-    version = 2  # 1 gave a given box the features of the one query that overlaps it most
+    version = 2  # version 1 used the features of the single query with the largest overlap for a given box
 
     def __init__(self, config):
         from transformers import AutoImageProcessor, AutoModelForObjectDetection  # take seconds to import
@@ -27,7 +27,7 @@ class TransformersDetector(BatchedDetector):
         super().__init__(config)
         for flag in ("weights", "detector_config"):
             if getattr(config, flag):
-                raise UserError(f"--{flag} {getattr(config, flag)}: is of --detector x152 or backbone")
+                raise UserError(f"--{flag} {getattr(config, flag)}: only for --detector x152 or backbone; remove it")
         refuse_flags(config, config.detector, "proposals", "grid", "short_side")
         self.name = config.detector
         local = {"local_files_only": only_local(self.name)}
@@ -48,7 +48,7 @@ class TransformersDetector(BatchedDetector):
         return [self._best(*of_image) for of_image in self._queries(images)]
 
     def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
-        """A given box has the weighted mean of the queries' features and distributions (`query_weights`)."""
+        """Uses the weighted mean of the queries' features and distributions for a given box (`query_weights`)."""
         found = []
         for given, (own, features, distribution) in zip(boxes, self._queries(images), strict=True):
             weights = query_weights(given, own.cpu().numpy(), 1 - distribution[:, 0].cpu().numpy())
@@ -57,11 +57,11 @@ class TransformersDetector(BatchedDetector):
         return found
 
     def _queries(self, images: list[np.ndarray]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(boxes in pixels, embeddings, distributions) of all queries, for each image."""
+        """(boxes in pixels, embeddings, distributions) of all queries, per image."""
         inputs = self.processor(images=images, input_data_format="channels_last", return_tensors="pt").to(self.device)
         out = self.model(**inputs)
         count = out.logits.shape[1]
-        features = out.last_hidden_state[:, -count:]  # of some models behind those of patches
+        features = out.last_hidden_state[:, -count:]  # in some models after those of patches
         sizes = torch.tensor([image.shape[1::-1] for image in images], device=self.device).repeat(1, 2)
         centre, half = out.pred_boxes.float().split(2, -1)
         boxes = torch.cat([centre - half / 2, centre + half / 2], -1).clamp(0, 1) * sizes[:, None]
@@ -81,16 +81,16 @@ class TransformersDetector(BatchedDetector):
 
 
 def query_weights(given: np.ndarray, own: np.ndarray, objectness: np.ndarray) -> np.ndarray:
-    """The share of each query in the features of given boxes: interpolation between queries by overlap.
+    """Weights of the queries in the features of given boxes: interpolation between queries by overlap.
 
-    A weight is the query's probability of an object times the square of IoU / (1 - IoU): a given box that is a query's
-    own has that query's features, one between several is a mixture, and two different boxes differ. Where no query
-    overlaps a box, the one with the nearest centre is taken.
+    A weight is the query's probability of an object times the square of IoU / (1 - IoU). A given box that equals the
+    box of a query gets the features of that query, others get a mixture, and different boxes get different features. If
+    no query overlaps a box, the one with the nearest centre is used.
 
     Args:
-        given: (n, 4) boxes in pixels.
-        own: (queries, 4), the queries' boxes.
-        objectness: (queries,), 1 - the probability of the background.
+        given: (n, 4), given boxes in pixels.
+        own: (queries, 4), boxes of the queries.
+        objectness: (queries,), 1 - probability of the background.
 
     Returns:
         (n, queries), rows that sum to 1.

@@ -21,7 +21,7 @@ class X152(BatchedDetector):
         super().__init__(config)
         refuse_flags(config, self.name, "proposals", "grid", "short_side")
         if not config.weights:
-            raise UserError("--weights is missing: the detector's, detectron_model.pth as published")
+            raise UserError("--weights is missing: the published weights of the detector, detectron_model.pth")
         sizes = DetectorConfig()
         if config.detector_config:
             sizes = DetectorConfig.of(read_json(config.detector_config), config.detector_config)

@@ -1,4 +1,4 @@
-"""Published formats of features, found by what a path holds: every file of this folder has one, called FORMAT."""
+"""Formats of published features, detected by the content of a path; every module in this folder defines a FORMAT."""
 
 import importlib
 import pkgutil
@@ -11,9 +11,9 @@ from shards.source import Source
 
 
 def open_source(sources: Sequence[str]) -> Source:
-    """The source at one or several paths or patterns, by the format that knows it."""
+    """Opens the source at one or several paths or patterns, with the format that recognises it."""
     if not sources:
-        raise UserError("no source is given; give a file or folder of features")
+        raise UserError("SOURCE is missing; it should be a file or folder of features")
     paths = [Path(path) for source in sources for path in _expanded(source)]
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     formats = [importlib.import_module(f"{__name__}.{name}").FORMAT for name in names]
@@ -23,15 +23,15 @@ def open_source(sources: Sequence[str]) -> Source:
             raise UserError(f"{path}: should be {', or '.join(each.holds for each in formats)}")
         if len(found) > 1 or found != known[paths[0]]:
             names = " and ".join(dict.fromkeys(each.holds for of_path in known.values() for each in of_path))
-            raise UserError(f"{path}: features of one conversion should be of one kind, and there are {names}")
+            raise UserError(f"{path}: all features of a conversion should have the same format; found {names}")
     (kind,) = known[paths[0]]
     if len(paths) > 1 and not kind.several:
-        raise UserError(f"{paths[1]}: only .tsv files can be several; convert each of these into a folder of its own")
+        raise UserError(f"{paths[1]}: several paths are only supported for .tsv; convert each path separately")
     return kind(*paths)
 
 
 def _expanded(source: str) -> list[str]:
-    """The paths that a path, a glob or a brace pattern names."""
+    """The paths given by a path, a glob or a brace pattern."""
     if Path(source).exists():
         return [source]
     return expand(source)

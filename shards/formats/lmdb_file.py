@@ -1,7 +1,7 @@
-"""LMDB as the published code keeps features and pretraining pairs.
+"""LMDBs of features and of pretraining pairs in the formats of the reference implementation.
 
 Features: image id -> pickle of {image_id, image_h, image_w, num_boxes, boxes, features}, arrays or base64 of float32
-(cls_prob, objects and objects_conf may be among them); "keys" -> pickle of the list of ids.
+(optionally with cls_prob, objects and objects_conf); "keys" -> pickle of the list of ids.
 
 Pairs (written with tensorpack): number -> msgpack, or a pickle, of the eight components [features, class distribution,
 boxes in pixels, num_boxes, image_h, image_w, image_id, caption]; "__keys__" -> the list of numbers.
@@ -28,7 +28,7 @@ PAIR = ("features", "cls_prob", "boxes", "num_boxes", "image_h", "image_w", "ima
 
 
 class LMDB(ListedSource):
-    """Read anywhere, by several processes: each maps the file for itself."""
+    """Random access by several processes, each with its own map of the file."""
 
     holds = "an LMDB of the published features or pretraining pairs"
     detector = "published (LMDB)"
@@ -47,7 +47,7 @@ class LMDB(ListedSource):
 
     @functools.cached_property
     def items(self) -> list[bytes]:
-        """The ids in their listed order; where the list is missing, those that there are."""
+        """The ids in the order of the list of keys; all keys if there is no list."""
         with LMDBFile(_data_file(self.path)) as file:
             try:
                 listed = next((value for name in KEYS if (value := file.get(name)) is not None), None)
@@ -55,11 +55,11 @@ class LMDB(ListedSource):
                     return [key for key in file if key not in KEYS]
             except Damaged as error:
                 raise UserError(f"{self.path}: is damaged ({error}); fetch it again") from None
-            with reading(f"{self.path}: its list of keys"):
+            with reading(f"{self.path}: list of keys"):
                 return [_as_bytes(key) for key in decode(listed)]
 
     def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name != "items"}  # a part has its own
+        return {name: value for name, value in vars(self).items() if name != "items"}  # parts contain their items
 
     def records(self, part: list[bytes]) -> Iterator[Record]:
         with LMDBFile(_data_file(self.path)) as file:
@@ -76,16 +76,16 @@ class LMDB(ListedSource):
     def parse(self, raw) -> Features:
         key, value = raw
         if value is None:
-            raise BadRecord("is in the list of keys and has no value")
+            raise BadRecord("is in the list of keys, but has no value")
         if isinstance(value, Damaged):
             raise BadRecord(f"cannot be read ({value}); the file is damaged, fetch it again")
-        with reading(mend="", error=BadRecord):
+        with reading(hint="", error=BadRecord):
             item = decode(value)
         if isinstance(item, list | tuple) and len(item) == len(PAIR):
             return image_of(dict(zip(PAIR, item, strict=True)), None)
         if isinstance(item, dict):
             return image_of(item, text_of(key))
-        raise BadRecord(f"is {type(item).__name__}; should be an item of features, or the {len(PAIR)} parts of a pair")
+        raise BadRecord(f"is {type(item).__name__}; should be a dict of features, or the {len(PAIR)} parts of a pair")
 
 
 def _data_file(path: Path) -> Path:
@@ -97,28 +97,28 @@ def _as_bytes(key) -> bytes:
 
 
 def decode(value):
-    """What a value holds: a pickle, or msgpack with arrays as msgpack_numpy writes them."""
+    """Decodes a value: a pickle, or msgpack with arrays of msgpack_numpy."""
     if bytes(value[:1]) == PICKLE:
         return unpickle(value, arrays=True)
     try:
         import msgpack
     except ImportError:
-        raise UserError("reading these pairs needs one more package; pip install msgpack") from None
+        raise UserError("reading these pairs needs the package msgpack; pip install msgpack") from None
     return msgpack.unpackb(value, raw=True, strict_map_key=False, object_hook=_array, max_bin_len=len(value))
 
 
 def _array(item: dict):
-    """An array or a number of msgpack_numpy; other maps as they are, with texts for keys."""
+    """An array or a number of msgpack_numpy; other maps become dicts with string keys."""
     if b"nd" not in item:
         return {text_of(key): value for key, value in item.items()}
     kind, data, shape = item[b"type"], item[b"data"], item.get(b"shape", ())
     kind = np.dtype(kind.decode()) if isinstance(kind, bytes) else None
     if kind is None or kind.kind not in "biuf" or not isinstance(data, bytes):
-        raise ValueError("an array of something that is no number")
+        raise ValueError("an array of an unsupported type")
     if not item[b"nd"]:
         shape = ()
     if len(data) != kind.itemsize * math.prod(shape):
-        raise ValueError("an array whose shape and bytes do not fit together")
+        raise ValueError("an array whose shape does not match its bytes")
     values = np.frombuffer(data, kind).reshape(shape)
     return values if item[b"nd"] else values.item()
 

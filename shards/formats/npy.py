@@ -1,7 +1,7 @@
-"""Features as mmf's extractor writes them: KEY.npy of (n, D) with KEY_info.npy beside it, or one dict in KEY.npy.
+"""Features of mmf's extractor: KEY.npy with an array (n, D) and KEY_info.npy, or KEY.npy with one dict.
 
-The info, or the dict, is pickled inside the .npy: bbox (n, 4) in pixels, num_boxes, image_width, image_height, and,
-where the extractor kept them, objects and cls_prob (n, classes); the dict has features and image_id too.
+The info, or the dict, is pickled inside the .npy: bbox (n, 4) in pixels, num_boxes, image_width, image_height, and
+optionally objects and cls_prob (n, classes); the dict also has features and image_id.
 """
 
 import io
@@ -29,7 +29,7 @@ def _has_features(name: str) -> bool:
 
 
 class NPY(ListedSource):
-    """A folder, and the folders in it."""
+    """A folder, searched recursively."""
 
     holds = "a folder of .npy files as mmf's extractor writes them"
     detector = "published (npy)"
@@ -42,7 +42,7 @@ class NPY(ListedSource):
         self._refuse_same_ids({file for file in files if file.endswith(INFO)})
 
     def _refuse_same_ids(self, infos: set[str]) -> None:
-        """Of pairs of files; a file that holds all of an image in one dictionary has the id there."""
+        """Raises UserError for duplicate ids of pairs of files; a file with one dictionary contains its id."""
         seen: dict[str, str] = {}
         for name in self.items:
             file = str(self.path / name)
@@ -74,7 +74,7 @@ class NPY(ListedSource):
         if value.dtype != object:
             info = file.with_name(key + INFO)
             if not info.exists():
-                raise BadRecord(f"has no {info.name} beside it")
+                raise BadRecord(f"has no {info.name} next to it")
             item = _dictionary(read(info), info.name) | {"features": value}
         else:
             item = _dictionary(value, file.name)
@@ -83,8 +83,8 @@ class NPY(ListedSource):
 
 
 def read(path: Path) -> np.ndarray:
-    """The array of a .npy file; what is pickled in it is made of plain values and arrays alone."""
-    with reading(path.name, mend="", error=BadRecord):
+    """Reads a .npy file; a pickle in it may only contain plain values and arrays."""
+    with reading(path.name, hint="", error=BadRecord):
         data = path.read_bytes()
         file = io.BytesIO(data)
         version = np.lib.format.read_magic(file)
@@ -92,17 +92,17 @@ def read(path: Path) -> np.ndarray:
         shape, _, dtype = header(file)
         if not dtype.hasobject:
             if len(data) - file.tell() != dtype.itemsize * math.prod(shape):
-                raise ValueError(f"it has not the bytes of {shape} values of {dtype}")
+                raise ValueError(f"its size does not match the shape {shape} of {dtype}")
             return np.load(io.BytesIO(data), allow_pickle=False)
         value = np.asarray(unpickle(memoryview(data)[file.tell() :], arrays=True), object)
     if value.shape != shape:
-        raise BadRecord(f"{path.name} holds {value.shape} and its header says {shape}")
+        raise BadRecord(f"{path.name} contains the shape {value.shape}, but {shape} in its header")
     return value
 
 
 def _dictionary(value: np.ndarray, name: str) -> dict:
     if value.shape != () or not isinstance(value.item(), dict):
-        raise BadRecord(f"{name} should hold one dictionary")
+        raise BadRecord(f"{name} should contain one dictionary")
     return value.item()
 
 

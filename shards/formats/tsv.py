@@ -1,8 +1,8 @@
-"""Bottom-up-attention features as TSV: a line an image, arrays in base64, no header line.
+"""Bottom-up-attention features as TSV: one line per image, arrays in base64, no header line.
 
-Six columns: image_id, image_w, image_h, num_boxes, boxes, features. Ten columns (LXMERT): img_id, img_h,
-img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, features. Which of the two sizes
-comes first is known by the number of columns and checked by the boxes, which must lie inside the image.
+Six columns: image_id, image_w, image_h, num_boxes, boxes, features. Ten columns (LXMERT): img_id, img_h, img_w,
+objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, features. The order of width and height depends on the
+number of columns and is verified by the boxes, which must be inside the image.
 """
 
 import binascii
@@ -28,9 +28,9 @@ TEN = (
     *("id", "height", "width", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
     *("num_boxes", "boxes", "features"),
 )
-LOOKED_AT = 100  # lines that tell how long a line is
+SAMPLED = 100  # lines used to estimate the length of a line
 BUFFER = 1 << 20  # bytes: lines are hundreds of kilobytes long
-_NAME = re.compile(r".\.tsv(\.\d+)?(\.gz)?$")  # the published files of 2015 are parts, called .tsv.0 and .tsv.1
+_NAME = re.compile(r".\.tsv(\.\d+)?(\.gz)?$")  # the published files of 2015 are split into .tsv.0 and .tsv.1
 
 
 def _is_tsv(name: str) -> bool:
@@ -39,14 +39,14 @@ def _is_tsv(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a line begins: the number of its file, and the byte there."""
+    """The start of a line: number of the file, and offset in bytes."""
 
     file: int
     byte: int
 
 
 class TSV(Source):
-    """Plain files are read in stretches of bytes, by several processes; packed ones from front to back, by one."""
+    """Plain files are read in byte ranges by several processes; compressed ones sequentially by one."""
 
     holds = "a .tsv, .tsv.0 or .tsv.gz of bottom-up-attention features, or a folder of these"
     detector = "bottom-up attention"
@@ -67,10 +67,9 @@ class TSV(Source):
         return bool(files_below(path, _is_tsv)) if path.is_dir() else _is_tsv(path.name)
 
     def parts(self, per_shard: int) -> list[list[tuple[int, int, int]]]:
-        """Stretches (number of a file, first byte, byte after the last) in which about so many lines begin; one of all
-        files where some are packed."""
+        """Parts of about `per_shard` lines, as byte ranges (file number, begin, end); one part for compressed files."""
         whole = [(number, 0, size) for number, size in enumerate(self.sizes)]
-        lengths = [record.amount for record in itertools.islice(self.records(whole), LOOKED_AT)]
+        lengths = [record.amount for record in itertools.islice(self.records(whole), SAMPLED)]
         if self.packed or not lengths:
             return [whole]
         step = max(1, round(sum(lengths) / len(lengths) * per_shard))
@@ -79,7 +78,7 @@ class TSV(Source):
         ]
 
     def records(self, part: list[tuple[int, int, int]]) -> Iterator[Record]:
-        """The lines that begin in a part's stretches, without blank ones."""
+        """Yields the lines that start in the byte ranges of a part, without blank ones."""
         for number, begin, end in part:
             yield from self._lines(number, begin, end)
 
@@ -89,17 +88,17 @@ class TSV(Source):
             place = max(0, begin - 1)
             file.seek(place)
             if begin:
-                place += len(self._line(number, file))  # the end of a line that began before, or just its line feed
+                place += len(self._line(number, file))  # the rest of a line that starts before `begin`
             while (packed or place < end) and (line := self._line(number, file)):
                 if line.strip():
                     yield Record(Place(number, place), len(line), line)
                 place += len(line)
                 if packed and place > most:
-                    reason = f"unpacks to more than {EXPANSION} times its size"
+                    reason = f"expands to more than {EXPANSION} times its size"
                     raise UserError(f"{self.files[number]}: {reason}; fetch it again")
 
     def _line(self, number: int, file) -> bytes:
-        """The next line, none at the end."""
+        """The next line; empty at the end."""
         with reading(self.files[number]):
             line = file.readline(LONGEST_LINE + 1)
             if len(line) > LONGEST_LINE:
@@ -112,7 +111,7 @@ class TSV(Source):
         return gzip.open(file) if file.suffix == ".gz" else open(file, "rb", buffering=BUFFER)
 
     def where(self, place: Place) -> str:
-        """The number of the line that begins at a place; counted for those that have a message alone."""
+        """File and line number, for messages; lines are counted only when this is called."""
         lines, left = 1, place.byte
         with self._open(place.file) as file:
             while left and (block := file.read(min(left, BUFFER))):
@@ -120,7 +119,7 @@ class TSV(Source):
         return f"{self.files[place.file]}, line {lines}"
 
     def some(self, count: int) -> Iterator[Record]:
-        """So many at the most: of plain files spread over all of them, of packed ones the first."""
+        """Yields at most `count` records: spread over plain files, the first ones of compressed files."""
         if self.packed:
             yield from itertools.islice(self.records([(number, 0, 0) for number in range(len(self.files))]), count)
             return
@@ -146,13 +145,13 @@ class TSV(Source):
         try:
             width, height, n = (whole_number(row[name], 0, LARGEST_SIDE) for name in ("width", "height", "num_boxes"))
         except ValueError:
-            raise BadRecord("has a width, height or num_boxes that is not a whole number up to a million") from None
+            raise BadRecord("has a width, height or num_boxes that is not an integer up to a million") from None
         if n < 1:
             raise BadRecord("has no boxes")
         boxes = _array(row, "boxes", "<f4", n * 4).reshape(n, 4)
         features = _array(row, "features", "<f4", None)
         if len(features) % n:
-            raise BadRecord(f"has {len(features)} feature values, which {n} boxes do not divide")
+            raise BadRecord(f"has {len(features)} feature values, not a multiple of its {n} boxes")
         objects = None
         if "objects_id" in row:
             objects = _array(row, "objects_id", "<i8", n), _array(row, "objects_conf", "<f4", n)
@@ -170,9 +169,9 @@ def _array(row: dict[str, bytes], name: str, dtype: str, length: int | None) -> 
     try:
         values = np.frombuffer(pybase64.b64decode(row[name], validate=True), dtype)
     except (binascii.Error, ValueError):
-        raise BadRecord(f"has a column {name} that is not whole base64") from None
+        raise BadRecord(f"has a column {name} that is not valid base64") from None
     if length is not None and len(values) != length:
-        raise BadRecord(f"has {len(values)} values in {name}; its num_boxes asks for {length}")
+        raise BadRecord(f"has {len(values)} values in {name}; should be {length} according to num_boxes")
     return values
 
 

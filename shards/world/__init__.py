@@ -1,7 +1,7 @@
-"""The miniature world: the data that everything works on by default.
+"""The miniature world: a small synthetic data set, the default data of all commands.
 
-Images are drawn and written as PNG files, and annotations in the official formats of the twelve data sets; everything
-after that is the path of real data.
+Images are written as PNG files, and annotations in the official formats of the twelve data sets, so that they are
+processed by the same code as real data.
 """
 
 import shutil
@@ -20,20 +20,20 @@ from shards.world.pools import draw_all
 from shards.world.tasks import TASK_REGIONS, TaskSizes, pairs_pictures, write_captions, write_tasks
 
 DEFAULT_WORLD = "data/world"
-TASKS = "tasks.json"  # in a world whose tasks are written: which folders of images and boxes they have
-REGIONS = 24  # per image: ample for four objects, and a third less work than the usual 36
+TASKS = "tasks.json"  # written after the tasks; lists the folders of images and boxes
+REGIONS = 24  # per image: enough for four objects, and a third less computation than the usual 36
 
 
 @dataclass
 class WorldConfig:
     """Flags of shards.world."""
 
-    out: str = flag(DEFAULT_WORLD, "the folder of the world", written=True)
-    pairs: int = flag(6000, "image-caption pairs for pretraining", low=1)
-    examples: int = flag(1500, "training examples of each task at the least, about", low=60)
-    one_in: int = flag(200, "of training examples, one for so many of the real data sets'", low=1)
-    evaluation: int = flag(500, "examples of each evaluation split, about", low=20)
-    seed: int = flag(0, "of scenes and sentences")
+    out: str = flag(DEFAULT_WORLD, "output folder of the miniature world", written=True)
+    pairs: int = flag(6000, "number of image-caption pairs for pretraining", low=1)
+    examples: int = flag(1500, "approximate minimum number of training examples per task", low=60)
+    one_in: int = flag(200, "size of the real training sets relative to those of the miniature world", low=1)
+    evaluation: int = flag(500, "approximate number of examples per evaluation split", low=20)
+    seed: int = flag(0, "random seed for scenes and sentences")
 
 
 def pairs_folder(world) -> Path:
@@ -46,16 +46,16 @@ def is_world(folder) -> bool:
 
 
 def check_data_folder(folder) -> None:
-    """Refuses a data folder that does not exist; commands that do not train make none."""
+    """Raises UserError if a data folder does not exist; commands that do not train do not create it."""
     if not Path(folder).is_dir():
-        mend = "; python -m shards.world makes the miniature world there" if str(folder) == DEFAULT_WORLD else ""
-        raise UserError(f"--data {folder}: no such folder{mend}")
+        hint = "; python -m shards.world creates the miniature world there" if str(folder) == DEFAULT_WORLD else ""
+        raise UserError(f"--data {folder}: no such folder{hint}")
 
 
 def complete_world(folder, tasks: bool = True) -> None:
-    """Makes what is missing of a world, with the settings that it was begun with; the default one is begun here.
+    """Completes a miniature world with its stored settings, and creates the default one if it does not exist.
 
-    Another folder is somebody's own data, and left alone.
+    Other folders contain user data and are not changed.
     """
     if is_world(folder):
         make_world(WorldConfig(out=str(folder), **read_json(Path(folder) / "world.json")), tasks)
@@ -64,7 +64,7 @@ def complete_world(folder, tasks: bool = True) -> None:
 
 
 def make_world(config: WorldConfig, tasks: bool = True) -> Path:
-    """Makes the world, or with `tasks` false its image-caption pairs alone; what is there already is kept.
+    """Creates the world, or with `tasks` false only its image-caption pairs; existing parts are kept.
 
     Returns its folder.
     """
@@ -72,9 +72,9 @@ def make_world(config: WorldConfig, tasks: bool = True) -> Path:
     settings = {name: value for name, value in vars(config).items() if name != "out"}
     if is_world(out):
         if read_json(out / "world.json") != settings:
-            raise UserError(f"{out}: holds a world made with other settings; give another --out or remove it")
+            raise UserError(f"{out}: contains a world made with other settings; use another --out or remove it")
         for path in sorted((out / "regions").glob("*/dataset.json")):
-            check_version(path.parent, PixelDetector, f"remove {out / 'regions'}, and the regions are extracted again")
+            check_version(path.parent, PixelDetector, f"remove {out / 'regions'} to extract the regions again")
     if not _is_complete(out, tasks):
         with locked_folder(out, "shards.world"):
             _complete(out, config, settings, tasks)
@@ -82,7 +82,7 @@ def make_world(config: WorldConfig, tasks: bool = True) -> Path:
 
 
 def _is_complete(out: Path, tasks: bool) -> bool:
-    """Whether nothing of a world is left to be made, so that it need not be locked."""
+    """Whether a world is complete, so that it need not be locked."""
     names = ["pairs"]
     if tasks and (out / TASKS).exists():
         found = read_json(out / TASKS)
@@ -95,7 +95,7 @@ def _is_complete(out: Path, tasks: bool) -> bool:
 def _complete(out: Path, config: WorldConfig, settings: dict, tasks: bool) -> None:
     if not is_world(out):
         if {path.name for path in out.iterdir()} - {LOCK} and not (out / UNFINISHED).exists():
-            raise UserError(f"{out}: is not empty and not a world; give another --out")
+            raise UserError(f"{out}: is not empty and not a miniature world; use another --out")
         write_json(out / UNFINISHED, settings)
         pictures = pairs_pictures(config.pairs, config.seed)
         draw_all({out / "images" / "pairs": pictures})
@@ -110,7 +110,7 @@ def _complete(out: Path, config: WorldConfig, settings: dict, tasks: bool) -> No
 def _make_tasks(out: Path, config: WorldConfig, words: Path) -> None:
     done = out / TASKS
     if not done.exists():
-        for name in TASK_REGIONS:  # of pictures that may not be those that are drawn now
+        for name in TASK_REGIONS:  # regions of pictures that may differ from those drawn now
             shutil.rmtree(out / "regions" / name, ignore_errors=True)
         sizes = TaskSizes(config.examples, config.evaluation, config.one_in, config.seed)
         write_json(done, write_tasks(out, sizes))
@@ -121,7 +121,7 @@ def _make_tasks(out: Path, config: WorldConfig, words: Path) -> None:
 
 
 def _extract(out: Path, images: str, seed: int, words: Path | None = None, boxes: str | None = None) -> Path:
-    """The region shards of one folder of images, made where they are not there yet."""
+    """The folder of the region shards of a folder of images, which are extracted if missing."""
     folder = out / "regions" / (boxes or images)
     if not (folder / "dataset.json").exists():
         extract(

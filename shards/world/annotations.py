@@ -1,6 +1,6 @@
-"""The twelve annotation sets of the world, written in the official formats of their data sets.
+"""The annotations of the twelve tasks in the official formats of their data sets.
 
-Each function is given pictures by split and returns the files: name -> value. A list of lines is written a line each.
+Each function takes pictures by split and returns files, name -> content. A list is written as one line per item.
 """
 
 import itertools
@@ -14,24 +14,24 @@ from shards.world.pools import Picture
 from shards.world.scenes import HEIGHT, WIDTH, bounding_box
 
 Splits = dict[str, list[Picture]]
-CAPTIONS = 5  # of an image, as in COCO and Flickr30k
-WHITE_SPACE = 20  # attempts before a picture goes without
+CAPTIONS = 5  # per image, as in COCO and Flickr30k
+WHITE_SPACE = 20  # attempts per example before a picture gets fewer
 
 
 def box_of(thing) -> list[float]:
-    """[x, y, width, height] as COCO has it."""
+    """[x, y, width, height], as in COCO."""
     x1, y1, x2, y2 = bounding_box(thing)
     return [round(float(v), 2) for v in (x1, y1, x2 - x1, y2 - y1)]
 
 
 def spread(total: int, pictures: list[Picture]) -> list[int]:
-    """How many of `total` things each picture gets."""
+    """Divides `total` examples over the pictures: the number per picture."""
     ends = np.arange(len(pictures) + 1) * total // len(pictures)
     return np.diff(ends).tolist()
 
 
 def vqa(splits: Splits, counts: dict[str, int]) -> dict:
-    """Ten annotators a question; test has questions alone."""
+    """Questions with answers of ten annotators; test has only questions."""
     files = {}
     for split, pictures in splits.items():
         asked, answered = [], []
@@ -63,10 +63,10 @@ def vqa(splits: Splits, counts: dict[str, int]) -> dict:
 
 
 def vgqa(pictures: list[Picture], count: int, coco_ids: dict[str, int]) -> dict:
-    """Open questions; coco_ids: of the pictures that are COCO's too, by file.
+    """Open questions. coco_ids: file -> COCO id, for pictures that are also in COCO.
 
-    Questions are numbered in no order of the pictures, so that those held out, the last by number, are of all kinds of
-    pictures.
+    Questions are numbered in random order, so that the held-out ones, the last by number, are about pictures of all
+    parts of the data set.
     """
     entries, images, keys = [], [], iter((np.random.default_rng(count).permutation(count) + 1).tolist())
     for picture, number in zip(pictures, spread(count, pictures), strict=True):
@@ -81,13 +81,13 @@ def vgqa(pictures: list[Picture], count: int, coco_ids: dict[str, int]) -> dict:
     return {"question_answers.json": entries, "image_data.json": images}
 
 
-HIDDEN = ("question", "imageId", "isBalanced")  # what GQA's test and submission files have of a question
+HIDDEN = ("question", "imageId", "isBalanced")  # fields of a question in GQA's test and submission files
 
 
 def gqa(splits: Splits, counts: dict[str, int]) -> dict:
-    """val and testdev have all questions, with those that the balanced ones entail, and choices; test has no answers.
+    """GQA: val and testdev have all questions, including those entailed by balanced ones, and choices.
 
-    The submission's questions are all of val, testdev and test.
+    test has no answers, and the submission file contains all questions of val, testdev and test.
     """
     files, submission, key, entailed_key = {}, {}, itertools.count(20_000_000), itertools.count(30_000_000)
     for split, pictures in splits.items():
@@ -107,7 +107,7 @@ def gqa(splits: Splits, counts: dict[str, int]) -> dict:
         if split == "test":
             balanced, everything = _hidden(balanced), _hidden(everything)
         files[f"{split}_balanced_questions.json"] = balanced
-        if split != "train":  # the official file of all questions of train is in parts that nothing here reads
+        if split != "train":  # the official file of all training questions consists of parts that are never read here
             files[f"{split}_all_questions.json"] = everything
             submission |= _hidden(everything)
         if split in ("val", "testdev"):
@@ -132,12 +132,12 @@ def _gqa_record(picture: Picture, question: questions.Question, balanced: bool) 
 
 
 def _hidden(records: dict[str, dict]) -> dict[str, dict]:
-    """Records without what would give the answers away."""
+    """Records without the answers."""
     return {id: {name: record[name] for name in HIDDEN} for id, record in records.items()}
 
 
 def karpathy(splits: Splits, coco: bool) -> dict:
-    """Captions as Karpathy's files have them."""
+    """Captions in the format of Karpathy's files."""
     images, key = [], itertools.count()
     for split, pictures in splits.items():
         for picture in pictures:
@@ -158,7 +158,7 @@ def karpathy(splits: Splits, coco: bool) -> dict:
 
 
 def refer(splits: Splits, counts: dict[str, int], style: str) -> dict:
-    """Expressions, of which every object that has one may have several; testA has round objects, testB the others."""
+    """Referring expressions, one or several per object; testA has round objects, testB the others."""
     refs, annotations, images = [], {}, {}
     sentence = itertools.count()
     for split, pictures in splits.items():
@@ -208,7 +208,7 @@ ROUND = ("circle", "ring", "crescent", "star")
 
 
 def visual7w(splits: Splits, counts: dict[str, int]) -> tuple[dict, list[dict]]:
-    """(files, given boxes). Four candidates: the scene's other objects, then places where there is nothing."""
+    """(files, given boxes). The four candidates are objects of the scene, then boxes of background."""
     boxes, images, given = [], [], []
     key = itertools.count(1)
     for split, pictures in splits.items():
@@ -255,7 +255,7 @@ def visual7w(splits: Splits, counts: dict[str, int]) -> tuple[dict, list[dict]]:
 
 
 def guesswhat(splits: Splits, counts: dict[str, int]) -> tuple[dict, list[dict]]:
-    """(files, given boxes). Most games succeed."""
+    """(files, given boxes). Most games are successful."""
     files, given, key = {}, [], itertools.count(1)
     for split, pictures in splits.items():
         games = []
@@ -295,13 +295,13 @@ def guesswhat(splits: Splits, counts: dict[str, int]) -> tuple[dict, list[dict]]
 
 
 def given_boxes(image: str, boxes: list[tuple[list[float], int]]) -> dict:
-    """A line of shards.extract's boxes file, from [x, y, width, height] and ids."""
+    """A line of a file for shards.extract --boxes, from [x, y, width, height] and ids."""
     corners = [[x, y, x + width, y + height] for (x, y, width, height), _ in boxes]
     return {"image_id": image, "boxes": corners, "box_ids": [number for _, number in boxes]}
 
 
 def nlvr2(counts: dict[str, int], key: tuple[int, ...]) -> tuple[dict, dict[str, list[Picture]]]:
-    """(files, pictures). Every sentence comes with one pair of which it is true and one of which it is false."""
+    """(files, pictures). Every sentence has one pair for which it is true and one for which it is false."""
     files, pictures = {}, []
     for number, (split, count) in enumerate(counts.items()):
         lines, made = [], 0

@@ -1,4 +1,4 @@
-"""Captions of the miniature world's scenes: several wordings for everything, so that wording is not a code."""
+"""Captions of scenes in the miniature world, with several wordings for everything."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def _one(options, rng: np.random.Generator) -> str:
 
 
 def noun_phrase(thing: Thing, rng: np.random.Generator, article: bool = True) -> str:
-    """ "a small striped red ring"; size and pattern are said about half of the time, the colour always."""
+    """ "a small striped red ring"; size and pattern are mentioned about half of the time, the colour always."""
     words = []
     if rng.random() < 0.5:
         words.append(_one(SIZES[thing.size], rng))
@@ -37,7 +37,7 @@ def noun_phrase(thing: Thing, rng: np.random.Generator, article: bool = True) ->
 
 
 def relation(thing: Thing, other: Thing, rng: np.random.Generator) -> str:
-    """Where `thing` lies as seen from `other`, along the longer way."""
+    """The position of `thing` relative to `other`, along the axis with the larger distance."""
     dx, dy = thing.x - other.x, thing.y - other.y
     if abs(dx) > abs(dy):
         side = "left" if dx < 0 else "right"
@@ -46,7 +46,7 @@ def relation(thing: Thing, other: Thing, rng: np.random.Generator) -> str:
 
 
 def make_caption(things: list[Thing], rng: np.random.Generator) -> str:
-    """A true sentence about a scene: all of its objects where they are one or two, else two of them or a count."""
+    """A true sentence about a scene: all of its one or two objects, or two of several objects, or their number."""
     if len(things) == 1:
         phrase = noun_phrase(things[0], rng)
         return _one((phrase, f"there is {phrase}", f"just {phrase}", f"a picture of {phrase}"), rng)

@@ -1,4 +1,4 @@
-"""Referring expressions, dialogues and pointing questions: words that single out one object of a scene."""
+"""Referring expressions, dialogues and pointing questions, which identify one object of a scene."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ ENDS = {"left": ("x", -1), "right": ("x", 1), "top": ("y", -1), "bottom": ("y", 
 
 
 def by_place(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
-    """ "left star", "the star on the right": the outermost of those that share some attributes (RefCOCO)."""
+    """ "left star", "the star on the right": the outermost object with some attributes (RefCOCO)."""
     names = one((("kind",), ("colour",), ("kind", "colour"), ()), rng)
     rivals = [thing for thing in matching(things, attributes_of(target, names)) if thing is not target]
     if not rivals:
@@ -34,7 +34,7 @@ def by_place(things: list[Thing], target: Thing, rng: np.random.Generator) -> st
 
 
 def by_look(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
-    """ "the striped ring": attributes alone, no places (RefCOCO+)."""
+    """ "the striped ring": only attributes, no positions (RefCOCO+)."""
     known = singling_out(things, target, rng)
     if known is None:
         return None
@@ -43,7 +43,7 @@ def by_look(things: list[Thing], target: Thing, rng: np.random.Generator) -> str
 
 
 def by_neighbour(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
-    """ "the red star that is left of a blue ring": a whole clause (RefCOCOg); needs both halves, or else the look."""
+    """ "the red star that is left of a blue ring": a clause with a second object, if possible (RefCOCOg)."""
     others = [thing for thing in things if thing is not target]
     for place in rng.permutation(len(others)):
         other, names = others[place], one((("kind",), ("colour",), ("size", "kind")), rng)
@@ -63,7 +63,7 @@ def by_neighbour(things: list[Thing], target: Thing, rng: np.random.Generator) -
 
 
 def expression(things: list[Thing], target: Thing, style: str, rng: np.random.Generator) -> str | None:
-    """An expression in the style of a data set: refcoco, refcoco+ or refcocog."""
+    """An expression in the style of a data set: refcoco, refcoco+ or refcocog; None if there is none."""
     if style == "refcoco":
         first, second = (by_place, by_look) if rng.random() < 0.6 else (by_look, by_place)
         return first(things, target, rng) or second(things, target, rng)
@@ -71,18 +71,18 @@ def expression(things: list[Thing], target: Thing, style: str, rng: np.random.Ge
 
 
 def which(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
-    """A question that one object answers (Visual7W)."""
-    told = by_neighbour(things, target, rng) if rng.random() < 0.5 else by_look(things, target, rng)
-    if told is None:
+    """A question whose answer is one object (Visual7W)."""
+    phrase = by_neighbour(things, target, rng) if rng.random() < 0.5 else by_look(things, target, rng)
+    if phrase is None:
         return None
-    told = told.removeprefix("the ").removeprefix("one ").removesuffix(" please").removesuffix(" in this picture")
-    return one((f"Which is the {told}?", f"Which one is the {told}?", f"Which object is the {told}?"), rng)
+    phrase = phrase.removeprefix("the ").removeprefix("one ").removesuffix(" please").removesuffix(" in this picture")
+    return one((f"Which is the {phrase}?", f"Which one is the {phrase}?", f"Which object is the {phrase}?"), rng)
 
 
 def dialogue(things: list[Thing], target: Thing, rng: np.random.Generator) -> list[tuple[str, str]] | None:
-    """(question, answer) turns after which the target alone is left (GuessWhat), or None where that fails.
+    """(question, answer) turns that identify the target (GuessWhat), or None if that fails.
 
-    Questions mostly tell some of those that are left from others, as people's do.
+    Like questions of people, most of them distinguish between the remaining objects.
     """
     left, turns = list(things), []
     for _ in range(40):
@@ -103,7 +103,7 @@ def dialogue(things: list[Thing], target: Thing, rng: np.random.Generator) -> li
 
 
 def _binary(left: list[Thing], rng: np.random.Generator):
-    """(a question, thing -> its answer) about what one of those that are left is like, or where it is."""
+    """(question, function thing -> answer) about an attribute or the position of one of the remaining objects."""
     if rng.random() < 0.8:
         name = one(NAMES, rng)
         value = getattr(one(left, rng), name) if rng.random() < 0.9 else one(VALUES[name], rng)

@@ -1,4 +1,4 @@
-"""How the world's annotations speak of objects: sets of attributes, what they single out, and phrases for them."""
+"""Phrases for objects in the annotations of the miniature world: sets of attributes and the objects they identify."""
 
 from itertools import combinations
 
@@ -9,13 +9,13 @@ from shards.world.scenes import COLOURS, KINDS, PATTERNS, Thing
 
 NAMES = ("kind", "colour", "size", "pattern")
 VALUES = {"kind": KINDS, "colour": tuple(COLOURS), "size": tuple(SIZES), "pattern": PATTERNS}
-ANY = ("thing", "shape", "object")  # what is said where the kind is not
+ANY = ("thing", "shape", "object")  # nouns if the kind is not mentioned
 
 Attributes = dict[str, str]
 
 
 def one(options, rng: np.random.Generator):
-    """One of some options, each as likely."""
+    """A uniformly random option."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -32,9 +32,9 @@ def matching(things: list[Thing], attributes: Attributes) -> list[Thing]:
 
 
 def singling_out(things: list[Thing], target: Thing, rng: np.random.Generator, without=()) -> Attributes | None:
-    """The fewest attributes that only the target has (any such set), or None where there are none.
+    """A smallest set of attributes (a random one) that only the target has, or None.
 
-    without: names that may not be used. A plain pattern is not said, so it singles nothing out.
+    without: names that must not be used. A plain pattern is never mentioned, so it is not used either.
     """
     names = [name for name in NAMES if name not in without and (name != "pattern" or target.pattern != "plain")]
     for count in range(1, len(names) + 1):
@@ -47,7 +47,7 @@ def singling_out(things: list[Thing], target: Thing, rng: np.random.Generator, w
 
 
 def words(attributes: Attributes, rng: np.random.Generator, plural: bool = False) -> str:
-    """ "small striped red ring"; with synonyms, and "thing" or the like where the kind is not said."""
+    """ "small striped red ring", with synonyms, and "thing" or similar if the kind is not mentioned."""
     parts = []
     if "size" in attributes:
         parts.append(one(SIZES[attributes["size"]], rng))
@@ -71,7 +71,7 @@ def a(phrase: str) -> str:
 
 
 def is_left(one_thing: Thing, other: Thing) -> bool | None:
-    """Whether a thing lies left of another; None where neither side is clear."""
+    """Whether a thing is left of another; None if that is ambiguous."""
     return _beyond(other.x - one_thing.x)
 
 
@@ -83,7 +83,7 @@ def _beyond(distance: float) -> bool | None:
     return None if abs(distance) < CLEAR else distance > 0
 
 
-CLEAR = 14  # pixels between centres from which a side is clear to everybody
+CLEAR = 14  # minimum distance of centres, in pixels, for an unambiguous relation
 RELATIONS = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
@@ -93,7 +93,7 @@ RELATIONS = {
 
 
 def related(first: Thing, relation: str, second: Thing) -> bool | None:
-    """Whether the first thing is left, right, above or below the second; None where it is not clear."""
+    """Whether the first thing is left, right, above or below the second; None if that is ambiguous."""
     if relation in ("left", "right"):
         left = is_left(first, second)
         return left if left is None or relation == "left" else not left

@@ -1,4 +1,4 @@
-"""The world's images by data set: their scenes, and drawing them. Image ids overlap as those of real data sets do."""
+"""Pictures of the miniature world and drawing them. Data sets share images, like the real ones."""
 
 import os
 import shutil
@@ -11,14 +11,21 @@ from shards.files import naming
 from shards.jobs import advance, run_tasks
 from shards.world.scenes import Thing, draw_scene, make_scene
 
-PER_TASK = 250  # drawings of one task
-COUNTS = (2, 3, 3, 4, 4)  # objects of a scene that tasks ask about
+PER_TASK = 250  # pictures drawn per job of a worker process
+COUNTS = (2, 3, 3, 4, 4)  # numbers of objects in scenes of tasks
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image. id: as annotations have it; file: its name; key: of everything random about it; same_as: the file of
-    another data set that has the same pixels, '' where this one is drawn for itself."""
+    """One image.
+
+    Attributes:
+        id: image id in annotations.
+        file: file name.
+        things: objects of the scene.
+        key: seed of all random decisions about it.
+        same_as: file with the same image in another data set, or "".
+    """
 
     id: int | str
     file: str
@@ -27,18 +34,18 @@ class Picture:
     same_as: str = ""
 
     def rng(self, purpose: int) -> np.random.Generator:
-        """Random numbers for one purpose of this image."""
+        """A random generator for one purpose of this image."""
         return np.random.default_rng([*self.key, purpose])
 
 
 def picture(key: tuple[int, ...], id: int | str, file: str, numbers=COUNTS) -> Picture:
-    """A new scene whose objects follow from the key alone."""
+    """A picture of a new scene, whose objects are determined by the key."""
     return Picture(id, file, tuple(make_scene(np.random.default_rng([*key, 0]), numbers)), key)
 
 
 @dataclass
 class Drawing:
-    """Pictures to be drawn into a folder."""
+    """Pictures to draw into a folder."""
 
     folder: Path
     pictures: list[Picture]
@@ -53,7 +60,7 @@ def draw(drawing: Drawing) -> None:
 
 
 def draw_all(folders: dict[Path, list[Picture]]) -> None:
-    """Draws the pictures of several folders, in parallel; those that are the same as another are copied."""
+    """Draws the pictures of several folders in parallel; those that are equal to another are copied."""
     drawings = []
     for folder, pictures in folders.items():
         folder.mkdir(parents=True, exist_ok=True)

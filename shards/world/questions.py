@@ -1,6 +1,6 @@
 """Questions about a scene with their answers, for VQA, Visual Genome QA and GQA.
 
-Where the answer is yes or no, both are made in the same way, so that nothing in the words says which it is.
+Questions with the answers yes and no are generated in the same way, so that the words do not reveal the answer.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,22 @@ from shards.world.language import (
 )
 from shards.world.scenes import Thing
 
-Program = tuple[tuple[str, str], ...]  # (operation, argument) by operation, as in GQA
+Program = tuple[tuple[str, str], ...]  # (operation, argument), as in GQA
 OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
-OFFICIAL = {"colour": "color"}  # names of attributes that GQA spells otherwise
+OFFICIAL = {"colour": "color"}  # names of attributes with another spelling in GQA
 
 
 @dataclass(frozen=True)
 class Question:
-    """kind: VQA's answer_type (yes/no, number, other); structure, about: GQA's types.structural and types.semantic;
-    program: GQA's functional program; entails: questions whose answers follow from this one's; options: the answers
-    that the question itself names."""
+    """A question with its answer.
+
+    Attributes:
+        kind: VQA's answer_type (yes/no, number, other).
+        structure, about: GQA's types.structural and types.semantic.
+        program: GQA's functional program.
+        entails: questions whose answers follow from this one.
+        options: answers that the question mentions.
+    """
 
     text: str
     answer: str
@@ -44,27 +50,27 @@ class Question:
 
     @property
     def valid(self) -> tuple[str, ...]:
-        """The answers that could be one to such a question."""
+        """The answers that are valid for this type of question."""
         if self.kind == "yes/no":
             return ("yes", "no")
         return VALUES["colour" if self.answer in VALUES["colour"] else "kind"]
 
     @property
     def group(self) -> str | None:
-        """GQA's groups.global: the open questions whose answers are of one sort."""
+        """GQA's groups.global: open questions with the same type of answer."""
         if self.structure != "query" or self.kind != "other":
             return None
         return "color" if self.answer in VALUES["colour"] else "shape"
 
 
 def select(known: Attributes) -> Program:
-    """The operations that find the things with these attributes."""
+    """The operations that select the things with these attributes."""
     others = (name for name in known if name != "kind")
     return (("select", known.get("kind", "thing")), *((f"filter {OFFICIAL.get(n, n)}", known[n]) for n in others))
 
 
 def verify(thing: str, name: str, value: str, program: Program) -> Question:
-    """Whether what a phrase and a program single out has the value that it has."""
+    """A question whether the thing identified by a phrase and a program has its actual value; the answer is yes."""
     text = f"Is the {thing} {a(value) if name == 'kind' else value}?"
     step = (f"verify {OFFICIAL.get(name, name)}", value)
     return Question(text, "yes", "yes/no", "verify", "attr", (*program, step))
@@ -97,7 +103,7 @@ def ask_shape(things: list[Thing], rng: np.random.Generator) -> Question | None:
 
 
 def ask_neighbour(things: list[Thing], rng: np.random.Generator) -> Question | None:
-    """What lies on one side of something: one thing, and clearly so."""
+    """Asks for the only object on one side of another one."""
     target, relation = one(things, rng), one(tuple(RELATIONS), rng)
     known = singling_out(things, target, rng)
     sides = [related(thing, relation, target) for thing in things if thing is not target]
@@ -134,7 +140,7 @@ def ask_presence(things: list[Thing], rng: np.random.Generator) -> Question:
 
 
 def present_or_not(things: list[Thing], rng: np.random.Generator) -> tuple[Attributes, bool]:
-    """Two attributes that something has, or, half of the time, that nothing has though each for itself is there."""
+    """Two attributes, and whether an object has both; in half of the cases none has, though each may occur."""
     first = attributes_of(one(things, rng), one((("kind", "colour"), ("kind", "pattern"), ("colour", "size")), rng))
     if rng.random() < 0.5:
         return first, True
@@ -168,9 +174,9 @@ def ask_relation(things: list[Thing], rng: np.random.Generator) -> Question | No
 
 
 def ask_comparison(things: list[Thing], rng: np.random.Generator) -> Question | None:
-    """More, fewer or as many, of two values that are there or of one that is not.
+    """Compares the numbers of objects with two values, one of which may not occur: more, fewer or as many.
 
-    Asked where a true and a false question could be, so that the words tell nothing.
+    Only asked if both a true and a false question are possible, so that the words do not reveal the answer.
     """
     name, wording, true = one(("kind", "colour"), rng), one(tuple(_COMPARED), rng), bool(rng.random() < 0.5)
     counts = {value: len(matching(things, {name: value})) for value in {getattr(thing, name) for thing in things}}
@@ -219,7 +225,7 @@ def ask_choice(things: list[Thing], rng: np.random.Generator) -> Question | None
 
 
 def ask_both(things: list[Thing], rng: np.random.Generator) -> Question:
-    """Two presences joined by and or or."""
+    """Asks whether two kinds of objects are present, joined by "and" or "or"."""
     (one_known, one_there), (two_known, two_there) = present_or_not(things, rng), present_or_not(things, rng)
     first, second = a(words(one_known, rng)), a(words(two_known, rng))
     if rng.random() < 0.5:
@@ -237,7 +243,7 @@ COMPOSED = (ask_neighbour, ask_relation, ask_comparison, ask_choice, ask_both, a
 
 
 def ask(things: list[Thing], kinds, count: int, rng: np.random.Generator) -> list[Question]:
-    """`count` questions that differ, of these kinds in turn; fewer where the scene has not so many."""
+    """`count` different questions of these kinds in turn; fewer if the scene does not have enough."""
     found: dict[str, Question] = {}
     for attempt in range(20 * count):
         question = kinds[attempt % len(kinds)](things, rng)
@@ -249,8 +255,8 @@ def ask(things: list[Thing], kinds, count: int, rng: np.random.Generator) -> lis
 
 
 def people_say(question: Question, rng: np.random.Generator, people: int = 10) -> list[str]:
-    """What ten annotators answer: mostly the right thing, some in other words, some wrong."""
-    said = []
+    """Answers of ten annotators: mostly correct, some in other words, some wrong."""
+    answers = []
     for _ in range(people):
         luck, answer = rng.random(), question.answer
         if luck < 0.12:
@@ -264,5 +270,5 @@ def people_say(question: Question, rng: np.random.Generator, people: int = 10) -
             answer = one(NOUNS[answer], rng)
         elif luck < 0.3 and question.kind == "other":
             answer = a(answer).capitalize() if answer in NOUNS else f"{answer}."
-        said.append(answer)
-    return said
+        answers.append(answer)
+    return answers

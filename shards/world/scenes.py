@@ -1,6 +1,6 @@
-"""Scenes of the miniature world: a few objects with a kind, a colour, a size, a pattern and a place, drawn.
+"""Scenes of the miniature world, with objects that have a kind, colour, size, pattern and position, and their drawing.
 
-Two drawings of like objects never share their pixels: shades, sizes, turns, backgrounds and grain all vary.
+Pixels of equal objects always differ: shades, sizes, rotations, backgrounds and noise are random.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT = 160, 120
-FINE = 3  # drawn this much larger and averaged down, so that edges are smooth
+FINE = 3  # supersampling factor for smooth edges
 
 COLOURS = {
     "red": (205, 40, 45),
@@ -41,7 +41,7 @@ class Thing:
 
 
 def make_scene(rng: np.random.Generator, numbers=(1, 2, 2, 3)) -> list[Thing]:
-    """Some objects that do not touch, one of `numbers` of them (fewer where there is no room)."""
+    """Random objects that do not touch; their number is one of `numbers`, or fewer if there is no room."""
     things: list[Thing] = []
     wanted = int(rng.choice(numbers))
     for _ in range(200):
@@ -58,7 +58,7 @@ def make_scene(rng: np.random.Generator, numbers=(1, 2, 2, 3)) -> list[Thing]:
 
 
 def draw_scene(things: list[Thing], rng: np.random.Generator) -> Image.Image:
-    """The picture of a scene, RGB, WIDTH x HEIGHT."""
+    """Draws a scene: RGB, WIDTH x HEIGHT."""
     image = _background(rng)
     for thing in things:
         shade = np.clip(np.array(COLOURS[thing.colour]) + rng.normal(0, 9, 3), 0, 255)
@@ -70,19 +70,19 @@ def draw_scene(things: list[Thing], rng: np.random.Generator) -> Image.Image:
 
 
 def bounding_box(thing: Thing) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 in pixels of the image, as the object is drawn."""
+    """x1, y1, x2, y2 of the drawn object, in pixels of the image."""
     return tuple(side / FINE for side in _mask(thing).getbbox())
 
 
 def _background(rng: np.random.Generator) -> Image.Image:
-    """A soft slope between near shades of a middling grey, FINE times the image's size."""
+    """A smooth gradient between similar shades of medium grey, FINE times the image size."""
     base = rng.uniform(105, 205)
     corners = np.clip(base + rng.normal(0, 9, (2, 2, 3)) + rng.normal(0, 6, (2, 2, 1)), 0, 255)
     return Image.fromarray(corners.astype(np.uint8)).resize((WIDTH * FINE, HEIGHT * FINE), Image.Resampling.BILINEAR)
 
 
 def _outline(thing: Thing) -> list[tuple[float, float]] | None:
-    """The corners of a straight-sided kind, as shares of the radius before turning; None for the round ones."""
+    """The corners of a polygonal kind, relative to the radius, before rotation; None for round kinds."""
     if thing.kind == "star":
         turns = np.arange(10) * np.pi / 5 - np.pi / 2
         return [(r * np.cos(a), r * np.sin(a)) for a, r in zip(turns, [1, 0.42] * 5, strict=True)]
@@ -124,7 +124,7 @@ def _mask(thing: Thing) -> Image.Image:
 
 
 def _fill(thing: Thing, shade: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """The colour of an object all over, with its pattern in a lighter or darker tone of it."""
+    """An image filled with the colour of an object and its pattern in a lighter or darker tone."""
     size = WIDTH * FINE, HEIGHT * FINE
     image = Image.new("RGB", size, tuple(int(v) for v in shade))
     if thing.pattern == "plain":

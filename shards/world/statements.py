@@ -1,6 +1,6 @@
-"""Statements about two images (NLVR2) and hypotheses about one (SNLI-VE), made so that their words tell nothing.
+"""Statements about two images (NLVR2) and hypotheses about one (SNLI-VE), whose words do not reveal the label.
 
-A statement about two images is given to pairs that make it true and to pairs that make it false, both drawn alike.
+Every statement has pairs of images for which it is true and pairs for which it is false, drawn in the same way.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ TRIES = 400
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence and when it is true of (left, right). about: attributes that make it worth asking."""
+    """A sentence with a function of (left, right) that determines whether it is true. about: attributes it mentions."""
 
     text: str
     true: Callable[[Scene, Scene], bool]
@@ -95,7 +95,7 @@ def _none(about: Attributes, rng: np.random.Generator) -> Statement:
 
 
 def make_pair(statement: Statement, truth: bool, rng: np.random.Generator) -> tuple[Scene, Scene] | None:
-    """Two scenes of which the statement is true, or false; what it is about turns up often, either way."""
+    """Two scenes for which the statement is true (or false), in which the attributes it mentions are frequent."""
     for _ in range(TRIES):
         left, right = (_scene_about(statement.about, rng) for _ in range(2))
         if statement.true(left, right) == truth:
@@ -108,7 +108,7 @@ def _scene_about(about: Attributes, rng: np.random.Generator) -> Scene:
     for place in range(len(things)):
         if about and rng.random() < 0.35:
             part = dict(about)
-            if len(part) > 1 and rng.random() < 0.4:  # nearly what it is about
+            if len(part) > 1 and rng.random() < 0.4:  # only some of the attributes
                 part.pop(one(tuple(part), rng))
             things[place] = replace(things[place], **part)
     return things
@@ -119,9 +119,9 @@ LABELS = ("entailment", "neutral", "contradiction")
 
 
 def make_hypothesis(things: Scene, label: str, rng: np.random.Generator) -> str | None:
-    """A sentence that a scene entails, contradicts, or leaves open; None where the dice do not suit the scene.
+    """A sentence that a scene entails, contradicts, or does not determine; None if the random choices do not fit.
 
-    What no picture shows is open of a thing that is there, and wrong of one that is not.
+    An invisible property is neutral for an object in the scene, and a contradiction for one that is not in it.
     """
     name, other = one((("kind", "colour"), ("colour", "kind")), rng)
     form = one({"entailment": "AC", "neutral": "BC", "contradiction": "AABC"}[label], rng)

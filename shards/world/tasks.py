@@ -1,4 +1,4 @@
-"""Which pictures each of the world's data sets has, how many of everything, and writing it all."""
+"""Pictures and sizes of the data sets of the miniature world, and writing their annotations."""
 
 import gzip
 import json
@@ -11,10 +11,10 @@ from shards.world import annotations
 from shards.world.captions import make_caption
 from shards.world.pools import Picture, draw_all, picture
 
-PAIRS, COCO, GENOME, FLICKR, NLVR2 = range(1, 6)  # the first part of a picture's key after the seed
+PAIRS, COCO, GENOME, FLICKR, NLVR2 = range(1, 6)  # the part of a picture's key after the seed
 
 
-# Training examples and images of the real data sets (table 8 of the paper, and their own publications).
+# Training examples and images of the real data sets (table 8 of the paper, and the publications of the data sets).
 REAL_EXAMPLES = {
     "vqa": 655_111,
     "vgqa": 1_437_931,
@@ -28,15 +28,20 @@ REAL_EXAMPLES = {
     "snli_ve": 529_527,
 }
 REAL_IMAGES = {"coco": 113_287, "genome": 108_077, "flickr": 29_000}
-GIVEN_BOXES = {"visual7w_boxes": "visual7w", "guesswhat_boxes": "coco"}  # and whose images they are of
-TASK_REGIONS = (*REAL_IMAGES, "nlvr2", "visual7w", *GIVEN_BOXES)  # region shards of the tasks' images and boxes
-HELD_OUT = 0.1  # of Visual Genome QA's and GQA's questions, where these are too few for the official number
+GIVEN_BOXES = {"visual7w_boxes": "visual7w", "guesswhat_boxes": "coco"}  # file of boxes -> its images
+TASK_REGIONS = (*REAL_IMAGES, "nlvr2", "visual7w", *GIVEN_BOXES)  # region shards of the images and boxes of tasks
+HELD_OUT = 0.1  # held-out share of Visual Genome QA and GQA, which have fewer questions than the official number
 
 
 @dataclass(frozen=True)
 class TaskSizes:
-    """How much there is of everything, about: training examples of a task one for so many (one_in) of the real data
-    set's, but `examples` at the least; `evaluation` examples of each evaluation split."""
+    """Approximate sizes of the data sets.
+
+    Attributes:
+        examples: minimum number of training examples per task.
+        evaluation: examples per evaluation split.
+        one_in: size of the real training sets relative to ours.
+    """
 
     examples: int
     evaluation: int
@@ -47,7 +52,7 @@ class TaskSizes:
         return max(self.examples, REAL_EXAMPLES[task] // self.one_in)
 
     def images(self, name: str, least: int) -> int:
-        """Of a data set of images, to train on."""
+        """Number of training images of a data set."""
         return max(least, REAL_IMAGES[name] // self.one_in)
 
     def of(self, task: str, *evaluated: str) -> dict[str, int]:
@@ -55,12 +60,12 @@ class TaskSizes:
 
 
 def pairs_pictures(count: int, seed: int) -> list[Picture]:
-    """The pictures of the image-caption pairs, which are of simpler scenes than the tasks'."""
+    """The pictures of the image-caption pairs, whose scenes are simpler than those of the tasks."""
     return [picture((seed, PAIRS, n), n, f"{n:06d}.png", numbers=(1, 2, 2, 3)) for n in range(count)]
 
 
 def write_captions(folder: Path, pictures: list[Picture]) -> None:
-    """One caption beside each picture, KEY.txt."""
+    """Writes one caption next to each picture, KEY.txt."""
     for one in pictures:
         text = make_caption(list(one.things), one.rng(2))
         path = (folder / one.file).with_suffix(".txt")
@@ -69,11 +74,11 @@ def write_captions(folder: Path, pictures: list[Picture]) -> None:
 
 
 def coco(sizes: TaskSizes) -> dict[str, list[Picture]]:
-    """train (train2014), val and test (both of val2014, as Karpathy divides it), unasked (test2015)."""
+    """COCO: train (train2014), val and test (Karpathy splits of val2014), unasked (test2015)."""
     train, half = sizes.images("coco", sizes.examples // 3), sizes.evaluation // 2
     counts = {"train": train, "val": half, "test": half, "unasked": 20}
     years = {"train": "train2014", "val": "val2014", "test": "val2014", "unasked": "test2015"}
-    # Ids of val and test come in turn, so that what VQA holds out, the last by id, has images of both.
+    # Ids of val and test alternate, so that the images that VQA holds out, the last by id, are from both.
     turns = [train + place + half * in_test for place in range(half) for in_test in (0, 1)]
     places = {number: train + turn for turn, number in enumerate(turns)}
     pictures, number = {}, 0
@@ -87,7 +92,7 @@ def coco(sizes: TaskSizes) -> dict[str, list[Picture]]:
 
 
 def genome(sizes: TaskSizes, of_coco: dict[str, list[Picture]]) -> list[Picture]:
-    """Visual Genome's pictures, one in three of them COCO's as well, training and test pictures alike."""
+    """The pictures of Visual Genome, of which one third is also in COCO, in training and test splits."""
     shared = [one for split in ("train", "val", "test") for one in of_coco[split]][::2]
     pictures: list[Picture] = []
     for number in range(sizes.images("genome", sizes.examples * 3 // 5)):
@@ -101,7 +106,7 @@ def genome(sizes: TaskSizes, of_coco: dict[str, list[Picture]]) -> list[Picture]
 
 
 def gqa_test(sizes: TaskSizes, first: int) -> list[Picture]:
-    """The pictures of GQA's test, which are none of Visual Genome's; first: how many of those there are."""
+    """The pictures of GQA's test split, which are not in Visual Genome. first: number of pictures of Visual Genome."""
     return [picture((sizes.seed, GENOME, first + n), f"n{n + 1}", f"n{n + 1}.png") for n in range(20)]
 
 
@@ -119,27 +124,27 @@ def flickr(sizes: TaskSizes) -> dict[str, list[Picture]]:
 
 
 def as_visual7w(pictures: list[Picture]) -> list[Picture]:
-    """Visual Genome's pictures under Visual7W's names."""
+    """Pictures of Visual Genome with the file names of Visual7W."""
     return [Picture(one.id, f"v7w_{one.id}.png", one.things, one.key, f"genome/{one.file}") for one in pictures]
 
 
 def divide(pictures: list[Picture], sizes: TaskSizes, names: tuple[str, str, str]) -> dict[str, list[Picture]]:
-    """Pictures in three splits in the proportion of training and evaluation examples."""
+    """Divides pictures into three splits in proportion to training and evaluation examples."""
     total = sizes.examples + 2 * sizes.evaluation
     ends = [0, len(pictures) * sizes.examples // total, len(pictures) * (sizes.examples + sizes.evaluation) // total]
     return {name: pictures[begin:end] for name, begin, end in zip(names, ends, [*ends[1:], None], strict=True)}
 
 
 def write_tasks(out: Path, sizes: TaskSizes) -> dict:
-    """Draws the pictures and writes the annotations of all tasks; says which folders of images and boxes there are."""
+    """Draws the pictures and writes the annotations of all tasks; returns the folders of images and boxes."""
     of_coco, of_flickr = coco(sizes), flickr(sizes)
     of_genome = genome(sizes, of_coco)
     of_visual7w = divide(as_visual7w(of_genome), sizes, ("train", "val", "test"))
     train, val, test = of_coco["train"], of_coco["val"], of_coco["test"]
-    cut = len(val) * 4 // 5  # the rest of val is Karpathy's restval, which counts as training
+    cut = len(val) * 4 // 5  # the rest of val is Karpathy's restval, part of the training data
     nlvr2, of_nlvr2 = annotations.nlvr2(sizes.of("nlvr2", "dev", "test1"), (sizes.seed, NLVR2))
     coco_ids = {f"coco/{one.file}": one.id for split in (train, val, test) for one in split}
-    # Half of VQA's val is trained on; the other half is minval.
+    # Half of VQA's val is training data; the other half is minval.
     vqa_counts = {
         "train2014": max(1, sizes.training("vqa") - sizes.evaluation),
         "val2014": 2 * sizes.evaluation,
@@ -196,7 +201,7 @@ def write_tasks(out: Path, sizes: TaskSizes) -> dict:
 
 
 def _write(path: Path, value) -> None:
-    """JSON, lines of JSON (packed or not), or a pickle as Python 2 wrote them, by the name."""
+    """Writes JSON, JSON Lines (compressed or not), or a pickle of protocol 2, depending on the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".p":
         with whole_file(path) as file:

@@ -1,5 +1,5 @@
-"""The region detector of the paper: a Faster R-CNN on ResNeXt-152 with a feature pyramid, in plain torch; the same on
-a ResNet or ResNeXt of other sizes."""
+"""The detector of the paper in plain torch: a Faster R-CNN with a ResNeXt-152 FPN backbone, or a ResNet or ResNeXt of
+other sizes."""
 
 from shards.x152.detector import Detections, RegionDetector
 from shards.x152.network import DetectorConfig

@@ -1,6 +1,6 @@
-"""Boxes of the detector: anchors, decoding, overlaps, suppression, pooling.
+"""Boxes of the detector: anchors, decoding, IoU, non-maximum suppression, RoIAlign.
 
-Its code counts pixels as it was done of old: a box from x1 to x2 is x2 - x1 + 1 wide.
+As in maskrcnn-benchmark, a box from x1 to x2 has the width x2 - x1 + 1.
 """
 
 import math
@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STRIDES = (4, 8, 16, 32, 64)
-SIZES = (32, 64, 128, 256, 512)  # of the anchors on each level
-RATIOS = (0.5, 1.0, 2.0)  # height by width
-LARGEST = math.log(1000 / 16)  # of the logarithm of a change of size
-CLASSES_AT_ONCE = 400  # of a suppression on a processor: so many stay in its cache
-SAMPLES = 2  # of a cell of a region, each way
+SIZES = (32, 64, 128, 256, 512)  # anchor sizes of each level
+RATIOS = (0.5, 1.0, 2.0)  # height / width
+LARGEST = math.log(1000 / 16)  # maximum logarithm of a change of size
+CLASSES_AT_ONCE = 400  # classes per step of the suppression on a CPU, to fit the cache
+SAMPLES = 2  # sampling points per cell and axis in RoIAlign
 
 
 def anchors(size: int, stride: int, height: int, width: int, device=None) -> Tensor:
-    """(height * width * 3, 4): the anchors of a level, row by row."""
+    """(height * width * 3, 4): anchors of a level, row by row."""
     base = torch.tensor([cell_anchor(stride, size, ratio) for ratio in RATIOS], device=device)
     y, x = torch.meshgrid(
         torch.arange(height, device=device) * stride, torch.arange(width, device=device) * stride, indexing="ij"
@@ -28,7 +28,7 @@ def anchors(size: int, stride: int, height: int, width: int, device=None) -> Ten
 
 
 def cell_anchor(stride: int, size: int, ratio: float) -> list[float]:
-    """An anchor of the first place: a window of stride x stride, reshaped (and rounded), then scaled."""
+    """The anchor of the first cell: a window of stride x stride, reshaped to the ratio (rounded), then scaled."""
     width = round(math.sqrt(stride * stride / ratio))
     height = round(width * ratio)
     width, height, centre = width * size / stride, height * size / stride, 0.5 * (stride - 1)
@@ -41,7 +41,7 @@ def cell_anchor(stride: int, size: int, ratio: float) -> list[float]:
 
 
 def moved(boxes: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes (..., 4) moved and resized by deltas (..., 4)."""
+    """Decodes box deltas: boxes (..., 4) shifted and resized by deltas (..., 4)."""
     size = boxes[..., 2:] - boxes[..., :2] + 1
     centre = boxes[..., :2] + 0.5 * size + deltas[..., :2] * size
     half = 0.5 * size * deltas[..., 2:].clamp(max=LARGEST).exp()
@@ -49,13 +49,13 @@ def moved(boxes: Tensor, deltas: Tensor) -> Tensor:
 
 
 def inside(boxes: Tensor, width: float, height: float) -> Tensor:
-    """Boxes (..., 4) cut to an image."""
+    """Boxes (..., 4) clipped to an image."""
     limit = boxes.new_tensor([width - 1, height - 1] * 2)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
 def overlapping_pairs(boxes: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """(j, i) int64 (P,) each: all pairs of two of the boxes (N, 4) whose IoU is above a threshold, sorted by i."""
+    """(j, i), int64 (P,) each: all pairs of boxes (N, 4) with an IoU above a threshold, sorted by i."""
     size = boxes[:, 2:] - boxes[:, :2] + 1
     area = size.prod(1)
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
@@ -67,11 +67,11 @@ def overlapping_pairs(boxes: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """bool (C, N): which boxes (N, 4) stay in each class by its scores (C, N): those that no better one that stays
-    overlaps by an IoU above the threshold. Of equal scores the earlier box is the better.
+    """Non-maximum suppression per class: bool (C, N), which boxes (N, 4) are kept given scores (C, N).
 
-    All classes at once: whether a box stays depends on the better ones alone, so that repeating "stays where no better
-    one that stays overlaps it" settles box after box, and ends when nothing changes any more.
+    A box is kept if no kept box with a higher score has an IoU above the threshold with it. For equal scores, the
+    earlier box has priority. All classes are computed together: a box depends only on boxes with higher scores, so
+    iterating the rule converges box by box, and ends when nothing changes.
     """
     pairs = overlapping_pairs(boxes, threshold)
     size = len(scores) if scores.is_cuda else CLASSES_AT_ONCE
@@ -79,7 +79,7 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def _settled(scores: Tensor, j: Tensor, i: Tensor) -> Tensor:
-    """bool (N, C): which boxes stay by scores (N, C), where box j (P,) may strike out box i (P,)."""
+    """bool (N, C): which boxes are kept given scores (N, C), where box j (P,) can suppress box i (P,)."""
     better = scores[j] > scores[i]
     better |= (scores[j] == scores[i]) & (j < i)[:, None]
     stays = torch.ones_like(scores, dtype=torch.bool)
@@ -92,16 +92,16 @@ def _settled(scores: Tensor, j: Tensor, i: Tensor) -> Tensor:
 
 
 def levels_of(boxes: Tensor) -> Tensor:
-    """int64 (R,): which of the first four maps a box is pooled from."""
+    """int64 (R,): the level, of the first four maps, from which a box is pooled."""
     area = (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)
     return torch.floor(4 + torch.log2(area.sqrt() / 224 + 1e-6)).clamp(2, 5).long() - 2
 
 
 def pool(maps: list[Tensor], boxes: Tensor, images: Tensor, cells: int) -> Tensor:
-    """Regions boxes (R, 4) of images int64 (R,) from four maps (B, C, H, W) -> (R, C * cells * cells).
+    """RoIAlign of boxes (R, 4) in images int64 (R,), from four maps (B, C, H, W) -> (R, C * cells * cells).
 
-    RoIAlign without the half-pixel shift, SAMPLES x SAMPLES in a cell. A cell is a weighted sum of rows of one table
-    that has every place of every map, which is what an embedding bag is.
+    Without the half-pixel shift, with SAMPLES x SAMPLES points per cell. An output cell is a weighted sum of rows of a
+    table with all positions of all maps, computed by an embedding bag.
     """
     table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in maps])
     shapes = torch.tensor([level.shape for level in maps], device=boxes.device)

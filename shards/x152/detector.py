@@ -1,4 +1,4 @@
-"""From images to regions: the transform, the network, what is kept."""
+"""Inference of the detector: preprocessing, network, and selection of regions."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,21 @@ from torch import Tensor
 from shards.x152.boxes import SIZES, STRIDES, anchors, inside, moved, pool, suppress
 from shards.x152.network import POOLED, DetectorConfig, Network
 
-MEAN = (102.9801, 115.9465, 122.7717)  # of blue, green, red
-MULTIPLE = 32  # of a batch's height and width
-PROPOSAL_OVERLAP, CLASS_OVERLAP = 0.7, 0.5
+MEAN = (102.9801, 115.9465, 122.7717)  # blue, green, red
+MULTIPLE = 32  # height and width of a batch are multiples of it
+PROPOSAL_OVERLAP, CLASS_OVERLAP = 0.7, 0.5  # IoU thresholds of the suppression
 
 
 @dataclass
 class Detections:
-    """An image's regions, best first: boxes (n, 4) in its pixels, features (n, D), probabilities (n, classes), scores
-    (n,) by which they were chosen."""
+    """The regions of an image, in order of scores.
+
+    Attributes:
+        boxes: (n, 4), in pixels of the image.
+        features: (n, D).
+        probabilities: (n, classes).
+        scores: (n,), by which regions are selected.
+    """
 
     boxes: Tensor
     features: Tensor
@@ -33,7 +39,7 @@ class RegionDetector:
         self.network, self.config, self.device = network.to(device), config, torch.device(device)
 
     def prepared(self, image: np.ndarray) -> tuple[Tensor, float]:
-        """(float32 (3, h, w) as the network takes it, its size by the image's)."""
+        """(input of the network, float32 (3, h, w); scale relative to the image)."""
         height, width = image.shape[:2]
         scale = self.config.min_size / min(height, width)
         if round(scale * max(height, width)) > self.config.max_size:
@@ -42,19 +48,19 @@ class RegionDetector:
         return resized(x - x.new_tensor(MEAN)[:, None, None], scale), scale
 
     def batch(self, images: list[Tensor]) -> Tensor:
-        """Prepared images as one tensor, with zeros to the right and below."""
+        """Stacks prepared images, zero-padded at the right and bottom."""
         sides = [max(image.shape[side] for image in images) for side in (1, 2)]
         height, width = (-(-side // MULTIPLE) * MULTIPLE for side in sides)
         return torch.stack([F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in images])
 
     def maps(self, images: list[np.ndarray]) -> tuple[list[Tensor], list[float], list[Tensor]]:
-        """(prepared images, their sizes by the images', the five feature maps of them all)."""
+        """(prepared images, their scales, the five feature maps of the batch)."""
         prepared, scales = zip(*map(self.prepared, images), strict=True)
         return list(prepared), list(scales), self.network.backbone(self.batch(list(prepared)))
 
     @torch.no_grad()
     def detect(self, images: list[np.ndarray]) -> list[Detections]:
-        """The regions of each image."""
+        """Detects the regions of each image."""
         prepared, scales, maps = self.maps(images)
         proposals = self.proposals(maps, [x.shape[1:] for x in prepared])
         features, probabilities = self.describe_boxes(maps, proposals)
@@ -65,7 +71,7 @@ class RegionDetector:
 
     @torch.no_grad()
     def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Detections]:
-        """The features of given boxes (n, 4), in pixels of each image, in their order."""
+        """Computes features and probabilities of given boxes (n, 4), in pixels of each image, in their order."""
         _, scales, maps = self.maps(images)
         given = [torch.as_tensor(b, dtype=torch.float32, device=self.device) for b in boxes]
         features, probabilities = self.describe_boxes(maps, [b * s for b, s in zip(given, scales, strict=True)])
@@ -74,7 +80,7 @@ class RegionDetector:
         ]
 
     def proposals(self, maps: list[Tensor], sizes) -> list[Tensor]:
-        """(n, 4) for each image: its best boxes over all levels, in pixels of the prepared image, best first."""
+        """(n, 4) per image: proposals of all levels, in pixels of the prepared image, in order of scores."""
         levels = []
         for x, stride, size in zip(maps, STRIDES, SIZES, strict=True):
             objectness, deltas = self.network.proposals(x)
@@ -94,7 +100,7 @@ class RegionDetector:
         return found
 
     def describe_boxes(self, maps: list[Tensor], boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """(features, class probabilities) of boxes in pixels of the prepared images, for each image."""
+        """(features, class probabilities) of boxes in pixels of the prepared images, per image."""
         counts = [len(b) for b in boxes]
         images = torch.repeat_interleave(
             torch.arange(len(boxes), device=self.device), torch.tensor(counts, device=self.device)
@@ -103,8 +109,11 @@ class RegionDetector:
         return features.split(counts), probabilities.split(counts)
 
     def kept(self, boxes: Tensor, features: Tensor, probabilities: Tensor) -> Detections:
-        """The best regions of an image, in its pixels. A region's score is the highest probability of a class, but for
-        the background, in which no better one suppresses it; 0 where there is none."""
+        """Selects the regions of an image with the highest scores; boxes are in its pixels.
+
+        The score of a region is its highest probability over the classes, except the background, in which it is not
+        suppressed; 0 if it is suppressed in all.
+        """
         scores = probabilities[:, 1:].T
         best = scores.masked_fill(~suppress(boxes, scores, CLASS_OVERLAP), 0).max(0).values
         order = best.argsort(descending=True, stable=True)[: self.config.regions]
@@ -112,9 +121,9 @@ class RegionDetector:
 
 
 def resized(image: Tensor, scale: float) -> Tensor:
-    """(C, H, W) -> (C, round(H scale), round(W scale)), bilinear by OpenCV's half-pixel rule.
+    """(C, H, W) -> (C, round(H scale), round(W scale)), bilinear, as in OpenCV (half-pixel centres).
 
-    OpenCV steps by 1 / scale, not by the ratio of the two sizes, which torch's own interpolation would.
+    OpenCV uses steps of 1 / scale, whereas torch's interpolation uses the ratio of the two sizes.
     """
     for side in (2, 1):
         length = image.shape[side]

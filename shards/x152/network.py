@@ -1,7 +1,7 @@
-"""Backbone, feature pyramid and heads, with the published names of weights.
+"""Backbone, feature pyramid (FPN) and heads of the detector, and loading of the published weights.
 
-Frozen batch norm (scale = weight / sqrt(running_var), no epsilon) is folded into the convolution before it when weights
-are loaded, so that a block is three convolutions and nothing else.
+Frozen batch norm (scale = weight / sqrt(running_var), no epsilon) is folded into the preceding convolution when weights
+are loaded, so that a block consists of three convolutions.
 """
 
 import dataclasses
@@ -13,22 +13,25 @@ from torch import Tensor, nn
 
 from shards.errors import UserError
 
-BODIES = {"R-50-FPN": (3, 4, 6, 3), "R-101-FPN": (3, 4, 23, 3), "R-152-FPN": (3, 8, 36, 3)}  # blocks of four stages
+BODIES = {"R-50-FPN": (3, 4, 6, 3), "R-101-FPN": (3, 4, 23, 3), "R-152-FPN": (3, 8, 36, 3)}  # blocks per stage
 STAGES = 4
 ANCHORS_PER_PLACE = 3
-POOLED = 7  # cells of a region, each way
+POOLED = 7  # RoIAlign output is POOLED x POOLED
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Sizes of the detector; the defaults are the published ones.
+    """Sizes of the detector; the defaults are those of the published weights.
 
-    blocks: of the four stages of the body, 3, 4, 6, 3 in a ResNet-50 or ResNeXt-50 and 3, 4, 23, 3 in a ResNet-101 or
-    ResNeXt-101; groups, width_per_group: of the 3x3 convolutions, 1 and 64 in a ResNet; stride_in_1x1: whether a
-    stage's stride is in the first 1x1 convolution of its first block (as in maskrcnn-benchmark's ResNets) or in the 3x3
-    convolution (as in its ResNeXts).
-    min_size, max_size: pixels of an image's short and long side; regions: that are kept; pre_nms_top_n and
-    post_nms_top_n: proposals of a level before suppression, and of an image after it.
+    Attributes:
+        blocks: blocks of the four stages; 3, 4, 6, 3 in a ResNet-50 or ResNeXt-50, 3, 4, 23, 3 in a ResNet-101 or
+            ResNeXt-101.
+        stride_in_1x1: whether the stride of a stage is in the first 1x1 convolution of its first block (ResNets of
+            maskrcnn-benchmark) or in the 3x3 convolution (its ResNeXts).
+        groups, width_per_group: of the 3x3 convolutions; 1 and 64 in a ResNet.
+        min_size, max_size: short and (at most) long side of the resized image in pixels.
+        regions: maximum number of regions per image.
+        pre_nms_top_n, post_nms_top_n: maximum number of proposals of a level before suppression, and of an image after.
     """
 
     blocks: tuple[int, int, int, int] = BODIES["R-152-FPN"]
@@ -48,9 +51,9 @@ class DetectorConfig:
 
     @classmethod
     def of(cls, values: dict, where: str) -> "DetectorConfig":
-        """From the keys of a JSON file: the fields', and conv_body, a name for `blocks`."""
+        """From the content of a JSON file, with fields of this class, and conv_body, a name for `blocks`."""
         if not isinstance(values, dict):
-            raise UserError(f"{where}: should be an object with sizes of the detector")
+            raise UserError(f"{where}: should be a JSON object with sizes of the detector")
         sizes, found = dict(values), {}
         if "conv_body" in sizes:
             body = sizes.pop("conv_body")
@@ -60,7 +63,7 @@ class DetectorConfig:
         if "blocks" in sizes:
             blocks = sizes.pop("blocks")
             if not (isinstance(blocks, list) and len(blocks) == STAGES and all(map(_is_size, blocks))):
-                raise UserError(f"{where}: blocks {blocks!r} should be four whole numbers, of the stages of the body")
+                raise UserError(f"{where}: blocks {blocks!r} should be four integers, one per stage")
             found["blocks"] = tuple(blocks)
         if "stride_in_1x1" in sizes:
             found["stride_in_1x1"] = sizes.pop("stride_in_1x1")
@@ -69,7 +72,7 @@ class DetectorConfig:
         known = sorted({field.name for field in dataclasses.fields(cls)} - {"blocks", "stride_in_1x1"})
         for key, value in sizes.items():
             if key not in known or not _is_size(value):
-                raise UserError(f"{where}: {key} {value!r} should be a whole number under one of {', '.join(known)}")
+                raise UserError(f"{where}: {key} {value!r} should be an integer, and the key one of {', '.join(known)}")
         return cls(**found, **sizes)
 
 
@@ -78,7 +81,7 @@ def _is_size(value) -> bool:
 
 
 class Block(nn.Module):
-    """1x1, 3x3 in groups, 1x1, and what went in added, through a 1x1 where sizes differ. strides: of the first two."""
+    """A bottleneck block: 1x1, grouped 3x3 and 1x1 convolutions with residual. strides: of the first two."""
 
     def __init__(self, into: int, inside: int, out: int, strides: tuple[int, int], groups: int):
         super().__init__()
@@ -132,7 +135,7 @@ class Backbone(nn.Module):
 
 
 class ProposalHead(nn.Module):
-    """What is an object, and how to move its anchor; the same on every level."""
+    """The head of the region proposal network (objectness and box deltas), shared by all levels."""
 
     def __init__(self, config: DetectorConfig):
         super().__init__()
@@ -142,7 +145,7 @@ class ProposalHead(nn.Module):
         self.deltas = nn.Conv2d(channels, 4 * ANCHORS_PER_PLACE, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A map (B, C, H, W) -> (B, H W A) before the sigmoid, (B, H W A, 4); places row by row, anchors inside."""
+        """A map (B, C, H, W) -> objectness logits (B, H W A), deltas (B, H W A, 4); row by row, anchors innermost."""
         x = F.relu(self.conv(x))
         size, (height, width) = len(x), x.shape[-2:]
         objectness = self.objectness(x).permute(0, 2, 3, 1).reshape(size, -1)
@@ -165,7 +168,7 @@ class BoxHead(nn.Module):
 
 
 class Network(nn.Module):
-    """The three of them."""
+    """Backbone, proposal head and box head."""
 
     def __init__(self, config: DetectorConfig):
         super().__init__()
@@ -173,13 +176,13 @@ class Network(nn.Module):
 
 
 def folded(weights: dict[str, Tensor], config: DetectorConfig, where: str) -> dict[str, Tensor]:
-    """The published weights under our names, batch norms folded into convolutions."""
+    """The published weights by our names, with batch norms folded into convolutions."""
     weights = {name.removeprefix("module."): value.float() for name, value in weights.items()}
     ours: dict[str, Tensor] = {}
 
     def take(name: str) -> Tensor:
         if name not in weights:
-            raise UserError(f"{where}: has no {name}; it should be the weights of the region detector")
+            raise UserError(f"{where}: missing key {name}; expected the weights of the region detector")
         return weights[name]
 
     def fold(target: str, convolution: str, norm: str) -> None:
@@ -196,8 +199,8 @@ def folded(weights: dict[str, Tensor], config: DetectorConfig, where: str) -> di
     for stage, count in enumerate(config.blocks):
         if any(name.startswith(f"{body}.layer{stage + 1}.{count}.") for name in weights):
             raise UserError(
-                f"{where}: layer{stage + 1} has more than the {count} blocks of its configuration; give "
-                "--detector_config with its conv_body or blocks"
+                f"{where}: layer{stage + 1} has more than the {count} blocks of the configuration; set conv_body or "
+                "blocks in --detector_config"
             )
         for block in range(count):
             target, published = f"backbone.stages.{stage}.{block}", f"{body}.layer{stage + 1}.{block}"
@@ -220,14 +223,15 @@ def folded(weights: dict[str, Tensor], config: DetectorConfig, where: str) -> di
 
 
 def build(weights: dict[str, Tensor], config: DetectorConfig, where: str) -> Network:
-    """The network with the published weights, for evaluation."""
+    """Builds the network with the published weights, in evaluation mode."""
     with torch.device("meta"):
         network = Network(config)
     ours = folded(weights, config, where)
     for name, value in network.state_dict().items():
         if ours[name].shape != value.shape:
             raise UserError(
-                f"{where}: {name} is {tuple(ours[name].shape)} there and {tuple(value.shape)} by its configuration"
+                f"{where}: {name} has the shape {tuple(ours[name].shape)}, but {tuple(value.shape)} by the "
+                "configuration; set the sizes in --detector_config"
             )
     network.load_state_dict(ours, assign=True)
     return network.eval().requires_grad_(False)

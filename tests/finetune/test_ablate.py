@@ -215,7 +215,7 @@ def test_flags_without_a_use_and_weights_that_are_not_there_are_refused(narrow, 
         plain_start(config, [Row()])
     with pytest.raises(UserError, match="--init nowhere: no such file"):
         plain_start(replace(config, init="nowhere"), NO_PRETRAINING)
-    with pytest.raises(UserError, match=r"--config base: .* is a run, which has its own sizes"):
+    with pytest.raises(UserError, match=r"--config base: .* is a run with its own configuration"):
         plain_start(replace(config, config="base"), NO_PRETRAINING)
 
 

@@ -46,7 +46,7 @@ def test_doctor_counts_answers_as_training_does(rare, pretrained, tmp_path, run_
     assert status == 0, err
     assert sorted(json.loads((tmp_path / "run" / "answers-vqa.json").read_text())) == sorted(expected)
     status, out, err = run_command("finetune.st", "--task", "vqa", "--out", tmp_path / "run", "--resume")
-    assert status == 0 and "finished before" in out, err
+    assert status == 0 and "already finished" in out, err
 
 
 @pytest.mark.parametrize(

@@ -274,4 +274,4 @@ def test_inspect_takes_the_same_ids(world, tmp_path, run_command):
     status, said, err = run_command("shards.inspect", *flags, "--image", image)
     assert status == 0 and f" {image}: " in said, err
     status, _, err = run_command("shards.inspect", *flags, "--image", "no-image")
-    assert status == 2 and "--image no-image: no image has this id" in err
+    assert status == 2 and "--image no-image: no such image id" in err

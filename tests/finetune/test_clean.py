@@ -343,7 +343,7 @@ def test_two_photos_with_one_id_are_refused_by_both_names(tmp_path):
     for name in ("coco/train2014/COCO_train2014_000000000042.jpg", "coco/42.png", "genome/42.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    with pytest.raises(UserError, match=r"coco/42\.png and .*COCO_train2014_000000000042\.jpg: both are image 42"):
+    with pytest.raises(UserError, match=r"coco/42\.png and .*COCO_train2014_000000000042\.jpg: duplicate image id 42"):
         image_files(str(tmp_path))
     (tmp_path / "coco" / "42.png").unlink()
     assert list(image_files(str(tmp_path))) == ["coco:42", "genome:42"]

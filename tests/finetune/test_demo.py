@@ -60,7 +60,7 @@ def animated(frames: int) -> bytes:
 
 
 HOSTILE = {
-    "text.png": (b"I am no image", "text.png: cannot be decoded (it is no image of a kind that is known)"),
+    "text.png": (b"I am no image", "text.png: cannot be decoded (unknown image format)"),
     "empty.jpg": (b"", "empty.jpg: cannot be decoded"),
     "bomb.png": (bomb(60000), "bomb.png: has more than 8000000 pixels"),
     "large.png": (bomb(3000), "large.png: has 3000 x 3000 pixels, more than 8000000"),
@@ -237,7 +237,7 @@ def test_a_hostile_file_in_the_browser(address, look, tmp_path):
     opened = look(address)
     opened.wait_for_selector("#ask")
     opened.set_input_files("#files input[type=file]", tmp_path / "text.png")
-    opened.wait_for_selector("text=text.png: cannot be decoded (it is no image of a kind that is known)")
+    opened.wait_for_selector("text=text.png: cannot be decoded (unknown image format)")
     assert opened.problems == []
 
 
@@ -270,8 +270,8 @@ def test_another_program_on_the_port(address, trained, run_command):
 
 def test_flags_that_do_not_fit(trained, world, tmp_path, run_command):
     status, _, err = run_command("finetune.demo", "--run", trained, "--images", tmp_path)
-    assert status == 2 and "holds no images" in err
+    assert status == 2 and "contains no images" in err
     status, _, err = run_command("finetune.demo", "--run", tmp_path, "--data", world)
-    assert status == 2 and f"--run {tmp_path}: holds no whole checkpoint and no weights" in err
+    assert status == 2 and f"--run {tmp_path}: contains no complete checkpoint and no weights" in err
     status, _, err = run_command("finetune.demo", "--run", trained, "--host", "a..b")
     assert status == 2 and err == "error: --host a..b: not a known host name or address\n"

@@ -288,7 +288,7 @@ def test_damaged_weights_end_all_ranks_with_one_sentence(mt, pretrained, tmp_pat
     path.write_bytes(content)
     results = run_ranks(2, *mt("--tasks", "g4", "--iterations", 1, "--init", tmp_path / "damaged"), script=MT)
     assert [status for status, _, _ in results] == [2, 2], results
-    assert "its SHA-256 is not the one in" in results[0][2] and results[1][2] == ""
+    assert "SHA-256 differs from" in results[0][2] and results[1][2] == ""
 
 
 def test_an_order_has_every_example_once_an_epoch_and_another_order_in_the_next():
@@ -353,14 +353,14 @@ def test_mistakes_are_one_sentence(mt, run_command, tmp_path, monkeypatch, flags
 def test_another_regime_is_another_run(mt, run_command, tmp_path, monkeypatch):
     run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2))
     status, _, err = run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2))
-    assert status == 2 and "holds a run already; --resume goes on with it" in err
+    assert status == 2 and "already contains a run; use --resume to continue it" in err
     resume = ("--out", tmp_path / "run", "--resume")
     status, _, err = run_command("finetune.mt", *resume, "--regime", "round_robin")
     assert status == 2 and "--regime round_robin: the run in" in err and "has dsg" in err
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     monkeypatch.setattr("finetune.data.open_data", None)  # nothing is read again
     status, out, _ = run_command("finetune.mt", *resume)
-    assert status == 0 and "this run was finished before" in out and "MT score" in out and "the paper, test" in out
+    assert status == 0 and "this run is already finished" in out and "MT score" in out and "the paper, test" in out
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     shutil.rmtree(tmp_path / "run")
 

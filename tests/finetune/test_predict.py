@@ -155,13 +155,13 @@ def test_hostile_files_are_told_in_a_sentence(trained, tmp_path, run_command):
 def test_a_folder_that_is_no_run(tmp_path, pretrained, world):
     with pytest.raises(UserError, match=r"contains pretraining weights, .*; fine-tune it on vqa first"):
         Predictor(pretrained)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(UserError, match=r"^run .*: holds no whole checkpoint and no weights"):
+    with pytest.raises(UserError, match=r"^run .*: contains no complete checkpoint and no weights"):
         Predictor(tmp_path, data=world)("vqa", "What?", np.zeros((9, 9, 3), np.uint8))
 
 
 def test_converted_regions_have_no_detector(trained, tmp_path):
     (tmp_path / "dataset.json").write_text('{"feature_size": 8, "extra": {"plan": {"command": "shards.convert"}}}')
-    with pytest.raises(UserError, match="its regions came with no detector"):
+    with pytest.raises(UserError, match="regions were converted, without a detector"):
         Predictor(trained, regions=tmp_path)
 
 

@@ -55,7 +55,7 @@ def test_the_order_of_the_answers_is_asked_for_and_kept(world, published, tmp_pa
     (tmp_path / "order.json").write_text(json.dumps(answers))
     status, out, err = run_command("finetune.st", *st, "--answers", tmp_path / "order.json")
     assert (status, err) == (0, "")
-    assert f"(AT->ST, from {file})" in out and "no place for: bert.encoder.c_layer.0 (4)" in out
+    assert f"(AT->ST, from {file})" in out and "unexpected keys, ignored: bert.encoder.c_layer.0 (4)" in out
     assert json.loads((tmp_path / "st" / "answers-vqa.json").read_text()) == answers
 
 
@@ -83,8 +83,8 @@ def test_weights_without_the_head_are_not_scored(world, published, pretrained, t
         (("--run", run, "--task", "nlvr2"), "was trained on vqa; fine-tune it on nlvr2 first"),
         (("--run", "scratch", "--task", "nlvr2"), "--run scratch: no such file or directory; it should be a run or"),
         (("--run", file), "does not list its tasks; name them by --task"),
-        (("--run", run, "--config", "base"), "is a run, which has its own sizes"),
-        (("--run", run, "--tokenizer", "x"), "is a run, which has its own"),
+        (("--run", run, "--config", "base"), "is a run with its own configuration"),
+        (("--run", run, "--tokenizer", "x"), "is a run with its own tokenizer"),
     ]:
         status, _, err = run_command("finetune.evaluate", "--data", world, "--workers", 0, *flags)
         assert status == 2 and complaint in err and err.count("\n") == 1, err

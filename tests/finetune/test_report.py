@@ -289,7 +289,7 @@ def test_mistakes(tmp_path, run_command):
     (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "config.json").write_text("[]")
     status, _, err = run_command("finetune.report", tmp_path)
-    assert status == 2 and "config.json: is not as it should be" in err
+    assert status == 2 and "config.json: has invalid content" in err
 
 
 def test_recall_among_fewer_images_is_noted_in_every_table(variant):

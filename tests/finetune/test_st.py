@@ -156,7 +156,7 @@ def test_a_run_stops_when_it_gets_no_better(st, tmp_path, run_command, pretraine
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     monkeypatch.setattr("finetune.data.open_data", None)  # nothing is read again
     status, out, _ = run_command("finetune.st", "--task", "snli_ve", "--out", tmp_path / "run", "--resume")
-    assert status == 0 and "this run was finished before" in out and "SNLI-VE, ST: accuracy" in out
+    assert status == 0 and "this run is already finished" in out and "SNLI-VE, ST: accuracy" in out
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
@@ -226,7 +226,7 @@ def test_another_answer_file_than_the_starts_is_told(st, run_command, tmp_path, 
     (tmp_path / "answers.json").write_text(json.dumps(["yes", "no"]))
     flags = ["--init", tmp_path / "first", "--answers", tmp_path / "answers.json"]
     status, _, err = run_command("finetune.st", *st("gqa", *flags, out="second"))
-    assert status == 2 and "heads.gqa" in err and "another vocabulary" in err
+    assert status == 2 and "heads.gqa" in err and "the configurations, features or vocabularies differ" in err
 
 
 def answers_of(run) -> list[str]:
@@ -328,6 +328,7 @@ def test_ranks_that_read_other_data_are_refused(world, tmp_path, module, differi
     results = run_ranks_apart(module, tmp_path / "rank", *flags)
     assert [status for status, _, _ in results] == [2, 2], results
     sentence = (
-        "error on rank 1: data/refcoco with data/regions/coco: is not the same data set here as on the first rank\n"
+        "error on rank 1: data/refcoco with data/regions/coco: differs from the data set on the first rank; "
+        "all ranks must read the same files\n"
     )
     assert [err for _, _, err in results] == ["", sentence]

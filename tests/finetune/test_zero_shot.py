@@ -156,7 +156,7 @@ def test_weights_without_an_alignment_head(world, pretrained, tmp_path, run_comm
 def test_fine_tuning_still_begins_with_a_new_retrieval_head(world, pretrained, tmp_path, run_command):
     flags = ("--task", NAME, "--data", world, "--init", pretrained, "--epochs", 1, "--workers", 0)
     status, out, err = run_command("finetune.st", *flags, "--out", tmp_path / "st")
-    assert (status, err) == (0, "") and "drawn at random" in out and "heads.retrieval" in out
+    assert (status, err) == (0, "") and "initialised randomly" in out and "heads.retrieval" in out
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_why_it_could_not_be_written_is_known_at_once_and_said_once(trained, tmp
     monkeypatch.setattr(pretrain.checkpoint, "save_file", full)
     writer.save(2, *trained, {}, None)
     writer._thread.join()
-    assert "No space left on device" in str(writer.failure) and "step-00000001 is whole" in str(writer.failure)
+    assert "No space left on device" in str(writer.failure) and "continue from step-00000001" in str(writer.failure)
     with pytest.raises(UserError, match="could not be written"):
         writer.save(3, *trained, {}, None)
     writer.wait()

@@ -1,4 +1,4 @@
-"""From shards to batches: swaps, limits, padding, and samples that the model cannot take."""
+"""From shards to batches: misaligned captions, limits, padding, and samples that the model cannot take."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from data_sets import make_dataset, make_samples
 from pretrain import masking
 from pretrain.collate import Collator, Limits, check_sample, stack
 from pretrain.objective import Objective
-from pretrain.pairs import Captions, Swaps
+from pretrain.pairs import Captions, MisalignedCaptions
 from pretrain.tokenizer import learn_pieces, load_pieces
 from shards.dataset import open_dataset, read_captions
 from shards.errors import UserError
@@ -26,7 +26,8 @@ def batches(dataset_folder):
     pieces = learn_pieces(captions.texts, 200)
     objective = Objective(mask_id=pieces.mask_id, ordinary_ids=pieces.ordinary_ids())
     return Reading(
-        RegionReader(dataset), Collator(captions, Swaps(captions, np.arange(97)), pieces, objective, 0, LIMITS)
+        RegionReader(dataset),
+        Collator(captions, MisalignedCaptions(captions, np.arange(97)), pieces, objective, 0, LIMITS),
     )
 
 
@@ -104,14 +105,14 @@ def test_a_learned_vocabulary_is_the_same_every_time_and_survives_saving(tmp_pat
     ("changes", "words"),
     [
         ({"features": np.zeros((0, 12), np.float16)}, "no regions"),
-        ({"features": np.zeros((2, 13), np.float16)}, "13 wide and the model's are 12"),
+        ({"features": np.zeros((2, 13), np.float16)}, "features of size 13, the model expects 12"),
         ({"features": np.full((2, 12), np.nan, np.float16)}, "NaN or infinite"),
         ({"features": np.full((2, 12), -np.inf, np.float16)}, "NaN or infinite"),
         ({"features": np.full((2, 12), 1e9, np.float32)}, "infinite in float16"),
         ({"boxes": np.full((2, 4), np.nan, np.float32)}, "boxes that are NaN"),
         ({"class_ids": None}, "--region_target features"),
-        ({"class_ids": np.full((2, 3), 9)}, "beyond the 9"),
-        ({"class_ids": np.zeros((2, 2), np.int16)}, "2 classes a region and others 3"),
+        ({"class_ids": np.full((2, 3), 9)}, "outside the 9"),
+        ({"class_ids": np.zeros((2, 2), np.int16)}, "2 classes per region, other samples have 3"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")

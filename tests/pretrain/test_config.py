@@ -97,7 +97,9 @@ def test_keys_that_change_the_model_are_refused_by_name(write, key, value):
 
 def test_the_key_that_changes_the_model_is_named_before_unknown_ones(write):
     """A RoBERTa configuration has keys of Hugging Face's that are in no other published file."""
-    with pytest.raises(UserError, match=r'model "roberta" \(another text encoder\) is not supported; only "bert" is'):
+    with pytest.raises(
+        UserError, match=r'model "roberta" \(another text encoder\) is not supported; it must be "bert"'
+    ):
         read_model_config(write({"finetuning_task": None, "num_labels": 2} | PUBLISHED | {"model": "roberta"}))
 
 

@@ -221,8 +221,8 @@ def test_a_run_learns_resumes_and_keeps_its_embeddings(several_captions, tmp_pat
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--negatives", "hard"), "--negatives hard: are chosen by the contrastive loss"),
-        (("--contrastive", 1, "--compile", "true"), "--contrastive 1: does not work with --compile true"),
+        (("--negatives", "hard"), "--negatives hard: requires the contrastive loss"),
+        (("--contrastive", 1, "--compile", "true"), "--contrastive 1: cannot be combined with --compile true"),
         (("--contrastive", -1), "--contrastive"),
     ],
 )

@@ -106,7 +106,7 @@ def test_capacities_hold_what_they_were_made_for_and_no_more():
 def test_where_there_is_no_graph_the_flag_is_refused_before_anything_is_made(tmp_path, run_command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = run_command("pretrain.run", "--cuda_graph", "true", "--device", "cpu")
-    assert status == 2 and "--cuda_graph true: works on GPUs, with --accumulate 1; this is cpu" in err
+    assert status == 2 and "--cuda_graph true: requires a GPU and --accumulate 1; the device is cpu" in err
     assert not (tmp_path / "data").exists()
 
 

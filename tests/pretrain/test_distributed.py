@@ -140,11 +140,12 @@ def test_a_rank_that_waits_for_others_says_so_and_gives_up(monkeypatch, capsys):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(distributed, "CONNECTING", datetime.timedelta(seconds=2))
-    monkeypatch.setattr(distributed, "SAID_AFTER", 0.2)
-    with pytest.raises(UserError, match=r"1 of 2 ranks did not come|they did not come in 0:00:02"), connected(TWO, CPU):
+    monkeypatch.setattr(distributed, "NOTICE_AFTER", 0.2)
+    message = r"timed out waiting for 1 of 2 ranks|timed out after 0:00:02"
+    with pytest.raises(UserError, match=message), connected(TWO, CPU):
         pass
     said = capsys.readouterr().err
-    assert "rank 0 of 2 waits at 127.0.0.1:" in said and "unset RANK" in said
+    assert "rank 0 of 2 is waiting at 127.0.0.1:" in said and "unset RANK" in said
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(UserError, match="they did not come in 0:00:02"), connected(Ranks(1, 2), CPU):
+    with pytest.raises(UserError, match="timed out after 0:00:02"), connected(Ranks(1, 2), CPU):
         pass

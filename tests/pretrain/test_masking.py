@@ -71,7 +71,7 @@ def plain_iou(a, b) -> float:
 @given(st.integers(0, 1000), st.integers(1, 14))
 def test_exactly_the_regions_that_overlap_a_zeroed_one_are_hidden(seed, n):
     boxes, valid = random_regions(6, n, seed)
-    found = masking.hide_regions(keys_of(6, seed), boxes, valid)
+    found = masking.choose_masked_regions(keys_of(6, seed), boxes, valid)
     assert not (found.chosen & ~valid).any() and not (found.zeroed & ~found.chosen).any()
     for row in range(6):
         b = boxes[row].tolist()
@@ -81,32 +81,32 @@ def test_exactly_the_regions_that_overlap_a_zeroed_one_are_hidden(seed, n):
             if any(abs(x - 0.4) < 1e-6 for x in overlaps):
                 continue
             expected = bool(valid[row, i]) and (bool(found.zeroed[row, i]) or any(x >= 0.4 for x in overlaps))
-            assert bool(found.hidden[row, i]) == expected
+            assert bool(found.masked[row, i]) == expected
 
 
 def test_shares_of_regions_chosen_and_zeroed_and_kept_ones_hide_nothing():
     boxes = torch.tensor([0.1, 0.1, 0.5, 0.5]).expand(5000, 8, 4)
-    found = masking.hide_regions(keys_of(5000), boxes, torch.ones(5000, 8, dtype=torch.bool))
+    found = masking.choose_masked_regions(keys_of(5000), boxes, torch.ones(5000, 8, dtype=torch.bool))
     everything = torch.ones_like(found.chosen)
     assert abs(share(found.chosen, everything) - 0.15) < 0.005
     assert abs(share(found.zeroed, found.chosen) - 0.9) < 0.01
     # All eight boxes are one: a single zeroed one hides all of them, and kept ones alone hide none.
-    assert (found.hidden.all(1) == found.zeroed.any(1)).all()
-    assert (found.hidden.any(1) == found.zeroed.any(1)).all()
+    assert (found.masked.all(1) == found.zeroed.any(1)).all()
+    assert (found.masked.any(1) == found.zeroed.any(1)).all()
     kept_only = found.chosen.any(1) & ~found.zeroed.any(1)
     assert kept_only.any()
 
 
 def test_without_overlap_masking_the_chosen_alone_are_hidden():
     boxes = torch.tensor([0.1, 0.1, 0.5, 0.5]).expand(50, 8, 4)
-    found = masking.hide_regions(keys_of(50), boxes, torch.ones(50, 8, dtype=torch.bool), overlap=None)
-    assert (found.hidden == found.zeroed).all()
+    found = masking.choose_masked_regions(keys_of(50), boxes, torch.ones(50, 8, dtype=torch.bool), overlap=None)
+    assert (found.masked == found.zeroed).all()
 
 
 def test_row_zero_is_the_mean_of_the_visible_regions():
     boxes, valid = random_regions(20, 7, 3)
-    hidden = masking.hide_regions(keys_of(20), boxes, valid).hidden
-    visible = valid & ~hidden
+    masked = masking.choose_masked_regions(keys_of(20), boxes, valid).masked
+    visible = valid & ~masked
     features = torch.randn(20, 7, 5)
     rows, locations = masking.image_rows(features, boxes, visible)
     assert rows.shape == (20, 8, 5) and locations.shape == (20, 8, 5)
@@ -133,15 +133,15 @@ def test_what_is_masked_depends_on_the_sample_and_not_on_its_batch():
     boxes, valid = random_regions(10, 9, 1)
     keys = keys_of(10)
     lengths = torch.full((10,), 8)
-    whole = masking.hide_regions(keys, boxes, valid)
+    whole = masking.choose_masked_regions(keys, boxes, valid)
     words = masking.choose_words(keys, lengths, 8)
     for row in (0, 3, 9):
         wide = torch.zeros(1, 12, 4)
         wide[:, :9] = boxes[row]
         padded = torch.zeros(1, 12, dtype=torch.bool)
         padded[:, :9] = valid[row]
-        alone = masking.hide_regions(keys[row : row + 1], wide, padded)
-        assert torch.equal(alone.hidden[0, :9], whole.hidden[row]) and not alone.hidden[0, 9:].any()
+        alone = masking.choose_masked_regions(keys[row : row + 1], wide, padded)
+        assert torch.equal(alone.masked[0, :9], whole.masked[row]) and not alone.masked[0, 9:].any()
         assert torch.equal(masking.choose_words(keys[row : row + 1], lengths[:1], 20)[0, :8], words[row])
 
 
@@ -155,5 +155,5 @@ def test_epochs_and_seeds_mask_differently():
 
 
 def test_half_of_the_pairs_are_swapped():
-    swapped = masking.swapped(masking.sample_keys(0, 0, np.arange(20_000)))
-    assert abs(swapped.mean() - 0.5) < 0.012
+    misaligned = masking.misaligned(masking.sample_keys(0, 0, np.arange(20_000)))
+    assert abs(misaligned.mean() - 0.5) < 0.012

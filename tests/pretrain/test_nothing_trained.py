@@ -27,11 +27,11 @@ def test_a_run_whose_samples_were_all_skipped_fails(tmp_path, run_command):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_classes": 1}))
     flags = ("pretrain.run", "--data", tmp_path / "data", *SMALL, "--on_bad_shard", "skip", "--out", tmp_path / "run")
     status, _, err = run_command(*flags)
-    assert status == 2 and "every sample was skipped, and none was trained on" in err
+    assert status == 2 and "all samples were skipped; see the printed errors" in err
 
 
 def test_blank_captions_are_none(tmp_path, run_command):
     make_dataset(tmp_path / "data", (5,))
     (tmp_path / "data" / "captions.txt").write_text("\n" * 5)
     status, _, err = run_command("pretrain.run", "--data", tmp_path / "data", *SMALL, "--out", tmp_path / "run")
-    assert status == 2 and "all captions are blank" in err
+    assert status == 2 and "all captions are empty" in err

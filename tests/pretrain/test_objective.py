@@ -72,9 +72,9 @@ def test_losses_equal_a_loop_over_every_position(model, options):
                     words += F.cross_entropy(scores, batch.input_ids[row, column][None]).item()
                     word_count += 1
             for column in range(batch.valid.shape[1]):
-                picked = inputs.hidden.chosen[row, column]
+                picked = inputs.masked_regions.chosen[row, column]
                 if options.get("predict_overlapped"):
-                    picked = picked | inputs.hidden.hidden[row, column]
+                    picked = picked | inputs.masked_regions.masked[row, column]
                 if picked:
                     prediction = model.regions(encoded.image[row, column + 1]).log_softmax(-1)
                     target = torch.zeros(9)
@@ -94,10 +94,10 @@ def test_regions_that_overlap_a_hidden_one_are_hidden_from_the_model():
     batch.boxes[:] = torch.tensor([0.2, 0.2, 0.6, 0.6])  # any zeroed region hides all of its image
     batch.boxes[:, 0] = torch.tensor([0.7, 0.7, 0.9, 0.9])  # but the first
     inputs = make_objective().mask(batch)
-    hidden = inputs.hidden.hidden
-    overlapped = hidden & ~inputs.hidden.chosen
+    masked = inputs.masked_regions.masked
+    overlapped = masked & ~inputs.masked_regions.chosen
     assert overlapped.any()
-    assert (inputs.features[:, 1:][hidden] == 0).all()
+    assert (inputs.features[:, 1:][masked] == 0).all()
     rows = overlapped.any(1)
     changed = dataclasses.replace(batch, features=batch.features + 7 * overlapped[..., None].half())
     assert torch.equal(make_objective().mask(changed).features, inputs.features)
@@ -121,7 +121,7 @@ def test_labels_of_misaligned_pairs_change_no_loss_and_no_gradient(model):
     batch = make_batch(objective)
     inputs = objective.mask(batch)
     assert (inputs.input_ids != batch.input_ids)[batch.misaligned].any()
-    assert inputs.hidden.hidden[batch.misaligned].any()
+    assert inputs.masked_regions.masked[batch.misaligned].any()
     losses, gradients = run(model, objective, batch)
     under_mask = batch.misaligned[:, None] & (inputs.input_ids == 4)
     other = dataclasses.replace(
@@ -174,7 +174,7 @@ def test_regression_of_features_is_the_mean_squared_error(model):
     inputs = objective.mask(batch)
     losses = objective.losses(model, batch, inputs)
     encoded = model.encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)
-    picked = inputs.hidden.chosen & ~batch.misaligned[:, None]
+    picked = inputs.masked_regions.chosen & ~batch.misaligned[:, None]
     prediction = model.regions(encoded.image[:, 1:][picked])
     mean = F.mse_loss(prediction, batch.features[picked].float())
     torch.testing.assert_close(losses.regions / losses.region_count, mean)

@@ -1,4 +1,4 @@
-"""Which pairs are held out, and which captions are swapped."""
+"""Which pairs are held out, and which captions are misaligned."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain import dropout, masking
-from pretrain.pairs import Captions, Swaps, linked_texts, split_pairs
+from pretrain.pairs import Captions, MisalignedCaptions, linked_texts, split_pairs
 from shards import hashing
 from shards.errors import UserError
 
@@ -54,22 +54,22 @@ def test_few_texts_are_not_split():
 def test_a_partner_has_another_text_and_every_other_caption_is_as_likely():
     texts = ["a"] * 30 + ["b"] * 10 + ["c"] * 5 + ["d"]
     captions = Captions(texts)
-    swaps = Swaps(captions, np.arange(len(texts) - 1))  # d is held out
+    negatives = MisalignedCaptions(captions, np.arange(len(texts) - 1))  # d is held out
     keys = masking.sample_keys(0, 0, np.arange(3000)).tolist()
-    partners = Counter(texts[swaps.partner(0, key)] for key in keys)
+    partners = Counter(texts[negatives.partner(0, key)] for key in keys)
     assert set(partners) == {"b", "c"}
     assert abs(partners["b"] / 3000 - 2 / 3) < 0.03
 
 
 def test_a_partner_is_found_among_thousands_of_equal_captions():
     captions = Captions(["a"] * 5000 + ["b"])
-    swaps = Swaps(captions, np.arange(5001))
-    assert {swaps.partner(0, key) for key in masking.sample_keys(0, 0, np.arange(20)).tolist()} == {5000}
+    negatives = MisalignedCaptions(captions, np.arange(5001))
+    assert {negatives.partner(0, key) for key in masking.sample_keys(0, 0, np.arange(20)).tolist()} == {5000}
 
 
 def test_all_captions_the_same_is_an_error():
-    with pytest.raises(UserError, match="at least two different"):
-        Swaps(Captions(["a"] * 9), np.arange(9))
+    with pytest.raises(UserError, match="alignment needs different captions of at least two images"):
+        MisalignedCaptions(Captions(["a"] * 9), np.arange(9))
 
 
 def several(lists) -> Captions:
@@ -149,14 +149,14 @@ def test_a_partner_is_none_of_the_images_own_captions(lists):
     numbers = np.arange(len(captions.texts))
     everything = {text for texts in lists for text in texts}
     if any(everything <= set(texts) for texts in lists):
-        with pytest.raises(UserError, match="at least two different"):
-            Swaps(captions, numbers)
+        with pytest.raises(UserError, match="alignment needs different captions of at least two images"):
+            MisalignedCaptions(captions, numbers)
         return
-    swaps = Swaps(captions, numbers)
+    negatives = MisalignedCaptions(captions, numbers)
     for number in numbers.tolist():
         image = int(captions.images_of(number))
         for key in masking.sample_keys(0, 0, np.arange(20)).tolist():
-            assert captions[swaps.partner(number, key)] not in {f"caption {text}" for text in lists[image]}
+            assert captions[negatives.partner(number, key)] not in {f"caption {text}" for text in lists[image]}
 
 
 def test_an_image_gets_each_of_its_captions_about_as_often():
@@ -171,8 +171,8 @@ def test_an_image_gets_each_of_its_captions_about_as_often():
 def test_a_caption_is_drawn_with_a_counter_that_nothing_else_uses():
     """Counters are 8 times a position plus a purpose. Swapping uses one position, so that its second is free."""
     keys = masking.sample_keys(0, 0, np.arange(20_000))
-    swapped = hashing.uniform24(hashing.draw(keys, masking.SWAP)) < hashing.threshold(0.5)
-    assert np.array_equal(masking.swapped(keys), swapped)
+    misaligned = hashing.uniform24(hashing.draw(keys, masking.MISALIGN)) < hashing.threshold(0.5)
+    assert np.array_equal(masking.misaligned(keys), misaligned)
     picks = masking.choose_captions(keys, np.full(len(keys), 5))
-    assert np.array_equal(picks, hashing.below(hashing.draw(keys, 8 + masking.SWAP), 5))
-    assert {masking.SWAP} == set(range(8)) - {*range(masking.PARTNER, masking.REGION_ACTION + 1), dropout._PURPOSE}
+    assert np.array_equal(picks, hashing.below(hashing.draw(keys, 8 + masking.MISALIGN), 5))
+    assert {masking.MISALIGN} == set(range(8)) - {*range(masking.PARTNER, masking.REGION_ACTION + 1), dropout._PURPOSE}

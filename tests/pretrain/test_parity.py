@@ -11,7 +11,7 @@ from conftest import PARITY
 from pretrain.batch import Batch
 from pretrain.config import ModelConfig, model_config_from
 from pretrain.heads import PretrainingModel
-from pretrain.masking import HiddenRegions
+from pretrain.masking import MaskedRegions
 from pretrain.model import AttentionMaps, TwoStream, steps
 from pretrain.objective import Inputs, Objective
 from pretrain.packing import lay_out
@@ -149,7 +149,7 @@ def published_losses(parity, model):
         word_weights=torch.ones_like(word_positions, dtype=torch.bool),
         region_positions=region_positions,
         region_weights=torch.ones_like(region_positions, dtype=torch.bool),
-        hidden=HiddenRegions(none, none, none),
+        masked_regions=MaskedRegions(none, none, none),
     )
     objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, 200)).to(device_of(parity))
     encoder = model.encoder

@@ -65,7 +65,7 @@ def test_ranks_and_accumulation_change_no_number_of_several_captions(tmp_path, t
     flags += ["--precision", "float64", "--dropout", 0.1]
     results = right(run_ranks(1, *flags, "--out", tmp_path / "one"))
     pairs = 117 if taken == "all" else 39
-    said = f"{pairs} pairs to train on in an epoch (117 captions of 39 images), 15 held out (5 images)"
+    said = f"{pairs} training pairs per epoch (117 captions of 39 images), 15 validation pairs (5 images)"
     assert said in results[0][1]
     right(run_ranks(2, *flags, "--accumulate", 2, "--out", tmp_path / "both"))
     one, both = lines_of(tmp_path / "one"), lines_of(tmp_path / "both")
@@ -81,7 +81,7 @@ def test_five_ranks_share_thirteen_pairs(tmp_path):
         run_ranks(5, "--data", tmp_path / "data", *FLAGS, "--epochs", 2, "--batch_size", 4, "--out", tmp_path / "run")
     )
     assert [line["samples"] for line in lines_of(tmp_path / "run")] == [3, 6, 9, 13, 16, 19, 22, 26]
-    assert "the run is in" in results[0][1]
+    assert "run directory:" in results[0][1]
     assert all(out == err == "" for _, out, err in results[1:])
 
 
@@ -120,7 +120,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_the_same(small,
         2, 1, *flags, "--out", tmp_path / "run", "--resume", SABOTAGE_RANK=rank, SABOTAGE_ONCE=struck, **sabotage
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert struck.exists() and "going on after step 8" in done.stdout
+    assert struck.exists() and "resuming after step 8" in done.stdout
     whole, run = (weights_of(tmp_path / name, 15) for name in ("whole", "run"))
     assert all(torch.equal(whole[key], run[key]) for key in whole)
     assert [x["loss"] for x in lines_of(tmp_path / "run")] == [x["loss"] for x in lines_of(tmp_path / "whole")]
@@ -134,7 +134,7 @@ def test_a_mistake_is_said_once_and_ends_every_rank(small, tmp_path):
     (tmp_path / "empty").mkdir()
     results = run_ranks(3, "--data", tmp_path / "empty", "--out", tmp_path / "run")
     assert [status for status, _, _ in results] == [2, 2, 2]
-    assert "holds no .tar files" in results[0][2] and [err for _, _, err in results[1:]] == ["", ""]
+    assert "contains no .tar files" in results[0][2] and [err for _, _, err in results[1:]] == ["", ""]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "training.safetensors"])
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_ends_every_rank_with_one_sentence(small, tmp_path,
     (run / "result.json").unlink()  # of a finished run nothing is read
     results = run_ranks(3, *small, "--epochs", 1, "--out", run, "--resume")
     assert [status for status, _, _ in results] == [2, 2, 2], results
-    assert f"{file}: its SHA-256 is not the one in checkpoint.json" in results[0][2]
+    assert f"{file}: SHA-256 differs from checkpoint.json" in results[0][2]
     assert [err for _, _, err in results[1:]] == ["", ""]
 
 
@@ -167,7 +167,7 @@ def test_a_bad_sample_ends_every_rank_or_is_left_out_on_all(small, tmp_path):
     assert len(said) == 1 and "part-00001.tar: k1_00004.features.npy" in said[0] and "Traceback" not in said[0]
     results = right(run_ranks(2, *small, "--epochs", 2, "--on_bad_shard", "skip", "--out", tmp_path / "skip"))
     assert json.loads((tmp_path / "skip" / "result.json").read_text())["bad_samples"] == 2
-    assert sum(out.count("left out: ") for _, out, _ in results) in (1, 2)  # once on every rank that met it
+    assert sum(out.count("skipped: ") for _, out, _ in results) in (1, 2)  # once on every rank that met it
     assert [line["bad_samples"] for line in lines_of(tmp_path / "skip")][-1] == 2
 
 
@@ -186,7 +186,7 @@ def test_ranks_that_read_other_shards_under_the_same_names_are_refused(tmp_path)
     assert [status for status, _, _ in results] == [2, 2], results
     assert [err for _, _, err in results] == [
         "",
-        "error on rank 1: data: is not the same data set here as on the first rank\n",
+        "error on rank 1: data: differs from the data set on the first rank; all ranks must read the same files\n",
     ]
     shutil.copy(tmp_path / "rank0" / "data" / "part-00001.tar", other)
     results = run_ranks_apart("pretrain.run", tmp_path / "rank", "--data", "data", *FLAGS, "--out", tmp_path / "run")
@@ -242,5 +242,5 @@ def test_a_scheduler_stops_torchrun_and_the_run_has_a_checkpoint(small, tmp_path
         process.kill()
     (saved,) = checkpoints(run)
     step = int(saved.name[5:])
-    assert process.returncode == 1 and f"stopped at step {step} of 500000; --resume goes on" in out
+    assert process.returncode == 1 and f"stopped at step {step} of 500000; use --resume to continue" in out
     assert lines_of(run)[-1]["step"] == step

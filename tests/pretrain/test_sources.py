@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from pretrain.collate import Collator, Limits
 from pretrain.masking import sample_keys
 from pretrain.objective import Objective
-from pretrain.pairs import Swaps
+from pretrain.pairs import MisalignedCaptions
 from pretrain.plan import Plan, share
 from pretrain.sources import ValidationBatches, open_pairs, training_steps
-from pretrain.streams import StreamedBatches, turns
+from pretrain.streams import StreamedBatches, reader_order
 from pretrain.tokenizer import learn_pieces
 from pretrain.workers import Places
 from shards.errors import UserError
@@ -35,7 +35,7 @@ def collator_of(pairs, numbers) -> Collator:
     objective = Objective(mask_id=pieces.mask_id, ordinary_ids=pieces.ordinary_ids())
     return Collator(
         captions=pairs.captions,
-        swaps=Swaps(pairs.captions, numbers),
+        negatives=MisalignedCaptions(pairs.captions, numbers),
         pieces=pieces,
         objective=objective,
         seed=0,
@@ -197,7 +197,7 @@ def test_held_out_pairs_are_in_no_training_batch_and_are_the_same_at_every_pass(
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 60), st.integers(1, 9))
 def test_readers_take_turns_while_they_have_any_left(total, readers):
-    order = turns(total, readers)
+    order = reader_order(total, readers)
     assert len(order) == total
     counts = [order.count(reader) for reader in range(readers)]
     assert counts == [end - begin for begin, end in (share(total, readers, reader) for reader in range(readers))]
@@ -210,7 +210,7 @@ def test_a_stream_that_breaks_off_in_training_is_named(tmp_path, workers):
     pairs = open_pairs(f"pipe:cat {tmp_path}/part-0000{{0..1}}.tar", 9)
     with open(tmp_path / "part-00001.tar", "r+b") as file:
         file.truncate(9000)
-    with pytest.raises(UserError, match=r"part-00001\.tar: the tar breaks off"):
+    with pytest.raises(UserError, match=r"part-00001\.tar: the tar is truncated"):
         batches_of(pairs, workers=workers)
 
 
@@ -321,4 +321,4 @@ def test_few_streams_for_many_readers_are_warned_about(tmp_path, run_command):
     make_dataset(tmp_path / "data", (60, 37))
     flags = ("--epochs", 1, "--out", tmp_path / "run", "--workers", 3)
     _, out, _ = run_command("pretrain.run", "--data", f"pipe:cat {tmp_path}/data/part-0000{{0..1}}.tar", *flags)
-    assert "2 shards for 3 readers (ranks x workers): some will be opened by several" in out
+    assert "2 shards for 3 readers (ranks x workers): several readers will open the same shard" in out

@@ -148,7 +148,7 @@ def test_ten_in_a_row_end_the_run():
         skipped.check()
     assert skipped.count == 27 and skipped.streak == IN_A_ROW - 1
     skipped.note(30, torch.tensor(True))
-    with pytest.raises(UserError, match=r"10 steps in a row, up to step 41, were not finite"):
+    with pytest.raises(UserError, match=r"10 consecutive steps, up to step 41, were not finite"):
         for number in range(31, 42):
             skipped.note(number, torch.tensor(False))
             skipped.check()
@@ -158,7 +158,7 @@ def test_a_run_whose_gradients_burst_stops_with_its_last_checkpoint(dataset_fold
     """A learning rate that no model survives: the run says so and can be told from a good one by its status."""
     flags = ("--data", dataset_folder, "--batch_size", 8, "--save_every", 3, "--workers", 0, "--epochs", 20)
     status, _, err = run_command("pretrain.run", *flags, "--lr", 1e30, "--warmup", 0, "--out", tmp_path / "run")
-    assert status == 2 and "10 steps in a row, up to step" in err and "lower --lr" in err
+    assert status == 2 and "10 consecutive steps, up to step" in err and "lower --lr" in err
     assert "Traceback" not in err
 
 
@@ -246,10 +246,10 @@ def test_an_optimizer_goes_on_where_it_was(apex, kind):
 
 def test_without_apex_and_with_the_package_of_that_name_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
-    with pytest.raises(UserError, match="apex is not installed; build NVIDIA's from its source"):
+    with pytest.raises(UserError, match="apex is not installed; build NVIDIA apex from source"):
         make_engine(kind="apex")
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
-    with pytest.raises(UserError, match="PyPI's package apex is another project"):
+    with pytest.raises(UserError, match="the PyPI package apex is a different project"):
         make_engine(kind="apex_lamb")
 
 
@@ -260,7 +260,7 @@ def test_an_apex_without_its_extensions_is_a_plain_error(monkeypatch):
         raise RuntimeError("apex.optimizers.FusedAdam requires cuda extensions")
 
     fake_apex.install(monkeypatch, FusedAdam=unbuilt)
-    with pytest.raises(UserError, match=r"--optimizer apex: .*requires cuda extensions.* wants a GPU and its CUDA ext"):
+    with pytest.raises(UserError, match=r"--optimizer apex: .*requires cuda extensions.* needs a GPU and its CUDA ext"):
         make_engine(kind="apex")
 
 
@@ -281,7 +281,7 @@ def test_a_gpu_masks_what_the_cpu_masks():
     for name in ("input_ids", "text_mask", "image_mask", "word_positions", "word_labels", "region_positions"):
         assert torch.equal(getattr(on_cpu, name), getattr(on_gpu, name).cpu()), name
     for name in ("chosen", "zeroed", "hidden"):
-        assert torch.equal(getattr(on_cpu.hidden, name), getattr(on_gpu.hidden, name).cpu()), name
+        assert torch.equal(getattr(on_cpu.masked_regions, name), getattr(on_gpu.masked_regions, name).cpu()), name
     torch.testing.assert_close(on_cpu.features, on_gpu.features.cpu())
     torch.testing.assert_close(on_cpu.locations, on_gpu.locations.cpu())
 

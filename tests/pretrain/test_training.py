@@ -53,7 +53,7 @@ def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
     run = tmp_path / "run"
     status, out, err = run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
     assert (status, err) == (0, "")
-    assert "87 pairs to train on, 10 held out" in out and f"the run is in {run}" in out
+    assert "87 training pairs, 10 validation pairs" in out and f"run directory: {run}" in out
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 33 and result["validation"]["pairs"] == 10
     assert {"config.json", "metrics.jsonl", "result.json", "tokenizer.json", "checkpoints"} <= set(os.listdir(run))
@@ -69,7 +69,7 @@ def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     shutil.rmtree(dataset_folder)  # nothing is read again
     status, out, _ = run_command("pretrain.run", "--out", run, "--resume")
-    assert status == 0 and "finished before; nothing to do" in out and "held out: alignment" in out
+    assert status == 0 and "already finished; nothing to do" in out and "validation: alignment" in out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     status, _, err = run_command("pretrain.run", "--out", run, "--resume", "--epochs", 4)
     assert status == 2 and "--epochs 4: the run in" in err
@@ -135,24 +135,24 @@ def test_steps_in_place_of_epochs(dataset_folder, tmp_path, run_command, monkeyp
     one, two = (load_file(run / "checkpoints" / "step-00000017" / MODEL) for run in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
     status, out, _ = run_command("pretrain.run", "--out", parts, "--resume")
-    assert status == 0 and "finished before" in out
+    assert status == 0 and "already finished" in out
 
 
 def test_steps_and_epochs_exclude_each_other(dataset_folder, tmp_path, run_command):
     status, _, err = run_command(
         "pretrain.run", "--data", dataset_folder, "--out", tmp_path, "--steps", 2, "--epochs", 3
     )
-    assert status == 2 and err == "error: --steps 2: takes the place of --epochs 3; give one of them\n"
+    assert status == 2 and err == "error: --steps 2: cannot be combined with --epochs 3; use one of them\n"
 
 
 def test_a_run_that_validates_on_nothing_says_so(tmp_path, run_command):
     make_dataset(tmp_path / "data", (16,))
     flags = ("--data", tmp_path / "data", "--workers", 0, "--steps", 2)
     status, out, _ = run_command("pretrain.run", *flags, "--out", tmp_path / "a")
-    assert status == 0 and "no pairs are held out, and nothing is validated: at least 20 pairs" in out
+    assert status == 0 and "no validation: it needs at least 20 pairs" in out
     assert json.loads((tmp_path / "a" / "result.json").read_text())["validation"] == {}
     _, out, _ = run_command("pretrain.run", *flags, "--out", tmp_path / "b", "--validation_pairs", 0)
-    assert "nothing is validated" not in out
+    assert "no validation" not in out
 
 
 def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_folder, tmp_path, run_command, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, s
     finally:
         process.kill()
     assert (process.returncode, err) == (status, "")
-    assert "--resume goes on" in out and len(checkpoints(run)) == 1
+    assert "use --resume to continue" in out and len(checkpoints(run)) == 1
 
 
 def test_flags_that_change_the_run_are_refused_on_resume(dataset_folder, tmp_path, run_command):
@@ -257,9 +257,9 @@ def test_small_and_prime_data_sets(tmp_path, run_command, count):
     make_dataset(tmp_path / "data", (count,))
     status, out, err = run_command("pretrain.run", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL)
     if count == 1:
-        assert status == 2 and "at least two different" in err
+        assert status == 2 and "alignment needs different captions of at least two images" in err
     else:
-        assert status == 0 and "the run is in" in out
+        assert status == 0 and "run directory:" in out
 
 
 def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
@@ -305,7 +305,7 @@ def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
     ]
     status, out, err = run_command("pretrain.run", *flags)
     assert status == 0, err
-    assert "weights of the text stream come from" in out and f"{len(words)} word pieces" in out
+    assert "parameters of the text stream initialised from" in out and f"vocabulary size {len(words)}" in out
 
     frozen = tmp_path / "frozen"  # stopped before its end and resumed: still without a change
     flags[3], flags[-1] = frozen, 0

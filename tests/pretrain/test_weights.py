@@ -74,7 +74,7 @@ def outputs(path, x, kind: str, **options) -> dict:
         }
 
 
-@pytest.mark.filterwarnings("ignore:.*no place for")
+@pytest.mark.filterwarnings("ignore:.*unexpected keys")
 @pytest.mark.parametrize("form", ["bin", "old", "module", "wrapped", "safetensors"])
 @pytest.mark.parametrize("kind", ["pretrain", "tasks"])
 def test_every_form_gives_the_published_outputs(parity, published, kind, form):
@@ -84,7 +84,7 @@ def test_every_form_gives_the_published_outputs(parity, published, kind, form):
         torch.testing.assert_close(value, parity["outputs"][name], atol=1e-5, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*no place for")
+@pytest.mark.filterwarnings("ignore:.*unexpected keys")
 @pytest.mark.parametrize("kind", ["pretrain", "tasks"])
 def test_bf16_stays_within_its_bounds(parity, published, kind):
     """The bounds that docs/published.md states, as shares of an output's largest value."""
@@ -98,13 +98,15 @@ def test_bf16_stays_within_its_bounds(parity, published, kind):
         assert 0 < error.mean() < (2**-8 if few else 3e-3) and error.max() < 1.5e-2, (name, error.mean(), error.max())
 
 
-@pytest.mark.filterwarnings("ignore:.*no place for")
+@pytest.mark.filterwarnings("ignore:.*unexpected keys")
 @pytest.mark.parametrize("kind", ["pretrain", "tasks"])
 def test_converted_to_a_run_and_back(parity, published, tmp_path, run_command, kind):
     source, run, back = published(kind), tmp_path / "run", tmp_path / "back.bin"
     status, out, err = run_command("pretrain.convert", source, "--out", run)
     assert (status, err) == (0, "")
-    assert "no place for: bert.encoder.c_layer.0 (4)" in out and ("linguisic_logit (2)" in out) == (kind == "tasks")
+    assert "unexpected keys, ignored: bert.encoder.c_layer.0 (4)" in out and ("linguisic_logit (2)" in out) == (
+        kind == "tasks"
+    )
     for name, value in outputs(run, parity["inputs"], kind).items():
         torch.testing.assert_close(value, parity["outputs"][name], atol=1e-5, rtol=0)
     status, out, err = run_command("pretrain.convert", run, "--out", back, "--to", "published")
@@ -125,17 +127,19 @@ def test_safetensors_come_out_too(published, tmp_path, run_command):
     assert run_command("pretrain.convert", published("pretrain"), "--out", back, "--to", "published")[0] == 0
     assert "cls.predictions.decoder.weight" in load_file(back)
     status, _, err = run_command("pretrain.convert", published("tasks"), "--out", tmp_path / "x", "--to", "published")
-    assert status == 2 and "should end in .bin or .safetensors" in err
+    assert status == 2 and "must end in .bin or .safetensors" in err
 
 
 def test_what_is_missing_or_has_no_place_is_named(parity, published, tmp_path):
     path = published("tasks")
-    with pytest.warns(UserWarning, match=r"no place for: bert\.encoder\.c_layer\.0 \(4\).*linguisic_logit \(2\)"):
+    with pytest.warns(
+        UserWarning, match=r"unexpected keys, ignored: bert\.encoder\.c_layer\.0 \(4\).*linguisic_logit \(2\)"
+    ):
         load(path)
     weights = dict(parity["pretrain_weights"])
     del weights["bert.encoder.v_layer.2.output.dense.bias"]
     torch.save(weights, path)
-    with pytest.raises(UserError, match=r"no weights for encoder\.image_layers\.2 \(1\)"):
+    with pytest.raises(UserError, match=r"missing keys: encoder\.image_layers\.2 \(1\)"):
         load(path)
     del weights["bert.encoder.v_layer.2.attention.self.key.bias"]
     torch.save(weights, path)
@@ -149,13 +153,13 @@ def test_sizes_are_found_or_asked_for(published, tmp_path):
     (path.parent / "other.json").write_text((PARITY / "config.json").read_text())
     assert find_weights(str(path)).sizes.num_hidden_layers == 4  # config.json comes before files of other names
     (path.parent / "config.json").rename(path.parent / "one.json")
-    with pytest.raises(UserError, match=r"one\.json, other\.json lie beside it; --config"):
+    with pytest.raises(UserError, match=r"next to it: one\.json, other\.json; select one with --config"):
         find_weights(str(path))
     assert find_weights(str(path), str(PARITY / "config.json")).sizes.v_feature_size == 24
     (path.parent / "one.json").unlink()
     (path.parent / "other.json").unlink()
     # Without a file, the sizes are the published ones.
-    with pytest.raises(UserError, match=r"is \(48,\) there and \(768,\) here; .* of another configuration"):
+    with pytest.raises(UserError, match=r"has the shape \(48,\), but \(768,\) in the model; the configurations"):
         load(path)
 
 
@@ -163,7 +167,7 @@ def test_a_folder_with_one_file_of_weights_will_do(published):
     path = published("pretrain")
     assert find_weights(str(path.parent)).file == path
     shutil.copy(path, path.parent / "again.pt")
-    with pytest.raises(UserError, match="holds 2 files of weights"):
+    with pytest.raises(UserError, match="contains 2 files of weights"):
         find_weights(str(path.parent))
 
 
@@ -171,7 +175,7 @@ def test_the_tokenizer_must_be_that_of_the_weights(published, tmp_path):
     found = find_weights(str(published("pretrain")))
     assert len(found.pieces()) == 200
     (tmp_path / "vocab.txt").write_text("\n".join(words()[:150]))
-    with pytest.raises(UserError, match=r"has 150 word pieces and .* 200; give the tokenizer"):
+    with pytest.raises(UserError, match=r"has 150 tokens, but .* 200; use the tokenizer"):
         found.pieces(str(tmp_path / "vocab.txt"))
     (found.file.parent / "vocab.txt").unlink()
     with pytest.raises(UserError, match="--tokenizer bert-base-uncased: is neither"):
@@ -183,7 +187,7 @@ def test_the_tokenizer_of_a_run_must_fit_its_model(published, tmp_path, run_comm
     tokenizer = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["more"] = 200
     (tmp_path / "run" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UserError, match=r"tokenizer\.json: has 201 word pieces and the run's model 200"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: has 201 tokens, but the vocab_size of the model is 200"):
         find_weights(str(tmp_path / "run")).pieces()
 
 
@@ -197,7 +201,7 @@ def test_converted_weights_keep_their_tokenizer(published, tmp_path, run_command
     assert ours.tokenizer.to_str() == theirs.tokenizer.to_str() and len(theirs) == 200
     (source.parent / "vocab.txt").write_text("\n".join([*words()[:-1], "another"]))
     status, _, err = run_command("pretrain.convert", source, "--out", out, "--to", "published")
-    assert status == 2 and "mine has another tokenizer.json; give a folder of its own" in err
+    assert status == 2 and "mine contains a different tokenizer.json; use another folder" in err
 
 
 class Planted:
@@ -208,13 +212,16 @@ class Planted:
 @pytest.mark.parametrize(
     ("write", "complaint"),
     [
-        (lambda path: path.write_bytes(pickle.dumps({"a": Planted()})), "should be a whole file of tensors alone"),
-        (lambda path: torch.save({"a": Planted()}, path), "should be a whole file of tensors alone"),
+        (
+            lambda path: path.write_bytes(pickle.dumps({"a": Planted()})),
+            "expected a complete file with nothing but tensors",
+        ),
+        (lambda path: torch.save({"a": Planted()}, path), "expected a complete file with nothing but tensors"),
         (lambda path: torch.save({"a": 1}, path), "should be a state dict"),
         (lambda path: torch.save([torch.zeros(2)], path), "should be a state dict"),
-        (lambda path: torch.save({"a": torch.zeros(2)}, path), "has no word embeddings"),
-        (lambda path: path.write_bytes(b""), "should be a whole file of tensors alone"),
-        (lambda path: path.write_text("text"), "should be a whole file of tensors alone"),
+        (lambda path: torch.save({"a": torch.zeros(2)}, path), "no word embeddings found"),
+        (lambda path: path.write_bytes(b""), "expected a complete file with nothing but tensors"),
+        (lambda path: path.write_text("text"), "expected a complete file with nothing but tensors"),
     ],
     ids=["pickle", "code", "numbers", "list", "other", "empty", "text"],
 )
@@ -240,7 +247,7 @@ def test_a_bert_gives_the_text_stream(tmp_path):
     config = BertConfig(max_position_embeddings=64, **{name: getattr(sizes, name) for name in names})
     theirs = BertModel(config)
     theirs.save_pretrained(tmp_path / "bert")
-    new = r"new, drawn at random: .*encoder\.connections\.0 \(2\d\).*no place for: pooler"
+    new = r"missing keys, initialised randomly: .*encoder\.connections\.0 \(2\d\).*unexpected keys, ignored: pooler"
     with pytest.warns(UserWarning, match=new):
         model = load(tmp_path / "bert", str(PARITY / "config.json"))
     assert torch.equal(model.text_layers[3].feed_forward.up.weight, theirs.encoder.layer[3].intermediate.dense.weight)
@@ -250,10 +257,13 @@ def test_converting_is_refused_where_it_makes_no_sense(published, tmp_path, run_
     run = tmp_path / "run"
     assert run_command("pretrain.convert", published("pretrain"), "--out", run)[0] == 0
     for arguments, complaint in [
-        ([run, "--out", tmp_path / "again"], "is a run already"),
-        ([tmp_path / "pretrain" / "weights.bin", "--out", run], "holds a run already"),
+        ([run, "--out", tmp_path / "again"], "is already a run"),
+        ([tmp_path / "pretrain" / "weights.bin", "--out", run], "already contains a run"),
         ([tmp_path / "nothing", "--out", tmp_path / "again"], "no such file or directory"),
-        ([run, "--out", tmp_path / "x.bin", "--to", "published", "--config", "base"], "has its own sizes"),
+        (
+            [run, "--out", tmp_path / "x.bin", "--to", "published", "--config", "base"],
+            "a run with its own configuration",
+        ),
     ]:
         status, _, err = run_command("pretrain.convert", *arguments)
         assert status == 2 and complaint in err and err.count("\n") == 1
@@ -264,4 +274,4 @@ def test_there_is_no_training_to_resume(published, tmp_path, run_command, datase
     run = tmp_path / "run"
     run_command("pretrain.convert", published("pretrain"), "--out", run)
     status, _, err = run_command("pretrain.run", "--data", dataset_folder, "--out", run, "--resume", "--workers", 0)
-    assert status == 2 and "has weights alone and no training to go on with" in err
+    assert status == 2 and "contains weights but no optimizer state to resume from" in err

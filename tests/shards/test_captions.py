@@ -110,7 +110,7 @@ def test_only_data_sets_with_several_captions_have_the_new_format(tmp_path):
     assert one["format"] == 1 and one["captions"] == 12 and "captioned" not in one
     assert two["format"] == 2 and (two["captions"], two["captioned"]) == (24, 12)
     (tmp_path / "two" / "dataset.json").write_text(json.dumps(two | {"format": 3}))
-    with pytest.raises(UserError, match="format 3 is neither 1 nor 2"):
+    with pytest.raises(UserError, match="unsupported format 3; this version reads 1 and 2"):
         open_dataset(str(tmp_path / "two"))
 
 
@@ -206,11 +206,11 @@ def test_rows_of_images_and_captions(tmp_path, name, text):
         ("a.token", "1.jpg#0\ta cat\n1.jpg#0\ta dog\n", None, "line 2: duplicate of line 1 (1.jpg#0)"),
         ("a.tsv", "1.jpg\t \n", None, "a.tsv, line 1: has no caption"),
         ("a.tsv", "\ta cat\n", None, "a.tsv, line 1: has no image"),
-        ("a.tsv", "\n", None, "a.tsv: has no captions"),
+        ("a.tsv", "\n", None, "a.tsv: contains no captions"),
         ("a.jsonl", '{"image": "1.jpg"}\n', None, 'a.jsonl, line 1: should be {"image": ..., "caption": ...}'),
         ("a.jsonl", '{"image": "1.jpg", "caption": ["a"]}\n', None, "a.jsonl, line 1: should be"),
-        ("a.tsv", "1.jpg\ta cat\n", "train", "only those have splits"),
-        ("a.json", '{"images": []}', "dev", "--captions_split dev: should be one or several of train, val, test"),
+        ("a.tsv", "1.jpg\ta cat\n", "train", "only Karpathy files (.json) have splits"),
+        ("a.json", '{"images": []}', "dev", "--captions_split dev: should be one or more of train, val, test"),
         ("a.json", "[]", None, "a.json: has no list of images"),
         ("a.json", '{"images": [{"filename": "1.jpg"}]}', None, "a.json, image 0: should have filename, split"),
         ("a.json", '{"images": [{"filename": "1.jpg", "split": "val", "sentences": [{"raw": " "}]}]}', None, "empty"),
@@ -258,13 +258,13 @@ def test_extraction_takes_the_captions_of_a_file(tmp_path, run_command, tarred):
     source = tmp_path / "in.tar" if tarred else images
     status, said, err = extract(run_command, source, tmp_path / "out", "--captions", tmp_path / "rows.tsv")
     assert status == 0, err
-    assert "4 captions of 2 images; 1 more of its images not found; 2 images without a caption in it skipped" in said
+    assert "4 captions of 2 images; 1 images of the file not found; 2 images without captions skipped" in said
     assert "2 images, 2 with 4 captions, in 1 shards" in said
     dataset = open_dataset(str(tmp_path / "out"))
     assert read_captions(dataset) == [both(1), both(2)]
     assert [RegionReader(dataset)[n].key.rpartition("/")[2] for n in (0, 1)] == ["1", "2"]
     status, said, _ = run_command("shards.inspect", tmp_path / "out")
-    assert "captions    4 of 2 images, 2 an image, 4 different" in said and '"caption 1 of 1"' in said
+    assert "captions    4 of 2 images, 2 per image, 4 different" in said and '"caption 1 of 1"' in said
     status, _, err = extract(run_command, source, tmp_path / "out")
     assert status == 2 and "made with other settings or other input (captions" in err
 
@@ -281,12 +281,16 @@ def test_only_a_split_is_extracted(tmp_path, run_command):
 @pytest.mark.parametrize(
     ("names", "flags", "sentence"),
     [
-        (("a/1.png", "b/1.png"), ("--captions", "FILE"), "b/1.png: both are image 1"),
-        (("x.png",), ("--captions", "FILE"), "--captions has none of the images; it has 1, for instance, and not x"),
+        (("a/1.png", "b/1.png"), ("--captions", "FILE"), "b/1.png: duplicate image id 1"),
+        (
+            ("x.png",),
+            ("--captions", "FILE"),
+            "captions for none of the images; it has captions for image 1, for example, but not for x",
+        ),
         (
             ("1.png",),
             ("--captions_split", "val"),
-            "--captions_split val: is of a Karpathy file; give it with --captions",
+            "--captions_split val: needs a Karpathy file; set --captions",
         ),
         (("1.png",), ("--captions", "missing.json"), "missing.json: cannot be read"),
     ],
@@ -312,6 +316,5 @@ def test_photographs_with_five_captions_each(tmp_path, run_command, real_data):
     assert status == 0 and "40 images, 40 with 200 captions, in 1 shards" in said, err
     flags = ("--data", tmp_path / "out", "--out", tmp_path / "run", "--epochs", 1, "--workers", 0, "--device", "cpu")
     status, said, err = run_command("pretrain.run", *flags, "--validation_pairs", 20, "--captions_per_image", "one")
-    assert (
-        status == 0 and "36 pairs to train on in an epoch (180 captions of 36 images), 20 held out (4 images)" in said
-    )
+    counts = "36 training pairs per epoch (180 captions of 36 images), 20 validation pairs (4 images)"
+    assert status == 0 and counts in said

@@ -72,7 +72,7 @@ def test_regions_of_another_version_of_the_detector_can_be_read_and_are_never_mi
     assert detector_of(tmp_path / "out", "cpu").name == "pixels"
     as_of_version_1(tmp_path / "out")
     status, _, err = run_command(*flags)
-    assert status == 2 and "other settings or other input (detector_version); give another --out" in err
+    assert status == 2 and "other settings or other input (detector_version); use another --out" in err
     with pytest.raises(UserError, match=r"out: version 1 of the detector pixels found .* this is version 2; extract"):
         detector_of(tmp_path / "out", "cpu")
     assert len(RegionReader(open_dataset(str(tmp_path / "out")))[0].features) == 36
@@ -127,11 +127,11 @@ def test_a_killed_extraction_ends_its_workers_and_goes_on_with_the_shards_that_a
     done = {path: path.stat().st_mtime_ns for path in out.glob("regions-*.index.npz")}
     assert 3 <= len(done) < 15 and not (out / "dataset.json").exists()
     status, _, err = run_command("pretrain.run", "--data", out, "--out", tmp_path / "run")
-    assert status == 2 and "not written to the end" in err
+    assert status == 2 and "is incomplete; run the command" in err
     (tmp_path / "begun").mkdir()
     shutil.copy(out / "unfinished.json", tmp_path / "begun")
     status, _, err = run_command("pretrain.run", "--data", tmp_path / "begun", "--out", tmp_path / "run")
-    assert status == 2 and "not written to the end" in err
+    assert status == 2 and "is incomplete; run the command" in err
     status, printed, err = run_command(*command)
     assert status == 0 and "60 images, 60 with captions, in 15 shards" in printed
     kept = [path for path in done if path.stat().st_mtime_ns == done[path]]
@@ -163,8 +163,8 @@ def test_the_real_caption_tars(tmp_path, real_data, run_command):
     ("prepare", "words"),
     [
         (lambda folder: None, "no such file or folder"),
-        (lambda folder: folder.mkdir(), "holds no images"),
-        (lambda folder: draw_bad(folder), "none of the images"),
+        (lambda folder: folder.mkdir(), "contains no images"),
+        (lambda folder: draw_bad(folder), "none of 400 sampled images"),
     ],
 )
 def test_extracting_nothing_is_one_sentence(tmp_path, run_command, prepare, words):
@@ -268,8 +268,8 @@ def test_gzip_gives_the_same(tmp_path, run_command):
         (row(width=30, height=200), "outside its 30 x 200 image"),
         (row(n=0), "no boxes"),
         (row()[:-7], "base64"),
-        (row(features=8).replace("\t3\t", "\t5\t"), "num_boxes asks for 20"),
-        (row().replace("\t50\t", "\ttall\t"), "not a whole number"),
+        (row(features=8).replace("\t3\t", "\t5\t"), "should be 20 according to num_boxes"),
+        (row().replace("\t50\t", "\ttall\t"), "not an integer"),
         (row(box=(0, 0, float("nan"), 4)), "outside"),
     ],
 )
@@ -291,9 +291,9 @@ def test_a_bad_row_is_named_and_skipped_only_on_request(tmp_path, run_command, b
     [
         (row(n=0), "no boxes"),
         (row()[:-7], "base64"),
-        (row(features=16), "has features 16 wide; others have 8"),
+        (row(features=16), "has features of size 16; others have 8"),
         ("image_id\timage_w\timage_h\tnum_boxes\tboxes\tfeatures", "is a header line"),
-        (row(box=(0, 0, 0.5, 1)), "all lie between 0 and 1"),
+        (row(box=(0, 0, 0.5, 1)), "has boxes between 0 and 1"),
     ],
 )
 def test_a_bad_row_may_be_anywhere_in_a_tsv(tmp_path, run_command, bad, words, place):
@@ -348,9 +348,9 @@ def test_sources_of_several_kinds_are_refused(tmp_path, run_command):
     (tmp_path / "npy").mkdir()
     np.save(tmp_path / "npy" / "1.npy", np.zeros(1))
     for sources, words in (
-        ((tmp_path / "f.tsv", tmp_path / "npy"), "should be of one kind"),
-        ((tmp_path,), "should be of one kind"),
-        ((tmp_path / "npy", tmp_path / "npy"), "only .tsv files can be several"),
+        ((tmp_path / "f.tsv", tmp_path / "npy"), "should have the same format"),
+        ((tmp_path,), "should have the same format"),
+        ((tmp_path / "npy", tmp_path / "npy"), "several paths are only supported for .tsv"),
         ((tmp_path / "g.tsv.*",), "g.tsv.*: no such file"),
     ):
         status, _, err = run_command("shards.convert", *sources, "--out", tmp_path / "out")
@@ -374,7 +374,7 @@ def test_the_real_features(tmp_path, real_data, run_command):
         np.testing.assert_allclose(sample.boxes * [width, height, width, height], boxes, rtol=1e-5, atol=1e-4)
         assert sample.class_ids[:, 0].tolist() == (np.frombuffer(base64.b64decode(columns[3]), "<i8") + 1).tolist()
     status, out, _ = run_command("shards.inspect", tmp_path / "out")
-    assert status == 0 and "not at hand" in out and "2048 numbers a region" in out
+    assert status == 0 and "the image is not available" in out and "2048 numbers per region" in out
 
 
 # --- inspect, world, and mistakes with data sets
@@ -413,7 +413,7 @@ def test_the_world_is_made_once_and_is_the_same_every_time(tmp_path, run_command
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     status, _, err = run_command("shards.world", "--out", tmp_path / "mine")
-    assert status == 2 and "not a world" in err
+    assert status == 2 and "not a miniature world" in err
 
 
 def cut(folder):
@@ -445,17 +445,17 @@ def nan_in_features(folder):
     ("damage", "flags", "words"),
     [
         (None, ["--data", "missing"], "missing: no such file or folder"),
-        (None, ["--data", "."], "holds no .tar files"),
+        (None, ["--data", "."], "contains no .tar files"),
         (cut, [], "part-00001.tar: has"),
-        (other_width, ["--workers", 2], "has features 13 wide and the model's are 12"),
+        (other_width, ["--workers", 2], "has features of size 13, the model expects 12"),
         (nan_in_features, ["--workers", 0], "part-00001.tar: k1_00003 has features that are NaN"),
         (nan_in_features, ["--workers", 2], "part-00001.tar: k1_00003 has features that are NaN"),
         (None, ["--batch_size", 0], "--batch_size 0: should be 1 or more"),
-        (None, ["--batch_size", "abc"], "--batch_size abc: should be a whole number"),
+        (None, ["--batch_size", "abc"], "--batch_size abc: should be an integer"),
         (None, ["--learning_rate", 1], "--learning_rate: no such flag"),
         (None, ["--config", "huge"], "--config huge: should be base, tiny"),
         (None, ["--bert", "no/such"], "--bert no/such"),
-        (None, ["--words", 999], "--words 999: the model has 256 positions"),
+        (None, ["--words", 999], "--words 999: exceeds max_position_embeddings, 256"),
     ],
 )
 def test_mistakes_in_pretraining_are_one_sentence(
@@ -535,7 +535,7 @@ def test_a_shard_outside_of_its_data_set_is_not_opened(dataset_folder, run_comma
     described["shards"][0]["path"] = path
     (dataset_folder / "dataset.json").write_text(json.dumps(described))
     status, _, err = run_command("shards.inspect", dataset_folder)
-    assert status == 2 and f"a shard's path is {path}; should be a file name in this folder" in err
+    assert status == 2 and f"path of a shard is {path}; should be a file name in this folder" in err
 
 
 def test_no_room_for_semaphores_names_their_place(tmp_path, run_command, monkeypatch):
@@ -545,4 +545,4 @@ def test_no_room_for_semaphores_names_their_place(tmp_path, run_command, monkeyp
     draw_images(tmp_path / "in", 1)
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", no_room)
     status, _, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--words", 4)
-    assert status == 2 and "/dev/shm: working processes cannot share memory there (No space left on device)" in err
+    assert status == 2 and "/dev/shm: worker processes cannot use shared memory (No space left on device)" in err

@@ -97,7 +97,7 @@ def test_an_lmdb_without_its_keys_and_one_that_lists_too_many(tmp_path, run_comm
     assert len(reader) == 5
     write_lmdb(tmp_path / "more.lmdb", values, listed=[*values, "im9"])
     status, _, err = run_command("shards.convert", tmp_path / "more.lmdb", "--out", tmp_path / "stop")
-    assert status == 2 and "key im9: is in the list of keys and has no value" in err
+    assert status == 2 and "key im9: is in the list of keys, but has no value" in err
     reader, said = convert(run_command, tmp_path, tmp_path / "more.lmdb", "--on_bad_row", "skip", out="skip")
     assert len(reader) == 5 and "1 skipped" in said
 
@@ -138,7 +138,7 @@ def test_an_lmdb_that_was_cut_short(tmp_path, run_command):
     with open(file, "r+b") as opened:
         opened.truncate(size - 4096)
     status, _, err = run_command("shards.convert", tmp_path / "a.lmdb", "--out", tmp_path / "out")
-    assert status == 2 and "it was cut short, fetch it again" in err
+    assert status == 2 and "it was truncated, fetch it again" in err
 
 
 class Planted:
@@ -158,11 +158,11 @@ def test_a_pickle_that_wants_more_than_arrays_is_refused_by_name(tmp_path, run_c
     [
         ({"features": None}, "features that are not numbers"),
         ({"num_boxes": 9}, "has num_boxes 9 and 4 boxes"),
-        ({"num_boxes": "many"}, "num_boxes 'many'; should be a whole number"),
+        ({"num_boxes": "many"}, "num_boxes 'many'; should be an integer"),
         ({"boxes": np.zeros((0, 4))}, "has boxes of shape (0"),
         ({"image_w": 10}, "outside its 10 x 80 image"),
         ({"image_h": 0}, "has a size of 100 x 0"),
-        ({"features": np.zeros((4, 6), np.float32)}, "has features 6 wide; others have 8"),
+        ({"features": np.zeros((4, 6), np.float32)}, "has features of size 6; others have 8"),
         ({"features": np.full((4, 8), np.nan, np.float32)}, "not finite"),
         ({"features": "!"}, "features that are not numbers"),
     ],
@@ -223,7 +223,7 @@ def test_mmf_files_that_are_not_whole(tmp_path, run_command):
     np.save(folder / "im3_info.npy", np.array(Planted(), dtype=object))
     reader, said = convert(run_command, tmp_path, folder, "--on_bad_row", "skip")
     assert [reader[n].info["id"] for n in range(len(reader))] == ["im0"] and "3 skipped" in said
-    assert "im1.npy: has no im1_info.npy beside it" in said and "it names builtins.print" in said
+    assert "im1.npy: has no im1_info.npy next to it" in said and "it names builtins.print" in said
 
 
 def mmf_pair(folder, key: str, **changes):
@@ -249,12 +249,12 @@ FEATURES, PROBS, BOXES = image(1)["features"], distribution(4, 1), image(1)["box
         ({"features": FEATURES[:2]}, "has features of shape (2, 8); should be (4, D)"),
         ({"cls_prob": np.concatenate([PROBS, PROBS])}, "has cls_prob of shape (8, 20); should be (4, classes)"),
         ({"bbox": BOXES.ravel()}, "has boxes of shape (16,); should be (n, 4)"),
-        ({"cls_prob": PROBS * 0.9}, "has a class distribution of region"),
+        ({"cls_prob": PROBS * 0.9}, "has a class distribution (region"),
         (
             {"cls_prob": np.concatenate([PROBS[:3], PROBS[3:] / 2])},
-            "has a class distribution of region 3 that sums to 0.500 and not to 1",
+            "has a class distribution (region 3) with the sum 0.500; should be 1",
         ),
-        ({"bbox": BOXES / 100}, "has boxes that all lie between 0 and 1; they should be in pixels"),
+        ({"bbox": BOXES / 100}, "has boxes between 0 and 1; they should be in pixels"),
     ],
 )
 def test_shapes_sums_and_units_count(tmp_path, run_command, changes, reason):
@@ -301,7 +301,7 @@ def test_two_npy_files_with_one_id_are_refused_by_both_names(tmp_path, run_comma
     for folder in ("a", "b"):
         mmf_pair(tmp_path / "mmf" / folder, "COCO_val2014_000000000042")
     status, _, err = run_command("shards.convert", tmp_path / "mmf", "--out", tmp_path / "out")
-    assert status == 2 and "mmf/a/COCO" in err and "mmf/b/COCO" in err and "both are image 42" in err
+    assert status == 2 and "mmf/a/COCO" in err and "mmf/b/COCO" in err and "duplicate image id 42" in err
 
 
 CAFE = "un caf\u00e9 au lait"
@@ -382,7 +382,7 @@ def test_a_conversion_goes_on_where_it_stopped(tmp_path, run_command):
     flags = ("shards.convert", tmp_path / "a.lmdb", "--per_shard", 2, "--processes", 1, "--out", tmp_path / "out")
     assert run_command(*flags)[0] == 2
     first = (tmp_path / "out" / "regions-00000.tar").stat()
-    with pytest.raises(Exception, match="not written to the end"):
+    with pytest.raises(Exception, match="is incomplete; run the command"):
         open_dataset(str(tmp_path / "out"))
     write_lmdb(tmp_path / "a.lmdb", {"im7": values["im7"]}, keys=None)
     assert run_command(*flags)[0] == 0
@@ -403,7 +403,7 @@ def test_an_empty_lmdb_and_an_empty_tsv(tmp_path, run_command):
     (tmp_path / "a.tsv").write_text("")
     for name in ("a.lmdb", "a.tsv"):
         status, _, err = run_command("shards.convert", tmp_path / name, "--out", tmp_path / "out")
-        assert status == 2 and "holds no image that can be used" in err
+        assert status == 2 and "contains no valid image" in err
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -75,7 +75,7 @@ def test_what_names_nothing_is_an_error(tmp_path, pattern, monkeypatch):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"holds no \.tar files"):
+    with pytest.raises(UserError, match=r"contains no \.tar files"):
         expand(str(tmp_path))
 
 

@@ -53,7 +53,7 @@ def test_the_second_process_reports_the_first_in_one_sentence(tmp_path, holder):
     sentence = str(refused.value)
     owner = rf"pretrain\.run \(process {process.pid} on {re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d "
     assert re.search(owner, sentence) and "\n" not in sentence
-    assert sentence.startswith(f"{tmp_path / 'out'}: ") and "give another one" in sentence
+    assert sentence.startswith(f"{tmp_path / 'out'}: ") and "use another one" in sentence
 
 
 def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, holder):

@@ -35,7 +35,7 @@ def test_given_boxes_keep_their_order_and_ids_and_are_cut_to_the_image(images, t
     boxes = write(tmp_path / "boxes.jsonl", [*LINES, {"image_id": "gone", "boxes": [[0, 0, 1, 1]], "box_ids": [1]}])
     flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
     status, out, _ = run_command("shards.extract", images, "--boxes", boxes, *flags)
-    assert status == 0 and "1 of its 3 images are not there" in out and "2 images" in out
+    assert status == 0 and "1 of its 3 images were not found" in out and "2 images" in out
     reader = RegionReader(open_dataset(str(tmp_path / "out")))
     samples = {sample.info["id"]: sample for sample in (reader[n] for n in range(len(reader)))}
     sample = samples["17"]
@@ -51,14 +51,14 @@ def test_given_boxes_keep_their_order_and_ids_and_are_cut_to_the_image(images, t
     ("lines", "complaint"),
     [
         ([{"image_id": "b", "boxes": [[1, 2, 3]], "box_ids": [1]}], "line 1: should have boxes of four numbers"),
-        ([LINES[1], LINES[1]], "line 2: image b stands there twice"),
+        ([LINES[1], LINES[1]], "line 2: duplicate image b"),
         ([LINES[1] | {"boxes": [[150, 5, 160, 10]]}], "line 1: box [150.0, 5.0, 160.0, 10.0] lies outside its image"),
         ([LINES[1] | {"boxes": [[120, 5, 120, 10]]}], "line 1: box [120.0, 5.0, 120.0, 10.0] lies outside its image"),
         ([LINES[1] | {"boxes": [[9, 5, 8, 10]]}], "line 1: has a box that ends before it begins"),
-        ([LINES[1] | {"boxes": [[0, 0.5, 0.5, 1]]}], "all boxes lie between 0 and 1; should be in pixels"),
-        ([LINES[1] | {"box_ids": []}], "line 1: should have boxes of four numbers and as many box_ids; it has 0 ids"),
+        ([LINES[1] | {"boxes": [[0, 0.5, 0.5, 1]]}], "all boxes are between 0 and 1; they should be in pixels"),
+        ([LINES[1] | {"box_ids": []}], "boxes of four numbers and the same number of box_ids; it has 0 ids"),
         ([{"image_id": "b"}], "line 1: cannot be read (KeyError: 'boxes'); it should be an object with"),
-        ([LINES[1] | {"image_id": "nowhere"}], "holds no image that"),
+        ([LINES[1] | {"image_id": "nowhere"}], "has boxes for none of the images"),
         ([], "is empty"),
     ],
 )
@@ -75,7 +75,7 @@ def test_annotated_boxes_without_area_are_described_as_a_pixel(images, tmp_path,
     boxes = write(tmp_path / "boxes.jsonl", [{"image_id": "b", "boxes": flat, "box_ids": [1, 2, 3, 4]}])
     flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
     status, out, err = run_command("shards.extract", images, "--boxes", boxes, *flags)
-    assert status == 0 and "3 boxes without area, which are described as one pixel wide or high" in out, err
+    assert status == 0 and "3 boxes without area, which are enlarged to a width or height of one pixel" in out, err
     sample = RegionReader(open_dataset(str(tmp_path / "out")))[0]
     expected = np.float32([[10, 20, 11, 60], [5, 79, 50, 80], [99, 0, 100, 1], [3, 4, 30, 40]])
     np.testing.assert_allclose(sample.boxes * [100, 80, 100, 80], expected, atol=1e-4)

@@ -115,12 +115,12 @@ def test_a_truncated_tar_is_named_before_any_work(tmp_path, keep):
 
 
 def test_nothing_to_find_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         find_parts(str(tmp_path), 100)
     with pytest.raises(UserError, match="no such file"):
         find_parts(str(tmp_path / "x"), 100)
     make_tar(tmp_path / "a.tar", [("0.txt", b"x")])
-    with pytest.raises(UserError, match=r"a\.tar: holds no images"):
+    with pytest.raises(UserError, match=r"a\.tar: contains no images"):
         find_parts(str(tmp_path / "a.tar"), 100)
 
 
@@ -204,7 +204,7 @@ def test_two_images_with_one_id_are_refused_by_both_names(tmp_path, names, tar):
             (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError) as error:
         find_parts(str(tmp_path), 1)
-    assert all(name in str(error.value) for name in names) and "both are image" in str(error.value)
+    assert all(name in str(error.value) for name in names) and "duplicate image id" in str(error.value)
     assert len(find_parts(str(tmp_path), 1, unique=False)) == 2
 
 
@@ -222,7 +222,7 @@ def test_members_of_a_tar_may_come_in_any_order(tmp_path):
     macos = [(f"./{mark}{name}", data) for name, data in images + texts for mark in ("._", "")]
     make_tar(tmp_path / "macos.tar", macos)
     found, unused = records_of(tmp_path / "macos.tar")
-    assert found == expected and len(unused) == 8 and "left by a system" in unused[0]
+    assert found == expected and len(unused) == 8 and "artifact of a system" in unused[0]
 
 
 def test_dots_in_names_of_members_belong_to_the_key(tmp_path):
@@ -289,7 +289,7 @@ def test_captions_are_read_in_their_encoding(tmp_path, encoding, tar):
 def test_a_caption_in_no_known_encoding_is_not_garbled_but_counted(tmp_path, tar):
     entries = [("0.png", encoded(Image.fromarray(RED))), ("0.txt", CAFE.encode("latin-1"))]
     found, (reason,) = records_of(put(tmp_path, entries, tar))
-    assert found == {"0": ()} and "0.txt: is not text in UTF-8 or UTF-16" in reason
+    assert found == {"0": ()} and "0.txt: is not a caption in UTF-8 or UTF-16" in reason
 
 
 @pytest.mark.parametrize("tar", [False, True])
@@ -299,7 +299,7 @@ def test_captions_that_only_the_json_has_are_read(tmp_path, tar):
     texts |= {"2.json": '{"caption": null}', "3.json": '{"caption": ', "4.json": "[]"}
     entries = [(f"{n}.png", picture) for n in range(5)] + [(name, text.encode()) for name, text in texts.items()]
     found, (reason,) = records_of(put(tmp_path, entries, tar))
-    assert found == {"0": ("one",), "1": ("two",), "2": (), "3": (), "4": ()} and "3.json: is not JSON" in reason
+    assert found == {"0": ("one",), "1": ("two",), "2": (), "3": (), "4": ()} and "3.json: is not valid JSON" in reason
 
 
 def put(folder, entries, tar: bool):

@@ -36,14 +36,14 @@ def test_a_launch_is_read_whole(environment):
 
 
 HALF = [
-    ({"RANK": "0"}, "RANK is set in the environment and WORLD_SIZE is not"),
-    ({"WORLD_SIZE": "2", "RANK": ""}, "WORLD_SIZE is set in the environment and RANK is not"),
-    (WHOLE | {"MASTER_ADDR": ""}, "WORLD_SIZE=2 is set in the environment and MASTER_ADDR is not"),
+    ({"RANK": "0"}, "RANK is set in the environment, but WORLD_SIZE is not"),
+    ({"WORLD_SIZE": "2", "RANK": ""}, "WORLD_SIZE is set in the environment, but RANK is not"),
+    (WHOLE | {"MASTER_ADDR": ""}, "WORLD_SIZE=2 is set in the environment, but MASTER_ADDR is not"),
     (WHOLE | {"MASTER_PORT": ""}, "MASTER_PORT is not"),
-    (WHOLE | {"MASTER_PORT": "http"}, "MASTER_PORT=http in the environment: should be a whole number"),
-    (WHOLE | {"RANK": "two"}, "RANK=two in the environment: should be a whole number"),
-    (WHOLE | {"RANK": "2"}, "RANK=2 WORLD_SIZE=2 in the environment: no such rank"),
-    (WHOLE | {"WORLD_SIZE": "0"}, "no such rank"),
+    (WHOLE | {"MASTER_PORT": "http"}, "MASTER_PORT=http in the environment: must be an integer"),
+    (WHOLE | {"RANK": "two"}, "RANK=two in the environment: must be an integer"),
+    (WHOLE | {"RANK": "2"}, "RANK=2 WORLD_SIZE=2 LOCAL_RANK=1 in the environment: invalid rank"),
+    (WHOLE | {"WORLD_SIZE": "0"}, "invalid rank"),
 ]
 
 

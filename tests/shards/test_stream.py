@@ -11,9 +11,12 @@ from shards.stream import open_stream
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("pipe:exit 3", r"pipe:exit 3: cannot be read \(its program ended with status 3\)$"),
-        ("s3://bucket/{0..3}.tar", r"webdataset does not read s3: addresses.*--data 'pipe:aws s3 cp s3://"),
-        ("http://127.0.0.1:1/x.tar", r"x\.tar: cannot be read \(its program ended with status 7, no connection\)$"),
+        ("pipe:exit 3", r"pipe:exit 3: cannot be read \(the program that reads it ended with status 3\)$"),
+        ("s3://bucket/{0..3}.tar", r"webdataset does not support s3: URLs.*--data 'pipe:aws s3 cp s3://"),
+        (
+            "http://127.0.0.1:1/x.tar",
+            r"x\.tar: cannot be read \(the program that reads it ended with status 7, no connection\)$",
+        ),
     ],
 )
 def test_an_address_that_cannot_be_read_is_said_in_a_sentence(address, sentence):
@@ -22,13 +25,13 @@ def test_an_address_that_cannot_be_read_is_said_in_a_sentence(address, sentence)
 
 
 def test_a_file_that_a_server_does_not_have_is_told_from_a_server_that_is_not_there(tmp_path, http_folder):
-    with pytest.raises(UserError, match=r"x\.tar: cannot be read \(.*status 22, the server does not give it\)$"):
+    with pytest.raises(UserError, match=r"x\.tar: cannot be read \(.*status 22, HTTP error\)$"):
         open_stream(f"{http_folder(tmp_path)}/x.tar")
 
 
 def test_a_program_that_reads_addresses_and_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="is read by curl, which is not installed"):
+    with pytest.raises(UserError, match="needs the program curl, which is not installed"):
         open_stream("http://127.0.0.1:1/x.tar")
 
 

@@ -59,7 +59,7 @@ def test_a_file_that_was_packed_again_is_read_right(tmp_path, kind):
 def test_a_file_that_unpacks_to_very_much_is_refused(tmp_path):
     torch.save({"a": torch.zeros(2**25)}, tmp_path / "w.bin")
     packed_again(tmp_path / "w.bin", zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="it unpacks to 128 MB, more than 100 times its size"):
+    with pytest.raises(UserError, match="it expands to 128 MB, more than 100 times its size"):
         read_state_dict(tmp_path / "w.bin")
 
 

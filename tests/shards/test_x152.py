@@ -220,18 +220,18 @@ def test_a_one_pixel_image_has_regions(detector):
 def test_weights_and_sizes_that_do_not_fit(weights, detector, tmp_path):
     with pytest.raises(UserError, match=r"w: has no rpn\.head\.conv\.weight"):
         build({name: v for name, v in weights.items() if name != "rpn.head.conv.weight"}, detector.config, "w")
-    with pytest.raises(UserError, match=r"w: backbone\.stem\.weight is \(8, 3, 7, 7\) there and \(64, 3, 7, 7\)"):
+    with pytest.raises(UserError, match=r"w: backbone\.stem\.weight has the shape \(8, 3, 7, 7\), but \(64, 3, 7, 7\)"):
         build(weights, DetectorConfig(), "w")
     for values, complaint in (
         ({"groups": "many"}, "groups 'many'"),
         ({"conv_body": "R-50"}, "conv_body R-50 should be one of R-50-FPN, R-101-FPN, R-152-FPN"),
-        ({"blocks": [3, 4, 6]}, r"blocks \[3, 4, 6\] should be four whole numbers"),
+        ({"blocks": [3, 4, 6]}, r"blocks \[3, 4, 6\] should be four integers"),
         ({"stride_in_1x1": 1}, "stride_in_1x1 1 should be true or false"),
         ([1], "should be an object"),
     ):
         with pytest.raises(UserError, match=complaint):
             DetectorConfig.of(values, "x.json")
-    with pytest.raises(UserError, match="w: layer2 has more than the 4 blocks of its configuration"):
+    with pytest.raises(UserError, match="w: layer2 has more than the 4 blocks of the configuration"):
         build(weights, DetectorConfig.of(small_sizes() | {"conv_body": "R-50-FPN"}, "x.json"), "w")
 
 
@@ -387,13 +387,13 @@ def test_two_ranks_share_the_shards(flags, tmp_path, run_command):
     ("more", "complaint"),
     [
         (("--weights", "nowhere.pth"), "nowhere.pth: no such file"),
-        (("--precision", "fp16"), "--precision fp16: is for a GPU"),
-        (("--detector", "pixels"), "--detector pixels has none"),
+        (("--precision", "fp16"), "--precision fp16: needs a GPU"),
+        (("--detector", "pixels"), "not supported by --detector pixels"),
         (
             ("--detector", "no/such-model"),
             "should be pixels, x152, backbone, or an object-detection model of transformers",
         ),
-        (("--words_file", "x.npz"), "is of --detector pixels"),
+        (("--words_file", "x.npz"), "only for --detector pixels"),
     ],
 )
 def test_mistakes(flags, tmp_path, run_command, more, complaint):
