@@ -1,4 +1,4 @@
-"""Operators of the toolkit under the names by which everything above calls them."""
+"""Custom torch operators: compiled C++ and CUDA, Triton, or plain torch."""
 
 from ops.column_sum import column_sum
 from ops.library import attention_dropout, dropout, dropout_add_layer_norm, mask_overlapping, mask_regions

@@ -1,6 +1,6 @@
-"""python -m ops: which implementation is in use, and whether it is right.
+"""python -m ops: prints which implementation is in use, and runs a self-check.
 
-The exit status is 1 where a self-check fails, and where torch has CUDA and the operators were not compiled for it.
+The exit status is 1 if a self-check fails, or if torch has CUDA but the operators were not compiled for it.
 """
 
 import sys
@@ -30,7 +30,7 @@ def check_masking(device: str) -> bool:
 
 
 def check_dropout(device: str) -> bool:
-    """Masks to the bit; LayerNorm and its gradients to rounding."""
+    """Dropout must be bit-identical; LayerNorm and its gradients equal up to rounding."""
     generator = torch.Generator().manual_seed(0)
     x, residual = torch.randn(2, 64, 72, generator=generator)
     probs = torch.rand(4, 3, 16, 10, generator=generator)
@@ -56,13 +56,13 @@ def main() -> int:
     for device, backend in backends.items():
         if device == "CUDA" and torch.version.cuda and backend != "compiled":
             print(
-                f"{device:<5} {backend}: torch has CUDA {torch.version.cuda}, and the operators were not compiled; "
-                "install again with nvcc of that version (CUDA_HOME names its toolkit) and read what pip -v prints"
+                f"{device:<5} {backend}: torch has CUDA {torch.version.cuda}, but the operators were not compiled; "
+                "install again with nvcc of that version (set CUDA_HOME to its toolkit) and see the output of pip -v"
             )
             right = False
             continue
         if device == "CUDA" and not torch.cuda.is_available():
-            print(f"{device:<5} {backend}; this torch sees no GPU, not checked")
+            print(f"{device:<5} {backend}; no GPU available to torch, not checked")
             continue
         passed = self_check(device.lower())
         right &= passed

@@ -1,4 +1,4 @@
-"""Sums of the columns of a tall matrix: the gradient of a bias. Triton on a GPU, plain torch elsewhere.
+"""Column sums of a tall matrix, for the gradient of a bias. Triton on a GPU, plain torch elsewhere.
 
 torch's own reduction reached a third of an H100's memory bandwidth at the model's shapes (benchmarks/records).
 """
@@ -11,7 +11,7 @@ from ops.short_attention import runs_on
 
 
 def column_sum(x: Tensor) -> Tensor:
-    """(n, h) -> float32 (h,), added up in float32 in an order that depends on the shape alone.
+    """(n, h) -> float32 (h,), summed in float32 in an order that depends only on the shape.
 
     x: float32, float16 or bfloat16, last dimension contiguous.
     """

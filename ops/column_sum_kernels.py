@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS = 32, 128  # of a tile: 256 neighbouring bytes of each row
-PROGRAMS = 1024  # that a GPU has room for at a time, about
+ROWS, COLUMNS = 32, 128  # tile size: 256 contiguous bytes of each row in 16 bits
+PROGRAMS = 1024  # approximate number of programs that run concurrently on a GPU
 
 
 @triton.jit

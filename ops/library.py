@@ -1,4 +1,4 @@
-"""Finding the compiled operators and registering what is not compiled, so that one name serves everywhere."""
+"""Loads the compiled operators and registers plain torch versions of those that are missing, under the same names."""
 
 import logging
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -31,19 +31,19 @@ DROPOUT_TYPES = (*COMPILED_TYPES, torch.float64)
 
 
 def _load_compiled() -> str | None:
-    """Loads the extension that setup.py built; returns why there is none, None where there is one."""
+    """Loads the extension built by setup.py; returns None, or the reason why it is missing."""
     built = [path for suffix in EXTENSION_SUFFIXES for path in Path(__file__).parent.glob(f"_compiled{suffix}")]
     if not built:
-        return "they were not built (no compiler, or torch was not there at installation)"
+        return "they were not built (no compiler, or torch was missing at installation)"
     try:
         torch.ops.load_library(built[0])
     except OSError as error:
-        return f"{built[0]} does not load ({str(error).splitlines()[0]}); install again with this torch"
+        return f"{built[0]} cannot be loaded ({str(error).splitlines()[0]}); install again with this version of torch"
     return None
 
 
 def _register() -> tuple[torch.library.Library, dict[str, str]]:
-    """Fills in what the extension does not define; returns the backend in use for CPU and CUDA tensors."""
+    """Registers what the extension does not define; returns the backends in use for CPU and CUDA tensors."""
     missing = _load_compiled()
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     backends = {}
@@ -62,7 +62,7 @@ def _register() -> tuple[torch.library.Library, dict[str, str]]:
     logger.info(
         "operators: %s%s",
         ", ".join(f"{device} {backend}" for device, backend in backends.items()),
-        f"; no compiled ones: {missing}" if missing else "",
+        f"; not compiled: {missing}" if missing else "",
     )
     return library, backends
 
@@ -104,7 +104,7 @@ def _keep_visible(ctx, inputs, output) -> None:
 
 
 def _backward_of_regions(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-    """A visible region has its own row's gradient and its share of row 0's."""
+    """The gradient of a visible region is that of its row plus its share of that of row 0."""
     (visible,) = ctx.saved_tensors
     mean = gradient[:, :1].float() / visible.sum(1).clamp(min=1)[:, None, None]
     return ((gradient[:, 1:].float() + mean) * visible[..., None]).to(ctx.dtype), None, None
@@ -166,15 +166,22 @@ _library, backends = _register()
 
 
 def mask_overlapping(boxes: Tensor, seeds: Tensor, valid: Tensor | None = None, threshold: float = 0.4) -> Tensor:
-    """Every valid seed, and every valid region whose IoU with a valid seed is `threshold` or more.
+    """Every valid seed, and every valid region whose IoU with a valid seed is at least `threshold`.
 
-    boxes: float (B, N, 4) as x1 y1 x2 y2, of any floating type, non-contiguous too; seeds, valid: bool (B, N) on
-    the same device, valid None for all; returns bool (B, N), without a gradient. Raises ValueError for other
-    shapes or types.
+    Computed in float32 on the boxes as given, as intersection >= threshold * union: an IoU that equals the threshold in
+    whole pixels may be above or below it for normalised boxes. Boxes without area and boxes with NaN overlap nothing;
+    they are masked only if they are seeds.
 
-    Computed in float32 on the boxes as given, as intersection >= threshold * union: an IoU that equals the
-    threshold in whole pixels may fall on either side once the boxes are normalised. Boxes without area, and
-    boxes with a NaN, overlap nothing; they are masked where they are seeds themselves.
+    Args:
+        boxes: (B, N, 4) as x1 y1 x2 y2, any floating-point dtype, may be non-contiguous.
+        seeds, valid: bool (B, N) on the same device; valid None for all.
+        threshold: minimum IoU.
+
+    Returns:
+        bool (B, N), without a gradient.
+
+    Raises:
+        ValueError: for other shapes or dtypes.
     """
     _check("boxes", boxes, "(B, N, 4)", boxes.dim() == 3 and boxes.shape[-1] == 4 and boxes.is_floating_point())
     for name, mask in (("seeds", seeds), ("valid", valid)):
@@ -184,12 +191,20 @@ def mask_overlapping(boxes: Tensor, seeds: Tensor, valid: Tensor | None = None, 
 
 
 def mask_regions(features: Tensor, visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Hides regions and puts the whole image before them: (B, N + 1, D) of type `dtype`, in one pass.
+    """Zeroes masked regions and prepends the image token, in one pass.
 
-    features: floating point (B, N, D), non-contiguous too; visible: bool (B, N) on the same device. Row 0 is the
-    mean of the visible regions, summed in float32 (zeros where none is visible); of the others those that are not
-    visible are zero, whatever was in them. The gradient reaches the visible regions' features. Raises ValueError
-    for other shapes or types.
+    Args:
+        features: (B, N, D), any floating-point dtype, may be non-contiguous.
+        visible: bool (B, N) on the same device.
+        dtype: dtype of the result.
+
+    Returns:
+        (B, N + 1, D). Row 0 is the mean of the visible regions, summed in float32 (zeros if none is visible); the rows
+        of regions that are not visible are zero, even if their features are NaN. The gradient is that of the visible
+        regions' features.
+
+    Raises:
+        ValueError: for other shapes or dtypes.
     """
     _check("features", features, "(B, N, D)", features.dim() == 3 and features.is_floating_point())
     _check_mask("visible", visible, features)
@@ -208,13 +223,13 @@ def dropout(x: Tensor, keys: Tensor, site: int, p: float) -> Tensor:
     so p is rounded to a multiple of 1 / 65536.
 
     Args:
-        x: float32, float16, bfloat16 or float64 (n, h), non-contiguous too.
-        keys: int64 (n,) on the same device, one key for each row.
+        x: float32, float16, bfloat16 or float64 (n, h), may be non-contiguous.
+        keys: int64 (n,) on the same device, one key per row.
         site: number of this dropout layer, 0 or more; other sites have independent masks.
         p: probability of dropping a value, in [0, 1).
 
     Returns:
-        A tensor like x: 0 where dropped, otherwise x * 65536 / (65536 - round(p * 65536)), rounded once. p = 0
+        A tensor like x: 0 for dropped values, otherwise x * 65536 / (65536 - round(p * 65536)), rounded once. p = 0
         returns x itself. The gradient has the same mask.
 
     Raises:
@@ -240,15 +255,15 @@ def dropout_add_layer_norm(
     """LayerNorm(dropout(x) + residual) * weight + bias in one pass over memory, with the mask of `dropout`.
 
     Computed in float32 (float64 for float64 inputs) and rounded once. Saves its inputs and the mean and reciprocal
-    standard deviation of each row; backward computes the mask and the sum again. The gradients of weight and bias are
+    standard deviation of each row; backward recomputes the mask and the sum. The gradients of weight and bias are
     summed in an order that does not depend on the number of threads. It has no second derivative.
 
     Args:
-        x: float32, float16, bfloat16 or float64 (n, h), non-contiguous too.
+        x: float32, float16, bfloat16 or float64 (n, h), may be non-contiguous.
         residual: (n, h) of any of these types, or None to add nothing.
         weight: float32 (h,).
         bias: float32 (h,).
-        keys: int64 (n,), one key for each row; may be None when p is 0.
+        keys: int64 (n,), one key per row; may be None if p is 0.
         site: number of this dropout layer, 0 or more.
         p: probability of dropping a value, in [0, 1).
         eps: added to the variance, which is the biased one as in torch.nn.functional.layer_norm.
@@ -271,7 +286,7 @@ def dropout_add_layer_norm(
         raise ValueError(f"dtype should be {_names(types)} for x of {x.dtype} and is {dtype}")
     _check_rate(site, p, 16)
     if keys is None and p > 0:
-        raise ValueError(f"keys should be int64 {tuple(x.shape[:1])} where p is above 0 and is None")
+        raise ValueError(f"keys should be int64 {tuple(x.shape[:1])} for p above 0 and is None")
     if keys is not None:
         _check_keys("keys", keys, x.shape[:1], x)
     return torch.ops.twelve_in_one.dropout_add_layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype)[0]
@@ -284,9 +299,9 @@ def attention_dropout(probs: Tensor, query_keys: Tensor, key_keys: Tensor, site:
     rounded to a multiple of 2**-24.
 
     Args:
-        probs: float32, float16, bfloat16 or float64 (B, heads, L, M), non-contiguous too.
-        query_keys: int64 (B, L) on the same device, one key for each query row.
-        key_keys: int64 (B, M) on the same device, one key for each key row.
+        probs: float32, float16, bfloat16 or float64 (B, heads, L, M), may be non-contiguous.
+        query_keys: int64 (B, L) on the same device, one key per query row.
+        key_keys: int64 (B, M) on the same device, one key per key row.
         site: number of this dropout layer, 0 or more.
         p: probability of dropping a value, in [0, 1).
 

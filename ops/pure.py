@@ -1,13 +1,13 @@
-"""The operators in plain torch operations, for where no compiled ones are to be had."""
+"""The operators in plain torch operations, used without compiled ones and as their reference."""
 
 import torch
 from torch import Tensor
 
-ROWS = 64  # regions compared at a time: memory grows with N and not with N x N
+ROWS = 64  # regions compared at a time, so that memory grows with N and not with N x N
 
 
 def mask_overlapping(boxes: Tensor, seeds: Tensor, valid: Tensor | None, threshold: float) -> Tensor:
-    """The same as the compiled operator, bit for bit: see ops.mask_overlapping."""
+    """Bit-identical to the compiled operator; see ops.mask_overlapping."""
     boxes = boxes.float()
     seeds = seeds if valid is None else seeds & valid
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
@@ -25,7 +25,7 @@ def mask_overlapping(boxes: Tensor, seeds: Tensor, valid: Tensor | None, thresho
 
 
 def mask_regions(features: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same as the compiled operator but for the order in which row 0 is summed: see ops.mask_regions."""
+    """Equal to the compiled operator except for the summation order of row 0; see ops.mask_regions."""
     size, regions, width = features.shape
     rows = features.new_empty(size, regions + 1, width, dtype=torch.float32)
     rows[:, 1:] = features.masked_fill(~visible[..., None], 0)
@@ -43,7 +43,7 @@ GOLDEN, MULTIPLIER1, MULTIPLIER2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (the plain one copies the sign)."""
+    """Logical right shift of int64 (>> is arithmetic)."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -75,7 +75,7 @@ def dropped_pairs(query_keys: Tensor, key_keys: Tensor, site: int, heads: int, p
 
 
 def threshold(p: float, bits: int) -> int:
-    """Dropout drops where a random number of this many bits is below this threshold."""
+    """A value is dropped if its random number, with this number of bits, is below this threshold."""
     return round(p * 2**bits)
 
 
@@ -89,24 +89,24 @@ def _compute_type(x: Tensor) -> torch.dtype:
 
 
 def _drop(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
-    """Zero where dropped, otherwise x * scale, in the compute type."""
+    """Zero for dropped values, otherwise x * scale, in the compute dtype."""
     dtype = _compute_type(x)
     return (x.to(dtype) * torch.tensor(scale, dtype=dtype, device=x.device)).masked_fill(dropped, 0)
 
 
 def dropout(x: Tensor, keys: Tensor, site: int, p: float) -> Tensor:
-    """The same as the compiled operator, bit for bit: see ops.dropout."""
+    """Bit-identical to the compiled operator; see ops.dropout."""
     return _drop(x, dropped_columns(keys, site, x.shape[1], p), keep_scale(p, 16)).to(x.dtype)
 
 
 def attention_dropout(probs: Tensor, query_keys: Tensor, key_keys: Tensor, site: int, p: float) -> Tensor:
-    """The same as the compiled operator, bit for bit: see ops.attention_dropout."""
+    """Bit-identical to the compiled operator; see ops.attention_dropout."""
     dropped = dropped_pairs(query_keys, key_keys, site, probs.shape[1], p)
     return _drop(probs, dropped, keep_scale(p, 24)).to(probs.dtype)
 
 
 def _dropout_add(x: Tensor, residual: Tensor | None, keys: Tensor | None, site: int, p: float) -> Tensor:
-    """dropout(x) + residual in the compute type."""
+    """dropout(x) + residual in the compute dtype."""
     total = _drop(x, dropped_columns(keys, site, x.shape[1], p), keep_scale(p, 16)) if p > 0 else x.to(_compute_type(x))
     return total if residual is None else total + residual.to(total.dtype)
 
@@ -122,7 +122,7 @@ def dropout_add_layer_norm(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output and each row's mean and reciprocal standard deviation: see ops.dropout_add_layer_norm."""
+    """The output, and the mean and reciprocal standard deviation of each row; see ops.dropout_add_layer_norm."""
     total = _dropout_add(x, residual, keys, site, p)
     mean = total.mean(1)
     centred = total - mean[:, None]

@@ -1,17 +1,16 @@
 """Multi-head attention for short sequences of varying length on packed rows, with counter-based dropout.
 
-Packed means that padding is removed: the rows of all sequences follow one another, and `starts` holds the first row of
-each. On a GPU with Triton, one program computes one (sequence, head), forward or backward; elsewhere the same function
-is computed by `short_attention_reference` in plain torch operations.
+Packed means that padding is removed: the rows of all sequences are concatenated, and `starts` contains the first row of
+each. On a GPU with Triton, one program computes one (sequence, head), forward or backward; elsewhere
+`short_attention_reference` computes the same function in plain torch operations.
 
-Dropout is a function of the rows' keys, the call's `site`, the head and nothing else, so it does not depend on the
-batch's composition, on the rank, on gradient accumulation, or on which implementation runs. With 64-bit wrap-around
-arithmetic, GOLDEN = 0x9E3779B97F4A7C15 and `mix` as in shards/hashing.py, the probability at (query row, key row) is
-dropped where
+Dropout is a function only of the row keys, the `site` of the call and the head, so it does not depend on the
+composition of the batch, the rank, gradient accumulation, or the implementation. With 64-bit wrap-around arithmetic,
+GOLDEN = 0x9E3779B97F4A7C15 and `mix` as in shards/hashing.py, the probability at (query row, key row) is dropped if
 
     mix(mix(query_key + (site * heads + head + 1) * GOLDEN) + key_key) >> 40  <  round(p * 2**24)
 
-and divided by the exact share of kept ones, 1 - round(p * 2**24) / 2**24, elsewhere.
+and otherwise divided by the exact probability of keeping it, 1 - round(p * 2**24) / 2**24.
 """
 
 import importlib.util
@@ -24,10 +23,10 @@ from torch import Tensor
 from ops.library import NAMESPACE, attention_dropout
 from ops.pure import keep_scale, threshold
 
-MAX_LENGTH = 128  # of one sequence, queries and keys: the keys of a sequence must fit one tile of the kernel
+MAX_LENGTH = 128  # maximum length of a sequence, because its keys must fit one tile of the kernel
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_HEAD_SIZES = (16, 32, 64, 128)
-BITS = 24  # random bits that dropout compares
+BITS = 24  # random bits used by dropout
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # then the kernels accept CPU tensors
 
@@ -55,13 +54,13 @@ def short_attention(
             empty on either side. Rows beyond the last sequence (a static capacity) have output and gradient 0.
         query_keys, key_keys: int64 (n_q,), (n_k,), random key of each row; not read when p is 0.
         heads: number of heads.
-        site: number of this call among those that see the same row keys, so that each has its own dropout.
+        site: number of this call among those with the same row keys, so that each has an independent dropout mask.
         p: dropout probability of the attention probabilities; 0 compiles to a kernel without random numbers.
-        max_query, max_key: upper bounds of the sequences' lengths, at most 128. They choose the tile sizes; on a GPU
+        max_query, max_key: upper bounds of the sequence lengths, at most 128. They determine the tile sizes; on a GPU
             the lengths are not compared with them, because that would wait for the device.
 
     Returns:
-        (n_q, heads * d), contiguous, in the inputs' dtype. Softmax is computed in float32 at least.
+        (n_q, heads * d), contiguous, in the dtype of the inputs. Softmax is computed in float32 (or float64).
 
     Raises:
         ValueError: for other shapes or dtypes, for bounds over 128, and on the CPU for sequences over the bounds.
@@ -227,7 +226,7 @@ def short_attention_reference(
 
 
 def _reference(query, key, value, query_side, key_side, heads: int, site: int, p: float) -> Tensor:
-    with torch.autocast(query.device.type, enabled=False):  # which would round the float32 scores
+    with torch.autocast(query.device.type, enabled=False):  # autocast would round the float32 scores
         return _padded_attention(query, key, value, query_side, key_side, heads, site, p)
 
 
@@ -236,7 +235,7 @@ def _padded_attention(query, key, value, query_side, key_side, heads: int, site:
     key_index, key_there = _padded_index(key_side[0], key_side[2], key.shape[0])
 
     def padded(rows, index, there):
-        """(n, heads * d) -> (B, heads, L, d). Masked, because the rows that stand in for padding may hold NaN."""
+        """(n, heads * d) -> (B, heads, L, d). Masked, because the rows at padding positions may contain NaN."""
         return rows[index].masked_fill(~there[..., None], 0).unflatten(-1, (heads, -1)).transpose(1, 2)
 
     if query.shape[0] == 0 or key.shape[0] == 0 or query_index.shape[0] == 0:
@@ -259,7 +258,7 @@ def _padded_attention(query, key, value, query_side, key_side, heads: int, site:
 
 
 def _padded_index(starts: Tensor, longest: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Row of each place of the padded batch, int64 (B, longest), and which places are there, bool (B, longest)."""
+    """Row of each position of the padded batch, int64 (B, longest), and whether it is valid, bool (B, longest)."""
     place = torch.arange(longest, device=starts.device)
     there = place < (starts[1:] - starts[:-1])[:, None]
     return (starts[:-1, None] + place).clamp(max=max(rows - 1, 0)), there
@@ -269,7 +268,7 @@ def _padded_index(starts: Tensor, longest: int, rows: int) -> tuple[Tensor, Tens
 
 
 def _kernels():
-    """The module of Triton kernels, imported on first use: ops must import where Triton is not installed."""
+    """The module of Triton kernels, imported on first use, because Triton is optional."""
     from ops import short_attention_kernels
 
     return short_attention_kernels
@@ -283,7 +282,7 @@ def _forward(query, key, value, query_side, key_side, heads: int, site: int, p: 
 
 
 def _backward(grad, query, key, value, dq, dk, dv, query_side, key_side, heads: int, site: int, p: float) -> None:
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()  # of `out.sum()`, for instance, it is expanded
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()  # for example, that of `out.sum()` is expanded
     limit = threshold(p, BITS)
     _kernels().backward(
         grad, query, key, value, dq, dk, dv, query_side, key_side, heads, site, limit, keep_scale(p, BITS)
@@ -326,7 +325,7 @@ def _cross_attention(a, b, a_starts, b_starts, a_keys, b_keys, heads, site, a_p,
 def _cross_attention_backward(
     a_grad, b_grad, a, b, a_starts, b_starts, a_keys, b_keys, heads, site, a_p, b_p, max_a, max_b
 ):
-    """Either direction fills the queries' part of one fused gradient, and the keys' and values' parts of the other."""
+    """Each direction writes the query part of one fused gradient, and the key and value parts of the other."""
     qa, ka, va = a.chunk(3, -1)
     qb, kb, vb = b.chunk(3, -1)
     gradients = a.new_empty(a.shape), b.new_empty(b.shape)
@@ -360,7 +359,7 @@ _OPERATORS = {
 
 
 def _register(library: torch.library.Library) -> None:
-    """Defines each operator and its backward operator, with shapes for torch.compile and the derivative."""
+    """Defines each operator and its backward operator, with fake implementations for torch.compile and autograd."""
     for name, (arguments, tensors, gradients, forward, fake, backward) in _OPERATORS.items():
         contexts = 2 if name == "packed_cross_attention" else 1
         incoming = ", ".join(f"Tensor grad{i}" for i in range(contexts))
@@ -389,7 +388,7 @@ def _fake_gradients(contexts: int, gradients: int):
 
 
 def _derivative(name: str, tensors: int, contexts: int, gradients: int):
-    """The derivative of an operator whose first `gradients` arguments have one, and what it keeps for it."""
+    """Backward and setup_context functions of an operator whose first `gradients` arguments are differentiable."""
 
     def keep(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:tensors])

@@ -1,14 +1,13 @@
-"""Triton kernels of ops/short_attention.py. This module imports triton; nothing imports it before a kernel is needed.
+"""Triton kernels of ops/short_attention.py. This module imports triton, so it is imported on first use.
 
 One program handles one sequence and one head, and all keys of a sequence fit one tile. The softmax therefore needs no
 second pass over the keys, and the backward pass recomputes the probabilities instead of loading saved statistics: in
-the matrix-multiply layout a row's maximum and sum cost two shuffles each, and nothing beyond the inputs has to be
-kept. dq, dk and dv of a (sequence, head) are written by one program, so there are no atomics and the results are
-deterministic.
+the matrix-multiply layout the maximum and the sum of a row cost two shuffles each, and only the inputs are saved. One
+program writes dq, dk and dv of a (sequence, head), without atomics, so the results are deterministic.
 
 By count of bytes and operations, not yet measured, the kernels should be bound by memory at these lengths, followed by
 the elementwise work on a tile (exponentials and random numbers). That work grows with the tile and not with the
-sequence, so a program picks the smallest tile that its own sequence fits: see `CHOOSE`.
+sequence, so a program uses the smallest tile that fits its sequence: see `CHOOSE`.
 """
 
 from contextlib import nullcontext
@@ -35,7 +34,7 @@ def _mix(x):
 
 @triton.jit
 def _kept(query_hash, key_keys, limit):
-    """True where a probability survives dropout: mix(query_hash + key_key) >> 40 >= limit >> 8.
+    """Whether a probability is kept by dropout: mix(query_hash + key_key) >> 40 >= limit >> 8.
 
     The last step of `mix`, x ^ (x >> 31), changes bits 0 to 32 only; a comparison of bits 40 to 63 does not need it.
     limit: uint32, the dropout threshold of 24 bits shifted to the top.
@@ -62,7 +61,7 @@ def _store(pointer, stride, rows, count, values, D: tl.constexpr):
 
 @triton.jit
 def _clear_tail(pointer, stride, begin, end, D: tl.constexpr):
-    """Zeros in rows [begin, end) of this head, shared among the sequences' programs: mostly none or one block."""
+    """Zeroes rows [begin, end) of this head, divided over the programs of the sequences; mostly none or one block."""
     columns = tl.arange(0, D)
     zeros = tl.zeros((_TAIL_ROWS, D), pointer.dtype.element_ty)
     first = begin + tl.program_id(1) * _TAIL_ROWS
@@ -75,7 +74,7 @@ def _clear_tail(pointer, stride, begin, end, D: tl.constexpr):
 
 @triton.jit
 def _probabilities(q, k, key_rows, n_keys, scale2, PRECISION: tl.constexpr):
-    """Softmax over the keys, float32; rows are zero where there are no keys. scale2: log2(e) / sqrt(d)."""
+    """Softmax over the keys, float32; zeros for rows without keys. scale2: log2(e) / sqrt(d)."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
     scores = tl.where((key_rows < n_keys)[None, :], scores, float("-inf"))
     largest = tl.max(scores, 1)
@@ -102,7 +101,7 @@ def _forward_block(
     query, out, query_keys, k, v, kk, rows, columns, n_queries, n_keys, query_stride, out_stride,
     number, limit, keep_scale, scale2, D: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The context of some queries."""
+    """The context of a block of queries."""
     q = _rows(query, query_stride, rows, n_queries, D)
     p = _probabilities(q, k, columns, n_keys, scale2, PRECISION)
     if DROPOUT:
@@ -213,10 +212,10 @@ def forward_kernel(
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, LOOP: tl.constexpr, CHOOSE: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (heads, sequences): heads of a sequence are neighbours, because they share the rows' memory pages.
+    """Grid (heads, sequences): heads of a sequence are neighbours, because they share memory pages.
 
-    M, N: tile for the longest queries and keys. CHOOSE: the sides, "both", "query", "key" or "none", on which a
-    program whose length is at most 16 or 32 uses a tile of that size. LOOP: more than one tile of queries.
+    M, N: tile size for the longest queries and keys. CHOOSE: the sides, "both", "query", "key" or "none", on which a
+    program with a length of at most 16 or 32 uses a tile of that size. LOOP: more than one tile of queries.
     """
     head = tl.program_id(0)
     sequence = tl.program_id(1)
@@ -325,9 +324,9 @@ def backward_kernel(
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a kernel is compiled: m, n, loop and choose as forward_kernel's M, N, LOOP and CHOOSE.
+    """Compilation parameters of a kernel: m, n, loop and choose are M, N, LOOP and CHOOSE of forward_kernel.
 
-    registers: upper bound per thread, None for the compiler's choice; fewer let more programs share a multiprocessor.
+    registers: upper bound per thread, None for the compiler's choice; with fewer, more programs share a multiprocessor.
     """
 
     m: int
@@ -339,7 +338,7 @@ class Tiles:
 
 
 def tiles(backward: bool, dtype: torch.dtype, d: int, max_query: int, max_key: int, same: bool) -> Tiles:
-    """Tile sizes and warps for lengths up to these bounds; same: the queries' sequences are the keys' (self-attention).
+    """Tile sizes and warps for lengths up to these bounds. same: self-attention, with equal sequences on both sides.
 
     Registers and shared memory were counted by compiling ahead of time for sm_90.
     """
@@ -355,7 +354,7 @@ def tiles(backward: bool, dtype: torch.dtype, d: int, max_query: int, max_key: i
 
 
 def forward(query, key, value, out, query_side, key_side, heads, site, limit, keep_scale, chosen=None) -> None:
-    """Writes the attention's context to `out`. Sides: (starts, row keys, upper bound of the lengths)."""
+    """Writes the context to `out`. Sides: (starts, row keys, upper bound of the lengths)."""
     (query_starts, query_keys, max_query), (key_starts, key_keys, max_key) = query_side, key_side
     d, sequences = query.shape[1] // heads, query_starts.shape[0] - 1
     if sequences == 0 or query.shape[0] == 0:
@@ -404,5 +403,5 @@ def _contiguous_rows(x: Tensor) -> Tensor:
 
 
 def _device(x: Tensor):
-    """Triton launches on the current device, which need not be the tensors'."""
+    """Context manager for the device of x, because Triton launches kernels on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

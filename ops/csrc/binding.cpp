@@ -1,11 +1,11 @@
-// The torch side: the operators' schemas, checks, and what they do for CPU and CUDA tensors.
+// The torch binding: schemas and checks of the operators, and their implementations for CPU and CUDA tensors.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #ifdef WITH_CUDA
-// Not ATen/cuda/CUDAContext.h, which wants the headers of cuBLAS, cuSPARSE and cuSOLVER to be installed too.
+// Not ATen/cuda/CUDAContext.h, which requires the headers of cuBLAS, cuSPARSE and cuSOLVER.
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
@@ -18,12 +18,12 @@
 
 namespace {
 
-// Waking a thread costs some tens of microseconds: images are shared out in runs of a few hundred microseconds.
+// Waking a thread costs some tens of microseconds, so a task is a range of images of a few hundred microseconds.
 int64_t images_per_thread(int64_t work_per_image) {
   return std::max<int64_t>(1, (1 << 20) / std::max<int64_t>(1, work_per_image));
 }
 
-// Boxes as the loops want them: float32, contiguous.
+// Boxes as float32, contiguous, as required by the loops.
 at::Tensor plain_boxes(const at::Tensor& boxes) { return boxes.to(at::kFloat).contiguous(); }
 
 at::Tensor mask_overlapping_on_cpu(const at::Tensor& boxes, const at::Tensor& seeds,
@@ -66,7 +66,7 @@ at::Tensor mask_regions_on_cpu(const at::Tensor& features, const at::Tensor& vis
   return out;
 }
 
-// The rest of the checks is in ops/library.py; these keep a direct call of an operator inside its arrays.
+// Most checks are in ops/library.py; these prevent out-of-bounds access by direct calls of an operator.
 void check_keys(const at::Tensor& keys, at::IntArrayRef shape, const at::Tensor& of) {
   TORCH_CHECK(keys.scalar_type() == at::kLong && keys.sizes() == shape && keys.device() == of.device(),
               "keys should be int64 ", shape, " on ", of.device());
@@ -111,7 +111,7 @@ at::Tensor attention_dropout_on_cpu(const at::Tensor& probs, const at::Tensor& q
   return out;
 }
 
-// The tensors of a LayerNorm, contiguous, and the plain struct that points into them.
+// The tensors of a LayerNorm, contiguous, and the struct with pointers to their data.
 struct LayerNormTensors {
   LayerNormTensors(const at::Tensor& x_in, const std::optional<at::Tensor>& residual_in, const at::Tensor& weight_in,
                    const std::optional<at::Tensor>& keys_in, int64_t site, double p)
@@ -202,7 +202,7 @@ FourTensors layer_norm_backward_on_cpu(const at::Tensor& gradient, const at::Ten
   const int64_t n = in.of.n, h = in.of.h;
   at::Tensor dx = room_like(in.x);
   at::Tensor dresidual = residual ? room_like(in.residual) : at::empty({0}, in.x.options());
-  // Rows in parts that depend on n alone: the sums are the same for any number of threads.
+  // The division of the rows depends only on n, so the sums are equal for any number of threads.
   const int64_t rows = std::max<int64_t>(16, (n + 63) / 64), parts = (n + rows - 1) / rows;
   at::Tensor dweights = at::empty({parts, h}, in.statistics()), dbiases = at::empty({parts, h}, in.statistics());
   const int64_t row_bytes = h * dweights.element_size();

@@ -18,7 +18,7 @@ HOST_DEVICE uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// The random number that a row has for a dropout site. For attention, `site` is site * heads + head.
+// The random number of a row for a dropout site. For attention, `site` is site * heads + head.
 HOST_DEVICE uint64_t row_site(int64_t key, int64_t site) {
   return mix(static_cast<uint64_t>(key) + (static_cast<uint64_t>(site) + 1) * kGolden);
 }
@@ -36,13 +36,13 @@ HOST_DEVICE uint32_t pair_bits(uint64_t query, int64_t key) {
   return static_cast<uint32_t>(mix(query + static_cast<uint64_t>(key)) >> 40);
 }
 
-// What p is in random bits: a value is dropped where its bits are below `threshold`, otherwise multiplied by `scale`.
+// p in random bits: a value is dropped if its bits are below `threshold`, otherwise multiplied by `scale`.
 struct Rate {
   uint32_t threshold;
   double scale;
 };
 inline Rate rate_of(double p, int bits) {
   const double range = static_cast<double>(1 << bits);
-  const double threshold = std::nearbyint(p * range);  // ties to even, as Python's round
+  const double threshold = std::nearbyint(p * range);  // ties to even, like Python's round
   return {static_cast<uint32_t>(threshold), range / (range - threshold)};
 }

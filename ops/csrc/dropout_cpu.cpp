@@ -1,5 +1,5 @@
-// The CPU loops of dropout and attention dropout, without torch. A row's random numbers are made first and then used:
-// two loops that compilers turn into vectors, where one loop over 64-bit and 16-bit numbers together is not.
+// The CPU loops of dropout and attention dropout, without torch. The random numbers of a row are computed first and
+// then used: compilers vectorise these two loops, but not one loop over both 64-bit and 16-bit numbers.
 
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,4 @@
-// The CUDA kernels of dropout and attention dropout. Includes nothing of torch: nvcc alone compiles this file.
+// The CUDA kernels of dropout and attention dropout. Does not include torch, so that nvcc alone can compile this file.
 
 #include <cuda_runtime.h>
 
@@ -13,14 +13,14 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Lanes that share a row: a power of two, so that a row that is shorter than a warp does not leave most of it idle.
+// Lanes per row: a power of two, so that rows shorter than a warp do not leave most of it idle.
 int lanes_of(int64_t packs) {
   int lanes = 1;
   while (lanes < 32 && lanes < packs) lanes *= 2;
   return lanes;
 }
 
-// 64-bit division is a call of a hundred instructions on a GPU; 32-bit division is not.
+// 64-bit division takes about a hundred instructions on a GPU; 32-bit division does not.
 __device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
   return ((a | b) >> 31) == 0 ? static_cast<uint32_t>(a) / static_cast<uint32_t>(b) : a / b;
 }
@@ -79,7 +79,7 @@ __global__ void attention_dropout_kernel(const T* __restrict__ probs, const int6
   }
 }
 
-// Blocks for so many rows of so many lanes; more rows than a grid holds are worked on in turn.
+// Number of blocks for some rows and lanes; if there are more rows than fit in a grid, blocks loop over rows.
 int blocks_for(int64_t rows, int lanes) {
   const int64_t a_block = kThreads / lanes, wanted = (rows + a_block - 1) / a_block;
   return static_cast<int>(wanted < (1 << 20) ? wanted : (1 << 20));

@@ -1,4 +1,4 @@
-// What compiles for the CPU and, under nvcc, for the GPU too.
+// Qualifiers of functions that are compiled for the CPU and, with nvcc, also for the GPU.
 #pragma once
 
 #ifdef __CUDACC__

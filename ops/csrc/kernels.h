@@ -1,15 +1,15 @@
-// What the torch binding calls: plain pointers, no torch.
+// The functions called by the torch binding, with plain pointers and without torch.
 #pragma once
 
 #include <cstdint>
 
 #include "number.h"
 
-// boxes (B, n, 4), seeds, valid (null: all valid) and out (B, n), of which images begin to end are done.
+// boxes (B, n, 4), seeds, valid (null: all valid) and out (B, n); computes images begin to end.
 void mask_overlapping_cpu(const float* boxes, const bool* seeds, const bool* valid, int64_t begin, int64_t end,
                           int64_t n, float threshold, bool* out);
 
-// The same for all B images on the GPU, in `stream` (a cudaStream_t). Returns a cudaError_t, 0 for none.
+// The same for all B images on the GPU, in `stream` (a cudaStream_t). Returns a cudaError_t, 0 for success.
 extern "C" int mask_overlapping_cuda(const float* boxes, const bool* seeds, const bool* valid, int64_t batch,
                                      int64_t n, float threshold, bool* out, void* stream);
 
@@ -17,7 +17,7 @@ extern "C" int mask_overlapping_cuda(const float* boxes, const bool* seeds, cons
 void mask_regions_cpu(const void* features, Number in, const bool* visible, int64_t begin, int64_t end, int64_t n,
                       int64_t size, void* out, Number to);
 
-// The same for all B images on the GPU; any alignment, the kernel is faster where size and addresses have 16 bytes.
+// The same for all B images on the GPU, with any alignment; faster if row size and addresses are multiples of 16 bytes.
 extern "C" int mask_regions_cuda(const void* features, int in, const bool* visible, int64_t batch, int64_t n,
                                  int64_t size, void* out, int to, void* stream);
 
@@ -40,16 +40,16 @@ extern "C" int attention_dropout_cuda(const void* probs, int number, const int64
                                       const int64_t* key_keys, int64_t site, double p, int64_t batch, int64_t heads,
                                       int64_t queries, int64_t keys, void* out, void* stream);
 
-// What LayerNorm(dropout(x) + residual) is computed from, forward and backward. Statistics, weight, bias and their
-// gradients are float32, or float64 where x is; then residual, output and gradients are float64 too.
+// Arguments of LayerNorm(dropout(x) + residual), forward and backward. Statistics, weight, bias and their gradients are
+// float32, or float64 if x is; then residual, output and gradients are float64 too.
 struct LayerNorm {
   int64_t n, h;
   const void* x;  // (n, h)
   Number x_type;
   const void* residual;  // (n, h), null for none
-  Number residual_type;  // x_type where there is no residual
+  Number residual_type;  // x_type without a residual
   const void* weight;    // (h)
-  const int64_t* keys;   // (n), null where p is 0
+  const int64_t* keys;   // (n), null if p is 0
   int64_t site;
   double p;
 };

@@ -1,5 +1,5 @@
-// The CPU loops of LayerNorm(dropout(x) + residual), without torch. A row is widened to a buffer that stays in the
-// first-level cache, worked on there, and narrowed once.
+// The CPU loops of LayerNorm(dropout(x) + residual), without torch. A row is converted to float32 or float64 in a
+// buffer that fits the L1 cache, processed there, and rounded once.
 
 #include <cmath>
 #include <cstdint>
@@ -12,11 +12,11 @@
 #include "processors.h"
 #include "random_row.h"
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // how vectors are passed to functions: here all are inlined
+#pragma GCC diagnostic ignored "-Wpsabi"  // on the ABI of passing vectors to functions, all of which are inlined here
 
 namespace {
 
-constexpr int kSums = 16;  // partial sums of a row: enough for a vector of the widest processor, the same on all
+constexpr int kSums = 16;  // partial sums of a row: enough for the widest vectors, and equal on all processors
 
 template <typename From, typename T>
 inline void widen_row(const void* from, int64_t row, int64_t h, T* __restrict__ to) {
@@ -47,8 +47,8 @@ inline void write_row(const double* from, Number, int64_t row, int64_t h, void* 
   narrow_row<double>(from, row, h, to);
 }
 
-// kSums numbers that are worked on together, in as many registers as a processor needs for them. Compilers do not
-// turn the loop over an array of partial sums into vectors themselves.
+// A vector of kSums numbers, in as many registers as the processor needs. Compilers do not vectorise a loop over an
+// array of partial sums.
 template <typename T>
 struct Lanes {
   typedef T Vector __attribute__((vector_size(kSums * sizeof(T)), aligned(alignof(T)), may_alias));
@@ -81,7 +81,7 @@ struct Scratch {
   std::vector<T> sum, other, third;  // rows of h numbers
 };
 
-// values[c] = dropped ? 0 : values[c] * scale, with the lanes that random_lanes has left.
+// values[c] = dropped ? 0 : values[c] * scale, with the lanes written by random_lanes.
 template <typename T>
 inline void drop(const uint16_t* __restrict__ lanes, uint32_t threshold, T scale, int64_t h, T* __restrict__ values) {
   for (int64_t i = 0; i < h; ++i) {
@@ -157,7 +157,7 @@ inline void backward(const LayerNorm& of, const void* gradient_data, Number grad
   }
 }
 
-// target_clones does not apply to templates: plain functions for each type of the arithmetic.
+// target_clones does not apply to templates: plain functions for each compute type.
 #define LAYER_NORM(T)                                                                                                \
   FOR_EVERY_PROCESSOR void forward_##T(const LayerNorm& of, const void* bias, double eps, int64_t begin, int64_t end, \
                                        void* out, Number out_type, void* mean, void* rstd) {                         \

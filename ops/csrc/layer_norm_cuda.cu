@@ -1,9 +1,10 @@
-// The CUDA kernels of LayerNorm(dropout(x) + residual). Includes nothing of torch: nvcc alone compiles this file.
+// The CUDA kernels of LayerNorm(dropout(x) + residual). Does not include torch, so that nvcc alone can compile this
+// file.
 //
-// Rows of up to 1024 columns whose width and addresses have 16 bytes are held in registers, of one warp in forward and
-// of up to four in backward, which also keeps the sums for weight and bias there: every array is read or written once.
-// Other rows and other combinations of types take the kernels of any width, which read a row from the cache again for
-// each step.
+// Rows of up to 1024 columns whose size and addresses are multiples of 16 bytes are held in registers, of one warp in
+// forward and of up to four in backward, which also keeps the sums for weight and bias there: every array is read or
+// written once. Other rows and other combinations of types use the kernels for any width, which read a row from the
+// cache in each step.
 
 #include <cuda_runtime.h>
 
@@ -19,8 +20,8 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kMost = 1024;     // columns that registers hold
-constexpr int kAddThreads = 512;  // of the kernel that adds the partial sums, which has few blocks
+constexpr int kMost = 1024;     // maximum number of columns held in registers
+constexpr int kAddThreads = 512;  // threads per block of the kernel that adds the partial sums, which has few blocks
 
 template <typename T>
 __device__ __forceinline__ T warp_sum(T value) {
@@ -29,12 +30,12 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// The sum over a block, for all its threads.
+// The sum over a block, returned to all its threads.
 template <typename T>
 __device__ __forceinline__ T block_sum(T value) {
   __shared__ T sums[kWarps];
   value = warp_sum(value);
-  __syncthreads();  // the sums of a call before have been read
+  __syncthreads();  // the sums of the previous call have been read
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
   __syncthreads();
   T sum = 0;
@@ -42,7 +43,7 @@ __device__ __forceinline__ T block_sum(T value) {
   return sum;
 }
 
-// A row in registers: E numbers a lane in packs of W, the packs of the L lanes next to each other.
+// A row in registers: E numbers per lane in packs of W, with the packs of the L lanes next to each other.
 template <int E, int W, int L>
 struct Place {
   static constexpr int kPacks = E / W;
@@ -60,7 +61,7 @@ struct Place {
   }
 };
 
-// values = dropout(values) in a lane's registers; returns a bit for each number that is kept.
+// values = dropout(values) in the registers of a lane; returns a bit mask of the kept numbers.
 template <int E, int W, int L>
 __device__ __forceinline__ uint32_t drop(const Place<E, W, L>& place, uint64_t start, uint32_t threshold, float scale,
                                          float (&values)[E]) {
@@ -137,12 +138,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The backward kernel's warps for a row of h, its rows in a block, and the blocks that a multiprocessor's registers
-// hold, at up to 80 for each thread.
+// Parameters of the backward kernel: warps per row of h, rows per block, and blocks per multiprocessor, whose registers
+// allow up to 80 per thread.
 HOST_DEVICE constexpr int warps_of(int64_t h) { return h <= 256 ? 1 : h <= 768 ? 3 : 4; }
 HOST_DEVICE constexpr int rows_of(int warps) { return warps == 1 ? kWarps : 1; }
 HOST_DEVICE constexpr int blocks_of(int warps) { return warps == 3 ? 8 : 6; }
-constexpr int kRowsAtLeast = 8;  // that share a row of partial sums, which are written and read too
+constexpr int kRowsAtLeast = 8;  // rows that share a row of partial sums, because these are also written and read
 
 // A thread keeps the sums of its columns for weight and bias in registers, over all rows of the block, and writes them
 // to partial[block] at the end.
@@ -152,8 +153,8 @@ __global__ void __launch_bounds__(32 * Warps * rows_of(Warps), blocks_of(Warps))
                     const float* __restrict__ rstds, Rate rate, X* __restrict__ dx, R* __restrict__ dresidual,
                     float* __restrict__ partial) {
   constexpr int W = 16 / sizeof(X), E = 8, kRows = rows_of(Warps), kLanes = 32 * Warps;
-  __shared__ float sums[2 * kLanes * E];     // used where a block has several rows
-  __shared__ float levels[2][Warps], slopes[2][Warps];  // used where a row has several warps
+  __shared__ float sums[2 * kLanes * E];     // used if a block has several rows
+  __shared__ float levels[2][Warps], slopes[2][Warps];  // used if a row has several warps
   const int part = threadIdx.x / kLanes, warp = threadIdx.x / 32;
   const Place<E, W, kLanes> place{static_cast<int>(threadIdx.x) % kLanes, of.h};
   const float scale = static_cast<float>(rate.scale);
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(32 * Warps * rows_of(Warps), blocks_of(Warps))
     }
     level = warp_sum(level);
     slope = warp_sum(slope);
-    if constexpr (Warps > 1) {  // two places in turn: the next row's sums do not overwrite what another warp still reads
+    if constexpr (Warps > 1) {  // alternating buffers, because another warp may still read the previous sums
       if (threadIdx.x % 32 == 0) {
         levels[turn][warp] = level;
         slopes[turn][warp] = slope;
@@ -219,7 +220,7 @@ __global__ void __launch_bounds__(32 * Warps * rows_of(Warps), blocks_of(Warps))
       *reinterpret_cast<Pack<X, W>*>(dx + at) = to_x;
     }
   }
-  for (int other = 0; other < kRows - 1; ++other) {  // the rows' sums are added in order, the last row's thread has all
+  for (int other = 0; other < kRows - 1; ++other) {  // added in order; the last row's thread gets the total
     float* sum = sums + place.lane;                  // lanes next to each other: no bank conflict
     if (part == other) {
 #pragma unroll
@@ -254,7 +255,7 @@ __global__ void __launch_bounds__(32 * Warps * rows_of(Warps), blocks_of(Warps))
   }
 }
 
-// Any width, any types, T the type of the arithmetic: a block works on one row at a time.
+// Any width, any types; T is the compute type. A block processes one row at a time.
 template <typename T>
 __device__ __forceinline__ T load(const void* from, Number type, int64_t place) {
   if (type == Number::kFloat64) return static_cast<T>(static_cast<const double*>(from)[place]);
@@ -340,7 +341,7 @@ __global__ void backward_any_kernel(LayerNorm of, const void* __restrict__ gradi
   }
 }
 
-// A thread owns a column of the rows block / tiles, block / tiles + partials, ...
+// A thread processes one column of the rows block / tiles, block / tiles + partials, ...
 template <typename T>
 __global__ void weights_any_kernel(LayerNorm of, const void* __restrict__ gradients, Number gradient_type,
                                    const T* __restrict__ means, const T* __restrict__ rstds, Rate rate,
@@ -358,7 +359,7 @@ __global__ void weights_any_kernel(LayerNorm of, const void* __restrict__ gradie
   partial[(part * 2 + 1) * of.h + column] = dbias;
 }
 
-// The sums of the columns of partial (partials, 2, h): 32 columns a block, whose warps take the rows in turn.
+// The column sums of partial (partials, 2, h): 32 columns per block, whose warps process the rows in turn.
 template <typename T>
 __global__ void add_partials_kernel(const T* __restrict__ partial, int64_t partials, int64_t h, T* __restrict__ dweight,
                                     T* __restrict__ dbias) {
@@ -449,8 +450,8 @@ void start_any(const Backward& call) {
                                                                call.partials, tiles, partial);
 }
 
-// No more sizes than the model's widths need, since each is a kernel to compile: numbers of a lane in forward, warps of
-// a row in backward.
+// Only the sizes needed for the widths of the model, because each is a kernel to compile: numbers per lane in forward,
+// warps per row in backward.
 template <typename X, typename R, typename O>
 void start_wide(const Forward& call) {
   const int64_t h = call.of.h;
@@ -462,7 +463,7 @@ void start_wide(const Backward& call) {
   warps == 1 ? start<X, R, O, 1>(call) : warps == 3 ? start<X, R, O, 3>(call) : start<X, R, O, 4>(call);
 }
 
-// Indexed by the types of x, residual and output; null: the kernels of any width serve.
+// Indexed by the types of x, residual and output; null: use the kernels for any width.
 template <typename Call>
 struct Wide {
   using Function = void (*)(const Call&);
@@ -501,7 +502,7 @@ extern "C" int layer_norm_cuda(const LayerNorm* of, const void* bias, double eps
   return cudaGetLastError();
 }
 
-// Rows of partial sums: at most as many as there are blocks at a time on this GPU.
+// Rows of partial sums: at most the number of blocks that run concurrently on this GPU.
 extern "C" int64_t layer_norm_partials_cuda(int64_t n, int64_t h) {
   int device = 0, processors = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 1;

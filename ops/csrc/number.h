@@ -1,5 +1,5 @@
-// The types of numbers in memory, and reading and writing them as float32 (float64 as itself). Rounding is to nearest,
-// ties to even, on the CPU and on the GPU: the same bits.
+// The types of numbers in memory, and conversions to and from float32 (float64 stays float64). Rounding is to nearest,
+// ties to even, bit-identical on the CPU and the GPU.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,8 @@ HOST_DEVICE uint32_t to_bits(float value) {
 HOST_DEVICE double widen(double value) { return value; }
 HOST_DEVICE float widen(float value) { return value; }
 HOST_DEVICE float widen(BFloat16 value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
-// Exponent and fraction moved to float32's place come out 2^112 too small (subnormal numbers too); an infinity or
-// a NaN keeps an exponent of all ones. Signed comparisons and no branch, for the vectors of every processor.
+// Exponent and fraction shifted to the position in float32 are 2^112 too small (subnormal numbers too); an infinity or
+// a NaN keeps an exponent of all ones. Signed comparisons and no branches, so that it can be vectorised.
 HOST_DEVICE float widen(Float16 value) {
   const int32_t size = static_cast<int32_t>(value.bits & 0x7fff) << 13;
   const int32_t ones = size >= 0x0f800000 ? 0x7f800000 : 0;

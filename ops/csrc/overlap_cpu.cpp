@@ -1,4 +1,4 @@
-// The CPU loop of overlap masking, without torch: one image at a time, arrays as torch lays them out.
+// The CPU loop of overlap masking, without torch: one image at a time, contiguous arrays.
 
 #include <cstdint>
 #include <cstring>
@@ -10,7 +10,7 @@
 
 namespace {
 
-// hit[i] |= box i overlaps the seed. The coordinates lie in arrays of their own, so that the loop is one of vectors.
+// hit[i] |= box i overlaps the seed. The coordinates are in separate arrays, so that the loop can be vectorised.
 FOR_EVERY_PROCESSOR
 void add_overlapping(const float* __restrict__ x1, const float* __restrict__ y1, const float* __restrict__ x2,
                      const float* __restrict__ y2, const float* __restrict__ area, int64_t n, int64_t seed,

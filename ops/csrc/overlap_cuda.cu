@@ -1,4 +1,4 @@
-// The CUDA kernel of overlap masking. Includes nothing of torch: nvcc alone compiles this file.
+// The CUDA kernel of overlap masking. Does not include torch, so only nvcc is needed to compile this file.
 
 #include <cuda_runtime.h>
 
@@ -15,9 +15,9 @@ struct Seed {
   float x1, y1, x2, y2, area;
 };
 
-// A block works on one image at a time and goes through its seeds in tiles: the threads bring a tile's valid seeds
-// to shared memory, close together, and then each compares its own regions with all of them. What memory it needs
-// does not depend on n.
+// A block processes one image at a time and loops over its seeds in tiles: the threads copy the valid seeds of a tile
+// to shared memory, compacted, and then each compares its regions with all of them. The shared memory needed does not
+// depend on n.
 __global__ void mask_overlapping_kernel(const float4* __restrict__ boxes, const bool* __restrict__ seeds,
                                         const bool* __restrict__ valid, int64_t batch, int64_t n, float threshold,
                                         bool* __restrict__ out) {

@@ -1,4 +1,4 @@
-// W neighbouring numbers, moved by one instruction where they have 16 bytes and by several where they have more.
+// W contiguous numbers, loaded or stored by one instruction if they have 16 bytes and by several if they have more.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// One build serves old and new processors: a function marked so is compiled once for each of these, and the best is
-// chosen when the library is loaded. `flatten`: what it calls must be compiled for that processor too, and a large
-// function would otherwise be compiled once, for the oldest, and called.
+// Function multiversioning: a marked function is compiled for each of these processors, and the best version is
+// selected when the library is loaded. `flatten` inlines its callees, because they must be compiled for that processor
+// too; otherwise a large function would be compiled once, for the oldest one.
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__) && defined(__linux__)

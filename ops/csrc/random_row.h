@@ -1,4 +1,4 @@
-// A row's random lanes on the CPU: the hash of a group of four columns is computed once.
+// Random lanes of a row on the CPU: the hash of a group of four columns is computed once.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The CPU loop of region masking, without torch: every feature is read once and written once.
+// The CPU loop of region masking, without torch; every feature is read and written once.
 
 #include <algorithm>
 #include <cstdint>

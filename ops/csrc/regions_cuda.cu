@@ -1,4 +1,4 @@
-// The CUDA kernel of region masking. Includes nothing of torch: nvcc alone compiles this file.
+// The CUDA kernel of region masking. Does not include torch, so only nvcc is needed to compile this file.
 
 #include <cuda_runtime.h>
 
@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// A thread owns W neighbouring columns of one image and walks down its regions: it reads every visible one once,
-// writes every row once, and keeps the sums of its columns, in the order in which the CPU adds them.
+// A thread processes W contiguous columns of one image and loops over its regions: it reads every visible one once,
+// writes every row once, and adds its columns in the same order as the CPU.
 template <typename In, typename Out, int W>
 __global__ void mask_regions_kernel(const In* __restrict__ features, const bool* __restrict__ visible, int64_t batch,
                                     int64_t n, int64_t size, Out* __restrict__ out) {
