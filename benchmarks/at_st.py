@@ -1,10 +1,10 @@
-"""ST, AT and AT->ST: each task alone from pretraining, all in one model, and each alone from that model.
+"""Compares ST, AT and AT->ST: single-task models, one multi-task model, and single-task models initialised from it.
 
     python benchmarks/at_st.py [--seeds 3] [--tasks refcoco,vqa] [--jobs 2] [--out runs/at_st]
 
-Every seed has its own pretraining, multi-task run and single-task runs. Finished runs are kept, interrupted ones
-resumed. All are scored on the same examples of the validation split; a score is the mean over seeds. `gain` is AT->ST
-less ST, with its 95% bootstrap interval over images, paired.
+Every seed has its own pretraining, multi-task run and single-task runs. Finished runs are kept, and interrupted ones
+resumed. All are evaluated on the same examples of the validation split; a score is the mean over seeds. `gain` is
+AT->ST minus ST, with its paired 95% bootstrap interval over images.
 """
 
 import sys
@@ -31,12 +31,12 @@ KINDS = ("ST", "AT", "AT->ST")
 class Config:
     """Flags of this benchmark."""
 
-    tasks: str = flag("all", "names or groups of tasks with commas between them")
-    data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
-    out: str = flag("runs/at_st", "a folder for the runs", written=True)
-    seeds: int = flag(1, "of each run, from 0 on", low=1)
-    examples: int = flag(500, "of each validation split, the first", low=2)
-    jobs: int = flag(1, "runs at a time", low=1)
+    tasks: str = flag("all", "comma-separated names or groups of tasks")
+    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
+    out: str = flag("runs/at_st", "folder for the runs", written=True)
+    seeds: int = flag(1, "number of random seeds, from 0", low=1)
+    examples: int = flag(500, "number of examples of each validation split to evaluate, the first ones", low=2)
+    jobs: int = flag(1, "number of concurrent runs", low=1)
 
 
 def runs_of(config: Config, seed: int) -> dict[str, list[Call]]:
@@ -54,7 +54,7 @@ def runs_of(config: Config, seed: int) -> dict[str, list[Call]]:
 
 
 def first_values(run: str, task, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """(the main metric of a run, the cluster) by example of the first of the task's validation split."""
+    """(main metric, cluster) of the first examples of the task's validation split."""
     work, collator = evaluate.load(evaluate.EvaluateConfig(run=run, task=task.name, data=config.data), task)
     collator = replace(collator, examples=collator.examples[: config.examples])
     return values_of(work, collator), clusters_of(example.images for example in collator.examples)

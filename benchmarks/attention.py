@@ -2,10 +2,10 @@
 
     python benchmarks/attention.py [--repeats 30] [--sweep]
 
-Forward and backward in bf16 with dropout 0.1, from fused projections to packed contexts and back to the projections'
-gradients; the padded variant includes the copies between packed and padded rows where the lengths vary. Both are
-captured in a CUDA graph, so that the figures are the GPU's time without Python's. --sweep times the kernels alone with
-other tiles, warps and register bounds. Only torch and Triton are imported, because a lent GPU has little else.
+Forward and backward in bf16 with dropout 0.1, from fused projections to packed contexts and back to the gradients of
+the projections; the padded variant includes the copies between packed and padded rows if the lengths vary. Both are
+captured in a CUDA graph, so that the figures are GPU times without Python overhead. --sweep times only the kernels
+with other tiles, warps and register bounds. Only torch and Triton are imported, so that few packages are needed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ P = 0.1
 
 @dataclasses.dataclass
 class Side:
-    """One stream of a batch: its fused projection, and where its sequences are, packed and padded."""
+    """One stream of a batch: its fused projection, and the layout of its sequences, packed and padded."""
 
     qkv: torch.Tensor
     starts: torch.Tensor
@@ -58,7 +58,7 @@ def side(lengths, width: int, seed: int) -> Side:
 
 
 def text_lengths(low: int, high: int, mean: float):
-    """BATCH lengths between low and high, with about this mean, and the highest among them."""
+    """BATCH lengths between low and high, with about this mean, including the highest."""
     generator = torch.Generator().manual_seed(0)
     scale = (mean - low) * 1.05
     lengths = low - torch.log(torch.rand(BATCH, generator=generator)) * scale
@@ -137,12 +137,12 @@ def cases():
 
 
 def measured(repeats: int):
-    """(name, heads, head size, padded ms, packed ms, GB/s of the packed) of each case."""
+    """Yields (name, heads, head size, padded ms, packed ms, GB/s of the packed variant) of each case."""
     for name, heads, d, sides in cases():
         padded, packed, inputs = self_variants(*sides, heads) if len(sides) == 1 else cross_variants(*sides, heads)
         slow = milliseconds(forward_and_backward(padded, inputs), repeats)
         fast = milliseconds(forward_and_backward(packed, inputs), repeats)
-        # Least traffic: q, k, v read twice and their gradients written; the context written and its gradient read.
+        # Minimum traffic: q, k, v read twice and their gradients written; the context written and its gradient read.
         yield name, heads, d, slow, fast, sum(3 * x.qkv.nbytes + 2 * x.qkv.nbytes / 3 for x in sides) / fast / 1e6
 
 
@@ -150,13 +150,11 @@ def compare(repeats: int) -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {BATCH}, bf16, dropout {P}")
     print(f"{'forward and backward':<28} {'heads x d':>9} {'padded ms':>10} {'packed ms':>10} {'ratio':>6} {'GB/s':>6}")
     for name, heads, d, slow, fast, rate in measured(repeats):
-        print(
-            f"{name:<28} {heads:>4} x {d:<3} {slow:>9.3f} {fast:>10.3f} {slow / fast:>6.2f} {rate:>6.0f}", flush=True
-        )
+        print(f"{name:<28} {heads:>4} x {d:<3} {slow:>9.3f} {fast:>10.3f} {slow / fast:>6.2f} {rate:>6.0f}", flush=True)
 
 
 def alternatives(tiles, backward: bool):
-    """The chosen tiles, and others around them."""
+    """Yields the chosen tiles and alternatives."""
     yield tiles
     for warps in {2, 4, 8} - {tiles.warps}:
         yield dataclasses.replace(tiles, warps=warps)
@@ -171,7 +169,7 @@ def alternatives(tiles, backward: bool):
 
 
 def sweep(repeats: int) -> None:
-    """Each kernel with each alternative; directions of co-attention one by one."""
+    """Times each kernel with each alternative, and each direction of co-attention separately."""
     from ops import short_attention_kernels as kernels
 
     for name, heads, d, sides in cases():
@@ -192,7 +190,7 @@ def sweep(repeats: int) -> None:
                         function = lambda a=arguments: kernels.forward(*a)  # noqa: E731
                     try:
                         result = f"{milliseconds(function, repeats):8.4f} ms"
-                    except Exception as error:  # too much shared memory, for instance: the others still count
+                    except Exception as error:  # for example too much shared memory; continue with the others
                         result = f"failed: {str(error).splitlines()[0][:80]}"
                     print(f"  {result}  {tiles}{' (chosen)' if tiles == chosen else ''}", flush=True)
 

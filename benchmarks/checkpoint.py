@@ -1,8 +1,8 @@
-"""How long training waits for a checkpoint: written in the background against written before the next step.
+"""Time that training waits for a checkpoint: written in the background, and written before the next step.
 
     python benchmarks/checkpoint.py [--config base] [--device cpu] [--repeats 3]
 
-Weights and both moments of every parameter (2.9 GB for base), to a temporary folder (TMPDIR says where).
+Writes weights and both moments of every parameter (2.9 GB for base) to a temporary folder (in TMPDIR).
 """
 
 import statistics
@@ -28,9 +28,9 @@ from shards.flags import command, flag
 class Config:
     """Flags of this benchmark."""
 
-    config: str = flag("base", "sizes of the model")
-    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "where", choices=("cpu", "cuda"))
-    repeats: int = flag(3, "checkpoints", low=2)
+    config: str = flag("base", "model configuration")
+    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "device", choices=("cpu", "cuda"))
+    repeats: int = flag(3, "number of checkpoints", low=2)
 
 
 def run(config: Config) -> None:

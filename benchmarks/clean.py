@@ -1,10 +1,10 @@
-"""Clean V&L on annotations of the real size: time and memory, against reading the examples themselves.
+"""Time and memory of decontamination (Clean V&L) for annotations of the real size, and of reading the examples.
 
     python benchmarks/clean.py [--one_in 1] [--folder DIR]
 
-Synthetic files of all twelve data sets, with as many images and examples as table 8 has and as many bytes an example as
-the official files, are written first (about 3 GB; --one_in 100 for a small try). Each way runs in a process of its own;
-memory is the most that it and its working processes had resident, added up.
+First, synthetic files of all twelve data sets are written, with the numbers of images and examples in table 8 of the
+paper and the bytes per example of the official files (about 3 GB; --one_in 100 for a small test). Each variant runs in
+its own process; memory is the peak resident memory of the process and its worker processes together.
 """
 
 import gzip
@@ -39,8 +39,8 @@ for name in sys.argv[2].split(","):
 class Config:
     """Flags of this benchmark."""
 
-    one_in: int = flag(1, "images and examples: one for so many of the real ones", low=1)
-    folder: str | None = flag(None, "where the files are written and kept, else a temporary folder")
+    one_in: int = flag(1, "size of the real data sets relative to the synthetic ones", low=1)
+    folder: str | None = flag(None, "folder to write and keep the files", unset="a temporary folder")
 
 
 class Lines:
@@ -65,7 +65,7 @@ class Lines:
 
 
 class Writer:
-    """All files of a folder; n: how many of the real number of something."""
+    """Writes all files of a folder; `n` scales a number of the real data sets."""
 
     def __init__(self, data: Path, one_in: int):
         self.data, self.one_in, self.rng = data, one_in, random.Random(0)
@@ -81,7 +81,7 @@ class Writer:
         return self.rng.sample(range(1, 600_000), self.n(real))
 
     def spread(self, images: list[int], real: int):
-        """(number, image) of so many examples."""
+        """Yields (number, image) for n(real) examples."""
         return ((number, images[number % len(images)]) for number in range(self.n(real)))
 
     def vqa(self) -> None:
@@ -120,7 +120,7 @@ class Writer:
                 file.add({"image_id": image, "coco_id": coco} | size)
 
     def gqa(self) -> None:
-        """With the functional program and annotations that make the official files a kilobyte a question."""
+        """Includes functional programs and annotations, with which the official files have 1 KB per question."""
         program = [{"operation": "filter", "dependencies": [n], "argument": "red (0:12345)"} for n in range(4)]
         more = {"semantic": program, "entailed": ["1", "2"], "equivalent": ["3"], "semanticStr": SENTENCE}
         more |= {"fullAnswer": SENTENCE, "groups": {"global": None, "local": "10-shirt"}, "isBalanced": True}
@@ -134,7 +134,7 @@ class Writer:
                     asked = {"question": SENTENCE, "imageId": str(image), "answer": "yes"}
                     types = {"detailed": "existAttr", "semantic": "rel", "structural": "verify"}
                     file.add(asked | {"types": types} | more, key=f"{begin:03d}{number}")
-        images = [f"n{number}" for number in range(self.n(2_987))]  # of the official test
+        images = [f"n{number}" for number in range(self.n(2_987))]  # images of the official test split
         for kind, real in (("balanced", 95_336), ("all", 1_340_048)):
             with Lines(self.data / "gqa" / f"test_{kind}_questions.json", "{", "}") as file:
                 for number, image in self.spread(images, real):
@@ -245,7 +245,7 @@ class Writer:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process and its own processes have resident."""
+    """Resident bytes of a process and its children."""
     try:
         own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -255,7 +255,7 @@ def resident(pid: int) -> int:
 
 
 def measured(*argv: str) -> tuple[float, int, str]:
-    """(seconds, most bytes resident, output) of a Python process."""
+    """(seconds, peak resident bytes, output) of a Python process."""
     began, most = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""Published features to region shards, against reading them; and one image of 100,000, against the published reader.
+"""Conversion of published features compared with reading them; access to one of 100,000 images in an LMDB.
 
     python benchmarks/convert.py [--images 10000] [--ids 100000]
 
@@ -53,7 +53,7 @@ def item(number: int, rng, width: int = WIDTH, regions: int = REGIONS) -> dict:
         "image_w": 640,
         "num_boxes": regions,
         "boxes": np.concatenate([corner, corner + 100], 1),
-        # A third is zero, as in real features, which come from behind a ReLU.
+        # A third is zero, as in real features, which are outputs of a ReLU.
         "features": np.maximum(rng.standard_normal((regions, width), np.float32) + np.float32(0.4), 0),
     }
 
@@ -95,7 +95,7 @@ def seconds_to_read(path: Path) -> float:
 
 
 def seconds_to_decode(source: Path, file: Path) -> float:
-    """Reading as any program must that wants the arrays."""
+    """Reading and decoding of all arrays, the minimum for any program."""
     drop_from_cache(file)
     began = time.perf_counter()
     opened = open_source(str(source))
@@ -106,7 +106,7 @@ def seconds_to_decode(source: Path, file: Path) -> float:
 
 
 def seconds_to_copy(file: Path, folder: Path) -> float:
-    """Reading, and writing half as many bytes with their checksum, in files of a shard's size: a conversion's least."""
+    """Reading, and writing half the bytes with a checksum, in files of the size of a shard: a lower bound."""
     drop_from_cache(file)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         began = time.perf_counter()
@@ -147,7 +147,7 @@ def compare(source: Path, file: Path, folder: Path) -> None:
 
 
 class PublishedReader:
-    """An image by a search through the list of ids and a pickle, as the published code has it."""
+    """Reads an image by a search in the list of ids and a pickle, like the reference implementation."""
 
     def __init__(self, path: Path):
         self.environment = lmdb.open(str(path), readonly=True, lock=False)
@@ -165,7 +165,7 @@ def read_at_random(config: Config, folder: Path) -> None:
     convert(ConvertConfig((str(folder / "many.lmdb"),), str(folder / "many"), per_shard=5000))
     wanted = [str(number) for number in random.Random(0).sample(range(config.ids), config.reads)]
     ours, theirs = RegionReader(open_dataset(str(folder / "many"))), PublishedReader(folder / "many.lmdb")
-    ours.number_of(wanted[0])  # what is made once
+    ours.number_of(wanted[0])  # builds the index of ids, once
     times = {}
     for name, read in (
         ("the published way", lambda image: theirs[image]),

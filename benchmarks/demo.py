@@ -1,4 +1,4 @@
-"""How soon the live page starts, and how soon it answers.
+"""Start-up time and response time of the interactive demo.
 
     python benchmarks/demo.py [--run runs/mt] [--repeats 3]
 
@@ -42,7 +42,7 @@ def timed(function) -> float:
 
 
 def start(run: str) -> None:
-    """A start of the page, to the first byte that it serves."""
+    """Seconds from the start of the demo to the first byte that it serves."""
     flags = ("--run", run, "--port", str(PORT))
     with subprocess.Popen([sys.executable, "-m", "finetune.demo", *flags], stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:

@@ -1,4 +1,4 @@
-"""The dropout operators against plain torch: dropout + add + LayerNorm forward and backward, and attention dropout.
+"""The dropout operators compared with plain torch: dropout + add + LayerNorm, and attention dropout.
 
     python benchmarks/dropout.py [--repeats 7] [--threads 1]
 
@@ -32,7 +32,7 @@ class Config:
 
 
 def layer_norm_variants(n: int, h: int, dtype: torch.dtype, device: str) -> dict:
-    """Functions that run forward, and forward with backward, by torch's modules and by the operator."""
+    """Functions for forward, and forward with backward, with torch's modules and with the operator."""
     generator = torch.Generator().manual_seed(0)
     x, residual, gradient = (torch.randn(n, h, generator=generator).to(device, dtype) for _ in range(3))
     keys = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator).to(device)

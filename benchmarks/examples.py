@@ -1,4 +1,4 @@
-"""What a million examples cost in memory: as Python objects and packed, and how long it takes to have one.
+"""Memory of a million examples, as Python objects and packed, and the time to access one.
 
     python benchmarks/examples.py [--count 1000000]
 
@@ -29,13 +29,13 @@ class Config:
 
 
 def make(count: int):
-    """One after another, as a reader makes them: nothing is shared but the words of answers."""
+    """Yields examples like a reader: only the answer strings are shared."""
     words = [f"answer{n}" for n in range(3000)]
     for n in range(count):
-        said = [words[(n * 7 + k // 6) % 3000] for k in range(10)]
-        facts = {"answers": said, "answer_type": "other"}
+        answers = [words[(n * 7 + k // 6) % 3000] for k in range(10)]
+        facts = {"answers": answers, "answer_type": "other"}
         text = f"What is the number {n} of these questions about?"
-        yield Example(n, text, (str(n // 6),), {said[0]: 1.0, said[-1]: 0.9}, facts=facts)
+        yield Example(n, text, (str(n // 6),), {answers[0]: 1.0, answers[-1]: 0.9}, facts=facts)
 
 
 def resident() -> int:

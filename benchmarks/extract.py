@@ -1,4 +1,4 @@
-"""What comes behind the head of the region detector: 1,600 suppressions one after another, against one for all classes.
+"""Post-processing of the region detector: 1,600 suppressions, one per class, compared with one for all classes.
 
     python benchmarks/extract.py [--proposals 1000] [--classes 1601] [--repeats 3]
 
@@ -46,7 +46,7 @@ class Config:
 
 
 def proposals(count: int) -> Tensor:
-    """Boxes as they are after suppression at 0.7 on each of five levels: around 60 objects, large and small."""
+    """Boxes with the statistics after suppression at 0.7 on each of five levels: around 60 objects, large and small."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(60, 2, generator=generator) * torch.tensor([1333.0, 800.0])
     sizes = torch.exp(torch.randn(60, 2, generator=generator) * 0.7 + 4.5)
@@ -64,7 +64,7 @@ def proposals(count: int) -> Tensor:
 
 
 def one_by_one(boxes: Tensor, scores: Tensor, nms) -> Tensor:
-    """Each box's highest probability of a class that it survives in, as the published script finds it."""
+    """The highest probability of each box over the classes in which it is kept, as in the published script."""
     best = torch.zeros(len(boxes), device=boxes.device)
     for of_class in scores:
         stays = nms(boxes, of_class, CLASS_OVERLAP)
@@ -108,7 +108,7 @@ extern "C" int nms(const float* boxes, const float* scores, int n, float thresho
 
 
 def compiled_nms(folder: str):
-    """The suppression of one class in C++, as the published detector's."""
+    """The suppression of one class in C++, as in the published detector."""
     source, library = Path(folder) / "nms.cpp", Path(folder) / "nms.so"
     source.write_text(COMPILED)
     subprocess.run(["c++", "-O3", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)

@@ -1,4 +1,4 @@
-"""What converting does to an image's features: base64 by pybase64, float16 by torch, against the usual ways.
+"""The steps of converting features: base64 by pybase64 and float16 by torch, compared with the usual functions.
 
 python benchmarks/features.py [--regions 36] [--width 2048]
 """
@@ -30,9 +30,9 @@ class Config:
 
 
 def run(config: Config) -> None:
-    torch.set_num_threads(1)  # as in a working process of shards.convert
+    torch.set_num_threads(1)  # as in a worker process of shards.convert
     rng = np.random.default_rng(0)
-    features = np.maximum(rng.standard_normal((config.regions, config.width), np.float32), 0)  # as behind a ReLU
+    features = np.maximum(rng.standard_normal((config.regions, config.width), np.float32), 0)  # like outputs of a ReLU
     text = base64.b64encode(features.tobytes())
     for title, ways in {
         "base64": {

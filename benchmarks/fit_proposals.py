@@ -1,4 +1,4 @@
-"""The constants of the built-in detector's proposals (BIAS and WEIGHTS in shards/pixels.py), fitted on photographs.
+"""Fits the constants of the built-in detector's proposals (BIAS and WEIGHTS in shards/pixels.py) to photographs.
 
     python benchmarks/fit_proposals.py --photos DIR [--split train] [--count 1500]
 
@@ -19,7 +19,7 @@ from benchmarks.proposals import Annotated, read_photographs
 from shards import pixels
 from shards.flags import REQUIRED, command, flag
 
-DECAY = 1e-4  # of the squares of the weights of standardised measurements
+DECAY = 1e-4  # L2 penalty of the weights of standardised features
 
 
 @dataclass
@@ -32,13 +32,13 @@ class Config:
 
 
 def nearest_counts(boxes: np.ndarray) -> np.ndarray:
-    """How many of the boxes (n, 4), as shares of the image's sides, have each candidate as their nearest."""
+    """Number of boxes (n, 4), relative to the image size, whose nearest candidate is each candidate."""
     candidates = pixels.candidate_boxes()
     return np.bincount(pixels.iou(boxes, candidates).argmax(1), minlength=len(candidates))
 
 
 def fit(images: list[Annotated]) -> tuple[float, np.ndarray]:
-    """(bias, weights) of the log-linear model."""
+    """Fits the log-linear model; returns (bias, weights)."""
     measured = np.concatenate([pixels.candidate_features(x.image).astype(np.float32) for x in images])
     counts = np.concatenate([nearest_counts(x.boxes) for x in images]).astype(np.float32)
     mean, spread = measured.mean(0, np.float64), measured.std(0, dtype=np.float64)

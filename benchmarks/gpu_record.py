@@ -1,4 +1,4 @@
-"""The GPU record: what was checked and measured on one GPU, a JSON line for each result as it is measured.
+"""The GPU record: checks and measurements on one GPU, written as one JSON line per result.
 
     python benchmarks/gpu_record.py step resume [--record gpu-record/record.jsonl]    # some stages, in their order
     python benchmarks/gpu_record.py --table docs/gpu.md                               # the records as a page
@@ -43,7 +43,7 @@ def wait() -> None:
 
 
 def timed(function: Callable, repeats: int = 10, warmup: int = 3) -> tuple[float, float]:
-    """Seconds per call, and the host's own part of them: the median of three rounds of `repeats` calls.
+    """Seconds per call, and the host's part of them: the median of three rounds of `repeats` calls.
 
     The device is waited for at the end of a round only, so that calls overlap as they do in training.
     """
@@ -70,7 +70,7 @@ def matrix_rate() -> float:
 
 
 def copy_rate() -> float:
-    """Bytes per second, read and written, of a copy on the device that no cache holds."""
+    """Bytes per second, read and written, of a copy on the device that exceeds the caches."""
     source = torch.empty(1 << (30 if ON_GPU else 20), device=DEVICE, dtype=torch.uint8)
     target = torch.empty_like(source)
     return 2 * source.numel() / timed(lambda: target.copy_(source))[0]
@@ -94,7 +94,7 @@ class Record:
 
 
 def commit() -> str:
-    """The commit of the tree, from COMMIT where the tree is a copy without git."""
+    """The commit of the tree; from the file COMMIT if the tree is a copy without git."""
     named = os.environ.get("COMMIT")
     asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return named or subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
@@ -104,7 +104,7 @@ def commit() -> str:
 
 
 def machine(record: Record) -> None:
-    """The two ceilings, measured in this run: matrix rate and copy bandwidth; and the model's own matrix products."""
+    """Matrix rate and copy bandwidth of the GPU, and the rates of the matrix products of the model."""
     record.add(
         matrix_tflops=matrix_rate() / 1e12,
         copy_gb_s=copy_rate() / 1e9,
@@ -136,7 +136,7 @@ def machine(record: Record) -> None:
 
 
 def operators(record: Record) -> None:
-    """Which implementation of each operator is in use, and the time of its kernel next to the copy of its input."""
+    """The implementation of each operator, and the time of its kernel compared with a copy of its input."""
     from benchmarks.ops import boxes_case, features_case
     from benchmarks.timing import kernel_time
     from ops import column_sum, dropout_add_layer_norm, mask_overlapping, mask_regions
@@ -195,7 +195,7 @@ def operators(record: Record) -> None:
 
 
 def attention(record: Record) -> None:
-    """Scaled dot-product attention with dropout, forward and backward, by torch's backends and kinds of mask."""
+    """Scaled dot-product attention with dropout, forward and backward, for torch's backends and kinds of masks."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     backends = {
@@ -235,7 +235,7 @@ def attention(record: Record) -> None:
 
 
 def packed_attention(record: Record) -> None:
-    """Our attention on packed rows against torch's on padded ones, forward and backward with dropout."""
+    """Our attention on packed rows compared with torch's on padded ones, forward and backward with dropout."""
     if ON_GPU:
         from benchmarks.attention import measured
 
@@ -247,14 +247,14 @@ def packed_attention(record: Record) -> None:
 
 
 def model_config():
-    """The published sizes; in a dry run the tiny model's, with dropout."""
+    """The configuration of the paper; in a dry run the tiny one, with dropout."""
     from pretrain.config import TINY, ModelConfig
 
     return ModelConfig() if ON_GPU else TINY.with_dropout(0.1)
 
 
 def pretraining_batches(count: int, size: int) -> list:
-    """Batches with other captions and another longest one each, counted as the collating process does."""
+    """Batches with different captions and different maximum lengths, counted as in collation."""
     from benchmarks.pairs import SPECIAL, random_batch
     from pretrain.objective import Objective
 
@@ -263,7 +263,7 @@ def pretraining_batches(count: int, size: int) -> list:
     whole, batches = random_batch(size, sizes), []
     for number in range(count):
         batch = random_batch(size, sizes, words=24 + number % 13, seed=number)
-        batch.features = whole.features  # of no importance for the time, and slow to draw
+        batch.features = whole.features  # irrelevant for the time, and slow to generate
         batch.input_ids = batch.input_ids[:, : int(batch.lengths.max())]
         batch.word_count, batch.region_count = objective.count(batch)
         batches.append(batch)
@@ -278,7 +278,7 @@ def make_engine(
     residual: str = "float32",
     graph: bool = False,
 ):
-    """What takes the optimizer steps of pretrain.run. prepare: called with the model before it is used."""
+    """The engine of pretrain.run. prepare: called with the model before it is used."""
     from benchmarks.pairs import SPECIAL, WORDS
     from pretrain import cuda_graph
     from pretrain.heads import PretrainingModel
@@ -314,7 +314,7 @@ def take(engine, batch, step: int, sums=None) -> None:
 
 
 def useful_flops(config, text_rows: int, image_rows: int, words: int = 0, regions: int = 0) -> int:
-    """FLOPs of forward and backward over rows that are not padding; attention's own are left out (about 1%).
+    """FLOPs of forward and backward over rows that are not padding, without those of attention (about 1%).
 
     words, regions: how many are predicted.
     """
@@ -325,7 +325,7 @@ def useful_flops(config, text_rows: int, image_rows: int, words: int = 0, region
     image = config.v_num_hidden_layers * (4 * i * i + 2 * i * config.v_intermediate_size)
     image += connections * (4 * i * b + 2 * i * config.v_intermediate_size)
     heads = words * (h * h + h * config.vocab_size) + regions * (i * i + i * config.v_target_size)
-    embedding = 4 * image_rows * config.v_feature_size * i  # no gradient of the features
+    embedding = 4 * image_rows * config.v_feature_size * i  # without the gradient of the features
     return 6 * (text_rows * text + image_rows * image + heads) + embedding
 
 
@@ -335,7 +335,7 @@ def flops_of(batch) -> int:
 
 
 def record_step(record: Record, name: str, size: int, **ways) -> None:
-    """One way of taking a step (see make_engine) at one batch size: milliseconds, MFU, memory, kernels."""
+    """One variant of the step (see make_engine) at one batch size: milliseconds, MFU, memory, kernels."""
     batches = [batch.to(DEVICE) for batch in pretraining_batches(8 if ON_GPU else 2, size)]
     engine, number = make_engine(**ways), 0
 
@@ -368,7 +368,7 @@ def record_step(record: Record, name: str, size: int, **ways) -> None:
 
 
 def kernels(function: Callable, most: int = 30) -> dict:
-    """How many kernels a call starts, how long they work together, and the longest ones."""
+    """Number and total time of the kernels of a call, and the longest ones."""
     if not ON_GPU:
         return {}
     from torch.profiler import ProfilerActivity, profile
@@ -386,7 +386,7 @@ def kernels(function: Callable, most: int = 30) -> dict:
 
 
 def step(record: Record) -> None:
-    """The step at the published batch size, and at what one of eight GPUs has of it."""
+    """The step at the batch size of the paper, and at one eighth of it (one of eight GPUs)."""
     for name, ways in WAYS.items():
         record_step(record, name, BATCH_SIZE, **ways)
     for name in (EAGER, GRAPH, FASTEST):
@@ -403,7 +403,7 @@ WAYS = {
 
 
 def compiled_blocks(record: Record) -> None:
-    """The fastest step with every transformer block compiled by itself."""
+    """The fastest step with every transformer block compiled separately."""
 
     def prepare(model):
         for block in (*model.encoder.text_layers, *model.encoder.image_layers, *model.encoder.connections):
@@ -420,7 +420,7 @@ def compiled_encoder(record: Record) -> None:
 
 
 def agree(record: Record) -> None:
-    """Loss and gradients, with dropout, from the same weights: float32 on the CPU against each way on the GPU."""
+    """Loss and gradients, with dropout, from the same weights: float32 on the CPU compared with each GPU variant."""
     batch, found = pretraining_batches(1, 4)[0], {}
     for name, precision, device, ways in (
         ("cpu float32", "float32", torch.device("cpu"), {}),
@@ -474,7 +474,7 @@ def resume(record: Record) -> None:
                     take(engine, batch, number)
                     if attempt == 0 and number == 2:
                         blocked = []
-                        for _ in range(2):  # the first time pinned memory is made
+                        for _ in range(2):  # pinned memory is allocated in the first one
                             wait()
                             began = time.perf_counter()
                             writer.save(3, engine.model, engine.optimizer, {}, None)
@@ -533,7 +533,7 @@ def fp16(record: Record) -> None:
 
 
 def memory(record: Record) -> None:
-    """The most memory of a step at the published batch size, by the flags of pretrain.run that save some."""
+    """Peak memory of a step at the batch size of the paper, for the flags of pretrain.run that reduce memory."""
     ways = (
         ("--precision float32 --accumulate 8", "float32", False, 8),
         ("--precision bf16", "bf16", False, 1),
@@ -552,7 +552,7 @@ def memory(record: Record) -> None:
         def step(number, engine=engine, batch=batch, counts=counts, accumulate=accumulate):
             engine.step(number, [batch] * accumulate, Sums(), counts)
 
-        step(0)  # the optimizer's state is made
+        step(0)  # allocates the optimizer state
         if ON_GPU:
             torch.cuda.reset_peak_memory_stats()
         number = iter(range(1, 1000))
@@ -602,7 +602,7 @@ def nccl(record: Record) -> None:
 
 
 def task_batch(task, size: int, seed: int):
-    """A random batch of a task with the sizes of the paper's table 8; texts are half as long as the longest allowed."""
+    """A random batch of a task with the sizes of table 8 of the paper; texts have half of the maximum length."""
     from benchmarks.pairs import random_batch
     from finetune.batch import TaskBatch
     from finetune.heads import OPTIONS
@@ -627,7 +627,7 @@ def task_batch(task, size: int, seed: int):
 
 
 def tasks(record: Record) -> None:
-    """An iteration of twelve-task training: a step of each task at its own batch size, from batches on the device."""
+    """An iteration of twelve-task training: a step of each task at its batch size, from batches on the device."""
     from finetune.heads import TaskModel
     from finetune.settings import BETAS, EPSILON
     from finetune.sources import Turn
@@ -691,7 +691,7 @@ def tasks(record: Record) -> None:
 
 
 def detector(record: Record) -> None:
-    """The paper's detector with random weights on 800 x 1333 pixels: images per second, and the share of its parts."""
+    """The detector of the paper, random weights, 800 x 1333 pixels: images per second, and shares of its parts."""
     from shards.x152.detector import RegionDetector
     from shards.x152.network import DetectorConfig, Network
 
@@ -777,7 +777,7 @@ def write_part(job: tuple[Path, int, int]) -> Path:
 
 
 def program(record: Record) -> None:
-    """pretrain.run on the shards of the stage `shards`: pairs per second of a whole run, and its share of data wait."""
+    """pretrain.run on the shards of the stage `shards`: pairs per second of a whole run, and the share of data wait."""
     for graph in (True, False) if ON_GPU else (False,):
         run_program(record, graph)
 
@@ -814,7 +814,7 @@ def run_program(record: Record, graph: bool) -> None:
         raise RuntimeError((done.stderr.strip() or done.stdout.strip())[-300:])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["kind"] == "train"]
-    later = training[1:] or training  # the first line has the start of the data workers in it
+    later = training[1:] or training  # the first line includes the start of the data workers
     record.add(
         way=FASTEST if graph else EAGER,
         pairs_per_second=statistics.median(line["samples_per_second"] for line in later),
@@ -862,7 +862,7 @@ def run(config: Config) -> int:
         began, record = time.perf_counter(), Record(Path(config.record), name)
         try:
             STAGES[name](record)
-        except Exception as error:  # the other stages are wanted all the same
+        except Exception as error:  # continue with the other stages
             record.add(failed=f"{type(error).__name__}: {str(error)[:400]}")
             failed = 1
         gc.collect()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shards.errors import UserError
 
-MISSING = "–"  # the line has no such key
+MISSING = "–"  # for a line without the key
 PAIRS, EPOCHS = 3.1e6, 10  # the paper's pretraining: Conceptual Captions, ten epochs
 
 # The keys that identify a result within its stage; a later line with the same values replaces an earlier one.
@@ -48,7 +48,7 @@ record does not contain the figure. A table has a column "commit" where its rows
 
 
 def read(records: list[Path]) -> dict[str, list[dict]]:
-    """The lines of all records by device, in the order of the files, without those that a later line replaces.
+    """Reads the lines of all records by device, in the order of the files, without those replaced by a later line.
 
     Each line gets the keys `record` (name of its file) and `date` (from that name).
 
@@ -74,7 +74,7 @@ def read(records: list[Path]) -> dict[str, list[dict]]:
             if stage == "agree":
                 line.setdefault("way", line.get("precision"))
             elif stage in ("resume", "program") and "failed" not in line:
-                line.setdefault("way", "eager")  # the only way before this key was recorded
+                line.setdefault("way", "eager")  # older records, without this key, are all eager
             lines = devices.setdefault(device, {})
             lines.pop((stage, "failed"), None)  # the stage has been run again
             lines.pop(key := _key(line), None)
@@ -140,7 +140,7 @@ def of(lines: list[dict], *stages: str, has: str | None = None) -> list[dict]:
 
 
 def section(title: str, text: str, lines: list[dict], *columns: Column) -> list[str]:
-    """A heading, what the figures are, and the table; nothing if there is no line."""
+    """A heading, a description and the table; empty without lines."""
     return [f"### {title}", "", textwrap.fill(text, 120), "", *table(lines, *columns)] if lines else []
 
 
@@ -149,7 +149,7 @@ def unique(values: Iterable) -> str:
 
 
 def machine(lines: list[dict]) -> list[str]:
-    """What is common to all lines, the two ceilings, and the model's matrix products."""
+    """Properties common to all lines, matrix rate and bandwidth of the GPU, and the matrix products of the model."""
     rates = of(lines, "machine", has="matrix_tflops")
     rate = rates[-1] if rates else {}
     about = {
@@ -390,13 +390,13 @@ def page(records: list[Path]) -> str:
     """The page of all records.
 
     Raises:
-        UserError: there is no record, or one cannot be used (see read).
+        UserError: no record found, or one is invalid (see read).
     """
     from benchmarks.gpu_record import STAGES, WAYS
 
     devices = read(records)
     if not devices:
-        raise UserError("there is no record; benchmarks/gpu_record.sh makes one, to be put into benchmarks/records")
+        raise UserError("no record found; create one with benchmarks/gpu_record.sh and copy it to benchmarks/records")
     parts = [INTRO, ""]
     for device, lines in devices.items():
         parts += [f"## {device}", ""]

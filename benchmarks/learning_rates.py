@@ -1,10 +1,10 @@
-"""Which multiples of table 8's learning rates suit the small model: the sweep that its defaults come from.
+"""Learning-rate sweep for the small model, in multiples of the rates in table 8; its defaults are from this sweep.
 
     python benchmarks/learning_rates.py [--jobs 2] [--out runs/learning_rates]
 
-Scores on the validation splits of the miniature world. All tasks together: the MT score after --iterations, with and
-without updates of parameters that a step's task does not use. One task: its validation score. The seed is one that no
-table of docs/results.md uses. Finished runs are kept, interrupted ones resumed.
+Scores on the validation splits of the miniature world. For all tasks: the MT score after --iterations, with and without
+updates of parameters that the task of a step does not use. For one task: its validation score. The seed is not used in
+any table of docs/results.md. Finished runs are kept, interrupted ones are resumed.
 """
 
 import sys
@@ -27,14 +27,14 @@ from shards.world import DEFAULT_WORLD, complete_world
 class Config:
     """Flags of this benchmark."""
 
-    data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
-    out: str = flag("runs/learning_rates", "a folder for the runs", written=True)
-    seed: int = flag(100, "of all runs")
-    iterations: int = flag(150, "of the runs on all tasks", low=1)
-    together: str = flag("4,8,16", "multiples for all tasks together")
-    alone: str = flag("2,4,8", "multiples for one task")
-    tasks: str = flag("vqa,flickr_retrieval,refcoco,nlvr2", "tasks that are trained alone")
-    jobs: int = flag(1, "runs at a time", low=1)
+    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
+    out: str = flag("runs/learning_rates", "folder for the runs", written=True)
+    seed: int = flag(100, "random seed of all runs")
+    iterations: int = flag(150, "iterations of multi-task runs", low=1)
+    together: str = flag("4,8,16", "comma-separated multiples for multi-task runs")
+    alone: str = flag("2,4,8", "comma-separated multiples for single-task runs")
+    tasks: str = flag("vqa,flickr_retrieval,refcoco,nlvr2", "comma-separated tasks of single-task runs")
+    jobs: int = flag(1, "number of concurrent runs", low=1)
 
 
 def run(config: Config) -> None:

@@ -1,9 +1,9 @@
-"""Precision and recall of finding one photo by its look, on altered copies of images.
+"""Precision and recall of near-duplicate detection, on altered copies of images.
 
     python benchmarks/looks.py --images data/world/images/coco [--count 300]
 
-Each image is resized, recompressed, cropped by up to 5% of each side and made grey; every original is compared with
-every copy. Found by the hash alone is what is compared with; the finer comparison is to keep the recall and win the
+Each image is resized, recompressed, cropped by up to 5% of each side and converted to grey; every original is compared
+with every copy. The baseline is the perceptual hash alone; the finer comparison should keep its recall and increase the
 precision.
 """
 
@@ -28,13 +28,13 @@ KINDS = ("resized", "recompressed", "cropped", "grey")
 class Config:
     """Flags of this benchmark."""
 
-    images: str = flag(REQUIRED, "a folder of images, or tars in img2dataset's layout")
-    count: int = flag(300, "images, spread over all", low=2)
-    seed: int = flag(0, "of the alterations")
+    images: str = flag(REQUIRED, "folder of images, or tars in the layout of img2dataset")
+    count: int = flag(300, "number of images, spread over all", low=2)
+    seed: int = flag(0, "random seed of the alterations")
 
 
 def some_images(config: Config) -> list[Image.Image]:
-    """Images without two that are equal to the byte."""
+    """Decoded images, without exact duplicates."""
     records = {record.data: record for part in find_parts(config.images, 1000) for record in read_records(part)}
     chosen = list(records)[:: max(1, len(records) // config.count)][: config.count]
     images = []
@@ -42,7 +42,7 @@ def some_images(config: Config) -> list[Image.Image]:
         try:
             images.append(Image.fromarray(decode_image(data)))
         except BadImage as error:
-            print(f"left out: {error}")
+            print(f"skipped: {error}")
     return images
 
 

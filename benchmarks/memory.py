@@ -1,10 +1,10 @@
-"""The peak memory of a pretraining step of the published configuration, for each way of saving some.
+"""Peak memory of a pretraining step of the base model, for each option that reduces it.
 
     python benchmarks/memory.py [--batch_size 512] [--device cpu]
 
-Every line is a process of its own that takes one small step, so that the optimizer has its state, and then a whole
-one. On a GPU the figure is the most that torch held in its tensors there. On a CPU it is the most that the process
-had resident, the interpreter and libraries with it (about 0.6 GB).
+Every line is a separate process that takes one small step, which allocates the optimizer state, and then a whole one.
+On a GPU the figure is the peak of the memory allocated by torch. On a CPU it is the peak resident memory of the
+process, including the interpreter and libraries (about 0.6 GB).
 """
 
 import multiprocessing
@@ -34,14 +34,14 @@ from shards.ranks import ALONE
 class Config:
     """Flags of this benchmark."""
 
-    config: str = flag("base", "sizes of the model")
-    batch_size: int = flag(512, "pairs a step", low=1)
-    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "where", choices=("cpu", "cuda"))
+    config: str = flag("base", "model configuration")
+    batch_size: int = flag(512, "pairs per step", low=1)
+    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "device", choices=("cpu", "cuda"))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way of taking a step, by the flags of pretrain.run."""
+    """One variant of the step, given by flags of pretrain.run."""
 
     precision: str
     activation_checkpointing: bool = False
@@ -66,7 +66,7 @@ CHOICES = (
 
 
 def peak(config: Config, choice: Choice) -> int:
-    """Bytes held at the most in a step of one choice."""
+    """Peak memory in bytes of a step with one choice."""
     device = torch.device(config.device)
     sizes = read_model_config(config.config)
     model = PretrainingModel(sizes).train().to(device)

@@ -1,9 +1,9 @@
-"""One optimizer step a task against one for all tasks of an iteration: examples per second, on one rank and on two.
+"""Throughput with one optimizer step per task and with one for all tasks of an iteration, on one rank and on two.
 
     python benchmarks/multi_task.py [--iterations 24] [--init runs/pretrain] [--tasks all]
 
-Runs finetune.mt on the miniature world, in turn, and reads its own figures: the median over the lines of the log after
-the first. Every run trains the same batches (round robin).
+Runs finetune.mt on the miniature world, in turn, and reads its metrics: the median over the log lines after the first.
+Every run trains on the same batches (round robin).
 """
 
 import os
@@ -27,11 +27,11 @@ from shards.world import DEFAULT_WORLD, complete_world
 class Config:
     """Flags of this benchmark."""
 
-    iterations: int = flag(24, "of each run", low=8)
-    init: str = flag("runs/pretrain", "a run to start from, or scratch")
-    tasks: str = flag("all", "names or groups")
-    data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
-    ranks: int = flag(2, "of the runs of several ranks", low=2)
+    iterations: int = flag(24, "iterations per run", low=8)
+    init: str = flag("runs/pretrain", "run with initial weights, or scratch")
+    tasks: str = flag("all", "comma-separated names or groups of tasks")
+    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
+    ranks: int = flag(2, "number of ranks of the distributed runs", low=2)
 
 
 def examples_per_second(config: Config, one_step: bool, ranks: int) -> float:
@@ -67,7 +67,7 @@ def run(config: Config) -> None:
     for ranks in (1, config.ranks):
         rates = {one: examples_per_second(config, one, ranks) for one in (False, True)}
         print(f"{ranks} rank{'s' * (ranks > 1)}, tasks {config.tasks}")
-        print(f"a step for each task   {rates[False]:8.1f} examples/s    1.00x")
+        print(f"one step per task      {rates[False]:8.1f} examples/s    1.00x")
         print(f"one step for all       {rates[True]:8.1f} examples/s  {rates[True] / rates[False]:6.2f}x", flush=True)
 
 

@@ -1,9 +1,9 @@
-"""The operators against plain torch operations: overlap masking, and hiding regions with row 0 in one pass.
+"""The operators compared with plain torch: overlap masking, and region masking with the image token in one pass.
 
     python benchmarks/ops.py [--repeats 7]
 
-On the CPU, on one thread and on all of them, and for growing batches. On a GPU, where there is one: the kernels' own
-time by the profiler, beside an empty kernel's and a copy's.
+On the CPU, with one thread and with all, and for growing batches. On a GPU, if there is one: the kernel times of the
+profiler, compared with an empty kernel and a copy.
 """
 
 import sys
@@ -28,7 +28,7 @@ class Config:
 
 
 def plain_overlap(boxes, seeds, valid, threshold: float = 0.4):
-    """The whole IoU matrix at once, as one writes it down."""
+    """A straightforward version with the whole IoU matrix."""
     seeds = seeds & valid
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
@@ -39,7 +39,7 @@ def plain_overlap(boxes, seeds, valid, threshold: float = 0.4):
 
 
 def three_passes(features, visible, dtype=torch.float32):
-    """Multiplied, averaged and joined, each a pass of its own over the features."""
+    """A straightforward version with multiplication, mean and concatenation, each a pass over the features."""
     features = features.float() * visible[..., None]
     mean = features.sum(1, keepdim=True) / visible.sum(1).clamp(min=1)[:, None, None]
     return torch.cat([mean, features], 1).to(dtype)
@@ -74,7 +74,7 @@ def overlap_on_cpu(config: Config) -> None:
     torch.set_num_threads(1)
     cases = {size: boxes_case(size, 36) for size in (64, 512, 4096, 32768)}
     seconds = time_in_turn({size: lambda x=x: mask_overlapping(*x) for size, x in cases.items()}, config.repeats, 2)
-    print("mask_overlapping at 36 regions, microseconds an image, 1 thread")
+    print("mask_overlapping at 36 regions, microseconds per image, 1 thread")
     for size, value in seconds.items():
         print(f"batch {size:<6} {value / size * 1e6:8.3f}")
     torch.set_num_threads(every)

@@ -35,15 +35,16 @@ GRID = (1, 2, 3, 4, 6, 8, 12)  # squares in a row
 class Config:
     """Flags of this benchmark."""
 
-    photos: str | None = flag(None, "folder of the photographs and their Flickr30k Entities (else the world alone)")
+    photos: str | None = flag(
+        None, "folder of the photographs and their Flickr30k Entities", unset="only the miniature world"
+    )
     split: str = flag("dev", "split of the photographs, the part of the file names after the hyphen")
-    count: int = flag(300, "images of the world, and photographs, spread over the split", low=1)
+    count: int = flag(300, "number of images of the miniature world, and of photographs, spread over the split", low=1)
 
 
 @dataclass
 class Annotated:
-    """An image, uint8 (H, W, 3); distinct boxes (n, 4), as shares of its sides; what kind of object each holds, ''
-    where the annotations do not say it."""
+    """An image, uint8 (H, W, 3); distinct boxes (n, 4), relative to its size; and their kinds, '' if not annotated."""
 
     image: np.ndarray
     boxes: np.ndarray
@@ -51,7 +52,7 @@ class Annotated:
 
 
 def world_images(count: int) -> list[Annotated]:
-    """Scenes as those that the world's tasks are about."""
+    """Scenes like those of the tasks of the miniature world."""
     images = []
     for number in range(count):
         rng = np.random.default_rng([0, number])
@@ -74,7 +75,7 @@ def read_photographs(folder: Path, split: str, count: int) -> list[Annotated]:
 
 
 def read_entities(path: Path) -> dict[str, np.ndarray]:
-    """Distinct boxes (n, 4) of Flickr30k Entities, as shares of the image's sides, by the image's key."""
+    """Distinct boxes (n, 4) of Flickr30k Entities, relative to the image size, by image key."""
     boxes = {}
     try:
         with tarfile.open(path) as tar:
@@ -88,7 +89,7 @@ def read_entities(path: Path) -> dict[str, np.ndarray]:
 
 
 def _boxes_of(root: ElementTree.Element) -> np.ndarray:
-    """Entities that are no box (scene, nobndbox) have no bndbox."""
+    """Boxes in an XML file; entities without a box (scene, nobndbox) have no bndbox."""
     width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
     corners = ("xmin", "ymin", "xmax", "ymax")
     distinct = {tuple(float(box.findtext(name)) for name in corners) for box in root.iterfind("object/bndbox")}
@@ -101,8 +102,7 @@ def _size(image: np.ndarray) -> np.ndarray:
 
 
 def grid_boxes(image: np.ndarray, limit: int) -> np.ndarray:
-    """The whole image, its quarters, its ninths, and so on; of the finest that do not all have room, some spread over
-    the image."""
+    """The whole image, its quarters, its ninths, and so on; of the finest level, as many as fit, evenly spread."""
     levels, room = [], limit
     for row in GRID:
         x, y = np.meshgrid(np.arange(row), np.arange(row))
@@ -118,7 +118,7 @@ def random_boxes(image: np.ndarray, limit: int) -> np.ndarray:
 
 
 def best_overlaps(images: list[Annotated], propose: Callable[[np.ndarray, int], np.ndarray], limit: int) -> np.ndarray:
-    """The largest IoU that any of `limit` proposed boxes has with each annotated box, of all images in turn."""
+    """The largest IoU of each annotated box with `limit` proposed boxes, over all images."""
     return np.concatenate(
         [pixels.iou(one.boxes, propose(one.image, limit) / _size(one.image)).max(1, initial=0) for one in images]
     )

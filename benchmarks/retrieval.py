@@ -1,10 +1,10 @@
-"""Scoring every caption with every image: the published way against ours, in one run.
+"""Scoring every caption with every image: the reference implementation's evaluation and ours, in one run.
 
     python benchmarks/retrieval.py [--images 8] [--captions 40] [--precision bf16] [--device cpu]
 
-Both give the published configuration, with random weights, the same captions and images of 36 regions. The published
-evaluation takes whole passes of the model, one caption with all images at a time; ours works the text layers below the
-first connection out once a caption, and the image embedding once an image. Their scores are compared too.
+Both use the base model with random weights, and the same captions and images of 36 regions. The reference
+implementation runs the whole model for one caption with all images at a time; ours computes the text layers below the
+first co-attention layer once per caption, and the image embedding once per image. The scores are compared too.
 """
 
 import sys
@@ -41,15 +41,15 @@ REGIONS = 36
 class Config:
     """Flags of this benchmark."""
 
-    images: int = flag(8, "images to rank", low=1)
-    captions: int = flag(40, "captions to rank them for", low=1)
-    repeats: int = flag(3, "measurements of each way", low=1)
-    precision: str = flag("float32", "of matrix work", choices=PRECISIONS)
-    device: str = flag("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+    images: int = flag(8, "number of images to rank", low=1)
+    captions: int = flag(40, "number of captions to rank them for", low=1)
+    repeats: int = flag(3, "measurements of each variant", low=1)
+    precision: str = flag("float32", "precision of matrix products", choices=PRECISIONS)
+    device: str = flag("auto", "device; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
 
 def make_work(config: Config) -> tuple[TaskPass, TaskCollator]:
-    """The published configuration on random captions (7 to 14 words) and images."""
+    """The base model with random captions (7 to 14 tokens) and images."""
     rng, device = np.random.default_rng(0), choose_device(config.device, ALONE)
     words = [f"w{n}" for n in range(500)]
     texts = [" ".join(rng.choice(words, rng.integers(7, 15))) for _ in range(config.captions)]
@@ -68,7 +68,7 @@ def make_work(config: Config) -> tuple[TaskPass, TaskCollator]:
 
 @torch.no_grad()
 def as_published(work: TaskPass, collator: TaskCollator) -> np.ndarray:
-    """(captions, images): a whole pass for each caption with all images."""
+    """(captions, images): scores by a forward pass per caption with all images."""
     images = list(dict.fromkeys(example.images[0] for example in collator.examples))
     scores = []
     for example in collator.examples:

@@ -67,7 +67,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Milliseconds of the agreement between ranks before a step, fitted to AGREEMENT_MS."""
+    """Milliseconds of the all-reduce over gloo before a step (agreement between ranks), fitted to AGREEMENT_MS."""
 
     growth: str
 
@@ -91,9 +91,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Way:
-    """A way of taking steps on one GPU: measured milliseconds by batch size, of the step and of the host in it.
+    """A variant of the step on one GPU: measured milliseconds by batch size, of the step and of the host's part.
 
-    Batch sizes that were not measured follow the straight line through those that were.
+    Times for other batch sizes are from a linear fit.
     """
 
     name: str
@@ -219,7 +219,7 @@ def assumptions(config: Config, device: str, lines: list[dict], copy_gb_s: float
     """Everything that the predictions assume, as lines of text."""
     numbers = gradient_numbers()
     commits = ", ".join(dict.fromkeys(str(line.get("commit")) for line in of(lines, "step")))
-    copied = f"{digits(copy_gb_s)} GB/s, measured" if copy_gb_s else "not measured, so left out"
+    copied = f"{digits(copy_gb_s)} GB/s, measured" if copy_gb_s else "not measured, so not included"
     points = ", ".join(f"{ms} ms" for ms in AGREEMENT_MS.values())
     stated = (
         f"gradients: {numbers:,} float32 numbers, {4 * numbers / 1e9:.3f} GB per step (counted from the model)",
@@ -229,7 +229,7 @@ def assumptions(config: Config, device: str, lines: list[dict], copy_gb_s: float
         "n GPUs or nodes exchange 2 (n - 1) / n of the bytes in 2 (n - 1) ring steps per call. Bandwidths and "
         "latencies are assumed; trees, which NCCL can use instead and which have fewer steps, are not modelled",
         f"eager: DistributedDataParallel with {DDP_BUCKET / 2**20:g} MB per call; the all-reduce is hidden behind "
-        f"{config.overlap:.0%} of the step, but never its last call; host time of DistributedDataParallel is left out",
+        f"{config.overlap:.0%} of the step, but never its last call; host time of DistributedDataParallel is excluded",
         f"CUDA graph: {4 * BLOCK / 2**20:g} MB per call after the backward pass, nothing hidden; copying gradients "
         f"into blocks and back moves 4 times their bytes at the copy bandwidth ({copied})",
         f"agreement over gloo, on the host before each step: {Agreement(config.agreement)}, fitted to {points} for "
@@ -249,7 +249,7 @@ def assumptions(config: Config, device: str, lines: list[dict], copy_gb_s: float
 
 
 def report(config: Config) -> list[str]:
-    """What is printed.
+    """The lines to print.
 
     Raises:
         UserError: no usable record, or several devices and none chosen.

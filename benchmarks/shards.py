@@ -1,9 +1,9 @@
-"""Samples per second from region shards: webdataset's own iteration, our streaming, and local access in place.
+"""Samples per second from region shards: iteration by webdataset, our streaming, and local random access.
 
     python benchmarks/shards.py [--samples 600] [--repeats 5]
 
-Samples of 36 x 2048 float16 features with boxes, classes and captions. "Copied" puts every array into a batch,
-as training does; without it, in-place access hands out views and reads only what is looked at.
+Samples of 36 x 2048 float16 features with boxes, classes and captions. "Copied" copies every array to a batch, like
+training; without it, local access returns views and reads only the accessed pages.
 """
 
 import sys

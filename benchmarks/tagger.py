@@ -1,10 +1,10 @@
-"""How well the tagger of finetune.consistency finds nouns and adjectives in the miniature world's sentences.
+"""Precision and recall of the tagger of finetune.consistency for nouns and adjectives in the miniature world.
 
     python benchmarks/tagger.py [--data data/world] [--sentences 600]
 
-The world's words are known: those of its shapes, colours, sizes and patterns, and a few more, are nouns or
-adjectives, and no other word is. Left, right, top and bottom are left out, since grammars differ on them. A word counts
-as found where its lemma is; what is compared with is taking every word for one of them.
+The nouns and adjectives of the miniature world are known: the words for shapes, colours, sizes and patterns, and a few
+more. Left, right, top and bottom are excluded, because grammars differ on them. A word is found if its lemma is; the
+baseline tags every word.
 """
 
 import re
@@ -31,9 +31,9 @@ UNSURE = {"left", "right", "top", "bottom", "above", "below", "over", "under"}
 class Config:
     """Flags of this benchmark."""
 
-    data: str = flag("data/world", "the world")
-    sentences: int = flag(600, "sentences, half of them questions", low=2)
-    tagger: str = flag(DEFAULT, "hanta, or an installed model of spaCy")
+    data: str = flag("data/world", "folder of the miniature world")
+    sentences: int = flag(600, "number of sentences, half of them questions", low=2)
+    tagger: str = flag(DEFAULT, "tagger: hanta, or an installed model of spaCy")
 
 
 def known_words() -> dict[str, str]:

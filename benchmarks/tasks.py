@@ -1,10 +1,10 @@
-"""Whether each task learns to look: its score after its default run, beside chance and its score without sight.
+"""Whether each task uses the image: its score after its default run, compared with chance and with a blind evaluation.
 
     python benchmarks/tasks.py [--init RUN] [--tasks refcoco,vqa] [--out runs/tasks]
 
-Every task is fine-tuned on the miniature world (runs that are there already are kept) and scored on its validation
-split twice: as it is, and with the regions of every image exchanged for another image's. `sees` is the difference of
-the two with its 95% bootstrap interval over images; it is above 0 where the task looks at its images.
+Every task is fine-tuned on the miniature world (existing runs are kept) and evaluated on its validation split twice:
+normally, and with the regions of another image in place of every image. `sees` is the difference of the two with its
+95% bootstrap interval over images; it is above 0 if the task uses its images.
 """
 
 import dataclasses
@@ -37,15 +37,15 @@ from shards.world import DEFAULT_WORLD, complete_world
 class Config:
     """Flags of this benchmark."""
 
-    tasks: str = flag("all", "names or groups of tasks with commas between them")
-    data: str = flag(DEFAULT_WORLD, "the world, which is made where it is not")
-    init: str = flag("runs/pretrain", "a run to start from, or scratch")
-    out: str = flag("runs/tasks", "a folder for the runs")
-    epochs: int | None = flag(None, "of each task, else finetune.st's own", low=1)
+    tasks: str = flag("all", "comma-separated names or groups of tasks")
+    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
+    init: str = flag("runs/pretrain", "run with initial weights, or scratch")
+    out: str = flag("runs/tasks", "folder for the runs")
+    epochs: int | None = flag(None, "epochs of each task", unset="the default of finetune.st", low=1)
 
 
 class Exchanged:
-    """Regions in which every image has another image's. Given boxes keep their places and ids, and lose their look."""
+    """Regions of another image in place of every image. Given boxes keep their positions and ids, but not features."""
 
     def __init__(self, regions: Regions, keep_boxes: bool):
         self.regions, self.keep_boxes = regions, keep_boxes
@@ -62,7 +62,7 @@ class Exchanged:
 
 
 def chance(collator: TaskCollator) -> float:
-    """The expected score of the best guess that looks at nothing: the likeliest answer, or any of what there is."""
+    """The expected score of the best guess without inputs: the most frequent answer, or a random candidate."""
     task, examples = collator.task, collator.examples
     if task.head == "retrieval":
         return 1 / len({example.images[0] for example in examples})
@@ -84,12 +84,12 @@ def main_values(task, examples, predictions) -> np.ndarray:
 
 
 def values_of(work: TaskPass, collator: TaskCollator) -> np.ndarray:
-    """The main metric of a run by example of what it is evaluated on."""
+    """The main metric of a run for each evaluated example."""
     return main_values(work.task, collator.examples, predict(work, collator, 256, 0, ALONE, work.precision.device))
 
 
 def trained(out: str, **flags) -> str:
-    """A finished run of finetune.st with these flags; one that is there already is kept."""
+    """A finished run of finetune.st with these flags; an existing one is kept."""
     if best_checkpoint(out) is None or not (Path(out) / "result.json").exists():
         st.run(st.StConfig(out=out, resume=True, **flags))
     return out

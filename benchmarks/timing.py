@@ -1,4 +1,4 @@
-"""Timing for the benchmarks: variants in turn, several times over, so that a machine's drift hits all alike."""
+"""Timing of variants in turn, several times, so that drift of the machine affects all equally."""
 
 import statistics
 import time
@@ -17,14 +17,14 @@ def time_in_turn(variants: dict, repeats: int, warmup: int = 1) -> dict[str, flo
 
 
 def print_table(seconds: dict[str, float], baseline: str, per: float = 1.0, unit: str = "s") -> None:
-    """One line a variant: its median, and how many times as fast as the baseline it is."""
+    """Prints one line per variant: its median and its speed-up over the baseline."""
     width = max(map(len, seconds))
     for name, value in seconds.items():
         print(f"{name:<{width}}  {value / per:10.4g} {unit}  {seconds[baseline] / value:6.2f}x")
 
 
 def kernel_time(function, repeats: int = 50) -> float:
-    """Seconds that the GPU works on one call."""
+    """Seconds of GPU kernels in one call."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

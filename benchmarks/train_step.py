@@ -1,13 +1,13 @@
-"""The time of a pretraining step of the published configuration, and how much of the machine's matrix rate it uses.
+"""The time of a pretraining step of the base model, and its share of the matrix rate of the machine.
 
     python benchmarks/train_step.py [--device cuda] [--config base] [--batch_size 16] [--repeats 3]
 
-First, forward and backward as published, then with each of our changes: every line adds one to the line before it,
-and the ratio is to the first line. Captions have lengths like Conceptual Captions' (12 tokens on average); how much
-trimming gives depends on the batch: the more captions, the longer the longest.
+First, forward and backward like the reference implementation, then with each of our changes: every line adds one to the
+previous line, and the ratio is relative to the first line. Captions have the length distribution of Conceptual Captions
+(12 tokens on average); the effect of trimming depends on the batch size, because larger batches have longer maxima.
 
-Then the whole step of pretrain.run (masking, forward, backward, clipping, AdamW) in bf16: pairs per second, and its
-matrix work, counted operation by operation, as a share of what one large bf16 matrix product reaches in the same run.
+Then the whole step of pretrain.run (masking, forward, backward, clipping, AdamW) in bf16: pairs per second, and the
+FLOP/s of its matrix products, counted per operation, relative to those of one large bf16 product in the same run.
 """
 
 import contextlib
@@ -43,14 +43,14 @@ PUBLISHED_PAIRS = 3_100_000 * 10  # Conceptual Captions, ten epochs
 class Config:
     """Flags of this benchmark."""
 
-    config: str = flag("base", "sizes of the model")
-    batch_size: int | None = flag(None, "pairs a step (else 512 on a GPU, 16 on a CPU)", low=1)
-    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "where", choices=("cpu", "cuda"))
+    config: str = flag("base", "model configuration")
+    batch_size: int | None = flag(None, "pairs per step", unset="512 on a GPU, 16 on a CPU", low=1)
+    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "device", choices=("cpu", "cuda"))
     repeats: int = flag(3, "timed steps of each variant", low=1)
 
 
 def all_positions_loss(objective: Objective, model: PretrainingModel, batch: Batch) -> torch.Tensor:
-    """The published way: every position goes through the heads, and the loss picks out those that count."""
+    """As in the reference implementation, with the heads applied to every position and the loss to masked ones."""
     inputs = objective.mask(batch)
     encoded = model.encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)
     labels = torch.full_like(batch.input_ids, -1).flatten()
@@ -72,7 +72,7 @@ def masked_positions_loss(objective: Objective, model: PretrainingModel, batch: 
 
 @contextlib.contextmanager
 def plain_operators():
-    """Dropout, residual and LayerNorm each by an operation of torch, and dropout by torch's generator."""
+    """Dropout, residual and LayerNorm as separate operations of torch, and dropout by torch's generator."""
     own = {name: getattr(ops, name) for name in ("dropout", "attention_dropout", "dropout_add_layer_norm")}
 
     def layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype):
@@ -89,7 +89,7 @@ def plain_operators():
 
 
 def waiting_for(device: torch.device, function):
-    """The function, and then a wait until the device has done what it was asked."""
+    """Calls the function and synchronises with the device."""
 
     def call():
         function()
@@ -113,7 +113,7 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def matrix_work(work: Pass, batch: Batch) -> int:
-    """FLOPs of the matrix products of one forward and backward pass; attention's own too, but on a GPU (about 1%)."""
+    """FLOPs of the matrix products of one forward and backward pass; on a GPU without attention (about 1%)."""
     with FlopCounterMode(display=False) as counter:
         masked_positions_loss(work.objective, work.model, batch).backward()
     work.model.zero_grad(set_to_none=True)
@@ -121,7 +121,7 @@ def matrix_work(work: Pass, batch: Batch) -> int:
 
 
 def whole_step(config: Config, batch: Batch, model: PretrainingModel, objective: Objective) -> None:
-    """Times Engine.step, and prints what it makes of the machine and where its time goes."""
+    """Times Engine.step, and prints its utilisation of the machine and a profile."""
     device = torch.device(config.device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
     precision = Precision("bf16", device)
@@ -164,7 +164,7 @@ def run(config: Config) -> None:
         f"(padded to {WORDS}); {device}, {where}, {torch.get_num_threads()} threads"
     )
     padded, packed, objective = padded.to(device), packed.to(device), objective.to(device)
-    trimmed = replace(packed, pieces=None, regions=None)  # where nobody has counted, padding is worked on
+    trimmed = replace(packed, pieces=None, regions=None)  # without counts, padding is not removed
 
     def step(loss, batch, operators=contextlib.nullcontext, precision=contextlib.nullcontext):
         with operators(), precision():

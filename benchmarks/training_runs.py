@@ -1,4 +1,4 @@
-"""Training runs that benchmarks compare, several at a time."""
+"""Concurrent training runs for benchmarks."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from shards.ranks import ALONE
 
 
 def complete(calls: Sequence[Call], jobs: int) -> None:
-    """Trains the runs that are not finished, `jobs` at a time; interrupted ones are resumed. SIGTERM stops all of them.
+    """Completes unfinished runs, `jobs` at a time; interrupted ones are resumed. SIGTERM stops all of them.
 
     Raises:
         UserError: a run failed; the message has the last line of its log.

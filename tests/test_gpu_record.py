@@ -236,7 +236,7 @@ def test_records_of_a_dry_run_and_broken_lines_are_refused(page, benchmark_modul
     for broken in ('{"stage": "step", "dev', "[1]", '{"stage": "step"}'):
         with pytest.raises(UserError, match="line 1: not a JSON object"):
             page([broken])
-    with pytest.raises(UserError, match="there is no record"):
+    with pytest.raises(UserError, match="no record found"):
         benchmark_module("gpu_table").page([])
 
 

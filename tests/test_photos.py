@@ -165,7 +165,7 @@ def test_pretraining_reads_the_shards_of_its_groups(made):
     assert [path.name for path in tars] == [f"{n}-{name}-00000.tar" for n, name in enumerate(data.GROUPS)]
     assert folder.pairs(data.PRETRAINED) == str(folder.regions / "flickr" / "regions-00000.tar")
     assert folder.pairs(data.NOT_CLEANED) == str(folder.regions / "flickr" / "regions-{00000,00001}.tar")
-    with pytest.raises(UserError, match=r"has no tars of nobody; run the stage data"):
+    with pytest.raises(UserError, match=r"no tars of nobody found; run the stage data"):
         folder.pairs(("nobody",))
 
 
@@ -196,9 +196,9 @@ def test_data_is_made_once_and_other_settings_are_refused(source, made, tmp_path
     folder, counts = made
     before = folder.captions.stat().st_mtime_ns
     assert data.make_data(source, folder, None) == counts and folder.captions.stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"was made with .*; give another --out"):
+    with pytest.raises(UserError, match=r"was made with .*; use another --out"):
         data.make_data(source, folder, 10)
-    with pytest.raises(UserError, match=r"flickr8k-train\.tar, .* not found; the folder should have"):
+    with pytest.raises(UserError, match=r"flickr8k-train\.tar, .* not found; the folder should contain"):
         data.make_data(tmp_path, data.Folder(tmp_path / "out"), None)
 
 

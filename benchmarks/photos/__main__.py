@@ -1,9 +1,9 @@
-"""python -m benchmarks.photos PHOTOS: the method on photographs with human language, from their tars to a table.
+"""python -m benchmarks.photos PHOTOS: the method on photographs with human annotations, from their tars to a table.
 
     python -m benchmarks.photos PHOTOS --weights FILE --bert DIR [--out runs/photos] [--seed 0] [--rows main|all|NAMES]
 
-PHOTOS has Flickr8k, Flickr30k Entities, e-SNLI-VE and DAQUAR (docs/photos.md). Every stage keeps what it has finished
-and resumes what was interrupted; the table has the means over all seeds that --out has.
+PHOTOS contains Flickr8k, Flickr30k Entities, e-SNLI-VE and DAQUAR (docs/photos.md). Every stage keeps finished parts
+and resumes interrupted ones; the table shows means over all seeds in --out.
 """
 
 import time
@@ -47,18 +47,18 @@ IMAGES = ("flickr", "daquar")
 class PhotosConfig:
     """Flags of benchmarks.photos."""
 
-    photos: str = flag(REQUIRED, "the folder of the photographs' tars and annotations", first=True)
-    weights: str = flag(REQUIRED, "weights of the vision backbone, as shards.extract --detector backbone takes them")
-    bert: str = flag(REQUIRED, "a Hugging Face BERT of the recipe's text stream: tokenizer and weights")
-    out: str = flag("runs/photos", "the folder for data, runs and scores", written=True)
-    seed: int = flag(0, "random seed of all runs; further seeds are further calls")
-    stages: str = flag("all", f"stages with commas between them: {', '.join(STAGES)}")
-    rows: str = flag("main", f"main, all, or names with commas between them: {', '.join(ROWS)}")
-    folds: int = flag(1, "folds of e-SNLI-VE with a multi-task run of their own", low=1, high=5)
-    recipe: str = flag(DEFAULT_RECIPE, "JSON file of the commands' flags and the model's sizes")
-    jobs: int = flag(1, "training runs at a time", low=1)
-    sample: int | None = flag(None, "so many photographs of each part, to try the script", low=1)
-    seconds: float = flag(60.0, "seconds for which each rate is measured", above=0)
+    photos: str = flag(REQUIRED, "folder of the photographs' tars and annotations", first=True)
+    weights: str = flag(REQUIRED, "weights of the vision backbone, see shards.extract --detector backbone")
+    bert: str = flag(REQUIRED, "Hugging Face BERT for the tokenizer and the text stream")
+    out: str = flag("runs/photos", "output folder for data, runs and scores", written=True)
+    seed: int = flag(0, "random seed of all runs; call again for further seeds")
+    stages: str = flag("all", f"comma-separated stages: {', '.join(STAGES)}")
+    rows: str = flag("main", f"main, all, or comma-separated names of rows: {', '.join(ROWS)}")
+    folds: int = flag(1, "number of folds of e-SNLI-VE with a separate multi-task run", low=1, high=5)
+    recipe: str = flag(DEFAULT_RECIPE, "JSON file with the flags of the commands and the model configuration")
+    jobs: int = flag(1, "number of concurrent training runs", low=1)
+    sample: int | None = flag(None, "number of photographs per part, for testing the script", unset="all", low=1)
+    seconds: float = flag(60.0, "seconds to measure each rate", above=0)
 
 
 def run(config: PhotosConfig) -> None:
@@ -91,7 +91,7 @@ def run(config: PhotosConfig) -> None:
 
 
 def _chosen(text: str, known: tuple[str, ...], name: str, groups: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """What a flag chooses, in the order of all that there is."""
+    """The values selected by a flag, in the order of all values."""
     asked = {one for part in text.split(",") for one in groups.get(part, (part,))}
     for one in asked:
         if one not in known:
@@ -100,7 +100,7 @@ def _chosen(text: str, known: tuple[str, ...], name: str, groups: dict[str, tupl
 
 
 def extract_regions(recipe: Recipe, folder: Folder, weights: str) -> None:
-    """Region shards of all photographs; prints how many images a second it took."""
+    """Extracts region shards of all photographs, and prints the images per second."""
     for name in IMAGES:
         out = folder.regions / name
         flags = {"images": str(folder.photographs(name)), "out": str(out), "detector": "backbone", "weights": weights}
@@ -120,13 +120,13 @@ def train(calls: list, jobs: int) -> None:
 
 
 def score(scored: Scored, plan: Plan, row: str) -> Scores:
-    """The scores of a run of a row; retrieval of ablations ranks one caption per image."""
+    """Computes the scores of a row; retrieval of ablations uses one caption per image."""
     data = plan.folder.fold(scored.fold)
     return score_run(scored.call.out, scored.task, data, row in ABLATIONS)
 
 
 def linear_scores(folder: Folder) -> Scores:
-    """Those of the linear baseline of retrieval; of an earlier call, where there was one."""
+    """The scores of the linear baseline of retrieval; those of an earlier call are reused."""
     path = folder.root / "linear.npz"
     if not path.exists():
         task = find_task(RETRIEVAL)
@@ -141,7 +141,7 @@ def linear_scores(folder: Folder) -> Scores:
 
 
 def make_table(plan: Plan) -> str:
-    """The table of all seeds and rows that were scored."""
+    """The table of all evaluated seeds and rows."""
     root, by_seed = plan.folder.root, []
     for path in sorted(root.glob("seed*")):
         of_seed = Plan(plan.recipe, plan.folder, plan.bert, int(path.name.removeprefix("seed")), plan.folds)
@@ -156,7 +156,7 @@ def make_table(plan: Plan) -> str:
         by_seed.append(rows)
     results, seeds = table.complete_rows(by_seed)
     if not results:
-        raise UserError(f"{root}: has no scores of a row; run the stage score")
+        raise UserError(f"{root}: no scores found; run the stage score")
     linear = root / "linear.npz"
     return table.render(results, seeds, load_scores(linear) if linear.exists() else None)
 

@@ -1,7 +1,7 @@
-"""A data folder in the tasks' official layout, made of tars of photographs and their annotation files.
+"""Creates a data folder in the official layout of the tasks from tars of photographs and their annotation files.
 
-The development parts take the place of the tests, so that finetune.clean removes their images from all training, and
-each training part gives up a few images to choose checkpoints by. e-SNLI-VE has a folder for each of its folds.
+The development parts are used as test splits, so that finetune.clean removes their images from all training data, and a
+few images of each training part are held out to select checkpoints. e-SNLI-VE has a folder per fold.
 """
 
 import contextlib
@@ -28,25 +28,25 @@ CAPTIONS = "dataset_flickr8k.json"
 FLICKR_TARS = ("flickr8k-train.tar", "flickr8k-dev.tar")
 ENTITIES = ("entities-train.tar.gz", "entities-dev.tar.gz")
 ESNLI_VE = ("esnlive_train.csv", "esnlive_dev.csv")
-ESNLI_VE_IMAGE = "Flickr30kID"  # the column of a pair's image
+ESNLI_VE_IMAGE = "Flickr30kID"  # column with the image of a pair
 DAQUAR_TAR = "daquar-train.tar"
 FILES = (*FLICKR_TARS, CAPTIONS, *ENTITIES, *ESNLI_VE, DAQUAR_TAR, TRAINING)
 
-FOLDS = 5  # of e-SNLI-VE's images
-DAQUAR_DEVELOPMENT = 5  # one in so many of DAQUAR's training images is of the development part
-VALIDATION = 40  # one in so many of Flickr8k's training images is kept to choose checkpoints by,
-FOLD_VALIDATION = 10  # and of the e-SNLI-VE images that a fold trains on
+FOLDS = 5  # of the images of e-SNLI-VE
+DAQUAR_DEVELOPMENT = 5  # 1 / 5 of DAQUAR's training images are the development part
+VALIDATION = 40  # 1 / 40 of Flickr8k's training images are held out to select checkpoints
+FOLD_VALIDATION = 10  # 1 / 10 of the e-SNLI-VE training images of a fold are held out to select checkpoints
 # Groups of Flickr8k's photographs, in the order of their region shards. Development parts other than Flickr8k's own
 # have images among Flickr8k's training photographs: these are `removed`.
 GROUPS = ("train", "removed", "val", "dev")
 PRETRAINED, NOT_CLEANED = ("train",), ("train", "removed")
 PER_TAR = 1000
-SHARED = ("flickr_retrieval", "flickr30k_entities", "daquar", "regions")  # the same in every fold
+SHARED = ("flickr_retrieval", "flickr30k_entities", "daquar", "regions")  # equal in every fold
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the script keeps what it makes."""
+    """The layout of the output folder."""
 
     root: Path
 
@@ -60,30 +60,30 @@ class Folder:
 
     @property
     def counts(self) -> Path:
-        """Its presence says that the data folders are whole."""
+        """A file that exists if the data folders are complete."""
         return self.root / "data" / "counts.json"
 
     def photographs(self, name: str) -> Path:
-        """Tars of the photographs of flickr or daquar, as they are extracted."""
+        """The folder with tars of the photographs of flickr or daquar."""
         return self.root / "photographs" / name
 
     def fold(self, number: int) -> Path:
-        """The data folder with a fold of e-SNLI-VE as its test."""
+        """The data folder with a fold of e-SNLI-VE as its test split."""
         return self.root / "data" / f"fold{number}"
 
     def pairs(self, groups: tuple[str, ...]) -> str:
-        """The region shards of some groups of Flickr8k's photographs, as a pattern."""
+        """The pattern of the region shards of some groups of Flickr8k's photographs."""
         tars = sorted(self.photographs("flickr").glob("*.tar"))
         numbers = [f"{number:05d}" for number, tar in enumerate(tars) if tar.name.split("-")[1] in groups]
         if not numbers:
-            raise UserError(f"{self.photographs('flickr')}: has no tars of {', '.join(groups)}; run the stage data")
+            raise UserError(f"{self.photographs('flickr')}: no tars of {', '.join(groups)} found; run the stage data")
         chosen = "{" + ",".join(numbers) + "}" if len(numbers) > 1 else numbers[0]
         return str(self.regions / "flickr" / f"regions-{chosen}.tar")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Photographs by group, and examples, of what was made."""
+    """Numbers of photographs by group, and of examples."""
 
     flickr: dict[str, int]
     daquar: dict[str, int]
@@ -92,12 +92,12 @@ class Counts:
 
 
 def by_hash(images: Iterable[str], purpose: str) -> list[str]:
-    """Images in the order of the SHA-256 of PURPOSE:NAME, which is as good as random and the same everywhere."""
+    """Images in the order of the SHA-256 of PURPOSE:NAME, a reproducible random order."""
     return sorted(images, key=lambda image: hashlib.sha256(f"{purpose}:{image}".encode()).digest())
 
 
 def one_in(images: Sequence[str], number: int, purpose: str) -> list[str]:
-    """The images that come first by hash, one in `number` of all and at least two: retrieval needs one to tell from."""
+    """The first images by hash, one in `number` of all and at least two, because retrieval needs a negative."""
     return by_hash(images, purpose)[: max(2, round(len(images) / number))]
 
 
@@ -106,15 +106,15 @@ def make_data(source: Path, folder: Folder, sample: int | None) -> Counts:
 
     Args:
         source: the folder of FILES.
-        sample: so many photographs of each tar, half of Flickr8k's training ones of e-SNLI-VE; None for all.
+        sample: number of photographs of each tar, half of Flickr8k's training ones of e-SNLI-VE; None for all.
     """
     settings, begun = {"photos": str(source.resolve()), "sample": sample}, folder.root / "settings.json"
     if begun.exists() and read_json(begun) != settings:
-        raise UserError(f"{folder.root}: was made with {read_json(begun)} and not with {settings}; give another --out")
+        raise UserError(f"{folder.root}: was made with {read_json(begun)}, not with {settings}; use another --out")
     if folder.counts.exists():
         return Counts(**read_json(folder.counts))
     if missing := [name for name in FILES if not (source / name).exists()]:
-        raise UserError(f"{source}: {', '.join(missing)} not found; the folder should have {', '.join(FILES)}")
+        raise UserError(f"{source}: {', '.join(missing)} not found; the folder should contain {', '.join(FILES)}")
     write_json(begun, settings)
     train, dev, daquar = (_images(source / name) for name in (*FLICKR_TARS, DAQUAR_TAR))
     pairs = [_read_csv(source / name) for name in ESNLI_VE]
@@ -158,19 +158,19 @@ def _images(tar: Path) -> list[str]:
 
 
 def _write_captions(source: Path, path: Path, split: dict[str, str]) -> int:
-    """The Karpathy file of some images with their splits; returns how many captions it has."""
+    """Writes the Karpathy file of images with splits; returns its number of captions."""
     value = read_json(source)
     named = [(image_id(image["filename"]), image) for image in value["images"]]
     chosen = [image | {"split": split[key]} for key, image in named if key in split]
     if absent := sorted(set(split) - {key for key, _ in named}):
-        raise UserError(f"{source}: has no captions of {len(absent)} photographs, {absent[0]} for one; add them")
+        raise UserError(f"{source}: no captions of {len(absent)} photographs, for example {absent[0]}; add them")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, value | {"images": chosen})
     return sum(len(image["sentences"]) for image in chosen)
 
 
 def _write_entities(source: Path, folder: Path, split: dict[str, str]) -> None:
-    """The annotations of some images, and the lists of their splits."""
+    """Writes the annotations of images, and the lists of their splits."""
     for name in (ANNOTATIONS, SENTENCES):
         (folder / name).mkdir(parents=True, exist_ok=True)
     annotated = set()
@@ -187,7 +187,7 @@ def _write_entities(source: Path, folder: Path, split: dict[str, str]) -> None:
 
 
 def _write_daquar(source: Path, folder: Path, images: list[str]) -> int:
-    """The questions on the training and on the development images; returns how many images the latter are."""
+    """Writes the questions on training and development images; returns the number of development images."""
     held_out = set(one_in(images, DAQUAR_DEVELOPMENT, "development"))
     triples = [triple for triple in read_triples(source) if triple[2] in set(images)]
     for name, wanted in ((TRAINING, False), (TEST, True)):
@@ -210,8 +210,10 @@ def _read_csv(path: Path) -> tuple[list[str], dict[str, list[list[str]]]]:
 
 
 def _write_folds(pairs: list, folder: Folder, split: dict[str, str]) -> int:
-    """A data folder for each fold: its images are the test, the others are divided into train and dev; the other tasks
-    are links. Returns how many pairs a fold has in all."""
+    """Creates a data folder for each fold, with its images as the test split and the others as train and dev.
+
+    Other tasks are links. Returns the number of pairs in a fold.
+    """
     header, rows = pairs[0][0], {image: of for _, part in pairs for image, of in part.items() if image in split}
     order = by_hash(rows, "fold")
     for number in range(FOLDS):
@@ -231,8 +233,10 @@ def _write_folds(pairs: list, folder: Folder, split: dict[str, str]) -> int:
 
 
 def _removed(folder: Folder) -> set[str]:
-    """Cleans every fold; returns the images of development parts among Flickr8k's training photographs, of all folds
-    together: one pretraining serves them all."""
+    """Decontaminates every fold; returns the images of development parts among Flickr8k's training photographs.
+
+    These are the images of all folds together, because all folds share one pretraining run.
+    """
     removed = set()
     for number in range(FOLDS):
         fold = folder.fold(number)
@@ -242,7 +246,7 @@ def _removed(folder: Folder) -> set[str]:
 
 
 def _repack(sources: list[Path], groups: dict[str, list[str]], folder: Path) -> None:
-    """Tars of at most PER_TAR photographs of one group each, in the order of the groups."""
+    """Writes tars of at most PER_TAR photographs of one group each, in the order of the groups."""
     with contextlib.ExitStack() as stack:
         places: dict[str, list] = {}
         for source in sources:

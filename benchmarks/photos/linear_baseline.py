@@ -1,7 +1,7 @@
-"""The linear baseline of retrieval: regularised canonical correlation analysis between regions and words.
+"""The linear baseline of retrieval: regularised canonical correlation analysis (CCA) between regions and words.
 
-An image is the mean and the maximum of its regions' features, a caption the TF-IDF weights of its words. Both are
-projected to where they correlate; an image is ranked by the cosine between the two.
+An image is represented by the mean and the maximum of its region features, a caption by the TF-IDF weights of its
+words. Both are projected by CCA, and images are ranked by cosine similarity.
 """
 
 import re
@@ -16,9 +16,9 @@ from finetune.regions import SamplesById
 from finetune.task import Example
 from finetune.tasks.retrieval import own_images
 
-AT_LEAST = 3  # captions of the training part that have a word, for it to count
-SIZE, POWER = 256, 4  # of the projections, and of the correlations by which they are weighted (Gong et al. 2014)
-RIDGES = (0.01, 0.1, 1.0, 10.0)  # of images, in units of the mean variance; the best on the validation images is taken
+AT_LEAST = 3  # minimum document frequency of a word in the training captions
+SIZE, POWER = 256, 4  # size of the projections, and exponent of the correlations as weights (Gong et al. 2014)
+RIDGES = (0.01, 0.1, 1.0, 10.0)  # of images, in units of the mean variance; selected on the validation images
 TEXT_RIDGE = 0.1
 _WORD = re.compile(r"[a-z]+")
 
@@ -54,7 +54,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Projections:
-    """To where images and captions correlate: means and matrices of both, columns weighted by correlation."""
+    """The CCA projections: means and matrices of images and captions, with columns weighted by correlation."""
 
     image_mean: np.ndarray
     image: np.ndarray
@@ -80,8 +80,8 @@ def canonical_projections(
     Args:
         images: float (n, D).
         captions: (m, V).
-        own: int (m,), the image of each caption; images count as often as they have captions.
-        ridge, text_ridge: what is added to the diagonals of the covariances, in units of their means.
+        own: int (m,), the image of each caption; images are weighted by their number of captions.
+        ridge, text_ridge: added to the diagonals of the covariances, in units of their means.
     """
     count, times = len(own), np.bincount(own, minlength=len(images))[:, None]
     image_mean, text_mean = (images * times).sum(0) / count, np.asarray(captions.sum(0)).ravel() / count
@@ -108,7 +108,7 @@ def _root(covariance: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def pooled_features(regions: SamplesById, images: Sequence[str]) -> np.ndarray:
-    """float64 (images, 2 D): the mean and the maximum over the regions of each."""
+    """float64 (images, 2 D): mean and maximum over the regions of each image."""
     found = (regions[image].features.astype(np.float64) for image in images)
     return np.stack([np.concatenate([features.mean(0), features.max(0)]) for features in found])
 
@@ -116,7 +116,7 @@ def pooled_features(regions: SamplesById, images: Sequence[str]) -> np.ndarray:
 def linear_retrieval(
     regions: SamplesById, train: Sequence[Example], val: Sequence[Example], dev: Sequence[Example]
 ) -> np.ndarray:
-    """float64 (captions, images) of dev: the scores of a baseline that is fitted on train, its ridge chosen on val."""
+    """float64 (captions, images): scores on dev of a baseline fitted on train, with the ridge selected on val."""
     parts = [list(dict.fromkeys(example.images[0] for example in part)) for part in (train, val, dev)]
     pooled = [pooled_features(regions, images) for images in parts]
     mean, spread = pooled[0].mean(0), pooled[0].std(0) + 1e-6
@@ -130,7 +130,7 @@ def linear_retrieval(
 
 
 def _mean_inverse_rank(scores: np.ndarray, examples: Sequence[Example]) -> float:
-    """How high the captions' own images rank, in the mean of inverse ranks."""
+    """Mean reciprocal rank of the captions' own images."""
     own = own_images(examples)
     ranks = (scores > scores[np.arange(len(own)), own][:, None]).sum(1) + 1
     return float((1 / ranks).mean())

@@ -1,4 +1,4 @@
-"""How fast the machine is: a minute of pretraining, of multi-task training and of ranking, before hours of them."""
+"""Measures the throughput of pretraining, multi-task training and ranking for a minute each, before long runs."""
 
 import os
 import shutil
@@ -25,14 +25,16 @@ from shards.errors import UserError
 from shards.files import read_json, write_json
 from shards.ranks import ALONE
 
-FIRST_IMAGES = 10  # that are ranked; twice as many until it takes long enough
-POLL = 0.2  # seconds between two looks at a run's metrics
+FIRST_IMAGES = 10  # images ranked at first; doubled until it takes long enough
+POLL = 0.2  # seconds between reads of a run's metrics
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Per second: pairs of pretraining, examples of multi-task training, pairs of a caption and an image that are
-    ranked. threads: of each process."""
+    """Pairs per second of pretraining, examples per second of multi-task training, and ranked pairs per second.
+
+    threads: number of threads of each process.
+    """
 
     pretraining: float
     together: float
@@ -45,13 +47,13 @@ def _rates_file(plan: Plan) -> Path:
 
 
 def kept_rates(plan: Plan) -> Rates | None:
-    """The rates that an earlier call measured."""
+    """The rates measured by an earlier call, or None."""
     path = _rates_file(plan)
     return Rates(**read_json(path)) if path.exists() else None
 
 
 def measured(plan: Plan, seconds: float, threads: int) -> Rates:
-    """The rates of a plan's runs, each measured for so many seconds; those of an earlier call are read."""
+    """The rates of a plan's runs, each measured for `seconds`; those of an earlier call are reused."""
     if rates := kept_rates(plan):
         return rates
     kept, folder = _rates_file(plan), plan.folder.root / "measure"
@@ -71,7 +73,7 @@ def measured(plan: Plan, seconds: float, threads: int) -> Rates:
 
 
 def _training_rate(call: Call, seconds: float, threads: int) -> float:
-    """Samples per second of a run that is stopped after so many seconds of training, the median over its log."""
+    """Samples per second of a run that is stopped after `seconds` of training: the median over its log."""
     call = replace(call, flags=call.flags | {"log_every": 1})
     log, metrics = call.out.with_suffix(".log"), call.out / "metrics.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def _training_rate(call: Call, seconds: float, threads: int) -> float:
 
 
 def _ranking_rate(run: Path, data: Path, seconds: float) -> float:
-    """Pairs per second of zero-shot retrieval with a run, on as many images as take a sixth of the seconds."""
+    """Pairs per second of zero-shot retrieval with a run, on enough images to take a sixth of `seconds`."""
     task = find_task(RETRIEVAL)
     config = evaluate.EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT)
     work, collator = evaluate.load(config, task)
@@ -112,7 +114,7 @@ def _ranking_rate(run: Path, data: Path, seconds: float) -> float:
 
 
 def describe(plan: Plan, counts: Counts, rates: Rates) -> str:
-    """Sizes and rates, and how long the main rows take by them."""
+    """Sizes, rates, and the estimated time of the main rows, as text."""
     recipe, sizes, flickr = plan.recipe, plan.recipe.sizes, counts.flickr
     config = PretrainConfig(**recipe.pretrain).settled()
     images = sum(flickr.values())

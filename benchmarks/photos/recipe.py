@@ -1,4 +1,4 @@
-"""How the models of the photographs are made: the flags of every command, read from one JSON file."""
+"""The recipe of the models on photographs: the flags of every command, read from one JSON file."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,10 +13,12 @@ EVERY_TASK = "every task"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Flags by name, without those that say what a run is of (data, out, seed, the weights it starts from).
+    """Flags by name, except those that identify a run (data, out, seed, initial weights).
 
-    model: the JSON file of the model's sizes, beside the recipe; extract, pretrain, together: flags of shards.extract,
-    pretrain.run and finetune.mt; alone: flags of finetune.st by task, and those of EVERY_TASK.
+    Attributes:
+        model: JSON file of the model configuration, next to the recipe.
+        extract, pretrain, together: flags of shards.extract, pretrain.run and finetune.mt.
+        alone: flags of finetune.st by task, and those of EVERY_TASK.
     """
 
     model: str
@@ -35,7 +37,7 @@ class Recipe:
 
 
 def read_recipe(path: str, tasks: tuple[str, ...]) -> Recipe:
-    """A recipe from its file. tasks: those that `alone` may name."""
+    """Reads a recipe. tasks: the names allowed in `alone`."""
     value, names = read_json(path), [field.name for field in fields(Recipe)]
     if not isinstance(value, dict) or sorted(value) != sorted(names):
         raise UserError(f"--recipe {path}: should be a JSON object with {', '.join(names)}")

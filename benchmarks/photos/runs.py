@@ -1,4 +1,4 @@
-"""The rows of the table, and the training runs that each consists of."""
+"""The rows of the table and their training runs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,10 +18,13 @@ MAIN_ROWS = (ZERO_SHOT, AT, ST, AT_ST)
 
 @dataclass(frozen=True)
 class Ablation:
-    """A pretraining run that differs from the main one, and what is trained from it.
+    """A pretraining run that differs from the main one, and the training after it.
 
-    flags: of pretrain.run that are changed, None without pretraining; groups: of the photographs it is pretrained on;
-    alone: single-task training on FOLDED, in all folds, instead of all tasks together; meaning: for the table.
+    Attributes:
+        meaning: description for the table.
+        flags: changed flags of pretrain.run; None without pretraining.
+        groups: groups of photographs for pretraining.
+        alone: single-task training on FOLDED, in all folds, instead of multi-task training.
     """
 
     meaning: str
@@ -42,7 +45,7 @@ ROWS = (*MAIN_ROWS, *ABLATIONS)
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of one seed. folds: so many folds have their own multi-task run, and AT and AT->ST scores."""
+    """The runs of one seed. folds: number of folds with their own multi-task run, and with AT and AT->ST scores."""
 
     recipe: Recipe
     folder: Folder
@@ -55,7 +58,7 @@ class Plan:
         return seed_folder(self.folder, self.seed)
 
     def pretraining(self, row: str) -> Call:
-        """The pretraining run of a row; that of all rows but some ablations is the main one."""
+        """The pretraining run of a row; it is the main one for all rows except some ablations."""
         ablation = ABLATIONS.get(row, Ablation(""))
         flags = {"data": self.folder.pairs(ablation.groups), "config": self.recipe.model, "bert": self.bert}
         flags |= self.recipe.pretrain | ablation.flags | {"seed": self.seed}
@@ -71,7 +74,7 @@ class Plan:
         return Call("finetune.mt", flags, self.out / "mt" / f"{row if row in ABLATIONS else 'main'}-fold{fold}")
 
     def alone(self, row: str, task: str, fold: int = 0) -> Call:
-        """The single-task run of a row: from its pretraining, or from the multi-task run of the fold (AT->ST)."""
+        """The single-task run of a row, from its pretraining, or from the multi-task run of the fold (AT->ST)."""
         init = (self.together(AT, fold) if row == AT_ST else self.pretraining(row)).out
         flags = {"task": task, **self._data(fold), "init": str(init), **self.recipe.alone_on(task)}
         name = f"{task}-fold{fold}" if task == FOLDED else task
@@ -81,12 +84,12 @@ class Plan:
         return {"data": str(self.folder.fold(fold)), "clean": "true", "seed": self.seed}
 
     def pretrainings(self, rows: tuple[str, ...]) -> list[Call]:
-        """The pretraining runs that some rows need, each once."""
+        """The pretraining runs of some rows, without duplicates."""
         needed = {run.out: run for row in rows if not _without(row) for run in [self.pretraining(row)]}
         return list(needed.values())
 
     def finetunings(self, rows: tuple[str, ...]) -> tuple[list[Call], list[Call]]:
-        """(runs that start from pretraining, runs that start from those) of some rows."""
+        """(runs initialised from pretraining, runs initialised from these) of some rows."""
         first: dict[Path, Call] = {}
         second: dict[Path, Call] = {}
         for row in rows:
@@ -100,7 +103,7 @@ class Plan:
         return list(first.values()), list(second.values())
 
     def scored(self, row: str) -> Iterator["Scored"]:
-        """What is scored of a row: a task on a fold, by a run."""
+        """The evaluations of a row: a task on a fold, by a run."""
         ablation = ABLATIONS.get(row)
         if row == ZERO_SHOT:
             yield Scored(RETRIEVAL, 0, self.pretraining(row))
@@ -133,7 +136,7 @@ def seed_folder(folder: Folder, seed: int) -> Path:
 
 
 def check_made_with(call: Call) -> None:
-    """Refuses a run that was begun with other flags: the table would mix them."""
+    """Raises UserError for a run that was started with other flags, because the table would mix them."""
     if not call.begun:
         return
     stored = read_config(call.out)["flags"]

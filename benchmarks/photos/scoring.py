@@ -1,4 +1,4 @@
-"""Scores of a run on a development part by example, with what it scores on exchanged images and without any."""
+"""Scores of a run on a development part by example, with blind scores and chance level."""
 
 import sys
 from collections.abc import Sequence
@@ -19,16 +19,22 @@ from finetune.tasks.retrieval import own_images
 from shards.files import whole_file
 from shards.ranks import ALONE
 
-SPLIT = "test"  # as which the data folders have the development parts
+SPLIT = "test"  # name of the development parts in the data folders
 BATCH = 256
 _METRIC, _FURTHER = "metric/", "further/"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """metrics: of every example, the main one first; blind: the main one with the image of every example exchanged for
-    another; images: the id of each example's image; chance: the main metric of the best constant guess; further:
-    metrics that are known as means alone."""
+    """Scores by example.
+
+    Attributes:
+        metrics: metrics of every example, the main one first.
+        blind: main metric with another image in place of the image of every example.
+        images: image id of each example.
+        chance: main metric of the best constant prediction.
+        further: metrics that are available only as means.
+    """
 
     metrics: dict[str, np.ndarray]
     blind: np.ndarray
@@ -46,11 +52,11 @@ class Scores:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% of the main metric, over images."""
+        """95% interval of the main metric, over images."""
         return bootstrap_interval(self.main, self.clusters)
 
     def gain(self, base: np.ndarray) -> tuple[float, float, float]:
-        """(mean, low, high) of the main metric less other values of the same examples, paired, over images."""
+        """(mean, low, high) of the paired difference to other values of the main metric, over images."""
         return float((self.main - base).mean()), *bootstrap_interval(self.main - base, self.clusters)
 
     def chosen(self, rows: np.ndarray) -> "Scores":
@@ -77,7 +83,7 @@ def load_scores(path: Path) -> Scores:
 
 
 def pooled(folds: Sequence[Scores]) -> Scores:
-    """The scores of several folds as one; what is known as means alone is weighted by examples."""
+    """Combines the scores of several folds; means are weighted by the number of examples."""
     sizes = [len(scores.main) for scores in folds]
     return Scores(
         metrics={name: np.concatenate([scores.metrics[name] for scores in folds]) for name in folds[0].metrics},
@@ -92,7 +98,7 @@ def pooled(folds: Sequence[Scores]) -> Scores:
 
 
 def averaged(seeds: Sequence[Scores]) -> Scores:
-    """The mean over seeds, example by example."""
+    """The mean over seeds for each example."""
     first = seeds[0]
     return replace(
         first,
@@ -108,14 +114,14 @@ def first_captions(images: Sequence[str]) -> np.ndarray:
 
 
 def scores_file(run: Path, name: str, one_caption: bool) -> Path:
-    """Where a run keeps its scores on a task; one_caption: see score_run."""
+    """The path of a run's scores on a task. one_caption: see score_run."""
     return run / "scores" / f"photos-{name}{'-one' if one_caption and name == RETRIEVAL else ''}.npz"
 
 
 def score_run(run: Path, name: str, data: Path, one_caption: bool) -> Scores:
-    """The scores of a run on a task's development part; those of an earlier call are read from the run's directory.
+    """The scores of a run on the development part of a task; those of an earlier call are read from the run directory.
 
-    one_caption: of retrieval, rank the first caption of each image alone.
+    one_caption: for retrieval, use only the first caption of each image.
     """
     path = scores_file(run, name, one_caption)
     if not path.exists():
@@ -150,7 +156,7 @@ def _score(run: Path, task: Task, data: Path, one_caption: bool) -> Scores:
 
 
 def best_constant(collator: TaskCollator) -> float:
-    """The main metric of the best guess that uses neither text nor image; of grounding, the whole image."""
+    """The main metric of the best constant prediction; for grounding, the box of the whole image."""
     if collator.task.head != "regions":
         return chance(collator)
     sizes = [image_size(example, collator.regions[example.images[0]]) * 2 for example in collator.examples]
@@ -159,8 +165,7 @@ def best_constant(collator: TaskCollator) -> float:
 
 
 def blind_retrieval(task: Task, examples: Sequence[Example], scores: np.ndarray) -> np.ndarray:
-    """The main metric of retrieval with every image exchanged for another one of those that are ranked: the same
-    scores, by other names."""
+    """The main metric of retrieval with another ranked image in place of every image: a permutation of the scores."""
     images = int(own_images(examples).max()) + 1
     exchanged = np.roll(np.arange(images), images // 2)
     return main_values(task, examples, scores[:, exchanged])

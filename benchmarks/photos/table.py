@@ -1,4 +1,4 @@
-"""The table: every task's rows with intervals, blind scores and chance, and what differs between rows."""
+"""The table: rows of every task with intervals, blind scores and chance, and differences between rows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,11 +23,11 @@ MEANINGS = {
 TITLES = {RETRIEVAL: "Flickr8k image retrieval"}
 WIDTH = 2 + max(map(len, MEANINGS.values()))
 
-Results = Mapping[str, Mapping[str, Mapping[int, Scores]]]  # row -> task -> fold -> its scores, means over seeds
+Results = Mapping[str, Mapping[str, Mapping[int, Scores]]]  # row -> task -> fold -> scores, means over seeds
 
 
 def render(results: Results, seeds: Mapping[str, int], linear: Scores | None) -> str:
-    """The table as text. seeds: how many each row is the mean of."""
+    """The table as text. seeds: number of seeds of each row."""
     parts = [", ".join(f"{row} of {count}" for row, count in seeds.items())]
     parts[0] = f"development parts; means of seeds: {parts[0]}; intervals: 95%, over images"
     for task in TASKS:
@@ -45,7 +45,7 @@ def _pooled(rows: Mapping[str, Mapping[int, Scores]]) -> dict[str, Scores]:
 
 
 def _retrieval(rows: Mapping[str, Mapping[int, Scores]], linear: Scores | None) -> list[str]:
-    """All captions for the main rows, one caption per image for ablations and the row they are compared with."""
+    """Retrieval: all captions for the main rows, one caption per image for ablations and their baseline row."""
     main = {row: folds for row, folds in rows.items() if row in MAIN_ROWS}
     ablated = {row: folds for row, folds in rows.items() if row in ABLATIONS}
     parts = []
@@ -63,7 +63,7 @@ def _retrieval(rows: Mapping[str, Mapping[int, Scores]], linear: Scores | None) 
 
 
 def of_first_captions(scores: Scores) -> Scores:
-    """Retrieval's scores of one caption per image; how an image ranks for it does not depend on other captions."""
+    """Retrieval scores of one caption per image; the ranking for a caption does not depend on other captions."""
     return scores.chosen(first_captions(scores.images))
 
 
@@ -93,7 +93,7 @@ def _section(task: str, rows: Mapping[str, Scores], note: str = "") -> str:
 
 
 def _metrics(scores: Scores) -> list[str]:
-    """The metrics to show: R@1 is Flickr30k Entities' accuracy by another name."""
+    """The metrics to show: the main one and others except R@1, which equals the accuracy of Flickr30k Entities."""
     first, *others = [*scores.metrics, *scores.further]
     return [first, *(name for name in others if name != "R@1")]
 
@@ -106,13 +106,13 @@ def _between(interval: Sequence[float], sign: str = "") -> str:
 def _line(
     label: str, examples: str, main: str, interval: str, others: Sequence[str], compared: Sequence[str], last: str
 ) -> str:
-    """A row of a section, and its header."""
+    """A row of a section, or its header."""
     cells = "".join(f"{cell:>13}" for cell in others) + "".join(f"{cell:>9}" for cell in compared)
     return f"{label:<{WIDTH}}{examples:>9}{main:>10} {interval:<18}{cells}   {last}".rstrip()
 
 
 def _folds(task: str, rows: Mapping[str, Mapping[int, Scores]]) -> str:
-    """Which rows have some of the folds alone."""
+    """A note on rows with only some of the folds."""
     counts = {row: len(folds) for row, folds in rows.items()}
     if task != FOLDED or len(set(counts.values())) == 1:
         return ""
@@ -120,7 +120,7 @@ def _folds(task: str, rows: Mapping[str, Mapping[int, Scores]]) -> str:
 
 
 def _differences(task: str, rows: Mapping[str, Mapping[int, Scores]]) -> str:
-    """How rows differ in the main metric on the examples that both have: AT->ST from ST, ablations from their row."""
+    """Differences between rows in the main metric on common examples: AT->ST and ST, ablations and their baseline."""
     bases = [(AT_ST, ST)] + [(name, ST if ablation.alone else AT) for name, ablation in ABLATIONS.items()]
     lines = []
     for row, base in bases:
@@ -136,7 +136,7 @@ def _differences(task: str, rows: Mapping[str, Mapping[int, Scores]]) -> str:
 
 
 def complete_rows(by_seed: Sequence[Mapping[str, Mapping[tuple[str, int], Scores]]]) -> tuple[Results, dict[str, int]]:
-    """(means over seeds, how many seeds) of every row that some seed has whole.
+    """(means over seeds, number of seeds) of every row that is complete for some seed.
 
     by_seed: of each seed, row -> (task, fold) -> scores.
     """
