@@ -19,9 +19,9 @@ from benchmarks.tasks import values_of
 from benchmarks.training_runs import complete
 from finetune import evaluate
 from finetune.ablate import Call
-from finetune.intervals import bootstrap_interval, clusters_of
+from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
 from finetune.tasks import choose_tasks
-from shards.flags import command, flag
+from shards.common.cli import command, flag
 from shards.world import DEFAULT_WORLD, complete_world
 
 KINDS = ("ST", "AT", "AT->ST")

@@ -17,11 +17,11 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 import torch
 
 from benchmarks.timing import print_table
-from pretrain.checkpoint import CheckpointWriter
-from pretrain.config import read_model_config
-from pretrain.heads import PretrainingModel
-from pretrain.optimizer import make_optimizer, without_bias_correction
-from shards.flags import command, flag
+from pretrain.engine.checkpoint import CheckpointWriter
+from pretrain.engine.optimizer import make_optimizer, without_bias_correction
+from pretrain.models.model_config import read_model_config
+from pretrain.models.pretraining_heads import PretrainingModel
+from shards.common.cli import command, flag
 
 
 @dataclass

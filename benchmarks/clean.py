@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
-from shards.flags import command, flag
+from shards.common.cli import command, flag
 
 SENTENCE = "is the man in the red shirt to the left of the large white dog that sits on the grass"
 EXAMPLES = """

@@ -23,12 +23,12 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 import lmdb
 import numpy as np
 
+from shards.common.cli import command, flag
+from shards.common.files import whole_file
 from shards.convert import ConvertConfig, convert
-from shards.dataset import open_dataset
-from shards.files import whole_file
-from shards.flags import command, flag
-from shards.formats import open_source
-from shards.reader import RegionReader
+from shards.importers import open_source
+from shards.storage.dataset import open_dataset
+from shards.storage.reader import RegionReader
 
 REGIONS, WIDTH = 36, 2048
 BEST_OF = 3

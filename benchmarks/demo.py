@@ -19,10 +19,10 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import torch
 
-from finetune.desk import Desk
+from finetune.inference.demo_backend import Desk
+from finetune.inference.image_upload import Uploads
 from finetune.predict import Predictor
-from finetune.uploads import Uploads
-from shards.flags import command, flag
+from shards.common.cli import command, flag
 
 PORT = 7868
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 from benchmarks.timing import kernel_time, print_table, time_in_turn
 from ops import attention_dropout, dropout_add_layer_norm
-from ops.library import backends
-from shards.flags import command, flag
+from ops.registration import backends
+from shards.common.cli import command, flag
 
 P = 0.1
 

@@ -16,9 +16,9 @@ import time
 
 import numpy as np
 
-from finetune.packed import PackedExamples
-from finetune.task import Example
-from shards.flags import command, flag
+from finetune.data.serialized_examples import PackedExamples
+from finetune.task_types.base import Example
+from shards.common.cli import command, flag
 
 
 @dataclass

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import print_table, time_in_turn
-from shards import pixels
+from shards.common.cli import command, flag
+from shards.detection import handcrafted
+from shards.detection.x152 import DetectorConfig, RegionDetector
+from shards.detection.x152.box_operations import overlapping_pairs, suppress
+from shards.detection.x152.detector import CLASS_OVERLAP
+from shards.detection.x152.network import Network
 from shards.detectors import make_detector
 from shards.extract import ExtractConfig
-from shards.flags import command, flag
-from shards.x152 import DetectorConfig, RegionDetector
-from shards.x152.boxes import overlapping_pairs, suppress
-from shards.x152.detector import CLASS_OVERLAP
-from shards.x152.network import Network
 
 
 @dataclass
@@ -147,9 +147,9 @@ def time_backbone(config: Config) -> None:
         np.random.default_rng(n).integers(0, 255, (config.side, config.side, 3), dtype=np.uint8)
         for n in range(config.batch)
     ]
-    boxes = [pixels.detect(image)[0] for image in images]
+    boxes = [handcrafted.detect(image)[0] for image in images]
     variants = {
-        "proposals": lambda: [pixels.detect(image) for image in images],
+        "proposals": lambda: [handcrafted.detect(image) for image in images],
         "given boxes": lambda: detector.of_boxes(images, boxes),
         "proposals and features": lambda: detector.regions(images),
     }

@@ -15,8 +15,8 @@ import pybase64
 import torch
 
 from benchmarks.timing import print_table, time_in_turn
-from shards.flags import command, flag
-from shards.half import to_half
+from shards.common.cli import command, flag
+from shards.common.fp16 import to_half
 
 REPEATS = 100
 

@@ -1,4 +1,5 @@
-"""Fits the constants of the built-in detector's proposals (BIAS and WEIGHTS in shards/pixels.py) to photographs.
+"""Fits the constants of the built-in detector's proposals (BIAS and WEIGHTS in shards/detection/handcrafted.py) to
+photographs.
 
     python benchmarks/fit_proposals.py --photos DIR [--split train] [--count 1500]
 
@@ -16,8 +17,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from benchmarks.proposals import Annotated, read_photographs
-from shards import pixels
-from shards.flags import REQUIRED, command, flag
+from shards.common.cli import REQUIRED, command, flag
+from shards.detection import handcrafted
 
 DECAY = 1e-4  # L2 penalty of the weights of standardised features
 
@@ -33,13 +34,13 @@ class Config:
 
 def nearest_counts(boxes: np.ndarray) -> np.ndarray:
     """Number of boxes (n, 4), relative to the image size, whose nearest candidate is each candidate."""
-    candidates = pixels.candidate_boxes()
-    return np.bincount(pixels.iou(boxes, candidates).argmax(1), minlength=len(candidates))
+    candidates = handcrafted.candidate_boxes()
+    return np.bincount(handcrafted.iou(boxes, candidates).argmax(1), minlength=len(candidates))
 
 
 def fit(images: list[Annotated]) -> tuple[float, np.ndarray]:
     """Fits the log-linear model; returns (bias, weights)."""
-    measured = np.concatenate([pixels.candidate_features(x.image).astype(np.float32) for x in images])
+    measured = np.concatenate([handcrafted.candidate_features(x.image).astype(np.float32) for x in images])
     counts = np.concatenate([nearest_counts(x.boxes) for x in images]).astype(np.float32)
     mean, spread = measured.mean(0, np.float64), measured.std(0, dtype=np.float64)
     measured = ((measured - mean) / spread).astype(np.float32)
@@ -62,7 +63,7 @@ def fit(images: list[Annotated]) -> tuple[float, np.ndarray]:
 def run(config: Config) -> None:
     bias, weights = fit(read_photographs(Path(config.photos), config.split, config.count))
     print(f"BIAS = {bias:.2f}\nWEIGHTS = {{")
-    for name, weight in zip(pixels.WEIGHTS, weights, strict=True):
+    for name, weight in zip(handcrafted.WEIGHTS, weights, strict=True):
         print(f'    "{name}": {weight:.2f},')
     print("}")
 

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from shards.errors import UserError
-from shards.flags import command, flag
+from shards.common.cli import command, flag
+from shards.common.errors import UserError
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda:0" if ON_GPU else "cpu")
@@ -141,7 +141,7 @@ def operators(record: Record) -> None:
     from benchmarks.timing import kernel_time
     from ops import column_sum, dropout_add_layer_norm, mask_overlapping, mask_regions
     from ops.__main__ import self_check
-    from ops.library import backends
+    from ops.registration import backends
 
     where = "CUDA" if ON_GPU else "CPU"
     record.add(backends=backends, self_check=self_check(DEVICE.type))
@@ -248,7 +248,7 @@ def packed_attention(record: Record) -> None:
 
 def model_config():
     """The configuration of the paper; in a dry run the tiny one, with dropout."""
-    from pretrain.config import TINY, ModelConfig
+    from pretrain.models.model_config import TINY, ModelConfig
 
     return ModelConfig() if ON_GPU else TINY.with_dropout(0.1)
 
@@ -256,7 +256,7 @@ def model_config():
 def pretraining_batches(count: int, size: int) -> list:
     """Batches with different captions and different maximum lengths, counted as in collation."""
     from benchmarks.pairs import SPECIAL, random_batch
-    from pretrain.objective import Objective
+    from pretrain.objective.pretraining_loss import Objective
 
     sizes = model_config()
     objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
@@ -280,14 +280,14 @@ def make_engine(
 ):
     """The engine of pretrain.run. prepare: called with the model before it is used."""
     from benchmarks.pairs import SPECIAL, WORDS
-    from pretrain import cuda_graph
-    from pretrain.heads import PretrainingModel
-    from pretrain.layers import narrow_hidden_states
-    from pretrain.objective import Objective
-    from pretrain.optimizer import make_optimizer
-    from pretrain.step import Engine, Precision
-    from pretrain.work import Pass
-    from shards.ranks import ALONE
+    from pretrain.engine import cuda_graph
+    from pretrain.engine.optimizer import make_optimizer
+    from pretrain.engine.step import Engine, Precision
+    from pretrain.models.layers import narrow_hidden_states
+    from pretrain.models.pretraining_heads import PretrainingModel
+    from pretrain.objective.pretraining_loss import Objective
+    from pretrain.objective.pretraining_pass import Pass
+    from shards.common.dist_info import ALONE
 
     sizes = model_config() if dropout is None else model_config().with_dropout(dropout)
     torch.manual_seed(0)
@@ -307,7 +307,7 @@ def make_engine(
 
 
 def take(engine, batch, step: int, sums=None) -> None:
-    from pretrain.step import Sums
+    from pretrain.engine.step import Sums
 
     counts = batch.word_count, batch.region_count, len(batch)
     engine.step(step, [batch], Sums() if sums is None else sums, counts)
@@ -458,7 +458,7 @@ def agree(record: Record) -> None:
 
 def resume(record: Record) -> None:
     """Six steps twice, and three, a checkpoint and three more: all weights should be equal bit for bit."""
-    from pretrain.checkpoint import CheckpointWriter, newest_checkpoint, restore
+    from pretrain.engine.checkpoint import CheckpointWriter, newest_checkpoint, restore
 
     batches = [batch.to(DEVICE) for batch in pretraining_batches(6, max(1, BATCH_SIZE // 4))]
 
@@ -508,9 +508,9 @@ def fp16(record: Record) -> None:
 
     losses: means since the one before; a step that is skipped counts as zero in them.
     """
-    from pretrain.step import Sums
-    from pretrain.work import means
-    from shards.ranks import ALONE
+    from pretrain.engine.step import Sums
+    from pretrain.objective.pretraining_pass import means
+    from shards.common.dist_info import ALONE
 
     batches = [batch.to(DEVICE) for batch in pretraining_batches(8 if ON_GPU else 2, max(2, BATCH_SIZE // 4))]
     for precision, ways in (("fp16", {}), ("bf16", {}), ("bf16", {"residual": "precision"}), ("float32", {})):
@@ -542,7 +542,7 @@ def memory(record: Record) -> None:
         ("--precision bf16 --activation_checkpointing", "bf16", True, 1),
         ("--precision bf16 --activation_checkpointing --accumulate 4", "bf16", True, 4),
     )
-    from pretrain.step import Sums
+    from pretrain.engine.step import Sums
 
     for flags, precision, recompute, accumulate in ways:
         engine = make_engine(precision, prepare=lambda m, r=recompute: setattr(m.encoder, "recompute", r))
@@ -604,8 +604,8 @@ def nccl(record: Record) -> None:
 def task_batch(task, size: int, seed: int):
     """A random batch of a task with the sizes of table 8 of the paper; texts have half of the maximum length."""
     from benchmarks.pairs import random_batch
-    from finetune.batch import TaskBatch
-    from finetune.heads import OPTIONS
+    from finetune.data.task_collate import TaskBatch
+    from finetune.models.task_model import OPTIONS
 
     rows_per_example = {"retrieval": OPTIONS, "nlvr2": 2}.get(task.head, 1)
     regions, config = 100 if ON_GPU else 10, model_config()
@@ -628,14 +628,14 @@ def task_batch(task, size: int, seed: int):
 
 def tasks(record: Record) -> None:
     """An iteration of twelve-task training: a step of each task at its batch size, from batches on the device."""
-    from finetune.heads import TaskModel
-    from finetune.settings import BETAS, EPSILON
-    from finetune.sources import Turn
+    from finetune.config import BETAS, EPSILON
+    from finetune.data.task_batches import Turn
+    from finetune.models.task_model import TaskModel
+    from finetune.objective.task_pass import MultiTaskPass, TaskPass
     from finetune.tasks import choose_tasks
-    from finetune.work import MultiTaskPass, TaskPass
-    from pretrain.optimizer import make_optimizer, without_bias_correction
-    from pretrain.step import Engine, Precision, Sums
-    from shards.ranks import ALONE
+    from pretrain.engine.optimizer import make_optimizer, without_bias_correction
+    from pretrain.engine.step import Engine, Precision, Sums
+    from shards.common.dist_info import ALONE
 
     chosen = choose_tasks("all")
     config, precision = model_config().replace(task_tokens=20), Precision("bf16", DEVICE)
@@ -692,8 +692,8 @@ def tasks(record: Record) -> None:
 
 def detector(record: Record) -> None:
     """The detector of the paper, random weights, 800 x 1333 pixels: images per second, and shares of its parts."""
-    from shards.x152.detector import RegionDetector
-    from shards.x152.network import DetectorConfig, Network
+    from shards.detection.x152.detector import RegionDetector
+    from shards.detection.x152.network import DetectorConfig, Network
 
     small = DetectorConfig(
         **{"stem_channels": 4, "res2_channels": 8, "groups": 2, "width_per_group": 2, "fpn_channels": 8},
@@ -738,7 +738,7 @@ def scratch() -> Path:
 
 def shards(record: Record) -> None:
     """Region shards of random pairs for the stage `program`, written by several processes."""
-    from shards.dataset import finish_dataset
+    from shards.storage.dataset import finish_dataset
 
     folder, count, parts = scratch() / "pairs", *((8192, 16) if ON_GPU else (24, 2))
     shutil.rmtree(folder, ignore_errors=True)
@@ -751,8 +751,8 @@ def shards(record: Record) -> None:
 
 
 def write_part(job: tuple[Path, int, int]) -> Path:
-    from shards.sample import Sample
-    from shards.writer import write_shard
+    from shards.storage.sample import Sample
+    from shards.storage.writer import write_shard
 
     folder, part, count = job
     rng, words = np.random.default_rng(part), [f"word{number}" for number in range(400)]

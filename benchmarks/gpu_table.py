@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from shards.errors import UserError
+from shards.common.errors import UserError
 
 MISSING = "–"  # for a line without the key
 PAIRS, EPOCHS = 3.1e6, 10  # the paper's pretraining: Conceptual Captions, ten epochs

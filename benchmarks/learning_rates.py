@@ -15,11 +15,11 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 from benchmarks.training_runs import complete
 from finetune.ablate import Call
-from finetune.scores import watched
-from finetune.settings import SMALL_LR, SMALL_LR_TOGETHER
+from finetune.config import SMALL_LR, SMALL_LR_TOGETHER
+from finetune.evaluation.scores import watched
 from finetune.tasks import choose_tasks
-from shards.files import read_json
-from shards.flags import command, flag
+from shards.common.cli import command, flag
+from shards.common.files import read_json
 from shards.world import DEFAULT_WORLD, complete_world
 
 

@@ -17,9 +17,9 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 import numpy as np
 from PIL import Image
 
-from finetune.cleaning.looks import DIFFERENT, difference, look_hashes, near_pairs
-from shards.flags import REQUIRED, command, flag
-from shards.images import BadImage, decode_image, find_parts, read_records
+from finetune.decontamination.perceptual_hash import DIFFERENT, difference, look_hashes, near_pairs
+from shards.common.cli import REQUIRED, command, flag
+from shards.images.image_files import BadImage, decode_image, find_parts, read_records
 
 KINDS = ("resized", "recompressed", "cropped", "grey")
 

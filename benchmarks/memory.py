@@ -19,15 +19,15 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 import torch
 
 from benchmarks.pairs import SPECIAL, random_batch
-from pretrain.config import read_model_config
-from pretrain.heads import PretrainingModel
-from pretrain.objective import Objective
-from pretrain.optimizer import make_optimizer
-from pretrain.step import Engine, Precision, Sums
-from pretrain.trainer import memory
-from pretrain.work import Pass
-from shards.flags import command, flag
-from shards.ranks import ALONE
+from pretrain.engine.optimizer import make_optimizer
+from pretrain.engine.step import Engine, Precision, Sums
+from pretrain.engine.trainer import memory
+from pretrain.models.model_config import read_model_config
+from pretrain.models.pretraining_heads import PretrainingModel
+from pretrain.objective.pretraining_loss import Objective
+from pretrain.objective.pretraining_pass import Pass
+from shards.common.cli import command, flag
+from shards.common.dist_info import ALONE
 
 
 @dataclass

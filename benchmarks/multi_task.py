@@ -18,8 +18,8 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import json
 
-from shards.errors import UserError
-from shards.flags import command, flag
+from shards.common.cli import command, flag
+from shards.common.errors import UserError
 from shards.world import DEFAULT_WORLD, complete_world
 
 

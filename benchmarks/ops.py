@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.timing import kernel_time, print_table, time_in_turn
 from ops import mask_overlapping, mask_regions
-from ops.library import backends
-from shards.flags import command, flag
+from ops.registration import backends
+from shards.common.cli import command, flag
 
 
 @dataclass

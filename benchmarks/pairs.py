@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig
-from pretrain.masking import misaligned, sample_keys
+from pretrain.data.batch import Batch
+from pretrain.models.model_config import ModelConfig
+from pretrain.objective.masking import misaligned, sample_keys
 
 WORDS, REGIONS, PER_REGION = 36, 36, 20
 MEAN_LENGTH, LENGTH_DEVIATION = 12, 4.5  # of captions in Conceptual Captions, in tokens with [CLS] and [SEP]

@@ -19,10 +19,10 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import numpy as np
 
-from shards import pixels
-from shards.errors import UserError
-from shards.flags import command, flag
-from shards.images import decode_image, find_parts, read_records
+from shards.common.cli import command, flag
+from shards.common.errors import UserError
+from shards.detection import handcrafted
+from shards.images.image_files import decode_image, find_parts, read_records
 from shards.world.pools import COUNTS
 from shards.world.scenes import bounding_box, draw_scene, make_scene
 
@@ -120,12 +120,12 @@ def random_boxes(image: np.ndarray, limit: int) -> np.ndarray:
 def best_overlaps(images: list[Annotated], propose: Callable[[np.ndarray, int], np.ndarray], limit: int) -> np.ndarray:
     """The largest IoU of each annotated box with `limit` proposed boxes, over all images."""
     return np.concatenate(
-        [pixels.iou(one.boxes, propose(one.image, limit) / _size(one.image)).max(1, initial=0) for one in images]
+        [handcrafted.iou(one.boxes, propose(one.image, limit) / _size(one.image)).max(1, initial=0) for one in images]
     )
 
 
 def detected(image: np.ndarray, limit: int) -> np.ndarray:
-    return pixels.detect(image, limit)[0]
+    return handcrafted.detect(image, limit)[0]
 
 
 BASELINE = "grid"
@@ -156,7 +156,7 @@ def time_detector(images: list[Annotated]) -> None:
         began = time.perf_counter()
         boxes = detected(one.image, REGIONS[0])
         found = time.perf_counter()
-        pixels.describe(one.image, boxes)
+        handcrafted.describe(one.image, boxes)
         seconds["detection"] += found - began
         seconds["description"] += time.perf_counter() - found
     count = min(len(images), 100)

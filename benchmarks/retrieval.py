@@ -17,22 +17,22 @@ import numpy as np
 import torch
 
 from benchmarks.timing import print_table, time_in_turn
-from finetune.batch import TaskCollator
-from finetune.heads import TaskModel
-from finetune.rank_pairs import retrieval_scores
-from finetune.start import TASK_TOKENS
-from finetune.task import Example
+from finetune.data.task_collate import TaskCollator
+from finetune.inference.caption_image_scores import retrieval_scores
+from finetune.models.task_model import TaskModel
+from finetune.objective.task_pass import TaskPass
+from finetune.run_dirs.init_weights import TASK_TOKENS
+from finetune.task_types.base import Example
 from finetune.tasks import find_task
-from finetune.work import TaskPass
-from pretrain.collate import Limits
-from pretrain.config import CONFIGS
-from pretrain.distributed import choose_device
-from pretrain.settings import PRECISIONS
-from pretrain.step import Precision
-from pretrain.tokenizer import learn_pieces
-from shards.flags import command, flag
-from shards.ranks import ALONE
-from shards.sample import Sample
+from pretrain.config import PRECISIONS
+from pretrain.data.collate import Limits
+from pretrain.engine.distributed import choose_device
+from pretrain.engine.step import Precision
+from pretrain.models.model_config import CONFIGS
+from pretrain.tokenizer.tokenizer import learn_pieces
+from shards.common.cli import command, flag
+from shards.common.dist_info import ALONE
+from shards.storage.sample import Sample
 
 REGIONS = 36
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_table import digits, of, read
-from pretrain.config import ModelConfig
-from pretrain.distributed import BLOCK
-from pretrain.heads import PretrainingModel
-from shards.errors import UserError
-from shards.flags import command, flag
+from pretrain.engine.distributed import BLOCK
+from pretrain.models.model_config import ModelConfig
+from pretrain.models.pretraining_heads import PretrainingModel
+from shards.common.cli import command, flag
+from shards.common.errors import UserError
 
 GLOBAL_BATCH, PER_GPU = 512, 64
 GPUS = (1, 8, 64, 512)

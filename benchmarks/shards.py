@@ -17,13 +17,13 @@ import numpy as np
 import webdataset
 
 from benchmarks.timing import print_table, time_in_turn
-from shards.dataset import finish_dataset, open_dataset
-from shards.flags import command, flag
-from shards.hashing import permutation
-from shards.reader import RegionReader
-from shards.sample import Sample
-from shards.stream import read_stream
-from shards.writer import write_shard
+from shards.common.cli import command, flag
+from shards.common.counter_rng import permutation
+from shards.storage.dataset import finish_dataset, open_dataset
+from shards.storage.reader import RegionReader
+from shards.storage.sample import Sample
+from shards.storage.stream import read_stream
+from shards.storage.writer import write_shard
 
 REGIONS, FEATURES, PER_REGION = 36, 2048, 20
 

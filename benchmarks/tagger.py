@@ -16,9 +16,9 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import numpy as np
 
-from finetune.tagging import DEFAULT, make_tagger
+from finetune.evaluation.pos_tagger import DEFAULT, make_tagger
 from finetune.tasks import all_tasks
-from shards.flags import command, flag
+from shards.common.cli import command, flag
 from shards.world.captions import NOUNS, PATTERN_WORDS, SIZES
 from shards.world.language import ANY, plural_of
 from shards.world.scenes import COLOURS

@@ -18,18 +18,18 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 import numpy as np
 
 from finetune import evaluate, st
-from finetune.batch import TaskCollator
-from finetune.boxes import iou
-from finetune.intervals import bootstrap_interval, clusters_of
-from finetune.predictions import predict
-from finetune.regions import Regions
-from finetune.scores import score_task
+from finetune.annotations.boxes import iou
+from finetune.data.regions import Regions
+from finetune.data.task_collate import TaskCollator
+from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
+from finetune.evaluation.scores import score_task
+from finetune.inference.predictions import predict
+from finetune.objective.task_pass import TaskPass
 from finetune.tasks import choose_tasks
-from finetune.work import TaskPass
-from pretrain.checkpoint import best_checkpoint
-from shards.flags import command, flag
-from shards.ranks import ALONE
-from shards.sample import Sample
+from pretrain.engine.checkpoint import best_checkpoint
+from shards.common.cli import command, flag
+from shards.common.dist_info import ALONE
+from shards.storage.sample import Sample
 from shards.world import DEFAULT_WORLD, complete_world
 
 

@@ -26,15 +26,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import ops
 from benchmarks.pairs import SPECIAL, WORDS, random_batch
 from benchmarks.timing import print_table, time_in_turn
-from pretrain.batch import Batch
-from pretrain.config import read_model_config
-from pretrain.heads import PretrainingModel
-from pretrain.objective import Objective, class_distribution
-from pretrain.optimizer import make_optimizer
-from pretrain.step import Engine, Precision, Sums
-from pretrain.work import Pass
-from shards.flags import command, flag
-from shards.ranks import ALONE
+from pretrain.data.batch import Batch
+from pretrain.engine.optimizer import make_optimizer
+from pretrain.engine.step import Engine, Precision, Sums
+from pretrain.models.model_config import read_model_config
+from pretrain.models.pretraining_heads import PretrainingModel
+from pretrain.objective.pretraining_loss import Objective, class_distribution
+from pretrain.objective.pretraining_pass import Pass
+from shards.common.cli import command, flag
+from shards.common.dist_info import ALONE
 
 PUBLISHED_PAIRS = 3_100_000 * 10  # Conceptual Captions, ten epochs
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from finetune.ablate import Call, Processes
-from shards.ranks import ALONE
+from shards.common.dist_info import ALONE
 
 
 def complete(calls: Sequence[Call], jobs: int) -> None:

@@ -20,7 +20,7 @@ sys.path[0] = str(FOLDER.parents[1])
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from shards.flags import command, flag
+from shards.common.cli import command, flag
 
 PORT = 7869
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

@@ -13,27 +13,27 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from finetune.ablations import PAPER_TABLES, SUITES, Row
-from finetune.cleaning.cleaned import NOT_CLEANED, is_cleaned
-from finetune.intervals import bootstrap_means, interval_of
+from finetune.config import FREE_FLAGS, MtConfig
+from finetune.decontamination.manifest import NOT_CLEANED, is_cleaned
+from finetune.evaluation.bootstrap import bootstrap_means, interval_of
+from finetune.evaluation.paper_results import paper_row
+from finetune.evaluation.scores import load_values, mean_row, ranking_note, render_rows
 from finetune.mt import VALUES
-from finetune.paper import paper_row
-from finetune.results import MultiResult
-from finetune.scores import load_values, mean_row, ranking_note, render_rows
-from finetune.settings import FREE_FLAGS, MtConfig
-from finetune.start import PRETRAINING
-from pretrain.bert import bert_folder
-from pretrain.checkpoint import newest_checkpoint
-from pretrain.config import ModelConfig
-from pretrain.distributed import CPU, connected, leaving, on_every_rank, on_first
-from pretrain.run_folder import absolute, locked_run, read_config
-from pretrain.settings import FREE_FLAGS as PRETRAINING_FREE_FLAGS
-from pretrain.settings import PRECISIONS, PretrainConfig
-from pretrain.weights import BERT, find_weights
-from shards.errors import ErrorElsewhere, UserError
-from shards.files import read_json, whole_file, write_json
-from shards.flags import REQUIRED, command, flag
-from shards.ranks import Ranks, launched
+from finetune.reporting.ablation_suites import PAPER_TABLES, SUITES, Row
+from finetune.run_dirs.init_weights import PRETRAINING
+from finetune.run_dirs.result_files import MultiResult
+from pretrain.config import FREE_FLAGS as PRETRAINING_FREE_FLAGS
+from pretrain.config import PRECISIONS, PretrainConfig
+from pretrain.engine.checkpoint import newest_checkpoint
+from pretrain.engine.distributed import CPU, connected, leaving, on_every_rank, on_first
+from pretrain.engine.run_dir import absolute, locked_run, read_config
+from pretrain.models.model_config import ModelConfig
+from pretrain.pretrained.find_weights import BERT, find_weights
+from pretrain.pretrained.hf_bert import bert_folder
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.dist_info import Ranks, launched
+from shards.common.errors import ErrorElsewhere, UserError
+from shards.common.files import read_json, whole_file, write_json
 from shards.world import DEFAULT_WORLD, complete_world, pairs_folder
 
 OWN_DEFAULT = ("lr_scale", "epochs")  # flags of which a run keeps the default value of the time when it was started
@@ -292,7 +292,7 @@ class Processes:
             self.environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         else:
             # The ranks of a run rendezvous in the store of this command's ranks (torchrun's own, or the first rank's),
-            # each time under a new prefix (see pretrain.distributed), so that a run needs no port of its own.
+            # each time under a new prefix (see pretrain.engine.distributed), so that a run needs no port of its own.
             count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             self.environment = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": count}
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.choices import Prediction
-from finetune.explain import explain
-from finetune.grounding import expression_boxes
-from finetune.pages.attention import attention_page
+from finetune.inference.attention_maps import explain
+from finetune.inference.decoding import Prediction
+from finetune.inference.expression_grounding import expression_boxes
+from finetune.inference.request import Query, parse_boxes
+from finetune.pages.attention_page import attention_page
 from finetune.predict import LazyPredictor, ModelFlags
-from finetune.query import Query, parse_boxes
-from shards.files import whole_file
-from shards.flags import REQUIRED, command, flag
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.files import whole_file
 
 
 @dataclass

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import msgspec
 
-from finetune.cleaning.cleaned import FORMAT, MANIFEST, Removed, list_file
-from finetune.cleaning.leaks import check
-from finetune.cleaning.near_duplicates import PAIRS, add_near_duplicates
-from finetune.cleaning.photos import LinkPath, Photos, add_genome
-from finetune.cleaning.table import TaskCount, report
-from finetune.official import MissingFile, find_file
-from finetune.processed import published_tests
-from finetune.task import Task
+from finetune.annotations.official_files import MissingFile, find_file
+from finetune.annotations.reference_annotations import published_tests
+from finetune.decontamination.image_identity import LinkPath, Photos, add_genome
+from finetune.decontamination.manifest import FORMAT, MANIFEST, Removed, list_file
+from finetune.decontamination.near_duplicates import PAIRS, add_near_duplicates
+from finetune.decontamination.removal_table import TaskCount, report
+from finetune.decontamination.verify import check
+from finetune.task_types.base import Task
 from finetune.tasks import all_tasks, find_task
 from finetune.tasks.vgqa import IMAGE_DATA
-from shards.errors import UserError
-from shards.files import whole_file, write_json
-from shards.flags import command, flag
-from shards.folder_lock import locked_folder
-from shards.jobs import advance, run_tasks
+from shards.common.cli import command, flag
+from shards.common.errors import UserError
+from shards.common.files import whole_file, write_json
+from shards.common.folder_lock import locked_folder
+from shards.common.process_pool import advance, run_tasks
 from shards.world import DEFAULT_WORLD, check_data_folder
 
 

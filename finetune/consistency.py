@@ -8,27 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.agreement import THRESHOLD, Consistency, ImageAgreement, both_forms, shared_words
-from finetune.cleaning.cleaned import is_cleaned
-from finetune.data import TaskData
+from finetune.data.regions import Regions, region_folder
+from finetune.data.task_data import TaskData
+from finetune.decontamination.manifest import is_cleaned
 from finetune.evaluate import EvaluateConfig, load
-from finetune.pages.pairs import SharedPair, write_pairs
-from finetune.predictions import predict
-from finetune.regions import Regions, region_folder
-from finetune.run_data import check_exists, choose_data, place_of, warn_of_other_data
-from finetune.scores import score_task
-from finetune.tagging import DEFAULT, Tagger, make_tagger
-from finetune.task import Example
+from finetune.evaluation.grounding_consistency import THRESHOLD, Consistency, ImageAgreement, both_forms, shared_words
+from finetune.evaluation.pos_tagger import DEFAULT, Tagger, make_tagger
+from finetune.evaluation.scores import score_task
+from finetune.inference.predictions import predict
+from finetune.pages.consistency_page import SharedPair, write_pairs
+from finetune.run_dirs.run_data_folder import check_exists, choose_data, place_of, warn_of_other_data
+from finetune.task_types.base import Example
 from finetune.tasks import find_task
-from pretrain.circumstances import circumstances
-from pretrain.distributed import choose_device, leaving
-from pretrain.run_folder import CONFIG, read_config
-from pretrain.settings import PRECISIONS
-from shards.errors import UserError
-from shards.files import write_json
-from shards.flags import REQUIRED, command, flag
-from shards.folder_lock import locked_folder
-from shards.ranks import ALONE
+from pretrain.config import PRECISIONS
+from pretrain.engine.distributed import choose_device, leaving
+from pretrain.engine.run_dir import CONFIG, read_config
+from pretrain.engine.run_metadata import circumstances
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.dist_info import ALONE
+from shards.common.errors import UserError
+from shards.common.files import write_json
+from shards.common.folder_lock import locked_folder
 
 GROUNDING = ("refcoco", "refcoco+")
 NUMBERS = "consistency.json"

@@ -7,14 +7,14 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.desk import CANDIDATES, TOP, Desk
-from finetune.pages.page import need
+from finetune.inference.demo_backend import CANDIDATES, TOP, Desk
+from finetune.inference.image_upload import Uploads
+from finetune.inference.request import IMAGES
+from finetune.pages.html_page import need
 from finetune.predict import ModelFlags
-from finetune.query import IMAGES
-from finetune.uploads import Uploads
-from shards.errors import UserError
-from shards.flags import command, flag
-from shards.images import SUFFIXES, find_parts
+from shards.common.cli import command, flag
+from shards.common.errors import UserError
+from shards.images.image_files import SUFFIXES, find_parts
 
 WORDS = {  # head -> (label of the text field, example text)
     "vqa": ("Question", "How many stars are there?"),

@@ -4,13 +4,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.paper import paper_samples
-from finetune.regions import Regions, region_folder
-from finetune.start import training_answers
-from finetune.task import Task
+from finetune.data.regions import Regions, region_folder
+from finetune.evaluation.paper_results import paper_samples
+from finetune.run_dirs.init_weights import training_answers
+from finetune.task_types.base import Task
 from finetune.tasks import choose_tasks
-from shards.errors import UserError
-from shards.flags import command, flag
+from shards.common.cli import command, flag
+from shards.common.errors import UserError
 from shards.world import DEFAULT_WORLD, check_data_folder
 
 
@@ -47,7 +47,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         task: the task.
         data: data folder.
         opened: cache of region shards by folder, or of the error message.
-        min_answer_count: see start.training_answers.
+        min_answer_count: see init_weights.training_answers.
     """
     found, folder = Finding(task), task.folder(data)
     if not folder.is_dir():

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.batch import TaskCollator
-from finetune.course import describe_scores
-from finetune.data import TaskData, open_data, same_on_every_rank
-from finetune.heads import TaskModel
-from finetune.packed import PackedExamples
-from finetune.predictions import predict
-from finetune.regions import with_regions
-from finetune.run_data import choose_data, kept_scores, place_of, warn_of_other_data
-from finetune.scores import (
+from finetune.config import WeightsFlags, answer_files, check_answer_files
+from finetune.data.regions import with_regions
+from finetune.data.serialized_examples import PackedExamples
+from finetune.data.task_collate import TaskCollator
+from finetune.data.task_data import TaskData, open_data, same_on_every_rank
+from finetune.evaluation.scores import (
     TaskScore,
     breakdown_of,
     mean_score,
@@ -25,20 +22,23 @@ from finetune.scores import (
     score_task,
     table_row,
 )
-from finetune.settings import WeightsFlags, answer_files, check_answer_files
-from finetune.start import Start, choose_vocabulary, read_tasks, trained_start
-from finetune.task import Example, FurtherScores, Task
+from finetune.inference.predictions import predict
+from finetune.models.task_model import TaskModel
+from finetune.objective.task_pass import TaskPass
+from finetune.run_dirs.init_weights import Start, choose_vocabulary, read_tasks, trained_start
+from finetune.run_dirs.run_data_folder import choose_data, kept_scores, place_of, warn_of_other_data
+from finetune.task_types.base import Example, FurtherScores, Task
 from finetune.tasks import GROUPS, choose_tasks, find_task
-from finetune.work import TaskPass
-from pretrain.circumstances import circumstances
-from pretrain.distributed import choose_device, connected, leaving, on_every_rank
-from pretrain.logs import duration
-from pretrain.step import Precision
-from pretrain.weights import RUN, describe
-from shards.errors import UserError
-from shards.files import whole_file, write_json
-from shards.flags import command, flag
-from shards.ranks import ALONE, Ranks, launched
+from finetune.training.single_task import describe_scores
+from pretrain.engine.distributed import choose_device, connected, leaving, on_every_rank
+from pretrain.engine.metrics_logger import duration
+from pretrain.engine.run_metadata import circumstances
+from pretrain.engine.step import Precision
+from pretrain.pretrained.find_weights import RUN, describe
+from shards.common.cli import command, flag
+from shards.common.dist_info import ALONE, Ranks, launched
+from shards.common.errors import UserError
+from shards.common.files import whole_file, write_json
 
 PAUSE = 5.0  # seconds between two progress lines
 TESTS = "tests"  # value of --split for a task's test, which may be several splits; also the name of their pooled score

@@ -10,26 +10,26 @@ import torch
 from tqdm import tqdm
 
 from finetune import evaluate
-from finetune.batch import TaskCollator, image_size
-from finetune.choices import Prediction, prediction, ranked
-from finetune.explain import explain
-from finetune.grounding import expression_boxes
-from finetune.pages.attention import attention_page
-from finetune.pages.examples import Card, write_examples
-from finetune.predictions import predict
-from finetune.run_data import choose_data, warn_of_other_data
-from finetune.settings import WeightsFlags, check_answer_files
-from finetune.sources import in_order
-from finetune.start import Start, read_tasks
-from finetune.task import Example, Task
+from finetune.config import WeightsFlags, check_answer_files
+from finetune.data.task_batches import in_order
+from finetune.data.task_collate import TaskCollator, image_size
+from finetune.inference.attention_maps import explain
+from finetune.inference.decoding import Prediction, prediction, ranked
+from finetune.inference.expression_grounding import expression_boxes
+from finetune.inference.predictions import predict
+from finetune.objective.task_pass import TaskPass
+from finetune.pages.attention_page import attention_page
+from finetune.pages.example_page import Card, write_examples
+from finetune.run_dirs.init_weights import Start, read_tasks
+from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
+from finetune.task_types.base import Example, Task
 from finetune.tasks import choose_tasks
-from finetune.work import TaskPass
-from shards.errors import UserError
-from shards.files import whole_file
-from shards.flags import command, flag
-from shards.folder_lock import locked_folder
+from shards.common.cli import command, flag
+from shards.common.dist_info import ALONE
+from shards.common.errors import UserError
+from shards.common.files import whole_file
+from shards.common.folder_lock import locked_folder
 from shards.inspect import image_of
-from shards.ranks import ALONE
 
 RIGHT = 0.5  # a prediction with a higher score counts as correct
 TOP = 5  # predictions per example on the page

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.tasks import all_tasks, find_task
-from shards.errors import UserError
-from shards.files import whole_file
-from shards.flags import REQUIRED, command, flag
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.errors import UserError
+from shards.common.files import whole_file
 from shards.world import DEFAULT_WORLD, check_data_folder
 
 

@@ -8,16 +8,8 @@ from pathlib import Path
 
 import torch
 
-from finetune.cleaning.cleaned import NOT_CLEANED, is_cleaned
-from finetune.data import TaskData, check_same_width, open_data, same_on_every_rank
-from finetune.engine import make_model, make_task_engine
-from finetune.heads import layer_of
-from finetune.multi import Iterations, MultiTask, TaskState
-from finetune.paper import paper_row
-from finetune.regimes import REGIMES
-from finetune.results import MultiResult
-from finetune.scores import mean_score, ranking_note, render_rows, save_values, table_row
-from finetune.settings import (
+from finetune.build import make_model, make_task_engine
+from finetune.config import (
     FREE_FLAGS,
     HEAD_LR,
     MtConfig,
@@ -27,7 +19,13 @@ from finetune.settings import (
     lr_scale,
     update_unused,
 )
-from finetune.start import (
+from finetune.data.task_data import TaskData, check_same_width, open_data, same_on_every_rank
+from finetune.decontamination.manifest import NOT_CLEANED, is_cleaned
+from finetune.evaluation.paper_results import paper_row
+from finetune.evaluation.scores import mean_score, ranking_note, render_rows, save_values, table_row
+from finetune.models.task_model import layer_of
+from finetune.objective.task_pass import MultiTaskPass, TaskPass
+from finetune.run_dirs.init_weights import (
     PRETRAINING,
     TASK_TOKENS,
     Start,
@@ -37,13 +35,16 @@ from finetune.start import (
     choose_vocabulary,
     random_start_note,
 )
-from finetune.task import Task
+from finetune.run_dirs.result_files import MultiResult
+from finetune.task_types.base import Task
 from finetune.tasks import choose_tasks, find_task
-from finetune.work import MultiTaskPass, TaskPass
-from pretrain.checkpoint import FACTS, read_facts
-from pretrain.distributed import choose_device, connected, leaving, on_every_rank, on_first
-from pretrain.plan import Plan
-from pretrain.run_folder import (
+from finetune.training.multi_task import Iterations, MultiTask, TaskState
+from finetune.training.task_schedulers import REGIMES
+from pretrain.data.batch_schedule import Plan
+from pretrain.data.dataloader import Places
+from pretrain.engine.checkpoint import FACTS, read_facts
+from pretrain.engine.distributed import choose_device, connected, leaving, on_every_rank, on_first
+from pretrain.engine.run_dir import (
     RESULT,
     check_flags,
     checkpoint_to_go_on_from,
@@ -52,14 +53,13 @@ from pretrain.run_folder import (
     read_config,
     stored_flags,
 )
-from pretrain.step import Precision
-from pretrain.trainer import complete
-from pretrain.workers import Places
-from shards.errors import UserError
-from shards.files import write_json
-from shards.flags import command
-from shards.ranks import Ranks, launched
-from shards.reading import reading
+from pretrain.engine.step import Precision
+from pretrain.engine.trainer import complete
+from shards.common.cli import command
+from shards.common.dist_info import Ranks, launched
+from shards.common.errors import UserError
+from shards.common.files import write_json
+from shards.common.untrusted_input import reading
 from shards.world import complete_world
 
 VALUES = "values.npz"  # per-example scores of the last validation, by task

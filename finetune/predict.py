@@ -15,28 +15,28 @@ import msgspec
 import numpy as np
 import torch
 
-from finetune.batch import TaskBatch
-from finetune.choices import Prediction, prediction, ranked
+from finetune.annotations.reference_annotations import answer_file
+from finetune.config import WeightsFlags
+from finetune.data.regions import Regions, region_folder
+from finetune.data.task_collate import TaskBatch
 from finetune.evaluate import check_trained
-from finetune.heads import TaskModel
-from finetune.processed import answer_file
-from finetune.query import Query, candidates_of, check_query, parse_boxes, read_image, sample_of
-from finetune.regions import Regions, region_folder
-from finetune.run_data import choose_data, own_data, warn_of_other_data
-from finetune.settings import WeightsFlags
-from finetune.start import Start, Vocabularies, trained_start, vocabulary_of_head
-from finetune.task import Box, Task
+from finetune.inference.decoding import Prediction, prediction, ranked
+from finetune.inference.request import Query, candidates_of, check_query, parse_boxes, read_image, sample_of
+from finetune.models.task_model import TaskModel
+from finetune.objective.task_pass import TaskPass
+from finetune.run_dirs.init_weights import Start, Vocabularies, trained_start, vocabulary_of_head
+from finetune.run_dirs.run_data_folder import choose_data, own_data, warn_of_other_data
+from finetune.task_types.base import Box, Task
 from finetune.tasks import all_tasks, find_task
-from finetune.work import TaskPass
-from pretrain.distributed import choose_device
-from pretrain.run_folder import CONFIG, DETECTOR, read_config
-from pretrain.step import Precision
+from pretrain.engine.distributed import choose_device
+from pretrain.engine.run_dir import CONFIG, DETECTOR, read_config
+from pretrain.engine.step import Precision
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.dist_info import ALONE
+from shards.common.errors import UserError
+from shards.common.files import read_json
 from shards.detectors import detector_of
-from shards.errors import UserError
-from shards.files import read_json
-from shards.flags import REQUIRED, command, flag
 from shards.inspect import image_of
-from shards.ranks import ALONE
 
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.pages.report import write_report
-from finetune.runs import find_runs
-from shards.flags import REQUIRED, command, flag
-from shards.reading import reading
+from finetune.pages.report_page import write_report
+from finetune.run_dirs.finished_runs import find_runs
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.untrusted_input import reading
 
 
 @dataclass

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import torch
 
-from finetune.answers import AnswerVocabulary
-from finetune.course import SingleTask, describe_scores
-from finetune.data import TaskData, open_data, same_on_every_rank
-from finetune.engine import make_model, make_task_engine
-from finetune.results import SingleResult
-from finetune.settings import FREE_FLAGS, StConfig, batch_and_lr, epochs
-from finetune.start import Start, begin_run, choose_start, choose_vocabulary, random_start_note
-from finetune.task import Example, Task
+from finetune.annotations.answers import AnswerVocabulary
+from finetune.build import make_model, make_task_engine
+from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, epochs
+from finetune.data.task_data import TaskData, open_data, same_on_every_rank
+from finetune.objective.task_pass import TaskPass
+from finetune.run_dirs.init_weights import Start, begin_run, choose_start, choose_vocabulary, random_start_note
+from finetune.run_dirs.result_files import SingleResult
+from finetune.task_types.base import Example, Task
 from finetune.tasks import all_tasks, find_task
-from finetune.work import TaskPass
-from pretrain.checkpoint import best_checkpoint, newest_checkpoint, read_facts
-from pretrain.distributed import choose_device, connected, leaving, on_every_rank, on_first
-from pretrain.plan import Plan
-from pretrain.run_folder import (
+from finetune.training.single_task import SingleTask, describe_scores
+from pretrain.data.batch_schedule import Plan
+from pretrain.data.dataloader import Places
+from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
+from pretrain.engine.distributed import choose_device, connected, leaving, on_every_rank, on_first
+from pretrain.engine.run_dir import (
     RESULT,
     check_flags,
     checkpoint_to_go_on_from,
@@ -30,13 +31,12 @@ from pretrain.run_folder import (
     read_config,
     stored_flags,
 )
-from pretrain.step import Precision
-from pretrain.trainer import complete
-from pretrain.workers import Places
-from shards.errors import UserError
-from shards.files import write_json
-from shards.flags import command
-from shards.ranks import Ranks, launched
+from pretrain.engine.step import Precision
+from pretrain.engine.trainer import complete
+from shards.common.cli import command
+from shards.common.dist_info import Ranks, launched
+from shards.common.errors import UserError
+from shards.common.files import write_json
 from shards.world import complete_world
 
 

@@ -7,8 +7,8 @@ import sys
 
 import torch
 
-from ops import attention_dropout, dropout, dropout_add_layer_norm, mask_overlapping, mask_regions, pure
-from ops.library import backends
+from ops import attention_dropout, dropout, dropout_add_layer_norm, mask_overlapping, mask_regions, pure_torch
+from ops.registration import backends
 
 
 def self_check(device: str) -> bool:
@@ -21,11 +21,11 @@ def check_masking(device: str) -> bool:
     boxes = torch.rand(64, 50, 4, generator=generator)
     boxes[..., 2:] += boxes[..., :2]
     seeds, valid = (torch.rand(64, 50, generator=generator) < share for share in (0.15, 0.9))
-    expected = pure.mask_overlapping(boxes, seeds, valid, 0.4)
+    expected = pure_torch.mask_overlapping(boxes, seeds, valid, 0.4)
     found = mask_overlapping(boxes.to(device), seeds.to(device), valid.to(device))
     features = torch.rand(64, 50, 24, generator=generator)
     rows = mask_regions(features.to(device), valid.to(device)).cpu()
-    same = torch.allclose(rows, pure.mask_regions(features, valid, torch.float32))
+    same = torch.allclose(rows, pure_torch.mask_regions(features, valid, torch.float32))
     return torch.equal(found.cpu(), expected) and same
 
 
@@ -39,14 +39,16 @@ def check_dropout(device: str) -> bool:
     dropped = dropout(x.to(device), keys.to(device), 3, 0.1).cpu()
     rates = keys.view(4, 16), keys.view(4, 16)[:, :10], 3, 0.1
     attended = attention_dropout(probs.to(device), *(k.to(device) for k in rates[:2]), *rates[2:]).cpu()
-    right = torch.equal(dropped, pure.dropout(x, keys, 3, 0.1))
-    right &= torch.equal(attended, pure.attention_dropout(probs, *rates))
+    right = torch.equal(dropped, pure_torch.dropout(x, keys, 3, 0.1))
+    right &= torch.equal(attended, pure_torch.attention_dropout(probs, *rates))
 
     inputs = [value.to(device).requires_grad_() for value in (x, residual, weight, bias)]
     out = dropout_add_layer_norm(*inputs, keys.to(device), 3, 0.1, 1e-12, torch.float32)
     gradients = torch.autograd.grad(out, inputs, residual.to(device))
-    expected, mean, rstd = pure.dropout_add_layer_norm(x, residual, weight, bias, keys, 3, 0.1, 1e-12, torch.float32)
-    slopes = pure.dropout_add_layer_norm_backward(residual, x, residual, weight, keys, mean, rstd, 3, 0.1)
+    expected, mean, rstd = pure_torch.dropout_add_layer_norm(
+        x, residual, weight, bias, keys, 3, 0.1, 1e-12, torch.float32
+    )
+    slopes = pure_torch.dropout_add_layer_norm_backward(residual, x, residual, weight, keys, mean, rstd, 3, 0.1)
     pairs = zip((out, *gradients), (expected, *slopes), strict=True)
     return right and all(torch.allclose(a.detach().cpu(), b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 

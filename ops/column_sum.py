@@ -6,7 +6,7 @@ torch's own reduction reached a third of an H100's memory bandwidth at the model
 import torch
 from torch import Tensor
 
-from ops.library import NAMESPACE
+from ops.registration import NAMESPACE
 from ops.short_attention import runs_on
 
 

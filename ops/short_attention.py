@@ -6,7 +6,8 @@ each. On a GPU with Triton, one program computes one (sequence, head), forward o
 
 Dropout is a function only of the row keys, the `site` of the call and the head, so it does not depend on the
 composition of the batch, the rank, gradient accumulation, or the implementation. With 64-bit wrap-around arithmetic,
-GOLDEN = 0x9E3779B97F4A7C15 and `mix` as in shards/hashing.py, the probability at (query row, key row) is dropped if
+GOLDEN = 0x9E3779B97F4A7C15 and `mix` as in shards/common/counter_rng.py, the probability at (query row, key row) is
+dropped if
 
     mix(mix(query_key + (site * heads + head + 1) * GOLDEN) + key_key) >> 40  <  round(p * 2**24)
 
@@ -20,8 +21,8 @@ import os
 import torch
 from torch import Tensor
 
-from ops.library import NAMESPACE, attention_dropout
-from ops.pure import keep_scale, threshold
+from ops.pure_torch import keep_scale, threshold
+from ops.registration import NAMESPACE, attention_dropout
 
 MAX_LENGTH = 128  # maximum length of a sequence, because its keys must fit one tile of the kernel
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -26,7 +26,7 @@ _TAIL_ROWS = tl.constexpr(16)  # rows beyond the last sequence that one store cl
 
 @triton.jit
 def _mix(x):
-    """splitmix64's finaliser on uint64, as shards/hashing.py `mix`."""
+    """splitmix64's finaliser on uint64, as shards/common/counter_rng.py `mix`."""
     x = (x ^ (x >> 30)) * _MULTIPLIER1
     x = (x ^ (x >> 27)) * _MULTIPLIER2
     return x ^ (x >> 31)

@@ -1,200 +1,114 @@
-"""The configuration of the two-stream model, with the keys of the reference implementation's JSON files."""
+"""The flags of pretraining and the default hyperparameters of each model configuration."""
 
-import dataclasses
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from shards.errors import UserError
-from shards.files import read_json
-from shards.reading import is_number, shown
+from pretrain.engine.optimizer import OPTIMIZERS
+from pretrain.objective.pretraining_loss import NEGATIVES, REGION_TARGETS
+from shards.common.cli import flag
+from shards.common.errors import UserError
+from shards.world import DEFAULT_WORLD
 
-MOST, MOST_LAYERS = 1_000_000, 1000  # upper bounds on sizes, and on layer counts and numbers
+CAPTIONS_PER_IMAGE = ("all", "one")
+RESIDUALS = ("float32", "precision")
+PRECISIONS = ("float32", "bf16", "fp16", "float64")
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Model sizes; keys without a prefix belong to the text stream, v_ to the image stream, bi_ to co-attention.
-
-    The defaults are those of bert_base_6layer_6conect.json of the reference implementation, which lacks these keys:
-
-    Attributes:
-        fusion_dropout_prob: dropout on the fused vector, a constant in the reference implementation.
-        task_tokens: number of task tokens in the text embedding; 0 for a model without them.
-        v_feature_dropout: dropout on region features before they are embedded.
-        contrastive_size: size of the text and image embeddings (see contrastive.py); 0 for a model without them.
-    """
-
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    v_feature_size: int = 2048
-    v_target_size: int = 1601
-    v_hidden_size: int = 1024
-    v_num_hidden_layers: int = 6
-    v_num_attention_heads: int = 8
-    v_intermediate_size: int = 1024
-    v_hidden_dropout_prob: float = 0.1
-    v_attention_probs_dropout_prob: float = 0.1
-    bi_hidden_size: int = 1024
-    bi_num_attention_heads: int = 8
-    v_biattention_id: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    t_biattention_id: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
-    fusion_method: str = "mul"
-    fusion_dropout_prob: float = 0.1
-    task_tokens: int = 0
-    v_feature_dropout: float = 0.0
-    contrastive_size: int = 0
-
-    def __post_init__(self):
-        for size, heads in (
-            ("hidden_size", "num_attention_heads"),
-            ("v_hidden_size", "v_num_attention_heads"),
-            ("bi_hidden_size", "bi_num_attention_heads"),
-        ):
-            if getattr(self, size) % getattr(self, heads):
-                raise UserError(
-                    f"model config: {size} {getattr(self, size)} is not a multiple of {heads} {getattr(self, heads)}"
-                )
-        if len(self.v_biattention_id) != len(self.t_biattention_id):
-            raise UserError("model config: v_biattention_id and t_biattention_id must have the same length")
-        for ids, layers in (
-            ("v_biattention_id", self.v_num_hidden_layers),
-            ("t_biattention_id", self.num_hidden_layers),
-        ):
-            places = getattr(self, ids)
-            if list(places) != sorted(places) or any(not 0 <= place <= layers for place in places):
-                raise UserError(f"model config: {ids} {list(places)} must be ascending and between 0 and {layers}")
-        if self.fusion_method not in ("mul", "sum"):
-            raise UserError(f"model config: fusion_method {self.fusion_method} must be mul or sum")
-
-    def with_dropout(self, probability: float) -> "ModelConfig":
-        """A copy with all dropout probabilities set to `probability`."""
-        names = [field.name for field in dataclasses.fields(self) if field.name.endswith("dropout_prob")]
-        return self.replace(**dict.fromkeys(names, probability))
-
-    def to_dict(self) -> dict:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    def replace(self, **changes) -> "ModelConfig":
-        return dataclasses.replace(self, **changes)
+# Defaults that depend on --config. Those of base are the hyperparameters of the paper.
+BATCH_SIZE = {"base": 512, "tiny": 32}
+EPOCHS = {"base": 10, "tiny": 20}
+LR = {"base": 1e-4, "tiny": 1e-3}
+CLIP = {"base": 0.0, "tiny": 1.0}
 
 
-# Small enough for a laptop CPU, with every component of the base model.
-TINY = ModelConfig(
-    vocab_size=1000,
-    hidden_size=128,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=256,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-    v_hidden_dropout_prob=0.0,
-    v_attention_probs_dropout_prob=0.0,
-    max_position_embeddings=256,
-    initializer_range=0.05,
-    v_hidden_size=128,
-    v_num_hidden_layers=2,
-    v_num_attention_heads=4,
-    v_intermediate_size=256,
-    bi_hidden_size=128,
-    bi_num_attention_heads=4,
-    v_biattention_id=(0, 1),
-    t_biattention_id=(1, 2),
-)
-
-CONFIGS = {"base": ModelConfig(), "tiny": TINY}
-
-# Keys of the reference implementation that are ignored: it does not use them either, or they concern speed,
-# initialisation or the pretraining objective (which the flags of pretrain.run set).
-_IGNORED = {
-    *("pooling_method", "bi_attention_type", "bi_intermediate_size", "v_initializer_range"),
-    *("fast_mode", "visual_target", "visualization", "objective", "num_negative", "task_specific_tokens"),
-}
-
-# Keys of the reference implementation that select another model -> (the supported value, the meaning of other values).
-_FIXED = {
-    "hidden_act": ("gelu", "another activation function"),
-    "v_hidden_act": ("gelu", "another activation function"),
-    "layer_norm_eps": (1e-12, "another LayerNorm epsilon"),
-    "model": ("bert", "another text encoder"),
-    "model_type": ("bert", "another text encoder"),
-    "with_coattention": (True, "two streams without co-attention"),
-    "dynamic_attention": (False, "image attention gated by the text"),
-    "in_batch_pairs": (False, "all captions paired with all images of a batch"),
-    "fixed_t_layer": (0, "frozen text layers"),
-    "fixed_v_layer": (0, "frozen image layers"),
-}
-
-# Required keys: a file without them describes a single-stream model, and the defaults of the reference implementation
-# differ from ours.
-_REQUIRED = (
-    *("v_hidden_size", "v_num_hidden_layers", "v_num_attention_heads", "v_intermediate_size"),
-    *("bi_hidden_size", "bi_num_attention_heads", "v_biattention_id", "t_biattention_id"),
-)
+def _by_size(values: dict) -> str:
+    return ", ".join(f"{value:g} ({name})" for name, value in values.items())
 
 
-def read_model_config(name: str) -> ModelConfig:
-    """Reads a configuration by name (base, tiny) or from a JSON file."""
-    if name in CONFIGS:
-        return CONFIGS[name]
-    if not os.path.exists(name):
-        raise UserError(f"--config {name}: must be {', '.join(CONFIGS)} or an existing JSON file")
-    return model_config_from(read_json(name), name)
+@dataclass
+class PretrainConfig:
+    """Flags of pretrain.run. None: the default of the model configuration (see above)."""
 
+    data: str | None = flag(
+        None,
+        "region shards with captions: a folder or a glob pattern",
+        unset=f"{DEFAULT_WORLD}, created if missing",
+    )
+    captions_per_image: str = flag(
+        "all", "captions per image and epoch: all, or one sampled in each epoch", choices=CAPTIONS_PER_IMAGE
+    )
+    out: str = flag("runs/pretrain", "run directory", written=True)
+    config: str = flag("tiny", "model configuration: base (that of the paper), tiny, or a JSON file")
+    bert: str | None = flag(
+        None,
+        "Hugging Face BERT (directory or hub name) for the tokenizer and the text stream",
+        unset="none: learned vocabulary, random weights",
+    )
+    vocabulary: int = flag(8000, "size of the WordPiece vocabulary learned from the captions without --bert", low=100)
+    dropout: float | None = flag(
+        None, "probability of all dropout layers", unset="that of the configuration", low=0, high=0.99
+    )
+    batch_size: int | None = flag(None, "pairs per step, over all ranks", unset=_by_size(BATCH_SIZE), low=1)
+    accumulate: int = flag(1, "gradient accumulation steps", low=1)
+    epochs: int | None = flag(None, "training epochs", unset=_by_size(EPOCHS), low=1)
+    steps: int | None = flag(None, "training steps, instead of --epochs", unset="those of the epochs", low=1)
+    lr: float | None = flag(None, "peak learning rate", unset=_by_size(LR), above=0)
+    warmup: float = flag(0.1, "share of the steps used for learning-rate warm-up", low=0, high=1)
+    weight_decay: float = flag(0.01, "weight decay, not applied to biases and LayerNorm", low=0)
+    clip: float | None = flag(None, "maximum gradient norm, 0 for no clipping", unset=_by_size(CLIP), low=0)
+    bert_lr_scale: float = flag(1.0, "learning-rate factor of weights from --bert, 0 to freeze them", low=0)
+    words: int = flag(36, "maximum number of tokens per caption, including [CLS] and [SEP]", low=3)
+    regions: int = flag(36, "maximum number of regions per image, in the order of their scores", low=1)
+    region_target: str = flag("classes", "prediction target of masked regions", choices=REGION_TARGETS)
+    overlap: float = flag(
+        0.4, "IoU with a masked region from which other regions are masked too; above 1: no overlap masking", above=0
+    )
+    aligned_only: bool = flag(True, "masked-token and masked-region losses on aligned pairs only, as in the paper")
+    predict_overlapped: bool = flag(False, "also predict the regions masked because of overlap")
+    contrastive: float = flag(
+        0.0, "weight of a contrastive loss before the first co-attention layer, 0 for none (the paper)", low=0
+    )
+    negatives: str = flag(
+        "random", "misaligned pairs: random captions (the paper), or hard negatives in the batch", choices=NEGATIVES
+    )
+    validation_pairs: int = flag(2000, "validation pairs, split by caption text (at most a tenth), 0 for none", low=0)
+    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    tf32: bool = flag(False, "TF32 for float32 matrix products on a GPU")
+    optimizer: str = flag(
+        "adamw", "optimizer: torch's fused AdamW, or FusedAdam or FusedLAMB of NVIDIA apex", choices=OPTIMIZERS
+    )
+    activation_checkpointing: bool = flag(False, "recompute activations in the backward pass, to save memory")
+    compile: bool = flag(False, "torch.compile for the two streams")
+    cuda_graph: bool = flag(False, "forward and backward pass as one CUDA graph (with --accumulate 1)")
+    residual: str = flag(
+        "float32", "dtype of hidden states between the layers: float32, or that of --precision", choices=RESIDUALS
+    )
+    device: str = flag("auto", "device; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    workers: int = flag(
+        min(4, max(1, (os.cpu_count() or 1) // 2)), "data loading processes, 0 to load in the main process", low=0
+    )
+    on_bad_shard: str = flag("stop", "action for samples that cannot be read", choices=("stop", "skip"))
+    log_every: int = flag(50, "steps between log lines", low=1)
+    save_every: int = flag(1000, "steps between validations, each with a checkpoint", low=1)
+    save_minutes: float = flag(10.0, "maximum number of minutes between checkpoints, 0 for no maximum", low=0)
+    seed: int = flag(0, "random seed for weight initialisation, data order, masking and misaligned captions")
+    resume: bool = flag(False, "resume from the newest checkpoint of the run, if there is one")
 
-def _check_size(key: str, value, where: str) -> None:
-    """Raises UserError for invalid values, such as a probability above 1, 0 heads or millions of layers."""
-    least = min(1, getattr(ModelConfig, key)) if isinstance(value, int) else 0  # a default of 0 makes it optional
-    most = MOST_LAYERS if key.endswith("num_hidden_layers") else MOST
-    if isinstance(value, float) and not is_number(value, 0, 1):
-        raise UserError(f"{where}: {key} is {value}; must be between 0 and 1")
-    if isinstance(value, int) and not is_number(value, least, most):
-        raise UserError(f"{where}: {key} is {shown(value)}; must be between {least} and {most}")
-    if isinstance(value, tuple) and not all(type(place) is int and 0 <= place <= MOST_LAYERS for place in value):
-        raise UserError(f"{where}: {key} is {shown(list(value))}; must be a list of layer numbers")
-
-
-def model_config_from(values: dict, where: str) -> ModelConfig:
-    """Builds a configuration from the content of a JSON file.
-
-    Args:
-        values: the keys of a file of the reference implementation, or `model` of a run's config.json.
-        where: the file name, for error messages.
-
-    Raises:
-        UserError: a key is unknown, has the wrong type or an unsupported value, or the keys of the image stream or of
-            co-attention are missing.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: must be a JSON object of model sizes")
-    for key, (supported, meaning) in _FIXED.items():
-        if key in values and values[key] != supported:
-            found, wanted = json.dumps(values[key]), json.dumps(supported)
-            raise UserError(f"{where}: {key} {found} ({meaning}) is not supported; it must be {wanted}")
-    if missing := [key for key in _REQUIRED if key not in values]:
-        raise UserError(
-            f"{where}: {', '.join(missing)} not found; the file must describe a two-stream model, "
-            "single-stream models are not supported"
+    def settled(self) -> "PretrainConfig":
+        """The flags with the defaults of the model configuration filled in; epochs is None with --steps."""
+        if self.steps and self.epochs:
+            raise UserError(f"--steps {self.steps}: cannot be combined with --epochs {self.epochs}; use one of them")
+        kind = self.config if self.config in LR else "base"
+        return replace(
+            self,
+            batch_size=self.batch_size or BATCH_SIZE[kind],
+            epochs=None if self.steps else self.epochs or EPOCHS[kind],
+            lr=self.lr or LR[kind],
+            clip=CLIP[kind] if self.clip is None else self.clip,
         )
-    known = {field.name: field for field in dataclasses.fields(ModelConfig)}
-    chosen = {}
-    for key, value in values.items():
-        if key in known:
-            kind = type(known[key].default)
-            value = tuple(value) if kind is tuple and isinstance(value, list) else value
-            value = float(value) if kind is float and type(value) is int else value
-            if type(value) is not kind:
-                raise UserError(f"{where}: {key} is {shown(value)}; must be of type {kind.__name__}")
-            _check_size(key, value, where)
-            chosen[key] = value
-        elif key not in _IGNORED and key not in _FIXED:
-            raise UserError(f"{where}: {key} is not a key of the model configuration")
-    return ModelConfig(**chosen)
+
+
+# Flags that may change when a run is resumed, because they do not affect the results.
+FREE_FLAGS = {
+    *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "cuda_graph"),
+    *("on_bad_shard", "log_every", "save_minutes"),
+}

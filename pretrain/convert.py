@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pretrain.checkpoint import best_checkpoint, save_weights
-from pretrain.config import ModelConfig
-from pretrain.model import TwoStream
-from pretrain.published import missing_modules, to_published
-from pretrain.run_folder import CONFIG, clear_run, locked_run
-from pretrain.tokenizer import FILE as TOKENIZER_FILE
-from pretrain.weights import BERT, RUN, Weights, describe, find_weights, listed, take_weights
-from shards.errors import UserError
-from shards.files import whole_file, write_json
-from shards.flags import REQUIRED, command, flag
-from shards.ranks import ALONE
+from pretrain.engine.checkpoint import best_checkpoint, save_weights
+from pretrain.engine.run_dir import CONFIG, clear_run, locked_run
+from pretrain.models.model_config import ModelConfig
+from pretrain.models.vilbert import TwoStream
+from pretrain.pretrained.find_weights import BERT, RUN, Weights, describe, find_weights, listed, take_weights
+from pretrain.pretrained.state_dict_mapping import missing_modules, to_published
+from pretrain.tokenizer.tokenizer import FILE as TOKENIZER_FILE
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.dist_info import ALONE
+from shards.common.errors import UserError
+from shards.common.files import whole_file, write_json
 
 FORMS = ("run", "published")
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import msgspec
 import torch
 
-from pretrain import cuda_graph
-from pretrain.checkpoint import best_checkpoint, newest_checkpoint, read_facts
-from pretrain.distributed import choose_device, connected, leaving, on_first
-from pretrain.job import Job, describe_scores, prepare
-from pretrain.run_folder import RESULT, checkpoint_to_go_on_from, finished_result, locked_run, stored_flags
-from pretrain.settings import FREE_FLAGS, PretrainConfig
-from pretrain.trainer import complete
-from shards.errors import UserError
-from shards.files import write_json
-from shards.flags import command
-from shards.ranks import Ranks, launched
+from pretrain.build import Job, describe_scores, prepare
+from pretrain.config import FREE_FLAGS, PretrainConfig
+from pretrain.engine import cuda_graph
+from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
+from pretrain.engine.distributed import choose_device, connected, leaving, on_first
+from pretrain.engine.run_dir import RESULT, checkpoint_to_go_on_from, finished_result, locked_run, stored_flags
+from pretrain.engine.trainer import complete
+from shards.common.cli import command
+from shards.common.dist_info import Ranks, launched
+from shards.common.errors import UserError
+from shards.common.files import write_json
 from shards.world import DEFAULT_WORLD, complete_world, is_world, pairs_folder
 
 

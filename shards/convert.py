@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
-from shards.errors import UserError
-from shards.features import BadRecord, Features, Shape, sample_of, shape_of
-from shards.flags import REQUIRED, command, flag
-from shards.folder_lock import locked_folder
-from shards.formats import open_source
-from shards.index import saved_index
-from shards.jobs import advance, run_tasks
-from shards.reading import reading
-from shards.skips import is_done, list_skipped, note_skipped, noted
-from shards.source import Record, Source
-from shards.writer import write_shard
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.errors import UserError
+from shards.common.folder_lock import locked_folder
+from shards.common.process_pool import advance, run_tasks
+from shards.common.untrusted_input import reading
+from shards.importers import open_source
+from shards.importing.base import Record, Source
+from shards.importing.image_features import BadRecord, Features, Shape, sample_of, shape_of
+from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
+from shards.storage.index import saved_index
+from shards.storage.skip_log import is_done, list_skipped, note_skipped, noted
+from shards.storage.writer import write_shard
 
 SAMPLED = 32  # records, spread over the source, that determine feature size and classes
 

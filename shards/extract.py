@@ -11,24 +11,24 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from shards.caption_files import read_caption_file, with_captions
-from shards.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
-from shards.detector import Detector, Found
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.dist_info import ALONE, Ranks, launch_name, launched
+from shards.common.errors import UserError
+from shards.common.files import printable
+from shards.common.folder_lock import locked_folder, owner_of
+from shards.common.image_id import is_image
+from shards.common.process_pool import advance, run_tasks, worker_pool
+from shards.detection.base import Detector, Found
 from shards.detectors import absolute_path, make_detector
 from shards.detectors.pixels import REGIONS
-from shards.errors import UserError
-from shards.files import printable
-from shards.flags import REQUIRED, command, flag
-from shards.folder_lock import locked_folder, owner_of
-from shards.given_boxes import read_given_boxes
-from shards.image_id import is_image
-from shards.images import BadImage, Part, Record, Unused, decode_image, find_parts, read_records
-from shards.index import saved_index
-from shards.jobs import advance, run_tasks, worker_pool
-from shards.ranks import ALONE, Ranks, launch_name, launched
-from shards.sample import Sample
-from shards.skips import is_done, list_skipped, note_skipped, noted
-from shards.writer import safe_key, write_shard
+from shards.images.caption_files import read_caption_file, with_captions
+from shards.images.given_box_files import read_given_boxes
+from shards.images.image_files import BadImage, Part, Record, Unused, decode_image, find_parts, read_records
+from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
+from shards.storage.index import saved_index
+from shards.storage.sample import Sample
+from shards.storage.skip_log import is_done, list_skipped, note_skipped, noted
+from shards.storage.writer import safe_key, write_shard
 
 WINDOW = 4  # batches of images to decode ahead, from which images of similar aspect ratio are batched
 PAUSE = 0.5  # seconds between checks of the progress of other ranks

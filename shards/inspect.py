@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shards.dataset import checksum_errors, open_dataset, read_captions
-from shards.errors import UserError
-from shards.files import read_json, whole_file
-from shards.flags import REQUIRED, command, flag
-from shards.image_id import image_id, is_image
-from shards.images import BadImage, decode_image, read_source
-from shards.pixels import iou
-from shards.reader import RegionReader
-from shards.sample import Sample, check_values
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.errors import UserError
+from shards.common.files import read_json, whole_file
+from shards.common.image_id import image_id, is_image
+from shards.detection.handcrafted import iou
+from shards.images.image_files import BadImage, decode_image, read_source
+from shards.storage.dataset import checksum_errors, open_dataset, read_captions
+from shards.storage.reader import RegionReader
+from shards.storage.sample import Sample, check_values
 
 BACKGROUND = "background"  # name of the background class, if a detector has one
 OVERLAP = 0.4  # IoU; the default of pretrain.run

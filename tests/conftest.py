@@ -14,7 +14,7 @@ import torch
 from data_sets import make_dataset
 from safetensors.torch import load_file
 
-from shards.stream import RETRY_AFTER
+from shards.storage.stream import RETRY_AFTER
 
 PARITY = Path(__file__).parent / "parity"
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -42,7 +42,7 @@ def real_data():
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     """Streams that break off are tried again as often, but sooner."""
-    monkeypatch.setattr("shards.stream.RETRY_AFTER", (0.01,) * len(RETRY_AFTER))
+    monkeypatch.setattr("shards.storage.stream.RETRY_AFTER", (0.01,) * len(RETRY_AFTER))
 
 
 @pytest.fixture

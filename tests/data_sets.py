@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from shards.dataset import finish_dataset
-from shards.sample import Sample
-from shards.writer import write_shard
+from shards.storage.dataset import finish_dataset
+from shards.storage.sample import Sample
+from shards.storage.writer import write_shard
 
 COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "brown"]
 THINGS = ["cat", "dog", "tree", "house", "car", "bird"]

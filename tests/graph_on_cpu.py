@@ -9,12 +9,12 @@ import sys
 
 def install(replace=setattr) -> None:
     """replace: called with an object, a name and the new value, as setattr."""
-    import pretrain.cuda_graph
-    import pretrain.packing
+    import pretrain.engine.cuda_graph
+    import pretrain.models.packing
 
-    replace(pretrain.packing, "runs_on", lambda device: True)
-    replace(pretrain.cuda_graph, "runs_on", lambda device: True)
-    replace(pretrain.cuda_graph, "capture", lambda function: function)
+    replace(pretrain.models.packing, "runs_on", lambda device: True)
+    replace(pretrain.engine.cuda_graph, "runs_on", lambda device: True)
+    replace(pretrain.engine.cuda_graph, "capture", lambda function: function)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 
 del sys.path[0]  # this folder, where tests/ops stands in the way of ops
 
-import pretrain.checkpoint  # noqa: E402
-from pretrain.step import Engine  # noqa: E402
+import pretrain.engine.checkpoint  # noqa: E402
+from pretrain.engine.step import Engine  # noqa: E402
 
 
 def strike() -> None:
@@ -23,7 +23,7 @@ def strike() -> None:
 
 
 def install() -> None:
-    at, plain_update, plain_save = int(os.environ["SABOTAGE_AT"]), Engine._update, pretrain.checkpoint.save_file
+    at, plain_update, plain_save = int(os.environ["SABOTAGE_AT"]), Engine._update, pretrain.engine.checkpoint.save_file
     updates = []
 
     def update(engine):
@@ -49,7 +49,7 @@ def install() -> None:
     elif os.environ["SABOTAGE"] == "stop_after":
         Engine.step = step
     else:
-        pretrain.checkpoint.save_file = save
+        pretrain.engine.checkpoint.save_file = save
 
 
 if os.environ["RANK"] == os.environ["SABOTAGE_RANK"] and not Path(os.environ["SABOTAGE_ONCE"]).exists():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import settings
-from shards.flags import usage
+from pretrain import config as pretrain_config
+from shards.common.cli import usage
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -66,9 +66,9 @@ def test_help_has_the_effective_defaults():
     for config in configs:
         text = usage(config, "some.command", "Does it.")
         assert "[default ]" not in text and "[default None]" not in text, config
-    text = usage(settings.PretrainConfig, "pretrain.run", "")
+    text = usage(pretrain_config.PretrainConfig, "pretrain.run", "")
     for size in ("base", "tiny"):
-        settled = settings.PretrainConfig(config=size).settled()
+        settled = pretrain_config.PretrainConfig(config=size).settled()
         for name in ("batch_size", "epochs", "lr", "clip"):
             line = next(line for line in text.splitlines() if line.startswith(f"  --{name} "))
             assert f"{getattr(settled, name):g} ({size})" in line

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from shards.errors import UserError
+from shards.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RECORDS = sorted((ROOT / "benchmarks" / "records").glob("*.jsonl"))
@@ -96,8 +96,8 @@ def test_useful_flops_are_those_of_the_matrix_products(benchmark_module):
     """Against torch's counter, with full images and captions of one length, attention counted apart."""
     record = benchmark_module("gpu_record")
     from benchmarks.pairs import random_batch
-    from pretrain.config import TINY
-    from pretrain.objective import Objective
+    from pretrain.models.model_config import TINY
+    from pretrain.objective.pretraining_loss import Objective
 
     engine = record.make_engine("float32", 0.0, torch.device("cpu"))
     batch = random_batch(4, TINY, words=12, mean_length=10**6)

@@ -37,10 +37,16 @@ def run(*command, cwd, **environment):
     return done.stdout + done.stderr
 
 
+def without(*folders):
+    """For copytree: without these folders of the repository (finetune/data is another) and without leftovers."""
+    leftovers = shutil.ignore_patterns(".*", "*.so", "*.egg-info", "__pycache__")
+    return lambda place, names: leftovers(place, names) | (set(folders) if Path(place) == ROOT else set())
+
+
 def build(folder, **environment):
     """A wheel of the files that git would hand out, with no leftovers of the working tree, and what its build said."""
     source = folder / "source"
-    skip = shutil.ignore_patterns(".*", "*.so", "build", "data", "runs", "tests", "*.egg-info", "__pycache__")
+    skip = without("build", "data", "runs", "tests")
     shutil.copytree(ROOT, source, ignore=skip)
     command = (sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-v", "-w", folder)
     said = run(*command, cwd=source, **environment)
@@ -50,7 +56,7 @@ def build(folder, **environment):
 def test_an_editable_installation_is_a_path_that_editors_follow(tmp_path):
     """A .pth file with the repository's path; editors do not follow setuptools' import hooks."""
     source = tmp_path / "source"
-    skip = shutil.ignore_patterns(".*", "*.so", "build", "data", "runs", "tests", "docs", "benchmarks", "*.egg-info")
+    skip = without("build", "data", "runs", "tests", "docs", "benchmarks")
     shutil.copytree(ROOT, source, ignore=skip)
     script = f"from setuptools import build_meta; print(build_meta.build_editable({str(tmp_path)!r}))"
     run(sys.executable, "-c", script, cwd=source, PATH="/nowhere", CXX="")  # no compiler
@@ -65,7 +71,7 @@ def test_a_wheel_holds_the_floors_and_the_compiled_operator(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     floors = {name.partition("/")[0] for name in names if name.endswith(".py")}
     assert floors == {floor for floor in ("ops", "shards", "pretrain", "finetune") if (ROOT / floor).is_dir()}
-    assert "finetune/paper_tables.json" in names
+    assert "finetune/evaluation/paper_tables.json" in names
     pages = {path.name for path in (ROOT / "finetune/pages").iterdir() if path.suffix in (".css", ".html", ".js")}
     assert pages and pages == {name.split("/")[-1] for name in names if "/pages/" in name and not name.endswith(".py")}
     target = tmp_path / "site"

@@ -21,17 +21,17 @@ from PIL import Image
 from scipy import linalg
 from transformers import BertConfig, BertModel
 
-from finetune.batch import TaskCollator
-from finetune.cleaning.cleaned import read_cleaned
-from finetune.data import open_data
-from finetune.settings import MtConfig, StConfig
-from finetune.task import Example
+from finetune.config import MtConfig, StConfig
+from finetune.data.task_collate import TaskCollator
+from finetune.data.task_data import open_data
+from finetune.decontamination.manifest import read_cleaned
+from finetune.task_types.base import Example
 from finetune.tasks import all_tasks
-from pretrain.settings import PretrainConfig
-from shards.errors import UserError
+from pretrain.config import PretrainConfig
+from shards.common.cli import build
+from shards.common.errors import UserError
 from shards.extract import ExtractConfig
-from shards.flags import build
-from shards.sample import Sample
+from shards.storage.sample import Sample
 
 ROOT = Path(__file__).parents[1]
 TASKS = all_tasks()

@@ -56,8 +56,8 @@ def test_the_readme_has_the_lines_that_make_demo_ends_with():
 
 
 def test_every_run_that_a_command_reads_is_made_by_an_earlier_one():
-    assert TRAINING["finetune.mt"] == importlib.import_module("finetune.settings").MtConfig.out
-    assert TRAINING["pretrain.run"] == importlib.import_module("pretrain.settings").PretrainConfig.out
+    assert TRAINING["finetune.mt"] == importlib.import_module("finetune.config").MtConfig.out
+    assert TRAINING["pretrain.run"] == importlib.import_module("pretrain.config").PretrainConfig.out
     for sequence in (DEMO + commands(BLOCKS[0]), [words for block in BLOCKS[1:] for words in commands(block)]):
         exist: set[str] = set()
         for words in sequence:

@@ -4,15 +4,15 @@ import numpy as np
 import torch
 from data_sets import make_samples
 
-from pretrain.collate import Limits, stack
-from pretrain.config import TINY
-from pretrain.heads import PretrainingModel
-from pretrain.masking import sample_keys
-from pretrain.objective import Objective
-from pretrain.optimizer import make_optimizer
-from pretrain.step import Engine, Precision
-from pretrain.work import Pass
-from shards.ranks import ALONE
+from pretrain.data.collate import Limits, stack
+from pretrain.engine.optimizer import make_optimizer
+from pretrain.engine.step import Engine, Precision
+from pretrain.models.model_config import TINY
+from pretrain.models.pretraining_heads import PretrainingModel
+from pretrain.objective.masking import sample_keys
+from pretrain.objective.pretraining_loss import Objective
+from pretrain.objective.pretraining_pass import Pass
+from shards.common.dist_info import ALONE
 
 BETAS, EPSILON, SIZES = (0.9, 0.98), 1e-8, TINY.replace(vocab_size=40, v_feature_size=12, v_target_size=9)
 

@@ -29,15 +29,15 @@ from benchmarks.photos.runs import (
 from benchmarks.photos.scoring import SPLIT, Scores, blind_retrieval, load_scores, score_run, scores_file
 from benchmarks.training_runs import complete
 from finetune.ablate import Processes
-from finetune.data import open_data
+from finetune.data.task_data import open_data
 from finetune.tasks import find_task
-from shards.errors import UserError
+from shards.common.cli import REQUIRED, build, command, flag
+from shards.common.dist_info import ALONE
+from shards.common.errors import UserError
+from shards.common.files import whole_file
 from shards.extract import ExtractConfig, extract
-from shards.files import whole_file
-from shards.flags import REQUIRED, build, command, flag
-from shards.index import saved_index
-from shards.ranks import ALONE
-from shards.skips import is_done
+from shards.storage.index import saved_index
+from shards.storage.skip_log import is_done
 
 STAGES = ("data", "extract", "measure", "pretrain", "finetune", "score", "table")
 IMAGES = ("flickr", "daquar")

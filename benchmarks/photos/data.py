@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune.clean import CleanConfig, clean
-from finetune.cleaning.cleaned import read_cleaned
+from finetune.decontamination.manifest import read_cleaned
 from finetune.tasks import find_task
 from finetune.tasks.daquar import TEST, TRAINING, read_triples
 from finetune.tasks.flickr30k_entities import ANNOTATIONS, SENTENCES
-from shards.errors import UserError
-from shards.files import read_json, whole_file, write_json
-from shards.image_id import image_id
-from shards.image_tar import split_path
-from shards.images import find_images, find_parts
+from shards.common.errors import UserError
+from shards.common.files import read_json, whole_file, write_json
+from shards.common.image_id import image_id
+from shards.images.image_files import find_images, find_parts
+from shards.images.tar_directory import split_path
 
 CAPTIONS = "dataset_flickr8k.json"
 FLICKR_TARS = ("flickr8k-train.tar", "flickr8k-dev.tar")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, sparse
 
-from finetune.regions import SamplesById
-from finetune.task import Example
+from finetune.data.regions import SamplesById
+from finetune.task_types.base import Example
 from finetune.tasks.retrieval import own_images
 
 AT_LEAST = 3  # minimum document frequency of a word in the training captions

@@ -15,15 +15,15 @@ from benchmarks.photos.runs import RETRIEVAL, TASKS, Plan
 from benchmarks.photos.scoring import BATCH, SPLIT
 from finetune import evaluate
 from finetune.ablate import Call
-from finetune.predictions import predict
-from finetune.runs import read_run
-from finetune.settings import MT_EPOCHS, batch_size
+from finetune.config import MT_EPOCHS, batch_size
+from finetune.inference.predictions import predict
+from finetune.run_dirs.finished_runs import read_run
 from finetune.tasks import find_task
-from pretrain.logs import duration
-from pretrain.settings import PretrainConfig
-from shards.errors import UserError
-from shards.files import read_json, write_json
-from shards.ranks import ALONE
+from pretrain.config import PretrainConfig
+from pretrain.engine.metrics_logger import duration
+from shards.common.dist_info import ALONE
+from shards.common.errors import UserError
+from shards.common.files import read_json, write_json
 
 FIRST_IMAGES = 10  # images ranked at first; doubled until it takes long enough
 POLL = 0.2  # seconds between reads of a run's metrics

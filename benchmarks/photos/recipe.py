@@ -3,9 +3,9 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pretrain.config import ModelConfig, read_model_config
-from shards.errors import UserError
-from shards.files import read_json
+from pretrain.models.model_config import ModelConfig, read_model_config
+from shards.common.errors import UserError
+from shards.common.files import read_json
 
 DEFAULT_RECIPE = str(Path(__file__).with_name("recipe.json"))
 EVERY_TASK = "every task"

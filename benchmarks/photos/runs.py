@@ -7,8 +7,8 @@ from pathlib import Path
 from benchmarks.photos.data import FOLDS, NOT_CLEANED, PRETRAINED, Folder
 from benchmarks.photos.recipe import Recipe
 from finetune.ablate import Call
-from pretrain.run_folder import absolute, read_config
-from shards.errors import UserError
+from pretrain.engine.run_dir import absolute, read_config
+from shards.common.errors import UserError
 
 TASKS = ("flickr_retrieval", "flickr30k_entities", "esnli_ve", "daquar")
 RETRIEVAL, FOLDED = "flickr_retrieval", "esnli_ve"  # FOLDED is scored by cross-validation

@@ -10,14 +10,14 @@ import numpy as np
 from benchmarks.photos.runs import RETRIEVAL
 from benchmarks.tasks import Exchanged, chance, main_values
 from finetune import evaluate
-from finetune.intervals import bootstrap_interval, clusters_of
-from finetune.batch import WHOLE, TaskCollator, image_size
-from finetune.predictions import predict
-from finetune.task import Example, Task
+from finetune.data.task_collate import WHOLE, TaskCollator, image_size
+from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
+from finetune.inference.predictions import predict
+from finetune.task_types.base import Example, Task
 from finetune.tasks import find_task
 from finetune.tasks.retrieval import own_images
-from shards.files import whole_file
-from shards.ranks import ALONE
+from shards.common.dist_info import ALONE
+from shards.common.files import whole_file
 
 SPLIT = "test"  # name of the development parts in the data folders
 BATCH = 256

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from finetune.explain import Explanation
-from finetune.pages.page import need
+from finetune.inference.attention_maps import Explanation
+from finetune.pages.html_page import need
 
 VIEWS = ("S->S", "S->I", "I->S")  # I->I would have tens of thousands of lines
 DIGITS = 4  # decimals of a weight

@@ -6,8 +6,8 @@ Adding a task takes a new module here and nothing else.
 import importlib
 import pkgutil
 
-from finetune.task import Task
-from shards.errors import UserError
+from finetune.task_types.base import Task
+from shards.common.errors import UserError
 
 GROUPS = ("G1", "G2", "G3", "G4")  # of the paper; tasks that are not in the paper have other group names
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.answering import AnsweringTask
-from finetune.answers import AnswerVocabulary, build_vocabulary
-from finetune.official import find_file, read_text
-from finetune.task import Example, FurtherScores
-from finetune.wordnet import DEBIAN, FILES, FOLDER_VARIABLE, find_nouns
-from finetune.wups import THRESHOLDS, set_accuracy, words_of, wups
-from shards.errors import UserError
+from finetune.annotations.answers import AnswerVocabulary, build_vocabulary
+from finetune.annotations.official_files import find_file, read_text
+from finetune.metrics.wordnet import DEBIAN, FILES, FOLDER_VARIABLE, find_nouns
+from finetune.metrics.wups import THRESHOLDS, set_accuracy, words_of, wups
+from finetune.task_types.answering import AnsweringTask
+from finetune.task_types.base import Example, FurtherScores
+from shards.common.errors import UserError
 
 TRAINING, TEST = "qa.894.raw.train.format_triple", "qa.894.raw.test.format_triple"
 VALIDATION_SHARE = 5  # one in five images of the official training part, which has no validation split, is held out

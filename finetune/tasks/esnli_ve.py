@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.official import find_file, read_csv
-from finetune.task import Example
+from finetune.annotations.official_files import find_file, read_csv
+from finetune.task_types.base import Example
 from finetune.tasks.snli_ve import VisualEntailment
 
 SPLITS = ("train", "dev", "test")

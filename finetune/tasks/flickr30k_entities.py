@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.boxes import iou
-from finetune.official import find_file, read_text, read_xml
-from finetune.task import Box, Example, Task, scores_by
-from shards.errors import UserError
-from shards.files import is_stray
-from shards.reading import LARGEST_SIDE, shown, whole_number
+from finetune.annotations.boxes import iou
+from finetune.annotations.official_files import find_file, read_text, read_xml
+from finetune.task_types.base import Box, Example, Task, scores_by
+from shards.common.errors import UserError
+from shards.common.files import is_stray
+from shards.common.untrusted_input import LARGEST_SIDE, shown, whole_number
 
 ANNOTATIONS, SENTENCES = "Annotations", "Sentences"
 PLACES = (1, 5, 10)

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from finetune import processed
-from finetune.answering import AnsweringTask, held_out_by_id
-from finetune.gqa_metrics import WITH_FILES, OfficialScores, Operation, official_scores, step_count
-from finetune.official import find_file, scan_records
-from finetune.task import Example, scores_by
-from shards.errors import UserError
-from shards.image_id import image_id
+from finetune.annotations import reference_annotations
+from finetune.annotations.official_files import find_file, scan_records
+from finetune.metrics.gqa_metrics import WITH_FILES, OfficialScores, Operation, official_scores, step_count
+from finetune.task_types.answering import AnsweringTask, held_out_by_id
+from finetune.task_types.base import Example, scores_by
+from shards.common.errors import UserError
+from shards.common.image_id import image_id
 
 ANSWERED = ("train", "val", "testdev")  # splits with public answers
 MINVAL = 3000  # held-out questions of train and val together, the last by id
@@ -97,7 +97,7 @@ class GQA(AnsweringTask):
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
         parts = ("train", "val") if split in ("trainval", "minval") else (split,)
         files = [_file(folder, part) for part in parts]
-        if processed.has_questions(folder, "trainval", *parts) and not all(path.exists() for path in files):
+        if reference_annotations.has_questions(folder, "trainval", *parts) and not all(path.exists() for path in files):
             return super().image_counts(folder, split)
         found = [Asked(id, image_id(str(of.image))) for path in files for id, of in scan_records(path, ImageOf)]
         if len(parts) > 1:
@@ -140,7 +140,7 @@ class GQA(AnsweringTask):
 
 def read_trainval(folder: Path) -> list[Example]:
     """The questions of train and val, from the official files or else the reference implementation's."""
-    if not _file(folder, "train").exists() and processed.has_questions(folder, "trainval"):
+    if not _file(folder, "train").exists() and reference_annotations.has_questions(folder, "trainval"):
         return _from_processed(folder, "trainval")
     return read(folder, "train") + read(folder, "val")
 
@@ -152,7 +152,7 @@ def _file(folder: Path, split: str) -> Path:
 def read(folder: Path, split: str) -> list[Example]:
     """The questions of one official file, in file order. Answers are not normalised."""
     path = _file(folder, split)
-    if not path.exists() and processed.has_questions(folder, split):
+    if not path.exists() and reference_annotations.has_questions(folder, split):
         return _from_processed(folder, split)
     examples = []
     for id, found in scan_records(path, Question):
@@ -166,7 +166,7 @@ def read(folder: Path, split: str) -> list[Example]:
 def _from_processed(folder: Path, split: str) -> list[Example]:
     return [
         Example(str(found.id), found.text or "", (found.image,), found.target, facts={"type": None})
-        for found in processed.questions(folder, split).values()
+        for found in reference_annotations.questions(folder, split).values()
     ]
 
 

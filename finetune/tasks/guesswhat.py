@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from finetune.official import find_file, read_lines, scan_lines, take, take_box, unique
-from finetune.pointing import PointingTask
-from finetune.task import Example
-from shards.errors import UserError
+from finetune.annotations.official_files import find_file, read_lines, scan_lines, take, take_box, unique
+from finetune.task_types.base import Example
+from finetune.task_types.pointing import PointingTask
+from shards.common.errors import UserError
 
 
 class Image(msgspec.Struct):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.classes import LabelTask
-from finetune.official import find_file, read_lines, take, unique
-from finetune.task import Example
-from shards.errors import UserError
+from finetune.annotations.official_files import find_file, read_lines, take, unique
+from finetune.task_types.base import Example
+from finetune.task_types.classification import LabelTask
+from shards.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.boxes import iou
-from finetune.official import find_file, read_annotations, read_pickled_list, take, take_box, unique
-from finetune.task import Box, Example, Task
-from shards.errors import UserError
+from finetune.annotations.boxes import iou
+from finetune.annotations.official_files import find_file, read_annotations, read_pickled_list, take, take_box, unique
+from finetune.task_types.base import Box, Example, Task
+from shards.common.errors import UserError
 
 INSTANCES = "instances.json"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.official import find_file, read_annotations, take, unique
-from finetune.processed import captions
-from finetune.task import Example, Task
-from shards.errors import UserError
-from shards.image_id import image_id
+from finetune.annotations.official_files import find_file, read_annotations, take, unique
+from finetune.annotations.reference_annotations import captions
+from finetune.task_types.base import Example, Task
+from shards.common.errors import UserError
+from shards.common.image_id import image_id
 
 PLACES = (1, 5, 10)
 AT_ONCE = 1000  # images that an evaluation ranks, as in COCO's usual protocol

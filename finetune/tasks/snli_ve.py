@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.classes import LabelTask
-from finetune.official import find_file, read_lines, take, unique
-from finetune.task import Example
-from shards.errors import UserError
-from shards.image_id import image_id
+from finetune.annotations.official_files import find_file, read_lines, take, unique
+from finetune.task_types.base import Example
+from finetune.task_types.classification import LabelTask
+from shards.common.errors import UserError
+from shards.common.image_id import image_id
 
 NO_LABEL = "-"  # the annotators disagreed; such pairs are skipped
 IMAGE_KEYS = ("Flickr30K_ID", "Flikr30kID")  # the second one in older files, with .jpg

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from finetune import processed
-from finetune.answering import AnsweringTask, held_out_by_id
-from finetune.answers import normalise
-from finetune.official import find_file, read_list, scan, take, unique
-from finetune.task import Example
+from finetune.annotations import reference_annotations
+from finetune.annotations.answers import normalise
+from finetune.annotations.official_files import find_file, read_list, scan, take, unique
+from finetune.task_types.answering import AnsweringTask, held_out_by_id
+from finetune.task_types.base import Example
 
 IMAGE_DATA = "image_data.json"  # COCO and Flickr ids of the images, for decontamination
 HELD_OUT = 5000  # validation questions, the last by id
@@ -65,8 +65,8 @@ class VisualGenomeQA(AnsweringTask):
 def read(folder: Path) -> list[Example]:
     """All questions, from the official file or else the reference implementation's."""
     path = find_file(folder, QUESTIONS)
-    if not path.exists() and processed.has_questions(folder, *PROCESSED):
-        found = processed.questions(folder, *PROCESSED).values()
+    if not path.exists() and reference_annotations.has_questions(folder, *PROCESSED):
+        found = reference_annotations.questions(folder, *PROCESSED).values()
         return [Example(each.id, each.text or "", (each.image,), each.target) for each in found]
     examples = []
     for number, image in enumerate(read_list(path)):

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.official import find_file, read_annotations, take, take_all, unique
-from finetune.pointing import PointingTask
-from finetune.task import Example
-from shards.errors import UserError
-from shards.image_id import image_id
+from finetune.annotations.official_files import find_file, read_annotations, take, take_all, unique
+from finetune.task_types.base import Example
+from finetune.task_types.pointing import PointingTask
+from shards.common.errors import UserError
+from shards.common.image_id import image_id
 
 
 @dataclass(frozen=True)

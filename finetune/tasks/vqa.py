@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from finetune import processed
-from finetune.answering import AnsweringTask, held_out_by_id
-from finetune.answers import normalise, soft_scores, vqa_accuracy
-from finetune.official import find_file, read_annotations, scan, take, unique
-from finetune.task import Example, scores_by
-from shards.errors import UserError
+from finetune.annotations import reference_annotations
+from finetune.annotations.answers import normalise, soft_scores, vqa_accuracy
+from finetune.annotations.official_files import find_file, read_annotations, scan, take, unique
+from finetune.task_types.answering import AnsweringTask, held_out_by_id
+from finetune.task_types.base import Example, scores_by
+from shards.common.errors import UserError
 
 MINVAL = 3000  # held-out questions of val, the last by id
 
@@ -99,9 +99,10 @@ def _annotation_file(folder: Path, split: str) -> Path:
 
 def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict]]:
     """Question id -> (target, facts), from the annotations or else the reference implementation's targets."""
-    if not _annotation_file(folder, split).exists() and processed.has_questions(folder, "trainval", split):
+    if not _annotation_file(folder, split).exists() and reference_annotations.has_questions(folder, "trainval", split):
         return {
-            question: (found.target, {}) for question, found in processed.questions(folder, "trainval", split).items()
+            question: (found.target, {})
+            for question, found in reference_annotations.questions(folder, "trainval", split).items()
         }
     answered = {}
     for where, record in annotations(folder, split):

@@ -45,7 +45,7 @@ Number number_of(at::ScalarType type) {
   TORCH_CHECK(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, "twelve_in_one: no kernel for ", type);
   return type == at::kFloat ? Number::kFloat32 : type == at::kHalf ? Number::kFloat16 : Number::kBFloat16;
 }
-// mask_regions has no float64 kernel: ops/library.py converts.
+// mask_regions has no float64 kernel: ops/registration.py converts.
 Number number_of_features(at::ScalarType type) {
   TORCH_CHECK(type != at::kDouble, "mask_regions: no kernel for ", type);
   return number_of(type);
@@ -66,7 +66,7 @@ at::Tensor mask_regions_on_cpu(const at::Tensor& features, const at::Tensor& vis
   return out;
 }
 
-// Most checks are in ops/library.py; these prevent out-of-bounds access by direct calls of an operator.
+// Most checks are in ops/registration.py; these prevent out-of-bounds access by direct calls of an operator.
 void check_keys(const at::Tensor& keys, at::IntArrayRef shape, const at::Tensor& of) {
   TORCH_CHECK(keys.scalar_type() == at::kLong && keys.sizes() == shape && keys.device() == of.device(),
               "keys should be int64 ", shape, " on ", of.device());

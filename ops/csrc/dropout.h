@@ -2,7 +2,7 @@
 // share. No generator state, so the mask is the same for any number of ranks, accumulation steps, threads or replays.
 //
 // All arithmetic is on unsigned 64-bit integers and wraps around. `mix` is splitmix64's finaliser (Steele, Lea and
-// Flood, 2014), as in shards/hashing.py.
+// Flood, 2014), as in shards/common/counter_rng.py.
 #pragma once
 
 #include <cmath>

@@ -6,11 +6,11 @@ import pkgutil
 import shutil
 from pathlib import Path
 
-from shards.dataset import UNFINISHED
-from shards.detector import Detector
-from shards.errors import UserError
-from shards.files import read_json, write_json
-from shards.hub import HUB_NAME
+from shards.common.errors import UserError
+from shards.common.files import read_json, write_json
+from shards.common.model_hub import HUB_NAME
+from shards.detection.base import Detector
+from shards.storage.dataset import UNFINISHED
 
 OF_TRANSFORMERS = "transformers_model"  # module for all other names
 SIZES = "detector_config.json"  # sizes of the detector x152, in a folder of keep_detector

@@ -1,6 +1,7 @@
 """A vision backbone as detector: proposals of the detector pixels or a grid, RoIAlign on the last feature map.
 
---detector backbone --weights: a vision model of transformers, or a state dict of torchvision or timm (shards.backbone).
+--detector backbone --weights: a vision model of transformers, or a state dict of torchvision or timm
+(shards.detection.backbone).
 """
 
 import dataclasses
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards import pixels
-from shards.backbone import grid_boxes, load_backbone, roi_align
-from shards.backbone.loading import EXPECTED
-from shards.batched_detector import BatchedDetector, Described, read_class_names
-from shards.detector import refuse_flags
+from shards.common.errors import UserError
+from shards.detection import handcrafted
+from shards.detection.backbone import grid_boxes, load_backbone, roi_align
+from shards.detection.backbone.loading import EXPECTED
+from shards.detection.base import refuse_flags
+from shards.detection.batched import BatchedDetector, Described, read_class_names
 from shards.detectors.pixels import REGIONS
-from shards.errors import UserError
 
 GRID = 6  # default number of rows and columns
 
@@ -54,7 +55,7 @@ class BackboneDetector(BatchedDetector):
     def _proposals(self, image: np.ndarray) -> np.ndarray:
         if self.on_grid:
             return grid_boxes(*image.shape[:2], self.config.grid or GRID)
-        return pixels.detect(image, self.config.regions or REGIONS)[0]
+        return handcrafted.detect(image, self.config.regions or REGIONS)[0]
 
     def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
         return self._pooled(images, boxes)

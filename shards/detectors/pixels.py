@@ -1,4 +1,5 @@
-"""The detector without weights: proposals from edges and contrast, hand-crafted features (shards.pixels).
+"""The detector without weights: proposals from edges and contrast, hand-crafted features
+(shards.detection.handcrafted).
 
 Its classes are visual words, fitted to the images or taken from an earlier extraction.
 """
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import pixels
-from shards.detector import Detector, Found, refuse_flags
-from shards.errors import UserError
-from shards.visual_words import fit_words, load_words
+from shards.common.errors import UserError
+from shards.detection import handcrafted
+from shards.detection.base import Detector, Found, refuse_flags
+from shards.detection.visual_words import fit_words, load_words
 
 FILE = "visual_words.npz"
 REGIONS = 36  # default maximum number of regions per image
@@ -39,7 +40,7 @@ class PixelDetector(Detector):
         else:
             print(f"fitting visual words on up to {self.sample} images")
             features = [
-                pixels.describe(image, pixels.detect(image, self.regions)[0])
+                handcrafted.describe(image, handcrafted.detect(image, self.regions)[0])
                 for image in itertools.islice(images, self.sample)
             ]
             if not features:
@@ -53,11 +54,11 @@ class PixelDetector(Detector):
         return self.words is not None
 
     def detect(self, images: list[np.ndarray]) -> list[Found]:
-        boxes = [pixels.detect(image, self.regions)[0] for image in images]
+        boxes = [handcrafted.detect(image, self.regions)[0] for image in images]
         return self.describe(images, boxes)
 
     def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
-        features = [pixels.describe(image, of_image) for image, of_image in zip(images, boxes, strict=True)]
+        features = [handcrafted.describe(image, of_image) for image, of_image in zip(images, boxes, strict=True)]
         return [Found(b, f, *self.words.classify(f)) for b, f in zip(boxes, features, strict=True)]
 
 

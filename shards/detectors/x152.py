@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.batched_detector import BatchedDetector, Described, read_class_names
-from shards.detector import refuse_flags
-from shards.errors import UserError
-from shards.files import read_json
-from shards.tensor_files import read_state_dict
-from shards.x152 import DetectorConfig, RegionDetector
-from shards.x152.network import build
+from shards.common.errors import UserError
+from shards.common.files import read_json
+from shards.detection.base import refuse_flags
+from shards.detection.batched import BatchedDetector, Described, read_class_names
+from shards.detection.x152 import DetectorConfig, RegionDetector
+from shards.detection.x152.network import build
+from shards.parsing.tensor_files import read_state_dict
 
 
 class X152(BatchedDetector):

@@ -8,14 +8,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.dataset import UNFINISHED
+from shards.common.cli import flag
+from shards.common.errors import UserError
+from shards.common.files import read_json, write_json
+from shards.common.folder_lock import LOCK, locked_folder
 from shards.detectors import check_version
 from shards.detectors.pixels import PixelDetector
-from shards.errors import UserError
 from shards.extract import ExtractConfig, extract
-from shards.files import read_json, write_json
-from shards.flags import flag
-from shards.folder_lock import LOCK, locked_folder
+from shards.storage.dataset import UNFINISHED
 from shards.world.pools import draw_all
 from shards.world.tasks import TASK_REGIONS, TaskSizes, pairs_pictures, write_captions, write_tasks
 

@@ -1,6 +1,6 @@
 """python -m shards.world --out data/world: creates the miniature world, with annotations and region shards."""
 
-from shards.flags import command
+from shards.common.cli import command
 from shards.world import WorldConfig, make_world
 
 

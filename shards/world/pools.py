@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.files import naming
-from shards.jobs import advance, run_tasks
+from shards.common.files import naming
+from shards.common.process_pool import advance, run_tasks
 from shards.world.scenes import Thing, draw_scene, make_scene
 
 PER_TASK = 250  # pictures drawn per job of a worker process

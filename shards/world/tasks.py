@@ -6,7 +6,7 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.files import naming, whole_file, write_json
+from shards.common.files import naming, whole_file, write_json
 from shards.world import annotations
 from shards.world.captions import make_caption
 from shards.world.pools import Picture, draw_all, picture

@@ -17,20 +17,20 @@ from transformers import BertConfig, BertModel
 
 from finetune.ablate import AblateConfig, PlainStart, Run, _prepare, as_begun, calls_of, compare, plain_start
 from finetune.ablate import table as tabulate
-from finetune.ablations import PAPER_TABLES, SUITES, Row
-from finetune.heads import TaskModel
-from finetune.paper import paper_row
-from finetune.scores import CLUSTERS
-from finetune.settings import MtConfig
-from finetune.start import choose_start
-from pretrain.bert import bert_folder
-from pretrain.checkpoint import MODEL, best_checkpoint, newest_checkpoint
-from pretrain.config import ModelConfig
-from pretrain.settings import PretrainConfig
-from shards.dataset import open_dataset, read_captions
-from shards.errors import UserError
-from shards.files import write_json
-from shards.flags import build
+from finetune.config import MtConfig
+from finetune.evaluation.paper_results import paper_row
+from finetune.evaluation.scores import CLUSTERS
+from finetune.models.task_model import TaskModel
+from finetune.reporting.ablation_suites import PAPER_TABLES, SUITES, Row
+from finetune.run_dirs.init_weights import choose_start
+from pretrain.config import PretrainConfig
+from pretrain.engine.checkpoint import MODEL, best_checkpoint, newest_checkpoint
+from pretrain.models.model_config import ModelConfig
+from pretrain.pretrained.hf_bert import bert_folder
+from shards.common.cli import build
+from shards.common.errors import UserError
+from shards.common.files import write_json
+from shards.storage.dataset import open_dataset, read_captions
 
 
 def test_rows_are_the_papers():
@@ -205,7 +205,7 @@ def test_a_bert_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
     for name in ("config.json", "pytorch_model.bin", "vocab.txt"):
         (cached / name).touch()
     found = {name: str(cached / name) for name in ("config.json", "pytorch_model.bin", "vocab.txt")}
-    monkeypatch.setattr("pretrain.bert._from_hub", lambda name, file: found.get(file))
+    monkeypatch.setattr("pretrain.pretrained.hf_bert._from_hub", lambda name, file: found.get(file))
     assert bert_folder("bert-base-uncased") == str(cached) and bert_folder(str(tmp_path)) == str(tmp_path)
 
 

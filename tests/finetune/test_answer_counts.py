@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from finetune.answers import normalise
+from finetune.annotations.answers import normalise
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from finetune.attention import page_of
-from finetune.explain import VIEWS, explain
+from finetune.inference.attention_maps import VIEWS, explain
+from finetune.inference.request import Query
 from finetune.predict import Predictor
-from finetune.query import Query
 from finetune.tasks import paper_tasks
-from pretrain.model import AttentionMaps, initialise
-from shards.errors import UserError
+from pretrain.models.vilbert import AttentionMaps, initialise
+from shards.common.errors import UserError
 
 TASKS = paper_tasks()
 

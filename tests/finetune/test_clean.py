@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune.cleaning.cleaned import read_cleaned
-from finetune.cleaning.looks import DIFFERENT, NEAR, TRIMMED, difference, grey, look_hashes, near_pairs
-from finetune.cleaning.near_duplicates import image_files
-from finetune.cleaning.photos import Photos
-from finetune.official import scan
+from finetune.annotations.official_files import scan
+from finetune.decontamination.image_identity import Photos
+from finetune.decontamination.manifest import read_cleaned
+from finetune.decontamination.near_duplicates import image_files
+from finetune.decontamination.perceptual_hash import DIFFERENT, NEAR, TRIMMED, difference, grey, look_hashes, near_pairs
 from finetune.tasks import paper_tasks
-from shards.errors import UserError
-from shards.image_id import image_id
+from shards.common.errors import UserError
+from shards.common.image_id import image_id
 
 TASKS = paper_tasks()
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.agreement import ImageAgreement, both_forms, consistency, shared_words
-from finetune.answers import vqa_accuracy
-from finetune.pages.pairs import SharedPair, choose
-from finetune.tagging import make_tagger
+from finetune.annotations.answers import vqa_accuracy
+from finetune.evaluation.grounding_consistency import ImageAgreement, both_forms, consistency, shared_words
+from finetune.evaluation.pos_tagger import make_tagger
+from finetune.pages.consistency_page import SharedPair, choose
 from finetune.tasks import all_tasks
-from shards.errors import UserError
+from shards.common.errors import UserError
 
 
 def image(shared, answered, found) -> ImageAgreement:

@@ -20,11 +20,11 @@ from launching import free_port
 from PIL import Image
 
 from finetune.demo import is_own_host
-from finetune.desk import Desk
+from finetune.inference.demo_backend import Desk
+from finetune.inference.image_upload import LONG_SIDE, Uploads
 from finetune.predict import Predictor
 from finetune.tasks import paper_tasks
-from finetune.uploads import LONG_SIDE, Uploads
-from shards.errors import UserError
+from shards.common.errors import UserError
 
 TASKS = paper_tasks()
 
@@ -245,7 +245,7 @@ def test_a_killed_page_leaves_no_process_behind(trained, tmp_path):
     """Its decoding process ends with it."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     script = (
-        "import sys; from finetune.uploads import Uploads\n"
+        "import sys; from finetune.inference.image_upload import Uploads\n"
         "if __name__ == '__main__':\n"
         "    one = Uploads(1, 1, 30); one.read(sys.argv[1]); print(*one._pool._processes, flush=True); sys.stdin.read()"
     )

@@ -7,13 +7,13 @@ import pytest
 from official_files import vqa_accuracy_by_type
 
 from finetune import evaluate
-from finetune.answers import normalise
-from finetune.boxes import iou
-from finetune.report_tables import table9
-from finetune.runs import find_runs
-from finetune.scores import ranking_note
+from finetune.annotations.answers import normalise
+from finetune.annotations.boxes import iou
+from finetune.evaluation.scores import ranking_note
+from finetune.reporting.paper_layout import table9
+from finetune.run_dirs.finished_runs import find_runs
 from finetune.tasks import all_tasks
-from shards.ranks import ALONE
+from shards.common.dist_info import ALONE
 
 
 def test_vqa_by_question_type(world, trained, tmp_path, run_command):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from finetune import evaluate
-from finetune.choices import Prediction
+from finetune.evaluation.scores import score_task
 from finetune.examples import Scored, choose, expected_of, judge, kind_of
-from finetune.predictions import predict
-from finetune.scores import score_task
+from finetune.inference.decoding import Prediction
+from finetune.inference.predictions import predict
 from finetune.tasks import paper_tasks
-from shards.ranks import ALONE
+from shards.common.dist_info import ALONE
 
 TASKS = paper_tasks()
 

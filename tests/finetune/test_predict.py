@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.inference.request import parse_boxes
 from finetune.predict import Predictor
-from finetune.query import parse_boxes
 from finetune.tasks import paper_tasks
-from shards.errors import UserError
-from shards.image_id import image_id
+from shards.common.errors import UserError
+from shards.common.image_id import image_id
 
 TASKS = paper_tasks()
 
@@ -28,8 +28,8 @@ def image_file(world, task, image):
 def evaluated(trained, world, task, examples):
     """What finetune.evaluate predicts of these examples."""
     from finetune.evaluate import EvaluateConfig, load
-    from finetune.predictions import predict
-    from shards.ranks import ALONE
+    from finetune.inference.predictions import predict
+    from shards.common.dist_info import ALONE
 
     config = EvaluateConfig(run=str(trained), data=str(world), workers=0)
     work, collator = load(config, task, lambda data: examples)

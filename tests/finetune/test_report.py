@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from launching import python
 
-from finetune.intervals import bootstrap_means, interval_of
-from finetune.pages.curves import paused_spans
-from finetune.paper import paper_table
-from finetune.report_tables import ablation_tables, gap_scores, method_cells, methods, table9
-from finetune.runs import MULTI, PRETRAINING, SINGLE, Run, find_runs, read_run
-from finetune.scores import CLUSTERS, load_values
+from finetune.evaluation.bootstrap import bootstrap_means, interval_of
+from finetune.evaluation.paper_results import paper_table
+from finetune.evaluation.scores import CLUSTERS, load_values
+from finetune.pages.report_plots import paused_spans
+from finetune.reporting.paper_layout import ablation_tables, gap_scores, method_cells, methods, table9
+from finetune.run_dirs.finished_runs import MULTI, PRETRAINING, SINGLE, Run, find_runs, read_run
 from finetune.tasks import all_tasks
-from shards.errors import UserError
+from shards.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

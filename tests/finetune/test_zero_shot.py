@@ -9,19 +9,19 @@ import torch
 from launching import python, run_ranks
 
 from finetune.attention import page_of
+from finetune.data.regions import Regions
 from finetune.evaluate import EvaluateConfig, load
-from finetune.explain import VIEWS, explain
+from finetune.inference.attention_maps import VIEWS, explain
+from finetune.inference.predictions import predict
 from finetune.predict import Predictor
-from finetune.predictions import predict
-from finetune.regions import Regions
 from finetune.tasks import all_tasks
-from pretrain.checkpoint import MODEL, best_checkpoint, read_tensors, save_weights
-from pretrain.collate import Limits, stack
-from pretrain.load import load_pretraining
-from pretrain.masking import image_rows
-from pretrain.model import AttentionMaps
-from pretrain.tokenizer import load_pieces
-from shards.ranks import ALONE
+from pretrain.data.collate import Limits, stack
+from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_tensors, save_weights
+from pretrain.models.vilbert import AttentionMaps
+from pretrain.objective.masking import image_rows
+from pretrain.pretrained.load_model import load_pretraining
+from pretrain.tokenizer.tokenizer import load_pieces
+from shards.common.dist_info import ALONE
 
 TASKS = all_tasks()
 NAME, SPLIT = "flickr_retrieval", "test"

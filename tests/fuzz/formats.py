@@ -23,19 +23,19 @@ from safetensors.torch import load_file, save_file
 
 import shards.convert
 import shards.inspect
-from finetune.answers import read_vocabulary
-from finetune.cleaning.cleaned import read_cleaned
-from finetune.runs import find_runs
+from finetune.annotations.answers import read_vocabulary
+from finetune.decontamination.manifest import read_cleaned
+from finetune.run_dirs.finished_runs import find_runs
 from finetune.tasks import all_tasks
-from pretrain.checkpoint import best_checkpoint, read_facts
-from pretrain.collate import Limits, check_sample
-from pretrain.load import load
-from pretrain.tokenizer import bert_pieces
-from shards.dataset import open_dataset, read_captions
-from shards.errors import UserError
-from shards.given_boxes import read_given_boxes
-from shards.reader import RegionReader
-from shards.visual_words import fit_words, load_words
+from pretrain.data.collate import Limits, check_sample
+from pretrain.engine.checkpoint import best_checkpoint, read_facts
+from pretrain.pretrained.load_model import load
+from pretrain.tokenizer.tokenizer import bert_pieces
+from shards.common.errors import UserError
+from shards.detection.visual_words import fit_words, load_words
+from shards.images.given_box_files import read_given_boxes
+from shards.storage.dataset import open_dataset, read_captions
+from shards.storage.reader import RegionReader
 
 PARITY = Path(__file__).parents[1] / "parity"
 ROWS, WIDTH, CLASSES = 3, 4, 5

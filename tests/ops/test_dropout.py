@@ -9,12 +9,12 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import ops
-from ops import pure
-from shards import hashing
+from ops import pure_torch
+from shards.common import counter_rng
 
-dropouts = pytest.mark.parametrize("dropout", [ops.dropout, pure.dropout], ids=["as installed", "pure torch"])
+dropouts = pytest.mark.parametrize("dropout", [ops.dropout, pure_torch.dropout], ids=["as installed", "pure torch"])
 attention_dropouts = pytest.mark.parametrize(
-    "attention_dropout", [ops.attention_dropout, pure.attention_dropout], ids=["as installed", "pure torch"]
+    "attention_dropout", [ops.attention_dropout, pure_torch.attention_dropout], ids=["as installed", "pure torch"]
 )
 
 
@@ -74,10 +74,10 @@ def test_attention_bits_at_the_threshold_are_kept(attention_dropout):
 
 
 def test_a_row_starts_from_the_random_number_of_its_key_and_site():
-    """The function is the one of shards.hashing: checked here since this package cannot import it."""
+    """The function is the one of shards.common.counter_rng: checked here since this package cannot import it."""
     keys = random_keys(5)
-    starts = hashing.draw(keys, torch.tensor(7))
-    bits = hashing.draw(starts[:, None], torch.arange(3))
+    starts = counter_rng.draw(keys, torch.tensor(7))
+    bits = counter_rng.draw(starts[:, None], torch.arange(3))
     lanes = bits[..., None] >> torch.arange(0, 64, 16) & 0xFFFF
     assert torch.equal(ops.dropout(torch.ones(5, 12), keys, 7, 0.25) > 0, lanes.flatten(1) >= 0.25 * 65536)
 

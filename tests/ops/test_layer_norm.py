@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import ops
-from ops import pure
+from ops import pure_torch
 
 WIDTHS = (1, 2, 3, 7, 16, 17, 128, 130, 256, 768, 1024, 1030)
 HALVES = (torch.float32, torch.float16, torch.bfloat16)
@@ -22,13 +22,13 @@ def pure_layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype):
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x, residual, weight, bias):
-            out, *statistics = pure.dropout_add_layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype)
+            out, *statistics = pure_torch.dropout_add_layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype)
             ctx.saved = x, residual, weight, keys, *statistics
             return out
 
         @staticmethod
         def backward(ctx, gradient):
-            dx, dresidual, *rest = pure.dropout_add_layer_norm_backward(gradient, *ctx.saved, site, p)
+            dx, dresidual, *rest = pure_torch.dropout_add_layer_norm_backward(gradient, *ctx.saved, site, p)
             return dx, None if ctx.saved[1] is None else dresidual, *rest
 
     return Function.apply(x, residual, weight, bias)
@@ -104,12 +104,12 @@ def test_compiled_and_pure_agree(x, residual, n, h, p, seed):
     inputs, keys = case(n, h, x, x if residual else None, seed)
     eps = 0.1  # rows of few columns have variances near zero
     found = OPERATORS.dropout_add_layer_norm(*inputs, keys, 2, p, eps, x)
-    expected = pure.dropout_add_layer_norm(*inputs, keys, 2, p, eps, x)
+    expected = pure_torch.dropout_add_layer_norm(*inputs, keys, 2, p, eps, x)
     weights = normal(n, h, dtype=x, seed=seed)
     given, weight, _ = inputs[:2], *inputs[2:]
     slopes = [
         backward(weights, *given, weight, keys, *expected[1:], 2, p)
-        for backward in (OPERATORS.dropout_add_layer_norm_backward, pure.dropout_add_layer_norm_backward)
+        for backward in (OPERATORS.dropout_add_layer_norm_backward, pure_torch.dropout_add_layer_norm_backward)
     ]
     for a, b in zip((*found, *slopes[0]), (*expected, *slopes[1]), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ops
-from ops import library, pure
+from ops import pure_torch, registration
 
 PACKAGE = Path(__file__).parents[2] / "ops"
 
 implementations = pytest.mark.parametrize(
-    "mask", [ops.mask_overlapping, pure.mask_overlapping], ids=["as installed", "pure torch"]
+    "mask", [ops.mask_overlapping, pure_torch.mask_overlapping], ids=["as installed", "pure torch"]
 )
 
 
@@ -26,7 +26,7 @@ def test_the_compiled_operator_is_the_one_in_use():
     """The environment that the README makes has a compiler."""
     if not shutil.which("c++"):
         pytest.skip("no C++ compiler here: the pure version serves")
-    assert library.backends["CPU"] == "compiled"
+    assert registration.backends["CPU"] == "compiled"
 
 
 def iou(a, b) -> Fraction:
@@ -107,7 +107,7 @@ def test_compiled_and_pure_agree_to_the_bit_on_many_boxes(batch, n):
     for mask in (None, valid):
         for threshold in (0.4, 0.0, 0.7):
             found = ops.mask_overlapping(boxes, seeds, mask, threshold)
-            assert torch.equal(found, pure.mask_overlapping(boxes, seeds, mask, threshold))
+            assert torch.equal(found, pure_torch.mask_overlapping(boxes, seeds, mask, threshold))
     assert found.sum() > 1.01 * (seeds & valid).sum()
 
 
@@ -192,7 +192,7 @@ def test_gpu_and_cpu_agree_to_the_bit(batch, n):
 def test_python_m_ops_says_what_is_in_use():
     done = subprocess.run([sys.executable, "-m", "ops"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
-    assert f"CPU   {library.backends['CPU']}; self-check passed" in done.stdout
+    assert f"CPU   {registration.backends['CPU']}; self-check passed" in done.stdout
     assert "CUDA  " in done.stdout
 
 
@@ -201,7 +201,7 @@ def test_where_nothing_is_compiled_the_pure_version_serves_under_the_same_name(t
     shutil.copytree(PACKAGE, tmp_path / "ops", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
     script = (
         "import logging; logging.basicConfig(level=logging.INFO); import ops, torch; "
-        "from ops import library; print(ops.__file__, library.backends); "
+        "from ops import registration; print(ops.__file__, registration.backends); "
         "b = torch.tensor([[[0.,0,1,1],[0,0,1,1]]]); print(ops.mask_overlapping(b, torch.tensor([[True,False]])))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)

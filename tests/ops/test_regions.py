@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ops
-from ops import pure
+from ops import pure_torch
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-implementations = pytest.mark.parametrize("mask", [ops.mask_regions, pure.mask_regions], ids=["installed", "pure"])
+implementations = pytest.mark.parametrize(
+    "mask", [ops.mask_regions, pure_torch.mask_regions], ids=["installed", "pure"]
+)
 
 
 def random_case(batch=6, n=9, size=21, dtype=torch.float32, seed=0):
@@ -64,7 +66,7 @@ def test_every_number_there_is_is_rounded_as_torch_rounds(dtype, to):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_compiled_and_pure_agree(dtype):
     features, visible = random_case(64, 36, 300, dtype)
-    found, expected = ops.mask_regions(features, visible), pure.mask_regions(features, visible, torch.float32)
+    found, expected = ops.mask_regions(features, visible), pure_torch.mask_regions(features, visible, torch.float32)
     assert torch.equal(found[:, 1:], expected[:, 1:])
     torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-5, atol=1e-6)
 

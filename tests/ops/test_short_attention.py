@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ops import packed_cross_attention, packed_self_attention, short_attention
-from ops.pure import _mix
+from ops.pure_torch import _mix
 from ops.short_attention import kernel_available, short_attention_reference
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def test_reference_drops_what_the_definition_says():
 
 
 def test_mix_is_the_one_of_hashing():
-    from shards.hashing import mix
+    from shards.common.counter_rng import mix
 
     keys = side([100])[1]
     assert torch.equal(_mix(keys), mix(keys))

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.dataset import open_dataset, read_captions
+from shards.common.errors import UserError
+from shards.common.image_id import image_id
+from shards.common.model_hub import PATIENCE, _answers
 from shards.detectors import detector_of
-from shards.errors import UserError
-from shards.hub import PATIENCE, _answers
-from shards.image_id import image_id
 from shards.inspect import image_of, overlapping, source_of
-from shards.reader import RegionReader
-from shards.sample import Sample
+from shards.storage.dataset import open_dataset, read_captions
+from shards.storage.reader import RegionReader
+from shards.storage.sample import Sample
 from shards.world.scenes import draw_scene, make_scene
 
 
@@ -424,7 +424,7 @@ def cut(folder):
 def other_width(folder):
     from data_sets import make_samples
 
-    from shards.writer import write_shard
+    from shards.storage.writer import write_shard
 
     for path in (folder / "dataset.json", folder / "captions.txt"):
         path.unlink()
@@ -433,7 +433,7 @@ def other_width(folder):
 
 def nan_in_features(folder):
     """Overwrites the features of one sample, as a damaged disk would."""
-    from shards.index import load_index
+    from shards.storage.index import load_index
 
     index = load_index(folder / "part-00001.tar")
     with open(folder / "part-00001.tar", "r+b") as file:
@@ -492,7 +492,7 @@ def test_pipes_among_images_and_on_the_command_line_end_in_a_sentence(tmp_path, 
 @pytest.mark.parametrize("name", ["pixel", "../nowhere", "a/b/c"])
 def test_a_wrong_detector_lists_the_local_ones_and_asks_nobody(tmp_path, run_command, monkeypatch, name):
     draw_images(tmp_path / "in", 1)
-    monkeypatch.setattr("shards.hub._answers", lambda address: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("shards.common.model_hub._answers", lambda address: pytest.fail("the hub was asked"))
     status, _, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--detector", name)
     assert status == 2 and f"--detector {name}: should be one of backbone, pixels, x152, or " in err
 

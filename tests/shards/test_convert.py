@@ -10,9 +10,9 @@ import msgpack
 import numpy as np
 import pytest
 
-from shards.dataset import open_dataset
-from shards.reader import RegionReader
-from shards.unpickle import unpickle
+from shards.parsing.safe_pickle import unpickle
+from shards.storage.dataset import open_dataset
+from shards.storage.reader import RegionReader
 
 CLASSES = 20
 

@@ -1,0 +1,1 @@
+"""Official annotation files, those of the reference implementation, answers, boxes."""

@@ -1,0 +1,281 @@
+"""Readers of official annotation files (JSON, JSON lines, CSV, text, XML, Python 2 pickles).
+
+Error messages name the file and the record.
+"""
+
+import codecs
+import csv
+import itertools
+import mmap
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from shards.common.errors import UserError
+from shards.common.files import is_stray, refuse_special_file
+from shards.common.untrusted_input import byte_lines, is_number, parse_json, reading, reason_of, shown
+from shards.parsing.safe_pickle import unpickle
+
+Kind = TypeVar("Kind")
+
+
+class MissingFile(UserError):
+    """An official file does not exist."""
+
+
+def scan(path, kind: type[Kind]) -> Kind:
+    """Decodes a .json file as `kind`, a msgspec type. Fields that it does not declare are skipped, to save memory."""
+    refuse_special_file(path)
+    try:
+        with reading(path, "download it again"), open(path, "rb") as file:
+            # Not closed here: msgspec.Raw records that are decoded later refer to the mapped memory.
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return msgspec.json.decode(data[_text_begin(data) :], type=kind)
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+class RecordFile(Generic[Kind]):
+    """The records of a .json file that is an object of records, decoded lazily.
+
+    A record is decoded as `kind`, a msgspec type, when its key is looked up, so that reading a few of millions of
+    records takes little memory.
+    """
+
+    def __init__(self, path, kind: type[Kind]):
+        self.path, self._decoder = path, msgspec.json.Decoder(kind)
+        self._records = scan(path, dict[str, msgspec.Raw])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __getitem__(self, key: str) -> Kind:
+        if key not in self._records:
+            raise UserError(f"{self.path}: no record {key}; download it again, or the file that refers to this record")
+        with reading(f"{self.path}, record {shown(key)}", "download the file again"):
+            return self._decoder.decode(self._records[key])
+
+
+def scan_records(path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    """(key, record decoded as `kind`) of every record of a .json file that is an object of records, in file order."""
+    records = RecordFile(path, kind)
+    return ((key, records[key]) for key in records)
+
+
+def scan_lines(path, kind: type[Kind]) -> Iterator[Kind]:
+    """The records of a file with one JSON record per line, decoded as `kind`, a msgspec type."""
+    decoder = msgspec.json.Decoder(kind)
+    for where, line in _lines(path):
+        with reading(where, "download the file again"):
+            value = decoder.decode(line)
+        yield value
+
+
+def read_annotations(path):
+    """The value of an official .json file."""
+    try:
+        return parse_json(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({reason_of(error)}); download it again") from None
+
+
+def read_list(path) -> list:
+    """The value of an official .json file that is a list."""
+    value = read_annotations(path)
+    if not isinstance(value, list):
+        raise UserError(f"{path}: should be a list of records and is a {type(value).__name__}")
+    return value
+
+
+def read_lines(path) -> Iterator[tuple[str, dict]]:
+    """(location for messages, record) for every line of a .json, .jsonl or .jsonl.gz file with one record per line."""
+    for where, line in _lines(path):
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise UserError(f"{where}: is not valid JSON ({reason_of(error)}); download it again") from None
+        yield where, record
+
+
+def read_text(path) -> Iterator[tuple[str, str]]:
+    """(location for messages, stripped line) for every non-empty line of a text file."""
+    for where, line in _lines(path):
+        try:
+            yield where, line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: is not UTF-8 text ({error}); download the file again") from None
+
+
+def read_csv(path) -> Iterator[tuple[str, dict]]:
+    """(location for messages, column -> text) for every row of a .csv or .csv.gz file with a header."""
+    path = plain_or_packed(path)
+    reader = csv.DictReader(_text_lines(path), strict=True)
+    while True:
+        try:
+            with reading(f"{path}, after line {reader.line_num}", "download it again"):
+                record = next(reader, None)
+        except FileNotFoundError:
+            raise _missing(path) from None
+        if record is None:
+            return
+        where = f"{path}, line {reader.line_num}"
+        if None in record or None in record.values():
+            raise UserError(f"{where}: number of columns differs from the header; download the file again")
+        yield where, record
+
+
+def _text_lines(path) -> Iterator[str]:
+    """The lines, with line ends, of a UTF-8 file with or without a byte order mark."""
+    for number, line in enumerate(byte_lines(path)):
+        yield line.decode("utf-8" if number else "utf-8-sig")
+
+
+class _Plain(ET.TreeBuilder):
+    """Rejects a document type declaration, in which a short file can define entities of any length."""
+
+    def doctype(self, name, pubid, system):
+        raise ValueError("it has a document type, which no official file has")
+
+
+def read_xml(path) -> ET.Element:
+    """The root of an .xml file."""
+    with reading(path, "download it again"):
+        return ET.fromstring(_read(path), ET.XMLParser(target=_Plain()))
+
+
+def _lines(path) -> Iterator[tuple[str, bytes]]:
+    """(location for messages, line) of every line that is not blank."""
+    path = plain_or_packed(path)
+    lines, number = byte_lines(path), 0
+    while True:
+        try:
+            with reading(f"{path}, after line {number}", "download it again"):
+                line = next(lines, None)
+        except FileNotFoundError:
+            raise _missing(path) from None
+        if line is None:
+            return
+        number += 1
+        line = line[_text_begin(line) if number == 1 else 0 :]
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
+def _text_begin(data) -> int:
+    """Offset of the text in the bytes of a file: after the byte order mark, if any."""
+    return len(codecs.BOM_UTF8) if bytes(data[: len(codecs.BOM_UTF8)]) == codecs.BOM_UTF8 else 0
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """The path of an official file: in the data set's folder, or one or two folders below, as some archives unpack.
+
+    Raises:
+        UserError: several such files exist.
+    """
+    path = folder / name
+    if plain_or_packed(path).exists() or not folder.is_dir():
+        return path
+    below = [
+        found
+        for depth in ("*", "*/*")
+        for end in ("", ".gz")
+        for found in sorted(folder.glob(f"{depth}/{name}{end}"))
+        if not is_stray(str(found.relative_to(folder)))
+    ]
+    if len(below) > 1:
+        raise UserError(f"{folder}: found both {' and '.join(map(str, below))}; keep one")
+    return Path(str(below[0]).removesuffix(".gz")) if below else path
+
+
+def plain_or_packed(path) -> Path:
+    """The path itself, or PATH.gz if only that exists."""
+    packed = Path(f"{path}.gz")
+    refuse_special_file(path)
+    return packed if packed.exists() and not Path(path).exists() else Path(path)
+
+
+def _read(path) -> bytes:
+    refuse_special_file(path)
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); it is an official file of the data set") from None
+
+
+def _missing(path) -> MissingFile:
+    return MissingFile(f"{path}: not found; it is an official file of the data set")
+
+
+def read_pickle(path):
+    """The value of a pickle of plain values, written by Python 2 or 3."""
+    try:
+        return unpickle(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: is not a pickle of plain lists, dicts, strings and numbers ({error})") from None
+
+
+def read_pickled_list(path) -> list:
+    """The value of a pickle of plain values that is a list."""
+    value = read_pickle(path)
+    if not isinstance(value, list):
+        raise UserError(f"{path}: should be a pickled list of records and is a {type(value).__name__}")
+    return value
+
+
+def take(record, key: str, kind, where: str):
+    """record[key]. Raises UserError if it is missing or not of type `kind` (a type, or a tuple of types)."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: should be an object with {key} and is a {type(record).__name__}")
+    if key not in record:
+        raise UserError(f"{where}: has no {key}; it has {_names(record) or 'nothing'}")
+    value = record[key]
+    _check(value, key, kind, where)
+    return value
+
+
+def _names(record: dict) -> str:
+    """Keys for a message, at most 20."""
+    names = sorted(str(key)[:30] for key in itertools.islice(record, 20))
+    return ", ".join(names) + (", ..." if len(record) > 20 else "")
+
+
+def take_all(record, key: str, kind, where: str) -> list:
+    """record[key], a list. Raises UserError if one of its values is not of type `kind`."""
+    values = take(record, key, list, where)
+    for value in values:
+        _check(value, f"a value of {key}", kind, where)
+    return values
+
+
+def _check(value, name: str, kind, where: str) -> None:
+    """Raises UserError for a value that is not of type `kind`, and for a number that is infinite or exceeds 64 bits."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UserError(f"{where}: {name} is {shown(value)}; should be {names}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not is_number(value):
+        raise UserError(f"{where}: {name} is {shown(value)}; should be a finite number of at most 64 bits")
+
+
+def take_box(record, key: str, where: str) -> tuple[float, float, float, float]:
+    """A box given as [x, y, width, height] in pixels -> (x1, y1, x2, y2)."""
+    values = take(record, key, list, where)
+    if len(values) != 4 or not all(map(is_number, values)):
+        raise UserError(f"{where}: {key} is {shown(values)}; should be four numbers x, y, width, height")
+    x, y, width, height = values
+    if width < 0 or height < 0:
+        raise UserError(f"{where}: {key} has a negative width or height ({width} x {height})")
+    return float(x), float(y), float(x + width), float(y + height)
+
+
+def unique(ids, where: str) -> None:
+    """Raises UserError for a duplicate id."""
+    seen = set()
+    for found in ids:
+        if found in seen:
+            raise UserError(f"{where}: duplicate id {found}")
+        seen.add(found)

@@ -1,0 +1,78 @@
+"""Builds the model and the training engine of one or more tasks from a run's flags."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from finetune.config import BETAS, EPSILON
+from finetune.models.task_model import TaskModel
+from finetune.run_dirs.init_weights import Start, Vocabularies
+from pretrain.engine.distributed import on_first
+from pretrain.engine.optimizer import make_optimizer, without_bias_correction
+from pretrain.engine.step import Engine, Precision, make_engine
+from pretrain.engine.trainer import restore_engine
+from pretrain.models.model_config import ModelConfig
+from pretrain.pretrained.find_weights import describe
+from shards.common.dist_info import ALONE, Ranks
+
+
+def make_model(
+    config,
+    sizes: ModelConfig,
+    vocabularies: Vocabularies,
+    start: Start | None,
+    precision: Precision,
+    ranks: Ranks = ALONE,
+) -> TaskModel:
+    """A model with one answer head per vocabulary, on its device.
+
+    Args:
+        config: flags of finetune.st or finetune.mt.
+        sizes: configuration of the model.
+        vocabularies: answer head -> its answers.
+        start: the initial weights, or None. Only the first rank reads them; make_task_engine broadcasts them.
+        precision: dtype of the weights, and the device.
+        ranks: the processes of the run.
+    """
+    torch.manual_seed(config.seed)
+    model = TaskModel(sizes, {head: len(vocabulary) for head, vocabulary in vocabularies.items()})
+    model.encoder.recompute = config.activation_checkpointing
+    if start is not None:
+        sentence = on_first(ranks, lambda: describe(*start.load(model)))
+        if sentence:
+            ranks.say(f"{start.path}: {sentence}")
+    return model.to(precision.device, precision.weights)
+
+
+def make_task_engine(
+    config,
+    ranks: Ranks,
+    work: nn.Module,
+    lr: float,
+    head_lr: float,
+    newest: Path | None,
+    update_unused: bool = False,
+) -> Engine:
+    """The optimizer and training step of `work`, restored from a checkpoint if given; weights are those of rank 0.
+
+    Args:
+        config: flags of finetune.st or finetune.mt.
+        ranks: the processes of the run.
+        work: TaskPass or MultiTaskPass.
+        lr: peak learning rate of the encoder and of the pointing head.
+        head_lr: peak learning rate of all other heads, which are newly initialised.
+        newest: checkpoint directory, or None for a new run.
+        update_unused: see optimizer.ZeroGradients.
+    """
+
+    def scale(name: str) -> float:
+        new = name.startswith("heads.") and not name.startswith("heads.pointing.")
+        return head_lr / lr if new else 1.0
+
+    optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, config.weight_decay, scale)
+    without_bias_correction(optimizer)
+    engine = make_engine(work, optimizer, ranks, config.clip, all_used=False, update_unused=update_unused)
+    if newest:
+        restore_engine(engine, newest)
+    return engine

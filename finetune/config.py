@@ -1,0 +1,219 @@
+"""The flags of fine-tuning, and defaults that depend on the size of the model."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from finetune.task_types.base import Task
+from finetune.training.task_schedulers import REGIMES
+from pretrain.config import PRECISIONS
+from pretrain.models.model_config import ModelConfig
+from shards.common.cli import REQUIRED, flag
+from shards.common.errors import UserError
+from shards.world import DEFAULT_WORLD
+
+EPOCHS, SMALL_EPOCHS = 20, 10  # epochs of single-task training; those of a small model
+BETAS, EPSILON = (0.9, 0.999), 1e-6  # of Adam
+HEAD_LR = 1e-4  # learning rate of the new heads; the pointing head has that of the task
+RANKED_CAPTIONS = 200  # captions of retrieval validation, each scored with every image; evaluate ranks all captions
+BASE_SIZE = 768  # hidden size of the text stream for which table 8's hyperparameters are
+MT_EPOCHS = 4  # epochs of the longest task, which correspond to the paper's 40 K iterations
+TASK_TOKEN_KINDS = ("dataset", "head", "none")  # one task token per task, one per head, or none
+# Factors on table 8's learning rates for a small model: single-task and multi-task training (docs/results.md).
+SMALL_LR, SMALL_LR_TOGETHER = 4, 8
+SMALL_BATCH = 64  # a small model has half of table 8's batch size, at most this
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Flags that finetune.st and finetune.mt share. None: a default that depends on the tasks and the model's size."""
+
+    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
+    config: str | None = flag(
+        None,
+        "model configuration, from scratch or of the weights: base, tiny, or a JSON file",
+        unset="tiny from scratch, else the configuration next to the weights",
+    )
+    tokenizer: str | None = flag(
+        None,
+        "tokenizer of weights that are not a run: a BERT directory, vocab.txt, or a hub name",
+        unset="next to the weights, or bert-base-uncased; from scratch a learned one",
+    )
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
+    clean: str | None = flag(
+        None,
+        "decontamination: remove test images of any task, by DATA/clean or another output folder of finetune.clean",
+        unset="no removal",
+    )
+    min_answer_count: int | None = flag(
+        None,
+        "minimum number of training questions with an answer for it to enter the vocabulary",
+        unset="the task's, 9 for VQA",
+        low=1,
+    )
+    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    accumulate: int = flag(1, "gradient accumulation steps", low=1)
+    warmup: float = flag(0.1, "fraction of the steps with learning-rate warm-up", low=0, high=1)
+    weight_decay: float = flag(0.01, "weight decay of all parameters except biases and LayerNorm", low=0)
+    clip: float = flag(0.0, "maximum gradient norm, 0 for no clipping, as in the reference implementation", low=0)
+    dropout: float | None = flag(
+        None, "dropout probability of all layers", unset="the configuration's", low=0, high=0.99
+    )
+    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    activation_checkpointing: bool = flag(False, "recompute activations in the backward pass, to save memory")
+    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
+    log_every: int = flag(20, "steps between two log lines", low=1)
+    save_minutes: float = flag(10.0, "maximum minutes between two checkpoints, 0 for no limit", low=0)
+    seed: int = flag(0, "random seed of new weights, data order and dropout")
+    resume: bool = flag(False, "resume from the newest checkpoint of the run, if any")
+
+
+@dataclass(kw_only=True)
+class WeightsFlags:
+    """Flags of commands that use trained weights for inference."""
+
+    run: str = flag(REQUIRED, "run directory of finetune.st, finetune.mt or pretrain.run, or published weights")
+    data: str | None = flag(None, "data folder", unset="the run's")
+    config: str | None = flag(
+        None, "JSON file of the model configuration of published weights", unset="next to them, or base"
+    )
+    tokenizer: str | None = flag(
+        None,
+        "tokenizer of published weights: a BERT directory, vocab.txt, or a hub name",
+        unset="next to them, or bert-base-uncased",
+    )
+    vqa_answers: str | None = flag(None, "published weights: VQA's answers in label order", unset="from the data")
+    gqa_answers: str | None = flag(None, "published weights: GQA's answers in label order", unset="from the data")
+    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+
+    @property
+    def of_weights(self) -> dict:
+        """These flags alone, to pass them to another command."""
+        return {one.name: getattr(self, one.name) for one in fields(WeightsFlags)}
+
+
+def answer_files(config) -> dict[str, str | None]:
+    """Answer head -> value of its answer-file flag."""
+    return {"vqa": config.vqa_answers, "gqa": config.gqa_answers}
+
+
+def check_answer_files(config, tasks: Iterable[Task]) -> None:
+    """Raises UserError for an answer file whose head none of the tasks uses."""
+    heads = {task.head for task in tasks}
+    for head, file in answer_files(config).items():
+        if file and head not in heads:
+            raise UserError(f"--{head}_answers {file}: none of the tasks uses this answer vocabulary")
+
+
+@dataclass(kw_only=True)
+class StConfig(FinetuneConfig):
+    """Flags of finetune.st."""
+
+    task: str = flag(REQUIRED, "task, such as refcoco; an unknown name prints the list")
+    init: str | None = flag(
+        None, "initial weights: a run, weights, a BERT, or scratch", unset="runs/mt, or runs/pretrain, or scratch"
+    )
+    out: str | None = flag(None, "run directory", unset="runs/st-TASK", written=True)
+    answers: str | None = flag(None, "file of the answer vocabulary, in label order", unset="from the annotations")
+    train_split: str | None = flag(None, "training split", unset="the task's own")
+    validation_split: str | None = flag(None, "validation split", unset="the task's own")
+    validate_on: int | None = flag(
+        None, "maximum number of validation examples, from the start of the split", unset="all", low=1
+    )
+    batch_size: int | None = flag(
+        None,
+        "examples per step, over all ranks",
+        unset="the paper's, table 8; half of it, at most 64, for a small model",
+        low=1,
+    )
+    epochs: int | None = flag(None, "number of epochs", unset=f"{EPOCHS}, for a small model {SMALL_EPOCHS}", low=1)
+    patience: int = flag(0, "early stopping: epochs without improvement, 0 to disable", low=0)
+    lr: float | None = flag(
+        None, "peak learning rate", unset=f"the paper's, table 8; times {SMALL_LR} for a small model", above=0
+    )
+
+
+@dataclass(kw_only=True)
+class MtConfig(FinetuneConfig):
+    """Flags of finetune.mt."""
+
+    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra); all: the paper's twelve")
+    init: str | None = flag(
+        None, "initial weights: a run, weights, a BERT, or scratch", unset="runs/pretrain, or scratch"
+    )
+    out: str = flag("runs/mt", "run directory", written=True)
+    vqa_answers: str | None = flag(
+        None, "file of the answers of VQA and VGQA, in label order", unset="from the annotations"
+    )
+    gqa_answers: str | None = flag(None, "file of GQA's answers, in label order", unset="from the annotations")
+    regime: str = flag("dsg", "task scheduling strategy; dsg: dynamic stop-and-go", choices=tuple(REGIMES))
+    gap: int = flag(4, "Δ: iterations between the task steps of a paused task", low=1)
+    first_phase: float = flag(
+        0.25, "fraction of the iterations in which a curriculum trains its first group alone", above=0, high=1
+    )
+    task_token: str = flag("dataset", "task tokens: one per data set, one per head, or none", choices=TASK_TOKEN_KINDS)
+    update_unused: bool | None = flag(
+        None,
+        "apply momentum and weight decay in every step also to parameters that its task does not use, as the "
+        "reference implementation does",
+        unset="true for base-sized models",
+    )
+    one_step: bool = flag(False, "sum the gradients of an iteration's tasks into one optimizer step")
+    iterations: int | None = flag(None, "number of iterations", unset="--epochs of the longest task", low=1)
+    epochs: int = flag(MT_EPOCHS, "number of epochs of the longest task", low=1)
+    validate_on: int | None = flag(
+        None, "maximum number of validation examples per task, from the start of the split", unset="all", low=1
+    )
+    max_batch: int | None = flag(None, "maximum batch size of every task, over all ranks", unset="no limit", low=1)
+    lr_scale: float | None = flag(
+        None,
+        "factor on all tasks' learning rates",
+        unset=f"1, for a small model {SMALL_LR_TOGETHER}, or {SMALL_LR} with a single task",
+        above=0,
+    )
+    save_every: int | None = flag(
+        None, "iterations between two checkpoints", unset="an epoch of the longest task", low=1
+    )
+
+
+def small(sizes: ModelConfig) -> bool:
+    """Whether a model is smaller than BERT base, for which table 8's hyperparameters were chosen."""
+    return sizes.hidden_size < BASE_SIZE
+
+
+def epochs(sizes: ModelConfig) -> int:
+    """Default number of epochs of single-task training: the paper's, or that of a small model."""
+    return SMALL_EPOCHS if small(sizes) else EPOCHS
+
+
+def lr_scale(sizes: ModelConfig, tasks: int = 1) -> float:
+    """Default factor on table 8's learning rates. tasks: number of tasks that are trained together."""
+    if not small(sizes):
+        return 1
+    return SMALL_LR_TOGETHER if tasks > 1 else SMALL_LR
+
+
+def update_unused(sizes: ModelConfig) -> bool:
+    """Default of --update_unused: whether parameters that a step's task does not use are updated in it too."""
+    return not small(sizes)
+
+
+def batch_size(task: Task, sizes: ModelConfig) -> int:
+    """Default batch size: table 8's; for a small model half of it, at most SMALL_BATCH; for retrieval half of that
+    again, because a retrieval example is four image-text pairs."""
+    if not small(sizes):
+        return task.batch_size
+    return min(task.batch_size // 2, SMALL_BATCH) // (2 if task.head == "retrieval" else 1)
+
+
+def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int, float, float]:
+    """(batch size, peak learning rate, peak learning rate of the new heads) of single-task training."""
+    lr = config.lr or task.lr * lr_scale(sizes)
+    return config.batch_size or batch_size(task, sizes), lr, lr / task.lr * HEAD_LR
+
+
+# Flags that may change when a run is resumed: they do not change what is computed.
+FREE_FLAGS = {"resume", "out", "workers", "accumulate", "activation_checkpointing", "log_every", "save_minutes"}

@@ -1,0 +1,1 @@
+"""Annotations and regions to batches of a task, hard negatives."""

@@ -1,0 +1,78 @@
+"""Negatives of retrieval training: a 4-way choice per caption, with one hard negative."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from finetune.data.regions import Regions
+from finetune.task_types.base import Example
+from shards.common import counter_rng
+from shards.common.errors import UserError
+
+NEAREST = 100  # nearest images from which a hard negative is drawn
+BLOCK = 1024  # rows of the distance matrix at a time
+
+
+def nearest_images(means: np.ndarray, count: int = NEAREST) -> np.ndarray:
+    """Exact k-nearest-neighbour search by Euclidean distance, in blocks of rows.
+
+    Args:
+        means: float (n, D), mean features of each image.
+        count: number of neighbours k; at most n - 1.
+
+    Returns:
+        int64 (n, k): the nearest other images of each image, nearest first.
+    """
+    means = np.asarray(means, np.float32)
+    squares = (means * means).sum(1)
+    count = min(count, len(means) - 1)
+    found = np.empty((len(means), count), np.int64)
+    for begin in range(0, len(means), BLOCK):
+        rows = slice(begin, begin + BLOCK)
+        distances = squares[rows, None] + squares - 2 * (means[rows] @ means.T)
+        distances[np.arange(len(distances)), np.arange(begin, begin + len(distances))] = np.inf
+        near = np.argpartition(distances, count - 1, 1)[:, :count]
+        order = np.take_along_axis(distances, near, 1).argsort(1, kind="stable")
+        found[rows] = np.take_along_axis(near, order, 1)
+    return found
+
+
+class Options:
+    """The three negatives of each caption: a random caption, a random image, and a caption of a similar image.
+
+    They are a function of (seed, epoch, number of the example).
+    """
+
+    def __init__(self, examples: Sequence[Example], regions: Regions, seed: int):
+        self.seed = seed
+        images = [example.images[0] for example in examples]
+        self.images = list(dict.fromkeys(images))
+        if len(self.images) < 2:
+            raise UserError("retrieval needs examples of at least two images, to draw negatives from")
+        places = {image: place for place, image in enumerate(self.images)}
+        self.own = np.array([places[image] for image in images])
+        self.captions = [np.flatnonzero(self.own == place) for place in range(len(self.images))]
+        self.nearest = nearest_images(np.stack([regions[i].features.astype(np.float32).mean(0) for i in self.images]))
+
+    def draw(self, epoch: int, number: int) -> tuple[int, str, int]:
+        """(number of the example with the random caption, the random image, number of the example with the hard
+        negative caption)."""
+        numbers = counter_rng.draw(np.array([counter_rng.key(self.seed, epoch, 3, number)]), np.arange(4))
+        own = int(self.own[number])
+        other, image, near, caption = numbers[:, None]
+        others = len(self.images) - 1
+        random_image = self._but(own, int(counter_rng.below(image, others)[0]))
+        hard = int(self.nearest[own, int(counter_rng.below(near, self.nearest.shape[1])[0])])
+        return (
+            self._caption(self._but(own, int(counter_rng.below(other, others)[0])), other >> 7),
+            self.images[random_image],
+            self._caption(hard, caption),
+        )
+
+    def _but(self, own: int, drawn: int) -> int:
+        """The number of an image, from a number drawn among all images except `own`."""
+        return drawn + (drawn >= own)
+
+    def _caption(self, image: int, number: np.ndarray) -> int:
+        captions = self.captions[image]
+        return int(captions[int(counter_rng.below(number, len(captions))[0])])

@@ -1,0 +1,128 @@
+"""Lookup of region features by image id, for a task's images and for the given boxes of its examples."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from finetune.task_types.base import Box
+from shards.common.errors import UserError
+from shards.common.files import is_stray
+from shards.storage.dataset import Dataset, open_dataset
+from shards.storage.reader import RegionReader
+from shards.storage.sample import Sample
+
+AT_MOST = 2.0  # maximum distance, in pixels, between a box and the same box in published features (off by one pixel)
+
+
+class Regions:
+    """Region shards by image id. Every data worker maps the shards itself.
+
+    folder: of one data set, or of subfolders with one data set each, such as separate train and test extractions.
+    """
+
+    def __init__(self, folder):
+        self.dataset = _open(Path(folder))
+        self.reader = RegionReader(self.dataset)
+        self.numbers = self.reader.plain_numbers()
+
+    def __contains__(self, image: str) -> bool:
+        return image in self.numbers
+
+    def shard_of(self, image: str) -> int:
+        """The number of the shard that contains an image."""
+        return self.reader.shard_of(self.numbers[image])
+
+    def __getitem__(self, image: str) -> Sample:
+        return self.reader[self.numbers[image]]
+
+
+SamplesById = Regions | dict[str, Sample]  # of a data set, or of the images of a query
+
+
+def _open(folder: Path) -> Dataset:
+    """The data set of a folder, or the data sets of its subfolders combined."""
+    inside = _folders(folder) if folder.is_dir() else []
+    if not inside or any(not is_stray(path.name) for path in folder.glob("*.tar")):
+        return open_dataset(str(folder))
+    first, *others = (open_dataset(str(path)) for path in inside)
+    for other in others:
+        if other.feature_size != first.feature_size:
+            raise UserError(
+                f"{folder}: {first.folder.name} has feature size {first.feature_size} and {other.folder.name} "
+                f"{other.feature_size}; extract all with the same detector"
+            )
+    return dataclasses.replace(first, shards=[shard for dataset in (first, *others) for shard in dataset.shards])
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_stray(path.name))
+
+
+def rows_of_boxes(sample: Sample, box_ids: tuple[str, ...], boxes: Sequence[Box]) -> np.ndarray:
+    """The rows of a sample of given boxes that belong to an example.
+
+    Boxes are matched by id (shards.extract --boxes), or by position if the sample has no ids, as in the published
+    features of given boxes.
+
+    Args:
+        sample: regions of the given boxes of an image.
+        box_ids: ids of the example's boxes.
+        boxes: the example's boxes, in pixels.
+
+    Returns:
+        int64 (n,).
+    """
+    if "box_ids" not in sample.info:
+        return _rows_by_place(sample, boxes)
+    known = {str(box): row for row, box in enumerate(sample.info["box_ids"])}
+    try:
+        return np.array([known[box] for box in box_ids], np.int64)
+    except KeyError as error:
+        raise UserError(
+            f"{sample.shard}: {sample.key} has no box {error.args[0]}; extract the shards again with "
+            "shards.extract --boxes, from the boxes of these annotations"
+        ) from None
+
+
+def _rows_by_place(sample: Sample, boxes: Sequence[Box]) -> np.ndarray:
+    size = np.array([sample.info["width"], sample.info["height"]] * 2)
+    wanted = np.array(boxes).clip(0, size)
+    distance = np.abs(sample.boxes[None] * size - wanted[:, None]).max(-1)
+    for box, away in zip(boxes, distance.min(1), strict=True):
+        if away > AT_MOST:
+            raise UserError(
+                f"{sample.shard}: {sample.key} has no box at {[round(x, 1) for x in box]}, the nearest is {away:.1f} "
+                "pixels away; extract the shards from the boxes of these annotations"
+            )
+    rows: list[int] = []
+    for away in distance.tolist():
+        # Of several boxes at the same position, use each once: each is in the image stream once.
+        rows.append(min(range(len(away)), key=lambda row: (away[row], row in rows)))
+    return np.array(rows, np.int64)
+
+
+def with_regions(examples: list, regions: Regions, where, skip: bool, log=print) -> list:
+    """The examples all of whose images have regions.
+
+    Raises:
+        UserError: an image has no regions and `skip` is false, or no examples remain.
+    """
+    kept = [example for example in examples if all(image in regions for image in example.images)]
+    if len(kept) == len(examples):
+        return examples
+    missing = len(examples) - len(kept)
+    first = next(image for example in examples for image in example.images if image not in regions)
+    sentence = f"{missing} of {len(examples)} examples have an image without regions in {where}, {first} the first"
+    if not skip:
+        raise UserError(f"{sentence}; extract these images too, or skip the examples with --missing skip")
+    if not kept:
+        raise UserError(f"{sentence}; no examples remain")
+    log(f"skipped: {sentence}")
+    return kept
+
+
+def region_folder(data, name: str) -> Path:
+    """The folder of the region shards of this name in a data folder."""
+    return Path(data) / "regions" / name

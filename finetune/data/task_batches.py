@@ -1,0 +1,168 @@
+"""Batch loading: shuffled examples of each task, divided over ranks and micro-batches and read by data workers."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice, tee
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from finetune.data.task_collate import TaskBatch, TaskCollator
+from pretrain.data.batch_schedule import Plan, share
+from pretrain.data.dataloader import Loader, Places, loading, watched_workers
+from shards.common import counter_rng
+from shards.common.dist_info import Ranks
+
+WORTH_A_WORKER = 8  # batches per data worker: with fewer, starting another process costs more time than it saves
+
+# (number of the task, number of the task step in its iteration, epoch, numbers of the examples)
+Request = tuple[int, int, int, np.ndarray]
+
+
+@dataclass
+class Turn:
+    """A micro-batch of a task step. task: number of the task; number: of the task step in its iteration."""
+
+    task: int
+    number: int
+    batch: TaskBatch
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.batch.problems
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def pin_memory(self) -> "Turn":
+        return replace(self, batch=self.batch.pin_memory())
+
+    def to(self, device) -> "Turn":
+        return replace(self, batch=self.batch.to(device))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        self.batch.record_stream(stream)
+
+
+class _MicroBatches(Dataset):
+    """Micro-batches by request."""
+
+    def __init__(self, collators: list[TaskCollator], places: Places):
+        self.collators, self.places = collators, places
+
+    def __getitem__(self, request: Request) -> Turn:
+        task, number, epoch, examples = request
+        collator = self.collators[task]
+        _note(self.places, collator, examples, task)
+        return Turn(task, number, collator(epoch, examples))
+
+
+def _note(places: Places, collator: TaskCollator, numbers: np.ndarray, task: int = 0) -> None:
+    """Records the shard of the first example's first image, for the error message if the data worker dies."""
+    if len(numbers):
+        first = collator.examples[int(numbers[0])].images[0]
+        places.note(collator.regions.shard_of(first), task)
+
+
+@dataclass
+class _Requests:
+    """A sampler of the data loader; `requests` is replaced before each pass."""
+
+    requests: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
+@dataclass
+class Order:
+    """The order of a task's examples, shuffled anew in each epoch."""
+
+    plan: Plan
+    seed: int
+    epoch: int | None = None
+    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def part(self, step: int, number: int) -> tuple[int, np.ndarray]:
+        """(epoch, numbers of the examples) of one of this rank's micro-batches of a step of the task."""
+        epoch, begin, end = self.plan.part(step, number)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.numbers = counter_rng.permutation(counter_rng.key(self.seed, epoch, 4), self.plan.pairs)
+        return epoch, self.numbers[begin:end]
+
+
+class MicroBatchReader:
+    """Reads micro-batches of several tasks with one set of data workers, which persist between calls."""
+
+    def __init__(self, collators: list[TaskCollator], places: Places, workers: int, accumulate: int, pin: bool):
+        self.requests, self.accumulate = _Requests(), accumulate
+        dataset = _MicroBatches(collators, places)
+        self.loader = Loader(dataset, workers, places, accumulate, pin, self.requests, lasting=True)
+
+    def read(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[list[Turn]]:
+        """This rank's micro-batches of each iteration.
+
+        Args:
+            orders: of the examples of each task.
+            steps: per iteration, its task steps as (number of the task, the task's own step).
+        """
+        ahead, here = tee(steps)
+        self.requests.requests = self._requests(orders, ahead)
+        batches = iter(self.loader)
+        for step in here:
+            yield list(islice(batches, len(step) * self.accumulate))
+        next(batches, None)  # returns None, and lets the workers finish their pass
+
+    def close(self) -> None:
+        """Stops the data workers, which would otherwise keep the process alive."""
+        self.requests.requests, self.loader = (), None
+
+    def _requests(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[Request]:
+        for step in steps:
+            for number, (task, own) in enumerate(step):
+                for part in range(self.accumulate):
+                    yield task, number, *orders[task].part(own, part)
+
+
+def task_steps(
+    collator: TaskCollator, plan: Plan, seed: int, places: Places, pin: bool = False
+) -> Iterator[list[TaskBatch]]:
+    """This rank's micro-batches of every step of one task, from plan.first_step on, prefetched by data workers."""
+    steps = ([(0, step)] for step in range(plan.first_step, plan.total_steps))
+    with contextlib.closing(MicroBatchReader([collator], places, plan.workers, plan.accumulate, pin)) as reader:
+        for parts in reader.read([Order(plan, seed)], steps):
+            yield [part.batch for part in parts]
+
+
+@contextlib.contextmanager
+def in_order(
+    collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, pin: bool = False
+) -> Iterator[Iterator[tuple[slice, TaskBatch]]]:
+    """A context manager that yields an iterator of (slice of the examples, their batch) over this rank's share of all
+    examples, in order.
+
+    Raises:
+        UserError: a data worker died inside the block.
+    """
+    first, last = share(len(collator.examples), ranks.count, ranks.rank)
+    slices = [slice(begin, min(begin + batch_size, last)) for begin in range(first, last, batch_size)]
+    workers = min(workers, len(slices) // WORTH_A_WORKER)
+    requests = [(0, np.arange(part.start, part.stop)) for part in slices]
+    places = Places(workers, *([collator.regions.dataset] if workers else []))
+    with watched_workers(places):
+        batches = loading(_InOrder(collator, places), workers, places, pin=pin, sampler=requests)
+        yield zip(slices, batches, strict=True)
+
+
+class _InOrder(Dataset):
+    def __init__(self, collator: TaskCollator, places: Places):
+        self.collator, self.places = collator, places
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> TaskBatch:
+        epoch, numbers = request
+        if self.places.paths:
+            _note(self.places, self.collator, numbers)
+        return self.collator(epoch, numbers)

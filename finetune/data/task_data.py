@@ -1,0 +1,184 @@
+"""The data of a task: its examples with their regions, and the collators that turn them into batches."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from finetune.annotations.answers import AnswerVocabulary
+from finetune.config import RANKED_CAPTIONS
+from finetune.data.hard_negatives import Options
+from finetune.data.regions import Regions, region_folder, with_regions
+from finetune.data.serialized_examples import PackedExamples
+from finetune.data.task_collate import TaskCollator
+from finetune.decontamination.manifest import CleanedTask, clean_folder, read_cleaned
+from finetune.task_types.base import Example, Task
+from finetune.training.task_validation import Validation
+from pretrain.data.collate import Limits
+from pretrain.engine.distributed import OTHER_DATA, same_everywhere
+from pretrain.tokenizer.tokenizer import WordPieces
+from shards.common.dist_info import Ranks
+from shards.common.errors import UserError
+from shards.storage.dataset import fingerprint
+from shards.world import is_world
+
+COMPARED = 50_000  # examples of a split that ranks compare at startup, which takes about a second
+
+
+@dataclass
+class TaskData:
+    """A task's official files and the regions of its images.
+
+    root: data folder of all tasks; folder: the task's own; boxes: regions of the images' given boxes (the candidates
+    are among them), or of annotated boxes that are added in training, or None; missing: "stop" or "skip" for examples
+    whose image has no regions; cleaned: the images that decontamination removes, or None.
+    """
+
+    task: Task
+    root: Path
+    folder: Path
+    regions: Regions
+    boxes: Regions | None
+    missing: str
+    cleaned: CleanedTask | None = None
+
+    @property
+    def feature_size(self) -> int:
+        return self.regions.dataset.feature_size
+
+    def examples(self, split: str, log=print) -> PackedExamples:
+        """A split's examples after decontamination, if any, whose images have regions."""
+        examples = self.task.read(self.folder, split)
+        if self.cleaned is not None:
+            self.cleaned.check(split, examples)
+            examples = self.cleaned.keep(split, examples, log)
+            if not examples:
+                raise UserError(f"--clean: no examples of {self.task.name}'s {split} remain; all have test images")
+        kept = with_regions(examples, self.regions, self.regions.dataset.folder, self.missing == "skip", log)
+        if self.boxes is not None:
+            kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", log)
+        return PackedExamples(kept)
+
+    def splits(self, training: str, validation: str, validate_on: int | None, log) -> tuple[PackedExamples, list]:
+        """(training examples, validation examples); only the first `validate_on` of the latter, None for all."""
+        train, held_out = (self.examples(split, log) for split in (training, validation))
+        return train, held_out[:validate_on]
+
+    def collator(
+        self,
+        examples: Sequence[Example],
+        pieces: WordPieces,
+        vocabulary: AnswerVocabulary | None,
+        positions: int,
+        regions: int | None,
+        seed: int | None = None,
+    ) -> TaskCollator:
+        """The collator of some of the task's examples.
+
+        Args:
+            examples: the examples.
+            pieces: tokenizer.
+            vocabulary: answer vocabulary, or None.
+            positions: number of position embeddings of the model, an upper limit of the number of tokens.
+            regions: maximum number of regions per image; None: the task's.
+            seed: random seed of retrieval's negatives and of dropout in training; None in evaluation.
+        """
+        training, candidates = seed is not None, self.task.head == "candidates"
+        return TaskCollator(
+            task=self.task,
+            examples=examples,
+            regions=self.regions,
+            pieces=pieces,
+            limits=Limits(min(self.task.words, positions), regions or self.task.regions, self.feature_size),
+            boxes=self.boxes if candidates else None,
+            annotated=self.boxes if training and not candidates else None,
+            vocabulary=vocabulary,
+            options=Options(examples, self.regions, seed) if training and self.task.head == "retrieval" else None,
+            seed=seed or 0,
+        )
+
+    def validation(self, examples: Sequence[Example], *inputs, validate_on: int | None, seed: int) -> Validation:
+        """The task's validation.
+
+        Args:
+            examples, inputs: as for `collator`.
+            validate_on: as for `splits`.
+            seed: random seed of retrieval's negatives.
+        """
+        if self.task.head != "retrieval":
+            return Validation(self.collator(examples, *inputs), None)
+        ranked = self.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
+        options = Options(examples, self.regions, seed)
+        return Validation(ranked, replace(ranked, examples=examples, options=options))
+
+
+def same_on_every_rank(data: TaskData, splits: Sequence[Sequence[Example]], ranks: Ranks) -> None:
+    """Raises UserError if a rank reads other regions or other examples than the first rank."""
+
+    def content() -> tuple[str, ...]:
+        regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
+        return (*map(fingerprint, regions), *map(_digest, splits))
+
+    same_everywhere(ranks, content, OTHER_DATA.format(data=f"{data.folder} with {data.regions.dataset.folder}"))
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of the number of examples and of about COMPARED evenly spaced ones."""
+    digest = hashlib.sha256(str(len(examples)).encode())
+    for number in range(0, len(examples), -(-len(examples) // COMPARED) or 1):
+        digest.update(json.dumps(dataclasses.asdict(examples[number]), sort_keys=True, default=repr).encode())
+    return digest.hexdigest()
+
+
+def check_same_width(first: Regions, *others: Regions) -> None:
+    """Raises UserError if the feature sizes of region data sets differ."""
+    for other in others:
+        if other.dataset.feature_size != first.dataset.feature_size:
+            raise UserError(
+                f"{other.dataset.folder}: feature size {other.dataset.feature_size}, and {first.dataset.folder} has "
+                f"{first.dataset.feature_size}; extract both with the same detector"
+            )
+
+
+def open_data(
+    task: Task,
+    data: str,
+    missing: str,
+    annotated: bool = False,
+    opened: dict[Path, Regions] | None = None,
+    clean: str | None = None,
+) -> TaskData:
+    """Opens a task's data: official files in DATA/NAME, regions of images and candidate boxes in DATA/regions/.
+
+    Args:
+        task: the task.
+        data: data folder.
+        missing: see TaskData.
+        annotated: open the annotated boxes of referring expressions too.
+        opened: region shards by folder, shared between tasks; newly opened ones are added.
+        clean: value of --clean, see cleaned.clean_folder.
+
+    Raises:
+        UserError: the folder, or its region shards, do not exist or do not match.
+    """
+    opened = {} if opened is None else opened
+
+    def regions_of(name: str) -> Regions:
+        path = region_folder(data, name)
+        if path not in opened:
+            opened[path] = Regions(path)
+        return opened[path]
+
+    folder = task.folder(data)
+    if not folder.is_dir():
+        hint = f"; python -m shards.world --out {data} completes the miniature world" if is_world(data) else ""
+        raise UserError(f"{folder}: no such folder; it should contain the official files of {task.title}{hint}")
+    regions = regions_of(task.images)
+    given = task.head == "candidates" or (annotated and task.head == "regions")
+    boxes = regions_of(f"{task.name}_boxes") if given else None
+    if boxes is not None:
+        check_same_width(regions, boxes)
+    cleaned = read_cleaned(clean_folder(data, clean), task) if clean else None
+    return TaskData(task, Path(data), folder, regions, boxes, missing, cleaned)

@@ -1,0 +1,200 @@
+"""Near-duplicate search: finds copies of the same photo that no map of image ids links."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from finetune.annotations.official_files import scan_lines
+from finetune.decontamination.image_identity import Photos
+from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, look_hashes, near_pairs
+from finetune.tasks import all_tasks
+from shards.common.errors import UserError
+from shards.common.files import files_below, is_utf8, printable, whole_file
+from shards.common.image_id import NOT_UTF8, SAME_ID, image_id, is_image
+from shards.common.process_pool import advance, run_tasks
+from shards.common.untrusted_input import read_arrays, reading
+from shards.images.image_files import BadImage
+
+PAIRS = "look_alikes.jsonl"
+PART = 500  # images per hashing job
+COMPARED = 200  # pairs per comparison job
+SHOWN = 10  # unreadable images that are printed
+BLOCK = 4096  # images per matching job
+
+
+@dataclass
+class HashJob:
+    """Images to be hashed. kept: file that caches the hashes between runs."""
+
+    files: list[Path]
+    kept: Path
+
+
+@dataclass
+class MatchJob:
+    """Hashes to be compared with those of all test images."""
+
+    hashes: np.ndarray
+    tests: np.ndarray
+
+
+@dataclass
+class CompareJob:
+    """Pairs of image files to be compared by `difference`."""
+
+    pairs: list[tuple[Path, Path]]
+
+
+def image_files(folder: str) -> dict[str, Path]:
+    """Photo name -> file, for every image in FOLDER/NAME, where NAME is the name of the tasks' region shards."""
+    photo_of = {task.images: task.photo for task in all_tasks().values()}
+    present = [Path(folder) / name for name in photo_of if (Path(folder) / name).is_dir()]
+    if not present:
+        raise UserError(f"--images {folder}: should contain one or more folders named {', '.join(photo_of)}")
+    found: dict[str, Path] = {}
+    bad: list[str] = []
+    for part in present:
+        own: dict[str, Path] = {}
+        for path in map(Path, files_below(part, is_image)):
+            if not is_utf8(str(path)) or not path.exists():
+                bad.append(f"{printable(path)}: {NOT_UTF8 if path.exists() else 'is a broken link'}")
+                continue
+            image = image_id(path.name)
+            if image in own:
+                raise UserError(f"{own[image]} and {path}: {SAME_ID.format(image=image)}")
+            own[image] = path
+            found.setdefault(photo_of[part.name](image), path)
+    _print_skipped(bad)
+    if not found:
+        raise UserError(f"--images {folder}: no images in {', '.join(map(str, present))}")
+    return found
+
+
+def hash_images(job: HashJob) -> tuple[np.ndarray, list[str]]:
+    """(uint64 (n, 6) hashes, zeros for images that cannot be read; a message on each of these)."""
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.files]
+    stamp = hashlib.sha256(json.dumps([str(job.files[0].parent), facts]).encode()).hexdigest()
+    if job.kept.exists():
+        with contextlib.suppress(UserError), reading(job.kept):  # a damaged cache file is computed again
+            kept = read_arrays(job.kept)
+            if str(kept["stamp"]) == stamp and kept["hashes"].shape == (len(job.files), 6):
+                advance(len(job.files))
+                return kept["hashes"].astype(np.uint64, casting="same_kind"), kept["bad"].tolist()
+    hashes, bad = [], []
+    for path in job.files:
+        try:
+            hashes.append(look_hashes(grey(path.read_bytes())))
+        except BadImage as error:
+            hashes.append(np.zeros(6, np.uint64))
+            bad.append(f"{path}: {error}")
+        advance()
+    with whole_file(job.kept) as file:
+        np.savez(file, stamp=stamp, hashes=np.stack(hashes), bad=np.array(bad, np.str_))
+    return np.stack(hashes), bad
+
+
+def match_hashes(job: MatchJob) -> np.ndarray:
+    """`near_pairs` of a block of images and all test images."""
+    found = near_pairs(job.hashes, job.tests)
+    advance(len(job.hashes))
+    return found
+
+
+def compare_pairs(job: CompareJob) -> list[float]:
+    """`difference` of the two images of each pair."""
+    found = []
+    for one, other in job.pairs:
+        found.append(difference(grey(one.read_bytes()), grey(other.read_bytes())))
+        advance()
+    return found
+
+
+class Pair(msgspec.Struct):
+    """Two names of the same photo, and the `difference` of their images."""
+
+    one: str
+    other: str
+    difference: float
+
+
+def add_near_duplicates(photos: Photos, folder: str, out: Path, tests: set[str], processes: int) -> None:
+    """Searches all images for near-duplicates of test images, writes the pairs to OUT and links their names.
+
+    Args:
+        photos: the links that are extended.
+        folder: see image_files.
+        out: output folder of finetune.clean.
+        tests: names of the test photos.
+        processes: number of worker processes.
+    """
+    files = image_files(folder)
+    print(f"hashing {len(files)} images", flush=True)
+    candidates = _candidates(files, _hash_all(list(files.values()), out / "looks", processes), tests, processes)
+    jobs = [
+        CompareJob([(files[one], files[other]) for one, other in candidates[begin : begin + COMPARED]])
+        for begin in range(0, len(candidates), COMPARED)
+    ]
+    differences = itertools.chain(*_in_order(compare_pairs, jobs, processes, len(candidates), "pairs"))
+    pairs = [
+        Pair(one, other, round(value, 3))
+        for (one, other), value in zip(candidates, differences, strict=True)
+        if value <= DIFFERENT
+    ]
+    with whole_file(out / PAIRS) as file:
+        for pair in pairs:
+            file.write(msgspec.json.encode(pair) + b"\n")
+            photos.same(pair.one, pair.other, f"look ({pair.difference})")
+    print(f"{len(pairs)} of {len(candidates)} candidate pairs are near-duplicates", flush=True)
+
+
+def _hash_all(files: list[Path], folder: Path, processes: int) -> np.ndarray:
+    """uint64 (files, 6): hashes of all files; zeros for files that cannot be read, which are printed."""
+    jobs = [
+        HashJob(files[begin : begin + PART], folder / f"{begin // PART:06d}.npz")
+        for begin in range(0, len(files), PART)
+    ]
+    results = _in_order(hash_images, jobs, processes, len(files), "images")
+    bad = [sentence for _, sentences in results for sentence in sentences]
+    _print_skipped(bad)
+    return np.concatenate([hashes for hashes, _ in results])
+
+
+def _print_skipped(sentences: list[str]) -> None:
+    for sentence in sentences[:SHOWN]:
+        print(f"skipped {sentence}")
+    if len(sentences) > SHOWN:
+        print(f"skipped {len(sentences) - SHOWN} more")
+
+
+def _candidates(files: dict[str, Path], hashes: np.ndarray, tests: set[str], processes: int) -> list[tuple[str, str]]:
+    """Pairs of photo names, one of them a test photo, whose hashes are near."""
+    names, readable = list(files), hashes.any(1)
+    others = np.flatnonzero(readable)
+    tested = np.array([n for n in others.tolist() if names[n] in tests], np.int64)
+    print(f"comparing {len(others)} images with {len(tested)} test images", flush=True)
+    jobs = [MatchJob(hashes[others[begin : begin + BLOCK]], hashes[tested]) for begin in range(0, len(others), BLOCK)]
+    found = set()
+    for number, pairs in enumerate(_in_order(match_hashes, jobs, processes, len(others), "images")):
+        for row, column in pairs.tolist():
+            one, other = names[others[number * BLOCK + row]], names[tested[column]]
+            if one != other:
+                found.add((min(one, other), max(one, other)))
+    return sorted(found)
+
+
+def _in_order(function, jobs: list, processes: int, total: int, unit: str) -> list:
+    """The results of jobs that run in worker processes, in the order of the jobs."""
+    done = dict(run_tasks(function, jobs, processes, total, unit)) if jobs else {}
+    return [done[number] for number in range(len(jobs))]
+
+
+def read_pairs(folder) -> list[Pair]:
+    """The near-duplicate pairs in an output folder of finetune.clean; an empty list if it did not search for them."""
+    path = Path(folder) / PAIRS
+    return list(scan_lines(path, Pair)) if path.exists() else []

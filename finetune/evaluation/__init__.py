@@ -1,0 +1,1 @@
+"""Scores, bootstrap intervals, the paper's results, grounding consistency."""

@@ -1,0 +1,1 @@
+"""Predictions, attention maps, requests with images and texts."""

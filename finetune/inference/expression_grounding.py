@@ -1,0 +1,49 @@
+"""The box predicted for a text as a referring expression, shown with attention maps (figures 12 and 13)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from finetune.data.task_collate import TaskCollator
+from finetune.inference.predictions import boxes_of_rows
+from finetune.objective.task_pass import TaskPass
+from finetune.run_dirs.init_weights import Start
+from finetune.task_types.base import Example
+
+
+@torch.no_grad()
+def expression_boxes(
+    start: Start, work: TaskPass, collator: TaskCollator, examples: Sequence[Example]
+) -> np.ndarray | None:
+    """The box that the referring-expression head predicts for the text of each example in each of its images.
+
+    The text is treated as an expression of the first referring-expression task of the weights: with its task token and
+    its maximum length.
+
+    Args:
+        start: description of the weights.
+        work: model and task of the examples.
+        collator: collator of the examples.
+        examples: not empty.
+
+    Returns:
+        float (n, 4): a box for each image of each example, as fractions of the image's sides; None if the weights were
+        not trained on a referring-expression task, and for such a task itself, whose prediction is this box.
+    """
+    task = next((task for task in start.tasks if task.head == "regions"), None)
+    if task is None or work.task.head == "regions":
+        return None
+    expressions = [Example(0, example.text, (image,)) for example in examples for image in example.images]
+    words = min(task.words, start.sizes.max_position_embeddings)
+    grounding = TaskCollator(
+        task=task,
+        examples=expressions,
+        regions=collator.regions,
+        pieces=collator.pieces,
+        limits=replace(collator.limits, words=words),
+    )
+    batch = grounding(0, np.arange(len(expressions)))
+    scores = TaskPass(work.model, task, work.precision, start.token(task)).scores(batch.to(work.precision.device))
+    return boxes_of_rows(batch, scores.argmax(1).cpu())

@@ -1,0 +1,161 @@
+"""Queries to a model: a text about images, with their regions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from finetune.data.task_collate import TaskCollator
+from finetune.task_types.base import Box, Example, Task
+from pretrain.data.collate import Limits
+from pretrain.models.model_config import ModelConfig
+from pretrain.tokenizer.tokenizer import WordPieces
+from shards.common.errors import UserError
+from shards.common.untrusted_input import LARGEST_SIDE, is_number
+from shards.detection.base import Found
+from shards.images.image_files import BadImage, decode_image
+from shards.storage.sample import Sample
+
+LONGEST_TEXT = 10_000  # characters; the longest dialogues of GuessWhat have a third of this
+IMAGES = {"nlvr2": 2}  # number of images per example, for tasks with more than one
+
+
+@dataclass
+class Query:
+    """A text about images; for retrieval, about each image separately.
+
+    names: of the images; pixels: uint8 RGB (H, W, 3) of each; samples: their regions; boxes: candidate boxes in pixels;
+    candidates: regions of the candidate boxes, or None. For an image of the data set, they include the image's other
+    given boxes.
+    """
+
+    task: Task
+    text: str
+    names: list[str]
+    pixels: list[np.ndarray]
+    samples: list[Sample]
+    boxes: Sequence[Box] = ()
+    candidates: Sample | None = None
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """(width, height) of the first image, in the pixels of `boxes`."""
+        return float(self.samples[0].info["width"]), float(self.samples[0].info["height"])
+
+    def collator(self, pieces: WordPieces, sizes: ModelConfig) -> TaskCollator:
+        """The collator whose only batch is the query. pieces: tokenizer; sizes: model configuration."""
+        keys = [str(number) for number in range(len(self.samples))]
+        own = [(key,) for key in keys] if self.task.head == "retrieval" else [tuple(keys)]
+        ids = tuple(str(number) for number in range(len(self.boxes)))
+        examples = [
+            Example(number, self.text, images, candidates=tuple(map(tuple, self.boxes)), candidate_ids=ids)
+            for number, images in enumerate(own)
+        ]
+        return TaskCollator(
+            task=self.task,
+            examples=examples,
+            regions=dict(zip(keys, self.samples, strict=True)),
+            pieces=pieces,
+            limits=Limits(min(self.task.words, sizes.max_position_embeddings), self.task.regions, sizes.v_feature_size),
+            boxes={"0": self.candidates} if self.candidates is not None else None,
+        )
+
+
+def check_query(task: Task, text: str, images: int, boxes: bool) -> None:
+    """Raises UserError for a query that the task does not support.
+
+    Args:
+        task: the task.
+        text: the text.
+        images: number of images.
+        boxes: whether candidate boxes are given.
+    """
+    wanted = IMAGES.get(task.name, 1)
+    if task.head == "retrieval" and images < 1:
+        raise UserError(f"{task.name}: ranks images; give some")
+    if task.head != "retrieval" and images != wanted:
+        raise UserError(f"{task.name}: takes {wanted} image{'s' * (wanted > 1)}; {images} were given")
+    if (task.head == "candidates") != boxes:
+        problem = "needs candidate boxes" if task.head == "candidates" else "takes no candidate boxes"
+        raise UserError(f"{task.name}: {problem} (--boxes)")
+    check_text(text)
+
+
+def check_text(text: str) -> None:
+    """Raises UserError for an empty, too long or invalid text."""
+    if not (text or "").strip():
+        raise UserError("the text is empty (--text)")
+    if len(text) > LONGEST_TEXT:
+        raise UserError(f"the text has {len(text)} characters; at most {LONGEST_TEXT} are allowed (--text)")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError("the text contains a lone surrogate, which is not valid Unicode (--text)") from None
+
+
+def read_image(image) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a path, the bytes of a file, a PIL image, or an array (see _rgb)."""
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, np.ndarray):
+        return _rgb(image)
+    name = "the image" if isinstance(image, bytes) else image
+    try:
+        return decode_image(image if isinstance(image, bytes) else Path(image).read_bytes())
+    except BadImage as error:
+        raise UserError(f"{name}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a uint8 array (H, W, 3), (H, W, 4) or (H, W)."""
+    shape = pixels.shape
+    if (
+        pixels.dtype != np.uint8
+        or len(shape) not in (2, 3)
+        or 0 in shape
+        or (len(shape) == 3 and shape[2] not in (3, 4))
+    ):
+        raise UserError(f"images: an array of {pixels.dtype} {shape}; should be uint8 (H, W, 3), in RGB order")
+    return np.stack([pixels] * 3, -1) if len(shape) == 2 else np.ascontiguousarray(pixels[..., :3])
+
+
+def sample_of(name: str, image: np.ndarray, found: Found) -> Sample:
+    """A detector's regions in the format of region shards."""
+    height, width = image.shape[:2]
+    return Sample(
+        key=name,
+        features=found.features.astype(np.float16),
+        boxes=found.boxes / np.array([width, height] * 2, np.float32),
+        class_ids=found.class_ids,
+        class_probs=found.class_probs,
+        info={"id": name, "width": width, "height": height},
+    )
+
+
+def candidates_of(name: str, image: np.ndarray, found: Found) -> Sample:
+    """Regions of candidate boxes in the format of shards of given boxes; ids are the numbers of the boxes."""
+    sample = sample_of(name, image, found)
+    sample.info["box_ids"] = [str(number) for number in range(len(found.boxes))]
+    return sample
+
+
+def parse_boxes(text: str | None) -> list[Box]:
+    """Parses boxes such as "1,2,30,40; 5,6,70,80"."""
+    boxes = []
+    if text and len(text) > LONGEST_TEXT:
+        raise UserError(f"--boxes has {len(text)} characters; at most {LONGEST_TEXT} are allowed")
+    for part in (text or "").split(";") if text else ():
+        try:
+            x1, y1, x2, y2 = numbers = list(map(float, part.split(",")))
+            if not all(is_number(number, -LARGEST_SIDE, LARGEST_SIDE) for number in numbers):
+                raise ValueError
+        except ValueError:
+            raise UserError(f"--boxes {part.strip()[:60]}: should be four numbers of pixels, x1,y1,x2,y2") from None
+        if x2 <= x1 or y2 <= y1:
+            raise UserError(f"--boxes {part.strip()}: has no area; x1,y1 should be the top left corner")
+        boxes.append((x1, y1, x2, y2))
+    return boxes

@@ -1,0 +1,1 @@
+"""Official metrics that need more than a few lines: GQA, WUPS."""

@@ -1,0 +1,1 @@
+"""Losses of the tasks, and a model's pass over a batch."""

@@ -1,0 +1,65 @@
+"""Forward pass and loss of a task's batch."""
+
+import torch
+from torch import Tensor, nn
+
+from finetune.data.task_batches import Turn
+from finetune.data.task_collate import TaskBatch
+from finetune.models.task_model import TaskInputs, TaskModel
+from finetune.objective.task_losses import example_losses, training_scores
+from finetune.task_types.base import Task
+from pretrain.engine.step import Precision
+
+
+class TaskPass(nn.Module):
+    """Forward pass and loss on a batch of one task, as Engine calls it.
+
+    token: number of the task token, None for a model without task tokens.
+    """
+
+    def __init__(self, model: TaskModel, task: Task, precision: Precision, token: int | None):
+        super().__init__()
+        self.model, self.task, self.precision, self.token = model, task, precision, token
+
+    def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+        """(the batch's share of the loss, sums for the log). counts: their last element is the global batch size."""
+        scores = self.scores(batch)
+        losses = example_losses(self.task.head, scores, batch.target)
+        right = training_scores(self.task.head, scores.detach(), batch.target)
+        numbers = {"loss": losses.detach().sum(), "score": right.sum(), "examples": len(batch)}
+        return losses.sum() / max(counts[-1], 1), numbers
+
+    def task_of(self, part: TaskBatch) -> str:
+        """The name of the task that a micro-batch belongs to."""
+        return self.task.name
+
+    def inputs(self, batch: TaskBatch) -> TaskInputs:
+        return batch.inputs(self.token, self.precision.dtype)
+
+    def scores(self, batch: TaskBatch) -> Tensor:
+        inputs = self.inputs(batch)
+        with self.precision.autocast():
+            scores = self.model(inputs, self.task.head)
+        return scores if scores.dtype == torch.float64 else scores.float()
+
+
+class MultiTaskPass(nn.Module):
+    """Forward pass and loss on a micro-batch of one of several tasks.
+
+    scales: factor on each task's loss, which gives each task its own learning rate with a single optimizer.
+    """
+
+    def __init__(self, passes: list[TaskPass], scales: list[float]):
+        super().__init__()
+        self.model, self.precision = passes[0].model, passes[0].precision
+        self.passes, self.scales = dict(enumerate(passes)), scales  # a plain dict, so the model is registered once
+
+    def forward(self, part: Turn, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+        """As TaskPass.forward, with the prefix TASK/ on the names of the sums. counts: examples of each task step."""
+        work = self.passes[part.task]
+        loss, numbers = work(part.batch, [counts[part.number]])
+        return loss * self.scales[part.task], {f"{work.task.name}/{name}": v for name, v in numbers.items()}
+
+    def task_of(self, part: Turn) -> str:
+        """The name of the task that a micro-batch belongs to."""
+        return self.passes[part.task].task.name

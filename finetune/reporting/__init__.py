@@ -1,0 +1,1 @@
+"""Tables in the paper's layout, suites of ablations."""

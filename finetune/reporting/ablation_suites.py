@@ -1,0 +1,51 @@
+"""The rows of the paper's ablations by suite, as changes to the full method."""
+
+from dataclasses import dataclass, field
+
+from finetune.evaluation.paper_results import WITHOUT_G4
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of an ablation table.
+
+    flags: of finetune.mt; pretraining: flags of the row's own pretraining run, None to use the common one; pretrained:
+    false for a row that starts from a BERT or random weights with the same model configuration.
+    """
+
+    flags: dict = field(default_factory=dict)
+    pretraining: dict | None = None
+    pretrained: bool = True
+
+
+NOT_PRETRAINED = Row(pretrained=False)
+
+# Suite -> rows, by their names in the paper's tables; the first row is the full method.
+SUITES: dict[str, dict[str, Row]] = {
+    "table10": {
+        "token per dataset": Row(),
+        "token per head": Row({"task_token": "head"}),
+        "no task token": Row({"task_token": "none"}),
+        "no stop-and-go": Row({"regime": "round_robin"}),
+        "curriculum": Row({"regime": "curriculum"}),
+        "anti-curriculum": Row({"regime": "anti_curriculum"}),
+        "vanilla multitask": Row({"regime": "round_robin", "task_token": "none"}),
+        "no CC pretraining": NOT_PRETRAINED,
+    },
+    "table11": {gap: Row({"gap": int(gap)}) for gap in ("4", "1", "8", "16")},
+    "table12": {
+        "AT without G4": Row({"tasks": "g1,g2,g3"}),
+        "AT": Row(),
+        "AT without G4, no task token": Row({"tasks": "g1,g2,g3", "task_token": "none"}),
+        "AT without G4, no stop-and-go": Row({"tasks": "g1,g2,g3", "regime": "round_robin"}),
+    },
+    "pretraining": {
+        "aligned pairs, overlap": Row(pretraining={}),
+        "all pairs, overlap": Row(pretraining={"aligned_only": False}),
+        "aligned pairs, chosen alone": Row(pretraining={"overlap": 2.0}),
+        "all pairs, chosen alone": Row(pretraining={"aligned_only": False, "overlap": 2.0}),
+        "no pretraining": NOT_PRETRAINED,
+    },
+}
+
+PAPER_TABLES = {"table10": "table10_ablations", "table11": "table11_stop_and_go_gap", "table12": WITHOUT_G4}

@@ -1,0 +1,1 @@
+"""Run directories: initial weights, the data folder of a run, result files."""

@@ -1,0 +1,97 @@
+"""Reads run directories for reports: configuration, metrics and results."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from finetune.decontamination.manifest import is_cleaned
+from finetune.run_dirs.result_files import KeptScores, MultiResult, SingleResult
+from finetune.run_dirs.run_data_folder import kept_scores
+from pretrain.engine.metrics_logger import read_metrics
+from pretrain.engine.run_dir import CONFIG, RESULT, existing_runs, read_config
+from pretrain.run import Result as PretrainingResult
+from shards.common.errors import UserError
+from shards.common.files import files_below, read_json
+
+METRICS = "metrics.jsonl"
+PRETRAINING, SINGLE, MULTI = "pretraining", "one task", "many tasks"  # kinds of runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """The contents of a run directory.
+
+    config: config.json; result: result.json, None for an unfinished run; training, validation: lines of metrics.jsonl;
+    evaluations: (task, split) -> scores that finetune.evaluate has written.
+    """
+
+    path: Path
+    config: dict
+    result: dict | None
+    training: list[dict]
+    validation: list[dict]
+    evaluations: dict[tuple[str, str], dict]
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def flags(self) -> dict:
+        return self.config["flags"]
+
+    @property
+    def cleaned(self) -> bool:
+        """Whether it was trained on decontaminated data, like the paper's models of tables 10 to 12."""
+        return is_cleaned(self.config)
+
+    @property
+    def kind(self) -> str:
+        return PRETRAINING if "tasks" not in self.config else MULTI if "regime" in self.flags else SINGLE
+
+    @property
+    def start(self) -> str:
+        """Kind of the initial weights: AT->ST, ST, BERT or scratch."""
+        return self.config["start"]["kind"]
+
+    @property
+    def validated(self) -> dict[str, dict]:
+        """Task -> validation metrics of a finished run; empty for other runs."""
+        if self.result is None or self.kind == PRETRAINING:
+            return {}
+        return self.result["tasks"] if self.kind == MULTI else {self.result["task"]: self.result["validation"]}
+
+
+def find_runs(paths: Iterable[str]) -> list[Run]:
+    """The runs in these directories and below them, each once."""
+    folders: dict[Path, None] = {}
+    for path in map(Path, paths):
+        below = [path] if (path / CONFIG).exists() else sorted(Path(file).parent for file in _configs(path))
+        below = [folder for folder in below if (folder / METRICS).exists()]
+        if not below:
+            hint = f"give run directories of pretrain.run, finetune.mt, st or ablate{existing_runs(path)}"
+            raise UserError(f"{path}: contains no run; {hint}")
+        folders |= dict.fromkeys(below)
+    return [read_run(folder) for folder in folders]
+
+
+def _configs(path: Path) -> list[str]:
+    return files_below(path, CONFIG.__eq__) if path.is_dir() else []
+
+
+def read_run(folder: Path) -> Run:
+    config, result = read_config(folder), folder / RESULT
+    lines, bad = read_metrics(folder / METRICS)
+    if bad:
+        print(f"{folder / METRICS}: skipped {bad} unreadable lines")
+    kept = [read_json(path, KeptScores) for path in sorted(kept_scores(folder).glob("*.json"))]
+    run = Run(
+        path=folder,
+        config=config,
+        result=None,
+        training=[line for line in lines if line["kind"] == "train"],
+        validation=[line for line in lines if line["kind"] == "validation"],
+        evaluations={(scores["task"], scores["split"]): scores for scores in kept},
+    )
+    kind = {PRETRAINING: PretrainingResult, SINGLE: SingleResult, MULTI: MultiResult}[run.kind]
+    return replace(run, result=read_json(result, kind)) if result.exists() else run

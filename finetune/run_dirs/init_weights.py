@@ -1,0 +1,328 @@
+"""Initial weights of fine-tuning: a run, published weights, a BERT, or random weights."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from finetune.annotations.answers import ORDER, AnswerVocabulary, NoAnswers, read_vocabulary
+from finetune.annotations.reference_annotations import answer_file
+from finetune.data.regions import Regions
+from finetune.data.task_data import TaskData
+from finetune.models.task_model import TaskModel, alignment_as_retrieval, layer_of
+from finetune.run_dirs.run_data_folder import check_exists
+from finetune.task_types.base import Task
+from finetune.tasks import find_task, paper_tasks
+from pretrain.engine.checkpoint import best_checkpoint
+from pretrain.engine.run_dir import CONFIG, DETECTOR, absolute, clear_run, read_config, stored_form
+from pretrain.engine.run_metadata import circumstances
+from pretrain.models.model_config import ModelConfig, read_model_config
+from pretrain.pretrained.find_weights import BERT, RUN, Weights, find_weights, take_weights
+from pretrain.pretrained.hf_bert import NOT_BERTS
+from pretrain.tokenizer.tokenizer import WordPieces, bert_pieces, learn_pieces
+from shards.common.errors import UserError
+from shards.common.files import write_json
+from shards.detectors import keep_detector
+
+TASK_TOKENS = 20
+PRETRAINING = "runs/pretrain"
+DEFAULTS = ("runs/mt", PRETRAINING)  # runs that are tried without --init, in this order
+VOCABULARY = 8000  # tokens of a tokenizer that is learned from scratch
+ZERO_SHOT = "zero-shot"  # kind of pretraining weights that are evaluated without fine-tuning
+NEW = ("heads.", "encoder.text_embedding.task.")  # prefixes of parameters that pretraining weights lack
+
+Vocabularies = dict[str, AnswerVocabulary]  # by answer head
+
+
+@dataclass
+class Start:
+    """A description of the initial weights, without the tensors: the first rank sends it to the other ranks.
+
+    kind: AT->ST (weights of several tasks), ST (pretraining weights), BERT, scratch, or ZERO_SHOT (pretraining weights
+    without fine-tuning, see trained_start); weights: where to read the tensors, None from scratch; sizes: model
+    configuration; pieces: tokenizer; vocabularies: of a run's answer heads; tokens: task -> task token of a run.
+    """
+
+    kind: str
+    weights: Weights | None
+    sizes: ModelConfig
+    pieces: WordPieces
+    vocabularies: Vocabularies = field(default_factory=dict)
+    tokens: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str | None:
+        """The path of the weights as given by the user; None from scratch."""
+        return self.weights.path if self.weights else None
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether these are pretraining weights that are evaluated without fine-tuning."""
+        return self.kind == ZERO_SHOT
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks that the weights can predict: those of the run; for published weights those with a head; for
+        pretraining weights retrieval, by the alignment head."""
+        if self.weights is None:
+            return []
+        if names := self.weights.facts.get("tasks"):
+            return [find_task(name) for name in names]
+        layers = {"retrieval"} if self.zero_shot else set(self.weights.heads)
+        return [task for task in paper_tasks().values() if layer_of(task.head) in layers]
+
+    def has_head(self, task: Task) -> bool:
+        """Whether the head of a task was trained, possibly by another task that shares it."""
+        return layer_of(task.head) in {layer_of(known.head) for known in self.tasks}
+
+    def token(self, task: Task) -> int | None:
+        """The task token of a task; None for a model without task tokens."""
+        return self.tokens.get(task.name, task.token) if self.sizes.task_tokens else None
+
+    def load(self, model: TaskModel) -> tuple[list[str], list[str]]:
+        """Loads the weights into a new model; returns (missing keys, unexpected keys)."""
+        if self.weights is None:
+            return [], []
+        weights, left_over = self.weights.read()
+        if self.zero_shot:
+            weights = alignment_as_retrieval(weights, self.path)
+        own = model.state_dict()
+        left_over += [name for name in weights if name not in own]
+        may_be_new = NEW + NOT_BERTS if self.weights.kind == BERT else NEW
+        return take_weights(model, weights, self.path, may_be_new), left_over
+
+
+def choose_start(
+    init: str | None,
+    config: str | None,
+    tokenizer: str | None,
+    texts,
+    feature_size: int,
+    runs=DEFAULTS,
+    flag: str = "--init",
+) -> Start:
+    """The initial weights that --init names; without it the first existing run of `runs`, else random weights.
+
+    Args:
+        init: a run directory, weights, a BERT, "scratch", or None.
+        config: model configuration, from scratch (None: tiny) or of published weights.
+        tokenizer: tokenizer, from scratch (None: learned from `texts`) or of published weights.
+        texts: training texts.
+        feature_size: feature size of the region shards.
+        runs: default run directories.
+        flag: name of the flag of `init`, for messages.
+    """
+    if init is None:
+        init = next((run for run in runs if best_checkpoint(run)), "scratch")
+    if init == "scratch":
+        pieces = bert_pieces(tokenizer, "--tokenizer") if tokenizer else learn_pieces(texts, VOCABULARY)
+        sizes = read_model_config(config or "tiny").replace(
+            vocab_size=len(pieces), v_feature_size=feature_size, task_tokens=TASK_TOKENS
+        )
+        return Start("scratch", None, sizes, pieces)
+    try:
+        weights = find_weights(init, config)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith("--") else f"{flag} {error}") from None
+    sizes, facts = weights.sizes, weights.facts
+    if not sizes.task_tokens and "tasks" not in facts:
+        sizes = sizes.replace(task_tokens=TASK_TOKENS)
+    if weights.kind == BERT:
+        sizes = sizes.replace(v_feature_size=feature_size)
+    if sizes.v_feature_size != feature_size:
+        raise UserError(
+            f"{flag} {init}: was trained with feature size {sizes.v_feature_size} and the region shards have "
+            f"{feature_size}; use shards of the same detector"
+        )
+    kind = "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(facts.get("tasks", ())) > 1 else "ST"
+    vocabularies = read_vocabularies(init) if weights.kind == RUN else {}
+    return Start(kind, weights, sizes, weights.pieces(tokenizer), vocabularies, facts.get("tokens", {}))
+
+
+def random_start_note(start: Start, init: str | None, runs=DEFAULTS) -> str:
+    """A note if training starts from random weights, else "". init, runs: as for choose_start."""
+    if start.kind != "scratch":
+        return ""
+    why = f"--init {init}" if init else f"no --init given, and {' or '.join(runs)} not found"
+    return f"training starts from random weights, without any pretraining: {why}"
+
+
+def trained_start(run: str, config: str | None, tokenizer: str | None, feature_size: int) -> Start:
+    """The weights that --run names, for inference; for the arguments see choose_start.
+
+    With pretraining weights, the model has no task tokens, as in pretraining, and ranks for retrieval by the alignment
+    head.
+    """
+    start = choose_start(run, config, tokenizer, (), feature_size, flag="--run")
+    if start.kind != "ST" or "tasks" in start.weights.facts:
+        return start
+    return dataclasses.replace(start, kind=ZERO_SHOT, sizes=start.sizes.replace(task_tokens=0))
+
+
+def choose_vocabulary(
+    start: Start,
+    data: TaskData,
+    file: str | None,
+    log=print,
+    flag: str = "--answers",
+    min_answer_count: int | None = None,
+) -> AnswerVocabulary:
+    """The answer vocabulary of a task: of the file, of the initial run, or of the training annotations.
+
+    Published weights with an answer head do not contain its answers. They must be given in label order, by `file` or
+    as the reference implementation's file in the data folder (answers.ORDER).
+
+    Args:
+        start: the initial weights.
+        data: the task's data.
+        file: answer file, or None.
+        log: prints messages.
+        flag: name of the flag of `file`, for messages.
+        min_answer_count: see `training_answers`.
+
+    Raises:
+        UserError: the answers are not known, or min_answer_count is given although they are not counted.
+    """
+    task, head_size = data.task, start.weights.heads.get(data.task.head) if start.weights else None
+    kept = start.vocabularies.get(task.head)
+    if min_answer_count is not None and (file or kept is not None or head_size is not None):
+        source = f"{flag} {file}" if file else start.path
+        raise UserError(
+            f"--min_answer_count {min_answer_count}: cannot be used for {task.name}, whose answers are those of "
+            f"{source}; remove the flag"
+        )
+    if file is None and kept is not None:
+        return kept
+    if file is None and head_size is not None:
+        shared = _task_of_answers(task)
+        folders = [shared.folder(data.root)] if shared else []
+        file = next(filter(None, map(answer_file, [*folders, data.folder])), None)
+        if file is None:
+            raise UserError(
+                f"{start.path}: has a head of {head_size} answers for {task.name}, but not the answers; give a file of "
+                f"them in the order of training ({data.folder / ORDER[0]} in the published data)"
+            )
+    if file is not None:
+        return vocabulary_of_head(file, start, task.head)
+    return training_answers(task, data.root, min_answer_count, flag, log)
+
+
+def _task_of_answers(task: Task) -> Task | None:
+    """The other task whose vocabulary a task shares, or None."""
+    name = getattr(task, "answers_of", "")
+    return find_task(name) if name else None
+
+
+def training_answers(
+    task: Task, root, min_answer_count: int | None = None, flag: str = "--answers", log=print
+) -> AnswerVocabulary:
+    """The answer vocabulary of the training annotations; of another task's if it is shared and in the data folder.
+
+    Args:
+        task: a task with an answer vocabulary.
+        root: data folder.
+        min_answer_count: minimum number of training questions with an answer; None: the task's own.
+        flag: name of the flag for an answer file, for messages.
+        log: prints messages.
+
+    Raises:
+        UserError: no answer is frequent enough.
+    """
+    try:
+        return _training_answers(task, Path(root), min_answer_count, log)
+    except NoAnswers as error:
+        hint = f"lower --min_answer_count, or give the answers in a file ({flag})"
+        raise UserError(f"{task.folder(root)}: {error}; {hint}") from None
+
+
+def _training_answers(task: Task, root: Path, min_answer_count: int | None, log) -> AnswerVocabulary:
+    shared = _task_of_answers(task)
+    if min_answer_count is not None:
+        task = dataclasses.replace(task, at_least=min_answer_count)
+        shared = shared and dataclasses.replace(shared, at_least=min_answer_count)
+    if shared is None:
+        return task.vocabulary(task.folder(root))
+    folder = shared.folder(root)
+    if shared.has_answers(folder):
+        vocabulary = shared.vocabulary(folder)
+        log(f"{task.title}: {len(vocabulary)} answers, those of {shared.title} in {folder}")
+        return vocabulary
+    vocabulary = task.vocabulary(task.folder(root))
+    log(
+        f"{task.title}: {len(vocabulary)} answers of its own annotations, because {folder} has no annotations of "
+        f"{shared.title}; scores are not comparable with those of models that use {shared.title}'s answers"
+    )
+    return vocabulary
+
+
+def vocabulary_of_head(file, start: Start, head: str) -> AnswerVocabulary:
+    """Reads an answer file. Raises UserError if the weights have the head with another number of answers."""
+    vocabulary, head_size = read_vocabulary(file), start.weights.heads.get(head) if start.weights else None
+    if head_size is not None and len(vocabulary) != head_size:
+        raise UserError(f"{file}: has {len(vocabulary)} answers and the head of {start.path} {head_size}")
+    return vocabulary
+
+
+def begin_run(
+    run: Path,
+    config,
+    start: Start,
+    sizes: ModelConfig,
+    tasks: list[Task],
+    tokens: dict,
+    vocabularies: Vocabularies,
+    device: torch.device,
+    regions: Regions,
+) -> None:
+    """Creates a run directory: configuration, tokenizer, answers, and the detector's description.
+
+    choose_start reads it when the run is resumed or used as initial weights; finetune.predict needs the detector.
+
+    Args:
+        run: run directory; files of an earlier run without a checkpoint are deleted.
+        config: flags.
+        start: initial weights.
+        sizes: model configuration.
+        tasks: tasks of the run.
+        tokens: task -> task token.
+        vocabularies: answer head -> answers.
+        device: device of the run.
+        regions: regions of the images of one of the tasks.
+    """
+    clear_run(run)
+    start.pieces.save(run)
+    keep_detector(regions.dataset.folder, run / DETECTOR)
+    for head, vocabulary in vocabularies.items():
+        vocabulary.save(vocabulary_path(run, head))
+    write_json(
+        run / CONFIG,
+        {
+            "flags": stored_form(dataclasses.asdict(config)),
+            "model": sizes.to_dict(),
+            "tasks": [task.name for task in tasks],
+            "tokens": tokens,
+            "start": {"kind": start.kind, "run": absolute(start.path, "init")},
+            "made": circumstances(device),
+        },
+    )
+
+
+def vocabulary_path(run, head: str) -> Path:
+    return Path(run) / f"answers-{head}.json"
+
+
+def read_vocabularies(run) -> Vocabularies:
+    """Answer head -> vocabulary, from the files in a run directory."""
+    return {
+        path.stem.removeprefix("answers-"): read_vocabulary(path) for path in sorted(Path(run).glob("answers-*.json"))
+    }
+
+
+def read_tasks(run) -> list[Task]:
+    """The tasks that a run was trained on."""
+    check_exists(run)
+    names = read_config(run).get("tasks", []) if (Path(run) / CONFIG).exists() else []
+    if not names:
+        raise UserError(f"--run {run}: does not list its tasks; name them by --task")
+    return [find_task(name) for name in names]

@@ -1,0 +1,37 @@
+"""Base class of tasks that choose one of the candidate boxes of an example: Visual7W and GuessWhat."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.annotations.boxes import grounding_target
+from finetune.task_types.base import Box, Example, Task
+
+
+@dataclass(frozen=True)
+class PointingTask(Task):
+    """A task whose predictions are numbers of candidates, int (n,)."""
+
+    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
+        """Image -> {box id: box}, for the candidates of all splits."""
+        found: dict[str, dict[str, Box]] = {}
+        for example in (example for split in self.splits for example in self.read(folder, split)):
+            of_image = found.setdefault(example.images[0], {})
+            of_image.update(zip(example.candidate_ids, example.candidates, strict=True))
+        return found
+
+    def scores(self, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, np.ndarray]:
+        return {"accuracy": np.array([float(p == e.target) for e, p in zip(examples, predictions, strict=True)])}
+
+    def submission(self, examples: Sequence[Example], predictions: Sequence[int]) -> str:
+        """A JSON list with the ids of the chosen boxes; there is no official server."""
+        pairs = zip(examples, predictions, strict=True)
+        return json.dumps([{"id": example.id, "box_id": example.candidate_ids[chosen]} for example, chosen in pairs])
+
+
+def candidate_target(example: Example) -> np.ndarray:
+    """float32 (candidates,): the IoU of each candidate with the correct one where it is at least 0.5, else 0."""
+    return grounding_target(np.array(example.candidates), example.candidates[example.target])

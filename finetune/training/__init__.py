@@ -1,0 +1,1 @@
+"""Training on one task and on several: schedules, stop-and-go, validation."""

@@ -1,0 +1,191 @@
+"""Multi-task training: the hooks that the training loop (pretrain.engine.trainer) calls."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from finetune.config import MtConfig
+from finetune.data.task_batches import MicroBatchReader, Order, Turn
+from finetune.data.task_collate import TaskCollator
+from finetune.evaluation.scores import TaskScore, mean_score, watched
+from finetune.objective.task_pass import TaskPass
+from finetune.task_types.base import Task
+from finetune.training.task_schedulers import Regime
+from finetune.training.task_validation import Validation
+from pretrain.data.batch_schedule import Plan
+from pretrain.engine.step import Sums
+from pretrain.engine.trainer import Course
+
+
+@dataclass
+class TaskState:
+    """The state of one task in a multi-task run.
+
+    plan: of its own steps, without an end; taken: number of task steps so far; score: of its last validation.
+    """
+
+    work: TaskPass
+    training: TaskCollator
+    validation: Validation
+    plan: Plan
+    taken: int = 0
+    score: TaskScore | None = None
+
+    @property
+    def task(self) -> Task:
+        return self.work.task
+
+    def due(self, done: int) -> bool:
+        """Whether the task is validated after `done` iterations: once per epoch of its own, also while it is paused."""
+        return done % self.plan.steps_per_epoch == 0
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """The schedule of a multi-task run in iterations, each of which contains task steps of some of the tasks."""
+
+    first_step: int
+    total_steps: int
+    steps_per_epoch: int  # of the longest task
+
+
+@dataclass
+class MultiTask(Course):
+    """A multi-task run, ready to train from plan.first_step. A step of the training loop is an iteration.
+
+    lr: peak learning rate of the task with the lowest one; trained: number of iterations so far in which any task
+    trained, which the learning-rate schedule follows.
+    """
+
+    config: MtConfig
+    plan: Iterations
+    task_states: list[TaskState]
+    regime: Regime
+    lr: float
+    trained: int = 0
+
+    samples = "examples"
+
+    def __post_init__(self):
+        self.numbers = {state.task.name: number for number, state in enumerate(self.task_states)}
+
+    def training_tasks(self, iteration: int) -> list[int]:
+        """The numbers of the tasks that train in an iteration, in order."""
+        return [self.numbers[name] for name in self.regime.training_tasks(iteration)]
+
+    def steps(self) -> Iterator[list[Turn] | None]:
+        pin = self.device.type == "cuda"
+        collators = [state.training for state in self.task_states]
+        orders = [Order(state.plan, self.config.seed) for state in self.task_states]
+        taken, iteration = [state.taken for state in self.task_states], self.plan.first_step
+        reader = MicroBatchReader(collators, self.places, self.config.workers, self.config.accumulate, pin)
+        with contextlib.closing(reader):
+            while iteration < self.plan.total_steps:
+                until = next(done for done in count(iteration + 1) if self.validates_after(done) or self._last(done))
+                yield from reader.read(orders, self._own_steps(range(iteration, until), taken))
+                yield None  # after the validation, the regime may choose other tasks
+                iteration = until
+
+    def _own_steps(self, iterations: range, taken: list[int]) -> Iterator[list[tuple[int, int]]]:
+        """For every iteration its task steps, (number of the task, its own step); counts them in `taken`."""
+        for iteration in iterations:
+            step = []
+            for task in self.training_tasks(iteration):
+                step.append((task, taken[task]))
+                taken[task] += 1
+            yield step
+
+    def counts(self, parts: list[Turn]) -> list[int]:
+        """Examples of every task step, and their total; of the same length on a rank that failed and has no parts."""
+        examples = [0] * len(self.task_states)
+        for part in parts:
+            examples[part.number] += len(part)
+        return [*examples, sum(examples)]
+
+    def take(self, step: int, parts: list[Turn], sums: Sums, counts: list[int]) -> None:
+        """One optimizer step per task step; with --one_step a single one for all of them."""
+        each = len(parts) if self.config.one_step else self.config.accumulate
+        for begin in range(0, len(parts), max(each, 1)):
+            of_step = parts[begin : begin + each]
+            self.engine.step(step * len(self.task_states) + of_step[0].number, of_step, sums, counts)
+        for part in parts[:: self.config.accumulate]:
+            self.task_states[part.task].taken += 1
+        self.trained += bool(parts)
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr
+
+    def set_lr(self, step: int) -> float:
+        return super().set_lr(self.trained)
+
+    def so_far(self, done: int) -> dict:
+        samples = sum(state.plan.samples_before(state.taken) for state in self.task_states)
+        return {"epoch": done / self.plan.steps_per_epoch, "samples": samples}
+
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        """Training TASK/loss and TASK/score of the tasks that trained; TASK/going of all (1: active, 0: paused)."""
+        means = {}
+        for name in self.numbers:
+            if examples := sums.get(f"{name}/examples"):
+                means |= {f"{name}/{what}": sums[f"{name}/{what}"] / examples for what in ("loss", "score")}
+            means[f"{name}/going"] = int(self.regime.active(name))
+        return means | {"gradient_norm": sums.get("gradient_norm", 0) / max(sums.get("steps", 0), 1)}
+
+    def describe(self, values: dict) -> str:
+        scores = [value for name, value in values.items() if name.endswith("/score")]
+        if not scores:
+            return "no task trained"
+        active = sum(map(self.regime.active, self.numbers))
+        return f"mean training score {sum(scores) / len(scores):.1%}, {active} of {len(self.numbers)} tasks active"
+
+    def validates_after(self, done: int) -> bool:
+        return any(state.due(done) for state in self.task_states)
+
+    def _last(self, done: int) -> bool:
+        return done == self.plan.total_steps
+
+    def validate(self, done: int) -> dict:
+        """Validates every task that is due: TASK/metric, TASK/going, and TASK/change if stop-and-go paused or resumed
+        it. After the last iteration every task is due, and mt_score is added."""
+        last, values = self._last(done), {}
+        for state in self.task_states if last else [one for one in self.task_states if one.due(done)]:
+            name = state.task.name
+            self.score(state)
+            values |= {f"{name}/{metric}": value for metric, value in state.score.metrics.items()}
+            change = None if last else self.regime.observe(name, watched(state.score.metrics))
+            values[f"{name}/going"] = int(self.regime.active(name))
+            if change:
+                values[f"{name}/change"] = change
+                self.ranks.say(f"step {done}/{self.plan.total_steps}  {state.task.title} {change}")
+        if last:
+            values["mt_score"] = mean_score(self.scores())[0]
+        return values
+
+    def score(self, state: TaskState) -> None:
+        """Validates a task."""
+        at_once, workers = state.plan.batch_size, self.config.workers
+        state.score = state.validation.score(state.work, at_once, workers, self.ranks, self.device)
+
+    def scores(self) -> dict[str, TaskScore]:
+        """Task -> score of its last validation."""
+        return {state.task.name: state.score for state in self.task_states}
+
+    def describe_scores(self, scores: dict) -> str:
+        main = [f"{name.removesuffix('/score')} {v:.1%}" for name, v in scores.items() if name.endswith("/score")]
+        return ", ".join(main)
+
+    def loss_of(self, scores: dict) -> float | None:
+        return -scores["mt_score"] if "mt_score" in scores else None
+
+    @property
+    def save_every(self) -> int:
+        return self.config.save_every or self.plan.steps_per_epoch
+
+    def facts(self, done: int) -> dict:
+        return {
+            "taken": {state.task.name: state.taken for state in self.task_states},
+            "trained": self.trained,
+            "regime": self.regime.state(),
+        }

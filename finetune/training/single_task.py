@@ -1,0 +1,88 @@
+"""Single-task fine-tuning: the hooks that the training loop (pretrain.engine.trainer) calls."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.config import StConfig
+from finetune.data.task_batches import task_steps
+from finetune.data.task_collate import TaskBatch, TaskCollator
+from finetune.evaluation.scores import FOUR_WAY, RANKED_IMAGES, watched
+from finetune.objective.task_pass import TaskPass
+from finetune.training.task_validation import Validation
+from pretrain.engine.trainer import Course
+
+
+@dataclass
+class SingleTask(Course):
+    """A single-task run, ready to train from plan.first_step. It is validated at the end of every epoch.
+
+    best: best validation score so far; worse: epochs since then.
+    """
+
+    config: StConfig
+    work: TaskPass
+    training: TaskCollator
+    validation: Validation
+    best: float = -np.inf
+    worse: int = 0
+
+    samples = "examples"
+
+    def steps(self) -> Iterator[list[TaskBatch]]:
+        return task_steps(self.training, self.plan, self.config.seed, self.places, pin=self.device.type == "cuda")
+
+    def counts(self, parts: list[TaskBatch]) -> list[int]:
+        return [sum(map(len, parts))]
+
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        examples = max(sums["examples"], 1)
+        return {
+            "loss": sums["loss"] / examples,
+            "score": sums["score"] / examples,
+            "gradient_norm": sums["gradient_norm"] / max(sums["steps"], 1),
+        }
+
+    def describe(self, values: dict) -> str:
+        return f"loss {values['loss']:.3f}  score in training {values['score']:.1%}"
+
+    def validate(self, done: int) -> dict:
+        """The task's metrics on its validation split, between 0 and 1; `score` repeats the main metric."""
+        at_once, workers = self.config.batch_size, self.config.workers
+        scores = self.validation.score(self.work, at_once, workers, self.ranks, self.device).summary
+        if watched(scores) > self.best:
+            self.best, self.worse = watched(scores), 0
+        else:
+            self.worse += 1
+        return scores
+
+    def describe_scores(self, scores: dict) -> str:
+        return describe_scores(scores)
+
+    def loss_of(self, scores: dict) -> float:
+        return -watched(scores)
+
+    @property
+    def save_every(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def over(self) -> bool:
+        return 0 < self.config.patience <= self.worse
+
+    def facts(self, done: int) -> dict:
+        return {"best_score": self.best if np.isfinite(self.best) else None, "epochs_without_better": self.worse}
+
+
+def describe_scores(scores: dict) -> str:
+    """Every metric in percent, the main one with its interval, and the number of examples.
+
+    R@k that ranks another number of images than in the paper is marked.
+    """
+    low, high = scores["interval"]
+    names = [name for name in scores if name not in ("score", "examples", "interval", "images", FOUR_WAY)]
+    main, *others = (f"{name} {scores[name]:.1%}" for name in names)
+    text = f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"
+    if scores.get("images", RANKED_IMAGES) != RANKED_IMAGES:
+        text += f" (among {scores['images']:,} images; in the paper {RANKED_IMAGES:,})"
+    return text + (f"; 4-way accuracy {scores[FOUR_WAY]:.1%}" if FOUR_WAY in scores else "")

@@ -1,0 +1,61 @@
+"""Validation of a task during training."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from finetune.data.task_batches import in_order
+from finetune.data.task_collate import TaskCollator
+from finetune.evaluation.scores import FOUR_WAY, TaskScore, score_task
+from finetune.inference.predictions import predict, predicted_on_all_ranks
+from finetune.objective.task_losses import training_scores
+from finetune.objective.task_pass import TaskPass
+from shards.common.dist_info import Ranks
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation examples of a task.
+
+    Retrieval is scored twice. R@k ranks all images for every caption, which is affordable for few captions only; its
+    error is then several points, too much for checkpoint selection and stop-and-go. These use the 4-way accuracy on
+    all captions: each against the same three negatives in every validation.
+
+    Args:
+        examples: examples for the task's metrics.
+        four_way: for retrieval, all captions with their negatives, else None.
+    """
+
+    examples: TaskCollator
+    four_way: TaskCollator | None
+
+    def __len__(self) -> int:
+        return len((self.four_way or self.examples).examples)
+
+    def score(self, work: TaskPass, batch_size: int, workers: int, ranks: Ranks, device: torch.device) -> TaskScore:
+        """The task's metrics, for retrieval with 4-way accuracy; the same on every rank."""
+        predictions = predict(work, self.examples, batch_size, workers, ranks, device)
+        score = score_task(work.task, self.examples.examples, predictions)
+        if self.four_way is not None:
+            right = four_way_right(work, self.four_way, batch_size, workers, ranks, device)
+            score.metrics[FOUR_WAY] = float(right.mean())
+        return score
+
+
+def four_way_right(
+    work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device: torch.device
+) -> np.ndarray:
+    """float64 (captions,): 1 if a caption and its image score above their three negatives, else 0.
+
+    The negatives are those of epoch 0, a function of the seed and the number of the caption.
+    """
+
+    def on_this_rank() -> np.ndarray:
+        right = np.zeros(len(collator.examples))
+        with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
+            for part, batch in batches:
+                right[part] = training_scores("retrieval", work.scores(batch.to(device)), None).cpu()
+        return right
+
+    return predicted_on_all_ranks(work, on_this_rank, ranks)

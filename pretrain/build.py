@@ -1,0 +1,343 @@
+"""Builds the components of a pretraining run from its flags."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pretrain.config import FREE_FLAGS, PretrainConfig
+from pretrain.data.batch import Batch
+from pretrain.data.batch_schedule import Plan, Stage
+from pretrain.data.caption_pairs import MisalignedCaptions
+from pretrain.data.collate import Collator, Limits
+from pretrain.data.dataloader import Places
+from pretrain.data.pair_batches import Pairs, ValidationBatches, open_pairs, training_steps
+from pretrain.engine.distributed import OTHER_DATA, on_every_rank, on_first, same_everywhere
+from pretrain.engine.optimizer import make_optimizer
+from pretrain.engine.run_dir import CONFIG, DETECTOR, check_flags, clear_run, read_config, stored_form
+from pretrain.engine.run_metadata import circumstances
+from pretrain.engine.step import Engine, Precision, make_engine
+from pretrain.engine.trainer import Course, restore_engine
+from pretrain.models.layers import narrow_hidden_states
+from pretrain.models.model_config import CONFIGS, ModelConfig, read_model_config
+from pretrain.models.pretraining_heads import PretrainingModel
+from pretrain.objective.pretraining_loss import Objective
+from pretrain.objective.pretraining_pass import Pass, means
+from pretrain.objective.validation import most_frequent_word, validate
+from pretrain.pretrained.hf_bert import load_bert, may_be_from_bert
+from pretrain.tokenizer.tokenizer import WordPieces, bert_pieces, learn_pieces, load_pieces
+from shards.common.dist_info import Ranks
+from shards.common.errors import UserError
+from shards.common.files import write_json
+from shards.detectors import keep_detector
+from shards.storage.dataset import Dataset, fingerprint
+
+BETAS, EPSILON = (0.9, 0.98), 1e-8
+FROM_BERT = "from_bert"  # key of config.json: the names of the parameters initialised from --bert
+
+
+@dataclass
+class Job(Course):
+    """A pretraining run that is ready to train from plan.first_step."""
+
+    config: PretrainConfig
+    pairs: Pairs
+    collator: Collator
+    validation: ValidationBatches
+    work: Pass
+    frequent_word: int
+
+    samples = "pairs"
+
+    def steps(self) -> Iterator[list[Batch]]:
+        return training_steps(self.pairs, self.collator, self.plan, self.places, pin=self.device.type == "cuda")
+
+    def counts(self, parts: list[Batch]) -> list[int]:
+        """Number of predicted tokens, predicted regions, and pairs."""
+        return [
+            sum(part.word_count for part in parts),
+            sum(part.region_count for part in parts),
+            sum(map(len, parts)),
+        ]
+
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        return means(sums, self.config.contrastive)
+
+    def describe(self, values: dict) -> str:
+        return (
+            f"loss: words {values['loss_words']:.3f} regions {values['loss_regions']:.3f} "
+            f"alignment {values['loss_alignment']:.3f}  "
+            f"accuracy: words {values['word_accuracy']:.1%} alignment {values['alignment_accuracy']:.1%}"
+            + (f" contrastive {values['contrastive_accuracy']:.1%}" if self.config.contrastive else "")
+        )
+
+    def validate(self, done: int) -> dict:
+        return validate(self.work, self.validation, self.device, self.frequent_word) if len(self.validation) else {}
+
+    def describe_scores(self, scores: dict) -> str:
+        return describe_scores(scores)
+
+    def loss_of(self, scores: dict) -> float:
+        return scores["loss"]
+
+    def facts(self, done: int) -> dict:
+        return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}
+
+
+def describe_scores(scores: dict) -> str:
+    """Formats validation scores for the console."""
+    return (
+        f"alignment {scores['alignment_accuracy']:.1%} (chance {scores['alignment_chance']:.1%}), "
+        f"masked tokens {scores['word_accuracy']:.1%} (most frequent token {scores['word_chance']:.1%}), "
+        + (f"contrastive {scores['contrastive_accuracy']:.1%} in a batch, " if "contrastive_accuracy" in scores else "")
+        + f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
+    )
+
+
+def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: Path | None) -> Job:
+    """Opens the data, builds or restores the model, and prepares the run directory.
+
+    Args:
+        newest: the checkpoint to resume from; None for a new run.
+    """
+    run = Path(config.out)
+    pairs = _open_pairs(config, ranks)
+    if newest:
+        _check_resume(config, run, pairs)
+    pieces = _pieces(config, ranks, pairs, run if newest else None)
+    sizes = model_config(config, pairs.shards, pieces)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    work, from_bert = _work(config, ranks, device, sizes, pieces, newest)
+    engine = _engine(config, ranks, work, from_bert)
+    facts = restore_engine(engine, newest) if newest else {}
+    classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
+    limits = Limits(config.words, config.regions, sizes.v_feature_size, *classes)
+    collator = partial(
+        Collator,
+        captions=pairs.captions,
+        pieces=pieces,
+        objective=work.objective.to("cpu"),
+        seed=config.seed,
+        limits=limits,
+        skip_bad=config.on_bad_shard == "skip",
+    )
+    plan = Plan(
+        pairs=len(pairs.training),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps=config.steps,
+        first_step=facts.get("step", 0),
+        ranks=ranks,
+        workers=config.workers,
+        accumulate=config.accumulate,
+        stages=tuple(map(Stage.from_dict, facts.get("stages", ()))),
+    )
+    hard = config.negatives == "hard"
+    at_once = -(-config.batch_size // (ranks.count * config.accumulate))
+    job = Job(
+        config=config,
+        ranks=ranks,
+        device=device,
+        plan=plan,
+        engine=engine,
+        places=Places(config.workers, pairs.shards),
+        bad_samples=facts.get("bad_samples", 0),
+        unlogged=facts.get("unlogged", {}),
+        pairs=pairs,
+        collator=collator(
+            negatives=None if hard else MisalignedCaptions(pairs.captions, pairs.trained),
+            draw_captions=pairs.one_caption,
+        ),
+        validation=ValidationBatches(
+            pairs, collator(negatives=MisalignedCaptions(pairs.captions, pairs.validation)), at_once, ranks
+        ),
+        work=work,
+        frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, pieces, config.words)),
+    )
+    if not newest:
+        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces, device, from_bert))
+    _describe(job, len(pieces))
+    return job
+
+
+def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
+    """Opens the pairs: streams on the first rank only, local shards on every rank, with a comparison."""
+    opened = partial(open_pairs, config.data, config.validation_pairs, config.captions_per_image)
+    pairs = on_first(ranks, opened)
+    if not pairs.streamed:
+        pairs = on_every_rank(ranks, lambda: pairs if ranks.first else opened())
+        same_everywhere(ranks, lambda: _content(pairs), OTHER_DATA.format(data=config.data))
+    readers = ranks.count * max(config.workers, 1)
+    if pairs.streamed and len(pairs.shards.shards) < readers:
+        ranks.say(
+            f"{len(pairs.shards.shards)} shards for {readers} readers (ranks x workers): "
+            "several readers will open the same shard; use more, smaller shards or fewer --workers to reduce traffic"
+        )
+    return pairs
+
+
+def _pieces(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None) -> WordPieces:
+    """The tokenizer of a resumed run, of the given BERT, or one learned from the captions."""
+    if run:
+        return load_pieces(run)
+    if config.bert:
+        return bert_pieces(config.bert)
+    texts = (pairs.captions[number] for number in pairs.trained.tolist())
+    return on_first(ranks, lambda: learn_pieces(texts, config.vocabulary))
+
+
+def _work(
+    config: PretrainConfig, ranks: Ranks, device: torch.device, sizes: ModelConfig, pieces: WordPieces, newest
+) -> tuple[Pass, list[str]]:
+    """Builds the model, with its loss, on the device; returns also the names of parameters initialised from BERT."""
+    torch.manual_seed(config.seed)
+    model = PretrainingModel(sizes, sizes.v_feature_size if config.region_target == "features" else None)
+    if config.region_target == "none":
+        model.regions.requires_grad_(False)
+    from_bert = []
+    if config.bert and newest:
+        stored = read_config(config.out).get(FROM_BERT)  # missing in runs of older versions
+        from_bert = stored or [name for name, _ in model.named_parameters() if may_be_from_bert(name)]
+    elif config.bert:
+        from_bert = on_first(
+            ranks, lambda: load_bert(model, config.bert)
+        )  # make_engine broadcasts the weights to the other ranks
+        ranks.say(f"{len(from_bert)} parameters of the text stream initialised from {config.bert}")
+    if not config.bert_lr_scale:
+        for name in from_bert:
+            model.get_parameter(name).requires_grad_(False)
+    precision = Precision(config.precision, device)
+    model.to(device, precision.weights)
+    model.encoder.recompute = config.activation_checkpointing
+    if config.residual == "precision":
+        narrow_hidden_states(model)
+    if config.compile:
+        model.encoder.compile(dynamic=True)
+    objective = Objective(
+        mask_id=pieces.mask_id,
+        ordinary_ids=pieces.ordinary_ids().to(device),
+        region_target=config.region_target,
+        overlap=config.overlap if config.overlap <= 1 else None,
+        aligned_only=config.aligned_only,
+        predict_overlapped=config.predict_overlapped,
+        contrastive=config.contrastive,
+        hard_negatives=config.negatives == "hard",
+    )
+    return Pass(model, objective, precision), from_bert
+
+
+def _engine(config: PretrainConfig, ranks: Ranks, work: Pass, from_bert: list[str]) -> Engine:
+    names = set(from_bert)
+
+    def scale(name: str) -> float:
+        return config.bert_lr_scale if name in names else 1.0
+
+    optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
+    graph = (-(-config.batch_size // ranks.count), config.words) if config.cuda_graph else None
+    return make_engine(work, optimizer, ranks, config.clip, graph=graph)
+
+
+def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) -> ModelConfig:
+    """The model configuration.
+
+    A named configuration gets vocabulary and feature size from the data; those of a file must match the data.
+    """
+    sizes = read_model_config(config.config)
+    if config.dropout is not None:
+        sizes = sizes.with_dropout(config.dropout)
+    fitting = {"v_feature_size": shards.feature_size}
+    if config.region_target == "classes":
+        if not shards.num_classes:
+            raise UserError(
+                f"{config.data}: regions have no class distribution; use --region_target features to predict region "
+                "features, or --region_target none to predict no regions"
+            )
+        fitting["v_target_size"] = shards.num_classes
+    if config.config in CONFIGS:
+        sizes = sizes.replace(vocab_size=len(pieces), **fitting)
+    if config.contrastive and not sizes.contrastive_size:
+        sizes = sizes.replace(contrastive_size=sizes.bi_hidden_size)
+    for name, value in fitting.items():
+        if getattr(sizes, name) != value:
+            raise UserError(f"{config.config}: {name} is {getattr(sizes, name)}, but {value} in {config.data}")
+    if sizes.vocab_size < len(pieces) or (config.bert and sizes.vocab_size != len(pieces)):
+        raise UserError(f"{config.config}: vocab_size is {sizes.vocab_size}, but that of the tokenizer {len(pieces)}")
+    if sizes.max_position_embeddings < config.words:
+        raise UserError(f"--words {config.words}: exceeds max_position_embeddings, {sizes.max_position_embeddings}")
+    return sizes
+
+
+def _facts(pairs: Pairs) -> dict:
+    shards = pairs.shards
+    return {
+        "samples": len(shards),
+        "feature_size": shards.feature_size,
+        "num_classes": shards.num_classes,
+        "detector": shards.detector,
+        "shards": {Path(shard.path).name: shard.sha256 for shard in shards.shards},
+    }
+
+
+def _content(pairs: Pairs) -> tuple[str, str]:
+    """Fingerprints of the shards and captions of local pairs, which must be equal on all ranks."""
+    texts = pairs.captions.texts
+    captions = hashlib.sha256(pairs.captions.begins.tobytes() + texts.ends.tobytes())
+    captions.update(np.ascontiguousarray(texts.data))
+    return fingerprint(pairs.shards), captions.hexdigest()
+
+
+def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
+    check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
+    if read_config(run).get("data") != _facts(pairs):
+        raise UserError(f"{config.data}: differs from the data set of the run in {run}; resume with the same data")
+
+
+def _begin_run(
+    run: Path,
+    config: PretrainConfig,
+    pairs: Pairs,
+    sizes: ModelConfig,
+    pieces: WordPieces,
+    device: torch.device,
+    from_bert: list[str],
+) -> None:
+    """Creates the run directory with its configuration."""
+    clear_run(run)
+    pieces.save(run)
+    if not pairs.streamed:
+        keep_detector(pairs.shards.folder, run / DETECTOR)
+    flags = stored_form(dataclasses.asdict(config))
+    facts = {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs), "made": circumstances(device)}
+    if from_bert:
+        facts[FROM_BERT] = from_bert
+    write_json(run / CONFIG, facts)
+
+
+def _describe(job: Job, pieces: int) -> None:
+    pairs, plan, say = job.pairs, job.plan, job.ranks.say
+    images = [len(np.unique(pairs.captions.images_of(side))) for side in (pairs.trained, pairs.validation)]
+    skipped = len(pairs.shards) - sum(images)
+    trained, held_out = f"{len(pairs.training)} training pairs", f"{len(pairs.validation)} validation pairs"
+    if pairs.shards.several:
+        trained += f" per epoch ({len(pairs.trained)} captions of {images[0]} images)"
+        held_out += f" ({images[1]} images)"
+    say(
+        f"{job.config.data}: {trained}, {held_out}"
+        + (f", {skipped} images skipped (no caption, or a caption of a validation image)" if skipped else "")
+    )
+    if job.config.validation_pairs and not len(pairs.validation):
+        say(
+            "no validation: it needs at least 20 pairs that share neither image nor caption"
+            f"{' in the first shard' if pairs.streamed else ''}; the newest checkpoint is used as the best"
+        )
+    parameters = sum(parameter.numel() for parameter in job.engine.model.parameters())
+    say(f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, vocabulary size {pieces}, on {job.device}")
+    if job.ranks.count > 1 or plan.accumulate > 1:
+        say(f"{plan.batch_size} pairs per step: {job.ranks.count} ranks x {plan.accumulate} accumulation steps")
+    if plan.first_step:
+        say(f"resuming after step {plan.first_step}")

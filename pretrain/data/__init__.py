@@ -1,0 +1,1 @@
+"""Region shards to batches: pairs, collation, the order of batches, data loader workers."""

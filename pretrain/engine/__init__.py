@@ -1,0 +1,1 @@
+"""The training loop: steps, optimizer, ranks, checkpoints, run directories, logs."""

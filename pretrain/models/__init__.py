@@ -1,0 +1,1 @@
+"""The two-stream model: layers, attention, packed sequences, dropout, pretraining heads."""

@@ -1,0 +1,280 @@
+"""The two-stream model (ViLBERT, as configured by 12-in-1): text stream, image stream, co-attention layers.
+
+The model does not depend on tasks, devices or ranks; heads are applied to the output of `TwoStream.forward`.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.models.contrastive import ContrastiveHead
+from pretrain.models.dropout import IMAGE, POOLED, TEXT, Dropout, fresh_keys, number_sites, position_keys
+from pretrain.models.layers import Connection, ImageEmbedding, Layer, Pooler, TextEmbedding
+from pretrain.models.model_config import ModelConfig
+from pretrain.models.packing import Layout, lay_out
+
+
+@dataclass
+class AttentionMaps:
+    """Attention probabilities per layer; each tensor is (B, heads, query positions, key positions)."""
+
+    text: list[Tensor] = field(default_factory=list)
+    image: list[Tensor] = field(default_factory=list)
+    text_over_image: list[Tensor] = field(default_factory=list)
+    image_over_text: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Encoded:
+    """Output of the model.
+
+    Attributes:
+        text, image: final hidden states, (B, L, h_t) and (B, R, h_v).
+        pooled_text, pooled_image: (B, bi_hidden_size).
+        image_keys, pooled_keys: int64 (B, R) and (B,), dropout keys for the heads; None without dropout.
+        begun: hidden states before the first co-attention layer; None in a model without a contrastive head.
+    """
+
+    text: Tensor
+    image: Tensor
+    pooled_text: Tensor
+    pooled_image: Tensor
+    image_keys: Tensor | None = None
+    pooled_keys: Tensor | None = None
+    begun: "Begun | None" = None
+
+
+@dataclass
+class Begun:
+    """Hidden states of both streams before the first co-attention layer; each depends on its own input only.
+
+    Attributes:
+        text, image: packed or padded, as in their layouts.
+        sample_keys: int64 (B,), dropout keys; None without dropout.
+    """
+
+    text: Tensor
+    text_layout: Layout
+    image: Tensor
+    image_layout: Layout
+    sample_keys: Tensor | None
+
+    def recombined(self, texts: Tensor, images: Tensor, sample_keys: Tensor) -> "Begun":
+        """Forms other pairs of the same texts and images.
+
+        Args:
+            texts, images: int64 (n,), batch indices.
+            sample_keys: int64 (n,), dropout keys of the new pairs; ignored without dropout.
+        """
+        if self.sample_keys is None:
+            sample_keys = None
+        text, text_layout = _rows_of(self.text, self.text_layout, texts, sample_keys, TEXT)
+        image, image_layout = _rows_of(self.image, self.image_layout, images, sample_keys, IMAGE)
+        return Begun(text, text_layout, image, image_layout, sample_keys)
+
+
+def _rows_of(states: Tensor, layout: Layout, rows: Tensor, sample_keys: Tensor | None, kind: int):
+    """Selects sequences of a batch; returns their states and layout, packed on a CPU, where counting is free."""
+    mask = layout.mask[rows]
+    count = int(mask.sum()) if mask.device.type == "cpu" else None
+    chosen = lay_out(mask, count, _position_keys(sample_keys, kind, mask))
+    return chosen.pack(layout.pad(states)[rows]), chosen
+
+
+def steps(config: ModelConfig) -> list[tuple[str, int]]:
+    """The order of the blocks, as ("text" | "image" | "connection", number).
+
+    Co-attention layer i follows the text layers below t_biattention_id[i] and the image layers below
+    v_biattention_id[i]; the remaining layers of both streams follow the last co-attention layer.
+    """
+    order, text, image = [], 0, 0
+    pairs = list(zip(config.t_biattention_id, config.v_biattention_id, strict=True))
+    for number, (text_end, image_end) in enumerate(pairs):
+        order += [("text", layer) for layer in range(text, text_end)]
+        order += [("image", layer) for layer in range(image, image_end)]
+        order.append(("connection", number))
+        text, image = text_end, image_end
+    order += [("text", layer) for layer in range(text, config.num_hidden_layers)]
+    order += [("image", layer) for layer in range(image, config.v_num_hidden_layers)]
+    return order
+
+
+class TwoStream(nn.Module):
+    """Encodes a text and the regions of an image jointly; see `forward`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.steps = steps(config)
+        self._first = next((n for n, (kind, _) in enumerate(self.steps) if kind == "connection"), len(self.steps))
+        self.recompute = False  # activation checkpointing in training
+        self.text_embedding = TextEmbedding(config)
+        self.image_embedding = ImageEmbedding(config)
+        self.text_layers = nn.ModuleList(
+            Layer(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_dropout_prob,
+                config.attention_probs_dropout_prob,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
+        self.image_layers = nn.ModuleList(
+            Layer(
+                config.v_hidden_size,
+                config.v_num_attention_heads,
+                config.v_intermediate_size,
+                config.v_hidden_dropout_prob,
+                config.v_attention_probs_dropout_prob,
+            )
+            for _ in range(config.v_num_hidden_layers)
+        )
+        self.connections = nn.ModuleList(Connection(config) for _ in config.v_biattention_id)
+        self.text_pooler = Pooler(config.hidden_size, config.bi_hidden_size)
+        self.image_pooler = Pooler(config.v_hidden_size, config.bi_hidden_size)
+        self.fusion_dropout = Dropout(config.fusion_dropout_prob)
+        self.contrast = ContrastiveHead(config) if config.contrastive_size else None
+        number_sites(self)
+        self._dropouts = [module for module in self.modules() if isinstance(module, Dropout)]
+        initialise(self, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        features: Tensor,
+        locations: Tensor,
+        image_mask: Tensor,
+        segment_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        maps: AttentionMaps | None = None,
+        text_count: int | None = None,
+        image_count: int | None = None,
+        sample_keys: Tensor | None = None,
+        image_positions: Tensor | None = None,
+    ) -> Encoded:
+        """Encodes a batch.
+
+        Args:
+            input_ids: int64 (B, L).
+            text_mask: bool (B, L), true for tokens, false for padding.
+            features: (B, R, D), the image token in row 0, then the regions.
+            locations: (B, R, 5).
+            image_mask: bool (B, R), false for padding.
+            segment_ids: int64 (B, L); None for segment 0.
+            task_ids: int64 (B,); the task token makes the text one position longer.
+            maps: collects the attention probabilities; fused attention is then not used.
+            text_count, image_count: number of true elements of text_mask and image_mask, or more (see
+                packing.lay_out). If given, padding is removed before the layers, and states at padding are undefined.
+            sample_keys: int64 (B,), dropout keys; None to sample them from torch's generator.
+            image_positions: int64 (R,), position numbers of the image rows for dropout; None for 0 to R - 1.
+        """
+        if not (self.training and any(dropout.p for dropout in self._dropouts)):
+            sample_keys = None  # so that no position keys are computed
+        elif sample_keys is None:
+            sample_keys = fresh_keys(len(input_ids), input_ids.device)
+        text, text_layout = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps, sample_keys)
+        image, image_layout = self.begin_image(
+            features, locations, image_mask, image_count, maps, sample_keys, image_positions
+        )
+        return self.finish(Begun(text, text_layout, image, image_layout, sample_keys), maps)
+
+    def finish(self, begun: Begun, maps: AttentionMaps | None = None) -> Encoded:
+        """Runs the first co-attention layer and all later blocks, and adds dropout keys for the heads."""
+        encoded = self.join(begun.text, begun.text_layout, begun.image, begun.image_layout, maps)
+        if self.contrast is not None:
+            encoded.begun = begun
+        if begun.sample_keys is not None:
+            encoded.image_keys = begun.image_layout.keys
+            encoded.pooled_keys = position_keys(begun.sample_keys, POOLED, begun.sample_keys.new_zeros(1))[:, 0]
+        return encoded
+
+    def embed(self, begun: Begun) -> tuple[Tensor, Tensor]:
+        """Unit-length text and image embeddings, float32 (B, contrastive_size) each (see contrastive.py)."""
+        text_layout, image_layout = begun.text_layout, begun.image_layout
+        texts = self.contrast.embed_text(text_layout.pad(begun.text), text_layout.mask)
+        return texts, self.contrast.embed_image(image_layout.pad(begun.image), image_layout.mask)
+
+    def begin_text(
+        self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None
+    ) -> tuple[Tensor, Layout]:
+        """The text stream before the first co-attention layer, which is independent of the image; with its layout."""
+        if task_ids is not None:
+            text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
+            text_count = text_count and text_count + len(task_ids)
+        keys = _position_keys(sample_keys, TEXT, text_mask)
+        text_layout = lay_out(text_mask, text_count, keys)
+        text = text_layout.pack(self.text_embedding(input_ids, segment_ids, task_ids, keys))
+        return self._run(self.steps[: self._first], text, text_layout, None, None, maps)[0], text_layout
+
+    def begin_image(
+        self, features, locations, image_mask, image_count=None, maps=None, sample_keys=None, image_positions=None
+    ) -> tuple[Tensor, Layout]:
+        """The image stream before the first co-attention layer, which is independent of the text; with its layout."""
+        keys = _position_keys(sample_keys, IMAGE, image_mask, image_positions)
+        image_layout = lay_out(image_mask, image_count, keys)
+        image = self.image_embedding(image_layout.pack(features), image_layout.pack(locations), image_layout.row_keys)
+        return self._run(self.steps[: self._first], None, None, image, image_layout, maps)[1], image_layout
+
+    def join(self, text: Tensor, text_layout: Layout, image: Tensor, image_layout: Layout, maps=None) -> Encoded:
+        """Runs the first co-attention layer and all later blocks on the states before it."""
+        text, image = self._run(self.steps[self._first :], text, text_layout, image, image_layout, maps)
+        text, image = text_layout.pad(text), image_layout.pad(image)
+        return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
+
+    def _run(self, steps, text, text_layout, image, image_layout, maps) -> tuple[Tensor, Tensor]:
+        """Runs blocks in order; those of a stream that is None are skipped."""
+        keep = maps or AttentionMaps(None, None, None, None)
+        # Counter-based dropout needs no generator state.
+        checkpointed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        call = checkpointed if self.recompute and self.training else _call
+        for kind, number in steps:
+            if kind == "text" and text is not None:
+                text = call(self.text_layers[number], text, text_layout, keep.text)
+            elif kind == "image" and image is not None:
+                image = call(self.image_layers[number], image, image_layout, keep.image)
+            elif kind == "connection":
+                connection = self.connections[number]
+                text, image = call(
+                    connection, text, text_layout, image, image_layout, keep.text_over_image, keep.image_over_text
+                )
+        return text, image
+
+    def fuse(self, encoded: Encoded) -> Tensor:
+        """Fuses the two pooled vectors by product or sum, with dropout: (B, bi_hidden_size)."""
+        if self.config.fusion_method == "sum":
+            fused = encoded.pooled_text + encoded.pooled_image
+        else:
+            fused = encoded.pooled_text * encoded.pooled_image
+        return self.fusion_dropout(fused, encoded.pooled_keys)
+
+
+def _position_keys(sample_keys: Tensor | None, kind: int, mask: Tensor, positions: Tensor | None = None):
+    """Dropout keys of the positions of a mask (B, L); None if sample_keys is."""
+    if sample_keys is None:
+        return None
+    if positions is None:
+        positions = torch.arange(mask.shape[1], device=mask.device)
+    return position_keys(sample_keys, kind, positions)
+
+
+def _call(function, *arguments):
+    return function(*arguments)
+
+
+def initialise(module: nn.Module, deviation: float) -> None:
+    """Initialises weights from normal(0, deviation), biases with 0, LayerNorm with 1 and 0, and padding with 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=deviation)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            nn.init.zeros_(part.weight[part.padding_idx])
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

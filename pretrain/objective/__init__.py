@@ -1,0 +1,1 @@
+"""Masking, pretraining losses, validation."""

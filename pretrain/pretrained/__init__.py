@@ -1,0 +1,1 @@
+"""External weights: the reference implementation's, BERT's, those of a run."""

@@ -1,0 +1,44 @@
+"""Loads models from existing weights, for inference or for other heads."""
+
+import warnings
+
+from torch import nn
+
+from pretrain.models.pretraining_heads import PretrainingModel
+from pretrain.models.vilbert import TwoStream
+from pretrain.pretrained.find_weights import BERT, describe, find_weights, take_weights
+from pretrain.pretrained.hf_bert import NOT_BERTS
+
+
+def load(path, config: str | None = None) -> TwoStream:
+    """Loads the two-stream model, on the CPU and in evaluation mode.
+
+    Missing keys (for a BERT, everything except the text stream) are initialised randomly, with a warning that lists
+    them.
+
+    Args:
+        path: a run directory (its best checkpoint is used), published weights, or a BERT.
+        config: JSON file of the model configuration, if it is not next to the weights.
+    """
+    return _load(path, config, lambda sizes, weights: nn.ModuleDict({"encoder": TwoStream(sizes)})).encoder
+
+
+def load_pretraining(path, config: str | None = None) -> PretrainingModel:
+    """Loads the two-stream model with its pretraining heads; see `load`."""
+
+    def build(sizes, weights):
+        bias = weights.get("regions.decoder.bias")
+        return PretrainingModel(sizes, len(bias) if bias is not None else None)
+
+    return _load(path, config, build)
+
+
+def _load(path, config: str | None, build) -> nn.Module:
+    found = find_weights(str(path), config)
+    weights, left_over = found.read()
+    model = build(found.sizes, weights)
+    missing = take_weights(model, weights, str(path), NOT_BERTS if found.kind == BERT else ())
+    sentence = describe(missing, left_over)
+    if sentence:
+        warnings.warn(f"{path}: {sentence}", stacklevel=3)
+    return model.eval()

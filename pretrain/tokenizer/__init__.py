@@ -1,0 +1,1 @@
+"""Captions to tokens: BERT's WordPiece, or a vocabulary learned from the captions."""

@@ -1,0 +1,198 @@
+"""Command-line flags defined by a dataclass, with the same names in Python, on the command line and in config.json.
+
+fire splits the command line into names and strings. Types and ranges are checked here, because fire alone accepts any
+string for any field and answers an error with a page of usage.
+"""
+
+import dataclasses
+import difflib
+import signal
+import sys
+import types
+import typing
+
+import fire
+
+from shards.common.dist_info import ALONE, launched
+from shards.common.errors import ErrorElsewhere, UserError
+from shards.common.files import is_remote, refuse_special_file
+
+_YES = {"true", "yes", "1", "on"}
+_NO = {"false", "no", "0", "off"}
+_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+
+
+def flag(default, help: str, *, unset="", low=None, above=None, high=None, choices=None, first=False, written=False):
+    """A dataclass field for a flag.
+
+    Args:
+        help: text for --help.
+        unset: for --help, the effective value of a flag with default None.
+        low, high, above: inclusive minimum and maximum, and exclusive minimum.
+        choices: allowed values.
+        first: positional; a field of type tuple[str, ...] takes all positional values.
+        written: an output path; URLs are rejected, because some writers would accept them.
+    """
+    metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
+    metadata |= {"first": first, "written": written, "unset": unset}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+REQUIRED = dataclasses.MISSING
+
+
+def _type_of(config_type, field):
+    """(type of a field without None, whether None is allowed)."""
+    hint = typing.get_type_hints(config_type)[field.name]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        return parts[0], True
+    return hint, False
+
+
+def _takes_all(config_type, field) -> bool:
+    return typing.get_origin(_type_of(config_type, field)[0]) is tuple
+
+
+def _convert(name: str, text, kind, optional: bool):
+    if typing.get_origin(kind) is tuple:
+        return (text,) if isinstance(text, str) else tuple(text)
+    if not isinstance(text, str):
+        value = text
+    elif optional and text.lower() == "none":
+        return None
+    elif kind is bool:
+        value = True if text.lower() in _YES else False if text.lower() in _NO else text
+    else:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text
+    if value is None and optional:
+        return None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"--{name} {text}: should be {_NAMES[kind]}")
+    return value
+
+
+def _check(name: str, value, rules) -> None:
+    if value is None:
+        return
+    for path in value if isinstance(value, tuple) else (value,):
+        if isinstance(path, str) and not rules.get("written"):
+            refuse_special_file(path, f"--{name} ")
+    if rules.get("choices") and value not in rules["choices"]:
+        raise UserError(f"--{name} {value}: should be one of {', '.join(map(str, rules['choices']))}")
+    if rules.get("low") is not None and not value >= rules["low"]:
+        raise UserError(f"--{name} {value}: should be {rules['low']} or more")
+    if rules.get("above") is not None and not value > rules["above"]:
+        raise UserError(f"--{name} {value}: should be more than {rules['above']}")
+    if rules.get("high") is not None and not value <= rules["high"]:
+        raise UserError(f"--{name} {value}: should be {rules['high']} or less")
+    if rules.get("written") and value == "":
+        raise UserError(f"--{name} is empty; it should be a path")
+    if rules.get("written") and is_remote(value):
+        raise UserError(f"--{name} {value}: is a URL; it should be a local path")
+
+
+def build(config_type, values: dict, positional: tuple = ()):
+    """Builds a `config_type` from strings or values; raises UserError, with the flag, for invalid ones."""
+    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    firsts = [name for name, field in fields.items() if field.metadata.get("first")]
+    if firsts and _takes_all(config_type, fields[firsts[0]]):
+        positional = (tuple(positional),) if positional else ()
+    if len(positional) > len(firsts):
+        hint = f"only {' '.join(firsts).upper()} is positional (quote patterns); " if firsts else ""
+        raise UserError(f"{positional[len(firsts)]}: value without a flag; {hint}see --help")
+    values = dict(values)
+    for name, value in zip(firsts, positional, strict=False):
+        if name in values:
+            raise UserError(f"{value}: duplicate value for {name}; remove one of them")
+        values[name] = value
+    result = {}
+    for name, value in values.items():
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            hint = f"did you mean --{close[0]}?" if close else "see --help"
+            raise UserError(f"--{name}: no such flag; {hint}")
+        result[name] = _convert(name, value, *_type_of(config_type, fields[name]))
+        _check(name, result[name], fields[name].metadata)
+    for name, field in fields.items():
+        if field.default is REQUIRED and name not in result:
+            given = name.upper() if field.metadata.get("first") else f"--{name} {name.upper()}"
+            raise UserError(f"{given} is missing: {field.metadata['help']}")
+    return config_type(**result)
+
+
+def usage(config_type, command: str, summary: str) -> str:
+    """The text of --help."""
+    fields = dataclasses.fields(config_type)
+    firsts = [field for field in fields if field.metadata.get("first")]
+    firsts = "".join(f" {field.name.upper()}{' ...' * _takes_all(config_type, field)}" for field in firsts)
+    lines = [f"python -m {command}{firsts} [--flag value ...]", "", summary, ""]
+    own = config_type.__annotations__  # listed before inherited ones
+    for field in sorted(fields, key=lambda field: field.name not in own):
+        value = field.metadata.get("unset") if field.default is None else field.default
+        default = "required" if field.default is REQUIRED else f"default {value}"
+        choices = field.metadata.get("choices")
+        choices = f" ({', '.join(map(str, choices))})" if choices else ""
+        lines.append(f"  --{field.name:<18} {field.metadata.get('help', '')}{choices} [{default}]")
+    return "\n".join(lines)
+
+
+def _parse(argv: list[str]) -> tuple[tuple, dict]:
+    """Positional values and flags as strings, split by fire."""
+    found = {}
+
+    @fire.decorators.SetParseFn(str)
+    def collect(*positional, **flags):
+        found["positional"], found["flags"] = positional, flags
+
+    fire.Fire(collect, command=argv)
+    return found["positional"], found["flags"]
+
+
+def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda flags: {}) -> typing.NoReturn:
+    """Parses the flags, calls `run(config)`, and exits.
+
+    The exit status is that of `run` or 0; 2 for a UserError, printed as one sentence to stderr; 130 for Ctrl-C.
+
+    Args:
+        inherit: maps the given flags to values of others, such as those of a run to resume.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if "--help" in argv or "-h" in argv:
+            print(usage(config_type, name, summary), flush=True)
+            sys.exit(0)
+        positional, values = _parse(argv)
+        values = inherit(values) | values
+        sys.exit(run(build(config_type, values, positional)) or 0)
+    except ErrorElsewhere:
+        sys.exit(2)
+    except UserError as error:
+        sys.exit(_refuse(str(error)))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:  # for example a full disk, missing permissions, or a file in place of a folder
+        if not error.strerror:
+            raise
+        sys.exit(_refuse(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}"))
+
+
+def _refuse(sentence: str) -> int:
+    """Prints an error (with the rank, if it is not the first) and returns the exit status."""
+    try:
+        ranks = launched()
+    except UserError:  # invalid environment variables, reported by `sentence`
+        ranks = ALONE
+    print(f"error{'' if ranks.first else f' on rank {ranks.rank}'}: {sentence}", file=sys.stderr, flush=True)
+    return 2

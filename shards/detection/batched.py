@@ -1,0 +1,128 @@
+"""Base class of neural detectors, which process batches on a device and keep the most probable classes."""
+
+import itertools
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shards.common.dist_info import Ranks, launched
+from shards.common.errors import UserError
+from shards.common.files import read_json, write_json
+from shards.detection.base import Detector, Found
+from shards.importing.image_features import kept_classes, likeliest
+
+FILE = "detector.json"
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Described:
+    """Output of a network for one image.
+
+    Attributes:
+        boxes: (n, 4), in pixels.
+        features: (n, D).
+        distribution: (n, classes); None for a network without classes.
+    """
+
+    boxes: torch.Tensor
+    features: torch.Tensor
+    distribution: torch.Tensor | None
+
+
+class BatchedDetector(Detector):
+    """A detector that is a neural network.
+
+    kept: number of classes stored per region, such that they have 99% of the probability mass on average; None before
+    `fit` or `load`, 0 for a network without classes.
+    """
+
+    learned = (FILE,)
+    per_image = False
+    sample = 16
+
+    def __init__(self, config):
+        self.config, self.kept = config, None
+        self.device = choose_device(config.device, launched())
+        self.autocast = PRECISIONS[config.precision]
+        if self.autocast is torch.float16 and self.device.type == "cpu":
+            raise UserError("--precision fp16: needs a GPU; use bf16 or float32 on a CPU")
+        if config.words_file:
+            raise UserError(f"--words_file {config.words_file}: only for --detector pixels; remove one of them")
+
+    def fit(self, images, folder: Path) -> None:
+        if not self.num_classes:
+            write_json(folder / FILE, {"kept": 0})
+            return
+        sample = list(itertools.islice(images, self.sample))
+        if not sample:
+            raise UserError(f"{self.config.images}: none of {self.sample} sampled images can be decoded")
+        size = self.config.batch_size
+        batches = (sample[begin : begin + size] for begin in range(0, len(sample), size))
+        rows = np.concatenate([one.distribution.float().cpu().numpy() for batch in batches for one in self._run(batch)])
+        write_json(folder / FILE, {"kept": kept_classes(rows)})
+
+    def load(self, folder: Path) -> bool:
+        if (folder / FILE).exists():
+            self.kept = read_json(folder / FILE)["kept"]
+        return self.kept is not None
+
+    def detect(self, images: list[np.ndarray]) -> list[Found]:
+        return [self._found(one) for one in self._run(images)]
+
+    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
+        return [self._found(one) for one in self._run(images, boxes)]
+
+    @torch.no_grad()
+    def _run(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Described]:
+        try:
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                return self.regions(images) if boxes is None else self.of_boxes(images, boxes)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"--batch_size {self.config.batch_size}: CUDA out of memory; use a smaller one (finished shards are "
+                "kept)"
+            ) from None
+
+    def _found(self, one: Described) -> Found:
+        boxes, features = (x.float().cpu().numpy() for x in (one.boxes, one.features))
+        if one.distribution is None:
+            return Found(boxes, features, None, None)
+        return Found(boxes, features, *likeliest(one.distribution.float().cpu().numpy(), self.kept))
+
+    @abstractmethod
+    def regions(self, images: list[np.ndarray]) -> list[Described]:
+        """Detects regions in images, uint8 RGB (H, W, 3): at most config.regions per image, in order of scores."""
+
+    @abstractmethod
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
+        """Computes the same output for given boxes, (n, 4) in pixels."""
+
+
+def read_class_names(path: str | None, classes: int) -> list[str] | None:
+    """Reads class names from a file with one name per line; the first class, the background, may be omitted."""
+    if path is None:
+        return None
+    try:
+        names = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--class_names {path}: cannot be read ({error})") from None
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) not in (classes, classes - 1):
+        raise UserError(f"--class_names {path}: has {len(names)} names, but the detector has {classes} classes")
+    return ["background", *names][-classes:]
+
+
+def choose_device(name: str, ranks: Ranks) -> torch.device:
+    """The device of this rank: the CPU, or the GPU with its local rank."""
+    found = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "cuda" and not found:
+        raise UserError("--device cuda: no GPU available to torch; use --device cpu")
+    if not found:
+        return torch.device("cpu")
+    if ranks.local >= found:
+        raise UserError(f"this machine has {found} GPUs, fewer than ranks; use --nproc-per-node {found}")
+    return torch.device("cuda", ranks.local)

@@ -1,0 +1,1 @@
+"""Image files, tars of images, and the captions and boxes that come with them."""

@@ -1,0 +1,151 @@
+"""Captions from a separate file: a Karpathy file, or rows of (image, caption) as TSV or JSON Lines."""
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from shards.common.errors import UserError
+from shards.common.files import read_json
+from shards.common.image_id import image_id
+from shards.common.untrusted_input import parse_json
+from shards.images.image_files import Part, find_images
+
+SPLITS = ("train", "val", "test")
+_NUMBERED = re.compile(r"(.+)#\d+$")  # an image with a caption number, as in Flickr30k's 1000092795.jpg#0
+
+
+def read_caption_file(path: str, splits: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Reads captions: image id -> its captions, in the order of the file.
+
+    Args:
+        path: a Karpathy file (.json); JSON Lines (.jsonl), {"image": ..., "caption": ...}; or any other name for TSV
+            rows of image and caption, where the image may have a caption number, as in Flickr30k's
+            results_20130124.token (1000092795.jpg#0).
+        splits: comma-separated splits of a Karpathy file to read; train includes restval.
+    """
+    wanted = _wanted(path, splits)
+    if path.endswith(".json"):
+        found = _karpathy(path, wanted)
+    else:
+        found, places = {}, {}
+        for number, name, caption in _rows(path):
+            image, numbered = image_id(_NUMBERED.sub(r"\1", name)), _NUMBERED.match(name)
+            first = places.setdefault((image, name if numbered else caption), number)
+            if first != number:
+                what = name if numbered else f"a caption of {name}"
+                raise UserError(f"{path}, line {number}: duplicate of line {first} ({what}); remove one of them")
+            found.setdefault(image, []).append(caption)
+    if not found:
+        of_splits = f" of --captions_split {splits}" if splits else ""
+        raise UserError(f"--captions {path}: contains no captions{of_splits}")
+    return {image: tuple(captions) for image, captions in found.items()}
+
+
+def with_captions(parts: list[Part], captions: dict[str, tuple[str, ...]], per_part: int) -> tuple[list[Part], str]:
+    """Restricts the parts of an extraction to images with captions.
+
+    Args:
+        parts: result of find_parts.
+        captions: image id -> captions.
+        per_part: images per part, if they are files in a folder.
+
+    Returns:
+        The parts, and the counts as text for the console.
+    """
+    matched: dict[str, str] = {}  # image id -> its file
+    total = 0
+    for part in parts:
+        for found in find_images(part):
+            total += 1
+            if found.id in captions:
+                matched[found.id] = found.file
+    if not matched:
+        raise UserError(
+            f"{parts[0].files[0]}: --captions has captions for none of the images; it has captions for image "
+            f"{next(iter(captions))}, for example, but not for {next(find_images(parts[0])).id}"
+        )
+    counts = f"{sum(len(captions[image]) for image in matched)} captions of {len(matched)} images"
+    if len(captions) > len(matched):
+        counts += f"; {len(captions) - len(matched)} images of the file not found"
+    if total > len(matched):
+        counts += f"; {total - len(matched)} images without captions skipped"
+    rows = [(file, image, captions[image]) for image, file in matched.items()]
+    if rows[0][0].endswith(".tar"):
+        groups = [list(group) for _, group in itertools.groupby(rows, key=lambda one: one[0])]
+    else:
+        groups = [rows[begin : begin + per_part] for begin in range(0, len(rows), per_part)]
+    chosen = []
+    for group in groups:
+        files = list(dict.fromkeys(file for file, _, _ in group))
+        chosen.append(Part(files, len(group), {image: texts for _, image, texts in group}))
+    return chosen, counts
+
+
+def _wanted(path: str, splits: str | None) -> set[str] | None:
+    if splits is None:
+        return None
+    wanted = {name.strip() for name in splits.split(",")}
+    for name in wanted - set(SPLITS):
+        raise UserError(f"--captions_split {name}: should be one or more of {', '.join(SPLITS)}")
+    if not path.endswith(".json"):
+        raise UserError(f"--captions_split {splits}: only Karpathy files (.json) have splits; {path} is not one")
+    return wanted
+
+
+def _karpathy(path: str, wanted: set[str] | None) -> dict[str, list[str]]:
+    value = read_json(path)
+    images = value.get("images") if isinstance(value, dict) else None
+    if not isinstance(images, list):
+        raise UserError(f"{path}: has no list of images; --captions reads Karpathy files (.json), .jsonl and TSV")
+    found: dict[str, list[str]] = {}
+    for number, image in enumerate(images):
+        where = f"{path}, image {number}"
+        try:
+            split = image["split"]
+            name = str(image["cocoid"]) if "cocoid" in image else image_id(image["filename"])
+            captions = [sentence["raw"].strip() for sentence in image["sentences"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: should have filename, split and sentences with raw texts ({error!r})") from None
+        if not all(captions):
+            raise UserError(f"{where}: has an empty caption; remove it")
+        if name in found:
+            raise UserError(f"{where}: duplicate image {name}; remove one of them")
+        found[name] = captions
+        if wanted is not None and ("train" if split == "restval" else split) not in wanted:
+            found[name] = []
+    return {name: captions for name, captions in found.items() if captions}
+
+
+def _rows(path: str) -> Iterator[tuple[int, str, str]]:
+    """Yields (line number, image, caption) of every row."""
+    columns = _json_columns if path.endswith((".jsonl", ".jsonline")) else _tsv_columns
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                image, caption = columns(line.rstrip("\r\n"), f"{path}, line {number}")
+                if not image.strip() or not caption.strip():
+                    missing = "caption" if image.strip() else "image"
+                    raise UserError(f"{path}, line {number}: has no {missing}; remove it")
+                yield number, image.strip(), caption.strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--captions {path}: cannot be read ({error})") from None
+
+
+def _tsv_columns(line: str, where: str) -> tuple[str, str]:
+    columns = line.split("\t")
+    if len(columns) != 2:
+        raise UserError(f"{where}: has {len(columns)} columns; should be an image, a TAB and a caption")
+    return columns[0], columns[1]
+
+
+def _json_columns(line: str, where: str) -> tuple[str, str]:
+    try:
+        row = parse_json(line)
+        image, caption = str(row["image"]), row["caption"]
+        if not isinstance(caption, str):
+            raise TypeError(f"caption is {type(caption).__name__}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{where}: should be {{"image": ..., "caption": ...}} ({error!r})') from None
+    return image, caption

@@ -1,0 +1,78 @@
+"""Given boxes, used instead of detected ones: lines of {"image_id", "boxes": [[x1, y1, x2, y2], ...], "box_ids"}."""
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.common.errors import UserError
+from shards.common.image_id import image_id
+from shards.common.untrusted_input import byte_lines, parse_json, reading
+
+
+@dataclass(frozen=True)
+class GivenBoxes:
+    """The boxes of an image, float32 (n, 4) in pixels, their ids, and their place in the file for messages."""
+
+    boxes: np.ndarray
+    ids: tuple[str, ...]
+    where: str
+
+    def inside(self, width: int, height: int) -> np.ndarray:
+        """The boxes clipped to an image of this size, at least one pixel wide and high.
+
+        Official annotations (COCO) have boxes with zero width or height, which can be candidates of a task.
+
+        Raises:
+            UserError: a box is outside the image.
+        """
+        size = np.array([width, height] * 2, np.float32)
+        cut = np.clip(self.boxes, 0, size)
+        flat = cut[:, 2:] <= cut[:, :2]  # in x, in y
+        begins, ends = self.boxes[:, :2], self.boxes[:, 2:]
+        outside = (begins > size[:2]) | (ends < 0) | (flat & (ends > begins))
+        for box in self.boxes[outside.any(1)].tolist():
+            raise UserError(f"{self.where}: box {box} lies outside its image, which is {width} x {height}")
+        cut[:, :2] = np.where(flat, np.minimum(cut[:, :2], size[:2] - 1), cut[:, :2])
+        cut[:, 2:] = np.where(flat, cut[:, :2] + 1, cut[:, 2:])
+        return cut
+
+    @property
+    def flat(self) -> int:
+        """Number of boxes without area."""
+        return int((self.boxes[:, 2:] <= self.boxes[:, :2]).any(1).sum())
+
+
+@functools.lru_cache(maxsize=1)
+def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
+    """Reads a file of JSON Lines: image id -> boxes."""
+    found: dict[str, GivenBoxes] = {}
+    lines = byte_lines(path)
+    for number in itertools.count(1):
+        where = f"{path}, line {number}"
+        try:
+            with reading(f"--boxes {path}", "it should be JSON Lines"):
+                line = next(lines, None)
+        except FileNotFoundError as error:
+            raise UserError(f"--boxes {path}: cannot be read ({error.strerror})") from None
+        if line is None:
+            break
+        with reading(where, "it should be an object with image_id, boxes and box_ids"):
+            record = parse_json(line)
+            image, boxes = image_id(str(record["image_id"])), np.array(record["boxes"], np.float32)
+            ids = tuple(map(str, record["box_ids"]))
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(ids) or not np.isfinite(boxes).all():
+            raise UserError(
+                f"{where}: should have boxes of four numbers and the same number of box_ids; it has {len(ids)} ids"
+            )
+        if (boxes[:, 2:] < boxes[:, :2]).any():
+            raise UserError(f"{where}: has a box that ends before it begins; should be x1, y1, x2, y2")
+        if image in found:
+            raise UserError(f"{where}: duplicate image {image}; remove one of them")
+        found[image] = GivenBoxes(boxes, ids, where)
+    if not found:
+        raise UserError(f"--boxes {path}: is empty")
+    if all((given.boxes <= 1).all() for given in found.values()):
+        raise UserError(f"--boxes {path}: all boxes are between 0 and 1; they should be in pixels")
+    return found

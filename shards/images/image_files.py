@@ -1,0 +1,257 @@
+"""Finding and decoding images in folders, or in tars in the layout of img2dataset."""
+
+import io
+import itertools
+import json
+import os
+import re
+import tarfile
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from shards.common.errors import UserError
+from shards.common.files import expand, files_below, is_remote, is_utf8, printable, refuse_special_file
+from shards.common.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image
+from shards.images.tar_directory import Member, Unused, read_directory, split_path
+from shards.parsing.text_encoding import decode_text
+
+MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded, with the reason."""
+
+
+@dataclass
+class Record:
+    """One image before decoding.
+
+    data: its bytes, or the error of reading them; source: `FILE` or `TAR#MEMBER`.
+    """
+
+    id: str
+    data: bytes | BadImage
+    source: str
+    captions: tuple[str, ...] = ()
+
+
+def decode_image(data: bytes | BadImage, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes an image to RGB uint8 (H, W, 3), with EXIF rotation applied and transparent pixels on white.
+
+    The size in the header is checked before decoding, because a small file can declare a huge image.
+
+    Raises:
+        BadImage: the image cannot be decoded.
+    """
+    if isinstance(data, BadImage):
+        raise data
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > max_pixels:
+                raise BadImage(f"has {image.width} x {image.height} pixels, more than {max_pixels}")
+            image.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("cannot be decoded (unknown image format)") from None
+    except Image.DecompressionBombError:  # a size for which Pillow does not report width and height
+        raise BadImage(f"has more than {max_pixels} pixels") from None
+    except Exception as error:  # Pillow's decoders raise almost any exception for damaged data
+        raise BadImage(f"cannot be decoded ({error or type(error).__name__})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values = values / 257
+        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+@dataclass
+class Part:
+    """The input of one shard of an extraction: some files of a folder, or one tar.
+
+    Attributes:
+        count: number of images.
+        captions: image id -> captions, instead of those next to the images; only these images are read.
+    """
+
+    files: list[str]
+    count: int
+    captions: dict[str, tuple[str, ...]] | None = None
+
+
+class Found(NamedTuple):
+    """An image in the input. file: the image file, or the tar; source: see Record."""
+
+    file: str
+    source: str
+    id: str
+
+
+def find_parts(images: str, per_part: int, unique: bool = True) -> list[Part]:
+    """Finds images and divides them into parts that can be read independently.
+
+    Folders are searched recursively; tars in a folder are used only if it contains no images.
+
+    Args:
+        images: a folder, or a path or pattern of image files or tars.
+        per_part: images per part, if they are files.
+        unique: raise UserError for two images with the same id.
+    """
+    files = _image_files(images) if os.path.isdir(images) else []
+    if os.path.isdir(images) and not files and not any(Path(images).glob("*.tar")):
+        raise UserError(f"{images}: contains no images ({', '.join(SUFFIXES)}) and no .tar files")
+    names = files or expand(images)
+    parts, hashes = [], array("q")  # ids take ten times as much memory, too much for millions of images
+    if all(map(is_image, names)):
+        hashes.extend(hash(image_id(name)) for name in names)
+        groups = (names[begin : begin + per_part] for begin in range(0, len(names), per_part))
+        parts = [Part(group, len(group)) for group in groups]
+    else:
+        for name in names:
+            if is_remote(name) or not name.endswith(".tar"):
+                raise UserError(f"{name}: should be a folder of images, images, or local .tar files")
+            members = read_directory(name).images
+            if not members:
+                raise UserError(f"{name}: contains no images ({', '.join(SUFFIXES)})")
+            hashes.extend(hash(image_id(member)) for member in members)
+            parts.append(Part([name], len(members)))
+    if unique and len(np.unique(hashes)) < len(hashes):
+        _refuse_same_ids(parts)
+    return parts
+
+
+def _refuse_same_ids(parts: list[Part]) -> None:
+    seen: dict[str, str] = {}
+    for found in itertools.chain.from_iterable(map(find_images, parts)):
+        if found.id in seen:
+            raise UserError(f"{seen[found.id]} and {found.source}: {SAME_ID.format(image=found.id)}")
+        seen[found.id] = found.source
+
+
+def _image_files(folder: str) -> list[str]:
+    """Image files in a folder and its subfolders, in natural order (2 before 10)."""
+    found = files_below(folder, is_image)
+    return sorted(found, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
+
+
+def find_images(part: Part) -> Iterator[Found]:
+    """Yields every image of a part, without reading it."""
+    for name in part.files:
+        if name.endswith(".tar"):
+            for member in read_directory(name).images:
+                yield Found(name, f"{name}#{printable(member)}", image_id(printable(member)))
+        else:
+            yield Found(name, printable(name), image_id(printable(name)))
+
+
+def read_records(part: Part, unused: list[Unused] | None = None) -> Iterator[Record]:
+    """Yields the Record of every image of a part, and appends ignored files among them to `unused`."""
+    unused = [] if unused is None else unused
+    for name in part.files:
+        if name.endswith(".tar"):
+            yield from _records_of_tar(name, part.captions, unused)
+        elif part.captions is None or image_id(printable(name)) in part.captions:
+            yield _record_of_file(name, part.captions, unused)
+
+
+def _record_of_file(name: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused]) -> Record:
+    image, source = image_id(printable(name)), printable(name)
+    if not is_utf8(name):
+        return Record(image, BadImage(NOT_UTF8), source)
+    if (data := _read_file(name)) is None:
+        return Record(image, BadImage("is a link to a file that does not exist"), source)
+
+    def neighbour(suffix: str) -> tuple[str, bytes] | None:
+        path = str(Path(name).with_suffix(f".{suffix}"))
+        return None if (content := _read_file(path)) is None else (path, content)
+
+    return Record(image, data, source, _captions(neighbour, unused) if captions is None else captions[image])
+
+
+def _read_file(name: str) -> bytes | None:
+    """The content of a file; None if it does not exist."""
+    refuse_special_file(name)
+    try:
+        return Path(name).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def _captions(neighbour: Callable[[str], tuple[str, bytes] | None], unused: list[Unused]) -> tuple[str, ...]:
+    """The caption next to an image: the content of KEY.txt, or `caption` in KEY.json; empty if both are blank.
+
+    neighbour: maps a suffix to (source, content) of the file next to the image, or None.
+    """
+    if found := neighbour("txt"):
+        source, data = found
+        try:
+            if caption := decode_text(data).strip():
+                return (caption,)
+        except ValueError:
+            unused.append(Unused(source, "is not a caption in UTF-8 or UTF-16"))
+    if found := neighbour("json"):
+        source, data = found
+        try:
+            value = json.loads(decode_text(data))
+        except ValueError:
+            unused.append(Unused(source, "is not valid JSON with a caption"))
+            return ()
+        caption = value.get("caption") if isinstance(value, dict) else None
+        return (caption.strip(),) if isinstance(caption, str) and caption.strip() else ()
+    return ()
+
+
+def _records_of_tar(tar: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused]) -> Iterator[Record]:
+    directory = read_directory(tar)
+    unused += (Unused(f"{tar}#{printable(name)}" if name else tar, reason) for name, reason in directory.unused)
+    with open(tar, "rb") as file:
+
+        def read(member: Member) -> bytes:
+            file.seek(member.offset)
+            return file.read(member.size)
+
+        def neighbour(path: str, suffix: str) -> tuple[str, bytes] | None:
+            if (path, suffix) not in directory.texts:
+                return None
+            name, member = directory.texts[path, suffix]
+            return f"{tar}#{printable(name)}", read(member)
+
+        for name, member in directory.images.items():
+            image, source = image_id(printable(name)), f"{tar}#{printable(name)}"
+            if captions is not None and image not in captions:
+                continue
+            if not is_utf8(name):
+                yield Record(image, BadImage(NOT_UTF8), source)
+                continue
+            own = _captions(partial(neighbour, split_path(name)[0]), unused) if captions is None else captions[image]
+            yield Record(image, read(member), source, own)
+
+
+def read_source(source: str) -> bytes:
+    """The bytes of an image from the source of a Record; UserError if it no longer exists."""
+    name, _, member = source.partition("#")
+    try:
+        if member:
+            with tarfile.open(name, "r:") as tar:
+                return tar.extractfile(member).read()
+        return Path(name).read_bytes()
+    except (OSError, KeyError, tarfile.TarError) as error:
+        raise UserError(f"{source}: the image cannot be read ({error})") from None

@@ -1,0 +1,1 @@
+"""What importers share: a source of features, the features of one image."""

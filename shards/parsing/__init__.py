@@ -1,0 +1,1 @@
+"""File formats of other programs, read safely: pickles, torch.save, safetensors, LMDB, text encodings."""

@@ -1,0 +1,1 @@
+"""The shard format: samples, tars with an index, random access, streaming."""

@@ -1,7 +1,0 @@
-"""The detector of the paper in plain torch: a Faster R-CNN with a ResNeXt-152 FPN backbone, or a ResNet or ResNeXt of
-other sizes."""
-
-from shards.x152.detector import Detections, RegionDetector
-from shards.x152.network import DetectorConfig
-
-__all__ = ["Detections", "DetectorConfig", "RegionDetector"]

@@ -1,0 +1,229 @@
+"""Hard negatives, the options of training, and evaluation that works nothing out twice."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_sets import make_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.config import RANKED_CAPTIONS
+from finetune.data.hard_negatives import Options, nearest_images
+from finetune.data.regions import Regions
+from finetune.data.task_collate import TaskCollator
+from finetune.data.task_data import TaskData
+from finetune.evaluation.scores import watched
+from finetune.inference.caption_image_scores import retrieval_scores
+from finetune.models.task_model import OPTIONS, TaskModel
+from finetune.objective.task_losses import training_scores
+from finetune.objective.task_pass import TaskPass
+from finetune.task_types.base import Example
+from finetune.tasks import find_task
+from finetune.training.single_task import describe_scores
+from finetune.training.task_validation import four_way_right
+from pretrain.data.collate import Limits
+from pretrain.engine.step import Precision
+from pretrain.models.contrastive import TEMPERATURE
+from pretrain.models.model_config import TINY
+from pretrain.tokenizer.tokenizer import learn_pieces
+from shards.common.dist_info import ALONE, Ranks
+from shards.common.errors import UserError
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 50), st.integers(0, 10_000))
+def test_the_nearest_are_those_of_a_plain_search(count, wanted, seed):
+    means = np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
+    found = nearest_images(means, wanted)
+    assert found.shape == (count, min(wanted, count - 1))
+    for row in range(count):
+        distances = ((means.astype(float) - means[row].astype(float)) ** 2).sum(1)
+        order = [other for other in np.argsort(distances, kind="stable") if other != row]
+        np.testing.assert_allclose(distances[found[row]], distances[order[: found.shape[1]]], atol=1e-5)
+        assert row not in found[row] and len(set(found[row].tolist())) == found.shape[1]
+
+
+@pytest.fixture
+def regions(tmp_path):
+    make_dataset(tmp_path / "regions", (13,))
+    return Regions(tmp_path / "regions")
+
+
+@pytest.fixture
+def examples(regions):
+    """Two captions of most images, three of one."""
+    images = list(regions.numbers)
+    texts = [(image, f"a {word} thing number {n}") for n, image in enumerate(images) for word in ("red", "blue")]
+    return [Example(n, text, (image,)) for n, (image, text) in enumerate([*texts, (images[3], "one more")])]
+
+
+def test_options_are_of_other_images_and_follow_from_seed_and_epoch(regions, examples):
+    options = Options(examples, regions, seed=1)
+    seen = set()
+    for epoch in range(40):
+        for number, example in enumerate(examples):
+            caption, image, hard = options.draw(epoch, number)
+            assert image != example.images[0]
+            assert examples[caption].images != example.images and examples[hard].images != example.images
+            seen.add((number, caption, image))
+    assert options.draw(3, 5) == Options(examples, regions, seed=1).draw(3, 5)
+    assert [options.draw(e, 5) for e in range(9)] != [Options(examples, regions, seed=2).draw(e, 5) for e in range(9)]
+    assert len(seen) > 900  # of 27 examples in 40 epochs: hardly two draws are the same
+    assert {image for number, _, image in seen if number == 0} == set(regions.numbers) - set(examples[0].images)
+
+
+def test_hard_captions_are_of_the_nearest_images(regions, examples, monkeypatch):
+    monkeypatch.setattr("finetune.data.hard_negatives.NEAREST", 2)
+    monkeypatch.setattr("finetune.data.hard_negatives.nearest_images.__defaults__", (2,))
+    options = Options(examples, regions, seed=0)
+    means = np.stack([regions[image].features.astype(float).mean(0) for image in options.images])
+    for number in range(len(examples)):
+        own = options.images.index(examples[number].images[0])
+        near = np.argsort(((means - means[own]) ** 2).sum(1))[1:3]
+        drawn = {examples[options.draw(epoch, number)[2]].images[0] for epoch in range(30)}
+        assert drawn == {options.images[place] for place in near}
+
+
+def test_one_image_has_nothing_to_be_told_from(regions, examples):
+    with pytest.raises(UserError, match="retrieval needs examples of at least two images"):
+        Options(examples[:2], regions, 0)
+
+
+def make_work(examples, regions, precision="float32", contrastive_size=0, **options):
+    torch.manual_seed(0)
+    pieces = learn_pieces([example.text for example in examples], 200)
+    sizes = TINY.replace(vocab_size=len(pieces), v_feature_size=12, task_tokens=20, contrastive_size=contrastive_size)
+    task = find_task("coco_retrieval")
+    model = TaskModel(sizes, {}).eval()
+    collator = TaskCollator(task, examples, regions, pieces, Limits(30, 36, 12), **options)
+    return TaskPass(model, task, Precision(precision, torch.device("cpu")), task.token), collator
+
+
+@pytest.mark.parametrize("contrastive_size", [0, 16])
+@torch.no_grad()
+def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples, contrastive_size):
+    """Captions of different lengths, a batch size that divides nothing, images with 1 to 6 regions."""
+    work, collator = make_work(examples, regions, contrastive_size=contrastive_size)
+    scores = retrieval_scores(work, collator, 4, ALONE, torch.device("cpu"))
+    images = list(dict.fromkeys(example.images[0] for example in examples))
+    for place, image in enumerate(images):
+        pairs = [Example(e.id, e.text, (image,)) for e in examples]
+        alone = make_work(examples, regions)[1]
+        one = TaskCollator(collator.task, pairs, regions, alone.pieces, alone.limits)
+        expected = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
+        np.testing.assert_allclose(scores[:, place], expected, atol=1e-5 if contrastive_size else 2e-6)
+    assert np.unique(scores.round(5)).size > 100
+
+
+def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(regions, examples):
+    work, collator = make_work(examples, regions, contrastive_size=16)
+    batch = collator(0, np.arange(5))
+    x, encoder = work.inputs(batch), work.model.encoder
+    found = work.scores(batch)
+    for row in range(5):
+        tokens, rows = int(x.text_mask[row].sum()), int(x.image_mask[row].sum())
+        encoded = encoder(
+            x.input_ids[row, None, :tokens],
+            x.text_mask[row, None, :tokens],
+            x.features[row, None, :rows],
+            x.locations[row, None, :rows],
+            x.image_mask[row, None, :rows],
+            task_ids=x.task_ids[row, None],
+        )
+        head = work.model.heads["retrieval"](encoder.fuse(encoded))[0, 0]
+        text = encoder.contrast.text(encoded.begun.text[0].mean(0))
+        image = encoder.contrast.image(torch.cat([encoded.begun.image[0].mean(0), encoded.begun.image[0].amax(0)]))
+        cosine = torch.nn.functional.cosine_similarity(text, image, dim=0)
+        torch.testing.assert_close(found[row], head + cosine / TEMPERATURE, atol=1e-5, rtol=1e-5)
+    found.sum().backward()
+    assert encoder.contrast.text.weight.grad.abs().sum() > 0 and encoder.contrast.image.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_the_model_is_told_the_task_by_its_token(regions, examples):
+    work, collator = make_work(examples, regions)
+    batch, scores = collator(0, np.arange(3)), []
+    for token in (work.token, work.token + 1, None):
+        told = TaskPass(work.model, work.task, work.precision, token)
+        ids = told.inputs(batch).task_ids
+        assert ids is None if token is None else ids.tolist() == [token] * 3
+        scores.append(told.scores(batch))
+    assert not any(torch.allclose(scores[n], scores[n - 1], atol=1e-5) for n in range(3))
+
+
+@torch.no_grad()
+def test_ranks_divide_the_images(regions, examples):
+    work, collator = make_work(examples, regions)
+    whole = retrieval_scores(work, collator, 8, ALONE, torch.device("cpu"))
+    parts = [retrieval_scores(work, collator, 8, Ranks(n, 3, n), torch.device("cpu")) for n in range(3)]
+    np.testing.assert_array_equal(sum(parts), whole)
+
+
+def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
+    work, collator = make_work(examples, regions, options=Options(examples, regions, 0))
+    batch = collator(2, np.array([4, 9]))
+    assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target is None
+    one = TaskCollator(collator.task, examples, regions, collator.pieces, collator.limits)(0, np.array([4, 9]))
+    ids, features = batch.rows.input_ids, batch.rows.features
+    for number, row in enumerate((0, OPTIONS)):
+        own = one.rows.input_ids[number]
+        assert torch.equal(ids[row, : len(own)], own) and torch.equal(ids[row + 2], ids[row])
+        same = [bool((features[row + n] == features[row]).all()) for n in range(OPTIONS)]
+        assert same == [True, True, False, True]
+        assert not torch.equal(ids[row + 1], ids[row]) and not torch.equal(ids[row + 3], ids[row])
+    loss, numbers = work(batch, [2])
+    assert loss.item() > 0 and numbers["examples"] == 2
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@torch.no_grad()
+def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, examples, ranks, monkeypatch):
+    """27 captions in batches of 4, a slow version in the test, and the same negatives in every validation."""
+    for module in ("finetune.inference.predictions", "pretrain.engine.distributed"):
+        monkeypatch.setattr(f"{module}.add_up", lambda values, ranks: values)
+    work, collator = make_work(examples, regions, options=Options(examples, regions, 5))
+    plain = TaskCollator(collator.task, examples, regions, collator.pieces, collator.limits)
+
+    def score(caption: str, image: str) -> float:
+        return work.scores(replace(plain, examples=[Example(0, caption, (image,))])(0, np.array([0]))).item()
+
+    expected = []
+    for number, example in enumerate(examples):
+        own = example.images[0]
+        other, image, hard = collator.options.draw(0, number)
+        wrong = [score(examples[other].text, own), score(example.text, image), score(examples[hard].text, own)]
+        expected.append(score(example.text, own) > max(wrong))
+    work.model.train()
+    cpu = torch.device("cpu")
+    for _ in range(2):
+        found = [four_way_right(work, collator, 4, 0, Ranks(n, ranks, n), cpu) for n in range(ranks)]
+        assert sum(found).tolist() == expected
+    assert 0 < sum(expected) < len(expected) and work.model.training
+
+
+def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_by_rank(regions, examples):
+    work, collator = make_work(examples, regions)
+    data = TaskData(work.task, Path(), Path(), regions, None, "stop")
+    inputs = collator.pieces, None, 256, 10
+    validation = data.validation(examples, *inputs, validate_on=None, seed=5)
+    cpu, counted = torch.device("cpu"), len(examples)
+    score = validation.score(work, 4, 0, ALONE, cpu)
+    right = four_way_right(work, validation.four_way, 4, 0, ALONE, cpu)
+    assert watched(score.metrics) == score.metrics["four_way_accuracy"] == right.mean() != score.metrics["R@1"]
+    assert score.metrics["score"] == score.metrics["R@1"] and score.metrics["images"] == 13
+    said = describe_scores(score.summary)
+    assert "(among 13 images; in the paper 1,000)" in said and "; 4-way accuracy" in said
+    assert "published" not in describe_scores(score.summary | {"images": 1000})
+    assert len(data.validation(examples * 10, *inputs, validate_on=None, seed=5)) == 10 * counted
+    few = data.validation(examples * 10, *inputs, validate_on=None, seed=5)
+    assert len(few.examples.examples) == RANKED_CAPTIONS and len(few.four_way.examples) == 10 * counted
+    pointing = TaskData(find_task("refcoco"), Path(), Path(), regions, None, "stop")
+    assert pointing.validation(examples, *inputs, validate_on=None, seed=0).four_way is None
+
+
+def test_equal_scores_count_against_a_pair():
+    scores = torch.tensor([1.0, 1.0, 0.0, 0.0, 2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    assert training_scores("retrieval", scores, None).tolist() == [0, 1, 0]

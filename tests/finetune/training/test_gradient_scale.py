@@ -1,0 +1,63 @@
+"""A task's share of the training: its learning rate as a factor on the loss, which no clipping cancels by default."""
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.build import make_task_engine
+from finetune.config import MtConfig, StConfig
+from finetune.objective.task_pass import MultiTaskPass
+from pretrain.config import PretrainConfig
+from pretrain.engine.step import Precision, Sums
+from shards.common.dist_info import ALONE
+
+
+class Part:
+    """One task's part of a step."""
+
+    def __init__(self, task: int):
+        self.task, self.number, self.batch = task, 0, torch.ones(2, 3, dtype=torch.float64)
+
+    def __len__(self):
+        return len(self.batch)
+
+
+class OneTask(nn.Module):
+    """A task whose gradients are far above a norm of 1. The task's data is the same for all."""
+
+    precision = Precision("float64", torch.device("cpu"))
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        self.model, self.task = model, self
+        self.name = name
+
+    def forward(self, batch, counts):
+        return 1e3 * self.model(batch).square().sum() / counts[-1], {}
+
+
+def update_of(task: int, scales: list[float], **flags) -> torch.Tensor:
+    """The update of plain gradient descent by a step of a task."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3).double()
+    work = MultiTaskPass([OneTask(model, "first"), OneTask(model, "second")], scales)
+    engine = make_task_engine(MtConfig(**flags), ALONE, work, 1e-3, 1e-3, None)
+    engine.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    before = model.weight.detach().clone()
+    engine.step(0, [Part(task)], Sums(), [2])
+    return model.weight.detach() - before
+
+
+def test_updates_of_tasks_are_in_the_ratio_of_their_learning_rates():
+    """VQA's 4e-5 against the others' 2e-5."""
+    torch.testing.assert_close(update_of(0, [2.0, 1.0]), 2 * update_of(1, [2.0, 1.0]), rtol=1e-12, atol=0)
+    clipped = update_of(0, [2.0, 1.0], clip=1.0), update_of(1, [2.0, 1.0], clip=1.0)
+    torch.testing.assert_close(*clipped, rtol=1e-12, atol=0)  # what clipping by default did
+
+
+@pytest.mark.parametrize(("config", "clip"), [("base", 0.0), ("model.json", 0.0), ("tiny", 1.0)])
+def test_pretraining_clips_gradients_of_the_small_model_alone(config, clip):
+    assert PretrainConfig(config=config).settled().clip == clip
+    assert PretrainConfig(config=config, clip=0.5).settled().clip == 0.5
+    assert PretrainConfig(config=config, clip=0.0).settled().clip == 0.0
+    assert StConfig(task="vqa").clip == MtConfig().clip == 0.0

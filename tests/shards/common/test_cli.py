@@ -1,0 +1,126 @@
+"""Flags: every mistake is one sentence that names the flag and what would be right."""
+
+from dataclasses import asdict, dataclass
+
+import pytest
+
+from shards.common.cli import REQUIRED, build, command, flag
+from shards.common.errors import UserError
+
+
+@dataclass
+class Config:
+    source: str = flag(REQUIRED, "where from", first=True)
+    batch_size: int = flag(8, "pairs a step", low=1)
+    share: float = flag(0.5, "of the pairs", low=0, high=1)
+    lr: float | None = flag(None, "learning rate", above=0)
+    kind: str = flag("a", "which", choices=("a", "b"))
+    resume: bool = flag(False, "go on")
+    out: str | None = flag(None, "where to", written=True)
+
+
+def parsed(*argv, status=0):
+    found = {}
+    with pytest.raises(SystemExit) as stopped:
+        command(Config, lambda config: found.update(asdict(config)), "some.command", "Does it.", list(argv))
+    assert stopped.value.code == status
+    return found
+
+
+def test_texts_become_values_of_the_fields_types():
+    assert parsed("here", "--batch_size", "3", "--lr=1e-3", "--resume", "--share", "1") == {
+        "source": "here",
+        "batch_size": 3,
+        "share": 1.0,
+        "lr": 1e-3,
+        "kind": "a",
+        "resume": True,
+        "out": None,
+    }
+
+
+def test_names_that_look_like_numbers_stay_texts():
+    assert parsed("007", "--batch_size", "3")["source"] == "007"
+    assert parsed("--source", "1e5")["source"] == "1e5"
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("True", True), ("0", False), ("yes", True)])
+def test_booleans_are_real(text, value):
+    assert parsed("here", "--resume", text)["resume"] is value
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["here", "--batch_size", "0"], ["--batch_size 0", "1 or more"]),
+        (["here", "--batch_size", "abc"], ["--batch_size abc", "should be an integer"]),
+        (["here", "--batch_size", "2.5"], ["--batch_size 2.5", "should be an integer"]),
+        (["here", "--share", "1.5"], ["--share 1.5", "1 or less"]),
+        (["here", "--share", "nan"], ["--share nan"]),
+        (["here", "--lr", "0"], ["--lr 0", "more than 0"]),
+        (["here", "--kind", "c"], ["--kind c", "a, b"]),
+        (["here", "--resume", "perhaps"], ["--resume perhaps", "true or false"]),
+        (["here", "--batchsize", "3"], ["--batchsize", "did you mean --batch_size"]),
+        (["here", "--out", ""], ["--out is empty", "path"]),
+        (["here", "--out", "s3://bucket/runs"], ["--out s3://bucket/runs", "is a URL; it should be a local path"]),
+        (["here", "--zzz", "3"], ["--zzz", "--help"]),
+        (["here", "there"], ["there", "SOURCE"]),
+        ([], ["SOURCE is missing", "where from"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr_and_status_2(argv, words, capsys):
+    parsed(*argv, status=2)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+def test_help_lists_every_flag_with_its_default(capsys):
+    parsed("--help")
+    out = capsys.readouterr().out
+    assert all(f"--{name}" in out for name in asdict(Config(source="x")))
+    assert "needed" in out and "default 8" in out and "(a, b)" in out
+
+
+def test_values_from_python_are_checked_like_texts():
+    assert build(Config, {"source": "x", "share": 1}).share == 1.0
+    with pytest.raises(UserError, match="--batch_size"):
+        build(Config, {"source": "x", "batch_size": "many"})
+
+
+@dataclass
+class Many:
+    runs: tuple[str, ...] = flag(REQUIRED, "what to read", first=True)
+    out: str = flag("out", "where to")
+
+
+@pytest.mark.parametrize(
+    ("argv", "runs"),
+    [(("a", "b", "c"), ("a", "b", "c")), (("a", "--out", "o", "b"), ("a", "b")), (("--runs", "a"), ("a",))],
+)
+def test_a_tuple_takes_all_that_has_no_name(argv, runs):
+    found = []
+    with pytest.raises(SystemExit):
+        command(Many, lambda config: found.append(config.runs), "some.command", "Does it.", list(argv))
+    assert found == [runs]
+
+
+def test_a_tuple_that_is_needed_is_missed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(Many, lambda config: None, "some.command", "Does it.", [])
+    assert stopped.value.code == 2 and "RUNS is missing: what to read" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(Many, lambda config: None, "some.command", "Does it.", ["--help"])
+    assert "python -m some.command RUNS ... [--flag value ...]" in capsys.readouterr().out
+
+
+def test_a_folder_where_a_file_should_go_is_named(tmp_path, capsys):
+    from shards.common.files import whole_file
+
+    def run(config):
+        with whole_file(config.out, "w") as file:
+            file.write("a")
+
+    with pytest.raises(SystemExit):
+        command(Many, run, "some.command", "Does it.", ["a", "--out", str(tmp_path)])
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"

@@ -1,0 +1,77 @@
+"""The structure that design and README promise: floors import downwards only, commands exist, names are kept."""
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ["ops", "shards", "pretrain", "finetune"]
+FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_floor_imports_only_floors_below_it(path):
+    floor = path.relative_to(ROOT).parts[0]
+    above = set(FLOORS[FLOORS.index(floor) + 1 :])
+    assert not imported(path) & above
+
+
+def test_the_shards_floor_imports_torch_for_networks_alone():
+    """Commands that extract, convert and read start in a fraction of a second because of it. fp16.py imports it where
+    it is called: in the processes that convert, once in each."""
+    users = {
+        str(path.relative_to(ROOT / "shards"))
+        for path in FILES
+        if path.is_relative_to(ROOT / "shards") and "torch" in imported(path)
+    }
+    networks = {"detection/batched.py", "detectors/backbone.py", "detectors/transformers_model.py"}
+    networks |= {"parsing/tensor_files.py", "parsing/torch_save.py"}
+    assert {user for user in users if not user.startswith(("detection/x152/", "detection/backbone/"))} == networks | {
+        "common/fp16.py"
+    }
+    names = ("extract", "convert", "inspect", "storage.reader", "world", "detectors.pixels")
+    modules = ", ".join(f"shards.{name}" for name in names)
+    check = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+def is_command(path: Path) -> bool:
+    """Whether a module can be started with `python -m`."""
+    body = ast.parse(path.read_text()).body
+    return any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in body)
+
+
+@pytest.mark.parametrize("package", ["shards", "pretrain", "finetune"])
+def test_modules_directly_under_a_package_are_commands(package):
+    """Everything else is in a folder named by its role, and no command is. In ops, which is flat, all are together."""
+    others = {"__init__.py", "__main__.py", "config.py", "build.py"}
+    direct = {path for path in (ROOT / package).glob("*.py") if path.name not in others}
+    commands = {path for path in (ROOT / package).rglob("*.py") if path.name != "__main__.py" and is_command(path)}
+    assert direct == commands
+
+
+def test_a_name_of_a_module_has_one_meaning():
+    names = Counter(path.stem for path in FILES)
+    same = {"__init__", "__main__", "base", "build", "config", "convert"}  # the same thing in several folders
+    assert {name for name, count in names.items() if count > 1} <= same
+
+
+def test_every_file_says_what_it_is():
+    silent = [str(path) for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
