@@ -29,6 +29,7 @@ from finetune.run_dirs.init_weights import Start, choose_vocabulary, read_tasks,
 from finetune.run_dirs.run_data_folder import choose_data, kept_scores, place_of, warn_of_other_data
 from finetune.task_types.base import Example, FurtherScores, Task
 from finetune.tasks import GROUPS, choose_tasks, find_task
+from finetune.tasks.retrieval import PLACES
 from finetune.training.single_task import describe_scores
 from pretrain.engine.distributed import choose_device, connected, leaving, on_every_rank
 from pretrain.engine.metrics_logger import duration
@@ -62,6 +63,13 @@ class EvaluateConfig(WeightsFlags):
     )
     missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
     regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    rerank: int | None = flag(
+        None,
+        "retrieval with a contrastive head: score only this many of the most similar images per caption and captions "
+        "per image with the whole model",
+        unset="all pairs",
+        low=max(PLACES),
+    )
     batch_size: int = flag(256, "examples per batch", low=1)
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
 
@@ -153,6 +161,8 @@ def run(config: EvaluateConfig) -> None:
     config = replace(config, data=choose_data(config.run, config.data))
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
+    if config.rerank and all(task.head != "retrieval" for task in tasks):
+        raise UserError(f"--rerank {config.rerank}: is of retrieval, and none of the tasks is; leave it out")
     asked = [(task, split) for task in tasks for split in _splits(task, config.split)]
     splits_of = {task.name: [split for of, split in asked if of is task] for task, _ in asked}
     if not asked:
@@ -228,7 +238,9 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | N
     """Evaluates a task on a split; None if its answers are not public, and on all ranks but the first."""
     start, work, collator = open_run(config, task, ranks=ranks)
     mark = {"zero_shot": True} if start.zero_shot else {}
-    title = f"{task.title}, {config.split}{' (zero-shot)' if mark else ''}"
+    if config.rerank and task.head == "retrieval":
+        mark["rerank"] = config.rerank
+    title = f"{task.title}, {config.split}{' (zero-shot)' if start.zero_shot else ''}"
     examples, score = collator.examples, None
     public = task.head == "retrieval" or all(example.target is not None for example in examples)
     if not public:
@@ -263,7 +275,8 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | N
 
 def _predict(config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks):
     progress = TimeLeft(f"{work.task.title}, {config.split}", ranks.say)
-    return predict(work, collator, config.batch_size, config.workers, ranks, work.precision.device, progress)
+    device = work.precision.device
+    return predict(work, collator, config.batch_size, config.workers, ranks, device, progress, config.rerank)
 
 
 def _score_further(

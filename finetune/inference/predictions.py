@@ -10,6 +10,7 @@ from torch import Tensor
 from finetune.data.task_batches import in_order
 from finetune.data.task_collate import WHOLE, TaskBatch, TaskCollator, image_size
 from finetune.inference.caption_image_scores import Progress, retrieval_scores, silent
+from finetune.inference.rerank import reranked_scores
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
 from pretrain.engine.distributed import add_up, on_every_rank
@@ -24,6 +25,7 @@ def predict(
     ranks: Ranks,
     device,
     progress: Progress = silent,
+    rerank: int | None = None,
 ):
     """Predicts all examples of the collator; the work is divided over the ranks and the result is the same on all.
 
@@ -35,11 +37,15 @@ def predict(
         ranks: the processes.
         device: device of the model.
         progress: called after each batch (or ranked image) of this rank with (done, total).
+        rerank: retrieval only: number of candidates that the whole model scores (see rerank.py); None for all pairs.
 
     Returns:
         By head: answers as strings; boxes (n, 4) in pixels, for ranked tasks (n, rows, 4), best first; numbers of
         candidates or labels, int (n,); retrieval scores (captions, images).
     """
+    if work.task.head == "retrieval" and rerank is not None:
+        score_candidates = partial(reranked_scores, work, collator, rerank, batch_size, ranks, device, progress)
+        return predicted_on_all_ranks(work, score_candidates, ranks)
     if work.task.head == "retrieval":
         rank_images = partial(retrieval_scores, work, collator, batch_size, ranks, device, progress)
         return predicted_on_all_ranks(work, rank_images, ranks)

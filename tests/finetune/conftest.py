@@ -25,6 +25,16 @@ def pretrained(world):
 
 
 @pytest.fixture(scope="session")
+def contrastive(world):
+    """A pretraining run of a model with a contrastive head, after a few steps."""
+    run = world.parent / "contrastive"
+    flags = ("--contrastive", 1, "--steps", 3, "--batch_size", 20, "--workers", 0)
+    done = python("pretrain.run", "--data", world, "--out", run, *flags)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
 def trained(world, pretrained):
     """A run of all tasks, barely trained."""
     run = world.parent / "trained"

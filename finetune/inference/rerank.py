@@ -1,0 +1,120 @@
+"""Retrieval in two stages: by the similarity of embeddings, then by the whole model among the most similar.
+
+As in ALBEF (Li et al. 2021, section 4): the contrastive head compares every caption with every image at the cost of a
+dot product; co-attention is computed only for the most similar images of each caption and captions of each image.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.data.task_collate import TaskCollator
+from finetune.objective.task_pass import TaskPass
+from pretrain.data.batch_schedule import share
+from pretrain.models.packing import Layout
+from pretrain.models.vilbert import Begun
+from shards.common.dist_info import Ranks
+from shards.common.errors import UserError
+
+NOT_SCORED = -1e6  # added to the similarity of the other pairs, which keep their order below all scored ones
+
+
+def reranked_scores(
+    work: TaskPass,
+    collator: TaskCollator,
+    rerank: int,
+    batch_size: int,
+    ranks: Ranks,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> np.ndarray:
+    """float64 (captions, images), images in order of appearance; this rank's share of the pairs, zeros elsewhere.
+
+    Args:
+        rerank: how many images of each caption, and captions of each image, the whole model scores.
+        progress: called after each batch with the number of pairs done and their total.
+
+    Raises:
+        UserError: the model has no contrastive head.
+    """
+    encoder = work.model.encoder
+    if encoder.contrast is None:
+        raise UserError(
+            f"--rerank {rerank}: the model has no contrastive head (pretrain.run --contrastive); leave it out"
+        )
+    captions = range(len(collator.examples))
+    names = [example.images[0] for example in collator.examples]
+    first_captions = [names.index(name) for name in dict.fromkeys(names)]
+    texts = torch.cat([_embedded_texts(work, collator, part, device) for part in _parts(captions, batch_size)])
+    images, states, mask = _images(work, collator, first_captions, batch_size, device)
+    similarities = (texts @ images.T).double().cpu().numpy()
+    chosen = np.argwhere(most_similar(similarities, rerank))  # in the order of captions
+    scores = np.zeros(similarities.shape)
+    if ranks.first:
+        scores = similarities + NOT_SCORED
+        scores[tuple(chosen.T)] = 0
+    first, last = share(len(chosen), ranks.count, ranks.rank)
+    for begin in range(first, last, batch_size):
+        part = chosen[begin : min(begin + batch_size, last)]
+        scores[tuple(part.T)] = _score(work, collator, part, states, mask, device).double().cpu().numpy()
+        progress(begin + len(part) - first, last - first)
+    return scores
+
+
+def most_similar(similarities: np.ndarray, count: int) -> np.ndarray:
+    """bool (captions, images): the `count` most similar images of each caption, and captions of each image."""
+    chosen = np.zeros(similarities.shape, bool)
+    for axis in (0, 1):
+        most = min(count, similarities.shape[axis])
+        rows = np.argpartition(-similarities, most - 1, axis).take(range(most), axis)
+        np.put_along_axis(chosen, rows, True, axis)
+    return chosen
+
+
+def _parts(numbers, size: int):
+    return (np.asarray(numbers[begin : begin + size]) for begin in range(0, len(numbers), size))
+
+
+def _begin_texts(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
+    x = work.inputs(collator(0, captions).to(device))
+    with work.precision.autocast():
+        return work.model.encoder.begin_text(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
+
+
+def _embedded_texts(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> Tensor:
+    states, layout = _begin_texts(work, collator, captions, device)
+    with work.precision.autocast():
+        return work.model.encoder.contrast.embed_text(layout.pad(states), layout.mask)
+
+
+def _images(
+    work: TaskPass, collator: TaskCollator, captions: list[int], batch_size: int, device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings (n, size) of the images of some captions, states before co-attention (n, R, h_v), mask bool (n, R)."""
+    embeddings, states, masks = [], [], []
+    for part in _parts(captions, batch_size):
+        x = work.inputs(collator(0, part).to(device))
+        with work.precision.autocast():
+            rows, layout = work.model.encoder.begin_image(x.features, x.locations, x.image_mask, x.image_count)
+            padded = layout.pad(rows)
+            embeddings.append(work.model.encoder.contrast.embed_image(padded, layout.mask))
+        states.append(padded)
+        masks.append(layout.mask)
+    most = max(mask.shape[1] for mask in masks)
+    states = [torch.nn.functional.pad(one, (0, 0, 0, most - one.shape[1])) for one in states]
+    masks = [torch.nn.functional.pad(one, (0, most - one.shape[1])) for one in masks]
+    return torch.cat(embeddings), torch.cat(states), torch.cat(masks)
+
+
+def _score(work: TaskPass, collator: TaskCollator, pairs: np.ndarray, states: Tensor, mask: Tensor, device) -> Tensor:
+    """(n,): the whole model's scores of pairs (n, 2), numbers of captions in ascending order and of images."""
+    captions, rows = np.unique(pairs[:, 0], return_inverse=True)
+    texts = _begin_texts(work, collator, captions, device)
+    images = torch.from_numpy(pairs[:, 1]).to(device)
+    begun = Begun(*texts, states[images], Layout(mask[images]), None)
+    own = torch.arange(len(pairs), device=device)
+    with work.precision.autocast():
+        encoded = work.model.encoder.finish(begun.recombined(torch.from_numpy(rows).to(device), own, None))
+        return work.model.scores(encoded, None, "retrieval")
