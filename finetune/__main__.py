@@ -24,6 +24,7 @@ GROUPS = {
         "evaluate": ("finetune.evaluate", "scores and submission files of a run"),
         "consistency": ("finetune.consistency", "grounding consistency of answers (MT-VGC)"),
         "predict": ("finetune.predict", "prediction for an image file and a text"),
+        "embed": ("finetune.embed", "embeddings of images and texts"),
         "report": ("finetune.report", "tables and figures of runs"),
         "examples": ("finetune.examples", "page of correct and wrong predictions"),
         "attention": ("finetune.attention", "page of attention maps"),

@@ -263,7 +263,7 @@ class Predictor(LazyPredictor):
         precision: str = "float32",
         device: str = "auto",
     ):
-        with _naming_arguments():
+        with naming_arguments():
             super().__init__(run, data, regions, config, tokenizer, vqa_answers, gqa_answers, precision, device)
             _ = self.detector, self.model
 
@@ -281,12 +281,12 @@ class Predictor(LazyPredictor):
         Raises:
             UserError: see the class.
         """
-        with _naming_arguments():
+        with naming_arguments():
             return super().__call__(task, text, *images, boxes=boxes, top=top)
 
 
 @contextmanager
-def _naming_arguments():
+def naming_arguments():
     """Replaces names of flags (--boxes) in error messages by names of arguments (boxes)."""
     try:
         yield

@@ -27,15 +27,16 @@ class ContrastiveHead(nn.Module):
 
     def embed_text(self, states: Tensor, mask: Tensor) -> Tensor:
         """Text states (B, L, h_t), bool mask (B, L) -> (B, contrastive_size), projected from the mean over tokens."""
-        return _unit_length(self.text(_mean(states, mask)))
+        return _unit_length(self.text(masked_mean(states, mask)))
 
     def embed_image(self, states: Tensor, mask: Tensor) -> Tensor:
         """Image states (B, R, h_v), bool mask (B, R) -> (B, contrastive_size), projected from mean and maximum."""
         largest = states.masked_fill(~mask[..., None], float("-inf")).amax(1)
-        return _unit_length(self.image(torch.cat([_mean(states, mask), largest], 1)))
+        return _unit_length(self.image(torch.cat([masked_mean(states, mask), largest], 1)))
 
 
-def _mean(states: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean of states (B, L, h) over the true positions of a mask, bool (B, L) -> (B, h)."""
     weights = mask[..., None].to(states.dtype)
     return (states.masked_fill(~mask[..., None], 0) * weights).sum(1) / weights.sum(1)
 

@@ -1,0 +1,176 @@
+"""Embeddings of images, texts and image-text pairs by a trained model."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.data.task_collate import TaskBatch
+from finetune.inference.request import check_text, read_image, sample_of
+from finetune.models.task_model import TaskInputs
+from finetune.predict import LazyPredictor, naming_arguments
+from finetune.task_types.base import Task
+from finetune.tasks import find_task
+from pretrain.data.batch import Batch
+from pretrain.data.collate import Limits, check_sample, stack
+from pretrain.models.contrastive import masked_mean
+from pretrain.models.packing import Layout
+from pretrain.models.vilbert import Begun, TwoStream
+from shards.common.errors import UserError
+from shards.storage.sample import Sample
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """pooled: float32 (n, size), one vector per input; parts: n arrays float32 (count, hidden_size), one vector per
+    token or per image row (row 0: the global image feature, then the regions)."""
+
+    pooled: np.ndarray
+    parts: list[np.ndarray]
+
+
+class Embedder:
+    """Embeddings of images and texts, each alone or as pairs.
+
+    Alone, a text or an image is encoded by its own stream up to the first co-attention layer. A model with a
+    contrastive head (`pretrain.run --contrastive`) maps both to vectors of length 1 in one space, where their product
+    is the cosine similarity of text and image (`comparable` is true). Without such a head, `pooled` is the mean of the
+    states, and texts and images have spaces of their own. Pairs are encoded by the whole model.
+
+    Args:
+        run: a run directory of pretrain.run, finetune.mt or finetune.st, or a file of published weights.
+        task: the task whose token precedes the text, in a model with task tokens; by default the first task that the
+            run was trained on.
+        batch_size: inputs per forward pass.
+        options: as finetune.predict.Predictor takes them: data, regions, config, tokenizer, precision, device.
+
+    Raises:
+        UserError: something does not exist, cannot be read or does not fit; the message names the argument.
+    """
+
+    def __init__(self, run, *, task: str | None = None, batch_size: int = 64, **options):
+        with naming_arguments():
+            self._model = LazyPredictor(run, **options)
+            self._task = find_task(task) if task else None
+        self.batch_size = batch_size
+
+    @property
+    def comparable(self) -> bool:
+        """Whether pooled embeddings of texts and of images are in one space."""
+        return self._encoder.contrast is not None
+
+    def texts(self, texts: Sequence[str]) -> Embeddings:
+        """Embeddings of texts, which are cut at the longest that the model takes."""
+        with naming_arguments():
+            return self._all(self._text(self._batch([], ids)) for ids in self._encoded(texts))
+
+    def images(self, images: Sequence) -> Embeddings:
+        """Embeddings of images: paths, bytes of files, PIL images, or arrays as Predictor takes them."""
+        with naming_arguments():
+            return self.regions([sample for part in _parts(images, self.batch_size) for sample in self._detected(part)])
+
+    def regions(self, samples: Sequence[Sample]) -> Embeddings:
+        """Embeddings of images whose regions are known: samples of region shards."""
+        with naming_arguments():
+            return self._all(self._image(self._batch(part)) for part in _parts(samples, self.batch_size))
+
+    def pairs(self, texts: Sequence[str], images: Sequence) -> tuple[Embeddings, Embeddings]:
+        """Embeddings of the texts and of the images of pairs, each after co-attention with the other."""
+        if len(texts) != len(images):
+            raise UserError(f"pairs: {len(texts)} texts and {len(images)} images; should be as many of both")
+        with naming_arguments():
+            samples = [sample for part in _parts(images, self.batch_size) for sample in self._detected(part)]
+            both = [
+                self._pair(self._batch(part, ids))
+                for part, ids in zip(_parts(samples, self.batch_size), self._encoded(texts), strict=True)
+            ]
+        return self._all(text for text, _ in both), self._all(image for _, image in both)
+
+    @property
+    def _encoder(self) -> TwoStream:
+        return self._model.model.encoder
+
+    @property
+    def _token(self) -> int | None:
+        tasks: list[Task] = [self._task] if self._task else self._model.start.tasks
+        return self._model.start.token(tasks[0]) if tasks else None
+
+    def _encoded(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
+        """Token ids of the texts, in batches."""
+        for text in texts:
+            check_text(text)
+        longest = self._model.start.sizes.max_position_embeddings
+        for part in _parts(texts, self.batch_size):
+            yield self._model.start.pieces.encode(list(part), longest)
+
+    def _detected(self, images: Sequence) -> list[Sample]:
+        pixels = [read_image(image) for image in images]
+        found = self._model.detector.detect(pixels)
+        return [sample_of(f"image {n}", *one) for n, one in enumerate(zip(pixels, found, strict=True))]
+
+    def _batch(self, samples: Sequence[Sample], ids: list[list[int]] | None = None) -> Batch:
+        """A batch of images, texts or pairs; the half that is missing is empty."""
+        size = len(samples) or len(ids)
+        limits = Limits(0, max((len(s.features) for s in samples), default=1), self._model.start.sizes.v_feature_size)
+        for sample in samples:
+            check_sample(sample, limits)
+        none = np.zeros(size, np.int64)
+        empty = Sample("", np.zeros((0, limits.feature_size), np.float16), np.zeros((0, 4), np.float32))
+        return stack(list(samples) or [empty] * size, ids or [[0]] * size, none, none, limits).to(self._model.device)
+
+    def _inputs(self, batch: Batch) -> TaskInputs:
+        return TaskBatch(batch, None, None, len(batch)).inputs(self._token, self._model.precision.dtype)
+
+    def _begin_text(self, x: TaskInputs) -> tuple[Tensor, Layout]:
+        return self._encoder.begin_text(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
+
+    def _begin_image(self, x: TaskInputs) -> tuple[Tensor, Layout]:
+        return self._encoder.begin_image(x.features, x.locations, x.image_mask, x.image_count)
+
+    @torch.no_grad()
+    def _text(self, batch: Batch) -> Embeddings:
+        with self._model.precision.autocast():
+            states, layout = self._begin_text(self._inputs(batch))
+            head = self._encoder.contrast
+            padded = layout.pad(states)
+            pooled = head.embed_text(padded, layout.mask) if head else masked_mean(padded, layout.mask)
+        return _embeddings(pooled, padded, layout.mask)
+
+    @torch.no_grad()
+    def _image(self, batch: Batch) -> Embeddings:
+        with self._model.precision.autocast():
+            states, layout = self._begin_image(self._inputs(batch))
+            head = self._encoder.contrast
+            padded = layout.pad(states)
+            pooled = head.embed_image(padded, layout.mask) if head else masked_mean(padded, layout.mask)
+        return _embeddings(pooled, padded, layout.mask)
+
+    @torch.no_grad()
+    def _pair(self, batch: Batch) -> tuple[Embeddings, Embeddings]:
+        with self._model.precision.autocast():
+            x = self._inputs(batch)
+            begun = Begun(*self._begin_text(x), *self._begin_image(x), None)
+            encoded = self._encoder.finish(begun)
+        return (
+            _embeddings(encoded.pooled_text, encoded.text, begun.text_layout.mask),
+            _embeddings(encoded.pooled_image, encoded.image, begun.image_layout.mask),
+        )
+
+    @staticmethod
+    def _all(parts: Iterable[Embeddings]) -> Embeddings:
+        parts = list(parts)
+        if not parts:
+            raise UserError("nothing to embed: no text and no image is given")
+        return Embeddings(np.concatenate([part.pooled for part in parts]), [p for part in parts for p in part.parts])
+
+
+def _parts(items: Sequence, size: int) -> Iterator[Sequence]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
+
+
+def _embeddings(pooled: Tensor, states: Tensor, mask: Tensor) -> Embeddings:
+    """From pooled (B, size), states (B, L, hidden_size) and bool mask (B, L)."""
+    rows = [row[real].float().cpu().numpy() for row, real in zip(states, mask, strict=True)]
+    return Embeddings(pooled.float().cpu().numpy(), rows)
