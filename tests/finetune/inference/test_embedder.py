@@ -114,7 +114,7 @@ def test_image_files_and_their_region_shards_agree(run_command, trained, world, 
         (["--texts", "missing.txt"], "missing.txt: cannot be read"),
         (["--texts", "blank.txt"], "blank.txt, line 2: is empty"),
         (["--images", "broken"], "a.png: cannot be decoded"),
-        (["--images", "empty"], "holds no images"),
+        (["--images", "empty"], "contains no images"),
     ],
 )
 def test_what_cannot_be_embedded_is_one_sentence(run_command, monkeypatch, trained, tmp_path, arguments, message):
