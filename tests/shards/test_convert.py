@@ -157,7 +157,7 @@ def test_a_pickle_that_wants_more_than_arrays_is_refused_by_name(tmp_path, run_c
     ("changes", "complaint"),
     [
         ({"features": None}, "features that are not numbers"),
-        ({"num_boxes": 9}, "has num_boxes 9 and 4 boxes"),
+        ({"num_boxes": 9}, "has num_boxes 9, but 4 boxes"),
         ({"num_boxes": "many"}, "num_boxes 'many'; should be an integer"),
         ({"boxes": np.zeros((0, 4))}, "has boxes of shape (0"),
         ({"image_w": 10}, "outside its 10 x 80 image"),

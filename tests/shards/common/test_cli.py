@@ -79,7 +79,7 @@ def test_help_lists_every_flag_with_its_default(capsys):
     parsed("--help")
     out = capsys.readouterr().out
     assert all(f"--{name}" in out for name in asdict(Config(source="x")))
-    assert "needed" in out and "default 8" in out and "(a, b)" in out
+    assert "required" in out and "default 8" in out and "(a, b)" in out
 
 
 def test_values_from_python_are_checked_like_texts():

@@ -218,7 +218,7 @@ def test_a_one_pixel_image_has_regions(detector):
 
 
 def test_weights_and_sizes_that_do_not_fit(weights, detector, tmp_path):
-    with pytest.raises(UserError, match=r"w: has no rpn\.head\.conv\.weight"):
+    with pytest.raises(UserError, match=r"w: missing key rpn\.head\.conv\.weight"):
         build({name: v for name, v in weights.items() if name != "rpn.head.conv.weight"}, detector.config, "w")
     with pytest.raises(UserError, match=r"w: backbone\.stem\.weight has the shape \(8, 3, 7, 7\), but \(64, 3, 7, 7\)"):
         build(weights, DetectorConfig(), "w")

@@ -44,7 +44,7 @@ def test_the_documented_detector_extracts_and_is_trained_on(tmp_path):
 
     run("shards.extract", "images", "--detector", "grid", "--out", "data", "--per_shard", 10)
     said = run("shards.inspect", "data")
-    assert "detector    grid" in said and "features    6 numbers per region" in said and "36 to 36 an image" in said
+    assert "detector    grid" in said and "features    6 numbers per region" in said and "36 to 36 per image" in said
     sample = RegionReader(open_dataset(str(tmp_path / "data")))[0]
     assert sample.class_ids[[0, -1], 0].tolist() == [1, 5]  # black, red
     np.testing.assert_allclose(sample.boxes[-1], [5 / 6, 5 / 6, 1, 1], atol=1e-6)
