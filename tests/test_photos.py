@@ -25,6 +25,7 @@ from finetune.config import MtConfig, StConfig
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import open_data
 from finetune.decontamination.manifest import read_cleaned
+from finetune.evaluate import EvaluateConfig
 from finetune.task_types.base import Example
 from finetune.tasks import all_tasks
 from pretrain.config import PretrainConfig
@@ -227,13 +228,14 @@ def test_the_recipe_has_flags_that_exist(plan):
     build(MtConfig, recipe.together)
     for task in runs.TASKS:
         build(StConfig, recipe.alone_on(task) | {"task": task})
+    build(EvaluateConfig, recipe.score | {"run": "r"})
     assert recipe.sizes.contrastive_size and recipe.sizes.vocab_size == 30522
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"more": {}}, "should be a JSON object with model, extract, pretrain, together, alone"),
+        ({"more": {}}, "should be a JSON object with model, extract, pretrain, together, alone, score"),
         ({"alone": {"vqa": {}}}, "alone has vqa; should be every task or one of flickr_retrieval"),
     ],
 )
@@ -245,7 +247,7 @@ def test_broken_recipes_are_refused(change, sentence, tmp_path):
 
 
 def test_flags_of_a_task_come_before_those_of_every_task():
-    recipe = recipes.Recipe("m", {}, {}, {}, {"every task": {"epochs": 4, "lr": 1.0}, "daquar": {"epochs": 9}})
+    recipe = recipes.Recipe("m", {}, {}, {}, {"every task": {"epochs": 4, "lr": 1.0}, "daquar": {"epochs": 9}}, {})
     assert recipe.alone_on("daquar") == {"epochs": 9, "lr": 1.0}
     assert recipe.alone_on("esnli_ve") == {"epochs": 4, "lr": 1.0}
 
@@ -500,6 +502,7 @@ def tiny_recipe(folder: Path, vocabulary: int) -> Path:
         | {"epochs": 1, "batch_size": 8, "contrastive": 1.0, "negatives": "hard", "validation_pairs": 0},
         "together": here | {"iterations": 1},
         "alone": {"every task": here | {"epochs": 1}},
+        "score": {"rerank": 10},
     }
     files.dump(folder / "recipe.json", recipe)
     return folder / "recipe.json"

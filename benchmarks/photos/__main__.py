@@ -122,7 +122,7 @@ def train(calls: list, jobs: int) -> None:
 def score(scored: Scored, plan: Plan, row: str) -> Scores:
     """Computes the scores of a row; retrieval of ablations uses one caption per image."""
     data = plan.folder.fold(scored.fold)
-    return score_run(scored.call.out, scored.task, data, row in ABLATIONS)
+    return score_run(scored.call.out, scored.task, data, row in ABLATIONS, plan.recipe.score)
 
 
 def linear_scores(folder: Folder) -> Scores:

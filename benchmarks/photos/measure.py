@@ -64,7 +64,7 @@ def measured(plan: Plan, seconds: float, threads: int) -> Rates:
     rates = Rates(
         pretraining=_training_rate(pretraining, seconds, threads),
         together=_training_rate(together, seconds, threads),
-        ranking=_ranking_rate(pretraining.out, plan.folder.fold(0), seconds),
+        ranking=_ranking_rate(pretraining.out, plan.folder.fold(0), seconds, plan.recipe.score),
         threads=threads,
     )
     write_json(kept, asdict(rates))
@@ -96,10 +96,13 @@ def _training_rate(call: Call, seconds: float, threads: int) -> float:
     return statistics.median(found[1:] or found)
 
 
-def _ranking_rate(run: Path, data: Path, seconds: float) -> float:
-    """Pairs per second of zero-shot retrieval with a run, on enough images to take a sixth of `seconds`."""
+def _ranking_rate(run: Path, data: Path, seconds: float, flags: dict) -> float:
+    """Pairs per second that a pretraining run scores, on enough images to take a sixth of `seconds`.
+
+    flags: of finetune.evaluate, without effect of `rerank`: all pairs are scored.
+    """
     task = find_task(RETRIEVAL)
-    config = evaluate.EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT)
+    config = evaluate.EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
     work, collator = evaluate.load(config, task)
     images, count = list(dict.fromkeys(example.images[0] for example in collator.examples)), FIRST_IMAGES
     while True:
@@ -120,7 +123,10 @@ def describe(plan: Plan, counts: Counts, rates: Rates) -> str:
     images = sum(flickr.values())
     captions = counts.captions // images if config.captions_per_image == "all" else 1
     pairs = flickr["train"] * captions
-    ranked = counts.captions * flickr["dev"] // images * flickr["dev"]
+    captions_dev, rerank = counts.captions * flickr["dev"] // images, recipe.score.get("rerank")
+    ranked = captions_dev * flickr["dev"]
+    if rerank:
+        ranked = min(ranked, (captions_dev + flickr["dev"]) * rerank)
     steps = sum(batch_size(find_task(name), sizes) for name in TASKS)
     lines = [
         f"Flickr8k: {flickr['train']} photographs to train on, {flickr['val']} to choose checkpoints by, "
@@ -136,6 +142,7 @@ def describe(plan: Plan, counts: Counts, rates: Rates) -> str:
             if "iterations" in recipe.together
             else f", for {recipe.together.get('epochs', MT_EPOCHS)} epochs of the longest"
         ),
-        f"  ranking {rates.ranking:.0f} pairs/s: {duration(ranked / rates.ranking)} for the {ranked} pairs of a row",
+        f"  ranking {rates.ranking:.0f} pairs/s: {duration(ranked / rates.ranking)} for the {ranked} pairs of a row"
+        + (" at most" if rerank else ""),
     ]
     return "\n".join(lines)

@@ -19,6 +19,7 @@ class Recipe:
         model: JSON file of the model configuration, next to the recipe.
         extract, pretrain, together: flags of shards.extract, pretrain.run and finetune.mt.
         alone: flags of finetune.st by task, and those of EVERY_TASK.
+        score: flags of finetune.evaluate; `rerank` only applies to models with a contrastive head.
     """
 
     model: str
@@ -26,6 +27,7 @@ class Recipe:
     pretrain: dict
     together: dict
     alone: dict[str, dict]
+    score: dict
 
     @property
     def sizes(self) -> ModelConfig:

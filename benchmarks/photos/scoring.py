@@ -118,14 +118,16 @@ def scores_file(run: Path, name: str, one_caption: bool) -> Path:
     return run / "scores" / f"photos-{name}{'-one' if one_caption and name == RETRIEVAL else ''}.npz"
 
 
-def score_run(run: Path, name: str, data: Path, one_caption: bool) -> Scores:
+def score_run(run: Path, name: str, data: Path, one_caption: bool, flags: dict) -> Scores:
     """The scores of a run on the development part of a task; those of an earlier call are read from the run directory.
 
-    one_caption: for retrieval, use only the first caption of each image.
+    Args:
+        one_caption: for retrieval, use only the first caption of each image.
+        flags: of finetune.evaluate (see Recipe.score).
     """
     path = scores_file(run, name, one_caption)
     if not path.exists():
-        scores = _score(run, find_task(name), data, one_caption)
+        scores = _score(run, find_task(name), data, one_caption, flags)
         scores.save(path)
     return load_scores(path)
 
@@ -134,14 +136,16 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _score(run: Path, task: Task, data: Path, one_caption: bool) -> Scores:
-    config = evaluate.EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT)
+def _score(run: Path, task: Task, data: Path, one_caption: bool, flags: dict) -> Scores:
+    config = evaluate.EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
     work, collator = evaluate.load(config, task)
     device, examples = work.precision.device, list(collator.examples)
     if task.head == "retrieval" and one_caption:
         examples = [examples[n] for n in first_captions([example.images[0] for example in examples])]
     collator = replace(collator, examples=examples)
-    predictions = predict(work, collator, BATCH, 0, ALONE, device, evaluate.TimeLeft(f"{run}, {task.title}", _say))
+    rerank = config.rerank if work.model.encoder.contrast else None
+    progress = evaluate.TimeLeft(f"{run}, {task.title}", _say)
+    predictions = predict(work, collator, BATCH, 0, ALONE, device, progress, rerank)
     metrics = {name: of for name, of in task.scores(examples, predictions).items() if len(of) == len(examples)}
     images = np.array([example.images[0] for example in examples])
     if task.head == "retrieval":
