@@ -121,7 +121,7 @@ def _folds(task: str, rows: Mapping[str, Mapping[int, Scores]]) -> str:
 
 def _differences(task: str, rows: Mapping[str, Mapping[int, Scores]]) -> str:
     """Differences between rows in the main metric on common examples: AT->ST and ST, ablations and their baseline."""
-    bases = [(AT_ST, ST)] + [(name, ST if ablation.alone else AT) for name, ablation in ABLATIONS.items()]
+    bases = [(AT_ST, ST)] + [(name, ablation.base) for name, ablation in ABLATIONS.items()]
     lines = []
     for row, base in bases:
         if row not in rows or base not in rows:
