@@ -36,10 +36,11 @@ class Ablation:
 
 
 RANDOM = {"contrastive": 0.0, "negatives": "random"}
+PREDICT_ALL = RANDOM | {"aligned_only": False}
 ABLATIONS = {
     "random": Ablation("random negatives, not contrastive", RANDOM),
     # With hard negatives every pair of a batch is aligned, so this is an ablation of random misaligned captions.
-    "all_pairs": Ablation("random, predictions on misaligned pairs too", RANDOM | {"aligned_only": False}, base="random"),
+    "all_pairs": Ablation("random, predictions on misaligned pairs too", PREDICT_ALL, base="random"),
     "no_overlap": Ablation("no masking of overlapping regions", {"overlap": 1.1}),
     "scratch": Ablation("no pretraining", None),
     "not_cleaned": Ablation("ST, pretrained on all images", groups=NOT_CLEANED, alone=True, base=ST),
