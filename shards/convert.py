@@ -66,7 +66,7 @@ def _convert(config: ConvertConfig, source: Source, out: Path) -> Dataset:
     begin_dataset(out, plan)
     if (out / "dataset.json").exists():
         dataset = open_dataset(str(out))
-        print(f"{out}: was converted before, {len(dataset)} images; nothing to do")
+        print(f"{out}: is already complete, {len(dataset)} images; nothing to do")
         return dataset
     parts = source.parts(config.per_shard)
     tasks = [Task(source, part, number if len(parts) > 1 else None, shape, config) for number, part in enumerate(parts)]

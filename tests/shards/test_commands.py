@@ -73,7 +73,7 @@ def test_regions_of_another_version_of_the_detector_can_be_read_and_are_never_mi
     as_of_version_1(tmp_path / "out")
     status, _, err = run_command(*flags)
     assert status == 2 and "other settings or other input (detector_version); use another --out" in err
-    with pytest.raises(UserError, match=r"out: version 1 of the detector pixels found .* this is version 2; extract"):
+    with pytest.raises(UserError, match=r"out: was made with version 1 of the detector .* this is version 2; extract"):
         detector_of(tmp_path / "out", "cpu")
     assert len(RegionReader(open_dataset(str(tmp_path / "out")))[0].features) == 36
     (tmp_path / "out" / "dataset.json").rename(tmp_path / "saved.json")
@@ -152,7 +152,7 @@ def test_the_real_caption_tars(tmp_path, real_data, run_command):
     assert reader[0].captions == ("Each grey box contains atleast one yellow object touching the edge",)
     assert (reader[0].info["width"], reader[0].info["height"]) == (400, 100)
     status, out, _ = run_command("shards.inspect", tmp_path / "out", "--image", "00000000008", "--check")
-    assert status == 0 and "There is a tower with four blocks." in out and "all 1 right" in out
+    assert status == 0 and "There is a tower with four blocks." in out and "all 1 correct" in out
     picture = Image.open(tmp_path / "out" / "inspect.png").convert("RGB")
     assert picture.size == (1000, 250)
     # The yellow block of the first box is in the picture, not a blank.
@@ -453,7 +453,7 @@ def nan_in_features(folder):
         (None, ["--batch_size", 0], "--batch_size 0: should be 1 or more"),
         (None, ["--batch_size", "abc"], "--batch_size abc: should be an integer"),
         (None, ["--learning_rate", 1], "--learning_rate: no such flag"),
-        (None, ["--config", "huge"], "--config huge: should be base, tiny"),
+        (None, ["--config", "huge"], "--config huge: must be base, tiny"),
         (None, ["--bert", "no/such"], "--bert no/such"),
         (None, ["--words", 999], "--words 999: exceeds max_position_embeddings, 256"),
     ],

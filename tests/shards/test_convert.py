@@ -364,7 +364,7 @@ def test_several_processes_give_the_same_bytes_and_finished_shards_are_kept(tmp_
     for name in files:
         if name.endswith((".tar", ".json")):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-    assert "was converted before" in run_command(*flags, tmp_path / "one")[1]
+    assert "is already complete" in run_command(*flags, tmp_path / "one")[1]
 
 
 def test_a_folder_with_nothing_written_is_begun_anew(tmp_path, run_command):

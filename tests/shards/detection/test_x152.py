@@ -227,7 +227,7 @@ def test_weights_and_sizes_that_do_not_fit(weights, detector, tmp_path):
         ({"conv_body": "R-50"}, "conv_body R-50 should be one of R-50-FPN, R-101-FPN, R-152-FPN"),
         ({"blocks": [3, 4, 6]}, r"blocks \[3, 4, 6\] should be four integers"),
         ({"stride_in_1x1": 1}, "stride_in_1x1 1 should be true or false"),
-        ([1], "should be an object"),
+        ([1], "should be a JSON object"),
     ):
         with pytest.raises(UserError, match=complaint):
             DetectorConfig.of(values, "x.json")
