@@ -88,7 +88,7 @@ def source_of(sample: Sample, folder: Path) -> str:
     """The source image of a sample, a path or `TAR#MEMBER`. folder: folder of the shards.
 
     Raises:
-        UserError: there is none, or it is outside of the data folder of the shards and of the folders from which they
+        UserError: it is missing, or outside of the data folder of the shards and of the folders from which they
             were extracted. Untrusted shards could name any file.
     """
     name, hash_sign, member = sample.info.get("source", "").partition("#")

@@ -103,7 +103,7 @@ def check_fields(value, kind, where):
     """Returns a value after checking that it has the fields of `kind`, a msgspec type; other fields are allowed.
 
     Raises:
-        UserError: a field is missing or has another type. There is no check if `kind` is None.
+        UserError: a field is missing or has another type. With None as `kind`, nothing is checked.
     """
     if kind is not None:
         try:

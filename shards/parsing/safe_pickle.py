@@ -447,7 +447,7 @@ def unpickle_at(data, at: int, names: dict, called: tuple, outside, leaves: tupl
 
 def _value_of(reader: _Reader, leaves):
     collecting, begin = gc.isenabled(), reader.at
-    gc.disable()  # halves the time for millions of values, and there are no reference cycles
+    gc.disable()  # halves the time for millions of values, and the values have no reference cycles
     try:
         value = reader.load()
         _check(value, reader.at - begin, leaves)

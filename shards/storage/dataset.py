@@ -228,7 +228,7 @@ def _largest_class(index) -> int:
 def open_dataset(pattern: str) -> Dataset:
     """Opens a local data set given by a folder, a tar, a glob pattern or a brace pattern.
 
-    If there is no dataset.json next to the tars, they are scanned.
+    Without dataset.json next to the tars, they are scanned.
     """
     _refuse_unfinished(Path(pattern))
     paths = [Path(path) for path in expand(pattern)]

@@ -63,7 +63,7 @@ def by_neighbour(things: list[Thing], target: Thing, rng: np.random.Generator) -
 
 
 def expression(things: list[Thing], target: Thing, style: str, rng: np.random.Generator) -> str | None:
-    """An expression in the style of a data set: refcoco, refcoco+ or refcocog; None if there is none."""
+    """An expression in the style of a data set: refcoco, refcoco+ or refcocog; or None."""
     if style == "refcoco":
         first, second = (by_place, by_look) if rng.random() < 0.6 else (by_look, by_place)
         return first(things, target, rng) or second(things, target, rng)
