@@ -135,10 +135,10 @@ def test_what_is_no_file_of_words_is_said_in_a_sentence(words_and_features, tmp_
     path = tmp_path / "w.npz"
     words_and_features[0].save(path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"w\.npz: is not a file of visual words"):
+    with pytest.raises(UserError, match=r"w\.npz: cannot be read"):
         load_words(path)
     np.save(tmp_path / "w.npy", np.zeros(3))
-    with pytest.raises(UserError, match=r"w\.npy: is not a file of visual words"):
+    with pytest.raises(UserError, match=r"w\.npy: cannot be read"):
         load_words(tmp_path / "w.npy")
 
 
