@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import torch
 
-from finetune.inference.demo_backend import Desk
+from finetune.inference.demo_backend import DemoBackend
 from finetune.inference.image_upload import Uploads
 from finetune.predict import Predictor
 from shards.common.cli import command, flag
@@ -67,7 +67,7 @@ def run(config: Config) -> None:
     print(f"{'imports alone':<22} {median(base):7.2f} s   1.00x")
     print(f"{'start, until served':<22} {median(started):7.2f} s  {median(started) / median(base):5.2f}x\n")
     uploads = Uploads(10, 25, 10)
-    desk = Desk(Predictor(config.run), uploads)
+    desk = DemoBackend(Predictor(config.run), uploads)
     print(f"{'task':<22} {'model':>7} {'answer':>9}")
     for title, task in desk.tasks.items():
         text, files, boxes = desk.example(title)

@@ -331,7 +331,7 @@ def useful_flops(config, text_rows: int, image_rows: int, words: int = 0, region
 
 def flops_of(batch) -> int:
     rows = batch.image_rows
-    return useful_flops(model_config(), batch.pieces, rows, batch.word_count, batch.region_count)
+    return useful_flops(model_config(), batch.token_count, rows, batch.word_count, batch.region_count)
 
 
 def record_step(record: Record, name: str, size: int, **ways) -> None:
@@ -545,7 +545,9 @@ def memory(record: Record) -> None:
     from pretrain.engine.step import Sums
 
     for flags, precision, recompute, accumulate in ways:
-        engine = make_engine(precision, prepare=lambda m, r=recompute: setattr(m.encoder, "recompute", r))
+        engine = make_engine(
+            precision, prepare=lambda m, r=recompute: setattr(m.encoder, "activation_checkpointing", r)
+        )
         batch = pretraining_batches(1, max(1, BATCH_SIZE // accumulate))[0].to(DEVICE)
         counts = [accumulate * n for n in (batch.word_count, batch.region_count, len(batch))]
 
@@ -605,9 +607,9 @@ def task_batch(task, size: int, seed: int):
     """A random batch of a task with the sizes of table 8 of the paper; texts have half of the maximum length."""
     from benchmarks.pairs import random_batch
     from finetune.data.task_collate import TaskBatch
-    from finetune.models.task_model import OPTIONS
+    from finetune.models.task_model import RETRIEVAL_OPTIONS
 
-    rows_per_example = {"retrieval": OPTIONS, "nlvr2": 2}.get(task.head, 1)
+    rows_per_example = {"retrieval": RETRIEVAL_OPTIONS, "nlvr2": 2}.get(task.head, 1)
     regions, config = 100 if ON_GPU else 10, model_config()
     rows = random_batch(size * rows_per_example, config, task.words, regions, task.words / 2, seed)
     rows.input_ids = rows.input_ids[:, : int(rows.lengths.max())]
@@ -629,7 +631,7 @@ def task_batch(task, size: int, seed: int):
 def tasks(record: Record) -> None:
     """An iteration of twelve-task training: a step of each task at its batch size, from batches on the device."""
     from finetune.config import BETAS, EPSILON
-    from finetune.data.task_batches import Turn
+    from finetune.data.task_batches import MicroBatch
     from finetune.models.task_model import TaskModel
     from finetune.objective.task_pass import MultiTaskPass, TaskPass
     from finetune.tasks import choose_tasks
@@ -646,7 +648,7 @@ def tasks(record: Record) -> None:
     without_bias_correction(optimizer)
     engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 0.0)
     turns = [
-        Turn(number, 0, task_batch(task, task.batch_size if ON_GPU else 2, number).to(DEVICE))
+        MicroBatch(number, 0, task_batch(task, task.batch_size if ON_GPU else 2, number).to(DEVICE))
         for number, task in enumerate(chosen)
     ]
 
@@ -664,13 +666,13 @@ def tasks(record: Record) -> None:
     for number, (task, turn) in enumerate(zip(chosen, turns, strict=True)):
         seconds, host = timed(lambda n=number: step(n), repeats=5, warmup=1)
         rows, boxes = turn.batch.rows, (turn.batch.candidates, turn.batch.other_boxes)
-        image_rows = rows.image_rows + sum(of.regions for of in boxes if of is not None)
-        work_done = useful_flops(config, rows.pieces + len(rows), image_rows)
+        image_rows = rows.image_rows + sum(of.total_regions for of in boxes if of is not None)
+        work_done = useful_flops(config, rows.token_count + len(rows), image_rows)
         total += work_done
         record.add(
             task=task.name,
             examples=len(turn),
-            text_rows=rows.pieces + len(rows),
+            text_rows=rows.token_count + len(rows),
             image_rows=image_rows,
             ms=seconds * 1e3,
             host_ms=host * 1e3,

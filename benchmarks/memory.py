@@ -70,7 +70,7 @@ def peak(config: Config, choice: Choice) -> int:
     device = torch.device(config.device)
     sizes = read_model_config(config.config)
     model = PretrainingModel(sizes).train().to(device)
-    model.encoder.recompute = choice.activation_checkpointing
+    model.encoder.activation_checkpointing = choice.activation_checkpointing
     objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
     precision = Precision(choice.precision, device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)

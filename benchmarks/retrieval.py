@@ -29,7 +29,7 @@ from pretrain.data.collate import Limits
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.step import Precision
 from pretrain.models.model_config import CONFIGS
-from pretrain.tokenizer.tokenizer import learn_pieces
+from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.common.cli import command, flag
 from shards.common.dist_info import ALONE
 from shards.storage.sample import Sample
@@ -60,8 +60,8 @@ def make_work(config: Config) -> tuple[TaskPass, TaskCollator]:
     size = {"width": 640, "height": 480}
     regions = {str(n): Sample(str(n), features[n], boxes[n], info=size) for n in range(config.images)}
     examples = [Example(n, text, (str(n % config.images),)) for n, text in enumerate(texts)]
-    task, pieces = find_task("coco_retrieval"), learn_pieces(texts, 2000)
-    collator = TaskCollator(task, examples, regions, pieces, Limits(task.words, REGIONS, sizes.v_feature_size))
+    task, tokenizer = find_task("coco_retrieval"), learn_tokenizer(texts, 2000)
+    collator = TaskCollator(task, examples, regions, tokenizer, Limits(task.words, REGIONS, sizes.v_feature_size))
     model = TaskModel(sizes, {}).eval().to(device)
     return TaskPass(model, task, Precision(config.precision, device), task.token), collator
 
@@ -73,7 +73,7 @@ def as_published(work: TaskPass, collator: TaskCollator) -> np.ndarray:
     scores = []
     for example in collator.examples:
         pairs = [Example(place, example.text, (image,)) for place, image in enumerate(images)]
-        one = TaskCollator(collator.task, pairs, collator.regions, collator.pieces, collator.limits)
+        one = TaskCollator(collator.task, pairs, collator.regions, collator.tokenizer, collator.limits)
         scores.append(work.scores(one(0, np.arange(len(pairs))).to(work.precision.device)).double().cpu().numpy())
     return np.stack(scores)
 

@@ -44,7 +44,7 @@ class Config:
     epochs: int | None = flag(None, "epochs of each task", unset="the default of finetune.st", low=1)
 
 
-class Exchanged:
+class ExchangedRegions:
     """Regions of another image in place of every image. Given boxes keep their positions and ids, but not features."""
 
     def __init__(self, regions: Regions, keep_boxes: bool):
@@ -105,8 +105,8 @@ def run(config: Config) -> None:
         work, collator = evaluate.load(evaluate.EvaluateConfig(run=out, data=config.data), task)
         blind = dataclasses.replace(
             collator,
-            regions=Exchanged(collator.regions, False),
-            boxes=Exchanged(collator.boxes, True) if collator.boxes else None,
+            regions=ExchangedRegions(collator.regions, False),
+            boxes=ExchangedRegions(collator.boxes, True) if collator.boxes else None,
         )
         values, without = (values_of(work, one) for one in (collator, blind))
         clusters = clusters_of(example.images for example in collator.examples)

@@ -164,7 +164,7 @@ def run(config: Config) -> None:
         f"(padded to {WORDS}); {device}, {where}, {torch.get_num_threads()} threads"
     )
     padded, packed, objective = padded.to(device), packed.to(device), objective.to(device)
-    trimmed = replace(packed, pieces=None, regions=None)  # without counts, padding is not removed
+    trimmed = replace(packed, token_count=None, total_regions=None)  # without counts, padding is not removed
 
     def step(loss, batch, operators=contextlib.nullcontext, precision=contextlib.nullcontext):
         with operators(), precision():

@@ -25,14 +25,14 @@ from finetune.run_dirs.result_files import MultiResult
 from pretrain.config import FREE_FLAGS as PRETRAINING_FREE_FLAGS
 from pretrain.config import PRECISIONS, PretrainConfig
 from pretrain.engine.checkpoint import newest_checkpoint
-from pretrain.engine.distributed import CPU, connected, leaving, on_every_rank, on_first
+from pretrain.engine.distributed import CPU, connected, exiting, on_every_rank, on_first
 from pretrain.engine.run_dir import absolute, locked_run, read_config
 from pretrain.models.model_config import ModelConfig
 from pretrain.pretrained.find_weights import BERT, find_weights
 from pretrain.pretrained.hf_bert import bert_folder
 from shards.common.cli import REQUIRED, command, flag
 from shards.common.dist_info import Ranks, launched
-from shards.common.errors import ErrorElsewhere, UserError
+from shards.common.errors import ErrorOnAnotherRank, UserError
 from shards.common.files import read_json, whole_file, write_json
 from shards.world import DEFAULT_WORLD, complete_world, pairs_folder
 
@@ -162,17 +162,17 @@ def ablate(config: AblateConfig, ranks: Ranks) -> None:
     ]
     config, start, finished = on_first(ranks, lambda: _prepare(config, runs))
     waiting = [one for one, done in zip(runs, finished, strict=True) if not done]
-    ranks.say(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them already finished")
+    ranks.log(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them already finished")
     if start is not None:
-        ranks.say(start.text)
+        ranks.log(start.text)
     processes = Processes(config.jobs, ranks)
     with processes.threads(config.jobs) as pool:
         done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
         for number, (one, _) in enumerate(zip(waiting, done, strict=True), 1):
             if ranks.first:
                 score = read_json(one.out / "result.json", MultiResult)["mt_score"]
-                ranks.say(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
-    ranks.say(on_first(ranks, lambda: _write_table(config, runs)))
+                ranks.log(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
+    ranks.log(on_first(ranks, lambda: _write_table(config, runs)))
 
 
 def _write_table(config: AblateConfig, runs: list[Run]) -> str:
@@ -311,7 +311,7 @@ class Processes:
         if status:
             lines = log.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
             sentence = f"{log}: python -m {call.module} ended with status {status}: {(lines or [''])[-1]}"
-            raise UserError(sentence) if lines or self.ranks.first else ErrorElsewhere(sentence)
+            raise UserError(sentence) if lines or self.ranks.first else ErrorOnAnotherRank(sentence)
 
     @contextlib.contextmanager
     def threads(self, jobs: int) -> Iterator[ThreadPoolExecutor]:
@@ -385,5 +385,5 @@ def compare(row: list[Run], full: list[Run]) -> tuple[float, tuple[float, float]
 
 if __name__ == "__main__":
     summary = "Runs the paper's ablations on a data folder, with several seeds per row."
-    with leaving():
+    with exiting():
         command(AblateConfig, run, "finetune.ablate", summary)

@@ -39,8 +39,8 @@ def explained_page(predictor: LazyPredictor, query: Query, prediction: Predictio
     work, batch = predictor.batch(query)
     title = f"{query.task.title}, {predictor.run}"
     images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
-    explained = explain(work, batch, predictor.start.pieces)
-    collator = query.collator(predictor.start.pieces, predictor.start.sizes)
+    explained = explain(work, batch, predictor.start.tokenizer)
+    collator = query.collator(predictor.start.tokenizer, predictor.start.sizes)
     expressions = expression_boxes(predictor.start, work, collator, collator.examples)
     return attention_page(title, query.text, images, explained, prediction, query.size, expressions, lines)
 

@@ -37,11 +37,11 @@ def make_model(
     """
     torch.manual_seed(config.seed)
     model = TaskModel(sizes, {head: len(vocabulary) for head, vocabulary in vocabularies.items()})
-    model.encoder.recompute = config.activation_checkpointing
+    model.encoder.activation_checkpointing = config.activation_checkpointing
     if start is not None:
         sentence = on_first(ranks, lambda: describe(*start.load(model)))
         if sentence:
-            ranks.say(f"{start.path}: {sentence}")
+            ranks.log(f"{start.path}: {sentence}")
     return model.to(precision.device, precision.weights)
 
 

@@ -21,9 +21,9 @@ from finetune.run_dirs.run_data_folder import check_exists, choose_data, place_o
 from finetune.task_types.base import Example
 from finetune.tasks import find_task
 from pretrain.config import PRECISIONS
-from pretrain.engine.distributed import choose_device, leaving
+from pretrain.engine.distributed import choose_device, exiting
 from pretrain.engine.run_dir import CONFIG, read_config
-from pretrain.engine.run_metadata import circumstances
+from pretrain.engine.run_metadata import run_metadata
 from shards.common.cli import REQUIRED, command, flag
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
@@ -124,7 +124,7 @@ def _stored(forms: dict[str, Consistency], config: ConsistencyConfig) -> dict:
 def _facts(config: ConsistencyConfig) -> dict:
     """Metadata of the numbers: data folder, splits, and software versions."""
     of = {"data": os.path.abspath(config.data), "questions": config.questions, "expressions": config.expressions}
-    return of | {"made": circumstances(choose_device(config.device, ALONE))}
+    return of | {"made": run_metadata(choose_device(config.device, ALONE))}
 
 
 def _grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
@@ -234,5 +234,5 @@ def _warn(config: ConsistencyConfig) -> None:
 
 
 if __name__ == "__main__":
-    with leaving():
+    with exiting():
         command(ConsistencyConfig, run, "finetune.consistency", "Multi-task visual grounding consistency (MT-VGC).")

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.inference.demo_backend import CANDIDATES, TOP, Desk
+from finetune.inference.demo_backend import CANDIDATES, TOP, DemoBackend
 from finetune.inference.image_upload import Uploads
 from finetune.inference.request import IMAGES
 from finetune.pages.html_page import need
@@ -72,7 +72,7 @@ class OwnHost:
         await send({"type": "http.response.body", "body": b"this page is not served under this name; see --host\n"})
 
 
-def build(desk: Desk):
+def build(desk: DemoBackend):
     """The gradio page."""
     try:
         import gradio
@@ -159,7 +159,7 @@ def run(config: DemoConfig) -> None:
         raise UserError(f"--images {config.images}: should be a folder of image files")
     predictor = config.predictor()
     uploads = Uploads(config.megabytes, config.megapixels, config.seconds)
-    page = build(Desk(predictor, uploads, files, config.ranked)).queue(max_size=32)
+    page = build(DemoBackend(predictor, uploads, files, config.ranked)).queue(max_size=32)
     _ = predictor.model, predictor.detector  # load them before the first request
     try:
         page.launch(

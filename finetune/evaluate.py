@@ -31,9 +31,9 @@ from finetune.task_types.base import Example, FurtherScores, Task
 from finetune.tasks import GROUPS, choose_tasks, find_task
 from finetune.tasks.retrieval import PLACES
 from finetune.training.single_task import describe_scores
-from pretrain.engine.distributed import choose_device, connected, leaving, on_every_rank
+from pretrain.engine.distributed import choose_device, connected, exiting, on_every_rank
 from pretrain.engine.metrics_logger import duration
-from pretrain.engine.run_metadata import circumstances
+from pretrain.engine.run_metadata import run_metadata
 from pretrain.engine.step import Precision
 from pretrain.pretrained.find_weights import RUN, describe
 from shards.common.cli import command, flag
@@ -121,7 +121,7 @@ def open_run(
 
     def opened() -> tuple[TaskData, Sequence[Example]]:
         data = open_data(task, choose_data(config.run, config.data), config.missing)
-        return data, choose(data) if choose else data.examples(config.split or task.splits[1], ranks.say)
+        return data, choose(data) if choose else data.examples(config.split or task.splits[1], ranks.log)
 
     data, examples = on_every_rank(ranks, opened)
     same_on_every_rank(data, (examples,), ranks)
@@ -134,11 +134,11 @@ def open_run(
     model = TaskModel(start.sizes, {task.head: len(vocabulary)} if vocabulary else {})
     sentence = describe(*start.load(model))
     if start.weights.kind != RUN:
-        ranks.say(f"{config.run}: {sentence}")
+        ranks.log(f"{config.run}: {sentence}")
     precision = Precision(config.precision, device)
     model.to(device, precision.weights)
     positions = start.sizes.max_position_embeddings
-    collator = data.collator(examples, start.pieces, vocabulary, positions, config.regions)
+    collator = data.collator(examples, start.tokenizer, vocabulary, positions, config.regions)
     return start, TaskPass(model, task, precision, start.token(task)), collator
 
 
@@ -174,7 +174,7 @@ def run(config: EvaluateConfig) -> None:
     with connected(ranks, choose_device(config.device, ranks)):
         for number, (task, split) in enumerate(asked, 1):
             if len(asked) > 1:
-                ranks.say(f"{number} of {len(asked)}: {task.title}, {split}")
+                ranks.log(f"{number} of {len(asked)}: {task.title}, {split}")
             if evaluated := _evaluate(replace(config, split=split), task, ranks):
                 scored.setdefault(task.name, {})[split] = evaluated
     if not ranks.first:
@@ -230,7 +230,7 @@ def _scores_file(config: EvaluateConfig, task: Task, split: str) -> Path:
 
 def _facts(config: EvaluateConfig, task: Task, split: str) -> dict:
     """Metadata of a score file: task, split, data folder, and software versions."""
-    made = circumstances(choose_device(config.device, ALONE))
+    made = run_metadata(choose_device(config.device, ALONE))
     return {"task": task.name, "split": split, "data": os.path.abspath(config.data), "made": made}
 
 
@@ -244,7 +244,7 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | N
     examples, score = collator.examples, None
     public = task.head == "retrieval" or all(example.target is not None for example in examples)
     if not public:
-        ranks.say(f"{title}: {len(examples)} examples without public answers")
+        ranks.log(f"{title}: {len(examples)} examples without public answers")
         if not config.submission:
             return None
     predictions = _predict(config, work, collator, ranks)
@@ -274,7 +274,7 @@ def _evaluate(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | N
 
 
 def _predict(config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks):
-    progress = TimeLeft(f"{work.task.title}, {config.split}", ranks.say)
+    progress = TimeLeft(f"{work.task.title}, {config.split}", ranks.log)
     device = work.precision.device
     return predict(work, collator, config.batch_size, config.workers, ranks, device, progress, config.rerank)
 
@@ -285,13 +285,13 @@ def _score_further(
     """The metrics that need further examples, which are predicted here."""
     if not further.examples:
         return further.scores({})
-    ranks.say(f"{work.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics")
+    ranks.log(f"{work.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics")
     where, skip = collator.regions.dataset.folder, config.missing == "skip"
-    examples = PackedExamples(with_regions(further.examples, collator.regions, where, skip, ranks.say))
+    examples = PackedExamples(with_regions(further.examples, collator.regions, where, skip, ranks.log))
     predictions = _predict(config, work, replace(collator, examples=examples), ranks)
     return further.scores(dict(zip((example.id for example in examples), predictions, strict=True)))
 
 
 if __name__ == "__main__":
-    with leaving():
+    with exiting():
         command(EvaluateConfig, run, "finetune.evaluate", "Official scores and submission files of a run.")

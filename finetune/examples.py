@@ -200,7 +200,7 @@ def _attention(config: ExamplesConfig, start: Start, work: TaskPass, collator: T
     ]
     ranking = work.task.head == "retrieval"  # its prediction is about other images than the explained one
     title = f"{work.task.title}, {config.run}"
-    explained = explain(work, batch, collator.pieces)
+    explained = explain(work, batch, collator.tokenizer)
     size = image_size(one.example, regions[one.example.images[0]])
     boxes = expression_boxes(start, work, collator, [one.example])
     shown = None if ranking else one.prediction

@@ -43,11 +43,11 @@ from finetune.training.task_schedulers import REGIMES
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import FACTS, read_facts
-from pretrain.engine.distributed import choose_device, connected, leaving, on_every_rank, on_first
+from pretrain.engine.distributed import choose_device, connected, exiting, on_every_rank, on_first
 from pretrain.engine.run_dir import (
     RESULT,
     check_flags,
-    checkpoint_to_go_on_from,
+    checkpoint_to_resume,
     finished_result,
     locked_run,
     read_config,
@@ -79,37 +79,37 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     began, out = time.perf_counter(), Path(config.out)
     tasks = choose_tasks(config.tasks)
     on_first(ranks, lambda: REGIMES[config.regime].check([task.group for task in tasks]))
-    newest = checkpoint_to_go_on_from(out, config.resume, ranks)
+    newest = checkpoint_to_resume(out, config.resume, ranks)
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, MultiResult)
     if finished is None:
         on_first(ranks, lambda: complete_world(config.data))
-        course = prepare(config, tasks, ranks, device, newest)
-        status, _ = complete(course)
+        training_run = prepare(config, tasks, ranks, device, newest)
+        status, _ = complete(training_run)
         if status:
             return status
-        for state in course.task_states:
+        for state in training_run.task_states:
             if state.score is None:  # the last process was stopped between its last checkpoint and its result
-                course.score(state)
-        finished = result(course, time.perf_counter() - began)
+                training_run.score(state)
+        finished = result(training_run, time.perf_counter() - began)
         if ranks.first:
-            save_values(out / VALUES, course.scores())
+            save_values(out / VALUES, training_run.scores())
             write_json(out / RESULT, finished)
     if ranks.first:
         describe_result(finished, is_cleaned(read_config(out)))
-    ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+    ranks.log(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 
 
-def result(course: MultiTask, seconds: float) -> dict:
+def result(training_run: MultiTask, seconds: float) -> dict:
     """The contents of result.json of a finished run. seconds: wall time of the process that finished it."""
-    scores = course.scores()
+    scores = training_run.scores()
     mean, interval = mean_score(scores)
     return {
-        "regime": course.config.regime,
-        "iterations": course.plan.total_steps,
+        "regime": training_run.config.regime,
+        "iterations": training_run.plan.total_steps,
         "tasks": {
             state.task.name: state.score.summary | {"trained_on": state.plan.pairs, "steps": state.taken}
-            for state in course.task_states
+            for state in training_run.task_states
         },
         "groups": {g: mean_score(scores, g)[0] for g in sorted({score.group for score in scores.values()})},
         "mt_score": mean,
@@ -144,7 +144,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     def opened() -> tuple[list[TaskData], list]:
         data = [open_data(t, config.data, config.missing, config.annotated_boxes, shared, config.clean) for t in tasks]
         check_same_width(*(of_task.regions for of_task in data))
-        return data, [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.say) for of_task in data]
+        return data, [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.log) for of_task in data]
 
     data, splits = on_every_rank(ranks, opened)
     for of_task, of_splits in zip(data, splits, strict=True):
@@ -158,14 +158,14 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     if newest:
         check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
     counted = None if newest else config.min_answer_count
-    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, counted, ranks.say))
+    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, counted, ranks.log))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_facts(newest) if newest else {}
     states = []
     for of_task, (training, held_out) in zip(data, splits, strict=True):
         task = of_task.task
-        inputs = start.pieces, vocabularies.get(task.head), sizes.max_position_embeddings, config.regions
+        inputs = start.tokenizer, vocabularies.get(task.head), sizes.max_position_embeddings, config.regions
         size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
         states.append(
             TaskState(
@@ -193,7 +193,7 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     if newest:
         with reading(newest / FACTS):
             regime.restore(facts["regime"])
-    course = MultiTask(
+    training_run = MultiTask(
         config=config,
         ranks=ranks,
         device=device,
@@ -210,8 +210,8 @@ def prepare(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.dev
     if not newest:
         begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions
         on_first(ranks, lambda: begin_run(*begun))
-    _describe(course, start)
-    return course
+    _describe(training_run, start)
+    return training_run
 
 
 def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
@@ -243,25 +243,28 @@ def _vocabularies(
     return found
 
 
-def _describe(course: MultiTask, start: Start) -> None:
-    log, plan, config = course.ranks.say, course.plan, course.config
-    log(f"{len(course.task_states)} tasks, regime {config.regime}, from {start.path or 'scratch'}, on {course.device}")
+def _describe(training_run: MultiTask, start: Start) -> None:
+    log, plan, config = training_run.ranks.log, training_run.plan, training_run.config
+    log(
+        f"{len(training_run.task_states)} tasks, regime {config.regime}, from {start.path or 'scratch'}, "
+        f"on {training_run.device}"
+    )
     if not plan.first_step and (note := random_start_note(start, config.init, (PRETRAINING,))):
         log(note)
-    for state in course.task_states:
+    for state in training_run.task_states:
         log(
             f"{state.task.title:<20} {state.plan.pairs} training examples, "
             f"{len(state.validation)} validation examples, "
             f"{state.plan.steps_per_epoch} steps per epoch, batch size {state.plan.batch_size}"
         )
     epochs = math.ceil(plan.total_steps / plan.steps_per_epoch)
-    log(f"{plan.total_steps} iterations, {epochs} epochs of the longest task; peak learning rate {course.lr:g}")
+    log(f"{plan.total_steps} iterations, {epochs} epochs of the longest task; peak learning rate {training_run.lr:g}")
     if plan.first_step:
         log(f"resuming after iteration {plan.first_step}")
 
 
 if __name__ == "__main__":
-    with leaving():
+    with exiting():
         command(
             MtConfig,
             run,

@@ -217,7 +217,7 @@ class LazyPredictor:
     def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
         """(model and task, the query as a batch)."""
         work = TaskPass(self.model, query.task, self.precision, self.start.token(query.task))
-        collator = query.collator(self.start.pieces, self.start.sizes)
+        collator = query.collator(self.start.tokenizer, self.start.sizes)
         return work, collator(0, np.arange(len(collator.examples))).to(self.device)
 
     @torch.no_grad()

@@ -21,11 +21,11 @@ from finetune.training.single_task import SingleTask, describe_scores
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
-from pretrain.engine.distributed import choose_device, connected, leaving, on_every_rank, on_first
+from pretrain.engine.distributed import choose_device, connected, exiting, on_every_rank, on_first
 from pretrain.engine.run_dir import (
     RESULT,
     check_flags,
-    checkpoint_to_go_on_from,
+    checkpoint_to_resume,
     finished_result,
     locked_run,
     read_config,
@@ -53,12 +53,12 @@ def run(config: StConfig) -> int:
 def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
-    newest = checkpoint_to_go_on_from(out, config.resume, ranks)
+    newest = checkpoint_to_resume(out, config.resume, ranks)
     result = finished_result(out, newest, config, FREE_FLAGS, ranks, SingleResult)
     if result is None:
         on_first(ranks, lambda: complete_world(config.data))
-        course, kind = prepare(config, task, ranks, device, newest)
-        status, _ = complete(course)
+        training_run, kind = prepare(config, task, ranks, device, newest)
+        status, _ = complete(training_run)
         if status:
             return status
         best = on_first(ranks, lambda: best_checkpoint(out))
@@ -67,7 +67,7 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
             "task": task.name,
             "kind": kind,
             "steps": read_facts(newest_checkpoint(out))["step"],
-            "examples": len(course.training.examples),
+            "examples": len(training_run.training.examples),
             "validation": facts["scores"],
             "best_step": facts["step"],
             "best_checkpoint": best.name,
@@ -76,8 +76,8 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
         if ranks.first:
             write_json(out / RESULT, result)
     scores, step = describe_scores(result["validation"]), result["best_step"]
-    ranks.say(f"{task.title}, {result['kind']}: {scores}, best at step {step}")
-    ranks.say(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+    ranks.log(f"{task.title}, {result['kind']}: {scores}, best at step {step}")
+    ranks.log(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 
 
@@ -105,7 +105,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
 
     def opened() -> tuple[TaskData, tuple[Sequence[Example], Sequence[Example]]]:
         data = open_data(task, config.data, config.missing, config.annotated_boxes, clean=config.clean)
-        return data, data.splits(train_split, validation_split, config.validate_on, ranks.say)
+        return data, data.splits(train_split, validation_split, config.validate_on, ranks.log)
 
     data, (examples, held_out) = on_every_rank(ranks, opened)
     same_on_every_rank(data, (examples, held_out), ranks)
@@ -119,7 +119,7 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     if newest:
         check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
     counted = None if newest else config.min_answer_count
-    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, counted, ranks.say))
+    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, counted, ranks.log))
     vocabularies = {task.head: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
     model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
@@ -135,9 +135,9 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
         workers=config.workers,
         accumulate=config.accumulate,
     )
-    inputs = start.pieces, vocabulary, sizes.max_position_embeddings, config.regions
+    inputs = start.tokenizer, vocabulary, sizes.max_position_embeddings, config.regions
     best = facts.get("best_score")
-    course = SingleTask(
+    training_run = SingleTask(
         config=config,
         ranks=ranks,
         device=device,
@@ -154,8 +154,8 @@ def prepare(config: StConfig, task: Task, ranks: Ranks, device: torch.device, ne
     if not newest:
         begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device, data.regions
         on_first(ranks, lambda: begin_run(*begun))
-    _describe(course, task, kind, start, examples, held_out)
-    return course, kind
+    _describe(training_run, task, kind, start, examples, held_out)
+    return training_run, kind
 
 
 def _vocabulary(
@@ -171,9 +171,14 @@ def _vocabulary(
 
 
 def _describe(
-    course: SingleTask, task: Task, kind: str, start: Start, examples: Sequence[Example], held_out: Sequence[Example]
+    training_run: SingleTask,
+    task: Task,
+    kind: str,
+    start: Start,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
 ) -> None:
-    log, plan, config = course.ranks.say, course.plan, course.config
+    log, plan, config = training_run.ranks.log, training_run.plan, training_run.config
     log(f"{task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
     if not plan.first_step and (note := random_start_note(start, config.init)):
         log(note)
@@ -181,13 +186,13 @@ def _describe(
         f"{len(examples)} training examples, {len(held_out)} validation examples, "
         f"{plan.steps_per_epoch} steps per epoch"
     )
-    log(f"batch size {plan.batch_size}, peak learning rate {config.lr:g}, on {course.device}")
+    log(f"batch size {plan.batch_size}, peak learning rate {config.lr:g}, on {training_run.device}")
     if plan.first_step:
         log(f"resuming after step {plan.first_step}")
 
 
 if __name__ == "__main__":
-    with leaving():
+    with exiting():
         command(
             StConfig,
             run,

@@ -17,12 +17,12 @@ from pretrain.data.caption_pairs import MisalignedCaptions
 from pretrain.data.collate import Collator, Limits
 from pretrain.data.dataloader import Places
 from pretrain.data.pair_batches import Pairs, ValidationBatches, open_pairs, training_steps
-from pretrain.engine.distributed import OTHER_DATA, on_every_rank, on_first, same_everywhere
+from pretrain.engine.distributed import DIFFERENT_DATA, on_every_rank, on_first, same_everywhere
 from pretrain.engine.optimizer import make_optimizer
 from pretrain.engine.run_dir import CONFIG, DETECTOR, check_flags, clear_run, read_config, stored_form
-from pretrain.engine.run_metadata import circumstances
+from pretrain.engine.run_metadata import run_metadata
 from pretrain.engine.step import Engine, Precision, make_engine
-from pretrain.engine.trainer import Course, restore_engine
+from pretrain.engine.trainer import TrainingRun, restore_engine
 from pretrain.models.layers import narrow_hidden_states
 from pretrain.models.model_config import CONFIGS, ModelConfig, read_model_config
 from pretrain.models.pretraining_heads import PretrainingModel
@@ -30,7 +30,7 @@ from pretrain.objective.pretraining_loss import Objective
 from pretrain.objective.pretraining_pass import Pass, means
 from pretrain.objective.validation import most_frequent_word, validate
 from pretrain.pretrained.hf_bert import load_bert, may_be_from_bert
-from pretrain.tokenizer.tokenizer import WordPieces, bert_pieces, learn_pieces, load_pieces
+from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer, load_tokenizer
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.common.files import write_json
@@ -42,7 +42,7 @@ FROM_BERT = "from_bert"  # key of config.json: the names of the parameters initi
 
 
 @dataclass
-class Job(Course):
+class Job(TrainingRun):
     """A pretraining run that is ready to train from plan.first_step."""
 
     config: PretrainConfig
@@ -109,10 +109,10 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
     pairs = _open_pairs(config, ranks)
     if newest:
         _check_resume(config, run, pairs)
-    pieces = _pieces(config, ranks, pairs, run if newest else None)
-    sizes = model_config(config, pairs.shards, pieces)
+    tokenizer = _tokenizer(config, ranks, pairs, run if newest else None)
+    sizes = model_config(config, pairs.shards, tokenizer)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    work, from_bert = _work(config, ranks, device, sizes, pieces, newest)
+    work, from_bert = _work(config, ranks, device, sizes, tokenizer, newest)
     engine = _engine(config, ranks, work, from_bert)
     facts = restore_engine(engine, newest) if newest else {}
     classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
@@ -120,7 +120,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
     collator = partial(
         Collator,
         captions=pairs.captions,
-        pieces=pieces,
+        tokenizer=tokenizer,
         objective=work.objective.to("cpu"),
         seed=config.seed,
         limits=limits,
@@ -157,11 +157,13 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
             pairs, collator(negatives=MisalignedCaptions(pairs.captions, pairs.validation)), at_once, ranks
         ),
         work=work,
-        frequent_word=on_first(ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, pieces, config.words)),
+        frequent_word=on_first(
+            ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, tokenizer, config.words)
+        ),
     )
     if not newest:
-        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, pieces, device, from_bert))
-    _describe(job, len(pieces))
+        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, tokenizer, device, from_bert))
+    _describe(job, len(tokenizer))
     return job
 
 
@@ -171,28 +173,33 @@ def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
     pairs = on_first(ranks, opened)
     if not pairs.streamed:
         pairs = on_every_rank(ranks, lambda: pairs if ranks.first else opened())
-        same_everywhere(ranks, lambda: _content(pairs), OTHER_DATA.format(data=config.data))
+        same_everywhere(ranks, lambda: _content(pairs), DIFFERENT_DATA.format(data=config.data))
     readers = ranks.count * max(config.workers, 1)
     if pairs.streamed and len(pairs.shards.shards) < readers:
-        ranks.say(
+        ranks.log(
             f"{len(pairs.shards.shards)} shards for {readers} readers (ranks x workers): "
             "several readers will open the same shard; use more, smaller shards or fewer --workers to reduce traffic"
         )
     return pairs
 
 
-def _pieces(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None) -> WordPieces:
+def _tokenizer(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | None) -> WordPieceTokenizer:
     """The tokenizer of a resumed run, of the given BERT, or one learned from the captions."""
     if run:
-        return load_pieces(run)
+        return load_tokenizer(run)
     if config.bert:
-        return bert_pieces(config.bert)
+        return load_bert_tokenizer(config.bert)
     texts = (pairs.captions[number] for number in pairs.trained.tolist())
-    return on_first(ranks, lambda: learn_pieces(texts, config.vocabulary))
+    return on_first(ranks, lambda: learn_tokenizer(texts, config.vocabulary))
 
 
 def _work(
-    config: PretrainConfig, ranks: Ranks, device: torch.device, sizes: ModelConfig, pieces: WordPieces, newest
+    config: PretrainConfig,
+    ranks: Ranks,
+    device: torch.device,
+    sizes: ModelConfig,
+    tokenizer: WordPieceTokenizer,
+    newest,
 ) -> tuple[Pass, list[str]]:
     """Builds the model, with its loss, on the device; returns also the names of parameters initialised from BERT."""
     torch.manual_seed(config.seed)
@@ -207,20 +214,20 @@ def _work(
         from_bert = on_first(
             ranks, lambda: load_bert(model, config.bert)
         )  # make_engine broadcasts the weights to the other ranks
-        ranks.say(f"{len(from_bert)} parameters of the text stream initialised from {config.bert}")
+        ranks.log(f"{len(from_bert)} parameters of the text stream initialised from {config.bert}")
     if not config.bert_lr_scale:
         for name in from_bert:
             model.get_parameter(name).requires_grad_(False)
     precision = Precision(config.precision, device)
     model.to(device, precision.weights)
-    model.encoder.recompute = config.activation_checkpointing
+    model.encoder.activation_checkpointing = config.activation_checkpointing
     if config.residual == "precision":
         narrow_hidden_states(model)
     if config.compile:
         model.encoder.compile(dynamic=True)
     objective = Objective(
-        mask_id=pieces.mask_id,
-        ordinary_ids=pieces.ordinary_ids().to(device),
+        mask_id=tokenizer.mask_id,
+        ordinary_ids=tokenizer.ordinary_ids().to(device),
         region_target=config.region_target,
         overlap=config.overlap if config.overlap <= 1 else None,
         aligned_only=config.aligned_only,
@@ -242,7 +249,7 @@ def _engine(config: PretrainConfig, ranks: Ranks, work: Pass, from_bert: list[st
     return make_engine(work, optimizer, ranks, config.clip, graph=graph)
 
 
-def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) -> ModelConfig:
+def model_config(config: PretrainConfig, shards: Dataset, tokenizer: WordPieceTokenizer) -> ModelConfig:
     """The model configuration.
 
     A named configuration gets vocabulary and feature size from the data; those of a file must match the data.
@@ -259,14 +266,16 @@ def model_config(config: PretrainConfig, shards: Dataset, pieces: WordPieces) ->
             )
         fitting["v_target_size"] = shards.num_classes
     if config.config in CONFIGS:
-        sizes = sizes.replace(vocab_size=len(pieces), **fitting)
+        sizes = sizes.replace(vocab_size=len(tokenizer), **fitting)
     if config.contrastive and not sizes.contrastive_size:
         sizes = sizes.replace(contrastive_size=sizes.bi_hidden_size)
     for name, value in fitting.items():
         if getattr(sizes, name) != value:
             raise UserError(f"{config.config}: {name} is {getattr(sizes, name)}, but {value} in {config.data}")
-    if sizes.vocab_size < len(pieces) or (config.bert and sizes.vocab_size != len(pieces)):
-        raise UserError(f"{config.config}: vocab_size is {sizes.vocab_size}, but that of the tokenizer {len(pieces)}")
+    if sizes.vocab_size < len(tokenizer) or (config.bert and sizes.vocab_size != len(tokenizer)):
+        raise UserError(
+            f"{config.config}: vocab_size is {sizes.vocab_size}, but that of the tokenizer {len(tokenizer)}"
+        )
     if sizes.max_position_embeddings < config.words:
         raise UserError(f"--words {config.words}: exceeds max_position_embeddings, {sizes.max_position_embeddings}")
     return sizes
@@ -302,42 +311,45 @@ def _begin_run(
     config: PretrainConfig,
     pairs: Pairs,
     sizes: ModelConfig,
-    pieces: WordPieces,
+    tokenizer: WordPieceTokenizer,
     device: torch.device,
     from_bert: list[str],
 ) -> None:
     """Creates the run directory with its configuration."""
     clear_run(run)
-    pieces.save(run)
+    tokenizer.save(run)
     if not pairs.streamed:
         keep_detector(pairs.shards.folder, run / DETECTOR)
     flags = stored_form(dataclasses.asdict(config))
-    facts = {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs), "made": circumstances(device)}
+    facts = {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs), "made": run_metadata(device)}
     if from_bert:
         facts[FROM_BERT] = from_bert
     write_json(run / CONFIG, facts)
 
 
-def _describe(job: Job, pieces: int) -> None:
-    pairs, plan, say = job.pairs, job.plan, job.ranks.say
+def _describe(job: Job, vocabulary_size: int) -> None:
+    pairs, plan, log = job.pairs, job.plan, job.ranks.log
     images = [len(np.unique(pairs.captions.images_of(side))) for side in (pairs.trained, pairs.validation)]
     skipped = len(pairs.shards) - sum(images)
     trained, held_out = f"{len(pairs.training)} training pairs", f"{len(pairs.validation)} validation pairs"
-    if pairs.shards.several:
+    if pairs.shards.has_several_captions:
         trained += f" per epoch ({len(pairs.trained)} captions of {images[0]} images)"
         held_out += f" ({images[1]} images)"
-    say(
+    log(
         f"{job.config.data}: {trained}, {held_out}"
         + (f", {skipped} images skipped (no caption, or a caption of a validation image)" if skipped else "")
     )
     if job.config.validation_pairs and not len(pairs.validation):
-        say(
+        log(
             "no validation: it needs at least 20 pairs that share neither image nor caption"
             f"{' in the first shard' if pairs.streamed else ''}; the newest checkpoint is used as the best"
         )
     parameters = sum(parameter.numel() for parameter in job.engine.model.parameters())
-    say(f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, vocabulary size {pieces}, on {job.device}")
+    log(
+        f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, "
+        f"vocabulary size {vocabulary_size}, on {job.device}"
+    )
     if job.ranks.count > 1 or plan.accumulate > 1:
-        say(f"{plan.batch_size} pairs per step: {job.ranks.count} ranks x {plan.accumulate} accumulation steps")
+        log(f"{plan.batch_size} pairs per step: {job.ranks.count} ranks x {plan.accumulate} accumulation steps")
     if plan.first_step:
-        say(f"resuming after step {plan.first_step}")
+        log(f"resuming after step {plan.first_step}")

@@ -52,11 +52,11 @@ def run(config: ConvertConfig) -> None:
         raise UserError(
             f"{config.source}: is already a run; use --to published to write weights for the reference implementation"
         )
-    weights, left_over = found.read()
+    weights, unexpected = found.read()
     encoder = {name: value for name, value in weights.items() if name.startswith("encoder.")}
     take_weights(torch.nn.ModuleDict({"encoder": TwoStream(found.sizes)}), encoder, config.source, ())
-    if left_over:
-        print(f"{config.source}: {describe([], left_over)}")
+    if unexpected:
+        print(f"{config.source}: {describe([], unexpected)}")
     (_write_run if config.to == "run" else _write_published)(config, found, weights)
 
 
@@ -65,9 +65,9 @@ def _write_run(config: ConvertConfig, found: Weights, weights: dict[str, torch.T
     with locked_run(out, "pretrain.convert", ALONE):
         if best_checkpoint(out) is not None:
             raise UserError(f"{out}: already contains a run; use another --out")
-        pieces = found.pieces(config.tokenizer)
+        tokenizer = found.load_tokenizer(config.tokenizer)
         clear_run(out)
-        pieces.save(out)
+        tokenizer.save(out)
         source = {"model": found.sizes.to_dict(), "heads": found.heads, "source": os.path.abspath(config.source)}
         write_json(out / CONFIG, {"flags": {}} | source)
         save_weights(out, weights)
@@ -78,25 +78,25 @@ def _write_published(config: ConvertConfig, found: Weights, weights: dict[str, t
     out = Path(config.out)
     if out.suffix not in (".bin", ".safetensors"):
         raise UserError(f"--out {out}: must end in .bin or .safetensors")
-    pieces = found.pieces(config.tokenizer) if config.tokenizer or found.has_tokenizer else None
-    if pieces and (out.parent / TOKENIZER_FILE).exists() and not pieces.is_saved(out.parent):
+    tokenizer = found.load_tokenizer(config.tokenizer) if config.tokenizer or found.has_tokenizer else None
+    if tokenizer and (out.parent / TOKENIZER_FILE).exists() and not tokenizer.is_saved(out.parent):
         raise UserError(f"--out {out}: {out.parent} contains a different {TOKENIZER_FILE}; use another folder")
-    theirs, left_over = to_published(weights)
+    theirs, unexpected = to_published(weights)
     with whole_file(out) as file:
         if out.suffix == ".bin":
             torch.save(theirs, file)
         else:
             save_file(theirs, file.name)
     write_json(out.with_suffix(".json"), published_config(found.sizes))
-    tokenizer = ""
-    if pieces:
-        pieces.save(out.parent)
-        tokenizer = f", tokenizer in {out.parent / TOKENIZER_FILE}"
+    saved = ""
+    if tokenizer:
+        tokenizer.save(out.parent)
+        saved = f", tokenizer in {out.parent / TOKENIZER_FILE}"
     sizes = out.with_suffix(".json")
-    print(f"{out}: {len(theirs)} tensors with published names, model configuration in {sizes}{tokenizer}")
+    print(f"{out}: {len(theirs)} tensors with published names, model configuration in {sizes}{saved}")
     missing = missing_modules(theirs)
-    if left_over:
-        print(f"{out}: skipped parameters that the reference implementation lacks: {listed(left_over)}")
+    if unexpected:
+        print(f"{out}: skipped parameters that the reference implementation lacks: {listed(unexpected)}")
     if missing:
         print(
             f"{out}: missing parameters, which the reference implementation initialises randomly: {', '.join(missing)}"

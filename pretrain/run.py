@@ -12,8 +12,8 @@ from pretrain.build import Job, describe_scores, prepare
 from pretrain.config import FREE_FLAGS, PretrainConfig
 from pretrain.engine import cuda_graph
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
-from pretrain.engine.distributed import choose_device, connected, leaving, on_first
-from pretrain.engine.run_dir import RESULT, checkpoint_to_go_on_from, finished_result, locked_run, stored_flags
+from pretrain.engine.distributed import choose_device, connected, exiting, on_first
+from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
 from pretrain.engine.trainer import complete
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
@@ -67,7 +67,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
 
 def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
     began, out = time.perf_counter(), Path(config.out)
-    newest = checkpoint_to_go_on_from(out, config.resume, ranks)
+    newest = checkpoint_to_resume(out, config.resume, ranks)
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, Result)
     if finished is None:
         job = prepare(config, ranks, device, newest)
@@ -79,8 +79,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int
         if ranks.first:
             write_json(out / RESULT, finished)
     if finished["validation"]:
-        ranks.say(f"validation: {describe_scores(finished['validation'])}")
-    ranks.say(f"run directory: {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+        ranks.log(f"validation: {describe_scores(finished['validation'])}")
+    ranks.log(f"run directory: {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
     return 0
 
 
@@ -100,7 +100,7 @@ def result(job: Job, scores: dict, seconds: float) -> dict:
 
 if __name__ == "__main__":
     summary = "Pretrain the two-stream model on image-caption pairs."
-    with leaving():
+    with exiting():
         command(
             PretrainConfig,
             run,

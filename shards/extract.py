@@ -104,11 +104,11 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
     """
     parts = find_parts(config.images, config.per_shard)
     if os.path.isdir(config.images) and is_image(parts[0].files[0]) and (tars := [*Path(config.images).glob("*.tar")]):
-        ranks.say(f"{config.images}: {len(tars)} .tar files are ignored, because the folder contains images")
+        ranks.log(f"{config.images}: {len(tars)} .tar files are ignored, because the folder contains images")
     if config.captions:
         captions = read_caption_file(config.captions, config.captions_split)
         parts, counts = with_captions(parts, captions, config.per_shard)
-        ranks.say(f"--captions {config.captions}: {counts}")
+        ranks.log(f"--captions {config.captions}: {counts}")
     elif config.captions_split:
         raise UserError(f"--captions_split {config.captions_split}: needs a Karpathy file; set --captions")
     detector = make_detector(config)
@@ -134,7 +134,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
         begin_dataset(out, plan)
     if (out / "dataset.json").exists():
         dataset = open_dataset(str(out))
-        ranks.say(f"{out}: is already complete, {len(dataset)} images; nothing to do")
+        ranks.log(f"{out}: is already complete, {len(dataset)} images; nothing to do")
         return dataset
     if ranks.first and not detector.load(out):
         detector.fit(_some_images(parts, detector.sample), out)
@@ -142,7 +142,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
     tasks = [Task(part, str(out / f"regions-{number:05d}.tar"), config) for number, part in enumerate(parts)]
     done = sum(task.part.count for task in tasks if is_done(task.path))
     if done:
-        ranks.say(f"{done} of {total} images are already extracted")
+        ranks.log(f"{done} of {total} images are already extracted")
     mine = [task for task in tasks[ranks.rank :: ranks.count] if not is_done(task.path)]
     if detector.per_image:
         for _ in run_tasks(extract_shard, mine, config.processes, total, "images", done):

@@ -109,7 +109,7 @@ def test_useful_flops_are_those_of_the_matrix_products(benchmark_module):
         engine.replica(batch, [batch.word_count, batch.region_count, len(batch)])[0].backward()
     counts = counter.get_flop_counts()["Global"]
     matrices = sum(n for operator, n in counts.items() if str(operator) in ("aten.mm", "aten.addmm"))
-    expected = record.useful_flops(TINY, batch.pieces, batch.image_rows, batch.word_count, batch.region_count)
+    expected = record.useful_flops(TINY, batch.token_count, batch.image_rows, batch.word_count, batch.region_count)
     assert matrices == pytest.approx(expected, rel=0.05)
 
 

@@ -45,5 +45,5 @@ def make_engine(precision="float32", dropout=0.1, kind="adamw", prepare=lambda m
 def part_of(batch, rows):
     part = batch._map(lambda x: x[rows])
     part.word_count, part.region_count = OBJECTIVE.count(part)
-    part.pieces, part.regions = int(part.lengths.sum()), int(part.valid.sum())
+    part.token_count, part.total_regions = int(part.lengths.sum()), int(part.valid.sum())
     return part

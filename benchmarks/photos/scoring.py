@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.photos.runs import RETRIEVAL
-from benchmarks.tasks import Exchanged, chance, main_values
+from benchmarks.tasks import ExchangedRegions, chance, main_values
 from finetune import evaluate
-from finetune.data.task_collate import WHOLE, TaskCollator, image_size
+from finetune.data.task_collate import WHOLE_IMAGE, TaskCollator, image_size
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
 from finetune.inference.predictions import predict
 from finetune.task_types.base import Example, Task
@@ -151,7 +151,7 @@ def _score(run: Path, task: Task, data: Path, one_caption: bool, flags: dict) ->
     if task.head == "retrieval":
         metrics = {name: of for name, of in metrics.items() if not name.startswith("T")}
         return Scores(metrics, blind_retrieval(task, examples, predictions), images, chance(collator), {})
-    other = replace(collator, regions=Exchanged(collator.regions, False))
+    other = replace(collator, regions=ExchangedRegions(collator.regions, False))
     blind = main_values(task, examples, predict(work, other, BATCH, 0, ALONE, device))
     found = task.further_scores(task.folder(data), SPLIT, examples, predictions)
     if found and found.absent:
@@ -164,7 +164,7 @@ def best_constant(collator: TaskCollator) -> float:
     if collator.task.head != "regions":
         return chance(collator)
     sizes = [image_size(example, collator.regions[example.images[0]]) * 2 for example in collator.examples]
-    boxes = WHOLE * np.array(sizes)
+    boxes = WHOLE_IMAGE * np.array(sizes)
     return float(main_values(collator.task, collator.examples, boxes[:, None]).mean())
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from finetune.data.task_collate import TaskBatch, TaskCollator
 from pretrain.data.batch_schedule import Plan, share
-from pretrain.data.dataloader import Loader, Places, loading, watched_workers
+from pretrain.data.dataloader import Loader, Places, check_workers, loading
 from shards.common import counter_rng
 from shards.common.dist_info import Ranks
 
@@ -22,7 +22,7 @@ Request = tuple[int, int, int, np.ndarray]
 
 
 @dataclass
-class Turn:
+class MicroBatch:
     """A micro-batch of a task step. task: number of the task; number: of the task step in its iteration."""
 
     task: int
@@ -36,10 +36,10 @@ class Turn:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def pin_memory(self) -> "Turn":
+    def pin_memory(self) -> "MicroBatch":
         return replace(self, batch=self.batch.pin_memory())
 
-    def to(self, device) -> "Turn":
+    def to(self, device) -> "MicroBatch":
         return replace(self, batch=self.batch.to(device))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
@@ -52,11 +52,11 @@ class _MicroBatches(Dataset):
     def __init__(self, collators: list[TaskCollator], places: Places):
         self.collators, self.places = collators, places
 
-    def __getitem__(self, request: Request) -> Turn:
+    def __getitem__(self, request: Request) -> MicroBatch:
         task, number, epoch, examples = request
         collator = self.collators[task]
         _note(self.places, collator, examples, task)
-        return Turn(task, number, collator(epoch, examples))
+        return MicroBatch(task, number, collator(epoch, examples))
 
 
 def _note(places: Places, collator: TaskCollator, numbers: np.ndarray, task: int = 0) -> None:
@@ -102,7 +102,7 @@ class MicroBatchReader:
         dataset = _MicroBatches(collators, places)
         self.loader = Loader(dataset, workers, places, accumulate, pin, self.requests, lasting=True)
 
-    def read(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[list[Turn]]:
+    def read(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[list[MicroBatch]]:
         """This rank's micro-batches of each iteration.
 
         Args:
@@ -152,7 +152,7 @@ def in_order(
     workers = min(workers, len(slices) // WORTH_A_WORKER)
     requests = [(0, np.arange(part.start, part.stop)) for part in slices]
     places = Places(workers, *([collator.regions.dataset] if workers else []))
-    with watched_workers(places):
+    with check_workers(places):
         batches = loading(_InOrder(collator, places), workers, places, pin=pin, sampler=requests)
         yield zip(slices, batches, strict=True)
 

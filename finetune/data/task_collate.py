@@ -19,11 +19,11 @@ from pretrain.data.batch import Batch
 from pretrain.data.collate import Limits, check_sample, stack
 from pretrain.models.dropout import CANDIDATES, OTHER_BOXES
 from pretrain.objective import masking
-from pretrain.tokenizer.tokenizer import WordPieces
+from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common import counter_rng
 from shards.storage.sample import Sample
 
-WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])  # box of the image token (row 0): the whole image
+WHOLE_IMAGE = np.array([[0.0, 0.0, 1.0, 1.0]])  # box of the image token (row 0): the whole image
 
 
 @dataclass
@@ -82,7 +82,7 @@ class TaskBatch:
                 locations.append(extra[1][:, 1:])
                 masks.append(boxes.valid)
                 positions.append(first + torch.arange(boxes.valid.shape[1], device=device))
-                image_count += boxes.regions
+                image_count += boxes.total_regions
             features, locations, image_mask = (torch.cat(parts, 1) for parts in (features, locations, masks))
             positions = torch.cat(positions)
         length = torch.arange(rows.input_ids.shape[1], device=rows.lengths.device)
@@ -94,7 +94,7 @@ class TaskBatch:
             image_mask=image_mask,
             task_ids=None if token is None else torch.full_like(rows.lengths, token),
             candidates=0 if candidates is None else candidates.valid.shape[1],
-            text_count=rows.pieces,
+            text_count=rows.token_count,
             image_count=image_count,
             sample_keys=rows.keys,
             image_positions=positions,
@@ -109,7 +109,7 @@ class TaskCollator:
         task: the task.
         examples: all examples; batches are chosen by their numbers.
         regions: regions of the images.
-        pieces: tokenizer.
+        tokenizer: the tokenizer.
         limits: maximum numbers of tokens and regions, and the feature size.
         boxes: regions of the images' given boxes, for tasks with candidates.
         annotated: annotated boxes that are added to each image's regions.
@@ -121,7 +121,7 @@ class TaskCollator:
     task: Task
     examples: Sequence[Example]
     regions: SamplesById
-    pieces: WordPieces
+    tokenizer: WordPieceTokenizer
     limits: Limits
     boxes: SamplesById | None = None
     annotated: SamplesById | None = None
@@ -138,7 +138,7 @@ class TaskCollator:
             more = [self._sample(self.annotated, image) for _, image in texts_images]
             samples = [joined(sample, other, limits) for sample, other in zip(samples, more, strict=True)]
             limits = replace(limits, regions=max(len(sample.boxes) for sample in samples))
-        ids = self.pieces.encode([text for text, _ in texts_images], self.limits.words)
+        ids = self.tokenizer.encode([text for text, _ in texts_images], self.limits.words)
         candidates, others = self._given_boxes(chosen) if self.boxes is not None else (None, None)
         rows = self._stack(samples, ids, limits, self._keys(epoch, numbers, len(samples)))
         target = self._target(chosen, samples, rows, candidates)
@@ -227,7 +227,7 @@ def image_size(example: Example, sample: Sample) -> tuple[float, float]:
 def region_target(example: Example, sample: Sample, width: int) -> np.ndarray:
     """float32 (width,): the target of the image token (row 0) and of each region, padded with zeros."""
     scale = np.array(image_size(example, sample) * 2)
-    boxes = np.concatenate([WHOLE, sample.boxes[: width - 1]]) * scale
+    boxes = np.concatenate([WHOLE_IMAGE, sample.boxes[: width - 1]]) * scale
     target = np.zeros(width, np.float32)
     target[: len(boxes)] = grounding_target(boxes, example.target)
     return target

@@ -17,8 +17,8 @@ from finetune.decontamination.manifest import CleanedTask, clean_folder, read_cl
 from finetune.task_types.base import Example, Task
 from finetune.training.task_validation import Validation
 from pretrain.data.collate import Limits
-from pretrain.engine.distributed import OTHER_DATA, same_everywhere
-from pretrain.tokenizer.tokenizer import WordPieces
+from pretrain.engine.distributed import DIFFERENT_DATA, same_everywhere
+from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.storage.dataset import fingerprint
@@ -69,7 +69,7 @@ class TaskData:
     def collator(
         self,
         examples: Sequence[Example],
-        pieces: WordPieces,
+        tokenizer: WordPieceTokenizer,
         vocabulary: AnswerVocabulary | None,
         positions: int,
         regions: int | None,
@@ -79,7 +79,7 @@ class TaskData:
 
         Args:
             examples: the examples.
-            pieces: tokenizer.
+            tokenizer: the tokenizer.
             vocabulary: answer vocabulary, or None.
             positions: number of position embeddings of the model, an upper limit of the number of tokens.
             regions: maximum number of regions per image; None: the task's.
@@ -90,7 +90,7 @@ class TaskData:
             task=self.task,
             examples=examples,
             regions=self.regions,
-            pieces=pieces,
+            tokenizer=tokenizer,
             limits=Limits(min(self.task.words, positions), regions or self.task.regions, self.feature_size),
             boxes=self.boxes if candidates else None,
             annotated=self.boxes if training and not candidates else None,
@@ -121,7 +121,7 @@ def same_on_every_rank(data: TaskData, splits: Sequence[Sequence[Example]], rank
         regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
         return (*map(fingerprint, regions), *map(_digest, splits))
 
-    same_everywhere(ranks, content, OTHER_DATA.format(data=f"{data.folder} with {data.regions.dataset.folder}"))
+    same_everywhere(ranks, content, DIFFERENT_DATA.format(data=f"{data.folder} with {data.regions.dataset.folder}"))
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.annotations.official_files import scan_lines
 from finetune.decontamination.image_identity import Photos
-from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, look_hashes, near_pairs
+from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, image_hashes, near_pairs
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
 from shards.common.files import files_below, is_utf8, printable, whole_file
@@ -89,7 +89,7 @@ def hash_images(job: HashJob) -> tuple[np.ndarray, list[str]]:
     hashes, bad = [], []
     for path in job.files:
         try:
-            hashes.append(look_hashes(grey(path.read_bytes())))
+            hashes.append(image_hashes(grey(path.read_bytes())))
         except BadImage as error:
             hashes.append(np.zeros(6, np.uint64))
             bad.append(f"{path}: {error}")

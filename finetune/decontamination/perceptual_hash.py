@@ -23,7 +23,7 @@ def grey(data: bytes) -> Image.Image:
     return Image.fromarray(decode_image(data)).convert("L")
 
 
-def look_hashes(image: Image.Image) -> np.ndarray:
+def image_hashes(image: Image.Image) -> np.ndarray:
     """uint64 (6,): the perceptual hashes (pHash) of an image and of its crops, in the order of TRIMMED.
 
     Bits of a hash: which of the LOW x LOW lowest frequencies of the DCT are above their median.

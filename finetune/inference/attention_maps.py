@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune.data.task_collate import WHOLE, TaskBatch
+from finetune.data.task_collate import WHOLE_IMAGE, TaskBatch
 from finetune.objective.task_pass import TaskPass
 from pretrain.models.vilbert import AttentionMaps
-from pretrain.tokenizer.tokenizer import WordPieces
+from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 
 # The views of the paper's figures 10 to 13, as query->key: S for the sentence, I for the image.
 VIEWS = {"S->S": "text", "S->I": "text_over_image", "I->S": "image_over_text", "I->I": "image"}
@@ -31,24 +31,24 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(work: TaskPass, batch: TaskBatch, pieces: WordPieces) -> list[Explanation]:
+def explain(work: TaskPass, batch: TaskBatch, tokenizer: WordPieceTokenizer) -> list[Explanation]:
     """The attention maps of every row of a batch, without padding, computed without fused attention.
 
     Args:
         work: model and task.
         batch: one or more text-image rows.
-        pieces: tokenizer.
+        tokenizer: the tokenizer.
     """
     inputs, maps = work.inputs(batch), AttentionMaps()
     with work.precision.autocast():
         work.model.encode(inputs, maps)
     layers = {view: torch.stack(getattr(maps, name)).float().cpu().numpy() for view, name in VIEWS.items()}
     explained = []
-    no_words = set(pieces.special.values()) - {pieces.special["[UNK]"]}
+    no_words = set(tokenizer.special.values()) - {tokenizer.special["[UNK]"]}
     for row, length in enumerate(batch.rows.lengths.tolist()):
         ids = batch.rows.input_ids[row, :length].tolist()
         words, special = (
-            [pieces.tokenizer.id_to_token(number) for number in ids],
+            [tokenizer.backend.id_to_token(number) for number in ids],
             [number in no_words for number in ids],
         )
         if work.token is not None:
@@ -64,7 +64,7 @@ def explain(work: TaskPass, batch: TaskBatch, pieces: WordPieces) -> list[Explan
 
 def _rows(batch: TaskBatch, row: int) -> tuple[list[str], np.ndarray]:
     """Names and boxes (rows, 4) of the image stream of a batch row, including padding."""
-    boxes = [WHOLE, batch.rows.boxes[row].cpu().numpy()]
+    boxes = [WHOLE_IMAGE, batch.rows.boxes[row].cpu().numpy()]
     names = ["the whole image", *(f"region {n}" for n in range(len(boxes[1])))]
     for kind, given in (("other box", batch.other_boxes), ("candidate", batch.candidates)):
         if given is not None:

@@ -13,7 +13,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
 from pretrain.models.packing import Layout
-from pretrain.models.vilbert import Begun
+from pretrain.models.vilbert import StreamStates
 from shards.common.dist_info import Ranks
 
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -55,7 +55,9 @@ def _texts(work: TaskPass, collator: TaskCollator, batch_size: int, device) -> l
     for begin in range(0, len(collator.examples), batch_size):
         x = work.inputs(collator(0, np.arange(begin, min(begin + batch_size, len(collator.examples)))).to(device))
         with work.precision.autocast():
-            texts.append(work.model.encoder.begin_text(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids))
+            texts.append(
+                work.model.encoder.encode_text_alone(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
+            )
     return texts
 
 
@@ -63,7 +65,7 @@ def _image(work: TaskPass, collator: TaskCollator, number: int, device) -> tuple
     """Hidden states (1, R, h) of an image before the first co-attention layer, with their layout (no padding)."""
     x = work.inputs(collator(0, np.array([number])).to(device))
     with work.precision.autocast():
-        return work.model.encoder.begin_image(x.features, x.locations, x.image_mask)
+        return work.model.encoder.encode_image_alone(x.features, x.locations, x.image_mask)
 
 
 def _pairs(work: TaskPass, text: tuple[Tensor, Layout], image: tuple[Tensor, Layout]) -> Tensor:
@@ -71,5 +73,5 @@ def _pairs(work: TaskPass, text: tuple[Tensor, Layout], image: tuple[Tensor, Lay
     size, model = len(text[1].mask), work.model
     states, images = image[0].expand(size, -1, -1), Layout(image[1].mask.expand(size, -1))
     with work.precision.autocast():
-        encoded = model.encoder.finish(Begun(*text, states, images, None))
+        encoded = model.encoder.finish(StreamStates(*text, states, images, None))
         return model.scores(encoded, None, "retrieval")

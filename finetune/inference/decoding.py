@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.data.task_collate import WHOLE
+from finetune.data.task_collate import WHOLE_IMAGE
 from finetune.models.task_model import POINTING
 from finetune.task_types.base import Box, Task
 
@@ -55,7 +55,7 @@ def prediction(
         candidates: boxes in pixels, for the head `candidates`.
     """
     if task.head == "regions":
-        places = (np.concatenate([WHOLE, regions]) * np.array(size * 2)).tolist()
+        places = (np.concatenate([WHOLE_IMAGE, regions]) * np.array(size * 2)).tolist()
         names = ["the whole image", *(f"region {n}" for n in range(len(regions)))]
     elif task.head in POINTING:
         places, names = candidates, [f"candidate {n}" for n in range(len(candidates))]

@@ -47,7 +47,7 @@ class Answer:
     seconds: float
 
 
-class Desk:
+class DemoBackend:
     """Predicts for uploaded images with a run's model.
 
     Args:

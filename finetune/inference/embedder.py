@@ -17,7 +17,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.collate import Limits, check_sample, stack
 from pretrain.models.contrastive import masked_mean
 from pretrain.models.packing import Layout
-from pretrain.models.vilbert import Begun, TwoStream
+from pretrain.models.vilbert import StreamStates, TwoStream
 from shards.common.errors import UserError
 from shards.storage.sample import Sample
 
@@ -103,7 +103,7 @@ class Embedder:
             check_text(text)
         longest = self._model.start.sizes.max_position_embeddings
         for part in _parts(texts, self.batch_size):
-            yield self._model.start.pieces.encode(list(part), longest)
+            yield self._model.start.tokenizer.encode(list(part), longest)
 
     def _detected(self, images: Sequence) -> list[Sample]:
         pixels = [read_image(image) for image in images]
@@ -123,16 +123,16 @@ class Embedder:
     def _inputs(self, batch: Batch) -> TaskInputs:
         return TaskBatch(batch, None, None, len(batch)).inputs(self._token, self._model.precision.dtype)
 
-    def _begin_text(self, x: TaskInputs) -> tuple[Tensor, Layout]:
-        return self._encoder.begin_text(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
+    def _encode_text_alone(self, x: TaskInputs) -> tuple[Tensor, Layout]:
+        return self._encoder.encode_text_alone(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
 
-    def _begin_image(self, x: TaskInputs) -> tuple[Tensor, Layout]:
-        return self._encoder.begin_image(x.features, x.locations, x.image_mask, x.image_count)
+    def _encode_image_alone(self, x: TaskInputs) -> tuple[Tensor, Layout]:
+        return self._encoder.encode_image_alone(x.features, x.locations, x.image_mask, x.image_count)
 
     @torch.no_grad()
     def _text(self, batch: Batch) -> Embeddings:
         with self._model.precision.autocast():
-            states, layout = self._begin_text(self._inputs(batch))
+            states, layout = self._encode_text_alone(self._inputs(batch))
             head = self._encoder.contrast
             padded = layout.pad(states)
             pooled = head.embed_text(padded, layout.mask) if head else masked_mean(padded, layout.mask)
@@ -141,7 +141,7 @@ class Embedder:
     @torch.no_grad()
     def _image(self, batch: Batch) -> Embeddings:
         with self._model.precision.autocast():
-            states, layout = self._begin_image(self._inputs(batch))
+            states, layout = self._encode_image_alone(self._inputs(batch))
             head = self._encoder.contrast
             padded = layout.pad(states)
             pooled = head.embed_image(padded, layout.mask) if head else masked_mean(padded, layout.mask)
@@ -151,11 +151,11 @@ class Embedder:
     def _pair(self, batch: Batch) -> tuple[Embeddings, Embeddings]:
         with self._model.precision.autocast():
             x = self._inputs(batch)
-            begun = Begun(*self._begin_text(x), *self._begin_image(x), None)
-            encoded = self._encoder.finish(begun)
+            stream_states = StreamStates(*self._encode_text_alone(x), *self._encode_image_alone(x), None)
+            encoded = self._encoder.finish(stream_states)
         return (
-            _embeddings(encoded.pooled_text, encoded.text, begun.text_layout.mask),
-            _embeddings(encoded.pooled_image, encoded.image, begun.image_layout.mask),
+            _embeddings(encoded.pooled_text, encoded.text, stream_states.text_layout.mask),
+            _embeddings(encoded.pooled_image, encoded.image, stream_states.image_layout.mask),
         )
 
     @staticmethod

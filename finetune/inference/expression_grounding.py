@@ -41,7 +41,7 @@ def expression_boxes(
         task=task,
         examples=expressions,
         regions=collator.regions,
-        pieces=collator.pieces,
+        tokenizer=collator.tokenizer,
         limits=replace(collator.limits, words=words),
     )
     batch = grounding(0, np.arange(len(expressions)))

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from finetune.data.task_batches import in_order
-from finetune.data.task_collate import WHOLE, TaskBatch, TaskCollator, image_size
+from finetune.data.task_collate import WHOLE_IMAGE, TaskBatch, TaskCollator, image_size
 from finetune.inference.caption_image_scores import Progress, retrieval_scores, silent
 from finetune.inference.rerank import reranked_scores
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
-from pretrain.engine.distributed import add_up, on_every_rank
+from pretrain.engine.distributed import all_reduce_sum, on_every_rank
 from shards.common.dist_info import Ranks
 
 
@@ -66,7 +66,7 @@ def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray
         raw = on_every_rank(ranks, on_this_rank)
     finally:
         work.model.train(training)
-    return add_up(torch.from_numpy(raw), ranks).numpy()
+    return all_reduce_sum(torch.from_numpy(raw), ranks).numpy()
 
 
 def _choices(
@@ -104,6 +104,6 @@ def boxes_of_rows(batch: TaskBatch, numbers: Tensor) -> np.ndarray:
 
     Row 0, the image token, has the box of the whole image.
     """
-    rows = np.concatenate([np.broadcast_to(WHOLE, (len(numbers), 1, 4)), batch.rows.boxes.numpy()], 1)
+    rows = np.concatenate([np.broadcast_to(WHOLE_IMAGE, (len(numbers), 1, 4)), batch.rows.boxes.numpy()], 1)
     images = np.arange(len(numbers))
     return rows[images if numbers.ndim == 1 else images[:, None], numbers.numpy()]

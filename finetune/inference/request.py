@@ -11,7 +11,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.task_types.base import Box, Example, Task
 from pretrain.data.collate import Limits
 from pretrain.models.model_config import ModelConfig
-from pretrain.tokenizer.tokenizer import WordPieces
+from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.errors import UserError
 from shards.common.untrusted_input import LARGEST_SIDE, is_number
 from shards.detection.base import Found
@@ -44,8 +44,8 @@ class Query:
         """(width, height) of the first image, in the pixels of `boxes`."""
         return float(self.samples[0].info["width"]), float(self.samples[0].info["height"])
 
-    def collator(self, pieces: WordPieces, sizes: ModelConfig) -> TaskCollator:
-        """The collator whose only batch is the query. pieces: tokenizer; sizes: model configuration."""
+    def collator(self, tokenizer: WordPieceTokenizer, sizes: ModelConfig) -> TaskCollator:
+        """The collator whose only batch is the query. tokenizer: the tokenizer; sizes: model configuration."""
         keys = [str(number) for number in range(len(self.samples))]
         own = [(key,) for key in keys] if self.task.head == "retrieval" else [tuple(keys)]
         ids = tuple(str(number) for number in range(len(self.boxes)))
@@ -57,7 +57,7 @@ class Query:
             task=self.task,
             examples=examples,
             regions=dict(zip(keys, self.samples, strict=True)),
-            pieces=pieces,
+            tokenizer=tokenizer,
             limits=Limits(min(self.task.words, sizes.max_position_embeddings), self.task.regions, sizes.v_feature_size),
             boxes={"0": self.candidates} if self.candidates is not None else None,
         )

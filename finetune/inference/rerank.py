@@ -14,7 +14,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
 from pretrain.models.packing import Layout
-from pretrain.models.vilbert import Begun
+from pretrain.models.vilbert import StreamStates
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
@@ -80,7 +80,7 @@ def _parts(numbers, size: int):
 def _begin_texts(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
     x = work.inputs(collator(0, captions).to(device))
     with work.precision.autocast():
-        return work.model.encoder.begin_text(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
+        return work.model.encoder.encode_text_alone(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
 
 
 def _embedded_texts(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> Tensor:
@@ -97,7 +97,7 @@ def _images(
     for part in _parts(captions, batch_size):
         x = work.inputs(collator(0, part).to(device))
         with work.precision.autocast():
-            rows, layout = work.model.encoder.begin_image(x.features, x.locations, x.image_mask, x.image_count)
+            rows, layout = work.model.encoder.encode_image_alone(x.features, x.locations, x.image_mask, x.image_count)
             padded = layout.pad(rows)
             embeddings.append(work.model.encoder.contrast.embed_image(padded, layout.mask))
         states.append(padded)
@@ -113,8 +113,8 @@ def _score(work: TaskPass, collator: TaskCollator, pairs: np.ndarray, states: Te
     captions, rows = np.unique(pairs[:, 0], return_inverse=True)
     texts = _begin_texts(work, collator, captions, device)
     images = torch.from_numpy(pairs[:, 1]).to(device)
-    begun = Begun(*texts, states[images], Layout(mask[images]), None)
+    stream_states = StreamStates(*texts, states[images], Layout(mask[images]), None)
     own = torch.arange(len(pairs), device=device)
     with work.precision.autocast():
-        encoded = work.model.encoder.finish(begun.recombined(torch.from_numpy(rows).to(device), own, None))
+        encoded = work.model.encoder.finish(stream_states.recombined(torch.from_numpy(rows).to(device), own, None))
         return work.model.scores(encoded, None, "retrieval")

@@ -16,7 +16,7 @@ from pretrain.models.model_config import ModelConfig
 from pretrain.models.vilbert import AttentionMaps, Encoded, TwoStream, initialise
 from shards.common.errors import UserError
 
-OPTIONS = 4  # pairs of a retrieval example in training: the aligned one and three negatives
+RETRIEVAL_OPTIONS = 4  # pairs of a retrieval example in training: the aligned one and three negatives
 POINTING = ("regions", "candidates")  # these share a layer that scores image rows: all of them, or only the candidates
 PADDING = -10000.0  # score of padding rows, as in the reference implementation
 
@@ -152,5 +152,5 @@ class TaskModel(nn.Module):
         scores = self.heads[head](fused)
         if head != "retrieval":
             return scores
-        contrastive = 0 if encoded.begun is None else pair_logits(*self.encoder.embed(encoded.begun))
+        contrastive = 0 if encoded.stream_states is None else pair_logits(*self.encoder.embed(encoded.stream_states))
         return scores[..., 0] + contrastive

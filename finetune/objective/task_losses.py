@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.models.task_model import OPTIONS, POINTING
+from finetune.models.task_model import POINTING, RETRIEVAL_OPTIONS
 
 
 def example_losses(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
@@ -21,7 +21,7 @@ def example_losses(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
         (examples,). Sums over answers or regions; the reference implementation multiplies a mean by their number.
     """
     if head == "retrieval":
-        scores = scores.reshape(len(scores) // OPTIONS, OPTIONS)
+        scores = scores.reshape(len(scores) // RETRIEVAL_OPTIONS, RETRIEVAL_OPTIONS)
         return F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.int64), reduction="none")
     if head in ("nlvr2", "entailment"):
         target = F.one_hot(target, scores.shape[1])
@@ -37,7 +37,7 @@ def training_scores(head: str, scores: Tensor, target: Tensor | None) -> Tensor:
     correct.
     """
     if head == "retrieval":
-        scores = scores.reshape(len(scores) // OPTIONS, OPTIONS)
+        scores = scores.reshape(len(scores) // RETRIEVAL_OPTIONS, RETRIEVAL_OPTIONS)
         return (scores[:, 0] > scores[:, 1:].amax(1)).float()
     best = scores.argmax(1)
     if head in ("nlvr2", "entailment"):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from finetune.data.task_batches import Turn
+from finetune.data.task_batches import MicroBatch
 from finetune.data.task_collate import TaskBatch
 from finetune.models.task_model import TaskInputs, TaskModel
 from finetune.objective.task_losses import example_losses, training_scores
@@ -54,12 +54,12 @@ class MultiTaskPass(nn.Module):
         self.model, self.precision = passes[0].model, passes[0].precision
         self.passes, self.scales = dict(enumerate(passes)), scales  # a plain dict, so the model is registered once
 
-    def forward(self, part: Turn, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+    def forward(self, part: MicroBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
         """As TaskPass.forward, with the prefix TASK/ on the names of the sums. counts: examples of each task step."""
         work = self.passes[part.task]
         loss, numbers = work(part.batch, [counts[part.number]])
         return loss * self.scales[part.task], {f"{work.task.name}/{name}": v for name, v in numbers.items()}
 
-    def task_of(self, part: Turn) -> str:
+    def task_of(self, part: MicroBatch) -> str:
         """The name of the task that a micro-batch belongs to."""
         return self.passes[part.task].task.name

@@ -16,11 +16,11 @@ from finetune.task_types.base import Task
 from finetune.tasks import find_task, paper_tasks
 from pretrain.engine.checkpoint import best_checkpoint
 from pretrain.engine.run_dir import CONFIG, DETECTOR, absolute, clear_run, read_config, stored_form
-from pretrain.engine.run_metadata import circumstances
+from pretrain.engine.run_metadata import run_metadata
 from pretrain.models.model_config import ModelConfig, read_model_config
 from pretrain.pretrained.find_weights import BERT, RUN, Weights, find_weights, take_weights
-from pretrain.pretrained.hf_bert import NOT_BERTS
-from pretrain.tokenizer.tokenizer import WordPieces, bert_pieces, learn_pieces
+from pretrain.pretrained.hf_bert import MISSING_IN_BERT
+from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer
 from shards.common.errors import UserError
 from shards.common.files import write_json
 from shards.detectors import keep_detector
@@ -41,13 +41,13 @@ class Start:
 
     kind: AT->ST (weights of several tasks), ST (pretraining weights), BERT, scratch, or ZERO_SHOT (pretraining weights
     without fine-tuning, see trained_start); weights: where to read the tensors, None from scratch; sizes: model
-    configuration; pieces: tokenizer; vocabularies: of a run's answer heads; tokens: task -> task token of a run.
+    configuration; tokenizer: the tokenizer; vocabularies: of a run's answer heads; tokens: task -> task token of a run.
     """
 
     kind: str
     weights: Weights | None
     sizes: ModelConfig
-    pieces: WordPieces
+    tokenizer: WordPieceTokenizer
     vocabularies: Vocabularies = field(default_factory=dict)
     tokens: dict[str, int | None] = field(default_factory=dict)
 
@@ -84,13 +84,13 @@ class Start:
         """Loads the weights into a new model; returns (missing keys, unexpected keys)."""
         if self.weights is None:
             return [], []
-        weights, left_over = self.weights.read()
+        weights, unexpected = self.weights.read()
         if self.zero_shot:
             weights = alignment_as_retrieval(weights, self.path)
         own = model.state_dict()
-        left_over += [name for name in weights if name not in own]
-        may_be_new = NEW + NOT_BERTS if self.weights.kind == BERT else NEW
-        return take_weights(model, weights, self.path, may_be_new), left_over
+        unexpected += [name for name in weights if name not in own]
+        may_be_new = NEW + MISSING_IN_BERT if self.weights.kind == BERT else NEW
+        return take_weights(model, weights, self.path, may_be_new), unexpected
 
 
 def choose_start(
@@ -116,11 +116,11 @@ def choose_start(
     if init is None:
         init = next((run for run in runs if best_checkpoint(run)), "scratch")
     if init == "scratch":
-        pieces = bert_pieces(tokenizer, "--tokenizer") if tokenizer else learn_pieces(texts, VOCABULARY)
+        chosen = load_bert_tokenizer(tokenizer, "--tokenizer") if tokenizer else learn_tokenizer(texts, VOCABULARY)
         sizes = read_model_config(config or "tiny").replace(
-            vocab_size=len(pieces), v_feature_size=feature_size, task_tokens=TASK_TOKENS
+            vocab_size=len(chosen), v_feature_size=feature_size, task_tokens=TASK_TOKENS
         )
-        return Start("scratch", None, sizes, pieces)
+        return Start("scratch", None, sizes, chosen)
     try:
         weights = find_weights(init, config)
     except UserError as error:
@@ -137,7 +137,7 @@ def choose_start(
         )
     kind = "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(facts.get("tasks", ())) > 1 else "ST"
     vocabularies = read_vocabularies(init) if weights.kind == RUN else {}
-    return Start(kind, weights, sizes, weights.pieces(tokenizer), vocabularies, facts.get("tokens", {}))
+    return Start(kind, weights, sizes, weights.load_tokenizer(tokenizer), vocabularies, facts.get("tokens", {}))
 
 
 def random_start_note(start: Start, init: str | None, runs=DEFAULTS) -> str:
@@ -291,7 +291,7 @@ def begin_run(
         regions: regions of the images of one of the tasks.
     """
     clear_run(run)
-    start.pieces.save(run)
+    start.tokenizer.save(run)
     keep_detector(regions.dataset.folder, run / DETECTOR)
     for head, vocabulary in vocabularies.items():
         vocabulary.save(vocabulary_path(run, head))
@@ -303,7 +303,7 @@ def begin_run(
             "tasks": [task.name for task in tasks],
             "tokens": tokens,
             "start": {"kind": start.kind, "run": absolute(start.path, "init")},
-            "made": circumstances(device),
+            "made": run_metadata(device),
         },
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from finetune.config import MtConfig
-from finetune.data.task_batches import MicroBatchReader, Order, Turn
+from finetune.data.task_batches import MicroBatch, MicroBatchReader, Order
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, mean_score, watched
 from finetune.objective.task_pass import TaskPass
@@ -15,7 +15,7 @@ from finetune.training.task_schedulers import Regime
 from finetune.training.task_validation import Validation
 from pretrain.data.batch_schedule import Plan
 from pretrain.engine.step import Sums
-from pretrain.engine.trainer import Course
+from pretrain.engine.trainer import TrainingRun
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Iterations:
 
 
 @dataclass
-class MultiTask(Course):
+class MultiTask(TrainingRun):
     """A multi-task run, ready to train from plan.first_step. A step of the training loop is an iteration.
 
     lr: peak learning rate of the task with the lowest one; trained: number of iterations so far in which any task
@@ -74,7 +74,7 @@ class MultiTask(Course):
         """The numbers of the tasks that train in an iteration, in order."""
         return [self.numbers[name] for name in self.regime.training_tasks(iteration)]
 
-    def steps(self) -> Iterator[list[Turn] | None]:
+    def steps(self) -> Iterator[list[MicroBatch] | None]:
         pin = self.device.type == "cuda"
         collators = [state.training for state in self.task_states]
         orders = [Order(state.plan, self.config.seed) for state in self.task_states]
@@ -96,14 +96,14 @@ class MultiTask(Course):
                 taken[task] += 1
             yield step
 
-    def counts(self, parts: list[Turn]) -> list[int]:
+    def counts(self, parts: list[MicroBatch]) -> list[int]:
         """Examples of every task step, and their total; of the same length on a rank that failed and has no parts."""
         examples = [0] * len(self.task_states)
         for part in parts:
             examples[part.number] += len(part)
         return [*examples, sum(examples)]
 
-    def take(self, step: int, parts: list[Turn], sums: Sums, counts: list[int]) -> None:
+    def take(self, step: int, parts: list[MicroBatch], sums: Sums, counts: list[int]) -> None:
         """One optimizer step per task step; with --one_step a single one for all of them."""
         each = len(parts) if self.config.one_step else self.config.accumulate
         for begin in range(0, len(parts), max(each, 1)):
@@ -158,7 +158,7 @@ class MultiTask(Course):
             values[f"{name}/going"] = int(self.regime.active(name))
             if change:
                 values[f"{name}/change"] = change
-                self.ranks.say(f"step {done}/{self.plan.total_steps}  {state.task.title} {change}")
+                self.ranks.log(f"step {done}/{self.plan.total_steps}  {state.task.title} {change}")
         if last:
             values["mt_score"] = mean_score(self.scores())[0]
         return values

@@ -11,11 +11,11 @@ from finetune.data.task_collate import TaskBatch, TaskCollator
 from finetune.evaluation.scores import FOUR_WAY, RANKED_IMAGES, watched
 from finetune.objective.task_pass import TaskPass
 from finetune.training.task_validation import Validation
-from pretrain.engine.trainer import Course
+from pretrain.engine.trainer import TrainingRun
 
 
 @dataclass
-class SingleTask(Course):
+class SingleTask(TrainingRun):
     """A single-task run, ready to train from plan.first_step. It is validated at the end of every epoch.
 
     best: best validation score so far; worse: epochs since then.

@@ -20,7 +20,7 @@ class Batch:
         class_ids, class_probs: int16 and float16 (B, N, k); k is 0 without a class distribution.
         misaligned: bool (B,).
         word_count, region_count: number of tokens and regions to predict.
-        pieces, regions: number of tokens and regions in the batch; None if they have not been counted.
+        token_count, total_regions: number of tokens and regions in the batch; None if they have not been counted.
         problems: error messages of the skipped samples.
         image_ids, text_ids: int64 (B,), equal for pairs of the same image and for captions with the same text; None
             without a contrastive loss.
@@ -37,8 +37,8 @@ class Batch:
     misaligned: Tensor
     word_count: int = 0
     region_count: int = 0
-    pieces: int | None = None
-    regions: int | None = None
+    token_count: int | None = None
+    total_regions: int | None = None
     problems: tuple[str, ...] = ()
     image_ids: Tensor | None = None
     text_ids: Tensor | None = None
@@ -49,7 +49,7 @@ class Batch:
     @property
     def image_rows(self) -> int | None:
         """Number of image rows in the batch, including the image token of each image; None if unknown."""
-        return None if self.regions is None else self.regions + len(self)
+        return None if self.total_regions is None else self.total_regions + len(self)
 
     def _map(self, function) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

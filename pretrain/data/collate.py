@@ -9,7 +9,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.caption_pairs import Captions, MisalignedCaptions
 from pretrain.objective import masking
 from pretrain.objective.pretraining_loss import Objective
-from pretrain.tokenizer.tokenizer import WordPieces
+from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.errors import UserError
 from shards.common.fp16 import finite
 from shards.storage.sample import Sample, check_values
@@ -84,8 +84,8 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
         class_ids=torch.from_numpy(class_ids),
         class_probs=torch.from_numpy(class_probs),
         misaligned=torch.from_numpy(np.asarray(misaligned, bool)),
-        pieces=sum(map(len, token_ids)),
-        regions=sum(counts),
+        token_count=sum(map(len, token_ids)),
+        total_regions=sum(counts),
     )
 
 
@@ -102,7 +102,7 @@ class Collator:
 
     captions: Captions
     negatives: MisalignedCaptions | None
-    pieces: WordPieces
+    tokenizer: WordPieceTokenizer
     objective: Objective
     seed: int
     limits: Limits
@@ -129,7 +129,7 @@ class Collator:
         chosen = own.copy()
         for row in np.flatnonzero(misaligned).tolist():
             chosen[row] = self.negatives.partner(int(own[row]), int(keys[row]))
-        token_ids = self.pieces.encode([self.captions[number] for number in chosen.tolist()], self.limits.words)
+        token_ids = self.tokenizer.encode([self.captions[number] for number in chosen.tolist()], self.limits.words)
         batch = stack(samples, token_ids, keys, misaligned, self.limits)
         if self.objective.contrastive:
             batch.image_ids = torch.from_numpy(self.captions.images_of(own))

@@ -272,7 +272,7 @@ class _Death:
 
 
 @contextlib.contextmanager
-def watched_workers(places: Places):
+def check_workers(places: Places):
     """Context manager that ends the data workers at exit, and raises UserError, with the shard, if one has died.
 
     torch may raise its error about a dead worker anywhere in the block; if a batch is being received from the worker, a

@@ -48,7 +48,7 @@ class Capacities:
     def of(cls, batch: Batch, pairs: int, longest: int) -> "Capacities":
         """Capacities for batches like this one. pairs, longest: upper bounds on pairs and on tokens of a caption."""
         size, regions = batch.valid.shape
-        pairs, rows, full = max(pairs, size), max(pairs, size) * (regions + 1), batch.regions == size * regions
+        pairs, rows, full = max(pairs, size), max(pairs, size) * (regions + 1), batch.total_regions == size * regions
         lengths, valid = batch.lengths.float(), batch.valid.sum(1).float() + 1
         # One more than the number of positions: an equal count would mean that all are valid (see lay_out).
         tokens = _room(lengths, pairs, pairs * longest + 1)
@@ -68,8 +68,8 @@ class Capacities:
             pairs <= self.pairs
             and batch.input_ids.shape[1] <= self.longest
             and regions <= self.regions
-            and batch.pieces <= self.tokens
-            and (batch.regions == pairs * self.regions if self.full else batch.image_rows <= self.image_rows)
+            and batch.token_count <= self.tokens
+            and (batch.total_regions == pairs * self.regions if self.full else batch.image_rows <= self.image_rows)
             and batch.word_count <= self.predicted_words
             and batch.region_count <= self.predicted_regions
         )
@@ -86,8 +86,8 @@ class Capacities:
             **tensors,
             word_count=self.predicted_words,
             region_count=self.predicted_regions,
-            pieces=self.tokens,
-            regions=self.image_rows - self.pairs,
+            token_count=self.tokens,
+            total_regions=self.image_rows - self.pairs,
             problems=(),
         )
 

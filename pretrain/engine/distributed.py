@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shards.common.dist_info import HINT, RENDEZVOUS, Ranks, launched
-from shards.common.errors import ErrorElsewhere, UserError
+from shards.common.errors import ErrorOnAnotherRank, UserError
 from shards.detection.batched import choose_device as choose_device  # re-exported
 
 T = TypeVar("T")
@@ -28,12 +28,12 @@ CPU = torch.device("cpu")
 # Process groups are never freed: the destructor of older torch (2.4) joins gloo's threads while holding the GIL, and
 # deadlocks with a thread that needs the GIL to release a tensor of the last collective.
 _groups: list[dist.ProcessGroup] = []
-OTHER_DATA = "{data}: differs from the data set on the first rank; all ranks must read the same files"
-PATIENCE = datetime.timedelta(hours=1)  # gloo timeout: the first rank may be creating data or writing a checkpoint
-CONNECTING = datetime.timedelta(minutes=10)  # timeout of the rendezvous; a launcher starts all ranks together
+DIFFERENT_DATA = "{data}: differs from the data set on the first rank; all ranks must read the same files"
+GLOO_TIMEOUT = datetime.timedelta(hours=1)  # the first rank may be creating data or writing a checkpoint
+RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)  # a launcher starts all ranks together
 NOTICE_AFTER = 15  # seconds of waiting for other ranks after which a rank prints a notice
 # NCCL timeout: ranks synchronise over gloo before each GPU collective, so they wait at most one step, with compilation.
-NCCL_PATIENCE = datetime.timedelta(minutes=10)
+NCCL_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
             store=_rendezvous(ranks),
             rank=ranks.rank,
             world_size=ranks.count,
-            timeout=PATIENCE,
+            timeout=GLOO_TIMEOUT,
             device_id=device if device.type == "cuda" else None,  # NCCL connects eagerly, so a hang occurs here
         )
         _groups.append(dist.group.WORLD)
@@ -76,7 +76,7 @@ def _set_nccl_timeout(group: dist.ProcessGroup, device: torch.device) -> None:
     """
     backend = group._get_backend(device)
     if hasattr(backend, "_set_default_timeout"):
-        backend._set_default_timeout(NCCL_PATIENCE)
+        backend._set_default_timeout(NCCL_TIMEOUT)
 
 
 def _rendezvous(ranks: Ranks) -> dist.Store:
@@ -87,17 +87,17 @@ def _rendezvous(ranks: Ranks) -> dist.Store:
     notice.daemon = True
     notice.start()
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=CONNECTING))
+        store, rank, count = next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
         return _unused(store, rank, count)
     except (dist.DistError, ValueError) as error:  # ValueError: environment variables that torch cannot parse
         reason = str(error).splitlines()[0]
-        raise UserError(f"{waits}; timed out after {CONNECTING} ({reason}); {HINT}") from None
+        raise UserError(f"{waits}; timed out after {RENDEZVOUS_TIMEOUT} ({reason}); {HINT}") from None
     finally:
         notice.cancel()
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
+def exiting() -> Iterator[None]:
     """Exits a distributed rank with the status of the block, without finalising the interpreter.
 
     gloo's threads may still hold tensors of the last collective; releasing them during interpreter finalisation aborts
@@ -128,7 +128,7 @@ def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
         attempt = store.get(f"answer/{rank}/{name}").decode()
         store.set(f"here/{attempt}/{rank}", "")
         return dist.PrefixStore(attempt, store)
-    until, answered = time.monotonic() + CONNECTING.total_seconds(), {}
+    until, answered = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds(), {}
     missing = set(range(1, count))
     while missing:
         for other in sorted(missing):
@@ -146,7 +146,7 @@ def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
     return dist.PrefixStore(name, store)
 
 
-def add_up(values: Tensor, ranks: Ranks) -> Tensor:
+def all_reduce_sum(values: Tensor, ranks: Ranks) -> Tensor:
     """Sums a tensor (on the CPU or a GPU) over all ranks, in place (all-reduce)."""
     if ranks.count > 1:
         dist.all_reduce(values)
@@ -156,7 +156,7 @@ def add_up(values: Tensor, ranks: Ranks) -> Tensor:
 BLOCK = 1 << 24  # elements per all-reduce: 64 MB of float32
 
 
-def add_up_in_blocks(tensors: list[Tensor], ranks: Ranks) -> None:
+def all_reduce_in_buckets(tensors: list[Tensor], ranks: Ranks) -> None:
     """Sums tensors of one dtype over all ranks, in place, in buckets of about BLOCK elements."""
     if ranks.count == 1:
         return
@@ -164,7 +164,7 @@ def add_up_in_blocks(tensors: list[Tensor], ranks: Ranks) -> None:
     for number, tensor in enumerate(tensors, 1):
         block.append(tensor)
         if sum(x.numel() for x in block) >= BLOCK or number == len(tensors):
-            flat = add_up(torch.cat([x.flatten() for x in block]), ranks)
+            flat = all_reduce_sum(torch.cat([x.flatten() for x in block]), ranks)
             sums = [part.view_as(x) for part, x in zip(flat.split([x.numel() for x in block]), block, strict=True)]
             torch._foreach_copy_(block, sums)
             block = []
@@ -182,9 +182,9 @@ def same_weights(module: nn.Module, ranks: Ranks) -> None:
     broadcast(module.state_dict().values(), ranks)
 
 
-def add_up_numbers(values: list[int], ranks: Ranks) -> list[int]:
+def all_reduce_ints(values: list[int], ranks: Ranks) -> list[int]:
     """Sums integers over all ranks."""
-    return add_up(torch.tensor(values, dtype=torch.int64), ranks).tolist() if ranks.count > 1 else values
+    return all_reduce_sum(torch.tensor(values, dtype=torch.int64), ranks).tolist() if ranks.count > 1 else values
 
 
 def on_first(ranks: Ranks, function: Callable[[], T]) -> T:
@@ -205,7 +205,7 @@ def on_first(ranks: Ranks, function: Callable[[], T]) -> T:
     if failure:
         raise failure
     if box[1]:
-        raise ErrorElsewhere("the first rank has stopped")
+        raise ErrorOnAnotherRank("the first rank has stopped")
     return box[0]
 
 
@@ -216,8 +216,8 @@ def on_every_rank(ranks: Ranks, function: Callable[[], T]) -> T:
         value = function()
     except UserError as error:  # raised below, when every rank knows
         failure = error
-    if add_up_numbers([int(failure is not None)], ranks)[0]:
-        raise failure or ErrorElsewhere("another rank has stopped")
+    if all_reduce_ints([int(failure is not None)], ranks)[0]:
+        raise failure or ErrorOnAnotherRank("another rank has stopped")
     return value
 
 
@@ -230,8 +230,8 @@ def same_everywhere(ranks: Ranks, function: Callable[[], object], complaint: str
         return
     value = on_every_rank(ranks, function)
     differs = value != on_first(ranks, lambda: value)
-    if add_up_numbers([int(differs)], ranks)[0]:
-        raise UserError(complaint) if differs else ErrorElsewhere(complaint)
+    if all_reduce_ints([int(differs)], ranks)[0]:
+        raise UserError(complaint) if differs else ErrorOnAnotherRank(complaint)
 
 
 def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
@@ -269,7 +269,7 @@ class UsedParameters:
         self.ranks = ranks
         self._used: dict[frozenset[str], list[nn.Parameter]] = {}
 
-    def add_up(self, tasks: frozenset[str]) -> None:
+    def all_reduce(self, tasks: frozenset[str]) -> None:
         """Sums the gradients of a step over all ranks, in place.
 
         A parameter that only other ranks use gets zeros. Gradients of parameters that no task of the step uses stay
@@ -285,7 +285,7 @@ class UsedParameters:
         if self.ranks.count == 1:
             return
         if tasks not in self._used:
-            having = add_up_numbers([int(p.grad is not None) for p in self.parameters], self.ranks)
+            having = all_reduce_ints([int(p.grad is not None) for p in self.parameters], self.ranks)
             self._used[tasks] = [p for p, ranks in zip(self.parameters, having, strict=True) if ranks]
         used = self._used[tasks]
         for parameter in used:
@@ -293,4 +293,4 @@ class UsedParameters:
                 parameter.grad = torch.zeros_like(parameter)
         if sum(parameter.grad is not None for parameter in self.parameters) != len(used):
             raise RuntimeError(f"{', '.join(sorted(tasks))}: a step uses parameters that the first step did not use")
-        add_up_in_blocks([parameter.grad for parameter in used], self.ranks)
+        all_reduce_in_buckets([parameter.grad for parameter in used], self.ranks)

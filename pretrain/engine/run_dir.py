@@ -150,7 +150,7 @@ def locked_run(run: Path, command: str, ranks: Ranks) -> Iterator[None]:
         lock.release()
 
 
-def checkpoint_to_go_on_from(run: Path, resume: bool, ranks: Ranks) -> Path | None:
+def checkpoint_to_resume(run: Path, resume: bool, ranks: Ranks) -> Path | None:
     """The newest checkpoint, or None for a new run.
 
     Raises:
@@ -180,7 +180,7 @@ def finished_result(run: Path, newest: Path | None, config, free: set[str], rank
     """The content of result.json of a finished run, on every rank; None if the run is not finished.
 
     Args:
-        newest: result of checkpoint_to_go_on_from.
+        newest: result of checkpoint_to_resume.
         config: the flags; those that are None (not given) are not compared with those of the run.
         free: flags that may differ.
         kind: msgspec type with the fields of result.json to validate.
@@ -194,7 +194,7 @@ def finished_result(run: Path, newest: Path | None, config, free: set[str], rank
 
     result = on_first(ranks, read)
     if result is not None:
-        ranks.say("this run is already finished; nothing to do")
+        ranks.log("this run is already finished; nothing to do")
     return result
 
 

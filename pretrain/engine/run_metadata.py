@@ -14,7 +14,7 @@ from shards.common.dist_info import launched
 PACKAGE = "twelve-in-one"
 
 
-def circumstances(device: torch.device) -> dict:
+def run_metadata(device: torch.device) -> dict:
     """Start time, versions and hardware of a run. commit: None if the code is not in a git checkout."""
     return {
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engine.cuda_graph import GraphedPass
-from pretrain.engine.distributed import UsedParameters, add_up, add_up_in_blocks, replicate, same_weights, without_sync
+from pretrain.engine.distributed import (
+    UsedParameters,
+    all_reduce_in_buckets,
+    all_reduce_sum,
+    replicate,
+    same_weights,
+    without_sync,
+)
 from pretrain.engine.optimizer import ZeroGradients
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
@@ -97,7 +104,7 @@ class Sums:
         table = torch.zeros(ranks.count, len(names), dtype=torch.float64)
         if names:
             table[ranks.rank] = torch.stack(list(self.values.values())).cpu()
-        return [dict(zip(names, row, strict=True)) for row in add_up(table, ranks).tolist()]
+        return [dict(zip(names, row, strict=True)) for row in all_reduce_sum(table, ranks).tolist()]
 
     @classmethod
     def restored(cls, state: list[dict[str, float]], ranks: Ranks, device: torch.device) -> "Sums":
@@ -112,7 +119,7 @@ class Sums:
         """The sums over all ranks as Python floats (empty if nothing was added); resets the sums."""
         if not self.values:
             return {}
-        numbers = add_up(torch.stack(list(self.values.values())), ranks).tolist()
+        numbers = all_reduce_sum(torch.stack(list(self.values.values())), ranks).tolist()
         reading = dict(zip(self.values, numbers, strict=True))
         self.values = {}
         return reading
@@ -158,9 +165,9 @@ class Engine:
         else:
             added = self._pass(parts, arguments)
         if self.graph is not None:
-            add_up_in_blocks([p.grad for p in self.model.parameters() if p.grad is not None], self.ranks)
+            all_reduce_in_buckets([p.grad for p in self.model.parameters() if p.grad is not None], self.ranks)
         if self.used is not None:
-            self.used.add_up(frozenset(map(self.replica.task_of, parts)))
+            self.used.all_reduce(frozenset(map(self.replica.task_of, parts)))
         norm, finite = self._update()
         self.skipped.note(number, finite)
         sums.add(added | {"gradient_norm": norm, "steps": 1}, finite)

@@ -19,21 +19,21 @@ from typing import ClassVar
 import torch
 
 from pretrain.data.batch_schedule import Plan
-from pretrain.data.dataloader import Places, watched_workers
+from pretrain.data.dataloader import Places, check_workers
 from pretrain.engine.checkpoint import FACTS, CheckpointWriter, restore
-from pretrain.engine.distributed import add_up_numbers, on_first
+from pretrain.engine.distributed import all_reduce_ints, on_first
 from pretrain.engine.metrics_logger import Clock, RunLog, duration
 from pretrain.engine.optimizer import lr_factor, set_lr
 from pretrain.engine.step import Engine, Sums
 from shards.common.dist_info import Ranks
-from shards.common.errors import ErrorElsewhere, UserError
+from shards.common.errors import ErrorOnAnotherRank, UserError
 from shards.common.untrusted_input import reading
 
 TOGETHER = 2.0  # seconds within which signals count as one: torchrun forwards the Ctrl-C of a terminal a second time
 
 
 @dataclass
-class Course(ABC):
+class TrainingRun(ABC):
     """The interface between the training loop and a kind of run.
 
     A batch has __len__, to(device), pin_memory(), record_stream(stream), and `problems`, the error messages of skipped
@@ -126,9 +126,9 @@ class Course(ABC):
 class Stop:
     """Defers SIGINT and SIGTERM to the end of the current step; a second signal interrupts immediately."""
 
-    def __init__(self, say=print):
+    def __init__(self, log=print):
         self.signal: int | None = None
-        self.say, self.at = say, 0.0
+        self.log, self.at = log, 0.0
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -137,7 +137,7 @@ class Stop:
     def _note(self, number, _) -> None:
         if self.signal is None:
             self.signal, self.at = number, time.monotonic()
-            self.say("stopping after this step; send the signal again to stop immediately")
+            self.log("stopping after this step; send the signal again to stop immediately")
         elif time.monotonic() - self.at > TOGETHER:
             raise KeyboardInterrupt
 
@@ -146,23 +146,23 @@ class Stop:
             signal.signal(number, handler)
 
 
-def complete(course: Course) -> tuple[int, dict]:
+def complete(training_run: TrainingRun) -> tuple[int, dict]:
     """Trains a run to its end.
 
     Returns:
         The exit status, 0 or 128 + the signal that stopped the run, and the last validation scores, empty if the run
         was stopped or was already finished.
     """
-    ranks, plan, out, began = course.ranks, course.plan, course.config.out, time.perf_counter()
-    if plan.first_step >= plan.total_steps or course.over():
-        ranks.say("this run is already finished")
+    ranks, plan, out, began = training_run.ranks, training_run.plan, training_run.config.out, time.perf_counter()
+    if plan.first_step >= plan.total_steps or training_run.over():
+        ranks.log("this run is already finished")
         return 0, {}
     with contextlib.closing(RunLog(out, plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
-        stopped, done, scores = train(course, log)
+        stopped, done, scores = train(training_run, log)
     if stopped is not None:
-        ranks.say(f"stopped at step {done} of {plan.total_steps}; use --resume to continue: {out}{os.sep}")
+        ranks.log(f"stopped at step {done} of {plan.total_steps}; use --resume to continue: {out}{os.sep}")
         return 128 + stopped, {}
-    ranks.say(f"done in {duration(time.perf_counter() - began)}")
+    ranks.log(f"done in {duration(time.perf_counter() - began)}")
     return 0, scores
 
 
@@ -189,16 +189,16 @@ class Agreed:
         return signal.SIGTERM if self.terminated else signal.SIGINT if self.interrupted else None
 
 
-def _agree(course: Course, parts: list, stop: Stop, failure: Exception | None, save: bool) -> Agreed:
+def _agree(training_run: TrainingRun, parts: list, stop: Stop, failure: Exception | None, save: bool) -> Agreed:
     own = [
         int(stop.signal == signal.SIGINT),
         int(stop.signal == signal.SIGTERM),
         int(failure is not None),
         int(save),
         sum(len(part.problems) for part in parts),
-        *course.counts(parts),
+        *training_run.counts(parts),
     ]
-    interrupted, terminated, failed, save, bad_samples, *counts = add_up_numbers(own, course.ranks)
+    interrupted, terminated, failed, save, bad_samples, *counts = all_reduce_ints(own, training_run.ranks)
     return Agreed(interrupted, terminated, failed, save, bad_samples, counts)
 
 
@@ -231,7 +231,7 @@ def _arrived(parts: list, event: torch.cuda.Event) -> list:
     return parts
 
 
-def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
+def train(training_run: TrainingRun, log: RunLog | None) -> tuple[int | None, int, dict]:
     """Trains from plan.first_step to the end.
 
     Args:
@@ -241,31 +241,31 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
         The signal that stopped training (None if it finished), the number of completed steps, and the last validation
         scores.
     """
-    config, plan, engine = course.config, course.plan, course.engine
-    clock, progress, scores = Clock(), Progress(course, log), {}
-    sums = Sums.restored(course.unlogged.get("sums", []), course.ranks, course.device)
-    saving = Saving(course)
+    config, plan, engine = training_run.config, training_run.plan, training_run.engine
+    clock, progress, scores = Clock(), Progress(training_run, log), {}
+    sums = Sums.restored(training_run.unlogged.get("sums", []), training_run.ranks, training_run.device)
+    saving = Saving(training_run)
     reported: set[str] = set()
-    steps = course.steps()
+    steps = training_run.steps()
     saved = done = plan.first_step
     seen = 0  # samples, in this process
     over = False
     engine.model.train()
-    with Stop(course.ranks.say) as stop, contextlib.closing(steps), watched_workers(course.places), saving:
-        ready, agreed = on_device(steps, course.device), None
+    with Stop(training_run.ranks.log) as stop, contextlib.closing(steps), check_workers(training_run.places), saving:
+        ready, agreed = on_device(steps, training_run.device), None
         while done < plan.total_steps and not over:
             with clock.waiting():
                 parts, failure = _next(ready)
             failure = failure or saving.failure
-            agreed = _agree(course, parts, stop, failure, saving.due)
+            agreed = _agree(training_run, parts, stop, failure, saving.due)
             if agreed.failed:
-                raise failure or ErrorElsewhere("another rank has stopped")
+                raise failure or ErrorOnAnotherRank("another rank has stopped")
             if agreed.signal:
                 break
             _report(parts, reported)
-            course.bad_samples += agreed.bad_samples
-            lr = course.set_lr(done)
-            course.take(done, parts, sums, agreed.counts)
+            training_run.bad_samples += agreed.bad_samples
+            lr = training_run.set_lr(done)
+            training_run.take(done, parts, sums, agreed.counts)
             engine.skipped.check()
             clock.samples += agreed.counts[-1]
             seen += agreed.counts[-1]
@@ -274,13 +274,13 @@ def train(course: Course, log: RunLog | None) -> tuple[int | None, int, dict]:
             if done % config.log_every == 0 or last:
                 progress.training(done, lr, sums, clock)
             scores = {}
-            if course.validates_after(done) or last:
+            if training_run.validates_after(done) or last:
                 scores = progress.validation(done)
-                over = course.over()
+                over = training_run.over()
                 clock.restart()
             if last or over:
                 _check_trained(engine, done, seen)
-            if done % course.save_every == 0 or last or over or agreed.save:
+            if done % training_run.save_every == 0 or last or over or agreed.save:
                 saving.save(done, scores, progress.state(sums))
                 saved = done
         finished = over or done == plan.total_steps
@@ -330,9 +330,9 @@ def restore_engine(engine: Engine, checkpoint: Path) -> dict:
 class Saving:
     """Context manager that writes checkpoints in the background, on the first rank; exit waits for them."""
 
-    def __init__(self, course: Course):
-        self.course, self.minutes = course, course.config.save_minutes
-        self.writer = CheckpointWriter(course.config.out) if course.ranks.first else None
+    def __init__(self, training_run: TrainingRun):
+        self.training_run, self.minutes = training_run, training_run.config.save_minutes
+        self.writer = CheckpointWriter(training_run.config.out) if training_run.ranks.first else None
         self.last = time.monotonic()
 
     @property
@@ -347,17 +347,17 @@ class Saving:
 
     def save(self, done: int, scores: dict, unlogged: dict) -> None:
         """Starts writing a checkpoint after `done` steps. unlogged: see Progress.state."""
-        course, engine = self.course, self.course.engine
+        training_run, engine = self.training_run, self.training_run.engine
         engine.skipped.check(wait=True)
         facts = {
-            "total_steps": course.plan.total_steps,
+            "total_steps": training_run.plan.total_steps,
             "scores": scores,
-            "bad_samples": course.bad_samples,
+            "bad_samples": training_run.bad_samples,
             "unlogged": unlogged,
         }
-        facts |= engine.state() | course.facts(done)
-        loss = course.loss_of(scores) if scores else None
-        on_first(course.ranks, lambda: self.writer.save(done, engine.model, engine.optimizer, facts, loss))
+        facts |= engine.state() | training_run.facts(done)
+        loss = training_run.loss_of(scores) if scores else None
+        on_first(training_run.ranks, lambda: self.writer.save(done, engine.model, engine.optimizer, facts, loss))
         self.last = time.monotonic()
 
     def __enter__(self):
@@ -365,7 +365,7 @@ class Saving:
 
     def __exit__(self, kind, *_):
         if kind is None:
-            on_first(self.course.ranks, lambda: self.writer.wait())
+            on_first(self.training_run.ranks, lambda: self.writer.wait())
         elif self.writer:  # the error that ends the run takes precedence over that of the checkpoint
             with contextlib.suppress(UserError):
                 self.writer.wait()
@@ -374,47 +374,47 @@ class Saving:
 class Progress:
     """Writes metrics over all ranks to the log and to the console."""
 
-    def __init__(self, course: Course, log: RunLog | None):
-        self.course, self.log = course, log
+    def __init__(self, training_run: TrainingRun, log: RunLog | None):
+        self.training_run, self.log = training_run, log
         self.began = time.perf_counter()
-        self.skipped = course.unlogged.get("skipped", course.engine.skipped.count)
+        self.skipped = training_run.unlogged.get("skipped", training_run.engine.skipped.count)
 
     def state(self, sums: Sums) -> dict:
         """State for a checkpoint between two log lines: the sums of the steps since the last line.
 
         `skipped` is the number of skipped steps at the last line.
         """
-        return {"sums": sums.state(self.course.ranks), "skipped": self.skipped}
+        return {"sums": sums.state(self.training_run.ranks), "skipped": self.skipped}
 
     def training(self, done: int, lr: float, sums: Sums, clock: Clock) -> None:
-        course, plan, skips = self.course, self.course.plan, self.course.engine.skipped
-        values = course.means(sums.reading(course.ranks))
+        training_run, plan, skips = self.training_run, self.training_run.plan, self.training_run.engine.skipped
+        values = training_run.means(sums.reading(training_run.ranks))
         skips.check(wait=True)
         skipped, self.skipped = skips.count - self.skipped, skips.count
         rates = clock.reading()
         if self.log is None:
             return
-        values |= course.so_far(done) | {
+        values |= training_run.so_far(done) | {
             "lr": lr,
             "skipped_steps": skipped,
-            "bad_samples": course.bad_samples,
-            "memory_gb": memory(course.device) / 1e9,
+            "bad_samples": training_run.bad_samples,
+            "memory_gb": memory(training_run.device) / 1e9,
         }
         self.log.write(done, "train", values | rates)
         left = (time.perf_counter() - self.began) / (done - plan.first_step) * (plan.total_steps - done)
-        course.ranks.say(
-            f"step {done}/{plan.total_steps}  {course.describe(values)}  "
-            f"{rates['samples_per_second']:.0f} {course.samples}/s  {duration(left)} left"
+        training_run.ranks.log(
+            f"step {done}/{plan.total_steps}  {training_run.describe(values)}  "
+            f"{rates['samples_per_second']:.0f} {training_run.samples}/s  {duration(left)} left"
             + (f"  {skipped} steps skipped: gradients not finite" if skipped else "")
         )
 
     def validation(self, done: int) -> dict:
-        scores = self.course.validate(done)
+        scores = self.training_run.validate(done)
         if scores:
             if self.log is not None:
                 self.log.write(done, "validation", scores)
-            described = self.course.describe_scores(scores)
-            self.course.ranks.say(f"step {done}/{self.course.plan.total_steps}  validation: {described}")
+            described = self.training_run.describe_scores(scores)
+            self.training_run.ranks.log(f"step {done}/{self.training_run.plan.total_steps}  validation: {described}")
         return scores
 
 

@@ -35,7 +35,7 @@ class Encoded:
         text, image: final hidden states, (B, L, h_t) and (B, R, h_v).
         pooled_text, pooled_image: (B, bi_hidden_size).
         image_keys, pooled_keys: int64 (B, R) and (B,), dropout keys for the heads; None without dropout.
-        begun: hidden states before the first co-attention layer; None in a model without a contrastive head.
+        stream_states: hidden states before the first co-attention layer; None in a model without a contrastive head.
     """
 
     text: Tensor
@@ -44,11 +44,11 @@ class Encoded:
     pooled_image: Tensor
     image_keys: Tensor | None = None
     pooled_keys: Tensor | None = None
-    begun: "Begun | None" = None
+    stream_states: "StreamStates | None" = None
 
 
 @dataclass
-class Begun:
+class StreamStates:
     """Hidden states of both streams before the first co-attention layer; each depends on its own input only.
 
     Attributes:
@@ -62,7 +62,7 @@ class Begun:
     image_layout: Layout
     sample_keys: Tensor | None
 
-    def recombined(self, texts: Tensor, images: Tensor, sample_keys: Tensor) -> "Begun":
+    def recombined(self, texts: Tensor, images: Tensor, sample_keys: Tensor) -> "StreamStates":
         """Forms other pairs of the same texts and images.
 
         Args:
@@ -73,7 +73,7 @@ class Begun:
             sample_keys = None
         text, text_layout = _rows_of(self.text, self.text_layout, texts, sample_keys, TEXT)
         image, image_layout = _rows_of(self.image, self.image_layout, images, sample_keys, IMAGE)
-        return Begun(text, text_layout, image, image_layout, sample_keys)
+        return StreamStates(text, text_layout, image, image_layout, sample_keys)
 
 
 def _rows_of(states: Tensor, layout: Layout, rows: Tensor, sample_keys: Tensor | None, kind: int):
@@ -110,7 +110,7 @@ class TwoStream(nn.Module):
         self.config = config
         self.steps = steps(config)
         self._first = next((n for n, (kind, _) in enumerate(self.steps) if kind == "connection"), len(self.steps))
-        self.recompute = False  # activation checkpointing in training
+        self.activation_checkpointing = False  # in training; recomputes activations in the backward pass
         self.text_embedding = TextEmbedding(config)
         self.image_embedding = ImageEmbedding(config)
         self.text_layers = nn.ModuleList(
@@ -177,29 +177,35 @@ class TwoStream(nn.Module):
             sample_keys = None  # so that no position keys are computed
         elif sample_keys is None:
             sample_keys = fresh_keys(len(input_ids), input_ids.device)
-        text, text_layout = self.begin_text(input_ids, text_mask, text_count, segment_ids, task_ids, maps, sample_keys)
-        image, image_layout = self.begin_image(
+        text, text_layout = self.encode_text_alone(
+            input_ids, text_mask, text_count, segment_ids, task_ids, maps, sample_keys
+        )
+        image, image_layout = self.encode_image_alone(
             features, locations, image_mask, image_count, maps, sample_keys, image_positions
         )
-        return self.finish(Begun(text, text_layout, image, image_layout, sample_keys), maps)
+        return self.finish(StreamStates(text, text_layout, image, image_layout, sample_keys), maps)
 
-    def finish(self, begun: Begun, maps: AttentionMaps | None = None) -> Encoded:
+    def finish(self, stream_states: StreamStates, maps: AttentionMaps | None = None) -> Encoded:
         """Runs the first co-attention layer and all later blocks, and adds dropout keys for the heads."""
-        encoded = self.join(begun.text, begun.text_layout, begun.image, begun.image_layout, maps)
+        encoded = self.join(
+            stream_states.text, stream_states.text_layout, stream_states.image, stream_states.image_layout, maps
+        )
         if self.contrast is not None:
-            encoded.begun = begun
-        if begun.sample_keys is not None:
-            encoded.image_keys = begun.image_layout.keys
-            encoded.pooled_keys = position_keys(begun.sample_keys, POOLED, begun.sample_keys.new_zeros(1))[:, 0]
+            encoded.stream_states = stream_states
+        if stream_states.sample_keys is not None:
+            encoded.image_keys = stream_states.image_layout.keys
+            encoded.pooled_keys = position_keys(
+                stream_states.sample_keys, POOLED, stream_states.sample_keys.new_zeros(1)
+            )[:, 0]
         return encoded
 
-    def embed(self, begun: Begun) -> tuple[Tensor, Tensor]:
+    def embed(self, stream_states: StreamStates) -> tuple[Tensor, Tensor]:
         """Unit-length text and image embeddings, float32 (B, contrastive_size) each (see contrastive.py)."""
-        text_layout, image_layout = begun.text_layout, begun.image_layout
-        texts = self.contrast.embed_text(text_layout.pad(begun.text), text_layout.mask)
-        return texts, self.contrast.embed_image(image_layout.pad(begun.image), image_layout.mask)
+        text_layout, image_layout = stream_states.text_layout, stream_states.image_layout
+        texts = self.contrast.embed_text(text_layout.pad(stream_states.text), text_layout.mask)
+        return texts, self.contrast.embed_image(image_layout.pad(stream_states.image), image_layout.mask)
 
-    def begin_text(
+    def encode_text_alone(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None
     ) -> tuple[Tensor, Layout]:
         """The text stream before the first co-attention layer, which is independent of the image; with its layout."""
@@ -211,7 +217,7 @@ class TwoStream(nn.Module):
         text = text_layout.pack(self.text_embedding(input_ids, segment_ids, task_ids, keys))
         return self._run(self.steps[: self._first], text, text_layout, None, None, maps)[0], text_layout
 
-    def begin_image(
+    def encode_image_alone(
         self, features, locations, image_mask, image_count=None, maps=None, sample_keys=None, image_positions=None
     ) -> tuple[Tensor, Layout]:
         """The image stream before the first co-attention layer, which is independent of the text; with its layout."""
@@ -231,7 +237,7 @@ class TwoStream(nn.Module):
         keep = maps or AttentionMaps(None, None, None, None)
         # Counter-based dropout needs no generator state.
         checkpointed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        call = checkpointed if self.recompute and self.training else _call
+        call = checkpointed if self.activation_checkpointing and self.training else _call
         for kind, number in steps:
             if kind == "text" and text is not None:
                 text = call(self.text_layers[number], text, text_layout, keep.text)

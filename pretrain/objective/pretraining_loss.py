@@ -162,7 +162,7 @@ class Objective:
             inputs.features,
             inputs.locations,
             inputs.image_mask,
-            text_count=batch.pieces,
+            text_count=batch.token_count,
             image_count=batch.image_rows,
             sample_keys=batch.keys,
         )
@@ -186,7 +186,7 @@ class Objective:
         none = alignment.new_zeros(())
         sums = {"contrastive": none, "contrastive_count": none, "contrastive_right": none}
         if self.contrastive:
-            scores = cosine_similarities(*model.encoder.embed(encoded.begun))
+            scores = cosine_similarities(*model.encoder.embed(encoded.stream_states))
             aligned = pairs & ~batch.misaligned
             negatives = comparable(batch.image_ids, batch.text_ids, aligned)
             counted = negatives.any(1)
@@ -196,7 +196,7 @@ class Objective:
             if self.hard_negatives and model.training:
                 keys = masking.negative_keys(batch.keys)
                 captions, images, found = hard_negatives(scores, negatives, keys)
-                other = model.encoder.finish(encoded.begun.recombined(captions, images, keys))
+                other = model.encoder.finish(encoded.stream_states.recombined(captions, images, keys))
                 misaligned, rejected = _alignment(model, other, torch.ones_like(labels))
                 # The mean of both, so that each pair contributes one alignment loss.
                 alignment = torch.where(found, (alignment + misaligned) / 2, alignment)

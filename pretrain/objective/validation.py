@@ -5,17 +5,17 @@ import torch
 
 from pretrain.data.batch import Batch
 from pretrain.data.pair_batches import ValidationBatches
-from pretrain.engine.distributed import add_up
+from pretrain.engine.distributed import all_reduce_sum
 from pretrain.objective.pretraining_pass import Pass
-from shards.common.errors import ErrorElsewhere, UserError
+from shards.common.errors import ErrorOnAnotherRank, UserError
 
 
-def most_frequent_word(captions, numbers, pieces, limit: int, at_most: int = 100_000) -> int:
+def most_frequent_word(captions, numbers, tokenizer, limit: int, at_most: int = 100_000) -> int:
     """The id of the most frequent token in the training captions (in at most `at_most` of them, evenly spaced)."""
     numbers = numbers[:: max(1, len(numbers) // at_most)]
-    counts = np.zeros(len(pieces), np.int64)
+    counts = np.zeros(len(tokenizer), np.int64)
     for begin in range(0, len(numbers), 4096):
-        for ids in pieces.encode([captions[number] for number in numbers[begin : begin + 4096].tolist()], limit):
+        for ids in tokenizer.encode([captions[number] for number in numbers[begin : begin + 4096].tolist()], limit):
             np.add.at(counts, ids[1:-1], 1)
     return int(counts.argmax())
 
@@ -43,9 +43,9 @@ def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> d
     except UserError as error:  # raised below, when every rank knows
         failure, sums[-1] = error, 1
     work.model.train()
-    values = add_up(sums, batches.ranks).tolist()
+    values = all_reduce_sum(sums, batches.ranks).tolist()
     if values.pop():
-        raise failure or ErrorElsewhere("another rank has stopped")
+        raise failure or ErrorOnAnotherRank("another rank has stopped")
     s = dict(zip(SUMS, values, strict=True))
     pairs, words, regions = (max(s[name], 1) for name in ("pairs", "word_count", "region_count"))
     scores = {

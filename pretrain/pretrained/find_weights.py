@@ -11,7 +11,7 @@ from pretrain.engine.run_dir import CONFIG, existing_runs, read_config
 from pretrain.models.model_config import ModelConfig, model_config_from, read_model_config
 from pretrain.models.vilbert import TwoStream
 from pretrain.pretrained.state_dict_mapping import from_published
-from pretrain.tokenizer.tokenizer import WordPieces, bert_pieces, load_pieces
+from pretrain.tokenizer.tokenizer import WordPieceTokenizer, load_bert_tokenizer, load_tokenizer
 from shards.common.errors import UserError
 from shards.common.files import is_stray, read_json
 from shards.common.untrusted_input import reading
@@ -61,26 +61,26 @@ class Weights:
         files = (self.file.with_name(name) for name in ("tokenizer.json", "vocab.txt"))
         return self.kind == RUN or any(path.exists() for path in files)
 
-    def pieces(self, tokenizer: str | None = None) -> WordPieces:
+    def load_tokenizer(self, tokenizer: str | None = None) -> WordPieceTokenizer:
         """Loads the tokenizer of a run; otherwise `tokenizer`, or `self.tokenizer` if it is None."""
         if self.kind == RUN:
             if tokenizer:
                 raise UserError(f"--tokenizer {tokenizer}: {self.path} is a run with its own tokenizer; omit the flag")
-            pieces = load_pieces(self.path)
-            if len(pieces) > self.sizes.vocab_size:
+            loaded = load_tokenizer(self.path)
+            if len(loaded) > self.sizes.vocab_size:
                 raise UserError(
-                    f"{self.path}/tokenizer.json: has {len(pieces)} tokens, but the vocab_size of the model is "
+                    f"{self.path}/tokenizer.json: has {len(loaded)} tokens, but the vocab_size of the model is "
                     f"{self.sizes.vocab_size}; it is not the tokenizer of this run"
                 )
-            return pieces
+            return loaded
         tokenizer = tokenizer or self.tokenizer
-        pieces = bert_pieces(tokenizer, "--tokenizer")
-        if len(pieces) != self.sizes.vocab_size:
+        loaded = load_bert_tokenizer(tokenizer, "--tokenizer")
+        if len(loaded) != self.sizes.vocab_size:
             raise UserError(
-                f"--tokenizer {tokenizer}: has {len(pieces)} tokens, but {self.file} {self.sizes.vocab_size}; use the "
+                f"--tokenizer {tokenizer}: has {len(loaded)} tokens, but {self.file} {self.sizes.vocab_size}; use the "
                 f"tokenizer that the weights were trained with ({TOKENIZER} for the published weights)"
             )
-        return pieces
+        return loaded
 
 
 def find_weights(path: str, config: str | None = None) -> Weights:
@@ -225,10 +225,10 @@ def take_weights(model: nn.Module, weights: dict[str, Tensor], where: str, may_b
     return missing
 
 
-def describe(missing: list[str], left_over: list[str]) -> str:
+def describe(missing: list[str], unexpected: list[str]) -> str:
     """Formats missing and unexpected keys; empty if there are none."""
     lacks = f"missing keys, initialised randomly: {listed(missing)}" if missing else ""
-    return "; ".join(filter(None, (lacks, f"unexpected keys, ignored: {listed(left_over)}" if left_over else "")))
+    return "; ".join(filter(None, (lacks, f"unexpected keys, ignored: {listed(unexpected)}" if unexpected else "")))
 
 
 def listed(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from pretrain.pretrained.find_weights import BERT_FILES, read_published, take_we
 from shards.common.errors import UserError
 from shards.common.model_hub import only_local
 
-NOT_BERTS = (  # prefixes of parameters that may be missing from a BERT checkpoint
+MISSING_IN_BERT = (  # prefixes of parameters that may be missing from a BERT checkpoint
     *("encoder.text_embedding.task.", "encoder.text_pooler.", "encoder.image_", "encoder.connections."),
     "encoder.contrast.",
     *("words.", "regions.", "alignment."),
@@ -36,7 +36,7 @@ def load_bert(model: PretrainingModel, name: str) -> list[str]:
     """
     weights, _ = read_published(Path(_file(name)))
     taken = {key: value for key, value in weights.items() if may_be_from_bert(key)}
-    take_weights(model, taken, f"--bert {name}", NOT_BERTS)
+    take_weights(model, taken, f"--bert {name}", MISSING_IN_BERT)
     return sorted(taken)
 
 

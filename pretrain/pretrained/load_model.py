@@ -7,7 +7,7 @@ from torch import nn
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.models.vilbert import TwoStream
 from pretrain.pretrained.find_weights import BERT, describe, find_weights, take_weights
-from pretrain.pretrained.hf_bert import NOT_BERTS
+from pretrain.pretrained.hf_bert import MISSING_IN_BERT
 
 
 def load(path, config: str | None = None) -> TwoStream:
@@ -35,10 +35,10 @@ def load_pretraining(path, config: str | None = None) -> PretrainingModel:
 
 def _load(path, config: str | None, build) -> nn.Module:
     found = find_weights(str(path), config)
-    weights, left_over = found.read()
+    weights, unexpected = found.read()
     model = build(found.sizes, weights)
-    missing = take_weights(model, weights, str(path), NOT_BERTS if found.kind == BERT else ())
-    sentence = describe(missing, left_over)
+    missing = take_weights(model, weights, str(path), MISSING_IN_BERT if found.kind == BERT else ())
+    sentence = describe(missing, unexpected)
     if sentence:
         warnings.warn(f"{path}: {sentence}", stacklevel=3)
     return model.eval()

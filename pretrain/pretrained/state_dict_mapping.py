@@ -116,13 +116,13 @@ def from_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
     """
     ours: dict[str, Tensor] = {}
     thirds: dict[str, list[Tensor | None]] = {}
-    left_over = []
+    unexpected = []
     for name, value in weights.items():
         plain = _plain_name(name)
         found = our_name(plain)
         if found is None:
             if not plain.startswith(f"{DECODER}.") and not plain.endswith(".position_ids"):
-                left_over.append(name)
+                unexpected.append(name)
         elif found[1] is None:
             ours[found[0]] = value.float()
         else:
@@ -132,7 +132,7 @@ def from_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
         if missing:
             raise UserError(f"missing keys: no {missing[0]} matrix for {name}; the file is incomplete")
         ours[name] = torch.cat(parts)
-    return ours, left_over
+    return ours, unexpected
 
 
 def _plain_name(name: str) -> str:
@@ -148,7 +148,7 @@ def to_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
 
     The decoder of the masked-token head is a copy of the word embeddings; unused matrices are zeros.
     """
-    theirs, left_over = {}, []
+    theirs, unexpected = {}, []
     for name, value in weights.items():
         module, _, kind = name.rpartition(".")
         number = _NUMBER.search(module)
@@ -156,7 +156,7 @@ def to_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
             place.replace("#", number.group() if number else "") for place in _THEIRS.get(_NUMBER.sub("#", module), ())
         ]
         if not published:
-            left_over.append(name)
+            unexpected.append(name)
         for place, part in zip(published, value.chunk(len(published)) if published else (), strict=True):
             theirs[f"{place}.{kind}"] = part.clone()
             for used, unused in _UNUSED.items():
@@ -164,7 +164,7 @@ def to_published(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
                     theirs[f"{place.replace(used, unused)}.{kind}"] = torch.zeros_like(part)
     if "cls.predictions.bias" in theirs:
         theirs[f"{DECODER}.weight"] = theirs["bert.embeddings.word_embeddings.weight"].clone()
-    return theirs, left_over
+    return theirs, unexpected
 
 
 def missing_modules(theirs: dict[str, Tensor]) -> list[str]:

@@ -18,11 +18,11 @@ FILE = "tokenizer.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-class WordPieces:
+class WordPieceTokenizer:
     """A BERT-like WordPiece tokenizer with the ids of its special tokens."""
 
     def __init__(self, tokenizer: Tokenizer, where: str):
-        self.tokenizer = tokenizer
+        self.backend = tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
         with reading(where, "a BERT vocabulary is needed"):  # fails if the vocabulary lacks the unknown token
@@ -37,7 +37,7 @@ class WordPieces:
             raise UserError(f"{where}: the vocabulary has only special tokens; a BERT vocabulary is needed")
 
     def __len__(self) -> int:
-        return self.tokenizer.get_vocab_size()
+        return self.backend.get_vocab_size()
 
     @property
     def mask_id(self) -> int:
@@ -50,38 +50,38 @@ class WordPieces:
 
     def encode(self, texts: list[str], limit: int) -> list[list[int]]:
         """Token ids of texts, with [CLS] and [SEP], truncated to `limit`."""
-        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        encoded = self.backend.encode_batch(texts, add_special_tokens=False)
         begin, end = self.special["[CLS]"], self.special["[SEP]"]
         return [[begin, *text.ids[: limit - 2], end] for text in encoded]
 
     def save(self, folder) -> None:
         with whole_file(Path(folder) / FILE, "w", encoding="utf-8") as file:
-            file.write(self.tokenizer.to_str(pretty=True))
+            file.write(self.backend.to_str(pretty=True))
 
     def is_saved(self, folder) -> bool:
         """Whether the tokenizer file of a directory contains this tokenizer."""
-        return (Path(folder) / FILE).read_text(encoding="utf-8") == self.tokenizer.to_str(pretty=True)
+        return (Path(folder) / FILE).read_text(encoding="utf-8") == self.backend.to_str(pretty=True)
 
 
-def load_pieces(folder) -> WordPieces:
+def load_tokenizer(folder) -> WordPieceTokenizer:
     """Loads the tokenizer.json of a run or of a BERT."""
     path = Path(folder) / FILE
     try:
-        return WordPieces(Tokenizer.from_file(str(path)), str(path))
+        return WordPieceTokenizer(Tokenizer.from_file(str(path)), str(path))
     except UserError:
         raise
     except Exception as error:  # tokenizers raises bare Exception for a missing or broken file
         raise UserError(f"{path}: is not a tokenizer ({error})") from None
 
 
-def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
+def load_bert_tokenizer(name: str, flag: str = "--bert") -> WordPieceTokenizer:
     """Loads the tokenizer of a Hugging Face BERT: a directory, a vocab.txt, or a name on the hub or in its cache.
 
     A vocab.txt without a tokenizer_config.json is lower-cased.
     """
     path = Path(name)
     if (path / FILE).exists():
-        return load_pieces(path)
+        return load_tokenizer(path)
     if path.is_dir() and not (path / "vocab.txt").exists():  # transformers would make an empty vocabulary
         raise UserError(f"{flag} {name}: contains neither tokenizer.json nor vocab.txt; copy that of the BERT there")
     from transformers import AutoTokenizer, BertTokenizerFast  # takes seconds to import, and most runs do not need it
@@ -96,10 +96,10 @@ def bert_pieces(name: str, flag: str = "--bert") -> WordPieces:
     except Exception as error:  # from the hub, transformers, and tokenizers, which raises bare Exception
         kind = "contains no readable tokenizer" if path.exists() else "is neither a directory nor available on the hub"
         raise UserError(f"{flag} {name}: {kind} ({str(error).splitlines()[0]}{unreachable(name)})") from None
-    return WordPieces(tokenizer.backend_tokenizer, f"{flag} {name}")
+    return WordPieceTokenizer(tokenizer.backend_tokenizer, f"{flag} {name}")
 
 
-def learn_pieces(texts: Iterable[str], size: int) -> WordPieces:
+def learn_tokenizer(texts: Iterable[str], size: int) -> WordPieceTokenizer:
     """Learns a lower-case WordPiece vocabulary of about `size` tokens; deterministic for the same texts.
 
     Common characters and words that the texts lack are added up to `size`.
@@ -116,4 +116,4 @@ def learn_pieces(texts: Iterable[str], size: int) -> WordPieces:
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece()
-    return WordPieces(tokenizer, "the learned vocabulary")
+    return WordPieceTokenizer(tokenizer, "the learned vocabulary")

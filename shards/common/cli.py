@@ -14,7 +14,7 @@ import typing
 import fire
 
 from shards.common.dist_info import ALONE, launched
-from shards.common.errors import ErrorElsewhere, UserError
+from shards.common.errors import ErrorOnAnotherRank, UserError
 from shards.common.files import is_remote, refuse_special_file
 
 _YES = {"true", "yes", "1", "on"}
@@ -172,7 +172,7 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
         positional, values = _parse(argv)
         values = inherit(values) | values
         sys.exit(run(build(config_type, values, positional)) or 0)
-    except ErrorElsewhere:
+    except ErrorOnAnotherRank:
         sys.exit(2)
     except UserError as error:
         sys.exit(_refuse(str(error)))

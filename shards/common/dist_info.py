@@ -26,7 +26,7 @@ class Ranks:
         """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if self.first:
             print(text, flush=True)
 

@@ -26,5 +26,5 @@ class BadSample(UserError):
     """One invalid record; other records can still be used."""
 
 
-class ErrorElsewhere(UserError):
+class ErrorOnAnotherRank(UserError):
     """An error on another rank, which has printed it already."""

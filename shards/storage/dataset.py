@@ -69,14 +69,14 @@ class Dataset:
         return np.array([shard.samples for shard in self.shards], np.int64)
 
     @property
-    def several(self) -> bool:
+    def has_several_captions(self) -> bool:
         """Whether some samples have more than one caption."""
         return self.captions > self.captioned
 
     @property
     def count_of_captions(self) -> str:
         """The number of images with captions, as text."""
-        return f"{self.captioned} with " + (f"{self.captions} captions" if self.several else "captions")
+        return f"{self.captioned} with " + (f"{self.captions} captions" if self.has_several_captions else "captions")
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -128,8 +128,8 @@ def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dic
     with whole_file(folder / "captions.txt", "w", encoding="utf-8") as file:
         for path in paths:
             file.writelines("\t".join(captions) + "\n" for captions in _captions_in_tar(load_index(path)))
-    described = asdict(dataset) | {"format": FORMAT_SEVERAL if dataset.several else FORMAT}
-    if not dataset.several:
+    described = asdict(dataset) | {"format": FORMAT_SEVERAL if dataset.has_several_captions else FORMAT}
+    if not dataset.has_several_captions:
         del described["captioned"]
     for shard in described["shards"]:
         shard["path"] = Path(shard["path"]).name
@@ -319,7 +319,7 @@ def _captions_file(dataset: Dataset) -> TextLists | None:
         return None
     with contextlib.suppress(UnicodeDecodeError):
         whole = read_dataset(dataset.folder)
-        lines = TextLists.of_lines(np.fromfile(path, np.uint8), whole.several)
+        lines = TextLists.of_lines(np.fromfile(path, np.uint8), whole.has_several_captions)
         begin, places = 0, {}
         for shard in whole.shards:
             places[shard.path] = begin, begin + shard.samples

@@ -47,7 +47,7 @@ def open_stream(pattern: str) -> tuple[Dataset, TextLists]:
             return _read_through(urls)
         shards = {shard["path"]: checked(Shard(**shard)) for shard in value.pop("shards")}
         described = described_dataset(list(shards.values()), value)
-        texts = TextLists.of_lines(np.frombuffer(lines, np.uint8), described.several)
+        texts = TextLists.of_lines(np.frombuffer(lines, np.uint8), described.has_several_captions)
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{folder}: dataset.json or captions.txt cannot be read; remove or replace it") from None
     if len(texts) != sum(shard.samples for shard in shards.values()):

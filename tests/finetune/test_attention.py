@@ -34,7 +34,7 @@ def asked(predictor, world, name):
 def test_maps_are_the_models_own(predictor, world, name):
     query = asked(predictor, world, name)
     work, batch = predictor.batch(query)
-    found = explain(work, batch, predictor.start.pieces)
+    found = explain(work, batch, predictor.start.tokenizer)
     inputs, maps = work.inputs(batch), AttentionMaps()
     with torch.no_grad():
         encoded = work.model.encode(inputs, maps)
@@ -56,10 +56,10 @@ def test_padding_is_left_out(predictor, world):
     both = asked(predictor, world, "nlvr2")
     both.samples[0].features, both.samples[0].boxes = both.samples[0].features[:5], both.samples[0].boxes[:5]
     work, batch = predictor.batch(both)
-    one, other = explain(work, batch, predictor.start.pieces)
+    one, other = explain(work, batch, predictor.start.tokenizer)
     assert one.rows == ["the whole image", *(f"region {n}" for n in range(5))] and len(other.rows) > 6
     both.samples = both.samples[:1]
-    (alone,) = explain(*predictor.batch(both), predictor.start.pieces)
+    (alone,) = explain(*predictor.batch(both), predictor.start.tokenizer)
     for view in VIEWS:
         np.testing.assert_allclose(one.maps[view], alone.maps[view], atol=1e-6)
 
@@ -71,7 +71,7 @@ def page(predictor, world, tmp_path_factory):
     query = asked(predictor, world, "refcoco")
     path.write_text(page_of(predictor, query), encoding="utf-8")
     work, batch = predictor.batch(query)
-    return path, explain(work, batch, predictor.start.pieces)[0], query
+    return path, explain(work, batch, predictor.start.tokenizer)[0], query
 
 
 def brightness(opened) -> dict[int, float]:

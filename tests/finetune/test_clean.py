@@ -16,7 +16,15 @@ from finetune.annotations.official_files import scan
 from finetune.decontamination.image_identity import Photos
 from finetune.decontamination.manifest import read_cleaned
 from finetune.decontamination.near_duplicates import image_files
-from finetune.decontamination.perceptual_hash import DIFFERENT, NEAR, TRIMMED, difference, grey, look_hashes, near_pairs
+from finetune.decontamination.perceptual_hash import (
+    DIFFERENT,
+    NEAR,
+    TRIMMED,
+    difference,
+    grey,
+    image_hashes,
+    near_pairs,
+)
 from finetune.tasks import paper_tasks
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
@@ -382,7 +390,7 @@ def test_altered_copies_look_the_same_and_other_images_do_not(world, kind):
     images = [Image.open(path).convert("RGB") for path in sorted((world / "images" / "coco").glob("*.png"))[:40]]
     copies = [altered(image, kind, rng).convert("L") for image in images]
     images = [image.convert("L") for image in images]
-    found = near_pairs(np.stack(list(map(look_hashes, images))), np.stack(list(map(look_hashes, copies))))
+    found = near_pairs(np.stack(list(map(image_hashes, images))), np.stack(list(map(image_hashes, copies))))
     same = {(a, b) for a, b in found.tolist() if difference(images[a], copies[b]) <= DIFFERENT}
     assert all(a == b for a, b in same) and len(same) >= 39
     assert difference(images[0], images[1]) > DIFFERENT

@@ -20,7 +20,7 @@ from launching import free_port
 from PIL import Image
 
 from finetune.demo import is_own_host
-from finetune.inference.demo_backend import Desk
+from finetune.inference.demo_backend import DemoBackend
 from finetune.inference.image_upload import LONG_SIDE, Uploads
 from finetune.predict import Predictor
 from finetune.tasks import paper_tasks
@@ -38,7 +38,7 @@ def uploads():
 
 @pytest.fixture(scope="module")
 def desk(trained, uploads):
-    return Desk(Predictor(trained), uploads, ranked=5)
+    return DemoBackend(Predictor(trained), uploads, ranked=5)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

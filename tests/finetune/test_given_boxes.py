@@ -8,7 +8,7 @@ import pytest
 
 from finetune.data.task_data import open_data
 from finetune.tasks import find_task
-from pretrain.tokenizer.tokenizer import learn_pieces
+from pretrain.tokenizer.tokenizer import learn_tokenizer
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def test_annotated_boxes_are_regions_in_training_alone(with_boxes):
     task = find_task("refcoco")
     data = open_data(task, str(with_boxes), "stop", annotated=True)
     examples = data.examples("train")
-    pieces = learn_pieces([example.text for example in examples], 300)
+    tokenizer = learn_tokenizer([example.text for example in examples], 300)
     numbers = np.arange(12)
-    more = data.collator(examples, pieces, None, 256, 10, seed=0)(0, numbers)
-    plain = data.collator(examples, pieces, None, 256, 10)(0, numbers)
+    more = data.collator(examples, tokenizer, None, 256, 10, seed=0)(0, numbers)
+    plain = data.collator(examples, tokenizer, None, 256, 10)(0, numbers)
     assert plain.rows.valid.sum(1).tolist() == [10] * 12
     for row, number in enumerate(numbers):
         example = examples[number]

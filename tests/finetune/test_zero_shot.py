@@ -20,7 +20,7 @@ from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_tensors, sav
 from pretrain.models.vilbert import AttentionMaps
 from pretrain.objective.masking import image_rows
 from pretrain.pretrained.load_model import load_pretraining
-from pretrain.tokenizer.tokenizer import load_pieces
+from pretrain.tokenizer.tokenizer import load_tokenizer
 from shards.common.dist_info import ALONE
 
 TASKS = all_tasks()
@@ -30,7 +30,7 @@ NAME, SPLIT = "flickr_retrieval", "test"
 def pair_inputs(run, model, text: str, sample, words: int, regions: int) -> tuple:
     """One caption and one image as pretraining has them, with nothing masked: the encoder's arguments."""
     limits = Limits(words, regions, model.encoder.config.v_feature_size)
-    batch = stack([sample], load_pieces(run).encode([text], words), [0], [False], limits)
+    batch = stack([sample], load_tokenizer(run).encode([text], words), [0], [False], limits)
     features, locations = image_rows(batch.features, batch.boxes, batch.valid)
     mask = torch.ones(1, features.shape[1], dtype=torch.bool)
     return batch.input_ids, batch.input_ids >= 0, features, locations, mask
@@ -171,7 +171,7 @@ def test_attention_is_the_pretrained_models(world, pretrained, name):
     predictor = Predictor(pretrained, data=world)
     example = task.read(world / name, task.splits[1])[0]
     query = predictor.query_by_id(name, example.text, *example.images)
-    (found,) = explain(*predictor.batch(query), predictor.start.pieces)
+    (found,) = explain(*predictor.batch(query), predictor.start.tokenizer)
     maps = AttentionMaps()
     with torch.no_grad():
         sample = Regions(world / "regions" / task.images)[example.images[0]]
@@ -198,7 +198,7 @@ def test_without_a_data_folder_images_are_those_of_the_runs_own_pairs(world, pre
 def test_reference_weights_give_the_same_maps(world, predictor, published):
     image = sorted((world / "images" / "pairs").glob("*.png"))[0]
     (own,), (given,) = (
-        explain(*one.batch(one.query(NAME, "a red star", image)), one.start.pieces)
+        explain(*one.batch(one.query(NAME, "a red star", image)), one.start.tokenizer)
         for one in (predictor, Predictor(published, data=world, regions=world / "regions" / "pairs"))
     )
     for view in VIEWS:

@@ -30,7 +30,7 @@ from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits, check_sample
 from pretrain.engine.checkpoint import best_checkpoint, read_facts
 from pretrain.pretrained.load_model import load
-from pretrain.tokenizer.tokenizer import bert_pieces
+from pretrain.tokenizer.tokenizer import load_bert_tokenizer
 from shards.common.errors import UserError
 from shards.detection.visual_words import fit_words, load_words
 from shards.images.given_box_files import read_given_boxes
@@ -213,7 +213,7 @@ def make_pieces(folder: Path) -> None:
 
 
 def read_pieces(folder: Path) -> int:
-    return _sentence(lambda: bert_pieces(str(folder / "vocab.txt")).encode(["a bad cab", "Ω"], 9))
+    return _sentence(lambda: load_bert_tokenizer(str(folder / "vocab.txt")).encode(["a bad cab", "Ω"], 9))
 
 
 def make_words(folder: Path) -> None:

@@ -49,10 +49,10 @@ def test_normal_forms_worked_by_hand(answer, normal):
     assert normalise(answer) == normal
 
 
-PIECES = st.sampled_from(
+TOKENIZER = st.sampled_from(
     [*";/[]\"{}()=+\\_-><@`,?!.' ", "a", "the", "two", "none", "dont", "2,000", "3.5", "Red", "dog"]
 )
-TEXTS = st.lists(PIECES, max_size=6).map("".join)
+TEXTS = st.lists(TOKENIZER, max_size=6).map("".join)
 
 
 @settings(max_examples=500, deadline=None)

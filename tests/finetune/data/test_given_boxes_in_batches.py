@@ -18,12 +18,12 @@ from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits
 from pretrain.engine.step import Precision
 from pretrain.models.model_config import TINY
-from pretrain.tokenizer.tokenizer import learn_pieces
+from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.storage.sample import Sample
 
 TASKS = all_tasks()
 WIDTH, HEIGHT, FEATURES = 200, 100, 12
-PIECES = learn_pieces(["which one is left of the red cat"], 300)
+TOKENIZER = learn_tokenizer(["which one is left of the red cat"], 300)
 
 
 def make_sample(image: str, boxes: int, seed: int, ids: bool) -> Sample:
@@ -51,7 +51,7 @@ def make_case(name: str, ids: bool = True, boxes=(9, 3, 6)) -> TaskCollator:
         task=TASKS[name],
         examples=examples,
         regions={str(n): make_sample(str(n), count, n, False) for n, count in enumerate((5, 8, 6))},
-        pieces=PIECES,
+        tokenizer=TOKENIZER,
         limits=Limits(20, 100, FEATURES),
         boxes=given,
     )
@@ -60,7 +60,7 @@ def make_case(name: str, ids: bool = True, boxes=(9, 3, 6)) -> TaskCollator:
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    sizes = TINY.replace(vocab_size=len(PIECES), v_feature_size=FEATURES, task_tokens=20)
+    sizes = TINY.replace(vocab_size=len(TOKENIZER), v_feature_size=FEATURES, task_tokens=20)
     model = TaskModel(sizes, {}).double().eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:  # large enough that it matters what is attended to
@@ -83,7 +83,7 @@ def slow_scores(model, collator, example) -> list[float]:
     features = np.concatenate([regions.features.astype(np.float64).mean(0, keepdims=True), features])
     boxes = np.concatenate([[[0, 0, 1, 1]], regions.boxes, given.boxes]).astype(np.float32)
     area = (boxes[:, 2:3] - boxes[:, :1]) * (boxes[:, 3:] - boxes[:, 1:2])
-    ids = torch.tensor(collator.pieces.encode([example.text], task.words))
+    ids = torch.tensor(collator.tokenizer.encode([example.text], task.words))
     inputs = TaskInputs(
         input_ids=ids,
         text_mask=torch.ones_like(ids, dtype=torch.bool),
@@ -176,10 +176,10 @@ def test_a_question_about_an_image_of_the_data_has_its_other_boxes(model):
     example, task = collator.examples[0], collator.task
     samples, given = [collator.regions["0"]], collator.boxes["0"]
     query = Query(task, example.text, ["0"], [np.zeros((2, 2, 3), np.uint8)], samples, example.candidates, given)
-    asked = query.collator(PIECES, model.encoder.config)
+    asked = query.collator(TOKENIZER, model.encoder.config)
     np.testing.assert_allclose(scores_of(model, asked)[0], scores_of(model, collator)[0, :3], rtol=0, atol=1e-12)
     work = TaskPass(model, task, Precision("float64", torch.device("cpu")), task.token)
-    (explained,) = explain(work, asked(0, np.arange(1)), PIECES)
+    (explained,) = explain(work, asked(0, np.arange(1)), TOKENIZER)
     names = ["the whole image", *(f"region {n}" for n in range(5)), *(f"other box {n}" for n in range(6))]
     assert explained.rows == [*names, *(f"candidate {n}" for n in range(3))]
     rest = np.delete(given.boxes, [7, 2, 5], 0)

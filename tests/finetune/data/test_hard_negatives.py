@@ -17,7 +17,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData
 from finetune.evaluation.scores import watched
 from finetune.inference.caption_image_scores import retrieval_scores
-from finetune.models.task_model import OPTIONS, TaskModel
+from finetune.models.task_model import RETRIEVAL_OPTIONS, TaskModel
 from finetune.objective.task_losses import training_scores
 from finetune.objective.task_pass import TaskPass
 from finetune.task_types.base import Example
@@ -28,7 +28,7 @@ from pretrain.data.collate import Limits
 from pretrain.engine.step import Precision
 from pretrain.models.contrastive import TEMPERATURE
 from pretrain.models.model_config import TINY
-from pretrain.tokenizer.tokenizer import learn_pieces
+from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 
@@ -94,11 +94,13 @@ def test_one_image_has_nothing_to_be_told_from(regions, examples):
 
 def make_work(examples, regions, precision="float32", contrastive_size=0, **options):
     torch.manual_seed(0)
-    pieces = learn_pieces([example.text for example in examples], 200)
-    sizes = TINY.replace(vocab_size=len(pieces), v_feature_size=12, task_tokens=20, contrastive_size=contrastive_size)
+    tokenizer = learn_tokenizer([example.text for example in examples], 200)
+    sizes = TINY.replace(
+        vocab_size=len(tokenizer), v_feature_size=12, task_tokens=20, contrastive_size=contrastive_size
+    )
     task = find_task("coco_retrieval")
     model = TaskModel(sizes, {}).eval()
-    collator = TaskCollator(task, examples, regions, pieces, Limits(30, 36, 12), **options)
+    collator = TaskCollator(task, examples, regions, tokenizer, Limits(30, 36, 12), **options)
     return TaskPass(model, task, Precision(precision, torch.device("cpu")), task.token), collator
 
 
@@ -112,7 +114,7 @@ def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples,
     for place, image in enumerate(images):
         pairs = [Example(e.id, e.text, (image,)) for e in examples]
         alone = make_work(examples, regions)[1]
-        one = TaskCollator(collator.task, pairs, regions, alone.pieces, alone.limits)
+        one = TaskCollator(collator.task, pairs, regions, alone.tokenizer, alone.limits)
         expected = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
         np.testing.assert_allclose(scores[:, place], expected, atol=1e-5 if contrastive_size else 2e-6)
     assert np.unique(scores.round(5)).size > 100
@@ -134,8 +136,10 @@ def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(region
             task_ids=x.task_ids[row, None],
         )
         head = work.model.heads["retrieval"](encoder.fuse(encoded))[0, 0]
-        text = encoder.contrast.text(encoded.begun.text[0].mean(0))
-        image = encoder.contrast.image(torch.cat([encoded.begun.image[0].mean(0), encoded.begun.image[0].amax(0)]))
+        text = encoder.contrast.text(encoded.stream_states.text[0].mean(0))
+        image = encoder.contrast.image(
+            torch.cat([encoded.stream_states.image[0].mean(0), encoded.stream_states.image[0].amax(0)])
+        )
         cosine = torch.nn.functional.cosine_similarity(text, image, dim=0)
         torch.testing.assert_close(found[row], head + cosine / TEMPERATURE, atol=1e-5, rtol=1e-5)
     found.sum().backward()
@@ -165,13 +169,13 @@ def test_ranks_divide_the_images(regions, examples):
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
     work, collator = make_work(examples, regions, options=Options(examples, regions, 0))
     batch = collator(2, np.array([4, 9]))
-    assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target is None
-    one = TaskCollator(collator.task, examples, regions, collator.pieces, collator.limits)(0, np.array([4, 9]))
+    assert len(batch) == 2 and len(batch.rows) == 2 * RETRIEVAL_OPTIONS and batch.target is None
+    one = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)(0, np.array([4, 9]))
     ids, features = batch.rows.input_ids, batch.rows.features
-    for number, row in enumerate((0, OPTIONS)):
+    for number, row in enumerate((0, RETRIEVAL_OPTIONS)):
         own = one.rows.input_ids[number]
         assert torch.equal(ids[row, : len(own)], own) and torch.equal(ids[row + 2], ids[row])
-        same = [bool((features[row + n] == features[row]).all()) for n in range(OPTIONS)]
+        same = [bool((features[row + n] == features[row]).all()) for n in range(RETRIEVAL_OPTIONS)]
         assert same == [True, True, False, True]
         assert not torch.equal(ids[row + 1], ids[row]) and not torch.equal(ids[row + 3], ids[row])
     loss, numbers = work(batch, [2])
@@ -183,9 +187,9 @@ def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
 def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, examples, ranks, monkeypatch):
     """27 captions in batches of 4, a slow version in the test, and the same negatives in every validation."""
     for module in ("finetune.inference.predictions", "pretrain.engine.distributed"):
-        monkeypatch.setattr(f"{module}.add_up", lambda values, ranks: values)
+        monkeypatch.setattr(f"{module}.all_reduce_sum", lambda values, ranks: values)
     work, collator = make_work(examples, regions, options=Options(examples, regions, 5))
-    plain = TaskCollator(collator.task, examples, regions, collator.pieces, collator.limits)
+    plain = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)
 
     def score(caption: str, image: str) -> float:
         return work.scores(replace(plain, examples=[Example(0, caption, (image,))])(0, np.array([0]))).item()
@@ -207,7 +211,7 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
 def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_by_rank(regions, examples):
     work, collator = make_work(examples, regions)
     data = TaskData(work.task, Path(), Path(), regions, None, "stop")
-    inputs = collator.pieces, None, 256, 10
+    inputs = collator.tokenizer, None, 256, 10
     validation = data.validation(examples, *inputs, validate_on=None, seed=5)
     cpu, counted = torch.device("cpu"), len(examples)
     score = validation.score(work, 4, 0, ALONE, cpu)

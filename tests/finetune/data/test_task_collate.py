@@ -12,7 +12,7 @@ from finetune.objective.task_pass import TaskPass
 from finetune.tasks import paper_tasks
 from pretrain.engine.step import Precision
 from pretrain.models.model_config import TINY
-from pretrain.tokenizer.tokenizer import learn_pieces
+from pretrain.tokenizer.tokenizer import learn_tokenizer
 
 TASKS = paper_tasks()
 VOCABULARY = AnswerVocabulary(["yes", "no"])
@@ -22,9 +22,9 @@ def make_batch(task, world, train: bool):
     """Seven examples of a task; train: of its training, as training takes them."""
     data = open_data(task, str(world), "stop")
     examples = data.examples(task.splits[0 if train else 1])
-    pieces = learn_pieces([example.text for example in examples], 300)
+    tokenizer = learn_tokenizer([example.text for example in examples], 300)
     vocabulary = VOCABULARY if task.head in ("vqa", "gqa") else None
-    return data.collator(examples, pieces, vocabulary, 256, 10, 0 if train else None)(0, np.arange(7))
+    return data.collator(examples, tokenizer, vocabulary, 256, 10, 0 if train else None)(0, np.arange(7))
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import PARITY
 
-from finetune.models.task_model import OPTIONS, PADDING, TaskInputs, TaskModel
+from finetune.models.task_model import PADDING, RETRIEVAL_OPTIONS, TaskInputs, TaskModel
 from finetune.objective.task_losses import example_losses, training_scores
 from finetune.run_dirs.init_weights import choose_start
 from pretrain.pretrained.state_dict_mapping import our_name
@@ -28,9 +28,9 @@ def model(parity, tmp_path_factory):
     assert start.kind == "AT->ST"
     assert start.weights.heads == {"vqa": 3129, "gqa": 1533, "nlvr2": 2, "retrieval": 1, "entailment": 3, "pointing": 1}
     model = TaskModel(start.sizes, {"vqa": 3129, "gqa": 1533}).eval()
-    missing, left_over = start.load(model)
+    missing, unexpected = start.load(model)
     assert missing == []
-    assert all(".q_dense" in n or n.startswith(("linguisic", "words", "regions", "alignment")) for n in left_over)
+    assert all(".q_dense" in n or n.startswith(("linguisic", "words", "regions", "alignment")) for n in unexpected)
     return model
 
 
@@ -94,7 +94,7 @@ def test_every_loss(parity, scores):
     assert_close(example_losses("entailment", scores("entailment"), labels).mean(), theirs["loss_tri"])
     labels = theirs["target_binary"].argmax(1)
     assert_close(example_losses("nlvr2", scores("nlvr2", slice(4)), labels).mean(), theirs["loss_binary_first4"])
-    first = scores("retrieval", slice(OPTIONS))
+    first = scores("retrieval", slice(RETRIEVAL_OPTIONS))
     assert_close(example_losses("retrieval", first, None).mean(), theirs["loss_retrieval_first4"])
 
 

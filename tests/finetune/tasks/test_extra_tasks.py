@@ -33,7 +33,7 @@ from finetune.tasks.flickr30k_entities import read_phrases
 from pretrain.data.collate import Limits
 from pretrain.engine.step import Precision
 from pretrain.models.model_config import TINY
-from pretrain.tokenizer.tokenizer import learn_pieces
+from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.storage.dataset import finish_dataset
@@ -123,10 +123,10 @@ def test_all_boxes_of_an_image_are_ranked_by_the_models_scores():
     facts = {"width": 500, "height": 375, "types": ("other",), "boxes": 1}
     examples = [Example(n, f"thing {n}", (image,), (0, 0, 9, 9), facts=facts) for n, image in enumerate(images)]
     torch.manual_seed(0)
-    pieces = learn_pieces([example.text for example in examples], 200)
-    model = TaskModel(TINY.replace(vocab_size=len(pieces), v_feature_size=12, task_tokens=20), {}).eval()
+    tokenizer = learn_tokenizer([example.text for example in examples], 200)
+    model = TaskModel(TINY.replace(vocab_size=len(tokenizer), v_feature_size=12, task_tokens=20), {}).eval()
     work = TaskPass(model, ENTITIES, Precision("float32", torch.device("cpu")), ENTITIES.token)
-    collator = TaskCollator(ENTITIES, examples, samples, pieces, Limits(20, 7, 12))
+    collator = TaskCollator(ENTITIES, examples, samples, tokenizer, Limits(20, 7, 12))
     ranked = predict(work, collator, 2, 0, ALONE, torch.device("cpu"))
     assert ranked.shape == (4, 8, 4)
     for n, image in enumerate(images):

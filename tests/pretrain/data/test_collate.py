@@ -11,7 +11,7 @@ from pretrain.data.caption_pairs import Captions, MisalignedCaptions
 from pretrain.data.collate import Collator, Limits, check_sample, stack
 from pretrain.objective import masking
 from pretrain.objective.pretraining_loss import Objective
-from pretrain.tokenizer.tokenizer import learn_pieces, load_pieces
+from pretrain.tokenizer.tokenizer import learn_tokenizer, load_tokenizer
 from shards.common.errors import UserError
 from shards.storage.dataset import open_dataset, read_captions
 from shards.storage.reader import RegionReader
@@ -23,11 +23,11 @@ LIMITS = Limits(words=10, regions=4, feature_size=12, num_classes=9, per_region=
 def batches(dataset_folder):
     dataset = open_dataset(str(dataset_folder))
     captions = Captions(read_captions(dataset))
-    pieces = learn_pieces(captions.texts, 200)
-    objective = Objective(mask_id=pieces.mask_id, ordinary_ids=pieces.ordinary_ids())
+    tokenizer = learn_tokenizer(captions.texts, 200)
+    objective = Objective(mask_id=tokenizer.mask_id, ordinary_ids=tokenizer.ordinary_ids())
     return Reading(
         RegionReader(dataset),
-        Collator(captions, MisalignedCaptions(captions, np.arange(97)), pieces, objective, 0, LIMITS),
+        Collator(captions, MisalignedCaptions(captions, np.arange(97)), tokenizer, objective, 0, LIMITS),
     )
 
 
@@ -61,7 +61,7 @@ def test_a_batch_holds_its_samples_padded(batches):
 def test_captions_are_swapped_where_the_label_says_so(batches):
     numbers = np.arange(97)
     batch = batches.read(3, numbers)
-    own = batches.collator.pieces.encode([batches.collator.captions[n] for n in numbers], 10)
+    own = batches.collator.tokenizer.encode([batches.collator.captions[n] for n in numbers], 10)
     for row, ids in enumerate(own):
         same = batch.input_ids[row, : batch.lengths[row]].tolist() == ids
         assert same != bool(batch.misaligned[row])
@@ -81,24 +81,24 @@ def test_counts_are_those_that_the_mask_has(batches):
         words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1]) & counted
         assert batch.word_count == words.sum()
         assert batch.region_count == (masking.choose_regions(batch.keys, batch.valid) & counted).sum()
-        assert batch.pieces == (batch.input_ids != 0).sum() == batch.lengths.sum()
+        assert batch.token_count == (batch.input_ids != 0).sum() == batch.lengths.sum()
         assert batch.image_rows == batch.valid.sum() + 40
 
 
 def test_a_caption_longer_than_the_limit_is_cut_and_keeps_its_end_mark():
-    pieces = learn_pieces(["one two three four five six"] * 2, 100)
-    ids = pieces.encode(["one two three four five six", "one"], 5)
+    tokenizer = learn_tokenizer(["one two three four five six"] * 2, 100)
+    ids = tokenizer.encode(["one two three four five six", "one"], 5)
     assert [len(x) for x in ids] == [5, 3]
-    assert ids[0][0] == ids[1][0] == pieces.special["[CLS]"]
-    assert ids[0][-1] == ids[1][-1] == pieces.special["[SEP]"]
+    assert ids[0][0] == ids[1][0] == tokenizer.special["[CLS]"]
+    assert ids[0][-1] == ids[1][-1] == tokenizer.special["[SEP]"]
 
 
 def test_a_learned_vocabulary_is_the_same_every_time_and_survives_saving(tmp_path):
     texts = [f"word{n % 17} and word{n % 5}s" for n in range(200)]
-    one, two = learn_pieces(texts, 60), learn_pieces(texts, 60)
-    assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
+    one, two = learn_tokenizer(texts, 60), learn_tokenizer(texts, 60)
+    assert one.backend.get_vocab() == two.backend.get_vocab()
     one.save(tmp_path)
-    assert load_pieces(tmp_path).encode(texts, 30) == one.encode(texts, 30)
+    assert load_tokenizer(tmp_path).encode(texts, 30) == one.encode(texts, 30)
 
 
 @pytest.mark.parametrize(

@@ -25,18 +25,18 @@ from pretrain.data.pair_batches import ValidationBatches, open_pairs, training_s
 from pretrain.data.streaming_batches import StreamedBatches, reader_order
 from pretrain.objective.masking import sample_keys
 from pretrain.objective.pretraining_loss import Objective
-from pretrain.tokenizer.tokenizer import learn_pieces
+from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
 
 def collator_of(pairs, numbers) -> Collator:
-    pieces = learn_pieces(pairs.captions.texts, 100)
-    objective = Objective(mask_id=pieces.mask_id, ordinary_ids=pieces.ordinary_ids())
+    tokenizer = learn_tokenizer(pairs.captions.texts, 100)
+    objective = Objective(mask_id=tokenizer.mask_id, ordinary_ids=tokenizer.ordinary_ids())
     return Collator(
         captions=pairs.captions,
         negatives=MisalignedCaptions(pairs.captions, numbers),
-        pieces=pieces,
+        tokenizer=tokenizer,
         objective=objective,
         seed=0,
         limits=Limits(20, 36, 12, 9, 3),
@@ -139,7 +139,7 @@ def test_every_pair_has_its_image_and_a_caption_of_it_or_none_of_its_own(pairs):
             count = int(batch.valid[row].sum())
             assert np.array_equal(batch.features[row, :count], written[image].features)
             own = pairs.captions.of_image(image).tolist()
-            texts = [ids for ids in collator.pieces.encode([pairs.captions[n] for n in own], 20)]
+            texts = [ids for ids in collator.tokenizer.encode([pairs.captions[n] for n in own], 20)]
             text = batch.input_ids[row, : batch.lengths[row]].tolist()
             assert (text in texts) != bool(batch.misaligned[row])
             if text in texts:

@@ -89,7 +89,7 @@ def test_a_parameter_that_another_rank_uses_takes_part_with_zeros(monkeypatch):
     used = UsedParameters(work.model, TWO)
     for _ in range(2):
         work.model.zero_grad()
-        used.add_up(frozenset({"a"}))
+        used.all_reduce(frozenset({"a"}))
         assert all(torch.equal(p.grad, torch.ones_like(p)) for p in work.model.parameters())
     assert [len(values) for values in sent] == [6, 36, 36] and not any(values.any() for values in sent)
 
@@ -98,10 +98,10 @@ def test_a_gradient_that_was_on_no_rank_in_the_first_step_is_an_error(exchanged)
     work = Heads()
     used, x = UsedParameters(work.model, TWO), torch.ones(2, 3, dtype=torch.float64)
     work(("a", x))[0].backward()
-    used.add_up(frozenset({"a"}))
+    used.all_reduce(frozenset({"a"}))
     work(("b", x))[0].backward()
     with pytest.raises(RuntimeError, match="a: a step uses parameters that the first step did not use"):
-        used.add_up(frozenset({"a"}))
+        used.all_reduce(frozenset({"a"}))
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "cpu"])
@@ -139,7 +139,7 @@ def test_a_rank_that_waits_for_others_says_so_and_gives_up(monkeypatch, capsys):
     """A whole launch that an earlier job left in the environment: nobody else is coming."""
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(distributed, "CONNECTING", datetime.timedelta(seconds=2))
+    monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT", datetime.timedelta(seconds=2))
     monkeypatch.setattr(distributed, "NOTICE_AFTER", 0.2)
     message = r"timed out waiting for 1 of 2 ranks|timed out after 0:00:02"
     with pytest.raises(UserError, match=message), connected(TWO, CPU):

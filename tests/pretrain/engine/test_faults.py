@@ -15,7 +15,7 @@ import pytest
 import torch
 from data_sets import make_dataset
 
-from pretrain.data.dataloader import Places, watched_workers
+from pretrain.data.dataloader import Places, check_workers
 from pretrain.engine.checkpoint import checkpoints
 from shards.common.errors import UserError
 from shards.storage.dataset import open_dataset
@@ -73,10 +73,10 @@ def test_a_connection_that_breaks_with_a_worker_is_told_from_any_other(dataset_f
     worker = multiprocessing.Process(target=time.sleep, args=(100,), daemon=True)
     worker.start()
     places.table[0] = torch.tensor([worker.pid, 1])
-    with pytest.raises(ConnectionResetError), watched_workers(places):
+    with pytest.raises(ConnectionResetError), check_workers(places):
         raise ConnectionResetError
     worker.kill()
-    with pytest.raises(UserError, match=r"a data worker died while reading .*part-00001\.tar"), watched_workers(places):
+    with pytest.raises(UserError, match=r"a data worker died while reading .*part-00001\.tar"), check_workers(places):
         raise ConnectionResetError
 
 

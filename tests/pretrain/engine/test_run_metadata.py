@@ -4,7 +4,7 @@ import subprocess
 
 import torch
 
-from pretrain.engine.run_metadata import circumstances, commit
+from pretrain.engine.run_metadata import commit, run_metadata
 
 
 def git(folder, *arguments):
@@ -13,7 +13,7 @@ def git(folder, *arguments):
 
 
 def test_versions_and_hardware():
-    made = circumstances(torch.device("cpu"))
+    made = run_metadata(torch.device("cpu"))
     assert made["torch"] == torch.__version__ and made["ranks"] == 1 and made["threads"] == torch.get_num_threads()
     assert made["began"].endswith("+00:00") and "cores" in made["device"]
 

@@ -173,7 +173,7 @@ def test_activation_checkpointing_changes_no_gradient():
     """With dropout, which must be the same when activations are worked out again."""
     batch, calls = make_batch(), []
     plain, expected = gradients(make_engine(), batch)
-    engine = make_engine(prepare=lambda model: setattr(model.encoder, "recompute", True))
+    engine = make_engine(prepare=lambda model: setattr(model.encoder, "activation_checkpointing", True))
     layer = engine.model.encoder.text_layers[0]
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     losses, found = gradients(engine, batch)

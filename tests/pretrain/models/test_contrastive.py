@@ -85,7 +85,7 @@ def batch_of_aligned_pairs(count=10):
     batch.image_ids, batch.text_ids = torch.arange(count), torch.arange(count)
     batch.image_ids[4] = 3
     batch.word_count, batch.region_count = OBJECTIVE.count(batch)
-    batch.pieces, batch.regions = int(batch.lengths.sum()), int(batch.valid.sum())
+    batch.token_count, batch.total_regions = int(batch.lengths.sum()), int(batch.valid.sum())
     return batch
 
 
@@ -96,7 +96,7 @@ def test_losses_with_hard_negatives_equal_a_loop_over_pairs(counted):
     objective = Objective(4, torch.arange(5, 40), contrastive=0.5, hard_negatives=True)
     batch = batch_of_aligned_pairs()
     if not counted:
-        batch.pieces = batch.regions = None  # states then keep their padding
+        batch.token_count = batch.total_regions = None  # states then keep their padding
     inputs = objective.mask(batch)
     with torch.no_grad():
         losses = objective.losses(model, batch, inputs)
@@ -115,9 +115,9 @@ def test_losses_with_hard_negatives_equal_a_loop_over_pairs(counted):
         similarities = torch.empty(size, size)
         for i in range(size):
             for j in range(size):
-                begun = encoder(*one(i, j)).begun
-                text = F.normalize(encoder.contrast.text(begun.text[0].mean(0)), dim=0)
-                image = torch.cat([begun.image[0].mean(0), begun.image[0].amax(0)])
+                stream_states = encoder(*one(i, j)).stream_states
+                text = F.normalize(encoder.contrast.text(stream_states.text[0].mean(0)), dim=0)
+                image = torch.cat([stream_states.image[0].mean(0), stream_states.image[0].amax(0)])
                 similarities[i, j] = text @ F.normalize(encoder.contrast.image(image), dim=0)
         negatives = comparable(batch.image_ids, batch.text_ids, ~batch.misaligned)
         captions, images, _ = hard_negatives(similarities, negatives, masking.negative_keys(batch.keys))
@@ -155,7 +155,7 @@ def test_a_single_pair_has_no_negative():
     objective = Objective(4, torch.arange(5, 40), contrastive=1.0, hard_negatives=True)
     batch = batch_of_aligned_pairs(5)._map(lambda x: x[:1])
     batch.word_count, batch.region_count = objective.count(batch)
-    batch.pieces, batch.regions = int(batch.lengths.sum()), int(batch.valid.sum())
+    batch.token_count, batch.total_regions = int(batch.lengths.sum()), int(batch.valid.sum())
     losses = objective.losses(model, batch, objective.mask(batch))
     assert losses.contrastive == 0 and losses.contrastive_count == 0 and torch.isfinite(losses.alignment)
     losses.total(1, 1, 1, 1.0).backward()

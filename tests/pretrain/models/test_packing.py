@@ -61,7 +61,7 @@ def test_states_and_gradients_are_those_with_padding(lengths, tokens, recompute)
     model, inputs = make_model(), make_inputs(*zip(*lengths, strict=True))
     options = {"task_ids": torch.arange(len(lengths)) % 3} if tokens else {}
     theirs = states_and_gradients(model, inputs, **options)
-    model.recompute = recompute
+    model.activation_checkpointing = recompute
     ours = states_and_gradients(model, inputs, **options, **counts_of(inputs))
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):

@@ -173,13 +173,13 @@ def test_a_folder_with_one_file_of_weights_will_do(published):
 
 def test_the_tokenizer_must_be_that_of_the_weights(published, tmp_path):
     found = find_weights(str(published("pretrain")))
-    assert len(found.pieces()) == 200
+    assert len(found.load_tokenizer()) == 200
     (tmp_path / "vocab.txt").write_text("\n".join(words()[:150]))
     with pytest.raises(UserError, match=r"has 150 tokens, but .* 200; use the tokenizer"):
-        found.pieces(str(tmp_path / "vocab.txt"))
+        found.load_tokenizer(str(tmp_path / "vocab.txt"))
     (found.file.parent / "vocab.txt").unlink()
     with pytest.raises(UserError, match="--tokenizer bert-base-uncased: is neither"):
-        found.pieces()
+        found.load_tokenizer()
 
 
 def test_the_tokenizer_of_a_run_must_fit_its_model(published, tmp_path, run_command):
@@ -188,7 +188,7 @@ def test_the_tokenizer_of_a_run_must_fit_its_model(published, tmp_path, run_comm
     tokenizer["model"]["vocab"]["more"] = 200
     (tmp_path / "run" / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match=r"tokenizer\.json: has 201 tokens, but the vocab_size of the model is 200"):
-        find_weights(str(tmp_path / "run")).pieces()
+        find_weights(str(tmp_path / "run")).load_tokenizer()
 
 
 def test_converted_weights_keep_their_tokenizer(published, tmp_path, run_command):
@@ -197,8 +197,8 @@ def test_converted_weights_keep_their_tokenizer(published, tmp_path, run_command
     for given in (tmp_path / "run", source):
         status, said, err = run_command("pretrain.convert", given, "--out", out, "--to", "published")
         assert status == 0 and f"tokenizer in {out.parent}/tokenizer.json" in said, err
-    ours, theirs = (find_weights(str(path)).pieces() for path in (tmp_path / "run", out))
-    assert ours.tokenizer.to_str() == theirs.tokenizer.to_str() and len(theirs) == 200
+    ours, theirs = (find_weights(str(path)).load_tokenizer() for path in (tmp_path / "run", out))
+    assert ours.backend.to_str() == theirs.backend.to_str() and len(theirs) == 200
     (source.parent / "vocab.txt").write_text("\n".join([*words()[:-1], "another"]))
     status, _, err = run_command("pretrain.convert", source, "--out", out, "--to", "published")
     assert status == 2 and "mine contains a different tokenizer.json; use another folder" in err

@@ -8,7 +8,7 @@ from pretrain.models.model_config import TINY
 from pretrain.models.packing import Layout
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.pretrained.hf_bert import load_bert
-from pretrain.tokenizer.tokenizer import bert_pieces
+from pretrain.tokenizer.tokenizer import load_bert_tokenizer
 from shards.common.errors import UserError
 
 SIZES = TINY.replace(vocab_size=60, num_hidden_layers=4, t_biattention_id=(2, 3))
@@ -102,11 +102,11 @@ def test_the_tokenizer_of_the_directory_is_used(tmp_path, files):
     for path in tmp_path.iterdir():
         if path.name not in files:
             path.unlink()
-    pieces = bert_pieces(str(tmp_path))
-    assert len(pieces) == len(words)
+    ours = load_bert_tokenizer(str(tmp_path))
+    assert len(ours) == len(words)
     texts = ["A cats dog", "zebra a a a a a a"]
-    assert pieces.encode(texts, 6) == [tokenizer(text, truncation=True, max_length=6)["input_ids"] for text in texts]
-    assert pieces.ordinary_ids().tolist() == [5, 6, 7, 8]
+    assert ours.encode(texts, 6) == [tokenizer(text, truncation=True, max_length=6)["input_ids"] for text in texts]
+    assert ours.ordinary_ids().tolist() == [5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("words", [None, b"\xff\xfe\x00no text"])
@@ -115,7 +115,7 @@ def test_a_missing_or_broken_tokenizer_is_one_sentence(tmp_path, words):
         (tmp_path / "vocab.txt").write_bytes(words)
     complaint = "contains no readable tokenizer" if words else "contains neither tokenizer.json nor vocab.txt"
     with pytest.raises(UserError, match=complaint):
-        bert_pieces(str(tmp_path / "vocab.txt" if words else tmp_path))
+        load_bert_tokenizer(str(tmp_path / "vocab.txt" if words else tmp_path))
 
 
 def test_a_bert_with_weights_and_config_alone_is_refused(bert):
@@ -123,10 +123,10 @@ def test_a_bert_with_weights_and_config_alone_is_refused(bert):
     with pytest.raises(
         UserError, match=r"contains neither tokenizer\.json nor vocab\.txt; copy that of the BERT there"
     ):
-        bert_pieces(bert[1])
+        load_bert_tokenizer(bert[1])
 
 
 def test_a_vocabulary_of_special_tokens_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
     with pytest.raises(UserError, match="the vocabulary has only special tokens"):
-        bert_pieces(str(tmp_path))
+        load_bert_tokenizer(str(tmp_path))

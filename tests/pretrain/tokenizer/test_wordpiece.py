@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.tokenizer.tokenizer import SPECIAL, learn_pieces
+from pretrain.tokenizer.tokenizer import SPECIAL, learn_tokenizer
 from pretrain.tokenizer.wordpiece import learn_vocabulary
 
 
@@ -50,22 +50,22 @@ def test_equals_recounting_before_every_merge(words, size):
 
 
 def test_every_word_of_the_texts_can_be_written():
-    pieces = learn_pieces(["Cats and dogs, dogs & CATS!", "catalogue"], 30)
+    tokenizer = learn_tokenizer(["Cats and dogs, dogs & CATS!", "catalogue"], 30)
     text = "cats dogs catalogue dog logs ,"
-    assert "[UNK]" not in pieces.tokenizer.encode(text, add_special_tokens=False).tokens
-    assert pieces.tokenizer.encode("zebra", add_special_tokens=False).tokens == ["[UNK]"]
-    assert pieces.tokenizer.decode(pieces.encode([text], 50)[0][1:-1]) == "cats dogs catalogue dog logs,"
-    assert [pieces.tokenizer.id_to_token(n) for n in range(5)] == list(SPECIAL)
+    assert "[UNK]" not in tokenizer.backend.encode(text, add_special_tokens=False).tokens
+    assert tokenizer.backend.encode("zebra", add_special_tokens=False).tokens == ["[UNK]"]
+    assert tokenizer.backend.decode(tokenizer.encode([text], 50)[0][1:-1]) == "cats dogs catalogue dog logs,"
+    assert [tokenizer.backend.id_to_token(n) for n in range(5)] == list(SPECIAL)
 
 
 def test_everyday_words_are_whole_and_any_word_can_be_spelled():
-    plain, more = (learn_pieces(["a red star", "a blue ring"], size) for size in (30, 8000))
+    plain, more = (learn_tokenizer(["a red star", "a blue ring"], size) for size in (30, 8000))
     assert more.encode(["yes, what is it?"], 20) == more.encode(["yes , what is it ?"], 20)
-    assert [more.tokenizer.id_to_token(n) for n in more.encode(["Which question? Yes"], 20)[0]] == [
+    assert [more.backend.id_to_token(n) for n in more.encode(["Which question? Yes"], 20)[0]] == [
         *("[CLS]", "which", "question", "?", "yes", "[SEP]")
     ]
     assert more.special["[UNK]"] not in more.encode(["zebra 42"], 20)[0]
     assert plain.special["[UNK]"] in plain.encode(["zebra 42"], 20)[0]
-    assert [more.tokenizer.id_to_token(n) for n in range(len(plain))] == [
-        plain.tokenizer.id_to_token(n) for n in range(len(plain))
+    assert [more.backend.id_to_token(n) for n in range(len(plain))] == [
+        plain.backend.id_to_token(n) for n in range(len(plain))
     ]

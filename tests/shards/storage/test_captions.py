@@ -93,7 +93,7 @@ def test_all_ways_of_reading_give_all_captions(tmp_path, described, http_folder)
             path.unlink()
     wanted = [sample.captions for sample in samples]
     dataset = open_dataset(str(tmp_path))
-    assert (dataset.captions, dataset.captioned, dataset.several) == (12, 6, True)
+    assert (dataset.captions, dataset.captioned, dataset.has_several_captions) == (12, 6, True)
     assert read_captions(dataset) == wanted
     assert [RegionReader(dataset)[n].captions for n in range(9)] == wanted
     assert read_captions(open_dataset(str(tmp_path / "part-1.tar"))) == wanted[5:]
