@@ -7,6 +7,8 @@ resumed. All are evaluated on the same examples of the validation split; a score
 AT->ST minus ST, with its paired 95% bootstrap interval over images.
 """
 
+from finetune.config import EvaluateConfig
+from finetune.inference.model_loader import load
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,6 @@ import numpy as np
 
 from benchmarks.tasks import values_of
 from benchmarks.training_runs import complete
-from finetune import evaluate
 from finetune.ablate import Call
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
 from finetune.tasks import choose_tasks
@@ -55,7 +56,7 @@ def runs_of(config: Config, seed: int) -> dict[str, list[Call]]:
 
 def first_values(run: str, task, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """(main metric, cluster) of the first examples of the task's validation split."""
-    work, collator = evaluate.load(evaluate.EvaluateConfig(run=run, task=task.name, data=config.data), task)
+    work, collator = load(EvaluateConfig(run=run, task=task.name, data=config.data), task)
     collator = replace(collator, examples=collator.examples[: config.examples])
     return values_of(work, collator), clusters_of(example.images for example in collator.examples)
 

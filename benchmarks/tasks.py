@@ -7,6 +7,8 @@ normally, and with the regions of another image in place of every image. `sees` 
 95% bootstrap interval over images; it is above 0 if the task uses its images.
 """
 
+from finetune.config import EvaluateConfig
+from finetune.inference.model_loader import load
 import dataclasses
 import sys
 import time
@@ -17,7 +19,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import numpy as np
 
-from finetune import evaluate, st
+from finetune import st
 from finetune.annotations.boxes import iou
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
@@ -102,7 +104,7 @@ def run(config: Config) -> None:
     for task in tasks:
         flags = {"task": task.name, "data": config.data, "init": config.init, "epochs": config.epochs}
         out = trained(f"{config.out}/{task.name}", **flags)
-        work, collator = evaluate.load(evaluate.EvaluateConfig(run=out, data=config.data), task)
+        work, collator = load(EvaluateConfig(run=out, data=config.data), task)
         blind = dataclasses.replace(
             collator,
             regions=ExchangedRegions(collator.regions, False),

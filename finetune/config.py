@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from finetune.task_types.base import Task
+from finetune.tasks.retrieval import PLACES
 from finetune.training.task_schedulers import REGIMES
 from pretrain.config import PRECISIONS
 from pretrain.models.model_config import ModelConfig
@@ -12,6 +13,7 @@ from shards.common.cli import REQUIRED, flag
 from shards.common.errors import UserError
 from shards.world import DEFAULT_WORLD
 
+TESTS = "tests"  # value of --split for a task's test, which may be several splits; also the name of their pooled score
 EPOCHS, SMALL_EPOCHS = 20, 10  # epochs of single-task training; those of a small model
 BETAS, EPSILON = (0.9, 0.999), 1e-6  # of Adam
 HEAD_LR = 1e-4  # learning rate of the new heads; the pointing head has that of the task
@@ -217,3 +219,32 @@ def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int,
 
 # Flags that may change when a run is resumed: they do not change what is computed.
 FREE_FLAGS = {"resume", "out", "workers", "accumulate", "activation_checkpointing", "log_every", "save_minutes"}
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(WeightsFlags):
+    """Flags of finetune.evaluate."""
+
+    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run")
+    split: str | None = flag(
+        None,
+        "split to evaluate, or tests for the splits whose scores are reported",
+        unset="the task's validation split",
+    )
+    submission: str | None = flag(
+        None, "output file for the predictions of one task and split, in the official format", unset="not written"
+    )
+    scores: str | None = flag(
+        None, "output file for the scores of one task and split, as JSON", unset="RUN/scores/TASK-SPLIT.json"
+    )
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    rerank: int | None = flag(
+        None,
+        "retrieval with a contrastive head: score only this many of the most similar images per caption and captions "
+        "per image with the whole model",
+        unset="all pairs",
+        low=max(PLACES),
+    )
+    batch_size: int = flag(256, "examples per batch", low=1)
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.config import EvaluateConfig
 from finetune.data.regions import Regions, region_folder
 from finetune.data.task_data import TaskData
 from finetune.decontamination.manifest import is_cleaned
-from finetune.evaluate import EvaluateConfig, load
 from finetune.evaluation.grounding_consistency import THRESHOLD, Consistency, ImageAgreement, both_forms, shared_words
 from finetune.evaluation.pos_tagger import DEFAULT, Tagger, make_tagger
 from finetune.evaluation.scores import score_task
+from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.pages.consistency_page import SharedPair, write_pairs
 from finetune.run_dirs.run_data_folder import check_exists, choose_data, place_of, warn_of_other_data

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from finetune import evaluate
-from finetune.config import WeightsFlags, check_answer_files
+from finetune.config import EvaluateConfig, WeightsFlags, check_answer_files
 from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskCollator, image_size
 from finetune.inference.attention_maps import explain
 from finetune.inference.decoding import Prediction, prediction, ranked
 from finetune.inference.expression_grounding import expression_boxes
+from finetune.inference.model_loader import open_run
 from finetune.inference.predictions import predict
 from finetune.objective.task_pass import TaskPass
 from finetune.pages.attention_page import attention_page
@@ -158,8 +158,8 @@ def _run(config: ExamplesConfig, out: Path, folder: str) -> None:
 
 def _load(config: ExamplesConfig, task: Task) -> tuple[Start, TaskPass, TaskCollator]:
     split = config.split or task.splits[1]
-    settings = evaluate.EvaluateConfig(split=split, **config.of_weights)
-    start, work, collator = evaluate.open_run(settings, task)
+    settings = EvaluateConfig(split=split, **config.of_weights)
+    start, work, collator = open_run(settings, task)
     collator = replace(collator, examples=collator.examples[: config.examples])
     if task.head != "retrieval" and any(example.target is None for example in collator.examples):
         raise UserError(f"--split {split}: {task.name} has no public answers in this split; choose another one")

@@ -19,8 +19,8 @@ from finetune.annotations.reference_annotations import answer_file
 from finetune.config import WeightsFlags
 from finetune.data.regions import Regions, region_folder
 from finetune.data.task_collate import TaskBatch
-from finetune.evaluate import check_trained
 from finetune.inference.decoding import Prediction, prediction, ranked
+from finetune.inference.model_loader import check_trained
 from finetune.inference.request import Query, candidates_of, check_query, parse_boxes, read_image, sample_of
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass

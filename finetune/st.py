@@ -12,12 +12,13 @@ from finetune.annotations.answers import AnswerVocabulary
 from finetune.build import make_model, make_task_engine
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, epochs
 from finetune.data.task_data import TaskData, open_data, same_on_every_rank
+from finetune.evaluation.scores import describe_scores
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start, begin_run, choose_start, choose_vocabulary, random_start_note
 from finetune.run_dirs.result_files import SingleResult
 from finetune.task_types.base import Example, Task
 from finetune.tasks import all_tasks, find_task
-from finetune.training.single_task import SingleTask, describe_scores
+from finetune.training.single_task import SingleTask
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts

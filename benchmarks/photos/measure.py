@@ -1,5 +1,7 @@
 """Measures the throughput of pretraining, multi-task training and ranking for a minute each, before long runs."""
 
+from finetune.config import EvaluateConfig
+from finetune.inference.model_loader import load
 import os
 import shutil
 import signal
@@ -13,7 +15,6 @@ from pathlib import Path
 from benchmarks.photos.data import Counts
 from benchmarks.photos.runs import RETRIEVAL, TASKS, Plan
 from benchmarks.photos.scoring import BATCH, SPLIT
-from finetune import evaluate
 from finetune.ablate import Call
 from finetune.config import MT_EPOCHS, batch_size
 from finetune.inference.predictions import predict
@@ -102,8 +103,8 @@ def _ranking_rate(run: Path, data: Path, seconds: float, flags: dict) -> float:
     flags: of finetune.evaluate, without effect of `rerank`: all pairs are scored.
     """
     task = find_task(RETRIEVAL)
-    config = evaluate.EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
-    work, collator = evaluate.load(config, task)
+    config = EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
+    work, collator = load(config, task)
     images, count = list(dict.fromkeys(example.images[0] for example in collator.examples)), FIRST_IMAGES
     while True:
         chosen = set(images[:count])

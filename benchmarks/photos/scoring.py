@@ -1,5 +1,8 @@
 """Scores of a run on a development part by example, with blind scores and chance level."""
 
+from finetune.config import EvaluateConfig
+from finetune.inference.progress import TimeLeft
+from finetune.inference.model_loader import load
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +12,6 @@ import numpy as np
 
 from benchmarks.photos.runs import RETRIEVAL
 from benchmarks.tasks import ExchangedRegions, chance, main_values
-from finetune import evaluate
 from finetune.data.task_collate import WHOLE_IMAGE, TaskCollator, image_size
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
 from finetune.inference.predictions import predict
@@ -137,14 +139,14 @@ def _say(text: str) -> None:
 
 
 def _score(run: Path, task: Task, data: Path, one_caption: bool, flags: dict) -> Scores:
-    config = evaluate.EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
-    work, collator = evaluate.load(config, task)
+    config = EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
+    work, collator = load(config, task)
     device, examples = work.precision.device, list(collator.examples)
     if task.head == "retrieval" and one_caption:
         examples = [examples[n] for n in first_captions([example.images[0] for example in examples])]
     collator = replace(collator, examples=examples)
     rerank = config.rerank if work.model.encoder.contrast else None
-    progress = evaluate.TimeLeft(f"{run}, {task.title}", _say)
+    progress = TimeLeft(f"{run}, {task.title}", _say)
     predictions = predict(work, collator, BATCH, 0, ALONE, device, progress, rerank)
     metrics = {name: of for name, of in task.scores(examples, predictions).items() if len(of) == len(examples)}
     images = np.array([example.images[0] for example in examples])

@@ -188,3 +188,17 @@ def render_rows(rows: dict[str, dict[str, float | None]]) -> str:
         cells = (f"{row[c]:.2f}" if row.get(c) is not None else "" for c in columns)
         lines.append(name.ljust(width) + "".join(f"  {cell:>8}" for cell in cells))
     return "\n".join(lines)
+
+
+def describe_scores(scores: dict) -> str:
+    """Every metric in percent, the main one with its interval, and the number of examples.
+
+    R@k that ranks another number of images than in the paper is marked.
+    """
+    low, high = scores["interval"]
+    names = [name for name in scores if name not in ("score", "examples", "interval", "images", FOUR_WAY)]
+    main, *others = (f"{name} {scores[name]:.1%}" for name in names)
+    text = f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"
+    if scores.get("images", RANKED_IMAGES) != RANKED_IMAGES:
+        text += f" (among {scores['images']:,} images; in the paper {RANKED_IMAGES:,})"
+    return text + (f"; 4-way accuracy {scores[FOUR_WAY]:.1%}" if FOUR_WAY in scores else "")

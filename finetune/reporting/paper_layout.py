@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.config import FREE_FLAGS, MtConfig
+from finetune.config import FREE_FLAGS, TESTS, MtConfig
 from finetune.decontamination.manifest import NOT_CLEANED
-from finetune.evaluate import TESTS
 from finetune.evaluation.bootstrap import bootstrap_means, interval_of
 from finetune.evaluation.paper_results import paper_row, paper_table
 from finetune.evaluation.scores import COLUMNS, RANKED_IMAGES, load_values, mean_row

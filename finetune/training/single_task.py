@@ -8,7 +8,7 @@ import numpy as np
 from finetune.config import StConfig
 from finetune.data.task_batches import task_steps
 from finetune.data.task_collate import TaskBatch, TaskCollator
-from finetune.evaluation.scores import FOUR_WAY, RANKED_IMAGES, watched
+from finetune.evaluation.scores import describe_scores, watched
 from finetune.objective.task_pass import TaskPass
 from finetune.training.task_validation import Validation
 from pretrain.engine.trainer import TrainingRun
@@ -72,17 +72,3 @@ class SingleTask(TrainingRun):
 
     def facts(self, done: int) -> dict:
         return {"best_score": self.best if np.isfinite(self.best) else None, "epochs_without_better": self.worse}
-
-
-def describe_scores(scores: dict) -> str:
-    """Every metric in percent, the main one with its interval, and the number of examples.
-
-    R@k that ranks another number of images than in the paper is marked.
-    """
-    low, high = scores["interval"]
-    names = [name for name in scores if name not in ("score", "examples", "interval", "images", FOUR_WAY)]
-    main, *others = (f"{name} {scores[name]:.1%}" for name in names)
-    text = f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"
-    if scores.get("images", RANKED_IMAGES) != RANKED_IMAGES:
-        text += f" (among {scores['images']:,} images; in the paper {RANKED_IMAGES:,})"
-    return text + (f"; 4-way accuracy {scores[FOUR_WAY]:.1%}" if FOUR_WAY in scores else "")

@@ -6,10 +6,13 @@ import shutil
 import pytest
 from official_files import vqa_accuracy_by_type
 
-from finetune import evaluate
 from finetune.annotations.answers import normalise
 from finetune.annotations.boxes import iou
+from finetune.config import EvaluateConfig
 from finetune.evaluation.scores import ranking_note
+from finetune.inference import progress
+from finetune.inference.evaluate_task import predict_split
+from finetune.inference.model_loader import load
 from finetune.reporting.paper_layout import table9
 from finetune.run_dirs.finished_runs import find_runs
 from finetune.tasks import all_tasks
@@ -80,10 +83,10 @@ def test_test_splits_are_pooled(world, trained, tmp_path, run_command):
 @pytest.mark.parametrize("name", ["refcoco", "flickr_retrieval"])
 def test_progress_and_the_time_left_are_printed(world, trained, monkeypatch, capsys, name):
     clock = iter(range(10**6))  # a second for each look at it, so 10 s for each of what is counted
-    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: 10 * next(clock))
-    config = evaluate.EvaluateConfig(run=str(trained), data=str(world), split="val", batch_size=7, workers=0)
-    work, collator = evaluate.load(config, all_tasks()[name])
-    evaluate._predict(config, work, collator, ALONE)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: 10 * next(clock))
+    config = EvaluateConfig(run=str(trained), data=str(world), split="val", batch_size=7, workers=0)
+    work, collator = load(config, all_tasks()[name])
+    predict_split(config, work, collator, ALONE)
     lines = capsys.readouterr().out.splitlines()
     if name == "refcoco":
         total = len(collator.examples)

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from finetune import evaluate
+from finetune.config import EvaluateConfig
 from finetune.evaluation.scores import score_task
 from finetune.examples import Scored, choose, expected_of, judge, kind_of
 from finetune.inference.decoding import Prediction
+from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.tasks import paper_tasks
 from shards.common.dist_info import ALONE
@@ -19,8 +20,8 @@ TASKS = paper_tasks()
 
 
 def loaded(trained, world, name):
-    config = evaluate.EvaluateConfig(run=str(trained), data=str(world), task=name, workers=0)
-    work, collator = evaluate.load(config, TASKS[name])
+    config = EvaluateConfig(run=str(trained), data=str(world), task=name, workers=0)
+    work, collator = load(config, TASKS[name])
     work.model.eval()
     return work, collator
 

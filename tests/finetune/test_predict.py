@@ -27,7 +27,8 @@ def image_file(world, task, image):
 
 def evaluated(trained, world, task, examples):
     """What finetune.evaluate predicts of these examples."""
-    from finetune.evaluate import EvaluateConfig, load
+    from finetune.config import EvaluateConfig
+    from finetune.inference.model_loader import load
     from finetune.inference.predictions import predict
     from shards.common.dist_info import ALONE
 

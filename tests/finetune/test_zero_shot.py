@@ -9,9 +9,10 @@ import torch
 from launching import python, run_ranks
 
 from finetune.attention import page_of
+from finetune.config import EvaluateConfig
 from finetune.data.regions import Regions
-from finetune.evaluate import EvaluateConfig, load
 from finetune.inference.attention_maps import VIEWS, explain
+from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.predict import Predictor
 from finetune.tasks import all_tasks

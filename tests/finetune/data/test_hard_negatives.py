@@ -15,14 +15,13 @@ from finetune.data.hard_negatives import Options, nearest_images
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData
-from finetune.evaluation.scores import watched
+from finetune.evaluation.scores import describe_scores, watched
 from finetune.inference.caption_image_scores import retrieval_scores
 from finetune.models.task_model import RETRIEVAL_OPTIONS, TaskModel
 from finetune.objective.task_losses import training_scores
 from finetune.objective.task_pass import TaskPass
 from finetune.task_types.base import Example
 from finetune.tasks import find_task
-from finetune.training.single_task import describe_scores
 from finetune.training.task_validation import four_way_right
 from pretrain.data.collate import Limits
 from pretrain.engine.step import Precision

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from launching import run_ranks
 
-from finetune.evaluate import EvaluateConfig, load
+from finetune.config import EvaluateConfig
+from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.inference.rerank import most_similar
 from finetune.tasks import find_task

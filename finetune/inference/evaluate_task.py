@@ -1,0 +1,122 @@
+"""Evaluates a model on splits of a task: predictions, scores, score files and submissions."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from finetune.config import TESTS, EvaluateConfig
+from finetune.data.regions import with_regions
+from finetune.data.serialized_examples import PackedExamples
+from finetune.data.task_collate import TaskCollator
+from finetune.evaluation.scores import TaskScore, breakdown_of, describe_scores, render_breakdown, score_task
+from finetune.inference.model_loader import open_run
+from finetune.inference.predictions import predict
+from finetune.inference.progress import TimeLeft
+from finetune.objective.task_pass import TaskPass
+from finetune.run_dirs.run_data_folder import kept_scores, place_of
+from finetune.task_types.base import Example, FurtherScores, Task
+from pretrain.engine.distributed import choose_device
+from pretrain.engine.run_metadata import run_metadata
+from shards.common.dist_info import ALONE, Ranks
+from shards.common.files import whole_file, write_json
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The score of a task on a split, with its examples and predictions."""
+
+    examples: Sequence[Example]
+    predictions: Sequence
+    score: TaskScore
+
+
+def pooled_score(task: Task, parts: Sequence[Evaluated]) -> TaskScore:
+    """The score on the pooled examples of several splits, each example with the same weight."""
+    predictions = [prediction for part in parts for prediction in part.predictions]
+    predictions = np.array(predictions) if isinstance(parts[0].predictions, np.ndarray) else predictions
+    return score_task(task, [example for part in parts for example in part.examples], predictions)
+
+
+def pool_splits(config: EvaluateConfig, task: Task, parts: dict[str, Evaluated]) -> TaskScore:
+    """Prints and stores the pooled score of a task's test splits, as in table 9, and the mean of their scores."""
+    pooled = pooled_score(task, list(parts.values()))
+    splits = {split: part.score.metrics["score"] for split, part in parts.items()}
+    mean = float(np.mean(list(splits.values())))
+    names = " and ".join(splits)
+    print(f"{task.title}, {names} pooled: {describe_scores(pooled.summary)}; mean of the splits {mean:.1%}")
+    path = _scores_file(config, task, TESTS)
+    facts = _facts(config, task, TESTS) | {"splits": splits, "mean_of_splits": mean}
+    write_json(path, facts | pooled.summary)
+    print(f"scores: {path}")
+    return pooled
+
+
+def _scores_file(config: EvaluateConfig, task: Task, split: str) -> Path:
+    return place_of(kept_scores(config.run), f"{task.name}-{split}.json", config.run, config.data)
+
+
+def _facts(config: EvaluateConfig, task: Task, split: str) -> dict:
+    """Metadata of a score file: task, split, data folder, and software versions."""
+    made = run_metadata(choose_device(config.device, ALONE))
+    return {"task": task.name, "split": split, "data": os.path.abspath(config.data), "made": made}
+
+
+def evaluate_split(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | None:
+    """Evaluates a task on a split; None if its answers are not public, and on all ranks but the first."""
+    start, work, collator = open_run(config, task, ranks=ranks)
+    mark = {"zero_shot": True} if start.zero_shot else {}
+    if config.rerank and task.head == "retrieval":
+        mark["rerank"] = config.rerank
+    title = f"{task.title}, {config.split}{' (zero-shot)' if start.zero_shot else ''}"
+    examples, score = collator.examples, None
+    public = task.head == "retrieval" or all(example.target is not None for example in examples)
+    if not public:
+        ranks.log(f"{title}: {len(examples)} examples without public answers")
+        if not config.submission:
+            return None
+    predictions = predict_split(config, work, collator, ranks)
+    further = task.further_scores(task.folder(config.data), config.split, examples, predictions) if public else None
+    further_scores = _score_further(config, further, work, collator, ranks) if further else {}
+    if not ranks.first:
+        return None
+    if public:
+        score = score_task(task, examples, predictions)
+        by = breakdown_of(task, examples, score.values)
+        print(f"{title}: {describe_scores(score.summary)}")
+        if further_scores:
+            print(f"{title}: {further.describe(further_scores)}")
+        if further and further.absent:
+            print(further.absent)
+        for name, parts in by.items():
+            print(render_breakdown(f"by {name}", parts))
+        path = Path(config.scores or _scores_file(config, task, config.split))
+        stored = _facts(config, task, config.split) | mark | score.summary | further_scores
+        write_json(path, stored | ({"by": by} if by else {}))
+        print(f"scores: {path}")
+    if config.submission:
+        with whole_file(config.submission, "w", encoding="utf-8") as file:
+            file.write(task.submission(examples, predictions))
+        print(f"predictions: {config.submission}")
+    return Evaluated(examples, predictions, score) if score else None
+
+
+def predict_split(config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks):
+    progress = TimeLeft(f"{work.task.title}, {config.split}", ranks.log)
+    device = work.precision.device
+    return predict(work, collator, config.batch_size, config.workers, ranks, device, progress, config.rerank)
+
+
+def _score_further(
+    config: EvaluateConfig, further: FurtherScores, work: TaskPass, collator: TaskCollator, ranks: Ranks
+) -> dict[str, float]:
+    """The metrics that need further examples, which are predicted here."""
+    if not further.examples:
+        return further.scores({})
+    ranks.log(f"{work.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics")
+    where, skip = collator.regions.dataset.folder, config.missing == "skip"
+    examples = PackedExamples(with_regions(further.examples, collator.regions, where, skip, ranks.log))
+    predictions = predict_split(config, work, replace(collator, examples=examples), ranks)
+    return further.scores(dict(zip((example.id for example in examples), predictions, strict=True)))
