@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.inference.attention_maps import explain
-from finetune.inference.decoding import Prediction
-from finetune.inference.expression_grounding import expression_boxes
-from finetune.inference.request import Query, parse_boxes
-from finetune.pages.attention_page import attention_page
-from finetune.predict import LazyPredictor, ModelFlags
+from finetune.config import ModelFlags
+from finetune.inference.predictor import predictor_of
+from finetune.inference.request import parse_boxes
+from finetune.pages.attention_page import page_of
 from shards.common.cli import REQUIRED, command, flag
 from shards.common.files import whole_file
 
@@ -24,29 +22,8 @@ class AttentionConfig(ModelFlags):
     out: str = flag("attention.html", "output file for the page", written=True)
 
 
-def page_of(predictor: LazyPredictor, query: Query, lines: bool = True) -> str:
-    """The page of a query, with the model's prediction if there is one.
-
-    Pretraining weights predict for retrieval only, and retrieval needs at least two images. lines: see attention_page.
-    """
-    ranks_nothing = query.task.head == "retrieval" and len(query.names) < 2
-    answers = predictor.start.has_head(query.task) and not ranks_nothing
-    return explained_page(predictor, query, predictor.answer(query) if answers else None, lines)
-
-
-def explained_page(predictor: LazyPredictor, query: Query, prediction: Prediction | None, lines: bool) -> str:
-    """The page of a query and its prediction."""
-    work, batch = predictor.batch(query)
-    title = f"{query.task.title}, {predictor.run}"
-    images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
-    explained = explain(work, batch, predictor.start.tokenizer)
-    collator = query.collator(predictor.start.tokenizer, predictor.start.sizes)
-    expressions = expression_boxes(predictor.start, work, collator, collator.examples)
-    return attention_page(title, query.text, images, explained, prediction, query.size, expressions, lines)
-
-
 def run(config: AttentionConfig) -> None:
-    predictor = config.predictor()
+    predictor = predictor_of(config)
     names, boxes = config.image.split(","), parse_boxes(config.boxes)
     ask = predictor.query if all(Path(name).is_file() for name in names) else predictor.query_by_id
     query = ask(config.task, config.text, *names, boxes=boxes)

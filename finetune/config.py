@@ -248,3 +248,12 @@ class EvaluateConfig(WeightsFlags):
     )
     batch_size: int = flag(256, "examples per batch", low=1)
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
+
+
+@dataclass(kw_only=True)
+class ModelFlags(WeightsFlags):
+    """Flags of commands that predict for image files."""
+
+    regions: str | None = flag(
+        None, "region shards whose detector is applied to image files", unset="the run's detector, or that of --data"
+    )

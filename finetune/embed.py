@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.config import ModelFlags
 from finetune.inference.embedder import Embedder, Embeddings
-from finetune.predict import ModelFlags
 from shards.common.cli import REQUIRED, command, flag
 from shards.common.errors import UserError
 from shards.common.files import whole_file

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from finetune.data.task_collate import TaskBatch
+from finetune.inference.predictor import LazyPredictor, naming_arguments
 from finetune.inference.request import check_text, read_image, sample_of
 from finetune.models.task_model import TaskInputs
-from finetune.predict import LazyPredictor, naming_arguments
 from finetune.task_types.base import Task
 from finetune.tasks import find_task
 from pretrain.data.batch import Batch

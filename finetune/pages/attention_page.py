@@ -2,11 +2,15 @@
 
 import base64
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from finetune.inference.attention_maps import Explanation
+from finetune.inference.attention_maps import Explanation, explain
 from finetune.inference.decoding import Prediction
+from finetune.inference.expression_grounding import expression_boxes
+from finetune.inference.predictor import LazyPredictor
+from finetune.inference.request import Query
 from finetune.pages.bertviz_views import head_views, libraries
 from finetune.pages.html_page import data_block, fill, picture, render_page
 
@@ -85,3 +89,24 @@ def _chosen(prediction: Prediction | None, size: tuple[float, float]) -> list[di
         {"choice": choice, "confidence": share, "box": places[number] if places else None}
         for number, (choice, share) in enumerate(zip(prediction.choices, prediction.confidence, strict=True))
     ]
+
+
+def page_of(predictor: LazyPredictor, query: Query, lines: bool = True) -> str:
+    """The page of a query, with the model's prediction if there is one.
+
+    Pretraining weights predict for retrieval only, and retrieval needs at least two images. lines: see attention_page.
+    """
+    ranks_nothing = query.task.head == "retrieval" and len(query.names) < 2
+    answers = predictor.start.has_head(query.task) and not ranks_nothing
+    return explained_page(predictor, query, predictor.answer(query) if answers else None, lines)
+
+
+def explained_page(predictor: LazyPredictor, query: Query, prediction: Prediction | None, lines: bool) -> str:
+    """The page of a query and its prediction."""
+    work, batch = predictor.batch(query)
+    title = f"{query.task.title}, {predictor.run}"
+    images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
+    explained = explain(work, batch, predictor.start.tokenizer)
+    collator = query.collator(predictor.start.tokenizer, predictor.start.sizes)
+    expressions = expression_boxes(predictor.start, work, collator, collator.examples)
+    return attention_page(title, query.text, images, explained, prediction, query.size, expressions, lines)

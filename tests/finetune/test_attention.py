@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.attention import page_of
 from finetune.inference.attention_maps import VIEWS, explain
+from finetune.inference.predictor import Predictor
 from finetune.inference.request import Query
-from finetune.predict import Predictor
+from finetune.pages.attention_page import page_of
 from finetune.tasks import paper_tasks
 from pretrain.models.vilbert import AttentionMaps, initialise
 from shards.common.errors import UserError

@@ -19,10 +19,10 @@ import pytest
 from launching import free_port
 from PIL import Image
 
-from finetune.demo import is_own_host
-from finetune.inference.demo_backend import DemoBackend
 from finetune.inference.image_upload import LONG_SIDE, Uploads
-from finetune.predict import Predictor
+from finetune.inference.predictor import Predictor
+from finetune.pages.demo_backend import DemoBackend
+from finetune.pages.host_check import is_own_host
 from finetune.tasks import paper_tasks
 from shards.common.errors import UserError
 

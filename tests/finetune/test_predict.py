@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.inference.predictor import Predictor
 from finetune.inference.request import parse_boxes
-from finetune.predict import Predictor
 from finetune.tasks import paper_tasks
 from shards.common.errors import UserError
 from shards.common.image_id import image_id

@@ -8,13 +8,13 @@ import pytest
 import torch
 from launching import python, run_ranks
 
-from finetune.attention import page_of
 from finetune.config import EvaluateConfig
 from finetune.data.regions import Regions
 from finetune.inference.attention_maps import VIEWS, explain
 from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
-from finetune.predict import Predictor
+from finetune.inference.predictor import Predictor
+from finetune.pages.attention_page import page_of
 from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits, stack
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_tensors, save_weights

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from launching import python
 
-from finetune.predict import Predictor
+from finetune.inference.predictor import Predictor
 from shards.common.errors import UserError
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from finetune.config import MtConfig, StConfig
-from finetune.predict import Predictor
+from finetune.inference.predictor import Predictor
 from finetune.run_dirs.finished_runs import find_runs
 from finetune.run_dirs.run_data_folder import own_data
 from pretrain.config import PretrainConfig

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from finetune.attention import explained_page
 from finetune.data.regions import Regions, region_folder
 from finetune.inference.decoding import Prediction
 from finetune.inference.image_upload import Uploads
+from finetune.inference.predictor import LazyPredictor
 from finetune.inference.request import IMAGES, Query, check_text, parse_boxes
-from finetune.predict import LazyPredictor
+from finetune.pages.attention_page import explained_page
 from finetune.task_types.base import Box, Example, Task
 from finetune.tasks import find_task
 from shards.common.errors import UserError

@@ -1,0 +1,269 @@
+"""Predictions of a run's model for image files, with the detector of the regions that it was trained on."""
+
+import re
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from finetune.annotations.reference_annotations import answer_file
+from finetune.config import ModelFlags
+from finetune.data.regions import Regions, region_folder
+from finetune.data.task_collate import TaskBatch
+from finetune.inference.decoding import Prediction, prediction, ranked
+from finetune.inference.model_loader import check_trained
+from finetune.inference.request import Query, candidates_of, check_query, read_image, sample_of
+from finetune.models.task_model import TaskModel
+from finetune.objective.task_pass import TaskPass
+from finetune.run_dirs.init_weights import Start, Vocabularies, trained_start, vocabulary_of_head
+from finetune.run_dirs.run_data_folder import choose_data, own_data, warn_of_other_data
+from finetune.task_types.base import Box, Task
+from finetune.tasks import all_tasks, find_task
+from pretrain.engine.distributed import choose_device
+from pretrain.engine.run_dir import CONFIG, DETECTOR, read_config
+from pretrain.engine.step import Precision
+from shards.common.dist_info import ALONE
+from shards.common.errors import UserError
+from shards.common.files import read_json
+from shards.detectors import detector_of
+from shards.inspect import image_of
+
+_FLAG = re.compile(r"(?<![\w-])--(\w+)")
+
+
+class _Width(msgspec.Struct):
+    """The field of dataset.json that is read; the dataset.json of a kept detector has no shards."""
+
+    feature_size: int
+
+
+def predictor_of(config: ModelFlags) -> "LazyPredictor":
+    """The predictor with these flags."""
+    return LazyPredictor(regions=config.regions, **config.of_weights)
+
+
+class LazyPredictor:
+    """A run's model with the detector of the regions that it was trained on, both loaded on first use.
+
+    Used by the commands: error messages name flags. For the arguments see Predictor.
+    """
+
+    def __init__(
+        self,
+        run,
+        data=None,
+        regions=None,
+        config: str | None = None,
+        tokenizer: str | None = None,
+        vqa_answers=None,
+        gqa_answers=None,
+        precision: str = "float32",
+        device: str = "auto",
+    ):
+        self.run, self._given = str(run), (config, tokenizer)
+        self._data, self._regions = data and str(data), regions
+        warn_of_other_data(run, self._data)
+        facts = read_config(run) if (Path(run) / CONFIG).exists() else {}
+        own = facts["flags"].get("data") if facts else None
+        # The region shards of a pretraining run: without --data, query_by_id takes images from them.
+        self.pairs = Path(own) if own and data is None and "tasks" not in facts else None
+        self._trained = facts.get("tasks", list(all_tasks()))
+        self.answers = {"vqa": vqa_answers, "gqa": gqa_answers}
+        self.device = choose_device(device, ALONE)
+        self.precision = Precision(precision, self.device)
+
+    @cached_property
+    def data(self) -> Path:
+        """The data folder, for examples and for images given by id."""
+        return Path(choose_data(self.run, self._data))
+
+    @cached_property
+    def regions(self) -> Path:
+        """The folder of the region shards, or of the run's description of its detector (see shards.detectors)."""
+        kept = Path(self.run) / DETECTOR
+        if self._regions or (self._data is None and (kept / "dataset.json").exists()):
+            return Path(self._regions or kept)
+        if self.pairs:
+            return self.pairs
+        images = dict.fromkeys(task.images for name, task in all_tasks().items() if name in self._trained)
+        folders = [region_folder(self.data, name) for name in images]
+        return next((folder for folder in folders if (folder / "dataset.json").exists()), folders[0])
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that the model can predict, see Start.tasks."""
+        return [task.name for task in self.start.tasks]
+
+    @cached_property
+    def detector(self):
+        return detector_of(self.regions, str(self.device.type))
+
+    @cached_property
+    def start(self) -> Start:
+        path = self.regions / "dataset.json"
+        if not path.exists():
+            raise UserError(f"{self.regions}: contains no finished region shards; give some by --regions")
+        return trained_start(self.run, *self._given, read_json(path, _Width)["feature_size"])
+
+    @cached_property
+    def vocabularies(self) -> Vocabularies:
+        """Answer head -> answers, for the heads whose answers are known."""
+        known = dict(self.start.vocabularies)
+        for head, file in self.answers.items():
+            if head in known or head not in self.start.weights.heads:
+                continue
+            data = self._data or own_data(self.run)
+            folders = [task.folder(data) for task in all_tasks().values() if data and task.head == head]
+            file = file or next(filter(None, map(answer_file, folders)), None)
+            if file is not None:
+                known[head] = vocabulary_of_head(file, self.start, head)
+        return known
+
+    @cached_property
+    def model(self) -> TaskModel:
+        model = TaskModel(self.start.sizes, {head: len(answers) for head, answers in self.vocabularies.items()})
+        self.start.load(model)
+        return model.to(self.device, self.precision.weights).eval()
+
+    def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
+        """See Predictor."""
+        if find_task(task).head == "retrieval" and len(images) < 2:
+            raise UserError(f"{task}: ranks images; give two or more")
+        return self.answer(self.query(task, text, *images, boxes=boxes), top)
+
+    def query(self, task: str, text: str, *images, boxes: Sequence[Box] = (), proposals: int = 0) -> Query:
+        """The query about image files, with regions of the detector.
+
+        proposals: number of detected regions that serve as candidates of a task with candidates if no boxes are given.
+        """
+        proposes = not boxes and proposals > 0 and find_task(task).head == "candidates"
+        found = self._asked(task, text, len(images), proposes or bool(boxes))
+        names = [str(image) if isinstance(image, str | Path) else f"image {n}" for n, image in enumerate(images)]
+        pixels, detector = [read_image(image) for image in images], self.detector
+        regions = [detector.detect([image])[0] for image in pixels]
+        samples = list(map(sample_of, names, pixels, regions))
+        if proposes:
+            boxes = regions[0].boxes[:proposals].tolist()
+        candidates = None
+        if boxes:
+            described = detector.describe(pixels[:1], [np.array(boxes, np.float32)])[0]
+            candidates = candidates_of(names[0], pixels[0], described)
+        return Query(found, text, names, pixels, samples, boxes, candidates)
+
+    def query_by_id(self, task: str, text: str, *ids: str, boxes: Sequence[Box] = ()) -> Query:
+        """The query about images of the data folder, with regions from its shards.
+
+        For a pretraining run without a data folder, the images are those of its image-caption pairs. Candidates are
+        matched by position. An image whose file is not found is blank.
+        """
+        found = self._asked(task, text, len(ids), bool(boxes))
+        regions = Regions(self.pairs or region_folder(self.data, found.images))
+        for name in ids:
+            if name not in regions:
+                first = next(iter(regions.numbers))
+                raise UserError(
+                    f"{name}: is neither a file nor the id of an image in {regions.dataset.folder} ({first} is one)"
+                )
+        samples = [regions[name] for name in ids]
+        pixels = [np.asarray(image_of(sample, regions.dataset.folder)[0].convert("RGB")) for sample in samples]
+        candidates = Regions(region_folder(self.data, f"{found.name}_boxes"))[ids[0]] if boxes else None
+        if candidates is not None:
+            candidates.info = {side: candidates.info[side] for side in ("width", "height")}
+        return Query(found, text, list(ids), pixels, samples, boxes, candidates)
+
+    def _asked(self, task: str, text: str, images: int, boxes: bool) -> Task:
+        found = find_task(task)
+        if not self.start.zero_shot:  # attention of pretraining weights needs no head
+            self._check_answers(found)
+        check_query(found, text, images, boxes)
+        return found
+
+    def _check_answers(self, task: Task) -> None:
+        """Raises UserError for a task whose head was not trained or whose answers are not known."""
+        check_trained(self.start, task)
+        if hasattr(task, "vocabulary") and task.head not in self.vocabularies:
+            hint = f"give a file of them in the order of training (--{task.head}_answers)"
+            raise UserError(f"--run {self.run}: the answers of {task.name} are not known; {hint}")
+
+    def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
+        """(model and task, the query as a batch)."""
+        work = TaskPass(self.model, query.task, self.precision, self.start.token(query.task))
+        collator = query.collator(self.start.tokenizer, self.start.sizes)
+        return work, collator(0, np.arange(len(collator.examples))).to(self.device)
+
+    @torch.no_grad()
+    def answer(self, query: Query, top: int = 5) -> Prediction:
+        """The predictions for a query."""
+        self._check_answers(query.task)
+        work, batch = self.batch(query)
+        scores = work.scores(batch).float().cpu()
+        if query.task.head == "retrieval":
+            return ranked(query.task, query.names, scores.softmax(0), top)
+        answers, sample = self.vocabularies.get(query.task.head), query.samples[0]
+        return prediction(query.task, scores[0], top, answers, sample.boxes, query.size, query.boxes)
+
+
+class Predictor(LazyPredictor):
+    """A run's model with the detector of the regions that it was trained on, ready for predictions.
+
+    Loading takes seconds, a prediction less.
+
+    Args:
+        run: run directory of finetune.mt, finetune.st or pretrain.run, or a file of published weights.
+        data: data folder, by default the run's.
+        regions: region shards whose detector is applied to the images, by default the run's detector.
+        config, tokenizer: for published weights: JSON file of the model configuration, and a BERT directory, vocab.txt
+            or hub name.
+        vqa_answers, gqa_answers: for published weights: files of the answers in label order.
+        precision: float32, bf16, fp16 or float64.
+        device: cpu, cuda, or auto.
+
+    Raises:
+        UserError: a file does not exist, cannot be read or does not match the model; the message names the argument.
+    """
+
+    def __init__(
+        self,
+        run,
+        data=None,
+        regions=None,
+        config: str | None = None,
+        tokenizer: str | None = None,
+        vqa_answers=None,
+        gqa_answers=None,
+        precision: str = "float32",
+        device: str = "auto",
+    ):
+        with naming_arguments():
+            super().__init__(run, data, regions, config, tokenizer, vqa_answers, gqa_answers, precision, device)
+            _ = self.detector, self.model
+
+    def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
+        """The most likely answers, boxes, candidates, labels or images.
+
+        Args:
+            task: name of the task, such as vqa; `tasks` lists those that the run was trained on.
+            text: question, expression, caption or statement.
+            images: as many as the task takes: paths, bytes of files, PIL images, or uint8 arrays, RGB (H, W, 3), RGBA
+                (H, W, 4), whose alpha channel is ignored, or greyscale (H, W).
+            boxes: candidate boxes (Visual7W, GuessWhat): x1, y1, x2, y2 in pixels.
+            top: number of choices that are returned, most likely first.
+
+        Raises:
+            UserError: see the class.
+        """
+        with naming_arguments():
+            return super().__call__(task, text, *images, boxes=boxes, top=top)
+
+
+@contextmanager
+def naming_arguments():
+    """Replaces names of flags (--boxes) in error messages by names of arguments (boxes)."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_FLAG.sub(r"\1", str(error))) from None

@@ -1,0 +1,97 @@
+"""The web page of finetune.demo."""
+
+import html
+from pathlib import Path
+
+from finetune.inference.request import IMAGES
+from finetune.pages.demo_backend import CANDIDATES, TOP, DemoBackend
+from finetune.pages.html_page import need
+from shards.common.errors import UserError
+from shards.images.image_files import SUFFIXES
+
+WORDS = {  # head -> (label of the text field, example text)
+    "vqa": ("Question", "How many stars are there?"),
+    "gqa": ("Question", "What color is the star?"),
+    "regions": ("Expression", "the red star on the left"),
+    "candidates": ("Question or dialogue", "Which one is red?"),
+    "retrieval": ("Caption", "a red star and a blue disc"),
+    "nlvr2": ("Statement about two images", "There are more stars on the left."),
+    "entailment": ("Statement", "There is a star."),
+}
+STYLE = "iframe.attention { width: 100%; height: 56rem; border: 0; border-radius: .5rem; }"
+
+
+def build(desk: DemoBackend):
+    """The gradio page."""
+    try:
+        import gradio
+    except ImportError as error:
+        raise need("demo", "gradio", error) from None
+
+    def with_errors(function):
+        """Wraps a function so that a UserError is shown as a message on the page."""
+
+        def call(*values):
+            try:
+                return function(*values)
+            except UserError as error:
+                raise gradio.Error(str(error), print_exception=False) from None
+
+        return call
+
+    def labels(task):
+        """(label of the text field, example text, label of the image field)."""
+        label, instance = WORDS.get(task.head, ("Text", ""))
+        images = "two images, the left one first" if task.name in IMAGES else "an image"
+        if task.head == "retrieval":
+            images = f"two or more images; without any, {len(desk.pool(task))} images of the data are ranked"
+        return label, instance, f"Images: {images}"
+
+    def choose(title):
+        task = desk.tasks[title]
+        label, instance, images = labels(task)
+        return (
+            gradio.update(label=label, placeholder=instance, value=""),
+            gradio.update(label=images, value=None),
+            gradio.update(visible=task.head == "candidates", value=""),
+        )
+
+    def preview(files):
+        return [(desk.uploads.read(file)[0], Path(file).name) for file in files or ()]
+
+    def ask(title, text, files, boxes):
+        answer = desk.ask(title, text, files, boxes)
+        confidence = dict(zip(answer.prediction.choices, answer.prediction.confidence, strict=True))
+        frame = f'<iframe class="attention" sandbox="allow-scripts" srcdoc="{html.escape(answer.attention)}"></iframe>'
+        ranking = gradio.update(value=answer.ranking, visible=bool(answer.ranking))
+        return confidence, answer.shown, ranking, f"{answer.seconds:.2f} s", frame
+
+    first = next(iter(desk.tasks.values()))
+    label, instance, images = labels(first)
+    candidates = f"Candidates: x1,y1,x2,y2; ... in pixels (empty: {CANDIDATES} detected regions)"
+    kinds = [f".{suffix}" for suffix in SUFFIXES]
+    with gradio.Blocks(title=desk.predictor.run, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gradio.Markdown(f"## Ask `{desk.predictor.run}`")
+        with gradio.Row():
+            with gradio.Column():
+                task = gradio.Dropdown(list(desk.tasks), value=first.title, label="Task", elem_id="task")
+                text = gradio.Textbox(label=label, placeholder=instance, elem_id="text")
+                files = gradio.File(label=images, file_count="multiple", file_types=kinds, height=140, elem_id="files")
+                boxes = gradio.Textbox(label=candidates, visible=first.head == "candidates", elem_id="boxes")
+                with gradio.Row():
+                    example = gradio.Button("An example", elem_id="example")
+                    go = gradio.Button("Ask", variant="primary", elem_id="ask")
+                seen = gradio.Gallery(label="Images", columns=2, height=320, object_fit="contain", elem_id="seen")
+            with gradio.Column():
+                answer = gradio.Label(label="Answer", num_top_classes=TOP, elem_id="answer")
+                shown = gradio.Image(label="Where", height=320, buttons=["fullscreen"], elem_id="shown")
+                ranking = gradio.Gallery(label="Ranking", columns=3, visible=False, elem_id="ranking")
+                took = gradio.Markdown(elem_id="took")
+        attention = gradio.HTML(elem_id="attention")
+        one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
+        task.change(choose, task, [text, files, boxes], **one_at_a_time)
+        files.change(with_errors(preview), files, seen, **one_at_a_time)
+        example.click(with_errors(desk.example), task, [text, files, boxes], **one_at_a_time)
+        inputs, outputs = [task, text, files, boxes], [answer, shown, ranking, took, attention]
+        gradio.on([go.click, text.submit], with_errors(ask), inputs, outputs, **one_at_a_time)
+    return page
