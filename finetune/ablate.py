@@ -18,10 +18,9 @@ from finetune.decontamination.manifest import NOT_CLEANED, is_cleaned
 from finetune.evaluation.bootstrap import bootstrap_means, interval_of
 from finetune.evaluation.paper_results import paper_row
 from finetune.evaluation.scores import load_values, mean_row, ranking_note, render_rows
-from finetune.mt import VALUES
 from finetune.reporting.ablation_suites import PAPER_TABLES, SUITES, Row
 from finetune.run_dirs.init_weights import PRETRAINING
-from finetune.run_dirs.result_files import MultiResult
+from finetune.run_dirs.result_files import VALUES, MultiResult
 from pretrain.config import FREE_FLAGS as PRETRAINING_FREE_FLAGS
 from pretrain.config import PRECISIONS, PretrainConfig
 from pretrain.engine.checkpoint import newest_checkpoint

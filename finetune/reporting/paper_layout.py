@@ -12,9 +12,9 @@ from finetune.decontamination.manifest import NOT_CLEANED
 from finetune.evaluation.bootstrap import bootstrap_means, interval_of
 from finetune.evaluation.paper_results import paper_row, paper_table
 from finetune.evaluation.scores import COLUMNS, RANKED_IMAGES, load_values, mean_row
-from finetune.mt import VALUES
 from finetune.reporting.ablation_suites import PAPER_TABLES, SUITES
 from finetune.run_dirs.finished_runs import MULTI, SINGLE, Run
+from finetune.run_dirs.result_files import VALUES
 from finetune.task_types.base import Task
 from finetune.tasks import all_tasks, find_task, paper_tasks
 from pretrain.config import PretrainConfig

@@ -2,6 +2,7 @@
 
 import msgspec
 
+VALUES = "values.npz"  # per-example scores of the last validation, by task
 Interval = tuple[float, float]
 
 

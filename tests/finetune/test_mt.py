@@ -15,8 +15,8 @@ import torch
 from launching import finish, lines_of, run_ranks, start_ranks, weights_of
 
 from finetune.data.task_batches import Order
-from finetune.mt import task_tokens
 from finetune.tasks import choose_tasks, paper_tasks
+from finetune.training.multi_task_setup import task_tokens
 from pretrain.data.batch_schedule import Plan
 from pretrain.engine.checkpoint import newest_checkpoint
 from pretrain.engine.step import Engine
@@ -358,7 +358,7 @@ def test_another_regime_is_another_run(mt, run_command, tmp_path, monkeypatch):
     status, _, err = run_command("finetune.mt", *resume, "--regime", "round_robin")
     assert status == 2 and "--regime round_robin: the run in" in err and "has dsg" in err
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    monkeypatch.setattr("finetune.data.task_data.open_data", None)  # nothing is read again
+    monkeypatch.setattr("finetune.training.multi_task_setup.open_data", None)  # nothing is read again
     status, out, _ = run_command("finetune.mt", *resume)
     assert status == 0 and "this run is already finished" in out and "MT score" in out and "the paper, test" in out
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
