@@ -25,7 +25,8 @@ import numpy as np
 
 from shards.common.cli import command, flag
 from shards.common.files import whole_file
-from shards.convert import ConvertConfig, convert
+from shards.config import ConvertConfig
+from shards.creation.conversion import convert
 from shards.importers import open_source
 from shards.storage.dataset import open_dataset
 from shards.storage.reader import RegionReader

@@ -28,7 +28,7 @@ from shards.detection.x152.box_operations import overlapping_pairs, suppress
 from shards.detection.x152.detector import CLASS_OVERLAP
 from shards.detection.x152.network import Network
 from shards.detectors import make_detector
-from shards.extract import ExtractConfig
+from shards.config import ExtractConfig
 
 
 @dataclass

@@ -7,6 +7,7 @@ DIR is that of benchmarks/proposals.py. Poisson regression: each annotated box c
 most, and the logarithm of a candidate's expected count is linear in its measurements.
 """
 
+from shards.common.box_iou import iou
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Config:
 def nearest_counts(boxes: np.ndarray) -> np.ndarray:
     """Number of boxes (n, 4), relative to the image size, whose nearest candidate is each candidate."""
     candidates = handcrafted.candidate_boxes()
-    return np.bincount(handcrafted.iou(boxes, candidates).argmax(1), minlength=len(candidates))
+    return np.bincount(iou(boxes, candidates).argmax(1), minlength=len(candidates))
 
 
 def fit(images: list[Annotated]) -> tuple[float, np.ndarray]:

@@ -7,6 +7,7 @@ of several sizes, and as many random boxes. DIR holds photographs of Flickr8k, f
 Flickr30k Entities of them, entities-SPLIT.tar.gz, with boxes in Annotations/KEY.xml.
 """
 
+from shards.common.box_iou import iou
 import sys
 import tarfile
 import time
@@ -120,7 +121,7 @@ def random_boxes(image: np.ndarray, limit: int) -> np.ndarray:
 def best_overlaps(images: list[Annotated], propose: Callable[[np.ndarray, int], np.ndarray], limit: int) -> np.ndarray:
     """The largest IoU of each annotated box with `limit` proposed boxes, over all images."""
     return np.concatenate(
-        [handcrafted.iou(one.boxes, propose(one.image, limit) / _size(one.image)).max(1, initial=0) for one in images]
+        [iou(one.boxes, propose(one.image, limit) / _size(one.image)).max(1, initial=0) for one in images]
     )
 
 

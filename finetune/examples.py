@@ -29,7 +29,7 @@ from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.common.files import whole_file
 from shards.common.folder_lock import locked_folder
-from shards.inspect import image_of
+from shards.images.source_image import image_of
 
 RIGHT = 0.5  # a prediction with a higher score counts as correct
 TOP = 5  # predictions per example on the page

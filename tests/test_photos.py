@@ -31,7 +31,7 @@ from finetune.tasks import all_tasks
 from pretrain.config import PretrainConfig
 from shards.common.cli import build
 from shards.common.errors import UserError
-from shards.extract import ExtractConfig
+from shards.config import ExtractConfig
 from shards.storage.sample import Sample
 
 ROOT = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ def test_the_shards_floor_imports_torch_for_networks_alone():
         if path.is_relative_to(ROOT / "shards") and "torch" in imported(path)
     }
     networks = {"detection/batched.py", "detectors/backbone.py", "detectors/transformers_model.py"}
-    networks |= {"parsing/tensor_files.py", "parsing/torch_save.py"}
+    networks |= {"parsing/tensor_files.py", "parsing/torch_save.py", "common/device.py"}
     assert {user for user in users if not user.startswith(("detection/x152/", "detection/backbone/"))} == networks | {
         "common/fp16.py"
     }

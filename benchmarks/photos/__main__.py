@@ -16,16 +16,7 @@ from benchmarks.photos import measure, table
 from benchmarks.photos.data import Folder, make_data
 from benchmarks.photos.linear_baseline import linear_retrieval
 from benchmarks.photos.recipe import DEFAULT_RECIPE, Recipe, read_recipe
-from benchmarks.photos.runs import (
-    ABLATIONS,
-    MAIN_ROWS,
-    RETRIEVAL,
-    ROWS,
-    TASKS,
-    Plan,
-    Scored,
-    check_made_with,
-)
+from benchmarks.photos.runs import ABLATIONS, MAIN_ROWS, RETRIEVAL, ROWS, TASKS, Plan, Scored, check_made_with
 from benchmarks.photos.scoring import SPLIT, Scores, blind_retrieval, load_scores, score_run, scores_file
 from benchmarks.training_runs import complete
 from finetune.ablate import Processes
@@ -35,7 +26,8 @@ from shards.common.cli import REQUIRED, build, command, flag
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.common.files import whole_file
-from shards.extract import ExtractConfig, extract
+from shards.config import ExtractConfig
+from shards.creation.extraction import extract
 from shards.storage.index import saved_index
 from shards.storage.skip_log import is_done
 

@@ -30,7 +30,7 @@ from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.common.files import read_json
 from shards.detectors import detector_of
-from shards.inspect import image_of
+from shards.images.source_image import image_of
 
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
 

@@ -9,7 +9,7 @@ from PIL import ImageDraw
 from finetune.data.regions import Regions
 from finetune.pages.html_page import escape, picture, write_page
 from finetune.task_types.base import Box
-from shards.inspect import image_of
+from shards.images.source_image import image_of
 
 WIDTH = 480  # pixels of a picture on the page
 RIGHT, CHOSEN = "#0072b2", "#d55e00"  # blue and vermilion, distinguishable for colour-blind readers

@@ -23,7 +23,7 @@ from finetune.pages.attention_page import explained_page
 from finetune.task_types.base import Box, Example, Task
 from finetune.tasks import find_task
 from shards.common.errors import UserError
-from shards.inspect import source_of
+from shards.images.source_image import source_of
 
 CANDIDATES = 8  # detected regions that serve as candidates if no boxes are given
 TOP = 5  # predictions that are shown

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards.common.device import choose_device as choose_device
 from shards.common.dist_info import HINT, RENDEZVOUS, Ranks, launched
 from shards.common.errors import ErrorOnAnotherRank, UserError
-from shards.detection.batched import choose_device as choose_device  # re-exported
 
 T = TypeVar("T")
 CPU = torch.device("cpu")

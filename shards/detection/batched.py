@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.common.dist_info import Ranks, launched
+from shards.common.device import choose_device
+from shards.common.dist_info import launched
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.detection.base import Detector, Found
-from shards.importing.image_features import kept_classes, likeliest
+from shards.storage.class_distribution import kept_classes, likeliest
 
 FILE = "detector.json"
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -114,15 +115,3 @@ def read_class_names(path: str | None, classes: int) -> list[str] | None:
     if len(names) not in (classes, classes - 1):
         raise UserError(f"--class_names {path}: has {len(names)} names, but the detector has {classes} classes")
     return ["background", *names][-classes:]
-
-
-def choose_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of this rank: the CPU, or the GPU with its local rank."""
-    found = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    if name == "cuda" and not found:
-        raise UserError("--device cuda: no GPU available to torch; use --device cpu")
-    if not found:
-        return torch.device("cpu")
-    if ranks.local >= found:
-        raise UserError(f"this machine has {found} GPUs, fewer than ranks; use --nproc-per-node {found}")
-    return torch.device("cuda", ranks.local)

@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from shards.common.box_iou import areas, iou
+
 WORK_PIXELS = 256 * 256  # maximum image size for finding outlines
 EDGE_STEPS = (12, 24)  # edge thresholds: differences between neighbouring pixels, of 255
 LEAST_SIDE = 0.05  # minimum side of the box of an outline, relative to the image; smaller ones are noise
@@ -120,11 +122,11 @@ def _outlines(image: np.ndarray, limit: int) -> np.ndarray:
         frames = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], 1).clip(0, [*size, *size])
         table = _integral(mask[..., None])
         inside, both = (_sums(table, _corners(x, mask.shape[1]))[:, 0] for x in (boxes, frames))
-        around = (both - inside) / np.maximum(_areas(frames) - _areas(boxes), 1)
+        around = (both - inside) / np.maximum(areas(frames) - areas(boxes), 1)
         isolated = (around <= EDGES_AROUND) & (inside > OUTLINE * 2 * sides.sum(1))
         found.append(boxes[isolated] + [1, 1, 0, 0])  # the edge of an object is at the pixel before its first one
     boxes = np.concatenate(found)
-    boxes = boxes[np.argsort(-_areas(boxes), kind="stable")]
+    boxes = boxes[np.argsort(-areas(boxes), kind="stable")]
     return boxes[_distinct(boxes, SAME, limit)] / [*size, *size]
 
 
@@ -187,11 +189,11 @@ def _candidates() -> _Candidates:
     return _Candidates(
         boxes,
         _corners(cells, CELLS),
-        _areas(cells)[:, None],
+        areas(cells)[:, None],
         _corners(frames, CELLS),
-        _areas(frames)[:, None],
+        areas(frames)[:, None],
         np.stack([_corners(band, CELLS) for band in bands], 1),
-        np.stack([_areas(band) for band in bands])[..., None],
+        np.stack([areas(band) for band in bands])[..., None],
         np.stack([x1 > 0, x2 < CELLS, y1 > 0, y2 < CELLS])[..., None],
         np.stack([cx**2, cy, w, h, w**2, h**2, w * h], 1),
         *_neighbours(boxes),
@@ -274,10 +276,6 @@ def _choose(candidates: _Candidates, rates: np.ndarray, limit: int) -> tuple[np.
     return np.array(chosen, int), np.array(gains)
 
 
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
 def _integral(image: np.ndarray) -> np.ndarray:
     """Integral image, float64 (H + 1, W + 1, C): sums of all pixels above and to the left."""
     table = np.zeros((image.shape[0] + 1, image.shape[1] + 1, image.shape[2]))
@@ -309,14 +307,6 @@ def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     upper = flat.take(first, 0) * (1 - fx) + flat.take(first + 1, 0) * fx
     lower = flat.take(first + width, 0) * (1 - fx) + flat.take(first + width + 1, 0) * fx
     return upper * (1 - fy) + lower * fy
-
-
-def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU (n, m) of boxes (n, 4) and (m, 4)."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = (high - low).clip(0).prod(2)
-    return shared / np.maximum(_areas(boxes)[:, None] + _areas(others)[None] - shared, 1e-9)
 
 
 def _distinct(boxes: np.ndarray, overlap: float, limit: int) -> np.ndarray:
@@ -387,7 +377,7 @@ def _crop(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     y = boxes[:, 1, None] + (boxes[:, 3] - boxes[:, 1])[:, None] * steps
     corners = _at(table, y[:, :, None], x[:, None, :])
     sums = corners[:, 1:, 1:] - corners[:, :-1, 1:] - corners[:, 1:, :-1] + corners[:, :-1, :-1]
-    return sums / (_areas(boxes) / CROP**2)[:, None, None, None]
+    return sums / (areas(boxes) / CROP**2)[:, None, None, None]
 
 
 def _spread(values: np.ndarray) -> np.ndarray:

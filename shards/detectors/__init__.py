@@ -9,6 +9,7 @@ from pathlib import Path
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.common.model_hub import HUB_NAME
+from shards.config import ExtractConfig
 from shards.detection.base import Detector
 from shards.storage.dataset import UNFINISHED
 
@@ -89,8 +90,6 @@ def detector_of(folder: Path, device: str) -> Detector:
     Args:
         device: cpu or cuda.
     """
-    from shards.extract import ExtractConfig  # a circular import at module level
-
     path = Path(folder) / "dataset.json"
     if (Path(folder) / UNFINISHED).exists() or not path.exists():
         raise UserError(f"{folder}: contains no finished region shards, whose detector is needed")

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shards.common.box_iou import iou
 from shards.common.errors import UserError
 from shards.common.model_hub import only_local, unreachable
 from shards.detection.base import refuse_flags
 from shards.detection.batched import BatchedDetector, Described, read_class_names
-from shards.detection.handcrafted import iou
 
 NEAR = 1e-6  # minimum of 1 - IoU and of objectness, to avoid divisions by 0
 REGIONS = 100  # default maximum number of regions per image

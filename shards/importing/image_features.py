@@ -9,12 +9,12 @@ from shards.common.errors import UserError
 from shards.common.fp16 import to_half
 from shards.common.image_id import image_id
 from shards.common.untrusted_input import LARGEST_SIDE, shown
+from shards.storage.class_distribution import kept_classes, likeliest
 from shards.storage.sample import Sample
 from shards.storage.writer import check_sample, safe_key
 
 NUM_CLASSES = 1601  # Visual Genome's 1600 objects; class 0 is the background, object i is class i + 1
 LONGEST_ID = 1000  # characters; every id in an index takes as much memory as the longest one
-KEPT_MASS = 0.99  # mean probability mass of the stored classes
 SUM_ERROR = 0.01  # tolerance of the sum of a class distribution, over ten times the error of rounding to float16
 
 
@@ -71,20 +71,6 @@ def _kind(image: Features) -> tuple[int, int | None, bool]:
     """Feature size, number of classes, and whether there are objects."""
     classes = None if image.distribution is None else image.distribution.shape[-1]
     return image.features.shape[-1], classes, image.objects is not None
-
-
-def kept_classes(distributions: np.ndarray) -> int:
-    """The number of most probable classes with 99% of the mass of distributions (n, classes), on average."""
-    mass = np.sort(distributions.astype(np.float64), 1)[:, ::-1].cumsum(1).mean(0)
-    return int(np.searchsorted(mass, KEPT_MASS * mass[-1])) + 1
-
-
-def likeliest(distributions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, probabilities), (n, count) each, of the most probable classes of distributions (n, classes), in order."""
-    ids = np.argpartition(-distributions, min(count, distributions.shape[1] - 1), 1)[:, :count]
-    kept = np.take_along_axis(distributions, ids, 1)
-    order = np.argsort(-kept, 1, kind="stable")
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(kept, order, 1)
 
 
 def sample_of(image: Features, shape: Shape, source: str) -> Sample:

@@ -12,9 +12,10 @@ from shards.common.cli import flag
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.common.folder_lock import LOCK, locked_folder
+from shards.config import ExtractConfig
+from shards.creation.extraction import extract
 from shards.detectors import check_version
 from shards.detectors.pixels import PixelDetector
-from shards.extract import ExtractConfig, extract
 from shards.storage.dataset import UNFINISHED
 from shards.world.pools import draw_all
 from shards.world.tasks import TASK_REGIONS, TaskSizes, pairs_pictures, write_captions, write_tasks

@@ -21,8 +21,6 @@ import transformers.models.bert  # noqa: F401  takes seconds, which children the
 from data_sets import make_dataset
 from safetensors.torch import load_file, save_file
 
-import shards.convert
-import shards.inspect
 from finetune.annotations.answers import read_vocabulary
 from finetune.decontamination.manifest import read_cleaned
 from finetune.run_dirs.finished_runs import find_runs
@@ -32,6 +30,8 @@ from pretrain.engine.checkpoint import best_checkpoint, read_facts
 from pretrain.pretrained.load_model import load
 from pretrain.tokenizer.tokenizer import load_bert_tokenizer
 from shards.common.errors import UserError
+from shards.config import ConvertConfig
+from shards.creation import conversion
 from shards.detection.visual_words import fit_words, load_words
 from shards.images.given_box_files import read_given_boxes
 from shards.storage.dataset import open_dataset, read_captions
@@ -136,11 +136,11 @@ def _in_this_process(function, tasks, processes, total, unit, done=0):
 def convert(folder: Path) -> int:
     """shards.convert with its flag for bad rows, and without."""
     source = next(iter(folder.glob("x.*")), folder)
-    shards.convert.run_tasks, shards.convert.advance = _in_this_process, lambda amount=1: None
+    conversion.run_tasks, conversion.advance = _in_this_process, lambda amount=1: None
     status = 0
     for on_bad_row in ("stop", "skip"):
-        config = shards.convert.ConvertConfig((str(source),), str(folder / f"out-{on_bad_row}"), on_bad_row=on_bad_row)
-        status |= _sentence(lambda config=config: shards.convert.convert(config))
+        config = ConvertConfig((str(source),), str(folder / f"out-{on_bad_row}"), on_bad_row=on_bad_row)
+        status |= _sentence(lambda config=config: conversion.convert(config))
     return status
 
 

@@ -20,8 +20,9 @@ from shards.common.errors import UserError
 from shards.common.image_id import image_id
 from shards.common.model_hub import PATIENCE, _answers
 from shards.detectors import detector_of
-from shards.inspect import image_of, overlapping, source_of
+from shards.images.source_image import image_of, source_of
 from shards.storage.dataset import open_dataset, read_captions
+from shards.storage.describe_dataset import overlapping
 from shards.storage.reader import RegionReader
 from shards.storage.sample import Sample
 from shards.world.scenes import draw_scene, make_scene

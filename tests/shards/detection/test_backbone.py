@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from shards.common.errors import UserError
+from shards.config import ExtractConfig
 from shards.detection.backbone import Preprocessing, grid_boxes, load_backbone, roi_align
 from shards.detection.backbone.preprocessing import of_processor, settings_of
 from shards.detectors import detector_of, make_detector
-from shards.extract import ExtractConfig
+from shards.images.draw_regions import _class_of
 from shards.images.image_files import decode_image
-from shards.inspect import _class_of
 from shards.storage.dataset import open_dataset
 from shards.storage.reader import RegionReader
 from shards.storage.sample import Sample

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.common.box_iou import iou
 from shards.common.errors import UserError
 from shards.detection import handcrafted
 from shards.world import REGIONS
@@ -79,7 +80,7 @@ def test_photographs(benchmark, real_data):
     overlapping = []
     for one in images[:50]:
         regions = handcrafted.detect(one.image)[0]
-        overlapping.append((handcrafted.iou(regions, regions) >= 0.4).sum(1).mean() - 1)
+        overlapping.append((iou(regions, regions) >= 0.4).sum(1).mean() - 1)
     assert 1 < np.mean(overlapping) < 1.5
 
 
@@ -89,7 +90,7 @@ def test_boxes_are_chosen_that_cover_most_of_what_is_left():
     rates = rng.gamma(0.05, size=len(candidates.boxes))
     chosen, gains = handcrafted._choose(candidates, rates, 12)
     low, high = handcrafted.COVERED
-    covers = ((handcrafted.iou(candidates.boxes, candidates.boxes) - low) / (high - low)).clip(0, 1)
+    covers = ((iou(candidates.boxes, candidates.boxes) - low) / (high - low)).clip(0, 1)
     left, possible = rates.copy(), np.ones(len(rates), bool)
     for number, gain in zip(chosen, gains, strict=True):
         values = np.where(possible, covers @ left, -1)

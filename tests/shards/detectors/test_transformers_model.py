@@ -14,9 +14,9 @@ from transformers import (
     YolosImageProcessor,
 )
 
+from shards.config import ExtractConfig
 from shards.detectors import make_detector
 from shards.detectors.transformers_model import query_weights
-from shards.extract import ExtractConfig
 from shards.storage.dataset import open_dataset
 from shards.storage.reader import RegionReader
 

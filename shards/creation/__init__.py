@@ -1,0 +1,1 @@
+"""Creates region shards: extraction from images, conversion of features made by other programs."""

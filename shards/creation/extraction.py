@@ -1,0 +1,161 @@
+"""Extracts regions of images to region shards, on several ranks and in several processes."""
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from shards.common.dist_info import ALONE, Ranks, launch_name
+from shards.common.errors import UserError
+from shards.common.files import printable
+from shards.common.folder_lock import locked_folder, owner_of
+from shards.common.image_id import is_image
+from shards.common.process_pool import run_tasks
+from shards.config import ExtractConfig
+from shards.creation.extract_shard import ShardJob, extract_in_batches, extract_shard
+from shards.detection.base import Detector
+from shards.detectors import absolute_path, make_detector
+from shards.detectors.pixels import REGIONS
+from shards.images.caption_files import read_caption_file, with_captions
+from shards.images.given_box_files import read_given_boxes
+from shards.images.image_files import BadImage, Part, decode_image, find_parts, read_records
+from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
+from shards.storage.index import saved_index
+from shards.storage.skip_log import is_done, list_skipped, noted
+
+PAUSE = 0.5  # seconds between checks of the progress of other ranks
+
+
+def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
+    """Extracts regions; shards finished by an earlier run are kept, and several ranks divide the shards.
+
+    Returns:
+        The data set, on the first rank; None on others that have extracted shards.
+    """
+    parts = find_parts(config.images, config.per_shard)
+    if os.path.isdir(config.images) and is_image(parts[0].files[0]) and (tars := [*Path(config.images).glob("*.tar")]):
+        ranks.log(f"{config.images}: {len(tars)} .tar files are ignored, because the folder contains images")
+    if config.captions:
+        captions = read_caption_file(config.captions, config.captions_split)
+        parts, counts = with_captions(parts, captions, config.per_shard)
+        ranks.log(f"--captions {config.captions}: {counts}")
+    elif config.captions_split:
+        raise UserError(f"--captions_split {config.captions_split}: needs a Karpathy file; set --captions")
+    detector = make_detector(config)
+    with _locked_for_all(Path(config.out), ranks):
+        return _extract(config, parts, detector, ranks)
+
+
+@contextlib.contextmanager
+def _locked_for_all(out: Path, ranks: Ranks) -> Iterator[None]:
+    """Context manager that locks a folder for these ranks. The first rank takes the lock; the others wait for it."""
+    if ranks.first:
+        with locked_folder(out, "shards.extract"):
+            yield
+        return
+    _wait(lambda: owner_of(out).get("launch") == launch_name() or (out / "dataset.json").exists())
+    yield
+
+
+def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks: Ranks) -> Dataset | None:
+    out, total = Path(config.out), sum(part.count for part in parts)
+    plan = _plan(config, parts, detector)
+    if ranks.first:
+        begin_dataset(out, plan)
+    if (out / "dataset.json").exists():
+        dataset = open_dataset(str(out))
+        ranks.log(f"{out}: is already complete, {len(dataset)} images; nothing to do")
+        return dataset
+    if ranks.first and not detector.load(out):
+        detector.fit(_some_images(parts, detector.sample), out)
+    _wait(lambda: detector.load(out))
+    tasks = [ShardJob(part, str(out / f"regions-{number:05d}.tar"), config) for number, part in enumerate(parts)]
+    done = sum(task.part.count for task in tasks if is_done(task.path))
+    if done:
+        ranks.log(f"{done} of {total} images are already extracted")
+    mine = [task for task in tasks[ranks.rank :: ranks.count] if not is_done(task.path)]
+    if detector.per_image:
+        for _ in run_tasks(extract_shard, mine, config.processes, total, "images", done):
+            pass
+    else:
+        extract_in_batches(mine, detector, total if ranks.count == 1 else sum(task.part.count for task in mine))
+    if not ranks.first:
+        return None
+    _wait(lambda: all(is_done(task.path) for task in tasks))
+    return _finish(out, tasks, detector, plan)
+
+
+def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
+    """The settings and inputs that determine the result of an extraction."""
+    plan = {
+        "command": "shards.extract",
+        "images": [
+            [printable(os.path.abspath(name)) for name in (part.files[0], part.files[-1])] + [part.count]
+            for part in parts
+        ],
+        "regions": config.regions or (REGIONS if config.detector == "pixels" else None),
+        "boxes": config.boxes and os.path.abspath(config.boxes),
+        "words": config.words,
+        "words_file": config.words_file and os.path.abspath(config.words_file),
+        "seed": config.seed,
+    }
+    if config.captions:
+        plan["captions"] = [os.path.abspath(config.captions), config.captions_split]
+    if config.detector != "pixels":
+        names = ("detector", "weights", "detector_config", "class_names", "precision")
+        plan |= {name: absolute_path(getattr(config, name)) for name in names}
+    names = ("proposals", "grid", "short_side")
+    plan |= {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    if detector.fingerprint:
+        plan["fingerprint"] = detector.fingerprint
+    if detector.version > 1:
+        plan["detector_version"] = detector.version
+    return plan
+
+
+def _wait(ready: Callable[[], bool]) -> None:
+    """Waits for another rank; if a rank fails, torchrun ends all of them."""
+    while not ready():
+        time.sleep(PAUSE)
+
+
+def _some_images(parts: list[Part], count: int) -> Iterator[np.ndarray]:
+    """Decoded images spread over the whole input."""
+    chosen = parts[:: max(1, len(parts) // 40)]
+    per_part = -(-count // len(chosen))
+    for part in chosen:
+        step = max(1, part.count // per_part)
+        for record in itertools.islice(read_records(part), 0, None, step):
+            with contextlib.suppress(BadImage):
+                yield decode_image(record.data)
+
+
+def _finish(out: Path, tasks: list[ShardJob], detector: Detector, plan: dict) -> Dataset:
+    made = [task.path for task in tasks]
+    skipped, paths = noted(made), [path for path in made if len(saved_index(path))]
+    bad_images = sum("id" in line for line in skipped)
+    if not paths:
+        if plan["boxes"]:
+            raise UserError(f"{plan['images'][0][0]}: {plan['boxes']} has boxes for none of the images")
+        raise UserError(f"{plan['images'][0][0]}: none of the images can be decoded")
+    names = {"class_names": detector.class_names} if detector.class_names else {}
+    dataset = finish_dataset(
+        out,
+        paths,
+        detector=detector.name,
+        num_classes=detector.num_classes,
+        extra={"plan": plan, "skipped": len(skipped)} | names,
+    )
+    if plan["boxes"] and len(dataset) + bad_images < len(read_given_boxes(plan["boxes"])):
+        given = len(read_given_boxes(plan["boxes"]))
+        print(f"{plan['boxes']}: {given - len(dataset) - bad_images} of its {given} images were not found")
+    flat = sum(given.flat for given in read_given_boxes(plan["boxes"]).values()) if plan["boxes"] else 0
+    if flat:
+        print(f"{plan['boxes']}: {flat} boxes without area, which are enlarged to a width or height of one pixel")
+    skips = list_skipped(out, made, skipped, "source")
+    print(f"{out}: {len(dataset)} images, {dataset.count_of_captions}, in {len(paths)} shards{skips}")
+    return dataset
