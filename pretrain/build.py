@@ -17,6 +17,7 @@ from pretrain.data.caption_pairs import MisalignedCaptions
 from pretrain.data.collate import Collator, Limits
 from pretrain.data.dataloader import Places
 from pretrain.data.pair_batches import Pairs, ValidationBatches, open_pairs, training_steps
+from pretrain.engine.checkpoint import best_checkpoint
 from pretrain.engine.distributed import DIFFERENT_DATA, on_every_rank, on_first, same_everywhere
 from pretrain.engine.optimizer import make_optimizer
 from pretrain.engine.run_dir import CONFIG, DETECTOR, check_flags, clear_run, read_config, stored_form
@@ -36,6 +37,7 @@ from shards.common.errors import UserError
 from shards.common.files import write_json
 from shards.detectors import keep_detector
 from shards.storage.dataset import Dataset, fingerprint
+from shards.world import DEFAULT_WORLD, complete_world, is_world, pairs_folder
 
 BETAS, EPSILON = (0.9, 0.98), 1e-8
 FROM_BERT = "from_bert"  # key of config.json: the names of the parameters initialised from --bert
@@ -353,3 +355,25 @@ def _describe(job: Job, vocabulary_size: int) -> None:
         log(f"{plan.batch_size} pairs per step: {job.ranks.count} ranks x {plan.accumulate} accumulation steps")
     if plan.first_step:
         log(f"resuming after step {plan.first_step}")
+
+
+def region_shards(data: str | None) -> str:
+    """The region shards to train on; without --data, those of the miniature world, which is created if missing."""
+    if data is None:
+        complete_world(DEFAULT_WORLD, tasks=False)
+    data = data or DEFAULT_WORLD
+    return str(pairs_folder(data)) if is_world(data) else data
+
+
+def result(job: Job, scores: dict, seconds: float) -> dict:
+    """The content of result.json. seconds: wall time of the process that finished the run."""
+    return {
+        "steps": job.plan.total_steps,
+        "epochs": job.config.epochs or round(job.plan.total_steps / job.plan.steps_per_epoch, 3),
+        "pairs": len(job.pairs.training),
+        "validation": scores,
+        "skipped_steps": job.engine.skipped.count,
+        "bad_samples": job.bad_samples,
+        "best_checkpoint": best_checkpoint(job.config.out).name,
+        "seconds": round(seconds, 1),
+    }

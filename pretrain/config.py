@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from pretrain.engine.optimizer import OPTIMIZERS
 from pretrain.objective.pretraining_loss import NEGATIVES, REGION_TARGETS
-from shards.common.cli import flag
+from shards.common.cli import REQUIRED, flag
 from shards.common.errors import UserError
 from shards.world import DEFAULT_WORLD
 
+FORMS = ("run", "published")
 CAPTIONS_PER_IMAGE = ("all", "one")
 RESIDUALS = ("float32", "precision")
 PRECISIONS = ("float32", "bf16", "fp16", "float64")
@@ -112,3 +113,31 @@ FREE_FLAGS = {
     *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "cuda_graph"),
     *("on_bad_shard", "log_every", "save_minutes"),
 }
+
+
+def check_contrastive(config: PretrainConfig) -> None:
+    """Raises UserError for flags that require, or are incompatible with, a contrastive loss."""
+    if config.negatives == "hard" and not config.contrastive:
+        raise UserError("--negatives hard: requires the contrastive loss; set its weight, for example --contrastive 1")
+    for name in ("compile", "cuda_graph"):
+        if config.contrastive and getattr(config, name):
+            raise UserError(f"--contrastive {config.contrastive:g}: cannot be combined with --{name} true; remove one")
+
+
+@dataclass
+class ConvertConfig:
+    """Flags of pretrain.convert."""
+
+    source: str = flag(REQUIRED, "published weights, or a run directory", first=True)
+    out: str = flag(REQUIRED, "new run directory, or (--to published) output file, .bin or .safetensors", written=True)
+    to: str = flag("run", "output format", choices=FORMS)
+    config: str | None = flag(
+        None,
+        "model configuration of published weights: a JSON file, base or tiny",
+        unset="the JSON file next to the weights, or base",
+    )
+    tokenizer: str | None = flag(
+        None,
+        "tokenizer of published weights: directory of a BERT, vocab.txt, or a hub name",
+        unset="the tokenizer next to the weights, or bert-base-uncased",
+    )

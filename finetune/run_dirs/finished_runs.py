@@ -8,8 +8,8 @@ from finetune.decontamination.manifest import is_cleaned
 from finetune.run_dirs.result_files import KeptScores, MultiResult, SingleResult
 from finetune.run_dirs.run_data_folder import kept_scores
 from pretrain.engine.metrics_logger import read_metrics
+from pretrain.engine.result_file import Result as PretrainingResult
 from pretrain.engine.run_dir import CONFIG, RESULT, existing_runs, read_config
-from pretrain.run import Result as PretrainingResult
 from shards.common.errors import UserError
 from shards.common.files import files_below, read_json
 
