@@ -257,3 +257,18 @@ class ModelFlags(WeightsFlags):
     regions: str | None = flag(
         None, "region shards whose detector is applied to image files", unset="the run's detector, or that of --data"
     )
+
+
+@dataclass
+class CleanConfig:
+    """Flags of finetune.clean."""
+
+    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files")
+    out: str | None = flag(None, "output folder for the lists of removed images", unset="DATA/clean", written=True)
+    images: str | None = flag(
+        None,
+        "folder with one folder of images per data set (such as coco), to find near-duplicate images too",
+        unset="images are matched by their ids only",
+    )
+    check: bool = flag(False, "only check whether test images remain in training and validation; write nothing")
+    processes: int = flag(os.cpu_count() or 1, "number of worker processes", low=1)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from finetune.clean import CleanConfig, clean
+from finetune.config import CleanConfig
+from finetune.decontamination.remove_images import clean
 from finetune.decontamination.manifest import read_cleaned
 from finetune.tasks import find_task
 from finetune.tasks.daquar import TEST, TRAINING, read_triples

@@ -39,7 +39,8 @@ def lines(path) -> list[dict]:
 @pytest.fixture(scope="module")
 def cleaned(world, tmp_path_factory):
     """The small world's annotations with more of its photos in several data sets, cleaned; and the report."""
-    from finetune.clean import CleanConfig, clean
+    from finetune.config import CleanConfig
+    from finetune.decontamination.remove_images import clean
 
     data = tmp_path_factory.mktemp("clean") / "data"
     shutil.copytree(world, data, ignore=shutil.ignore_patterns("regions", "pairs"))

@@ -1,0 +1,95 @@
+"""The images of all splits of all tasks, and the identities of photos."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.annotations.official_files import MissingFile, find_file
+from finetune.annotations.reference_annotations import published_tests
+from finetune.decontamination.image_identity import Photos, add_genome
+from finetune.task_types.base import Task
+from finetune.tasks import all_tasks, find_task
+from finetune.tasks.vgqa import IMAGE_DATA
+from shards.common.errors import UserError
+from shards.common.process_pool import advance, run_tasks
+
+Counts = dict[tuple[str, str], Counter[tuple[str, ...]]]  # (task, split) -> number of examples by their images
+
+
+@dataclass
+class SplitReading:
+    """A split of a task that a worker process reads."""
+
+    task: str
+    folder: Path
+    split: str
+
+
+@dataclass
+class ImagesOfTasks:
+    """The images of all splits of the tasks. absent: sentences on splits and files that were not found."""
+
+    tasks: list[Task]
+    counts: Counts = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+
+    def images(self, task: Task, splits: tuple[str, ...]) -> dict[str, int]:
+        """Image -> number of examples of these splits that contain it, in the order of the examples."""
+        found: dict[str, int] = {}
+        for split in splits:
+            for images, examples in self.counts.get((task.name, split), {}).items():
+                for image in dict.fromkeys(images):
+                    found[image] = found.get(image, 0) + examples
+        return found
+
+
+def count_images(reading: SplitReading) -> Counter[tuple[str, ...]] | str:
+    """The number of examples by images of a split, or an error message where its file is missing."""
+    try:
+        return find_task(reading.task).image_counts(reading.folder, reading.split)
+    except MissingFile as error:
+        return str(error)
+    finally:
+        advance()
+
+
+def read_all(data: str, processes: int) -> ImagesOfTasks:
+    """Reads the images of every split of every task in the data folder."""
+    tasks = [task for task in all_tasks().values() if task.folder(data).is_dir()]
+    if not tasks:
+        raise UserError(f"--data {data}: contains no folder of a task; expected one of {', '.join(all_tasks())}")
+    found = ImagesOfTasks(tasks)
+    readings = [SplitReading(t.name, t.folder(data), split) for t in tasks for split in (*t.learned, *t.tests)]
+    done = dict(run_tasks(count_images, readings, processes, len(readings), "splits"))
+    for number, reading in enumerate(readings):
+        if isinstance(done[number], str):
+            found.absent.append(f"{reading.task}'s {reading.split}: {done[number]}")
+        else:
+            found.counts[reading.task, reading.split] = done[number]
+    return found
+
+
+def identities(data: str, found: ImagesOfTasks) -> Photos:
+    """Links between photo names, from the official maps of image ids."""
+    photos, genome = Photos(), find_task("vgqa")
+    path = find_file(genome.folder(data), IMAGE_DATA)
+    if path.exists():
+        add_genome(photos, path)
+    elif any(task.photo("0").startswith("genome:") for task in found.tasks):
+        found.absent.append(f"{path}: needed to match Visual Genome's images with those of COCO and Flickr")
+    return photos
+
+
+def test_photos(data: str, found: ImagesOfTasks) -> dict[str, str]:
+    """Name of every test photo -> "task split" that contains it.
+
+    The reference implementation's lists of test photos, where the data folder has them, are included.
+    """
+    tests: dict[str, str] = {}
+    for task in found.tasks:
+        for split in task.tests:
+            for image in found.images(task, (split,)):
+                tests.setdefault(task.photo(image), f"{task.name} {split}")
+        for name in published_tests(task.folder(data)):
+            tests.setdefault(*name)
+    return tests

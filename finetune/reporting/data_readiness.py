@@ -1,0 +1,116 @@
+"""Which tasks a data folder is complete for, and what is missing."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.data.regions import Regions, region_folder
+from finetune.evaluation.paper_results import paper_samples
+from finetune.run_dirs.init_weights import training_answers
+from finetune.task_types.base import Task
+from shards.common.errors import UserError
+
+
+@dataclass
+class Finding:
+    """The result of checking a task.
+
+    rows: (split, examples, images, images with regions) of each split; answers: size of the answer vocabulary; gaps:
+    messages on what prevents training, with the fix; absent: optional files and splits that were not found.
+    """
+
+    task: Task
+    rows: list[tuple[str, int, int, int | None]] = field(default_factory=list)
+    answers: int | None = None
+    gaps: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer_count: int | None = None) -> Finding:
+    """Reads every split of a task, looks up the regions of its images, and counts its answers as training does.
+
+    Args:
+        task: the task.
+        data: data folder.
+        opened: cache of region shards by folder, or of the error message.
+        min_answer_count: see init_weights.training_answers.
+    """
+    found, folder = Finding(task), task.folder(data)
+    if not folder.is_dir():
+        names = f"{folder}{f' (or {Path(data) / task.published})' if task.published else ''}"
+        found.gaps.append(f"no folder {names}: it should contain {', '.join(task.files)}")
+        return found
+    found.absent += task.missing_files(folder)
+    regions = _regions(region_folder(data, task.images), opened)
+    boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head == "candidates" else None
+    lost: dict[str, list[str]] = {}  # split -> images without regions
+    for split in task.splits:
+        needed = split in task.splits[:2]  # training and validation; the other splits are optional
+        try:
+            counts = count_examples(task, folder, split, whole=needed)
+        except UserError as error:
+            if needed:
+                found.gaps.append(f"{split}: {error}")
+            else:
+                found.absent.append(split)
+            continue
+        images = {image for of_example in counts for image in of_example}
+        lost[split] = [image for image in images if image not in regions] if isinstance(regions, Regions) else []
+        covered = len(images) - len(lost[split]) if isinstance(regions, Regions) else None
+        found.rows.append((split, counts.total(), len(images), covered))
+    if hasattr(task, "vocabulary") and task.splits[0] in lost:  # its training annotations can be read
+        try:
+            found.answers = len(training_answers(task, data, min_answer_count, log=lambda _: None))
+        except UserError as error:
+            found.gaps.append(f"answers: {error}")
+    where = region_folder(data, task.images)
+    if isinstance(regions, str):
+        found.gaps.append(f"{regions}: python -m shards.extract IMAGES --out {where}, or shards.convert FEATURES")
+    for split, images in lost.items():
+        if images:
+            sentence = f"{split}: {len(images)} images without regions in {where}, such as {min(images)}"
+            hint = "extract or convert them into a subfolder, or skip their examples with --missing skip"
+            (found.gaps if split in task.splits[:2] else found.absent).append(f"{sentence}; {hint}")
+    if isinstance(boxes, str):
+        out = region_folder(data, f"{task.name}_boxes")
+        found.gaps.append(
+            f"{boxes}: python -m finetune.given_boxes --task {task.name} --data {data} --out boxes.jsonl, "
+            f"then shards.extract IMAGES --boxes boxes.jsonl --out {out}"
+        )
+    return found
+
+
+def count_examples(task: Task, folder: Path, split: str, whole: bool) -> Counter[tuple[str, ...]]:
+    """Number of examples of a split by their images.
+
+    whole: read the complete annotations, to find errors in them; without it, a file of millions of questions (GQA's
+    submission) takes little memory.
+    """
+    if whole:
+        return Counter(example.images for example in task.read(folder, split))
+    counts = task.image_counts(folder, split)
+    if not counts:
+        raise UserError(f"{folder}: no examples in {task.name}'s split {split}")
+    return counts
+
+
+def _regions(folder: Path, opened: dict[Path, Regions | str]) -> Regions | str:
+    if folder not in opened:
+        try:
+            opened[folder] = Regions(folder)
+        except UserError as error:
+            opened[folder] = str(error)
+    return opened[folder]
+
+
+def report(found: Finding) -> list[str]:
+    """The lines of a task in the table."""
+    paper, state = paper_samples(found.task), "ready" if not found.gaps else "with gaps" if found.rows else "not ready"
+    lines = [f"{found.task.name}: {state}"]
+    for split, examples, images, covered in found.rows:
+        published, covered = paper.get(split, ""), "-" if covered is None else covered
+        lines.append(f"  {split:<10} {examples:>9} {published:>9} {images:>9} {covered:>9}")
+    if found.answers is not None:
+        lines.append(f"  {found.answers} answers in the vocabulary")
+    lines += [f"  not found: {what}" for what in found.absent]
+    return lines + [f"  to fix: {gap}" for gap in found.gaps]
