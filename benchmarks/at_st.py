@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.tasks import values_of
 from benchmarks.training_runs import complete
-from finetune.ablate import Call
+from finetune.reporting.training_commands import TrainingCommand
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
 from finetune.tasks import choose_tasks
 from shards.common.cli import command, flag
@@ -40,15 +40,15 @@ class Config:
     jobs: int = flag(1, "number of concurrent runs", low=1)
 
 
-def runs_of(config: Config, seed: int) -> dict[str, list[Call]]:
+def runs_of(config: Config, seed: int) -> dict[str, list[TrainingCommand]]:
     """The runs of a seed: pretraining, AT, and for each task ST and AT->ST."""
     folder, shared = Path(config.out) / f"seed{seed}", {"data": config.data, "seed": seed}
-    pretrained = Call("pretrain.run", shared, folder / "pretrain")
-    together = Call("finetune.mt", shared | {"init": pretrained.out}, folder / "mt")
+    pretrained = TrainingCommand("pretrain.run", shared, folder / "pretrain")
+    together = TrainingCommand("finetune.mt", shared | {"init": pretrained.out}, folder / "mt")
     runs = {"pretraining": [pretrained], "AT": [together]}
     for kind, start in (("ST", pretrained), ("AT->ST", together)):
         runs[kind] = [
-            Call("finetune.st", shared | {"task": task.name, "init": start.out}, folder / kind / task.name)
+            TrainingCommand("finetune.st", shared | {"task": task.name, "init": start.out}, folder / kind / task.name)
             for task in choose_tasks(config.tasks)
         ]
     return runs

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
 from benchmarks.training_runs import complete
-from finetune.ablate import Call
+from finetune.reporting.training_commands import TrainingCommand
 from finetune.config import SMALL_LR, SMALL_LR_TOGETHER
 from finetune.evaluation.scores import watched
 from finetune.tasks import choose_tasks
@@ -40,12 +40,12 @@ class Config:
 def run(config: Config) -> None:
     complete_world(config.data)
     out, shared = Path(config.out), {"data": config.data, "seed": config.seed}
-    pretrained = Call("pretrain.run", shared, out / "pretrain")
+    pretrained = TrainingCommand("pretrain.run", shared, out / "pretrain")
     complete([pretrained], 1)
     shared["init"] = pretrained.out
     together, alone = (list(map(float, text.split(","))) for text in (config.together, config.alone))
     many = {
-        (update, scale): Call(
+        (update, scale): TrainingCommand(
             "finetune.mt",
             shared | {"iterations": config.iterations, "lr_scale": scale, "update_unused": update},
             out / f"mt-{scale:g}-{'updated' if update else 'skipped'}",
@@ -54,7 +54,7 @@ def run(config: Config) -> None:
         for update in (False, True)
     }
     single = {
-        (task.name, scale): Call(
+        (task.name, scale): TrainingCommand(
             "finetune.st", shared | {"task": task.name, "lr": task.lr * scale}, out / f"st-{task.name}-{scale:g}"
         )
         for task in choose_tasks(config.tasks)

@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from finetune.ablate import Call, Processes
+from finetune.reporting.training_commands import TrainingCommand
+from finetune.reporting.training_commands import Processes
 from shards.common.dist_info import ALONE
 
 
-def complete(calls: Sequence[Call], jobs: int) -> None:
+def complete(calls: Sequence[TrainingCommand], jobs: int) -> None:
     """Completes unfinished runs, `jobs` at a time; interrupted ones are resumed. SIGTERM stops all of them.
 
     Raises:

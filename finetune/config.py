@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from finetune.reporting.ablation_suites import SUITES
 from finetune.task_types.base import Task
 from finetune.tasks.retrieval import PLACES
 from finetune.training.task_schedulers import REGIMES
@@ -13,6 +14,7 @@ from shards.common.cli import REQUIRED, flag
 from shards.common.errors import UserError
 from shards.world import DEFAULT_WORLD
 
+PRETRAINING = "runs/pretrain"
 TESTS = "tests"  # value of --split for a task's test, which may be several splits; also the name of their pooled score
 EPOCHS, SMALL_EPOCHS = 20, 10  # epochs of single-task training; those of a small model
 BETAS, EPSILON = (0.9, 0.999), 1e-6  # of Adam
@@ -272,3 +274,36 @@ class CleanConfig:
     )
     check: bool = flag(False, "only check whether test images remain in training and validation; write nothing")
     processes: int = flag(os.cpu_count() or 1, "number of worker processes", low=1)
+
+
+@dataclass
+class AblateConfig:
+    """Flags of finetune.ablate."""
+
+    suite: str = flag(REQUIRED, "ablation", choices=tuple(SUITES))
+    seeds: int = flag(3, "runs per row, with seeds from 0", low=1)
+    jobs: int = flag(1, "number of parallel runs, which share the machine's cores (1 under torchrun)", low=1)
+    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
+    init: str = flag(PRETRAINING, "pretraining run for all rows that do not define their own initial weights")
+    out: str = flag("runs/ablate", "folder for the runs; finished runs in it are kept", written=True)
+    iterations: int | None = flag(None, "iterations of each run", unset="finetune.mt's", low=1)
+    epochs: int | None = flag(None, "epochs of each pretraining run", unset="pretrain.run's", low=1)
+    lr_scale: float | None = flag(None, "factor on all tasks' learning rates", unset="finetune.mt's", above=0)
+    rows: str | None = flag(None, "semicolon-separated rows of the suite", unset="all")
+    config: str | None = flag(
+        None,
+        "model configuration of pretraining runs, or of published weights given by --init",
+        unset="tiny, or the one next to the weights",
+    )
+    bert: str | None = flag(
+        None,
+        "Hugging Face BERT for pretraining runs and for rows without pretraining",
+        unset="the one of --init's run",
+    )
+    clean: str | None = flag(
+        None,
+        "decontamination: DATA/clean or another output folder of finetune.clean",
+        unset="no decontamination",
+    )
+    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))

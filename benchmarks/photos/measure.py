@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.photos.data import Counts
 from benchmarks.photos.runs import RETRIEVAL, TASKS, Plan
 from benchmarks.photos.scoring import BATCH, SPLIT
-from finetune.ablate import Call
+from finetune.reporting.training_commands import TrainingCommand
 from finetune.config import MT_EPOCHS, batch_size
 from finetune.inference.predictions import predict
 from finetune.run_dirs.finished_runs import read_run
@@ -73,7 +73,7 @@ def measured(plan: Plan, seconds: float, threads: int) -> Rates:
     return rates
 
 
-def _training_rate(call: Call, seconds: float, threads: int) -> float:
+def _training_rate(call: TrainingCommand, seconds: float, threads: int) -> float:
     """Samples per second of a run that is stopped after `seconds` of training: the median over its log."""
     call = replace(call, flags=call.flags | {"log_every": 1})
     log, metrics = call.out.with_suffix(".log"), call.out / "metrics.jsonl"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.photos.data import FOLDS, NOT_CLEANED, PRETRAINED, Folder
 from benchmarks.photos.recipe import Recipe
-from finetune.ablate import Call
+from finetune.reporting.training_commands import TrainingCommand
 from pretrain.engine.run_dir import absolute, read_config
 from shards.common.errors import UserError
 
@@ -62,41 +62,43 @@ class Plan:
     def out(self) -> Path:
         return seed_folder(self.folder, self.seed)
 
-    def pretraining(self, row: str) -> Call:
+    def pretraining(self, row: str) -> TrainingCommand:
         """The pretraining run of a row; it is the main one for all rows except some ablations."""
         ablation = ABLATIONS.get(row, Ablation(""))
         flags = {"data": self.folder.pairs(ablation.groups), "config": self.recipe.model, "bert": self.bert}
         flags |= self.recipe.pretrain | ablation.flags | {"seed": self.seed}
-        return Call("pretrain.run", flags, self.out / "pretrain" / (row if row in ABLATIONS else "main"))
+        return TrainingCommand("pretrain.run", flags, self.out / "pretrain" / (row if row in ABLATIONS else "main"))
 
-    def together(self, row: str, fold: int = 0) -> Call:
+    def together(self, row: str, fold: int = 0) -> TrainingCommand:
         """The multi-task run of a row."""
         if row in ABLATIONS and ABLATIONS[row].flags is None:
             start = {"init": self.bert, "config": self.recipe.model}
         else:
             start = {"init": str(self.pretraining(row).out)}
         flags = {"tasks": ",".join(TASKS), **self._data(fold), **start, **self.recipe.together}
-        return Call("finetune.mt", flags, self.out / "mt" / f"{row if row in ABLATIONS else 'main'}-fold{fold}")
+        return TrainingCommand(
+            "finetune.mt", flags, self.out / "mt" / f"{row if row in ABLATIONS else 'main'}-fold{fold}"
+        )
 
-    def alone(self, row: str, task: str, fold: int = 0) -> Call:
+    def alone(self, row: str, task: str, fold: int = 0) -> TrainingCommand:
         """The single-task run of a row, from its pretraining, or from the multi-task run of the fold (AT->ST)."""
         init = (self.together(AT, fold) if row == AT_ST else self.pretraining(row)).out
         flags = {"task": task, **self._data(fold), "init": str(init), **self.recipe.alone_on(task)}
         name = f"{task}-fold{fold}" if task == FOLDED else task
-        return Call("finetune.st", flags, self.out / {AT_ST: "at_st", ST: "st"}.get(row, row) / name)
+        return TrainingCommand("finetune.st", flags, self.out / {AT_ST: "at_st", ST: "st"}.get(row, row) / name)
 
     def _data(self, fold: int) -> dict:
         return {"data": str(self.folder.fold(fold)), "clean": "true", "seed": self.seed}
 
-    def pretrainings(self, rows: tuple[str, ...]) -> list[Call]:
+    def pretrainings(self, rows: tuple[str, ...]) -> list[TrainingCommand]:
         """The pretraining runs of some rows, without duplicates."""
         needed = {run.out: run for row in rows if not _without(row) for run in [self.pretraining(row)]}
         return list(needed.values())
 
-    def finetunings(self, rows: tuple[str, ...]) -> tuple[list[Call], list[Call]]:
+    def finetunings(self, rows: tuple[str, ...]) -> tuple[list[TrainingCommand], list[TrainingCommand]]:
         """(runs initialised from pretraining, runs initialised from these) of some rows."""
-        first: dict[Path, Call] = {}
-        second: dict[Path, Call] = {}
+        first: dict[Path, TrainingCommand] = {}
+        second: dict[Path, TrainingCommand] = {}
         for row in rows:
             for scored in self.scored(row):
                 if row == ZERO_SHOT:
@@ -129,7 +131,7 @@ class Scored:
 
     task: str
     fold: int
-    call: Call
+    call: TrainingCommand
 
 
 def _without(row: str) -> bool:
@@ -140,7 +142,7 @@ def seed_folder(folder: Folder, seed: int) -> Path:
     return folder.root / f"seed{seed}"
 
 
-def check_made_with(call: Call) -> None:
+def check_made_with(call: TrainingCommand) -> None:
     """Raises UserError for a run that was started with other flags, because the table would mix them."""
     if not call.begun:
         return

@@ -8,6 +8,7 @@ import torch
 
 from finetune.annotations.answers import ORDER, AnswerVocabulary, NoAnswers, read_vocabulary
 from finetune.annotations.reference_annotations import answer_file
+from finetune.config import PRETRAINING
 from finetune.data.regions import Regions
 from finetune.data.task_data import TaskData
 from finetune.models.task_model import TaskModel, alignment_as_retrieval, layer_of
@@ -26,7 +27,6 @@ from shards.common.files import write_json
 from shards.detectors import keep_detector
 
 TASK_TOKENS = 20
-PRETRAINING = "runs/pretrain"
 DEFAULTS = ("runs/mt", PRETRAINING)  # runs that are tried without --init, in this order
 VOCABULARY = 8000  # tokens of a tokenizer that is learned from scratch
 ZERO_SHOT = "zero-shot"  # kind of pretraining weights that are evaluated without fine-tuning

@@ -10,6 +10,7 @@ from finetune.build import make_model, make_task_engine
 from finetune.config import (
     FREE_FLAGS,
     HEAD_LR,
+    PRETRAINING,
     MtConfig,
     answer_files,
     batch_size,
@@ -22,7 +23,6 @@ from finetune.evaluation.scores import mean_score
 from finetune.models.task_model import layer_of
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.run_dirs.init_weights import (
-    PRETRAINING,
     TASK_TOKENS,
     Start,
     Vocabularies,

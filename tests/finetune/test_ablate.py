@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from scipy import stats
 from transformers import BertConfig, BertModel
 
-from finetune.ablate import AblateConfig, PlainStart, Run, _prepare, as_begun, calls_of, compare, plain_start
-from finetune.ablate import table as tabulate
-from finetune.config import MtConfig
+from finetune.config import AblateConfig, MtConfig
 from finetune.evaluation.paper_results import paper_row
 from finetune.evaluation.scores import CLUSTERS
 from finetune.models.task_model import TaskModel
+from finetune.reporting.ablation_runs import AblationRun, PlainStart, as_begun, calls_of, plain_start, prepare_suite
 from finetune.reporting.ablation_suites import PAPER_TABLES, SUITES, Row
+from finetune.reporting.ablation_table import compare
+from finetune.reporting.ablation_table import table as tabulate
 from finetune.run_dirs.init_weights import choose_start
 from pretrain.config import PretrainConfig
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, newest_checkpoint
@@ -50,7 +51,7 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
     assert table.startswith("table12: means of 1 seed, validation, not cleaned (the paper's models are trained on ")
     cleaned = []
     for name in ("AT without G4", "AT"):
-        of_row = Run(name, Row(), 0, tmp_path / "cleaned" / name)
+        of_row = AblationRun(name, Row(), 0, tmp_path / "cleaned" / name)
         finished = tmp_path / "table12" / name.replace(" ", "_") / "seed0" / "mt"
         shutil.copytree(finished, of_row.out, ignore=shutil.ignore_patterns("checkpoints"))
         config = json.loads((of_row.out / "config.json").read_text())
@@ -98,11 +99,11 @@ def test_rows_of_pretraining_have_their_own(own_data, tmp_path, run_command):
 def test_pretraining_takes_the_pairs_of_any_data_folder(own_data, tmp_path):
     row = SUITES["pretraining"]["all pairs, overlap"]
     config = AblateConfig(suite="pretraining", data=str(own_data), config="base", bert="bert", precision="bf16")
-    pretraining, training = calls_of(Run("row", row, 3, tmp_path), config, None)
+    pretraining, training = calls_of(AblationRun("row", row, 3, tmp_path), config, None)
     assert pretraining.flags["data"] == str(own_data / "regions" / "pairs") and training.flags["data"] == str(own_data)
     assert read_captions(open_dataset(pretraining.flags["data"]))
     with pytest.raises(UserError, match=r"regions/pairs: no such folder; --suite pretraining needs region shards"):
-        _prepare(replace(config, data=str(tmp_path)), [Run("row", row, 0, tmp_path)])
+        prepare_suite(replace(config, data=str(tmp_path)), [AblationRun("row", row, 0, tmp_path)])
 
 
 def test_flags_reach_the_commands_that_have_them(tmp_path):
@@ -110,7 +111,10 @@ def test_flags_reach_the_commands_that_have_them(tmp_path):
     asked = {"clean": "clean", "precision": "bf16", "device": "cpu", "data": "data", "iterations": 7, "lr_scale": 2.0}
     config = AblateConfig(suite="pretraining", config="base", bert="a bert", epochs=4, **asked)
     start = PlainStart({"init": "a bert", "config": "base"}, None, "")
-    calls = {name: calls_of(Run(name, row, 5, tmp_path), config, start) for name, row in SUITES["pretraining"].items()}
+    calls = {
+        name: calls_of(AblationRun(name, row, 5, tmp_path), config, start)
+        for name, row in SUITES["pretraining"].items()
+    }
     for of_row in calls.values():
         for call in of_row:
             flags = build({"pretrain.run": PretrainConfig, "finetune.mt": MtConfig}[call.module], call.flags)
@@ -123,7 +127,9 @@ def test_flags_reach_the_commands_that_have_them(tmp_path):
     assert pretraining.flags["aligned_only"] is False and training.flags["init"] == str(pretraining.out)
     [plain] = calls["no pretraining"]
     assert plain.flags["init"] == "a bert" and plain.flags["config"] == "base"
-    [published] = calls_of(Run("4", Row({"gap": 4}), 0, tmp_path), replace(config, init="x.bin", bert=None), None)
+    [published] = calls_of(
+        AblationRun("4", Row({"gap": 4}), 0, tmp_path), replace(config, init="x.bin", bert=None), None
+    )
     assert (published.flags["init"], published.flags["config"]) == ("x.bin", "base")
 
 
@@ -222,21 +228,21 @@ def test_flags_without_a_use_and_weights_that_are_not_there_are_refused(narrow, 
 def test_a_row_without_pretraining_is_not_mixed_with_another_size(narrow, pretrained, tmp_path):
     """Where --init has been trained anew with other sizes under the same name."""
     init, row = tmp_path / "init", NO_PRETRAINING[0]
-    run = Run("no CC pretraining", row, 0, tmp_path / "table10" / "seed0")
+    run = AblationRun("no CC pretraining", row, 0, tmp_path / "table10" / "seed0")
     config = AblateConfig(suite="table10", init=str(init), out=str(tmp_path), data=str(tmp_path))
     shutil.copytree(narrow[0], init)
-    _prepare(config, [run])
+    prepare_suite(config, [run])
     shutil.rmtree(init)
     shutil.copytree(pretrained, init)
-    _, start, finished = _prepare(config, [run])  # nothing was begun with the sizes that it had
+    _, start, finished = prepare_suite(config, [run])  # nothing was begun with the sizes that it had
     assert json.loads((tmp_path / "table10" / "model.json").read_text()) == start.sizes.to_dict()
     assert finished == [False]
     begin(calls_of(run, config, start)[0])
-    assert _prepare(config, [run])[1] == start
+    assert prepare_suite(config, [run])[1] == start
     shutil.rmtree(init)
     shutil.copytree(narrow[0], init)
     with pytest.raises(UserError, match=r"model\.json: model configuration differs from --init .*; give another --out"):
-        _prepare(config, [run])
+        prepare_suite(config, [run])
 
 
 def test_a_failed_run_is_told_with_its_log(world, tmp_path, run_command):
@@ -249,7 +255,7 @@ def test_a_failed_run_is_told_with_its_log(world, tmp_path, run_command):
 def test_a_suite_goes_on_with_the_rate_that_it_was_begun_with(tmp_path):
     """Whatever the default is by then; runs that were begun at two rates, or on two data sets, are no table."""
     config = AblateConfig(suite="table11", data="data", init="weights", iterations=3)
-    runs = [Run("row", Row(), seed, tmp_path / str(seed)) for seed in range(3)]
+    runs = [AblationRun("row", Row(), seed, tmp_path / str(seed)) for seed in range(3)]
     assert as_begun(runs, config, None) == config
     for run, rate in zip(runs[:2], (4.0, 8.0), strict=True):
         [call] = calls_of(run, config, None)
@@ -265,7 +271,7 @@ def test_a_suite_goes_on_with_the_rate_that_it_was_begun_with(tmp_path):
 
 @pytest.mark.parametrize("name", ["data", "init", "clean", "config", "precision", "device", "iterations"])
 def test_runs_of_other_flags_are_not_mixed_into_a_table(tmp_path, name):
-    config, [run] = AblateConfig(suite="table11"), [Run("8", Row({"gap": 8}), 0, tmp_path)]
+    config, [run] = AblateConfig(suite="table11"), [AblationRun("8", Row({"gap": 8}), 0, tmp_path)]
     begin(*calls_of(run, config, None))
     assert as_begun([run], config, None) == config
     other = 9 if name == "iterations" else "other"
@@ -276,12 +282,12 @@ def test_runs_of_other_flags_are_not_mixed_into_a_table(tmp_path, name):
     with pytest.raises(UserError, match=f"was run with --{name} "):
         as_begun([run], replace(config, **{name: other}), None)
     with pytest.raises(UserError, match="was run with --gap 8, not with 16"):
-        as_begun([Run("8", Row({"gap": 16}), 0, tmp_path)], config, None)
+        as_begun([AblationRun("8", Row({"gap": 16}), 0, tmp_path)], config, None)
 
 
 def test_runs_of_earlier_defaults_are_not_mixed_into_a_table(tmp_path):
     """Flags that the suite does not set have the defaults of their time."""
-    config, [run] = AblateConfig(suite="table11"), [Run("8", Row({"gap": 8}), 0, tmp_path)]
+    config, [run] = AblateConfig(suite="table11"), [AblationRun("8", Row({"gap": 8}), 0, tmp_path)]
     [call] = calls_of(run, config, None)
     begin(call, clip=MtConfig.clip, workers=17, lr_scale=8.0)
     assert as_begun([run], config, None) == replace(config, lr_scale=8.0)
@@ -294,7 +300,7 @@ def test_runs_of_earlier_defaults_are_not_mixed_into_a_table(tmp_path):
 def test_pretraining_of_other_flags_is_not_gone_on_with(tmp_path, name):
     config, run = (
         AblateConfig(suite="pretraining"),
-        Run("row", SUITES["pretraining"]["all pairs, overlap"], 0, tmp_path),
+        AblationRun("row", SUITES["pretraining"]["all pairs, overlap"], 0, tmp_path),
     )
     begin(calls_of(run, config, None)[0], epochs=20)
     assert as_begun([run], config, None) == replace(config, epochs=20)
@@ -349,9 +355,9 @@ def test_sigterm_stops_the_run_that_is_under_way_with_a_checkpoint(world, pretra
     assert newest_checkpoint(out) and not (out / "result.json").exists()
 
 
-def made_run(folder, seed, values, per_image=1) -> Run:
+def made_run(folder, seed, values, per_image=1) -> AblationRun:
     """A finished run whose tasks have these values, of images with `per_image` examples each."""
-    run = Run("row", Row(), seed, folder)
+    run = AblationRun("row", Row(), seed, folder)
     run.out.mkdir(parents=True)
     clusters = {f"{CLUSTERS}{name}": np.arange(len(of)) // per_image for name, of in values.items()}
     np.savez(run.out / "values.npz", **values, **clusters)
