@@ -7,9 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from finetune.data.task_collate import TaskCollator, image_size
+from finetune.inference.attention_maps import explain
 from finetune.inference.decoding import Prediction
+from finetune.inference.expression_grounding import expression_boxes
+from finetune.inference.judged_examples import RIGHT, JudgedExample, expected_of, kind_of
+from finetune.objective.task_pass import TaskPass
+from finetune.pages.attention_page import attention_page
 from finetune.pages.html_page import data_block, fill, picture, write_page
-from finetune.task_types.base import Box
+from finetune.run_dirs.init_weights import Start
+from finetune.task_types.base import Box, Task
+from shards.images.source_image import image_of
 
 LONG_SIDE = 480  # pixels of a picture
 
@@ -78,3 +86,44 @@ def _described(card: Card) -> dict:
 
 def _rounded(box: Box | None) -> list[float] | None:
     return None if box is None else [round(float(value), 4) for value in box]
+
+
+def card_of(task: Task, collator: TaskCollator, one: JudgedExample, page: str | None) -> Card:
+    """The card of an example. page: path of its page of attention maps, or None."""
+    example, regions = one.example, collator.regions
+    shown = one.prediction.choices[:3] if task.head == "retrieval" else list(example.images)
+    width, height = image_size(example, regions[example.images[0]])
+    side = np.array([width, height] * 2)
+    words, box = expected_of(task, example)
+    return Card(
+        task=task.title,
+        kind=kind_of(task, example),
+        right=one.value > RIGHT,
+        value=one.value,
+        text=example.text,
+        prediction=one.prediction,
+        expected=words,
+        chosen_box=tuple(np.array(one.prediction.boxes[0]) / side) if one.prediction.boxes else None,
+        expected_box=tuple(np.array(box) / side) if box is not None else None,
+        images=[image_of(regions[image], regions.dataset.folder)[0] for image in shown],
+        names=shown,
+        regions=regions[shown[0]].boxes[: collator.limits.regions],
+        attention=page,
+    )
+
+
+def attention_of(run: str, start: Start, work: TaskPass, collator: TaskCollator, one: JudgedExample) -> str:
+    """The page of an example's attention maps."""
+    batch = collator(0, np.array([one.number])).to(work.precision.device)
+    regions = collator.regions
+    images = [
+        (image, np.asarray(image_of(regions[image], regions.dataset.folder)[0].convert("RGB")))
+        for image in one.example.images
+    ]
+    ranking = work.task.head == "retrieval"  # its prediction is about other images than the explained one
+    title = f"{work.task.title}, {run}"
+    explained = explain(work, batch, collator.tokenizer)
+    size = image_size(one.example, regions[one.example.images[0]])
+    boxes = expression_boxes(start, work, collator, [one.example])
+    shown = None if ranking else one.prediction
+    return attention_page(title, one.example.text, images, explained, shown, size, boxes, lines=False)
