@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from finetune.evaluation.grounding_consistency import THRESHOLD
+from finetune.evaluation.pos_tagger import DEFAULT
 from finetune.reporting.ablation_suites import SUITES
 from finetune.task_types.base import Task
 from finetune.tasks.retrieval import PLACES
@@ -307,3 +309,23 @@ class AblateConfig:
     )
     precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass
+class ConsistencyConfig:
+    """Flags of finetune.consistency."""
+
+    run: str = flag(REQUIRED, "run trained on VQA: of finetune.mt, or of finetune.st on vqa")
+    grounding: str | None = flag(None, "comma-separated runs trained on referring expressions", unset="--run")
+    data: str | None = flag(None, "data folder", unset="the run's")
+    questions: str = flag("train,val", "comma-separated splits of VQA, which must have public answers")
+    expressions: str = flag("testA,testB", "comma-separated splits of the referring expressions")
+    threshold: float = flag(THRESHOLD, "minimum VQA accuracy of a question that counts as answered", above=0, high=1)
+    fractional: bool = flag(False, "VQA accuracy instead of 1 or 0 as y(q) of the main score")
+    tagger: str = flag(DEFAULT, "part-of-speech tagger: hanta, or an installed spaCy model")
+    out: str | None = flag(None, "folder for the numbers and the page", unset="RUN/consistency", written=True)
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    batch_size: int = flag(256, "examples per batch", low=1)
+    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)

@@ -7,10 +7,13 @@ from pathlib import Path
 from PIL import ImageDraw
 
 from finetune.data.regions import Regions
+from finetune.evaluation.pos_tagger import Tagger
+from finetune.inference.consistency_of_runs import JudgedTask
 from finetune.pages.html_page import escape, picture, write_page
 from finetune.task_types.base import Box
 from shards.images.source_image import image_of
 
+SHOWN = 24  # pairs of each kind on the page
 WIDTH = 480  # pixels of a picture on the page
 RIGHT, CHOSEN = "#0072b2", "#d55e00"  # blue and vermilion, distinguishable for colour-blind readers
 
@@ -83,3 +86,29 @@ def _figure(pair: SharedPair, regions: Regions) -> str:
 
 def _mark(value: float, text: str) -> str:
     return f"<b class={'right' if value > 0.5 else 'wrong'}>{text}</b>"
+
+
+def shared_pairs(asked: JudgedTask, pointed: JudgedTask, tagger: Tagger) -> list[SharedPair]:
+    """All pairs of a question and an expression on the same image that share a noun or an adjective."""
+    questions, expressions, found = asked.by_image(), pointed.by_image(), []
+    for image in questions:
+        for q in questions[image]:
+            for r in expressions.get(image, ()):
+                question, expression = asked.examples[q], pointed.examples[r]
+                words = tagger(question.text) & tagger(expression.text)
+                if words:
+                    found.append(
+                        SharedPair(
+                            image=image,
+                            words=tuple(sorted(words)),
+                            question=question.text,
+                            answer=str(asked.predictions[q]),
+                            right_answer=max(question.target, key=question.target.get) if question.target else "",
+                            answered=float(asked.values[q]),
+                            expression=expression.text,
+                            box=tuple(map(float, pointed.predictions[r])),
+                            right_box=tuple(expression.target),
+                            found=float(pointed.values[r]),
+                        )
+                    )
+    return found
