@@ -7,8 +7,6 @@ resumed. All are evaluated on the same examples of the validation split; a score
 AT->ST minus ST, with its paired 95% bootstrap interval over images.
 """
 
-from finetune.config import EvaluateConfig
-from finetune.inference.model_loader import load
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +17,10 @@ import numpy as np
 
 from benchmarks.tasks import values_of
 from benchmarks.training_runs import complete
-from finetune.reporting.training_commands import TrainingCommand
+from finetune.config import EvaluateConfig
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
+from finetune.inference.model_loader import load
+from finetune.reporting.training_commands import TrainingCommand
 from finetune.tasks import choose_tasks
 from shards.common.cli import command, flag
 from shards.world import DEFAULT_WORLD, complete_world

@@ -19,9 +19,9 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import torch
 
-from finetune.pages.demo_backend import DemoBackend
 from finetune.inference.image_upload import Uploads
 from finetune.inference.predictor import Predictor
+from finetune.pages.demo_backend import DemoBackend
 from shards.common.cli import command, flag
 
 PORT = 7868

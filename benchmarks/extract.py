@@ -22,13 +22,13 @@ from torch import Tensor
 
 from benchmarks.timing import print_table, time_in_turn
 from shards.common.cli import command, flag
+from shards.config import ExtractConfig
 from shards.detection import handcrafted
 from shards.detection.x152 import DetectorConfig, RegionDetector
 from shards.detection.x152.box_operations import overlapping_pairs, suppress
 from shards.detection.x152.detector import CLASS_OVERLAP
 from shards.detection.x152.network import Network
 from shards.detectors import make_detector
-from shards.config import ExtractConfig
 
 
 @dataclass

@@ -7,7 +7,6 @@ DIR is that of benchmarks/proposals.py. Poisson regression: each annotated box c
 most, and the logarithm of a candidate's expected count is linear in its measurements.
 """
 
-from shards.common.box_iou import iou
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from benchmarks.proposals import Annotated, read_photographs
+from shards.common.box_iou import iou
 from shards.common.cli import REQUIRED, command, flag
 from shards.detection import handcrafted
 

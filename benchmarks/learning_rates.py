@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
 from benchmarks.training_runs import complete
-from finetune.reporting.training_commands import TrainingCommand
 from finetune.config import SMALL_LR, SMALL_LR_TOGETHER
 from finetune.evaluation.scores import watched
+from finetune.reporting.training_commands import TrainingCommand
 from finetune.tasks import choose_tasks
 from shards.common.cli import command, flag
 from shards.common.files import read_json

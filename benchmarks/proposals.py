@@ -7,7 +7,6 @@ of several sizes, and as many random boxes. DIR holds photographs of Flickr8k, f
 Flickr30k Entities of them, entities-SPLIT.tar.gz, with boxes in Annotations/KEY.xml.
 """
 
-from shards.common.box_iou import iou
 import sys
 import tarfile
 import time
@@ -20,6 +19,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import numpy as np
 
+from shards.common.box_iou import iou
 from shards.common.cli import command, flag
 from shards.common.errors import UserError
 from shards.detection import handcrafted

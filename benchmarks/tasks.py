@@ -7,8 +7,6 @@ normally, and with the regions of another image in place of every image. `sees` 
 95% bootstrap interval over images; it is above 0 if the task uses its images.
 """
 
-from finetune.config import EvaluateConfig
-from finetune.inference.model_loader import load
 import dataclasses
 import sys
 import time
@@ -21,10 +19,12 @@ import numpy as np
 
 from finetune import st
 from finetune.annotations.boxes import iou
+from finetune.config import EvaluateConfig
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
 from finetune.evaluation.scores import score_task
+from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.objective.task_pass import TaskPass
 from finetune.tasks import choose_tasks

@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from finetune.reporting.training_commands import TrainingCommand
-from finetune.reporting.training_commands import Processes
+from finetune.reporting.training_commands import Processes, TrainingCommand
 from shards.common.dist_info import ALONE
 
 

@@ -21,11 +21,10 @@ from PIL import Image
 from scipy import linalg
 from transformers import BertConfig, BertModel
 
-from finetune.config import MtConfig, StConfig
+from finetune.config import EvaluateConfig, MtConfig, StConfig
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import open_data
 from finetune.decontamination.manifest import read_cleaned
-from finetune.evaluate import EvaluateConfig
 from finetune.task_types.base import Example
 from finetune.tasks import all_tasks
 from pretrain.config import PretrainConfig

@@ -66,6 +66,36 @@ def test_modules_directly_under_a_package_are_commands(package):
     assert direct == commands
 
 
+COMMANDS = [path for path in FILES if path.name != "__main__.py" and is_command(path)]
+LONGEST_COMMAND = 80  # lines
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_command_has_only_flags_and_run(path):
+    """Whatever can be reused or tested apart from the flags is in a folder named by its role."""
+    assert len(path.read_text().splitlines()) <= LONGEST_COMMAND
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules that a file may import, by their full names: `from a import b` can mean a, or a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_no_module_imports_a_command():
+    """A command imported by another module is a library in the wrong place; runpy would also load it twice."""
+    commands = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in COMMANDS}
+    importers = {path: imported_modules(path) & commands for path in (*FILES, *(ROOT / "benchmarks").rglob("*.py"))}
+    of_one_command = {"benchmarks/tasks.py": {"finetune.st"}}  # trains in its own process
+    found = {str(path.relative_to(ROOT)): names for path, names in importers.items() if names}
+    assert found == of_one_command
+
+
 def test_a_name_of_a_module_has_one_meaning():
     names = Counter(path.stem for path in FILES)
     same = {"__init__", "__main__", "base", "build", "config", "convert"}  # the same thing in several folders

@@ -19,8 +19,8 @@ from benchmarks.photos.recipe import DEFAULT_RECIPE, Recipe, read_recipe
 from benchmarks.photos.runs import ABLATIONS, MAIN_ROWS, RETRIEVAL, ROWS, TASKS, Plan, Scored, check_made_with
 from benchmarks.photos.scoring import SPLIT, Scores, blind_retrieval, load_scores, score_run, scores_file
 from benchmarks.training_runs import complete
-from finetune.reporting.training_commands import Processes
 from finetune.data.task_data import open_data
+from finetune.reporting.training_commands import Processes
 from finetune.tasks import find_task
 from shards.common.cli import REQUIRED, build, command, flag
 from shards.common.dist_info import ALONE

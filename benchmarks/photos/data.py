@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune.config import CleanConfig
-from finetune.decontamination.remove_images import clean
 from finetune.decontamination.manifest import read_cleaned
+from finetune.decontamination.remove_images import clean
 from finetune.tasks import find_task
 from finetune.tasks.daquar import TEST, TRAINING, read_triples
 from finetune.tasks.flickr30k_entities import ANNOTATIONS, SENTENCES

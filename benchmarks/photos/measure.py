@@ -1,7 +1,5 @@
 """Measures the throughput of pretraining, multi-task training and ranking for a minute each, before long runs."""
 
-from finetune.config import EvaluateConfig
-from finetune.inference.model_loader import load
 import os
 import shutil
 import signal
@@ -15,9 +13,10 @@ from pathlib import Path
 from benchmarks.photos.data import Counts
 from benchmarks.photos.runs import RETRIEVAL, TASKS, Plan
 from benchmarks.photos.scoring import BATCH, SPLIT
-from finetune.reporting.training_commands import TrainingCommand
-from finetune.config import MT_EPOCHS, batch_size
+from finetune.config import MT_EPOCHS, EvaluateConfig, batch_size
+from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
+from finetune.reporting.training_commands import TrainingCommand
 from finetune.run_dirs.finished_runs import read_run
 from finetune.tasks import find_task
 from pretrain.config import PretrainConfig

@@ -1,8 +1,5 @@
 """Scores of a run on a development part by example, with blind scores and chance level."""
 
-from finetune.config import EvaluateConfig
-from finetune.inference.progress import TimeLeft
-from finetune.inference.model_loader import load
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +9,12 @@ import numpy as np
 
 from benchmarks.photos.runs import RETRIEVAL
 from benchmarks.tasks import ExchangedRegions, chance, main_values
+from finetune.config import EvaluateConfig
 from finetune.data.task_collate import WHOLE_IMAGE, TaskCollator, image_size
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
+from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
+from finetune.inference.progress import TimeLeft
 from finetune.task_types.base import Example, Task
 from finetune.tasks import find_task
 from finetune.tasks.retrieval import own_images
