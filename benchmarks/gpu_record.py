@@ -282,7 +282,8 @@ def make_engine(
     from benchmarks.pairs import SPECIAL, WORDS
     from pretrain.engine import cuda_graph
     from pretrain.engine.optimizer import make_optimizer
-    from pretrain.engine.step import Engine, Precision
+    from pretrain.models.precision import Precision
+    from pretrain.engine.step import Engine
     from pretrain.models.layers import narrow_hidden_states
     from pretrain.models.pretraining_heads import PretrainingModel
     from pretrain.objective.pretraining_loss import Objective
@@ -636,7 +637,8 @@ def tasks(record: Record) -> None:
     from finetune.objective.task_pass import MultiTaskPass, TaskPass
     from finetune.tasks import choose_tasks
     from pretrain.engine.optimizer import make_optimizer, without_bias_correction
-    from pretrain.engine.step import Engine, Precision, Sums
+    from pretrain.models.precision import Precision
+    from pretrain.engine.step import Engine, Sums
     from shards.common.dist_info import ALONE
 
     chosen = choose_tasks("all")

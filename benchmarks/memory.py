@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.pairs import SPECIAL, random_batch
 from pretrain.engine.optimizer import make_optimizer
-from pretrain.engine.step import Engine, Precision, Sums
+from pretrain.engine.step import Engine, Sums
 from pretrain.engine.trainer import memory
 from pretrain.models.model_config import read_model_config
+from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
 from pretrain.objective.pretraining_pass import Pass

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from pretrain.data.batch import Batch
+from pretrain.data.random_choices import misaligned, sample_keys
 from pretrain.models.model_config import ModelConfig
-from pretrain.objective.masking import misaligned, sample_keys
 
 WORDS, REGIONS, PER_REGION = 36, 36, 20
 MEAN_LENGTH, LENGTH_DEVIATION = 12, 4.5  # of captions in Conceptual Captions, in tokens with [CLS] and [SEP]

@@ -27,8 +27,8 @@ from finetune.tasks import find_task
 from pretrain.config import PRECISIONS
 from pretrain.data.collate import Limits
 from pretrain.engine.distributed import choose_device
-from pretrain.engine.step import Precision
 from pretrain.models.model_config import CONFIGS
+from pretrain.models.precision import Precision
 from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.common.cli import command, flag
 from shards.common.dist_info import ALONE

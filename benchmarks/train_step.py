@@ -28,8 +28,9 @@ from benchmarks.pairs import SPECIAL, WORDS, random_batch
 from benchmarks.timing import print_table, time_in_turn
 from pretrain.data.batch import Batch
 from pretrain.engine.optimizer import make_optimizer
-from pretrain.engine.step import Engine, Precision, Sums
+from pretrain.engine.step import Engine, Sums
 from pretrain.models.model_config import read_model_config
+from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective, class_distribution
 from pretrain.objective.pretraining_pass import Pass

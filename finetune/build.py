@@ -10,9 +10,10 @@ from finetune.models.task_model import TaskModel
 from finetune.run_dirs.init_weights import Start, Vocabularies
 from pretrain.engine.distributed import on_first
 from pretrain.engine.optimizer import make_optimizer, without_bias_correction
-from pretrain.engine.step import Engine, Precision, make_engine
+from pretrain.engine.step import Engine, make_engine
 from pretrain.engine.trainer import restore_engine
 from pretrain.models.model_config import ModelConfig
+from pretrain.models.precision import Precision
 from pretrain.pretrained.find_weights import describe
 from shards.common.dist_info import ALONE, Ranks
 

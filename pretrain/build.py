@@ -22,10 +22,11 @@ from pretrain.engine.distributed import DIFFERENT_DATA, on_every_rank, on_first,
 from pretrain.engine.optimizer import make_optimizer
 from pretrain.engine.run_dir import CONFIG, DETECTOR, check_flags, clear_run, read_config, stored_form
 from pretrain.engine.run_metadata import run_metadata
-from pretrain.engine.step import Engine, Precision, make_engine
+from pretrain.engine.step import Engine, make_engine
 from pretrain.engine.trainer import TrainingRun, restore_engine
 from pretrain.models.layers import narrow_hidden_states
 from pretrain.models.model_config import CONFIGS, ModelConfig, read_model_config
+from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
 from pretrain.objective.pretraining_pass import Pass, means

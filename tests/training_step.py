@@ -5,11 +5,12 @@ import torch
 from data_sets import make_samples
 
 from pretrain.data.collate import Limits, stack
+from pretrain.data.random_choices import sample_keys
 from pretrain.engine.optimizer import make_optimizer
-from pretrain.engine.step import Engine, Precision
+from pretrain.engine.step import Engine
 from pretrain.models.model_config import TINY
+from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
-from pretrain.objective.masking import sample_keys
 from pretrain.objective.pretraining_loss import Objective
 from pretrain.objective.pretraining_pass import Pass
 from shards.common.dist_info import ALONE

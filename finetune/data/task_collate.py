@@ -15,10 +15,11 @@ from finetune.data.regions import SamplesById, rows_of_boxes
 from finetune.models.task_model import TaskInputs
 from finetune.task_types.base import Example, Task
 from finetune.task_types.pointing import candidate_target
+from pretrain.data import random_choices
 from pretrain.data.batch import Batch
 from pretrain.data.collate import Limits, check_sample, stack
 from pretrain.models.dropout import CANDIDATES, OTHER_BOXES
-from pretrain.objective import masking
+from pretrain.models.image_input import image_rows
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common import counter_rng
 from shards.storage.sample import Sample
@@ -67,7 +68,7 @@ class TaskBatch:
             dtype: of the features.
         """
         rows, candidates = self.rows, self.candidates
-        features, locations = masking.image_rows(rows.features, rows.boxes, rows.valid, dtype)
+        features, locations = image_rows(rows.features, rows.boxes, rows.valid, dtype)
         image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_rows
         positions = None
         if candidates is not None:
@@ -77,7 +78,7 @@ class TaskBatch:
             for boxes, first in ((self.other_boxes, OTHER_BOXES), (candidates, CANDIDATES)):
                 if boxes is None:
                     continue
-                extra = masking.image_rows(boxes.features, boxes.boxes, boxes.valid, dtype)
+                extra = image_rows(boxes.features, boxes.boxes, boxes.valid, dtype)
                 features.append(extra[0][:, 1:])  # row 0 stays the mean of the detector's regions
                 locations.append(extra[1][:, 1:])
                 masks.append(boxes.valid)
@@ -166,7 +167,9 @@ class TaskCollator:
         """int64 (rows,): random keys of the batch's rows; every example has the same number of rows."""
         each = rows // max(len(numbers), 1)
         counted = np.repeat(numbers, each) * each + np.tile(np.arange(each), len(numbers))
-        return masking.sample_keys(counter_rng.key(self.seed, counter_rng.text_key(self.task.name)), epoch, counted)
+        return random_choices.sample_keys(
+            counter_rng.key(self.seed, counter_rng.text_key(self.task.name)), epoch, counted
+        )
 
     def _stack(self, samples: list[Sample], ids: list[list[int]], limits: Limits, keys=None) -> Batch:
         none = np.zeros(len(samples), np.int64)

@@ -4,18 +4,16 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.config import RANKED_CAPTIONS
 from finetune.data.hard_negatives import Options
 from finetune.data.regions import Regions, region_folder, with_regions
 from finetune.data.serialized_examples import PackedExamples
 from finetune.data.task_collate import TaskCollator
 from finetune.decontamination.manifest import CleanedTask, clean_folder, read_cleaned
 from finetune.task_types.base import Example, Task
-from finetune.training.task_validation import Validation
 from pretrain.data.collate import Limits
 from pretrain.engine.distributed import DIFFERENT_DATA, same_everywhere
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
@@ -98,20 +96,6 @@ class TaskData:
             options=Options(examples, self.regions, seed) if training and self.task.head == "retrieval" else None,
             seed=seed or 0,
         )
-
-    def validation(self, examples: Sequence[Example], *inputs, validate_on: int | None, seed: int) -> Validation:
-        """The task's validation.
-
-        Args:
-            examples, inputs: as for `collator`.
-            validate_on: as for `splits`.
-            seed: random seed of retrieval's negatives.
-        """
-        if self.task.head != "retrieval":
-            return Validation(self.collator(examples, *inputs), None)
-        ranked = self.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
-        options = Options(examples, self.regions, seed)
-        return Validation(ranked, replace(ranked, examples=examples, options=options))
 
 
 def same_on_every_rank(data: TaskData, splits: Sequence[Sequence[Example]], ranks: Ranks) -> None:

@@ -11,7 +11,7 @@ from finetune.run_dirs.init_weights import Start, choose_vocabulary, trained_sta
 from finetune.run_dirs.run_data_folder import choose_data
 from finetune.task_types.base import Example, Task
 from pretrain.engine.distributed import choose_device, on_every_rank
-from pretrain.engine.step import Precision
+from pretrain.models.precision import Precision
 from pretrain.pretrained.find_weights import RUN, describe
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError

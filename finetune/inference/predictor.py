@@ -25,7 +25,7 @@ from finetune.task_types.base import Box, Task
 from finetune.tasks import all_tasks, find_task
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_dir import CONFIG, DETECTOR, read_config
-from pretrain.engine.step import Precision
+from pretrain.models.precision import Precision
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.common.files import read_json

@@ -8,7 +8,7 @@ from finetune.data.task_collate import TaskBatch
 from finetune.models.task_model import TaskInputs, TaskModel
 from finetune.objective.task_losses import example_losses, training_scores
 from finetune.task_types.base import Task
-from pretrain.engine.step import Precision
+from pretrain.models.precision import Precision
 
 
 class TaskPass(nn.Module):

@@ -34,12 +34,13 @@ from finetune.run_dirs.init_weights import (
 from finetune.task_types.base import Task
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
 from finetune.training.task_schedulers import REGIMES
+from finetune.training.task_validation import validation_of
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import FACTS, read_facts
 from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags
-from pretrain.engine.step import Precision
+from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.common.untrusted_input import reading
@@ -99,7 +100,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
             TaskState(
                 work=TaskPass(model, task, precision, tokens.get(task.name)),
                 training=of_task.collator(training, *inputs, config.seed),
-                validation=of_task.validation(held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
+                validation=validation_of(of_task, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
                 plan=Plan(len(training), size, ENDLESS, ranks=ranks, accumulate=config.accumulate),
                 taken=facts.get("taken", {}).get(task.name, 0),
             )

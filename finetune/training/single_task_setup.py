@@ -14,12 +14,13 @@ from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start, begin_run, choose_start, choose_vocabulary, random_start_note
 from finetune.task_types.base import Example, Task
 from finetune.training.single_task import SingleTask
+from finetune.training.task_validation import validation_of
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
 from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags, read_config
-from pretrain.engine.step import Precision
+from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
@@ -85,7 +86,7 @@ def build_single_task(
         unlogged=facts.get("unlogged", {}),
         work=work,
         training=data.collator(examples, *inputs, config.seed),
-        validation=data.validation(held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
+        validation=validation_of(data, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:

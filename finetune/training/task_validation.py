@@ -1,16 +1,21 @@
 """Validation of a task during training."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from finetune.config import RANKED_CAPTIONS
+from finetune.data.hard_negatives import Options
 from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskCollator
+from finetune.data.task_data import TaskData
 from finetune.evaluation.scores import FOUR_WAY, TaskScore, score_task
 from finetune.inference.predictions import predict, predicted_on_all_ranks
 from finetune.objective.task_losses import training_scores
 from finetune.objective.task_pass import TaskPass
+from finetune.task_types.base import Example
 from shards.common.dist_info import Ranks
 
 
@@ -41,6 +46,24 @@ class Validation:
             right = four_way_right(work, self.four_way, batch_size, workers, ranks, device)
             score.metrics[FOUR_WAY] = float(right.mean())
         return score
+
+
+def validation_of(
+    data: TaskData, examples: Sequence[Example], *inputs, validate_on: int | None, seed: int
+) -> Validation:
+    """The validation of a task.
+
+    Args:
+        data: the data of the task.
+        examples, inputs: as for `TaskData.collator`.
+        validate_on: as for `TaskData.splits`.
+        seed: random seed of retrieval's negatives.
+    """
+    if data.task.head != "retrieval":
+        return Validation(data.collator(examples, *inputs), None)
+    ranked = data.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
+    options = Options(examples, data.regions, seed)
+    return Validation(ranked, replace(ranked, examples=examples, options=options))
 
 
 def four_way_right(

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from pretrain.objective import masking
+from pretrain.data import random_choices
 from shards.common import counter_rng
 from shards.common.errors import UserError
 from shards.storage.text_lists import TextLists
@@ -44,7 +44,7 @@ class Captions:
     def drawn(self, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Samples one caption per image with the samples' keys: caption numbers, int64 (B,)."""
         own = [self.of_image(image) for image in images.tolist()]
-        picks = masking.choose_captions(keys, np.array([len(numbers) for numbers in own], np.int64))
+        picks = random_choices.choose_captions(keys, np.array([len(numbers) for numbers in own], np.int64))
         return np.array([numbers[pick] for numbers, pick in zip(own, picks.tolist(), strict=True)], np.int64)
 
 
@@ -136,7 +136,7 @@ class MisalignedCaptions:
         """The misaligned caption for the pair of caption `number`, sampled uniformly with the pair's key."""
         own = self.text_ids[self.captions.of_image(int(self.captions.images_of(number)))].tolist()
         counters = np.arange(64, dtype=np.int64)
-        draws = masking.draw(np.array([key]), counters, masking.PARTNER)[0]
+        draws = random_choices.draw(np.array([key]), counters, random_choices.PARTNER)[0]
         for pick in counter_rng.below(draws, len(self.numbers)).tolist():
             if int(self.text_ids[self.numbers[pick]]) not in own:
                 return int(self.numbers[pick])

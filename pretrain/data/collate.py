@@ -1,14 +1,14 @@
 """Collates samples to a batch: replaces captions by misaligned ones, truncates and pads."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from pretrain.data import random_choices
 from pretrain.data.batch import Batch
 from pretrain.data.caption_pairs import Captions, MisalignedCaptions
-from pretrain.objective import masking
-from pretrain.objective.pretraining_loss import Objective
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.errors import UserError
 from shards.common.fp16 import finite
@@ -89,6 +89,15 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
     )
 
 
+class CountsPredictions(Protocol):
+    """What collation needs of an objective (see pretrain/objective/pretraining_loss.py)."""
+
+    contrastive: float
+
+    def count(self, batch: Batch) -> tuple[int, int]:
+        """The numbers of tokens and of regions to predict in a batch."""
+
+
 @dataclass(frozen=True)
 class Collator:
     """Collates samples: replaces captions, tokenizes, pads, and counts the positions to predict.
@@ -103,7 +112,7 @@ class Collator:
     captions: Captions
     negatives: MisalignedCaptions | None
     tokenizer: WordPieceTokenizer
-    objective: Objective
+    objective: CountsPredictions
     seed: int
     limits: Limits
     draw_captions: bool = False
@@ -123,9 +132,9 @@ class Collator:
                 raise next(error for error in errors if error)
             good = [row for row, error in enumerate(errors) if error is None]
             numbers, samples = numbers[good], [samples[row] for row in good]
-        keys = masking.sample_keys(self.seed, epoch, numbers)
+        keys = random_choices.sample_keys(self.seed, epoch, numbers)
         own = self.captions.drawn(numbers, keys) if self.draw_captions else numbers
-        misaligned = np.zeros(len(keys), bool) if self.negatives is None else masking.misaligned(keys)
+        misaligned = np.zeros(len(keys), bool) if self.negatives is None else random_choices.misaligned(keys)
         chosen = own.copy()
         for row in np.flatnonzero(misaligned).tolist():
             chosen[row] = self.negatives.partner(int(own[row]), int(keys[row]))

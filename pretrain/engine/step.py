@@ -21,34 +21,11 @@ from pretrain.engine.distributed import (
     without_sync,
 )
 from pretrain.engine.optimizer import ZeroGradients
+from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
 IN_A_ROW = 10  # consecutive skipped steps after which training stops
-
-
-@dataclass(frozen=True)
-class Precision:
-    """The precision of matrix products. Weights, losses, softmax and LayerNorm are float32 (or float64)."""
-
-    name: str
-    device: torch.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}.get(self.name, torch.float32)
-
-    @property
-    def weights(self) -> torch.dtype:
-        return torch.float64 if self.name == "float64" else torch.float32
-
-    def autocast(self):
-        if self.name in ("bf16", "fp16"):
-            return torch.autocast(self.device.type, self.dtype)
-        return contextlib.nullcontext()
-
-    def scaler(self) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
 
 class Skipped:

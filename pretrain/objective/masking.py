@@ -6,59 +6,24 @@ CPU that collates a batch and the device that trains on it get identical results
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import ops
+from pretrain.data.random_choices import REGION, REGION_ACTION, WORD, WORD_ACTION, WORD_RANDOM, draw
 from shards.common import counter_rng
-
-# Purposes of random numbers; dropout has the eighth.
-MISALIGN, PARTNER, WORD, WORD_ACTION, WORD_RANDOM, REGION, REGION_ACTION = range(7)
-_PURPOSES = 8
 
 WORD_SHARE = 0.15  # share of the tokens that are predicted
 MASKED, RANDOM = 0.8, 0.1  # shares of those that are replaced by [MASK] and by a random token; the rest is unchanged
 REGION_SHARE = 0.15  # share of the regions that are predicted
 ZEROED = 0.9  # share of those that are masked; the rest is unchanged, and regions that overlap it are not masked
 OVERLAP = 0.4  # regions with at least this IoU with a masked region are masked too
-MISALIGNED_SHARE = 0.5  # share of the pairs that get the caption of another image
-
-
-def sample_keys(seed: int, epoch: int, numbers: np.ndarray) -> np.ndarray:
-    """int64 (B,): random keys of samples, which determine all random decisions about them in this epoch."""
-    return counter_rng.draw(np.int64(counter_rng.key(seed, epoch)), np.asarray(numbers, np.int64))
-
-
-def draw(keys, counters, purpose: int):
-    """Random numbers (n, m) for keys (n,) and counters (m,); arrays or tensors."""
-    return counter_rng.draw(keys[:, None], counters[None, :] * _PURPOSES + purpose)
 
 
 def _bernoulli(keys: Tensor, length: int, purpose: int, probability: float) -> Tensor:
     """bool (B, length), true with the given probability."""
     counters = torch.arange(length, device=keys.device)
     return counter_rng.uniform24(draw(keys, counters, purpose)) < counter_rng.threshold(probability)
-
-
-def misaligned(keys: np.ndarray) -> np.ndarray:
-    """bool (B,): which pairs get the caption of another image."""
-    numbers = draw(keys, np.zeros(1, np.int64), MISALIGN)[:, 0]
-    return counter_rng.uniform24(numbers) < counter_rng.threshold(MISALIGNED_SHARE)
-
-
-def choose_captions(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """int64 (B,): the index of the caption sampled for each image in this epoch, below its count in int64 (B,).
-
-    All eight purposes are taken, so this uses counter 1 of MISALIGN; `misaligned` uses counter 0 and `negative_keys`
-    counter 2.
-    """
-    return counter_rng.below(draw(keys, np.ones(1, np.int64), MISALIGN)[:, 0], counts)
-
-
-def negative_keys(keys: Tensor) -> Tensor:
-    """int64 (B,): random keys for sampling hard negatives (see choose_captions for the counter)."""
-    return counter_rng.draw(keys, 2 * _PURPOSES + MISALIGN)
 
 
 def choose_words(keys: Tensor, lengths: Tensor, width: int) -> Tensor:
@@ -103,25 +68,3 @@ def choose_masked_regions(keys: Tensor, boxes: Tensor, valid: Tensor, overlap: f
     zeroed = chosen & _bernoulli(keys, valid.shape[1], REGION_ACTION, ZEROED)
     masked = zeroed if overlap is None else ops.mask_overlapping(boxes, zeroed, valid, overlap)
     return MaskedRegions(chosen, zeroed, masked)
-
-
-def image_rows(
-    features: Tensor, boxes: Tensor, visible: Tensor, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """The input of the image stream: features (B, N + 1, D) and locations (B, N + 1, 5), of type `dtype`.
-
-    Row 0 is the image token: the mean of the visible regions (zeros if there are none). Regions that are not visible
-    are zeroed.
-
-    Args:
-        features: (B, N, D), any floating-point dtype.
-        boxes: (B, N, 4), relative to width and height.
-        visible: bool (B, N).
-    """
-    size, regions = visible.shape
-    locations = boxes.new_empty(size, regions + 1, 5, dtype=torch.float32)
-    locations[:, 0, :2] = 0.0
-    locations[:, 0, 2:] = 1.0
-    locations[:, 1:, :4] = boxes
-    locations[:, 1:, 4] = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    return ops.mask_regions(features, visible, dtype), locations.to(dtype)

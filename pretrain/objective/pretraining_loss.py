@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.data import random_choices
 from pretrain.data.batch import Batch
 from pretrain.models.contrastive import comparable, contrastive_losses, cosine_similarities, hard_negatives, retrieved
+from pretrain.models.image_input import image_rows
 from pretrain.models.packing import positions
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.models.vilbert import Encoded
@@ -136,7 +138,7 @@ class Objective:
             dtype: dtype of the returned features; the autocast dtype saves a conversion.
         """
         chosen, masked, words, regions = self.choose(batch)
-        features, locations = masking.image_rows(batch.features, batch.boxes, batch.valid & ~masked.masked, dtype)
+        features, locations = image_rows(batch.features, batch.boxes, batch.valid & ~masked.masked, dtype)
         word_positions = positions(words, batch.word_count)
         region_positions = positions(regions, batch.region_count)
         place = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
@@ -194,7 +196,7 @@ class Objective:
             sums["contrastive_count"] = counted.sum()
             sums["contrastive_right"] = (retrieved(scores.detach(), negatives) & counted).sum()
             if self.hard_negatives and model.training:
-                keys = masking.negative_keys(batch.keys)
+                keys = random_choices.negative_keys(batch.keys)
                 captions, images, found = hard_negatives(scores, negatives, keys)
                 other = model.encoder.finish(encoded.stream_states.recombined(captions, images, keys))
                 misaligned, rejected = _alignment(model, other, torch.ones_like(labels))

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from pretrain.data.batch import Batch
-from pretrain.engine.step import Precision
+from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Inputs, Losses, Objective
 

@@ -18,8 +18,8 @@ from finetune.pages.attention_page import page_of
 from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits, stack
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_tensors, save_weights
+from pretrain.models.image_input import image_rows
 from pretrain.models.vilbert import AttentionMaps
-from pretrain.objective.masking import image_rows
 from pretrain.pretrained.load_model import load_pretraining
 from pretrain.tokenizer.tokenizer import load_tokenizer
 from shards.common.dist_info import ALONE

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from pretrain import load
 from pretrain.data.collate import Limits, stack
+from pretrain.data.random_choices import sample_keys
 from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
 from pretrain.engine.step import Engine
 from pretrain.models.model_config import TINY
 from pretrain.models.pretraining_heads import PretrainingModel
-from pretrain.objective.masking import sample_keys
 from pretrain.objective.pretraining_loss import Objective
 from pretrain.pretrained.load_model import load_pretraining
 from shards.common.errors import UserError

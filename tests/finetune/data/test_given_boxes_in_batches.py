@@ -16,8 +16,8 @@ from finetune.objective.task_pass import TaskPass
 from finetune.task_types.base import Example
 from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits
-from pretrain.engine.step import Precision
 from pretrain.models.model_config import TINY
+from pretrain.models.precision import Precision
 from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.storage.sample import Sample
 

@@ -22,11 +22,11 @@ from finetune.objective.task_losses import training_scores
 from finetune.objective.task_pass import TaskPass
 from finetune.task_types.base import Example
 from finetune.tasks import find_task
-from finetune.training.task_validation import four_way_right
+from finetune.training.task_validation import four_way_right, validation_of
 from pretrain.data.collate import Limits
-from pretrain.engine.step import Precision
 from pretrain.models.contrastive import TEMPERATURE
 from pretrain.models.model_config import TINY
+from pretrain.models.precision import Precision
 from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
@@ -211,7 +211,7 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
     work, collator = make_work(examples, regions)
     data = TaskData(work.task, Path(), Path(), regions, None, "stop")
     inputs = collator.tokenizer, None, 256, 10
-    validation = data.validation(examples, *inputs, validate_on=None, seed=5)
+    validation = validation_of(data, examples, *inputs, validate_on=None, seed=5)
     cpu, counted = torch.device("cpu"), len(examples)
     score = validation.score(work, 4, 0, ALONE, cpu)
     right = four_way_right(work, validation.four_way, 4, 0, ALONE, cpu)
@@ -220,11 +220,11 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
     said = describe_scores(score.summary)
     assert "(among 13 images; in the paper 1,000)" in said and "; 4-way accuracy" in said
     assert "in the paper" not in describe_scores(score.summary | {"images": 1000})
-    assert len(data.validation(examples * 10, *inputs, validate_on=None, seed=5)) == 10 * counted
-    few = data.validation(examples * 10, *inputs, validate_on=None, seed=5)
+    assert len(validation_of(data, examples * 10, *inputs, validate_on=None, seed=5)) == 10 * counted
+    few = validation_of(data, examples * 10, *inputs, validate_on=None, seed=5)
     assert len(few.examples.examples) == RANKED_CAPTIONS and len(few.four_way.examples) == 10 * counted
     pointing = TaskData(find_task("refcoco"), Path(), Path(), regions, None, "stop")
-    assert pointing.validation(examples, *inputs, validate_on=None, seed=0).four_way is None
+    assert validation_of(pointing, examples, *inputs, validate_on=None, seed=0).four_way is None
 
 
 def test_equal_scores_count_against_a_pair():

@@ -10,8 +10,8 @@ from finetune.data.task_data import open_data
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.tasks import paper_tasks
-from pretrain.engine.step import Precision
 from pretrain.models.model_config import TINY
+from pretrain.models.precision import Precision
 from pretrain.tokenizer.tokenizer import learn_tokenizer
 
 TASKS = paper_tasks()

@@ -31,8 +31,8 @@ from finetune.tasks import all_tasks, paper_tasks
 from finetune.tasks.daquar import plain_answer
 from finetune.tasks.flickr30k_entities import read_phrases
 from pretrain.data.collate import Limits
-from pretrain.engine.step import Precision
 from pretrain.models.model_config import TINY
+from pretrain.models.precision import Precision
 from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError

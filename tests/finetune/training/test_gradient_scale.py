@@ -8,7 +8,8 @@ from finetune.build import make_task_engine
 from finetune.config import MtConfig, StConfig
 from finetune.objective.task_pass import MultiTaskPass
 from pretrain.config import PretrainConfig
-from pretrain.engine.step import Precision, Sums
+from pretrain.engine.step import Sums
+from pretrain.models.precision import Precision
 from shards.common.dist_info import ALONE
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.data import random_choices
 from pretrain.data.caption_pairs import Captions, MisalignedCaptions, linked_texts, split_pairs
 from pretrain.models import dropout
-from pretrain.objective import masking
 from shards.common import counter_rng
 from shards.common.errors import UserError
 
@@ -56,7 +56,7 @@ def test_a_partner_has_another_text_and_every_other_caption_is_as_likely():
     texts = ["a"] * 30 + ["b"] * 10 + ["c"] * 5 + ["d"]
     captions = Captions(texts)
     negatives = MisalignedCaptions(captions, np.arange(len(texts) - 1))  # d is held out
-    keys = masking.sample_keys(0, 0, np.arange(3000)).tolist()
+    keys = random_choices.sample_keys(0, 0, np.arange(3000)).tolist()
     partners = Counter(texts[negatives.partner(0, key)] for key in keys)
     assert set(partners) == {"b", "c"}
     assert abs(partners["b"] / 3000 - 2 / 3) < 0.03
@@ -65,7 +65,7 @@ def test_a_partner_has_another_text_and_every_other_caption_is_as_likely():
 def test_a_partner_is_found_among_thousands_of_equal_captions():
     captions = Captions(["a"] * 5000 + ["b"])
     negatives = MisalignedCaptions(captions, np.arange(5001))
-    assert {negatives.partner(0, key) for key in masking.sample_keys(0, 0, np.arange(20)).tolist()} == {5000}
+    assert {negatives.partner(0, key) for key in random_choices.sample_keys(0, 0, np.arange(20)).tolist()} == {5000}
 
 
 def test_all_captions_the_same_is_an_error():
@@ -156,14 +156,14 @@ def test_a_partner_is_none_of_the_images_own_captions(lists):
     negatives = MisalignedCaptions(captions, numbers)
     for number in numbers.tolist():
         image = int(captions.images_of(number))
-        for key in masking.sample_keys(0, 0, np.arange(20)).tolist():
+        for key in random_choices.sample_keys(0, 0, np.arange(20)).tolist():
             assert captions[negatives.partner(number, key)] not in {f"caption {text}" for text in lists[image]}
 
 
 def test_an_image_gets_each_of_its_captions_about_as_often():
     captions = several([[0, 1, 2], [3], [4, 5]])
     images = np.tile([0, 1, 2], 3000)
-    drawn = captions.drawn(images, masking.sample_keys(5, 7, np.arange(len(images))))
+    drawn = captions.drawn(images, random_choices.sample_keys(5, 7, np.arange(len(images))))
     assert (captions.images_of(drawn) == images).all()
     counts = np.bincount(drawn, minlength=6) / 3000
     assert np.abs(counts - [1 / 3, 1 / 3, 1 / 3, 1, 1 / 2, 1 / 2]).max() < 0.03
@@ -171,9 +171,12 @@ def test_an_image_gets_each_of_its_captions_about_as_often():
 
 def test_a_caption_is_drawn_with_a_counter_that_nothing_else_uses():
     """Counters are 8 times a position plus a purpose. Swapping uses one position, so that its second is free."""
-    keys = masking.sample_keys(0, 0, np.arange(20_000))
-    misaligned = counter_rng.uniform24(counter_rng.draw(keys, masking.MISALIGN)) < counter_rng.threshold(0.5)
-    assert np.array_equal(masking.misaligned(keys), misaligned)
-    picks = masking.choose_captions(keys, np.full(len(keys), 5))
-    assert np.array_equal(picks, counter_rng.below(counter_rng.draw(keys, 8 + masking.MISALIGN), 5))
-    assert {masking.MISALIGN} == set(range(8)) - {*range(masking.PARTNER, masking.REGION_ACTION + 1), dropout._PURPOSE}
+    keys = random_choices.sample_keys(0, 0, np.arange(20_000))
+    misaligned = counter_rng.uniform24(counter_rng.draw(keys, random_choices.MISALIGN)) < counter_rng.threshold(0.5)
+    assert np.array_equal(random_choices.misaligned(keys), misaligned)
+    picks = random_choices.choose_captions(keys, np.full(len(keys), 5))
+    assert np.array_equal(picks, counter_rng.below(counter_rng.draw(keys, 8 + random_choices.MISALIGN), 5))
+    assert {random_choices.MISALIGN} == set(range(8)) - {
+        *range(random_choices.PARTNER, random_choices.REGION_ACTION + 1),
+        dropout._PURPOSE,
+    }

@@ -22,8 +22,8 @@ from pretrain.data.caption_pairs import MisalignedCaptions
 from pretrain.data.collate import Collator, Limits
 from pretrain.data.dataloader import Places
 from pretrain.data.pair_batches import ValidationBatches, open_pairs, training_steps
+from pretrain.data.random_choices import sample_keys
 from pretrain.data.streaming_batches import StreamedBatches, reader_order
-from pretrain.objective.masking import sample_keys
 from pretrain.objective.pretraining_loss import Objective
 from pretrain.tokenizer.tokenizer import learn_tokenizer
 from shards.common.dist_info import Ranks

@@ -144,7 +144,7 @@ def test_a_rank_without_a_pair_has_no_gradient(on_rows):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_real_graph_on_a_gpu_gives_the_numbers_of_eager_steps(precision):
-    from pretrain.engine.step import Precision
+    from pretrain.models.precision import Precision
     from pretrain.objective.pretraining_pass import Pass
 
     def run(graph):

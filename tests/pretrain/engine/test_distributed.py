@@ -10,7 +10,8 @@ from torch import nn
 
 from pretrain.engine import distributed
 from pretrain.engine.distributed import CPU, UsedParameters, connected
-from pretrain.engine.step import Precision, Sums, make_engine
+from pretrain.engine.step import Sums, make_engine
+from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 

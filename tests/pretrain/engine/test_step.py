@@ -15,8 +15,9 @@ from training_step import BETAS, EPSILON, OBJECTIVE, SIZES, make_batch, make_eng
 from without_content import nothing_is_asked, without_content
 
 from pretrain.engine.optimizer import optimizer_state, restore_optimizer
-from pretrain.engine.step import IN_A_ROW, Precision, Skipped, Sums
+from pretrain.engine.step import IN_A_ROW, Skipped, Sums
 from pretrain.models.layers import FeedForward
+from pretrain.models.precision import Precision
 from pretrain.objective.pretraining_pass import Pass, means
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError

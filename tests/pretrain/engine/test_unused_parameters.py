@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pretrain.engine.optimizer import without_bias_correction
-from pretrain.engine.step import Precision, Sums, make_engine
+from pretrain.engine.step import Sums, make_engine
+from pretrain.models.precision import Precision
 from shards.common.dist_info import ALONE
 
 BETAS, EPSILON, DECAY, LR = (0.9, 0.999), 1e-6, 0.1, 1e-3

@@ -12,10 +12,10 @@ from data_sets import make_dataset
 from training_step import OBJECTIVE, SIZES, make_batch
 
 from pretrain import load
+from pretrain.data import random_choices
 from pretrain.models.contrastive import TEMPERATURE, comparable, contrastive_losses, hard_negatives, retrieved
 from pretrain.models.dropout import Dropout
 from pretrain.models.pretraining_heads import PretrainingModel
-from pretrain.objective import masking
 from pretrain.objective.pretraining_loss import Objective
 from shards.common import counter_rng
 
@@ -120,7 +120,7 @@ def test_losses_with_hard_negatives_equal_a_loop_over_pairs(counted):
                 image = torch.cat([stream_states.image[0].mean(0), stream_states.image[0].amax(0)])
                 similarities[i, j] = text @ F.normalize(encoder.contrast.image(image), dim=0)
         negatives = comparable(batch.image_ids, batch.text_ids, ~batch.misaligned)
-        captions, images, _ = hard_negatives(similarities, negatives, masking.negative_keys(batch.keys))
+        captions, images, _ = hard_negatives(similarities, negatives, random_choices.negative_keys(batch.keys))
         aligned = right = 0.0
         for row in range(size):
             for pair, label in (((row, row), 0), ((int(captions[row]), int(images[row])), 1)):

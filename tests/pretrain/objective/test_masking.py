@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.data import random_choices
+from pretrain.models.image_input import image_rows
 from pretrain.objective import masking
 
 ORDINARY = torch.arange(5, 100)
@@ -12,7 +14,7 @@ MASK = 4
 
 
 def keys_of(count: int, seed=0, epoch=0) -> torch.Tensor:
-    return torch.from_numpy(masking.sample_keys(seed, epoch, np.arange(count)))
+    return torch.from_numpy(random_choices.sample_keys(seed, epoch, np.arange(count)))
 
 
 def many_words(rows=4000, width=20):
@@ -108,7 +110,7 @@ def test_row_zero_is_the_mean_of_the_visible_regions():
     masked = masking.choose_masked_regions(keys_of(20), boxes, valid).masked
     visible = valid & ~masked
     features = torch.randn(20, 7, 5)
-    rows, locations = masking.image_rows(features, boxes, visible)
+    rows, locations = image_rows(features, boxes, visible)
     assert rows.shape == (20, 8, 5) and locations.shape == (20, 8, 5)
     for row in range(20):
         seen = [features[row, i] for i in range(7) if visible[row, i]]
@@ -124,7 +126,7 @@ def test_row_zero_is_the_mean_of_the_visible_regions():
 
 
 def test_an_image_that_is_hidden_as_a_whole_has_a_row_of_zeros():
-    rows, _ = masking.image_rows(torch.ones(1, 3, 2), torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.bool))
+    rows, _ = image_rows(torch.ones(1, 3, 2), torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.bool))
     assert rows.abs().sum() == 0
 
 
@@ -155,5 +157,5 @@ def test_epochs_and_seeds_mask_differently():
 
 
 def test_half_of_the_pairs_are_swapped():
-    misaligned = masking.misaligned(masking.sample_keys(0, 0, np.arange(20_000)))
+    misaligned = random_choices.misaligned(random_choices.sample_keys(0, 0, np.arange(20_000)))
     assert abs(misaligned.mean() - 0.5) < 0.012

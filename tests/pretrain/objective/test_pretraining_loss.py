@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from data_sets import make_samples
 
 from pretrain.data.collate import Limits, stack
+from pretrain.data.random_choices import sample_keys
 from pretrain.models.model_config import TINY
 from pretrain.models.packing import positions
 from pretrain.models.pretraining_heads import PretrainingModel
-from pretrain.objective.masking import sample_keys
 from pretrain.objective.pretraining_loss import Objective, class_distribution
 
 SIZES = TINY.replace(
