@@ -1,6 +1,7 @@
 """The structure that design and README promise: floors import downwards only, commands exist, names are kept."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -94,6 +95,25 @@ def test_no_module_imports_a_command():
     of_one_command = {"benchmarks/tasks.py": {"finetune.st"}}  # trains in its own process
     found = {str(path.relative_to(ROOT)): names for path, names in importers.items() if names}
     assert found == of_one_command
+
+
+def folders_of(package: str) -> list[str]:
+    """The folders of a package in the order of README's map, the lowest first."""
+    readme = (ROOT / "README.md").read_text()
+    [block] = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", readme, re.MULTILINE)
+    return re.findall(r"^  (\w+)/", block, re.MULTILINE)
+
+
+@pytest.mark.parametrize("package", ["shards", "pretrain", "finetune"])
+def test_a_folder_imports_only_folders_above_it_in_the_map(package):
+    """config.py and build.py are exempt: flags name the choices of all folders, and all folders take flags."""
+    folders = folders_of(package)
+    assert {path.parent.name for path in (ROOT / package).glob("*/__init__.py")} == set(folders)
+    for number, folder in enumerate(folders):
+        later = {f"{package}.{name}" for name in folders[number + 1 :]}
+        for path in (ROOT / package / folder).rglob("*.py"):
+            modules = {".".join(name.split(".")[:2]) for name in imported_modules(path)}
+            assert not modules & later, path
 
 
 def test_a_name_of_a_module_has_one_meaning():
