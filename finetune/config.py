@@ -16,7 +16,7 @@ from shards.common.cli import REQUIRED, flag
 from shards.common.errors import UserError
 from shards.world import DEFAULT_WORLD
 
-PRETRAINING = "runs/pretrain"
+PRETRAINING = "runs/pretrain"  # default run directory of pretraining, whose weights others start from
 TESTS = "tests"  # value of --split for a task's test, which may be several splits; also the name of their pooled score
 EPOCHS, SMALL_EPOCHS = 20, 10  # epochs of single-task training; those of a small model
 BETAS, EPSILON = (0.9, 0.999), 1e-6  # of Adam
@@ -99,6 +99,15 @@ class WeightsFlags:
     def of_weights(self) -> dict:
         """These flags alone, to pass them to another command."""
         return {one.name: getattr(self, one.name) for one in fields(WeightsFlags)}
+
+
+@dataclass(kw_only=True)
+class ModelFlags(WeightsFlags):
+    """Flags of commands that predict for image files."""
+
+    regions: str | None = flag(
+        None, "region shards whose detector is applied to image files", unset="the run's detector, or that of --data"
+    )
 
 
 def answer_files(config) -> dict[str, str | None]:
@@ -185,46 +194,6 @@ class MtConfig(FinetuneConfig):
     )
 
 
-def small(sizes: ModelConfig) -> bool:
-    """Whether a model is smaller than BERT base, for which table 8's hyperparameters were chosen."""
-    return sizes.hidden_size < BASE_SIZE
-
-
-def epochs(sizes: ModelConfig) -> int:
-    """Default number of epochs of single-task training: the paper's, or that of a small model."""
-    return SMALL_EPOCHS if small(sizes) else EPOCHS
-
-
-def lr_scale(sizes: ModelConfig, tasks: int = 1) -> float:
-    """Default factor on table 8's learning rates. tasks: number of tasks that are trained together."""
-    if not small(sizes):
-        return 1
-    return SMALL_LR_TOGETHER if tasks > 1 else SMALL_LR
-
-
-def update_unused(sizes: ModelConfig) -> bool:
-    """Default of --update_unused: whether parameters that a step's task does not use are updated in it too."""
-    return not small(sizes)
-
-
-def batch_size(task: Task, sizes: ModelConfig) -> int:
-    """Default batch size: table 8's; for a small model half of it, at most SMALL_BATCH; for retrieval half of that
-    again, because a retrieval example is four image-text pairs."""
-    if not small(sizes):
-        return task.batch_size
-    return min(task.batch_size // 2, SMALL_BATCH) // (2 if task.head == "retrieval" else 1)
-
-
-def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int, float, float]:
-    """(batch size, peak learning rate, peak learning rate of the new heads) of single-task training."""
-    lr = config.lr or task.lr * lr_scale(sizes)
-    return config.batch_size or batch_size(task, sizes), lr, lr / task.lr * HEAD_LR
-
-
-# Flags that may change when a run is resumed: they do not change what is computed.
-FREE_FLAGS = {"resume", "out", "workers", "accumulate", "activation_checkpointing", "log_every", "save_minutes"}
-
-
 @dataclass(kw_only=True)
 class EvaluateConfig(WeightsFlags):
     """Flags of finetune.evaluate."""
@@ -252,15 +221,6 @@ class EvaluateConfig(WeightsFlags):
     )
     batch_size: int = flag(256, "examples per batch", low=1)
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
-
-
-@dataclass(kw_only=True)
-class ModelFlags(WeightsFlags):
-    """Flags of commands that predict for image files."""
-
-    regions: str | None = flag(
-        None, "region shards whose detector is applied to image files", unset="the run's detector, or that of --data"
-    )
 
 
 @dataclass
@@ -329,3 +289,43 @@ class ConsistencyConfig:
     precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
+
+
+def small(sizes: ModelConfig) -> bool:
+    """Whether a model is smaller than BERT base, for which table 8's hyperparameters were chosen."""
+    return sizes.hidden_size < BASE_SIZE
+
+
+def epochs(sizes: ModelConfig) -> int:
+    """Default number of epochs of single-task training: the paper's, or that of a small model."""
+    return SMALL_EPOCHS if small(sizes) else EPOCHS
+
+
+def lr_scale(sizes: ModelConfig, tasks: int = 1) -> float:
+    """Default factor on table 8's learning rates. tasks: number of tasks that are trained together."""
+    if not small(sizes):
+        return 1
+    return SMALL_LR_TOGETHER if tasks > 1 else SMALL_LR
+
+
+def update_unused(sizes: ModelConfig) -> bool:
+    """Default of --update_unused: whether parameters that a step's task does not use are updated in it too."""
+    return not small(sizes)
+
+
+def batch_size(task: Task, sizes: ModelConfig) -> int:
+    """Default batch size: table 8's; for a small model half of it, at most SMALL_BATCH; for retrieval half of that
+    again, because a retrieval example is four image-text pairs."""
+    if not small(sizes):
+        return task.batch_size
+    return min(task.batch_size // 2, SMALL_BATCH) // (2 if task.head == "retrieval" else 1)
+
+
+def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int, float, float]:
+    """(batch size, peak learning rate, peak learning rate of the new heads) of single-task training."""
+    lr = config.lr or task.lr * lr_scale(sizes)
+    return config.batch_size or batch_size(task, sizes), lr, lr / task.lr * HEAD_LR
+
+
+# Flags that may change when a run is resumed: they do not change what is computed.
+FREE_FLAGS = {"resume", "out", "workers", "accumulate", "activation_checkpointing", "log_every", "save_minutes"}
