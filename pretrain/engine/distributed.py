@@ -72,7 +72,7 @@ def _set_nccl_timeout(group: dist.ProcessGroup, device: torch.device) -> None:
 
     init_process_group and torch's _set_pg_timeout apply one timeout to every backend of "cpu:gloo,cuda:nccl"; this is
     the part of _set_pg_timeout for NCCL. With TORCH_DISTRIBUTED_DEBUG=DETAIL the backend is wrapped, its timeout cannot
-    be set, and PATIENCE applies.
+    be set, and GLOO_TIMEOUT applies.
     """
     backend = group._get_backend(device)
     if hasattr(backend, "_set_default_timeout"):
