@@ -31,6 +31,7 @@ GROUPS = {
         "demo": ("finetune.demo", "web demo"),
     },
     "other": {
+        "share": ("finetune.share", "a run as one folder to publish, with a model card"),
         "export": ("pretrain.convert", "weights to and from other formats"),
         "ops": ("ops", "versions, and a self-check of the compiled operators"),
     },

@@ -80,7 +80,11 @@ class FinetuneConfig:
 class WeightsFlags:
     """Flags of commands that use trained weights for inference."""
 
-    run: str = flag(REQUIRED, "run directory of finetune.st, finetune.mt or pretrain.run, or published weights")
+    run: str = flag(
+        REQUIRED,
+        "run directory of finetune.st, finetune.mt or pretrain.run, published weights, or hf:OWNER/NAME",
+        model=True,
+    )
     data: str | None = flag(None, "data folder", unset="the run's")
     config: str | None = flag(
         None, "JSON file of the model configuration of published weights", unset="next to them, or base"
@@ -129,7 +133,10 @@ class StConfig(FinetuneConfig):
 
     task: str = flag(REQUIRED, "task, such as refcoco; an unknown name prints the list")
     init: str | None = flag(
-        None, "initial weights: a run, weights, a BERT, or scratch", unset="runs/mt, or runs/pretrain, or scratch"
+        None,
+        "initial weights: a run, weights, a BERT, hf:OWNER/NAME, or scratch",
+        unset="runs/mt, or runs/pretrain, or scratch",
+        model=True,
     )
     out: str | None = flag(None, "run directory", unset="runs/st-TASK", written=True)
     answers: str | None = flag(None, "file of the answer vocabulary, in label order", unset="from the annotations")
@@ -157,7 +164,10 @@ class MtConfig(FinetuneConfig):
 
     tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra); all: the paper's twelve")
     init: str | None = flag(
-        None, "initial weights: a run, weights, a BERT, or scratch", unset="runs/pretrain, or scratch"
+        None,
+        "initial weights: a run, weights, a BERT, hf:OWNER/NAME, or scratch",
+        unset="runs/pretrain, or scratch",
+        model=True,
     )
     out: str = flag("runs/mt", "run directory", written=True)
     vqa_answers: str | None = flag(

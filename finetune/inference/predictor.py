@@ -29,6 +29,7 @@ from pretrain.models.precision import Precision
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.common.files import read_json
+from shards.common.model_hub import local_model
 from shards.detectors import detector_of
 from shards.images.source_image import image_of
 
@@ -64,7 +65,8 @@ class LazyPredictor:
         precision: str = "float32",
         device: str = "auto",
     ):
-        self.run, self._given = str(run), (config, tokenizer)
+        run = local_model(run)
+        self.run, self._given = run, (config, tokenizer)
         self._data, self._regions = data and str(data), regions
         warn_of_other_data(run, self._data)
         facts = read_config(run) if (Path(run) / CONFIG).exists() else {}

@@ -81,7 +81,7 @@ def _configs(path: Path) -> list[str]:
 
 def read_run(folder: Path) -> Run:
     config, result = read_config(folder), folder / RESULT
-    lines, bad = read_metrics(folder / METRICS)
+    lines, bad = read_metrics(folder / METRICS) if (folder / METRICS).exists() else ([], 0)
     if bad:
         print(f"{folder / METRICS}: skipped {bad} unreadable lines")
     kept = [read_json(path, KeptScores) for path in sorted(kept_scores(folder).glob("*.json"))]

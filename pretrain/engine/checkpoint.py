@@ -169,7 +169,10 @@ def checkpoints(run) -> list[Path]:
 
 
 def newest_checkpoint(run) -> Path | None:
+    """The newest complete checkpoint; a folder of finetune.share is its own checkpoint."""
     found = checkpoints(run)
+    if not found and (Path(run) / FACTS).exists():
+        return Path(run)
     return found[-1] if found else None
 
 

@@ -8,6 +8,7 @@ from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.models.vilbert import TwoStream
 from pretrain.pretrained.find_weights import BERT, describe, find_weights, take_weights
 from pretrain.pretrained.hf_bert import MISSING_IN_BERT
+from shards.common.model_hub import local_model
 
 
 def load(path, config: str | None = None) -> TwoStream:
@@ -17,7 +18,7 @@ def load(path, config: str | None = None) -> TwoStream:
     them.
 
     Args:
-        path: a run directory (its best checkpoint is used), published weights, or a BERT.
+        path: a run directory (its best checkpoint is used), published weights, a BERT, or hf:OWNER/NAME.
         config: JSON file of the model configuration, if it is not next to the weights.
     """
     return _load(path, config, lambda sizes, weights: nn.ModuleDict({"encoder": TwoStream(sizes)})).encoder
@@ -34,7 +35,7 @@ def load_pretraining(path, config: str | None = None) -> PretrainingModel:
 
 
 def _load(path, config: str | None, build) -> nn.Module:
-    found = find_weights(str(path), config)
+    found = find_weights(local_model(path), config)
     weights, unexpected = found.read()
     model = build(found.sizes, weights)
     missing = take_weights(model, weights, str(path), MISSING_IN_BERT if found.kind == BERT else ())

@@ -16,13 +16,26 @@ import fire
 from shards.common.dist_info import ALONE, launched
 from shards.common.errors import ErrorOnAnotherRank, UserError
 from shards.common.files import is_remote, refuse_special_file
+from shards.common.model_hub import local_model
 
 _YES = {"true", "yes", "1", "on"}
 _NO = {"false", "no", "0", "off"}
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
-def flag(default, help: str, *, unset="", low=None, above=None, high=None, choices=None, first=False, written=False):
+def flag(
+    default,
+    help: str,
+    *,
+    unset="",
+    low=None,
+    above=None,
+    high=None,
+    choices=None,
+    first=False,
+    written=False,
+    model=False,
+):
     """A dataclass field for a flag.
 
     Args:
@@ -32,9 +45,10 @@ def flag(default, help: str, *, unset="", low=None, above=None, high=None, choic
         choices: allowed values.
         first: positional; a field of type tuple[str, ...] takes all positional values.
         written: an output path; URLs are rejected, because some writers would accept them.
+        model: a path of a model, or hf:OWNER/NAME, which is downloaded and replaced by its local path.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
-    metadata |= {"first": first, "written": written, "unset": unset}
+    metadata |= {"first": first, "written": written, "unset": unset, "model": model}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -121,6 +135,8 @@ def build(config_type, values: dict, positional: tuple = ()):
             raise UserError(f"--{name}: no such flag; {hint}")
         result[name] = _convert(name, value, *_type_of(config_type, fields[name]))
         _check(name, result[name], fields[name].metadata)
+        if fields[name].metadata.get("model") and result[name] is not None:
+            result[name] = local_model(result[name])
     for name, field in fields.items():
         if field.default is REQUIRED and name not in result:
             given = name.upper() if field.metadata.get("first") else f"--{name} {name.upper()}"

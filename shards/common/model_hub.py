@@ -7,9 +7,14 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
+
+from shards.common.errors import UserError
 
 PATIENCE = 4.0  # timeout in seconds of the hub; its client would try each of many files for a minute
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # OWNER/NAME
+PREFIX = "hf:"  # of a model on the hub, where a path is expected
+MODEL_FILES = ("*.json", "*.safetensors", "detector/*", "README.md")  # nothing else of a repository is downloaded
 
 
 def only_local(name) -> bool:
@@ -43,3 +48,51 @@ def _answers(address: str) -> bool:
 def unreachable(name) -> str:
     """Suffix of the error message for a missing model if the hub was not reachable; otherwise empty."""
     return "" if os.path.isdir(name) or not only_local(name) else "; the hub does not answer, its cache was searched"
+
+
+def local_model(name) -> str:
+    """The local folder of a model: a path as it is, or hf:OWNER/NAME[@REVISION] downloaded to the hub's cache.
+
+    Raises:
+        UserError: the hub does not have the model, or does not answer and neither does its cache.
+    """
+    name = str(name)
+    if not name.startswith(PREFIX):
+        return name
+    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    if not HUB_NAME.fullmatch(repository):
+        raise UserError(f"{name}: should be {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return huggingface_hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=MODEL_FILES, local_files_only=only_local(repository)
+        )
+    except LocalEntryNotFoundError:
+        raise UserError(f"{name}: not in the cache{unreachable(repository)}") from None
+    except (HfHubHTTPError, ValueError, OSError) as error:
+        raise UserError(f"{name}: cannot be downloaded ({_first_line(error)})") from None
+
+
+def upload(folder: Path, repository: str, private: bool) -> str:
+    """Uploads a folder to a repository of the hub, which is created if it does not exist; returns its address.
+
+    Raises:
+        UserError: the hub does not answer or refuses.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        address = huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        huggingface_hub.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(MODEL_FILES))
+    except (HfHubHTTPError, ValueError, OSError) as error:
+        raise UserError(
+            f"--hub {repository}: cannot be uploaded ({_first_line(error)}); log in with `hf auth login`"
+        ) from None
+    return str(address)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

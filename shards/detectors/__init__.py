@@ -43,6 +43,15 @@ def absolute_path(value: str | None) -> str | None:
     return os.path.abspath(value) if value and value not in _names() and os.path.exists(value) else value
 
 
+# Flags of shards.extract that determine the regions of an image.
+SETTINGS = (
+    *("detector", "weights", "detector_config", "class_names", "precision", "regions", "words", "seed"),
+    *("proposals", "grid", "short_side"),
+)
+# What a run keeps of the description of its region shards; the names of classes are not needed to detect regions.
+DESCRIBED = ("command", "fingerprint", "detector_version", *(name for name in SETTINGS if name != "class_names"))
+
+
 def keep_detector(regions, folder) -> None:
     """Copies the files that `detector_of` needs from region shards to a folder, so that a run works without the shards.
 
@@ -60,7 +69,7 @@ def keep_detector(regions, folder) -> None:
     described = read_json(regions / "dataset.json")
     plan = dict(described.get("extra", {}).get("plan", {}))
     if plan.get("command") == "shards.extract":
-        plan.pop("class_names", None)  # not needed to detect regions
+        plan = {name: plan[name] for name in DESCRIBED if name in plan}
         folder.mkdir(parents=True)
         for name in _detector_class(plan.get("detector", "pixels")).learned:
             if (regions / name).exists():
@@ -96,9 +105,7 @@ def detector_of(folder: Path, device: str) -> Detector:
     plan = read_json(path).get("extra", {}).get("plan", {})
     if plan.get("command") != "shards.extract":
         raise UserError(f"{folder}: regions were converted, without a detector; use shards made by shards.extract")
-    names = ("detector", "weights", "detector_config", "class_names", "precision", "regions", "words", "seed")
-    names += ("proposals", "grid", "short_side")
-    given = {name: plan[name] for name in names if plan.get(name) is not None}
+    given = {name: plan[name] for name in SETTINGS if plan.get(name) is not None}
     if (Path(folder) / SIZES).exists():
         given["detector_config"] = str(Path(folder) / SIZES)
     detector = make_detector(ExtractConfig(images="", out=str(folder), device=device, **given))

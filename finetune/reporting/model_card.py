@@ -1,0 +1,84 @@
+"""The model card of a run: what it was trained on and how, and its scores, as Markdown with metadata."""
+
+from pathlib import Path
+
+from finetune.run_dirs.finished_runs import PRETRAINING, Run, read_run
+from finetune.tasks import find_task
+from pretrain.engine.run_dir import PATHS
+
+PAPER = "https://arxiv.org/abs/1912.02315"
+
+
+def model_card(path: Path, config: dict, license: str | None) -> str:
+    """The text of a model card. config: config.json of the run."""
+    run = read_run(path)
+    tasks = [find_task(name) for name in config.get("tasks", [])]
+    metadata = ["---", *([f"license: {license}"] if license else []), "library_name: twelve-in-one"]
+    metadata += [
+        "tags:",
+        *(f"- {tag}" for tag in ("vision-and-language", "multi-task", *(t.name for t in tasks))),
+        "---",
+    ]
+    kind = (
+        "pretrained on image-caption pairs"
+        if run.kind == PRETRAINING
+        else "trained on " + ", ".join(task.title for task in tasks)
+    )
+    lines = [
+        *metadata,
+        "",
+        f"# Vision-and-language model, {kind}",
+        "",
+        f"A two-stream transformer with co-attention, trained with the method of [12-in-1]({PAPER}) by the toolkit",
+        "twelve-in-one.",
+        "",
+        "```python",
+        "from finetune.predict import Predictor",
+        "",
+        'predictor = Predictor("hf:OWNER/NAME")  # or a local folder',
+        "```",
+        "",
+        *_training(run),
+        *_scores(run),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _training(run: Run) -> list[str]:
+    """The data, the initial weights, the version and the flags."""
+    flags = {name: value for name, value in run.flags.items() if name not in PATHS and value is not None}
+    data, start, made = run.flags.get("data"), run.config.get("start"), run.config.get("made") or {}
+    facts = {
+        "data": Path(data).name if data else None,
+        "decontaminated (Clean V&L)": ("yes" if run.cleaned else "no") if run.kind != PRETRAINING else None,
+        "initial weights": start and start["kind"],
+        "version": " ".join(filter(None, (made.get("version"), made.get("commit")))) or None,
+        "trained on": made.get("device"),
+    }
+    rows = [f"| {name} | {value} |" for name, value in facts.items() if value]
+    return [
+        "## Training",
+        "",
+        "| | |",
+        "|---|---|",
+        *rows,
+        "",
+        "Flags: " + ", ".join(f"`--{name} {value}`" for name, value in flags.items()),
+        "",
+    ]
+
+
+def _scores(run: Run) -> list[str]:
+    """The scores on validation splits and those of finetune.evaluate."""
+    rows = [(name, "validation", scores) for name, scores in run.validated.items()]
+    rows += [(name, split, scores) for (name, split), scores in sorted(run.evaluations.items())]
+    if not rows:
+        return []
+    lines = ["## Scores", "", "| task | split | score | 95% interval | examples |", "|---|---|---|---|---|"]
+    for name, split, scores in rows:
+        low_high = scores.get("interval")
+        interval = f"{low_high[0]:.1%} to {low_high[1]:.1%}" if low_high else ""
+        lines.append(
+            f"| {find_task(name).title} | {split} | {scores['score']:.1%} | {interval} | {scores.get('examples', '')} |"
+        )
+    return lines

@@ -1,0 +1,32 @@
+"""python -m finetune.share RUN --out DIR: one folder with everything of a run that its users need, and a model card."""
+
+from dataclasses import dataclass
+
+from finetune.reporting.model_folder import write_model_folder
+from shards.common.cli import REQUIRED, command, flag
+from shards.common.errors import UserError
+from shards.common.model_hub import HUB_NAME, upload
+
+
+@dataclass
+class ShareConfig:
+    """Flags of finetune.share."""
+
+    run: str = flag(REQUIRED, "run directory of finetune.mt, finetune.st or pretrain.run", first=True, model=True)
+    out: str = flag(REQUIRED, "folder for the model", written=True)
+    license: str | None = flag(None, "licence of the weights, such as mit or cc-by-4.0", unset="not stated")
+    hub: str | None = flag(None, "OWNER/NAME on the Hugging Face hub to upload the folder to", unset="no upload")
+    private: bool = flag(False, "make a new repository on the hub private")
+
+
+def run(config: ShareConfig) -> None:
+    if config.hub and not HUB_NAME.fullmatch(config.hub):
+        raise UserError(f"--hub {config.hub}: should be OWNER/NAME")
+    out = write_model_folder(config.run, config.out, config.license)
+    print(f"{out}: use it as --run {out} or --init {out}")
+    if config.hub:
+        print(f"{upload(out, config.hub, config.private)}: use it as --run hf:{config.hub} or --init hf:{config.hub}")
+
+
+if __name__ == "__main__":
+    command(ShareConfig, run, "finetune.share", "Write a run as one folder to publish, with a model card.")

@@ -1,0 +1,154 @@
+"""A run as one folder: equal weights and predictions wherever a command takes a run, nothing of the machine in it."""
+
+import json
+import shutil
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from finetune.inference.embedder import Embedder
+from finetune.predict import Predictor
+from pretrain import load
+from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_tensors
+from shards.common.errors import UserError
+from shards.common.model_hub import local_model
+
+QUESTION = ("vqa", "What color is the star?")
+
+
+@pytest.fixture
+def share(run_command, tmp_path):
+    def call(run, *flags, out="shared"):
+        return run_command("finetune.share", str(run), "--out", str(tmp_path / out), *map(str, flags))
+
+    return call
+
+
+@pytest.fixture
+def shared(share, trained, tmp_path):
+    status, _, err = share(trained, "--license", "mit")
+    assert status == 0, err
+    return tmp_path / "shared"
+
+
+@pytest.fixture
+def image(world):
+    return sorted((world / "images" / "pairs").glob("*.png"))[0]
+
+
+def test_weights_are_equal_bit_for_bit_and_predictions_too(shared, trained, image):
+    ours, theirs = read_tensors(best_checkpoint(trained), MODEL), read_tensors(best_checkpoint(shared), MODEL)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert Predictor(shared)(*QUESTION, image) == Predictor(trained)(*QUESTION, image)
+    texts = ["a red star"]
+    assert np.array_equal(Embedder(shared).texts(texts).pooled, Embedder(trained).texts(texts).pooled)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(load(shared).state_dict().values(), load(trained).state_dict().values(), strict=True)
+    )
+
+
+def test_the_folder_has_no_path_of_the_machine_and_no_optimizer(shared, world, trained):
+    names = {str(path.relative_to(shared)) for path in shared.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "checkpoint.json"} <= names
+    assert any(name.startswith("answers-") for name in names) and "detector/dataset.json" in names
+    assert not any(name.endswith((".bin", ".pkl", ".pt", "training.safetensors")) for name in names)
+    for name in names:
+        assert str(world.parent).encode() not in (shared / name).read_bytes(), name
+
+
+def test_training_starts_from_it(shared, run_command, world, tmp_path):
+    flags = ("--task", "refcoco", "--data", world, "--init", shared, "--out", tmp_path / "st", "--epochs", 1)
+    status, _, err = run_command("finetune.st", *map(str, flags), "--workers", "0")
+    assert status == 0, err
+    assert json.loads((tmp_path / "st" / "config.json").read_text())["start"]["kind"] == "AT->ST"
+
+
+def test_the_card_has_the_scores_with_intervals(shared, trained):
+    card = (shared / "README.md").read_text()
+    result = json.loads((trained / "result.json").read_text())["tasks"]["vqa"]
+    low, high = result["interval"]
+    assert card.startswith("---\nlicense: mit\n") and "library_name: twelve-in-one" in card
+    row = f"| VQA v2 | validation | {result['score']:.1%} | {low:.1%} to {high:.1%} | {result['examples']} |"
+    assert row in card
+    assert "`--iterations 4`" in card and "| decontaminated (Clean V&L) | no |" in card
+
+
+def test_a_pretraining_run_and_a_shared_folder_can_be_shared(share, pretrained, shared, tmp_path):
+    assert share(pretrained, out="pretrained")[0] == 0
+    assert "pretrained on image-caption pairs" in (tmp_path / "pretrained" / "README.md").read_text()
+    assert share(shared, out="again")[0] == 0
+    assert (tmp_path / "again" / MODEL).read_bytes() == (shared / MODEL).read_bytes()
+    assert share(pretrained, out="again")[0] == 0, "a folder that was written before is replaced"
+
+
+def test_what_cannot_be_shared_is_one_sentence(share, trained, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("important")
+    for run, out, flags, message in [
+        (trained, "mine", (), "mine: contains other files; use a new folder"),
+        (tmp_path / "none", "new", (), "contains no run with a complete checkpoint"),
+        (trained, "new", ("--hub", "name"), "--hub name: should be OWNER/NAME"),
+    ]:
+        status, _, err = share(run, *flags, out=out)
+        assert status == 2 and message in err and err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"] and not (tmp_path / "new").exists()
+
+
+def test_a_damaged_folder_is_refused(shared):
+    with open(shared / MODEL, "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        load(shared)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub whose repositories are folders."""
+    folder = tmp_path / "hub"
+
+    def snapshot_download(name, revision, allow_patterns, local_files_only):
+        if not (folder / name).is_dir():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+        return str(folder / name)
+
+    def create_repo(name, private, exist_ok):
+        (folder / name).mkdir(parents=True)
+        return f"hub/{name}"
+
+    def upload_folder(repo_id, folder_path, allow_patterns):
+        shutil.copytree(folder_path, folder / repo_id, dirs_exist_ok=True)
+
+    for function in (snapshot_download, create_repo, upload_folder):
+        monkeypatch.setattr(huggingface_hub, function.__name__, function)
+    monkeypatch.setattr("shards.common.model_hub._answers", lambda address: True)
+    return folder
+
+
+def test_models_on_the_hub_are_taken_by_name(hub, share, trained, image, run_command, tmp_path):
+    status, out, err = share(trained, "--hub", "me/twelve")
+    assert status == 0 and "--run hf:me/twelve" in out, err
+    assert (hub / "me/twelve/model.safetensors").exists()
+    assert Predictor("hf:me/twelve")(*QUESTION, image) == Predictor(trained)(*QUESTION, image)
+    flags = ("--run", "hf:me/twelve", "--task", QUESTION[0], "--text", QUESTION[1])
+    status, out, err = run_command("finetune.predict", str(image), *flags)
+    assert status == 0 and out.strip(), err
+    for name, message in [("hf:me/none", "not in the cache"), ("hf:none", "should be hf:OWNER/NAME")]:
+        with pytest.raises(UserError, match=message):
+            local_model(name)
+        status, _, err = run_command("finetune.st", "--task", "vqa", "--init", name, "--out", str(tmp_path / "st"))
+        assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_an_upload_that_is_refused_is_one_sentence(hub, share, trained, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("Invalid token\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
+    status, _, err = share(trained, "--hub", "me/twelve")
+    assert status == 2 and "cannot be uploaded (Invalid token); log in" in err and err.count("\n") == 1
