@@ -5,9 +5,17 @@ from shards.common.dist_info import launched
 from shards.config import ExtractConfig
 from shards.creation.extraction import extract
 
+PIXELS = (
+    "the detector pixels proposes boxes by contrast and edges, without weights: enough for drawn images and first "
+    "steps; for results on photographs set --detector to a trained one (docs/regions.md)"
+)
+
 
 def run(config: ExtractConfig) -> None:
-    extract(config, launched())
+    ranks = launched()
+    if config.detector == "pixels" and not config.boxes:
+        ranks.log(PIXELS)
+    extract(config, ranks)
 
 
 if __name__ == "__main__":

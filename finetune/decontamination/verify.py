@@ -3,13 +3,13 @@
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from finetune.annotations.official_files import MissingFile, find_file, read_annotations
 from finetune.decontamination.manifest import read_cleaned, read_manifest
 from finetune.decontamination.near_duplicates import read_pairs
 from finetune.tasks import all_tasks, find_task
 from finetune.tasks.vgqa import IMAGE_DATA
+from shards.common.progress_bar import progress_bar
 
 SHOWN = 20  # leaks that are printed per split
 
@@ -25,7 +25,7 @@ def check(data: str, folder) -> list[str]:
     kept: list[tuple[str, str, str]] = []  # (name, task and split, image)
     sentences = []
     tasks = [task for task in all_tasks().values() if task.folder(data).is_dir()]
-    for task in tqdm(tasks, unit=" tasks"):
+    for task in progress_bar(tasks, unit=" tasks"):
         known = manifest["tasks"].get(task.name)
         if known is None:
             sentences.append(f"{task.name}: not in {folder}; run finetune.clean again")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from finetune.config import EvaluateConfig
 from finetune.data.task_batches import in_order
@@ -18,6 +17,7 @@ from finetune.run_dirs.init_weights import Start
 from finetune.task_types.base import Example, Task
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
+from shards.common.progress_bar import progress_bar
 
 RIGHT = 0.5  # a prediction with a higher score counts as correct
 TOP = 5  # predictions per example on the page
@@ -44,7 +44,7 @@ def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[Judge
         official = scores
     else:
         found = _predictions(work, collator, batch_size)
-        predictions = list(tqdm(found, task.title, len(examples), unit=" examples", mininterval=0.5))
+        predictions = list(progress_bar(found, desc=task.title, total=len(examples), unit=" examples"))
         official = [_official(task, one) for one in predictions]
     values = next(iter(task.scores(examples, official).values()))
     return [JudgedExample(*of) for of in zip(range(len(examples)), examples, predictions, values.tolist(), strict=True)]

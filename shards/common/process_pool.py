@@ -7,9 +7,8 @@ import os
 import signal
 import threading
 
-from tqdm import tqdm
-
 from shards.common.errors import UserError
+from shards.common.progress_bar import progress_bar
 
 LARGEST_ARRAY = 1 << 24  # bytes, about the size of the largest array of one image
 
@@ -82,7 +81,7 @@ def run_tasks(function, tasks: list, processes: int, total: int | None, unit: st
     with _naming_semaphores():
         counter = multiprocessing.get_context("spawn").Value("q", done)
     scaled = unit == "B"
-    bar = tqdm(total=total, initial=done, unit=unit if scaled else f" {unit}", unit_scale=scaled, mininterval=0.5)
+    bar = progress_bar(total=total, initial=done, unit=unit if scaled else f" {unit}", unit_scale=scaled)
     with worker_pool(max(1, min(processes, len(tasks))), counter) as pool, contextlib.closing(bar):
         waiting = {pool.submit(function, task): index for index, task in enumerate(tasks)}
         while waiting:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.common.process_pool import advance, worker_pool
+from shards.common.progress_bar import progress_bar
 from shards.config import ExtractConfig
 from shards.detection.base import Detector, Found
 from shards.detectors import make_detector
@@ -42,7 +42,7 @@ def extract_shard(task: ShardJob) -> None:
 def extract_in_batches(tasks: list[ShardJob], detector: Detector, total: int) -> None:
     """Extracts shards one after another in this process, while worker processes decode images."""
     size = tasks[0].config.batch_size if tasks else 1
-    bar = tqdm(total=total, initial=total - sum(task.part.count for task in tasks), unit=" images", mininterval=0.5)
+    bar = progress_bar(total=total, initial=total - sum(task.part.count for task in tasks), unit=" images")
     with contextlib.closing(bar), worker_pool(tasks[0].config.processes if tasks else 1) as pool:
         for task in tasks:
             _write(task, detector, pool.map, size, WINDOW * size, bar.update)
