@@ -45,6 +45,7 @@ test-oldest:
 
 lint: env
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # A wheel in dist/, unpacked and checked outside of the repository. -P: not what lies in the directory.
 wheel: env
