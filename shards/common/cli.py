@@ -17,6 +17,7 @@ from shards.common.dist_info import ALONE, launched
 from shards.common.errors import ErrorOnAnotherRank, UserError
 from shards.common.files import is_remote, refuse_special_file
 from shards.common.model_hub import local_model
+from shards.common.own_packages import check_packages
 
 _YES = {"true", "yes", "1", "on"}
 _NO = {"false", "no", "0", "off"}
@@ -185,6 +186,7 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
         if "--help" in argv or "-h" in argv:
             print(usage(config_type, name, summary), flush=True)
             sys.exit(0)
+        check_packages()
         positional, values = _parse(argv)
         values = inherit(values) | values
         sys.exit(run(build(config_type, values, positional)) or 0)
