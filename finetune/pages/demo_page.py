@@ -18,7 +18,12 @@ WORDS = {  # head -> (label of the text field, example text)
     "nlvr2": ("Statement about two images", "There are more stars on the left."),
     "entailment": ("Statement", "There is a star."),
 }
-STYLE = "iframe.attention { width: 100%; height: 56rem; border: 0; border-radius: .5rem; }"
+STYLE = """
+iframe.attention { width: 100%; height: 56rem; border: 0; border-radius: .5rem; }
+@media (max-width: 52rem) { iframe.attention { height: 85vh; } }
+"""
+INDEPENDENT = "Answer (a confidence for each choice on its own; they do not add up to 100%)"
+RANKED = "Answer (probabilities among the ranked images)"
 
 
 def build(desk: DemoBackend):
@@ -28,14 +33,18 @@ def build(desk: DemoBackend):
     except ImportError as error:
         raise need("demo", "gradio", error) from None
 
-    def with_errors(function):
-        """Wraps a function so that a UserError is shown as a message on the page."""
+    def with_errors(function, outputs: int = 1):
+        """Wraps a function so that a UserError is shown as one message on the page, and its outputs stay as they are.
+
+        A raised gradio.Error would also mark each output as failed.
+        """
 
         def call(*values):
             try:
                 return function(*values)
             except UserError as error:
-                raise gradio.Error(str(error), print_exception=False) from None
+                gradio.Warning(str(error), title="Error")
+                return gradio.skip() if outputs == 1 else (gradio.skip(),) * outputs
 
         return call
 
@@ -64,7 +73,8 @@ def build(desk: DemoBackend):
         confidence = dict(zip(answer.prediction.choices, answer.prediction.confidence, strict=True))
         frame = f'<iframe class="attention" sandbox="allow-scripts" srcdoc="{html.escape(answer.attention)}"></iframe>'
         ranking = gradio.update(value=answer.ranking, visible=bool(answer.ranking))
-        return confidence, answer.shown, ranking, f"{answer.seconds:.2f} s", frame
+        found = gradio.update(value=confidence, label=RANKED if answer.ranking else INDEPENDENT)
+        return found, answer.shown, ranking, f"{answer.seconds:.2f} s", frame
 
     first = next(iter(desk.tasks.values()))
     label, instance, images = labels(first)
@@ -91,7 +101,7 @@ def build(desk: DemoBackend):
         one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
         task.change(choose, task, [text, files, boxes], **one_at_a_time)
         files.change(with_errors(preview), files, seen, **one_at_a_time)
-        example.click(with_errors(desk.example), task, [text, files, boxes], **one_at_a_time)
+        example.click(with_errors(desk.example, 3), task, [text, files, boxes], **one_at_a_time)
         inputs, outputs = [task, text, files, boxes], [answer, shown, ranking, took, attention]
-        gradio.on([go.click, text.submit], with_errors(ask), inputs, outputs, **one_at_a_time)
+        gradio.on([go.click, text.submit], with_errors(ask, len(outputs)), inputs, outputs, **one_at_a_time)
     return page

@@ -28,7 +28,7 @@ def stop_and_go(run: Run, name: str) -> str:
             whole_steps(axis)
         _legend(figure, axes)
         figure.supxlabel("iteration", fontsize=9)
-        return plot(figure, name, f"Figure 6: validation scores of every task of {run.name}; shaded: task paused.")
+        return plot(figure, name, f"Figure 6, top: validation scores of every task of {run.name}; shaded: task paused.")
 
 
 def validated(run: Run, prefix: str = "") -> list[tuple[int, float]]:
@@ -69,7 +69,7 @@ def sizes_and_updates(run: Run, name: str) -> str:
             axis.set_xlabel(label)
             axis.margins(x=0.15)
             axis.grid(axis="y", visible=False)
-        return plot(figure, name, f"Figure 6: training examples and updates of every task of {run.name}.")
+        return plot(figure, name, f"Figure 6, bottom: training examples and updates of every task of {run.name}.")
 
 
 def together_and_alone(multi: Run | None, single: Sequence[Run], name: str) -> str:

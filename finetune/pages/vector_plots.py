@@ -72,7 +72,7 @@ def percent_axis(axes, values: Sequence[float]) -> None:
     """Formats the y axis, with values between 0 and 1, in percent and limits it to the range of the values."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))  # as many decimals as tell the ticks apart
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if values:
         low, high = min(values), max(values)

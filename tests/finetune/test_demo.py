@@ -232,6 +232,15 @@ def test_a_question_in_the_browser(address, look):
     assert opened.problems == []
 
 
+def test_an_empty_question_is_one_message_in_the_browser(address, look):
+    opened = look(address)
+    opened.wait_for_selector("#ask")
+    opened.click("#ask")
+    opened.wait_for_selector("text=the text is empty")
+    assert opened.locator("text=the text is empty").count() == 1
+    assert opened.locator("#answer >> text=Error").count() == 0 and opened.locator("#shown >> text=Error").count() == 0
+
+
 def test_a_hostile_file_in_the_browser(address, look, tmp_path):
     (tmp_path / "text.png").write_text("I am no image")
     opened = look(address)

@@ -213,8 +213,8 @@ def test_the_page(page, look, trained):
     titles = ["Runs", "Scores", "Stop-and-go", together, "Pretraining", "Run metadata"]
     assert [one.inner_text() for one in opened.locator("h2").all()] == titles
     captions = opened.locator("figure.plot figcaption").all_inner_texts()
-    assert [re.match(r"Figure \d|Pretraining", caption)[0] for caption in captions] == [
-        *("Figure 2", "Figure 6", "Figure 6", "Figure 6", "Figure 6", "Figure 7", "Pretraining")
+    assert [re.match(r"Figure \d(, \w+)?|Pretraining", caption)[0] for caption in captions] == [
+        *("Figure 2", *("Figure 6, top", "Figure 6, bottom") * 2, "Figure 7", "Pretraining")
     ]
     table = opened.locator("h3", has_text="Table 10").locator("xpath=following-sibling::div[1]")
     assert table.locator("tbody tr").count() == len(paper_table("table10_ablations")["rows"]) + 1
@@ -306,3 +306,15 @@ def test_recall_among_fewer_images_is_noted_in_every_table(variant):
     for count, note in ((1000, "val"), (5000, "val, among 5,000 images")):
         runs[0].result["tasks"]["coco_retrieval"]["images"] = count
         assert {row.name: row.cells for row in table9(runs)[1]}["IR COCO R1"]["AT, not cleaned"].note == note
+
+
+def test_ticks_of_a_narrow_range_have_different_labels():
+    pytest.importorskip("matplotlib")
+    from finetune.pages.vector_plots import drawing, percent_axis
+
+    with drawing(3, 2) as (figure, axes):
+        axes[0, 0].plot([1, 2, 3], [0.702, 0.709, 0.716])
+        percent_axis(axes[0, 0], [0.702, 0.716])
+        figure.canvas.draw()
+        labels = [label.get_text() for label in axes[0, 0].get_yticklabels()]
+    assert len(labels) > 2 and len(set(labels)) == len(labels) and all(label.endswith("%") for label in labels)
