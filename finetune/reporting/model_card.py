@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
+from finetune import config as finetuning
 from finetune.run_dirs.finished_runs import PRETRAINING, Run, read_run
 from finetune.tasks import find_task
+from pretrain import config as pretraining
 from pretrain.engine.run_dir import PATHS
 
 PAPER = "https://arxiv.org/abs/1912.02315"
+ACCURACIES = {  # of pretraining -> keys of its validation metrics
+    "image-text alignment": "alignment_accuracy",
+    "masked tokens": "word_accuracy",
+    "masked regions": "region_accuracy",
+}
 
 
 def model_card(path: Path, config: dict, license: str | None) -> str:
@@ -29,8 +36,8 @@ def model_card(path: Path, config: dict, license: str | None) -> str:
         "",
         f"# Vision-and-language model, {kind}",
         "",
-        f"A two-stream transformer with co-attention, trained with the method of [12-in-1]({PAPER}) by the toolkit",
-        "twelve-in-one.",
+        f"A two-stream transformer with co-attention, trained with the method of [12-in-1]({PAPER})",
+        "by the toolkit twelve-in-one.",
         "",
         "```python",
         "from finetune.predict import Predictor",
@@ -39,6 +46,7 @@ def model_card(path: Path, config: dict, license: str | None) -> str:
         "```",
         "",
         *_training(run),
+        *_held_out(run),
         *_scores(run),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -46,7 +54,9 @@ def model_card(path: Path, config: dict, license: str | None) -> str:
 
 def _training(run: Run) -> list[str]:
     """The data, the initial weights, the version and the flags."""
-    flags = {name: value for name, value in run.flags.items() if name not in PATHS and value is not None}
+    free = (pretraining if run.kind == PRETRAINING else finetuning).FREE_FLAGS
+    paths = {name for name, value in run.flags.items() if name in PATHS and value not in PATHS[name]}
+    flags = {name: value for name, value in run.flags.items() if name not in free | paths and value is not None}
     data, start, made = run.flags.get("data"), run.config.get("start"), run.config.get("made") or {}
     facts = {
         "data": Path(data).name if data else None,
@@ -66,6 +76,16 @@ def _training(run: Run) -> list[str]:
         "Flags: " + ", ".join(f"`--{name} {value}`" for name, value in flags.items()),
         "",
     ]
+
+
+def _held_out(run: Run) -> list[str]:
+    """The accuracies of a pretraining run on held-out pairs."""
+    metrics = (run.result or {}).get("validation", {}) if run.kind == PRETRAINING else {}
+    rows = [f"| {what} | {metrics[key]:.1%} |" for what, key in ACCURACIES.items() if key in metrics]
+    if not rows:
+        return []
+    title = f"## Accuracies on {metrics['pairs']:,} held-out pairs"
+    return [title, "", "| | |", "|---|---|", *rows, ""]
 
 
 def _scores(run: Run) -> list[str]:

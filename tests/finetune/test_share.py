@@ -78,7 +78,10 @@ def test_the_card_has_the_scores_with_intervals(shared, trained):
 
 def test_a_pretraining_run_and_a_shared_folder_can_be_shared(share, pretrained, shared, tmp_path):
     assert share(pretrained, out="pretrained")[0] == 0
-    assert "pretrained on image-caption pairs" in (tmp_path / "pretrained" / "README.md").read_text()
+    card = (tmp_path / "pretrained" / "README.md").read_text()
+    result = json.loads((pretrained / "result.json").read_text())["validation"]
+    assert "pretrained on image-caption pairs" in card and "`--batch_size 20`" in card and "--workers" not in card
+    assert f"| masked tokens | {result['word_accuracy']:.1%} |" in card
     assert share(shared, out="again")[0] == 0
     assert (tmp_path / "again" / MODEL).read_bytes() == (shared / MODEL).read_bytes()
     assert share(pretrained, out="again")[0] == 0, "a folder that was written before is replaced"
