@@ -1,6 +1,7 @@
 """twelve-in-one COMMAND, or python -m finetune COMMAND: runs any command of the toolkit."""
 
 import runpy
+import signal
 import sys
 
 # Group -> {name: (module, summary)}.
@@ -53,7 +54,11 @@ def main() -> int:
     commands = {name: module for group in GROUPS.values() for name, (module, _) in group.items()}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
-        print(overview())
+        try:
+            print(overview(), flush=True)
+        except BrokenPipeError:  # of `| head`
+            sys.stderr.close()
+            return 128 + signal.SIGPIPE
         return 0
     module = commands.get(name) or (name if name in commands.values() else None)
     if module is None:

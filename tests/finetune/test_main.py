@@ -48,3 +48,10 @@ def test_an_unknown_command_is_answered_with_those_that_exist(monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["twelve-in-one", "trian"])
     assert main() == 2
     assert re.search(r"trian: no such command; it should be one of extract, .*, pretrain", capsys.readouterr().err)
+
+
+def test_a_reader_that_ends_early_is_no_traceback():
+    command = f"{sys.executable} -m finetune | true; exit ${{PIPESTATUS[0]}}"
+    for _ in range(3):
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+        assert done.stderr == "" and done.returncode in (0, 141)
