@@ -4,13 +4,14 @@ Up to the first co-attention layer, the text stream depends on the caption only 
 These layers are computed once per caption and per image, and only the rest for every pair. The scores are the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from finetune.data.task_collate import TaskCollator
 from finetune.objective.task_pass import TaskPass
+from finetune.task_types.base import Example
 from pretrain.data.batch_schedule import share
 from pretrain.models.packing import Layout
 from pretrain.models.vilbert import StreamStates
@@ -33,39 +34,43 @@ def retrieval_scores(
     Returns:
         float64 (captions, images), images in order of first appearance; zeros for the images of other ranks.
     """
-    examples = collator.examples
-    images = list(dict.fromkeys(example.images[0] for example in examples))
-    first_captions = {}
-    for number, example in enumerate(examples):
-        first_captions.setdefault(example.images[0], number)
-    scores = np.zeros((len(examples), len(images)))
-    texts = _texts(work, collator, batch_size, device)
-    first, last = share(len(images), ranks.count, ranks.rank)
+    captions = first_captions(collator.examples)
+    scores = np.zeros((len(collator.examples), len(captions)))
+    texts = [text_states(work, collator, part, device) for part in batches(len(collator.examples), batch_size)]
+    first, last = share(len(captions), ranks.count, ranks.rank)
     for place in range(first, last):
-        image = _image(work, collator, first_captions[images[place]], device)
+        image = _image(work, collator, captions[place], device)
         found = [_pairs(work, text, image).double().cpu().numpy() for text in texts]
         scores[:, place] = np.concatenate(found)
         progress(place + 1 - first, last - first)
     return scores
 
 
-def _texts(work: TaskPass, collator: TaskCollator, batch_size: int, device) -> list[tuple[Tensor, Layout]]:
-    """Hidden states of the captions before the first co-attention layer, in batches, with their layouts."""
-    texts = []
-    for begin in range(0, len(collator.examples), batch_size):
-        x = work.inputs(collator(0, np.arange(begin, min(begin + batch_size, len(collator.examples)))).to(device))
-        with work.precision.autocast():
-            texts.append(
-                work.model.encoder.encode_text_alone(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
-            )
-    return texts
+def first_captions(examples: Sequence[Example]) -> list[int]:
+    """The number of the first caption of each image, images in order of first appearance."""
+    numbers: dict[str, int] = {}
+    for number, example in enumerate(examples):
+        numbers.setdefault(example.images[0], number)
+    return list(numbers.values())
+
+
+def batches(count: int, size: int) -> Iterator[np.ndarray]:
+    """The numbers 0 to count - 1, in order, at most `size` at a time."""
+    return (np.arange(begin, min(begin + size, count)) for begin in range(0, count, size))
+
+
+def text_states(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
+    """Hidden states of some captions before the first co-attention layer, with their layout."""
+    inputs = work.inputs(collator(0, captions).to(device))
+    with work.precision.autocast():
+        return work.model.encode_text_alone(inputs)
 
 
 def _image(work: TaskPass, collator: TaskCollator, number: int, device) -> tuple[Tensor, Layout]:
     """Hidden states (1, R, h) of an image before the first co-attention layer, with their layout (no padding)."""
-    x = work.inputs(collator(0, np.array([number])).to(device))
+    inputs = work.inputs(collator(0, np.array([number])).to(device))
     with work.precision.autocast():
-        return work.model.encoder.encode_image_alone(x.features, x.locations, x.image_mask)
+        return work.model.encode_image_alone(inputs)
 
 
 def _pairs(work: TaskPass, text: tuple[Tensor, Layout], image: tuple[Tensor, Layout]) -> Tensor:

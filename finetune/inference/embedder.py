@@ -1,6 +1,6 @@
 """Embeddings of images, texts and image-text pairs by a trained model."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,35 +123,23 @@ class Embedder:
     def _inputs(self, batch: Batch) -> TaskInputs:
         return TaskBatch(batch, None, None, len(batch)).inputs(self._token, self._model.precision.dtype)
 
-    def _encode_text_alone(self, x: TaskInputs) -> tuple[Tensor, Layout]:
-        return self._encoder.encode_text_alone(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
-
-    def _encode_image_alone(self, x: TaskInputs) -> tuple[Tensor, Layout]:
-        return self._encoder.encode_image_alone(x.features, x.locations, x.image_mask, x.image_count)
-
     @torch.no_grad()
     def _text(self, batch: Batch) -> Embeddings:
         with self._model.precision.autocast():
-            states, layout = self._encode_text_alone(self._inputs(batch))
-            head = self._encoder.contrast
-            padded = layout.pad(states)
-            pooled = head.embed_text(padded, layout.mask) if head else masked_mean(padded, layout.mask)
-        return _embeddings(pooled, padded, layout.mask)
+            states, layout = self._model.model.encode_text_alone(self._inputs(batch))
+            return _alone(states, layout, head.embed_text if (head := self._encoder.contrast) else masked_mean)
 
     @torch.no_grad()
     def _image(self, batch: Batch) -> Embeddings:
         with self._model.precision.autocast():
-            states, layout = self._encode_image_alone(self._inputs(batch))
-            head = self._encoder.contrast
-            padded = layout.pad(states)
-            pooled = head.embed_image(padded, layout.mask) if head else masked_mean(padded, layout.mask)
-        return _embeddings(pooled, padded, layout.mask)
+            states, layout = self._model.model.encode_image_alone(self._inputs(batch))
+            return _alone(states, layout, head.embed_image if (head := self._encoder.contrast) else masked_mean)
 
     @torch.no_grad()
     def _pair(self, batch: Batch) -> tuple[Embeddings, Embeddings]:
         with self._model.precision.autocast():
-            x = self._inputs(batch)
-            stream_states = StreamStates(*self._encode_text_alone(x), *self._encode_image_alone(x), None)
+            inputs, model = self._inputs(batch), self._model.model
+            stream_states = StreamStates(*model.encode_text_alone(inputs), *model.encode_image_alone(inputs), None)
             encoded = self._encoder.finish(stream_states)
         return (
             _embeddings(encoded.pooled_text, encoded.text, stream_states.text_layout.mask),
@@ -168,6 +156,12 @@ class Embedder:
 
 def _parts(items: Sequence, size: int) -> Iterator[Sequence]:
     return (items[begin : begin + size] for begin in range(0, len(items), size))
+
+
+def _alone(states: Tensor, layout: Layout, pool: Callable[[Tensor, Tensor], Tensor]) -> Embeddings:
+    """The embeddings of one stream. pool: from states (B, L, h) and mask (B, L) to (B, size)."""
+    padded = layout.pad(states)
+    return _embeddings(pool(padded, layout.mask), padded, layout.mask)
 
 
 def _embeddings(pooled: Tensor, states: Tensor, mask: Tensor) -> Embeddings:

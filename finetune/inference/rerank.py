@@ -4,13 +4,12 @@ As in ALBEF (Li et al. 2021, section 4): the contrastive head compares every cap
 dot product; co-attention is computed only for the most similar images of each caption and captions of each image.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from finetune.data.task_collate import TaskCollator
+from finetune.inference.caption_image_scores import Progress, batches, first_captions, text_states
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
 from pretrain.models.packing import Layout
@@ -28,7 +27,7 @@ def reranked_scores(
     batch_size: int,
     ranks: Ranks,
     device: torch.device,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> np.ndarray:
     """float64 (captions, images), images in order of appearance; this rank's share of the pairs, zeros elsewhere.
 
@@ -44,11 +43,9 @@ def reranked_scores(
         raise UserError(
             f"--rerank {rerank}: the model has no contrastive head (pretrain.run --contrastive); leave it out"
         )
-    captions = range(len(collator.examples))
-    names = [example.images[0] for example in collator.examples]
-    first_captions = [names.index(name) for name in dict.fromkeys(names)]
-    texts = torch.cat([_embedded_texts(work, collator, part, device) for part in _parts(captions, batch_size)])
-    images, states, mask = _images(work, collator, first_captions, batch_size, device)
+    numbers = batches(len(collator.examples), batch_size)
+    texts = torch.cat([_embedded_texts(work, collator, part, device) for part in numbers])
+    images, states, mask = _images(work, collator, np.array(first_captions(collator.examples)), batch_size, device)
     similarities = (texts @ images.T).double().cpu().numpy()
     chosen = np.argwhere(most_similar(similarities, rerank))  # in the order of captions
     scores = np.zeros(similarities.shape)
@@ -73,31 +70,21 @@ def most_similar(similarities: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def _parts(numbers, size: int):
-    return (np.asarray(numbers[begin : begin + size]) for begin in range(0, len(numbers), size))
-
-
-def _begin_texts(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
-    x = work.inputs(collator(0, captions).to(device))
-    with work.precision.autocast():
-        return work.model.encoder.encode_text_alone(x.input_ids, x.text_mask, x.text_count, task_ids=x.task_ids)
-
-
 def _embedded_texts(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> Tensor:
-    states, layout = _begin_texts(work, collator, captions, device)
+    states, layout = text_states(work, collator, captions, device)
     with work.precision.autocast():
         return work.model.encoder.contrast.embed_text(layout.pad(states), layout.mask)
 
 
 def _images(
-    work: TaskPass, collator: TaskCollator, captions: list[int], batch_size: int, device
+    work: TaskPass, collator: TaskCollator, captions: np.ndarray, batch_size: int, device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings (n, size) of the images of some captions, states before co-attention (n, R, h_v), mask bool (n, R)."""
     embeddings, states, masks = [], [], []
-    for part in _parts(captions, batch_size):
-        x = work.inputs(collator(0, part).to(device))
+    for part in batches(len(captions), batch_size):
+        inputs = work.inputs(collator(0, captions[part]).to(device))
         with work.precision.autocast():
-            rows, layout = work.model.encoder.encode_image_alone(x.features, x.locations, x.image_mask, x.image_count)
+            rows, layout = work.model.encode_image_alone(inputs)
             padded = layout.pad(rows)
             embeddings.append(work.model.encoder.contrast.embed_image(padded, layout.mask))
         states.append(padded)
@@ -111,7 +98,7 @@ def _images(
 def _score(work: TaskPass, collator: TaskCollator, pairs: np.ndarray, states: Tensor, mask: Tensor, device) -> Tensor:
     """(n,): the whole model's scores of pairs (n, 2), numbers of captions in ascending order and of images."""
     captions, rows = np.unique(pairs[:, 0], return_inverse=True)
-    texts = _begin_texts(work, collator, captions, device)
+    texts = text_states(work, collator, captions, device)
     images = torch.from_numpy(pairs[:, 1]).to(device)
     stream_states = StreamStates(*texts, states[images], Layout(mask[images]), None)
     own = torch.arange(len(pairs), device=device)

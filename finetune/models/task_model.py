@@ -13,6 +13,7 @@ from pretrain.models.contrastive import pair_logits
 from pretrain.models.dropout import Dropout, number_sites
 from pretrain.models.layers import Norm
 from pretrain.models.model_config import ModelConfig
+from pretrain.models.packing import Layout
 from pretrain.models.vilbert import AttentionMaps, Encoded, TwoStream, initialise
 from shards.common.errors import UserError
 
@@ -138,6 +139,16 @@ class TaskModel(nn.Module):
             sample_keys=inputs.sample_keys,
             image_positions=inputs.image_positions,
         )
+
+    def encode_text_alone(self, inputs: TaskInputs) -> tuple[Tensor, Layout]:
+        """The text stream before the first co-attention layer; see TwoStream."""
+        return self.encoder.encode_text_alone(
+            inputs.input_ids, inputs.text_mask, inputs.text_count, task_ids=inputs.task_ids
+        )
+
+    def encode_image_alone(self, inputs: TaskInputs) -> tuple[Tensor, Layout]:
+        """The image stream before the first co-attention layer; see TwoStream."""
+        return self.encoder.encode_image_alone(inputs.features, inputs.locations, inputs.image_mask, inputs.image_count)
 
     def scores(self, encoded: Encoded, inputs: TaskInputs, head: str) -> Tensor:
         """As `forward`, from encoded inputs."""
