@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from finetune.data.serialized_examples import PackedExamples
-from finetune.task_types.base import Example
+from finetune.annotations.example import Example
 from shards.common.cli import command, flag
 
 

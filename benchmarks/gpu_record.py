@@ -608,25 +608,26 @@ def task_batch(task, size: int, seed: int):
     """A random batch of a task with the sizes of table 8 of the paper; texts have half of the maximum length."""
     from benchmarks.pairs import random_batch
     from finetune.data.task_collate import TaskBatch
-    from finetune.models.task_model import RETRIEVAL_OPTIONS
+    from finetune.heads.retrieval_head import OPTIONS
 
-    rows_per_example = {"retrieval": RETRIEVAL_OPTIONS, "nlvr2": 2}.get(task.head, 1)
+    head = task.head
+    rows_per_example = OPTIONS if head.ranks_images else head.images
     regions, config = 100 if ON_GPU else 10, model_config()
     rows = random_batch(size * rows_per_example, config, task.words, regions, task.words / 2, seed)
     rows.input_ids = rows.input_ids[:, : int(rows.lengths.max())]
     generator, candidates, others = torch.Generator().manual_seed(seed), None, None
-    if task.head == "candidates":
+    if head.has_candidates:
         candidates = random_batch(size, config, 5, 4 if task.name == "visual7w" else 8, 5, seed)
     if task.name == "visual7w":  # an image has about 22 boxes
         others = random_batch(size, config, 5, 18, 5, seed)
     shapes = {"vqa": 3129, "gqa": 1533, "regions": regions + 1}
-    if task.head == "candidates":
+    if head.has_candidates:
         target = torch.rand(candidates.valid.shape, generator=generator)
-    elif task.head in shapes:
-        target = torch.rand(size, shapes[task.head], generator=generator)
+    elif head.name in shapes:
+        target = torch.rand(size, shapes[head.name], generator=generator)
     else:
         target = torch.randint(2, (size,), generator=generator)
-    return TaskBatch(rows, candidates, None if task.head == "retrieval" else target, size, other_boxes=others)
+    return TaskBatch(rows, candidates, None if head.ranks_images else target, size, other_boxes=others)
 
 
 def tasks(record: Record) -> None:

@@ -22,7 +22,7 @@ from finetune.inference.caption_image_scores import retrieval_scores
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import TASK_TOKENS
-from finetune.task_types.base import Example
+from finetune.annotations.example import Example
 from finetune.tasks import find_task
 from pretrain.config import PRECISIONS
 from pretrain.data.collate import Limits

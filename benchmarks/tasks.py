@@ -66,11 +66,11 @@ class ExchangedRegions:
 def chance(collator: TaskCollator) -> float:
     """The expected score of the best guess without inputs: the most frequent answer, or a random candidate."""
     task, examples = collator.task, collator.examples
-    if task.head == "retrieval":
+    if task.head.ranks_images:
         return 1 / len({example.images[0] for example in examples})
-    if task.head == "candidates":
+    if task.head.has_candidates:
         return float(np.mean([1 / len(example.candidates) for example in examples]))
-    if task.head == "regions":
+    if task.head.finds_regions:
         shares = []
         for example in examples:
             sample = collator.regions[example.images[0]]

@@ -1,5 +1,6 @@
 """Builds the model and the training engine of one or more tasks from a run's flags."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from finetune.config import BETAS, EPSILON
 from finetune.models.task_model import TaskModel
 from finetune.run_dirs.init_weights import Start, Vocabularies
+from finetune.task_types.base import Task
 from pretrain.engine.distributed import on_first
 from pretrain.engine.optimizer import make_optimizer, without_bias_correction
 from pretrain.engine.step import Engine, make_engine
@@ -20,6 +22,7 @@ from shards.common.dist_info import ALONE, Ranks
 
 def make_model(
     config,
+    tasks: Sequence[Task],
     sizes: ModelConfig,
     vocabularies: Vocabularies,
     start: Start | None,
@@ -30,6 +33,7 @@ def make_model(
 
     Args:
         config: flags of finetune.st or finetune.mt.
+        tasks: the tasks of the run.
         sizes: configuration of the model.
         vocabularies: answer head -> its answers.
         start: the initial weights, or None. Only the first rank reads them; make_task_engine broadcasts them.
@@ -37,7 +41,8 @@ def make_model(
         ranks: the processes of the run.
     """
     torch.manual_seed(config.seed)
-    model = TaskModel(sizes, {head: len(vocabulary) for head, vocabulary in vocabularies.items()})
+    answers = {head: len(vocabulary) for head, vocabulary in vocabularies.items()}
+    model = TaskModel(sizes, answers, [task.head for task in tasks])
     model.encoder.activation_checkpointing = config.activation_checkpointing
     if start is not None:
         sentence = on_first(ranks, lambda: describe(*start.load(model)))

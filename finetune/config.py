@@ -121,7 +121,7 @@ def answer_files(config) -> dict[str, str | None]:
 
 def check_answer_files(config, tasks: Iterable[Task]) -> None:
     """Raises UserError for an answer file whose head none of the tasks uses."""
-    heads = {task.head for task in tasks}
+    heads = {task.head.name for task in tasks}
     for head, file in answer_files(config).items():
         if file and head not in heads:
             raise UserError(f"--{head}_answers {file}: none of the tasks uses this answer vocabulary")
@@ -328,7 +328,7 @@ def batch_size(task: Task, sizes: ModelConfig) -> int:
     again, because a retrieval example is four image-text pairs."""
     if not small(sizes):
         return task.batch_size
-    return min(task.batch_size // 2, SMALL_BATCH) // (2 if task.head == "retrieval" else 1)
+    return min(task.batch_size // 2, SMALL_BATCH) // (2 if task.head.ranks_images else 1)
 
 
 def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int, float, float]:

@@ -23,7 +23,7 @@ def run(config: EvaluateConfig) -> None:
     config = replace(config, data=choose_data(config.run, config.data))
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
-    if config.rerank and all(task.head != "retrieval" for task in tasks):
+    if config.rerank and not any(task.head.ranks_images for task in tasks):
         raise UserError(f"--rerank {config.rerank}: is of retrieval, and none of the tasks is; leave it out")
     asked = [(task, split) for task in tasks for split in _splits(task, config.split)]
     splits_of = {task.name: [split for of, split in asked if of is task] for task, _ in asked}
@@ -45,7 +45,7 @@ def run(config: EvaluateConfig) -> None:
     for name, parts in scored.items():
         if len(splits_of[name]) == 1:
             scores[name] = parts[splits_of[name][0]].score
-        elif len(parts) == len(splits_of[name]) and find_task(name).head != "retrieval":  # retrieval ranks per split
+        elif len(parts) == len(splits_of[name]) and not find_task(name).head.ranks_images:  # retrieval ranks per split
             scores[name] = pool_splits(config, find_task(name), parts)
     if len(asked) == 1 and not scored and not config.submission:
         raise UserError(f"--split {asked[0][1]}: no public answers; --submission FILE writes the predictions")

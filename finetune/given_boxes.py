@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.task_types.base import GivenBoxes
 from finetune.tasks import all_tasks, find_task
 from shards.common.cli import REQUIRED, command, flag
 from shards.common.errors import UserError
@@ -22,8 +23,8 @@ class GivenBoxesConfig:
 
 def run(config: GivenBoxesConfig) -> None:
     task = find_task(config.task)
-    if not hasattr(task, "given_boxes"):
-        names = ", ".join(name for name, other in all_tasks().items() if hasattr(other, "given_boxes"))
+    if not isinstance(task, GivenBoxes):
+        names = ", ".join(name for name, other in all_tasks().items() if isinstance(other, GivenBoxes))
         raise UserError(f"--task {task.name}: its annotations contain no boxes; use one of {names}")
     check_data_folder(config.data)
     found = task.given_boxes(task.folder(config.data))

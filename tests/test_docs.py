@@ -46,7 +46,7 @@ def test_commands_and_flags_exist(page):
 
 FOLDERS = "tests|pretrain|finetune|shards|ops|benchmarks|docs"
 TO_BE_MADE = {  # by the reader of a tutorial, or by a later record
-    *("finetune/tasks/tallyqa.py", "shards/detectors/grid.py"),
+    *("finetune/tasks/tallyqa.py", "finetune/heads/counting_head.py", "shards/detectors/grid.py"),
     "benchmarks/records/NAME-YYYY-MM-DD.jsonl",
 }
 

@@ -21,11 +21,11 @@ from PIL import Image
 from scipy import linalg
 from transformers import BertConfig, BertModel
 
+from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig, MtConfig, StConfig
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import open_data
 from finetune.decontamination.manifest import read_cleaned
-from finetune.task_types.base import Example
 from finetune.tasks import all_tasks
 from pretrain.config import PretrainConfig
 from shards.common.cli import build

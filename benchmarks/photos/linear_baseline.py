@@ -13,7 +13,7 @@ import numpy as np
 from scipy import linalg, sparse
 
 from finetune.data.regions import SamplesById
-from finetune.task_types.base import Example
+from finetune.annotations.example import Example
 from finetune.tasks.retrieval import own_images
 
 AT_LEAST = 3  # minimum document frequency of a word in the training captions

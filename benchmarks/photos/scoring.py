@@ -10,12 +10,14 @@ import numpy as np
 from benchmarks.photos.runs import RETRIEVAL
 from benchmarks.tasks import ExchangedRegions, chance, main_values
 from finetune.config import EvaluateConfig
-from finetune.data.task_collate import WHOLE_IMAGE, TaskCollator, image_size
+from finetune.data.task_collate import TaskCollator
+from finetune.heads.grounding_head import WHOLE_IMAGE, image_size
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
 from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.inference.progress import TimeLeft
-from finetune.task_types.base import Example, Task
+from finetune.annotations.example import Example
+from finetune.task_types.base import Task
 from finetune.tasks import find_task
 from finetune.tasks.retrieval import own_images
 from shards.common.dist_info import ALONE
@@ -142,7 +144,7 @@ def _score(run: Path, task: Task, data: Path, one_caption: bool, flags: dict) ->
     config = EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
     work, collator = load(config, task)
     device, examples = work.precision.device, list(collator.examples)
-    if task.head == "retrieval" and one_caption:
+    if task.head.ranks_images and one_caption:
         examples = [examples[n] for n in first_captions([example.images[0] for example in examples])]
     collator = replace(collator, examples=examples)
     rerank = config.rerank if work.model.encoder.contrast else None
@@ -150,7 +152,7 @@ def _score(run: Path, task: Task, data: Path, one_caption: bool, flags: dict) ->
     predictions = predict(work, collator, BATCH, 0, ALONE, device, progress, rerank)
     metrics = {name: of for name, of in task.scores(examples, predictions).items() if len(of) == len(examples)}
     images = np.array([example.images[0] for example in examples])
-    if task.head == "retrieval":
+    if task.head.ranks_images:
         metrics = {name: of for name, of in metrics.items() if not name.startswith("T")}
         return Scores(metrics, blind_retrieval(task, examples, predictions), images, chance(collator), {})
     other = replace(collator, regions=ExchangedRegions(collator.regions, False))
@@ -163,7 +165,7 @@ def _score(run: Path, task: Task, data: Path, one_caption: bool, flags: dict) ->
 
 def best_constant(collator: TaskCollator) -> float:
     """The main metric of the best constant prediction; for grounding, the box of the whole image."""
-    if collator.task.head != "regions":
+    if not collator.task.head.finds_regions:
         return chance(collator)
     sizes = [image_size(example, collator.regions[example.images[0]]) * 2 for example in collator.examples]
     boxes = WHOLE_IMAGE * np.array(sizes)

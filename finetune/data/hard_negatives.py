@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from finetune.annotations.example import Example
 from finetune.data.regions import Regions
-from finetune.task_types.base import Example
 from shards.common import counter_rng
 from shards.common.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.task_types.base import Box
+from finetune.annotations.example import Box
 from shards.common.errors import UserError
 from shards.common.files import is_stray
 from shards.storage.dataset import Dataset, open_dataset

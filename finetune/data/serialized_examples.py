@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from finetune.task_types.base import Example
+from finetune.annotations.example import Example
 from shards.common.serialized_sequence import PackedSequence
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Example))

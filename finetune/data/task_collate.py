@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.annotations.boxes import grounding_target
+from finetune.annotations.example import Example
 from finetune.data.hard_negatives import Options
 from finetune.data.regions import SamplesById, rows_of_boxes
-from finetune.models.task_model import TaskInputs
-from finetune.task_types.base import Example, Task
-from finetune.task_types.pointing import candidate_target
+from finetune.heads.inputs import TaskInputs
+from finetune.task_types.base import Task
 from pretrain.data import random_choices
 from pretrain.data.batch import Batch
 from pretrain.data.collate import Limits, check_sample, stack
@@ -24,12 +23,10 @@ from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common import counter_rng
 from shards.storage.sample import Sample
 
-WHOLE_IMAGE = np.array([[0.0, 0.0, 1.0, 1.0]])  # box of the image token (row 0): the whole image
-
 
 @dataclass
 class TaskBatch:
-    """A batch of text-image rows (see task_model.TaskInputs) with their targets (see task_losses.example_losses).
+    """A batch of text-image rows (see TaskInputs) with their targets (see Head.targets).
 
     rows: texts with their images; candidates: candidate boxes of each row, or None; target: None if it is not needed or
     not known; examples: number of the task's examples in the batch, which may have several rows each; problems: see
@@ -196,22 +193,11 @@ class TaskCollator:
         most = max((len(sample.boxes) for sample in samples), default=1)
         return self._stack(samples, [[0]] * len(samples), replace(self.limits, regions=most))
 
-    def _target(self, chosen: list[Example], samples: list[Sample], rows: Batch, candidates) -> Tensor | None:
-        if self.task.head == "retrieval" or any(example.target is None for example in chosen):
+    def _target(self, chosen: list[Example], samples: list[Sample], rows: Batch, candidates: Batch | None):
+        if any(example.target is None for example in chosen):
             return None
-        if self.vocabulary is not None:
-            targets = [self.vocabulary.target(example.target) for example in chosen]
-            return torch.from_numpy(np.array(targets, np.float32).reshape(-1, len(self.vocabulary)))
-        if self.task.head == "regions":
-            width = rows.valid.shape[1] + 1
-            targets = [region_target(e, s, width) for e, s in zip(chosen, samples, strict=True)]
-            return torch.from_numpy(np.array(targets, np.float32).reshape(-1, width))
-        if self.task.head == "candidates":
-            target = np.zeros(candidates.valid.shape, np.float32)
-            for row, example in enumerate(chosen):
-                target[row, : len(example.candidates)] = candidate_target(example)
-            return torch.from_numpy(target)
-        return torch.tensor([example.target for example in chosen], dtype=torch.int64)
+        scored = rows.valid.shape[1] + 1 if candidates is None else candidates.valid.shape[1]
+        return self.task.head.targets(chosen, samples, scored, self.vocabulary)
 
 
 def joined(sample: Sample, more: Sample, limits: Limits) -> Sample:
@@ -220,17 +206,3 @@ def joined(sample: Sample, more: Sample, limits: Limits) -> Sample:
         np.concatenate([getattr(sample, name)[: limits.regions], getattr(more, name)]) for name in ("features", "boxes")
     )
     return replace(sample, features=features, boxes=boxes)
-
-
-def image_size(example: Example, sample: Sample) -> tuple[float, float]:
-    """(width, height) of an example's image in pixels: from the annotations if they contain it, else from the shard."""
-    return tuple(float(example.facts.get(side) or sample.info[side]) for side in ("width", "height"))
-
-
-def region_target(example: Example, sample: Sample, width: int) -> np.ndarray:
-    """float32 (width,): the target of the image token (row 0) and of each region, padded with zeros."""
-    scale = np.array(image_size(example, sample) * 2)
-    boxes = np.concatenate([WHOLE_IMAGE, sample.boxes[: width - 1]]) * scale
-    target = np.zeros(width, np.float32)
-    target[: len(boxes)] = grounding_target(boxes, example.target)
-    return target

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.annotations.answers import AnswerVocabulary
+from finetune.annotations.example import Example
 from finetune.data.hard_negatives import Options
 from finetune.data.regions import Regions, region_folder, with_regions
 from finetune.data.serialized_examples import PackedExamples
 from finetune.data.task_collate import TaskCollator
 from finetune.decontamination.manifest import CleanedTask, clean_folder, read_cleaned
-from finetune.task_types.base import Example, Task
+from finetune.task_types.base import Task
 from pretrain.data.collate import Limits
 from pretrain.engine.distributed import DIFFERENT_DATA, same_everywhere
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
@@ -83,7 +84,7 @@ class TaskData:
             regions: maximum number of regions per image; None: the task's.
             seed: random seed of retrieval's negatives and of dropout in training; None in evaluation.
         """
-        training, candidates = seed is not None, self.task.head == "candidates"
+        training, candidates = seed is not None, self.task.head.has_candidates
         return TaskCollator(
             task=self.task,
             examples=examples,
@@ -93,7 +94,7 @@ class TaskData:
             boxes=self.boxes if candidates else None,
             annotated=self.boxes if training and not candidates else None,
             vocabulary=vocabulary,
-            options=Options(examples, self.regions, seed) if training and self.task.head == "retrieval" else None,
+            options=Options(examples, self.regions, seed) if training and self.task.head.ranks_images else None,
             seed=seed or 0,
         )
 
@@ -160,7 +161,7 @@ def open_data(
         hint = f"; python -m shards.world --out {data} completes the miniature world" if is_world(data) else ""
         raise UserError(f"{folder}: no such folder; it should contain the official files of {task.title}{hint}")
     regions = regions_of(task.images)
-    given = task.head == "candidates" or (annotated and task.head == "regions")
+    given = task.head.has_candidates or (annotated and task.head.finds_regions)
     boxes = regions_of(f"{task.name}_boxes") if given else None
     if boxes is not None:
         check_same_width(regions, boxes)

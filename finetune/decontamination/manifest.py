@@ -5,8 +5,9 @@ from pathlib import Path
 
 import msgspec
 
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import scan_lines
-from finetune.task_types.base import Example, Task
+from finetune.task_types.base import Task
 from pretrain.engine.run_dir import CONFIG, read_config
 from shards.common.errors import UserError
 from shards.common.files import read_json

@@ -30,7 +30,7 @@ def paper_samples(task: Task) -> dict[str, int]:
     if row is None:
         return {}
     tests = task.reported or task.splits[1:2]
-    single = len(tests) == 1 and task.head != "retrieval"
+    single = len(tests) == 1 and not task.head.ranks_images
     return {task.splits[0]: row[0]} | ({tests[0]: row[2]} if single else {})
 
 

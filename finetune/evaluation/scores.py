@@ -79,7 +79,7 @@ def score_task(task: Task, examples, predictions) -> TaskScore:
     means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
     main = next(iter(means))
     metrics = {"score": means[main]} | means | {"examples": len(examples)}
-    if task.head == "retrieval":
+    if task.head.ranks_images:
         metrics["images"] = len({example.images for example in examples})
     if len(values[main]) != len(examples):
         raise ValueError(f"{task.name}: {main} has {len(values[main])} values for {len(examples)} examples")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune.data.task_collate import WHOLE_IMAGE, TaskBatch
+from finetune.data.task_collate import TaskBatch
+from finetune.heads.grounding_head import WHOLE_IMAGE
 from finetune.objective.task_pass import TaskPass
 from pretrain.models.vilbert import AttentionMaps
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
+from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
 from finetune.objective.task_pass import TaskPass
-from finetune.task_types.base import Example
 from pretrain.data.batch_schedule import share
 from pretrain.models.packing import Layout
 from pretrain.models.vilbert import StreamStates
@@ -79,4 +79,4 @@ def _pairs(work: TaskPass, text: tuple[Tensor, Layout], image: tuple[Tensor, Lay
     states, images = image[0].expand(size, -1, -1), Layout(image[1].mask.expand(size, -1))
     with work.precision.autocast():
         encoded = model.encoder.finish(StreamStates(*text, states, images, None))
-        return model.scores(encoded, None, "retrieval")
+        return model.logits(encoded, None, work.task.head)

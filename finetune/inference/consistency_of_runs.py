@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.annotations.example import Example
 from finetune.config import ConsistencyConfig, EvaluateConfig
 from finetune.data.task_data import TaskData
 from finetune.evaluation.grounding_consistency import ImageAgreement, shared_words
@@ -15,7 +16,6 @@ from finetune.evaluation.scores import score_task
 from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.run_dirs.run_data_folder import check_exists
-from finetune.task_types.base import Example
 from finetune.tasks import find_task
 from pretrain.engine.run_dir import CONFIG, read_config
 from shards.common.dist_info import ALONE

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.annotations.example import Example
 from finetune.config import TESTS, EvaluateConfig
 from finetune.data.regions import with_regions
 from finetune.data.serialized_examples import PackedExamples
@@ -17,7 +18,7 @@ from finetune.inference.predictions import predict
 from finetune.inference.progress import TimeLeft
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.run_data_folder import kept_scores, place_of
-from finetune.task_types.base import Example, FurtherScores, Task
+from finetune.task_types.base import FurtherScores, Task
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_metadata import run_metadata
 from shards.common.dist_info import ALONE, Ranks
@@ -68,11 +69,11 @@ def evaluate_split(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluate
     """Evaluates a task on a split; None if its answers are not public, and on all ranks but the first."""
     start, work, collator = open_run(config, task, ranks=ranks)
     mark = {"zero_shot": True} if start.zero_shot else {}
-    if config.rerank and task.head == "retrieval":
+    if config.rerank and task.head.ranks_images:
         mark["rerank"] = config.rerank
     title = f"{task.title}, {config.split}{' (zero-shot)' if start.zero_shot else ''}"
     examples, score = collator.examples, None
-    public = task.head == "retrieval" or all(example.target is not None for example in examples)
+    public = task.is_public(examples)
     if not public:
         ranks.log(f"{title}: {len(examples)} examples without public answers")
         if not config.submission:

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
-from finetune.inference.predictions import boxes_of_rows
+from finetune.heads.grounding_head import boxes_of_rows
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start
-from finetune.task_types.base import Example
 
 
 @torch.no_grad()
@@ -32,8 +32,8 @@ def expression_boxes(
         float (n, 4): a box for each image of each example, as fractions of the image's sides; None if the weights were
         not trained on a referring-expression task, and for such a task itself, whose prediction is this box.
     """
-    task = next((task for task in start.tasks if task.head == "regions"), None)
-    if task is None or work.task.head == "regions":
+    task = next((task for task in start.tasks if task.head.finds_regions), None)
+    if task is None or work.task.head.finds_regions:
         return None
     expressions = [Example(0, example.text, (image,)) for example in examples for image in example.images]
     words = min(task.words, start.sizes.max_position_embeddings)
@@ -46,4 +46,4 @@ def expression_boxes(
     )
     batch = grounding(0, np.arange(len(expressions)))
     scores = TaskPass(work.model, task, work.precision, start.token(task)).scores(batch.to(work.precision.device))
-    return boxes_of_rows(batch, scores.argmax(1).cpu())
+    return boxes_of_rows(batch.rows.boxes.numpy(), scores.argmax(1).cpu())

@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig
 from finetune.data.task_batches import in_order
-from finetune.data.task_collate import TaskCollator, image_size
-from finetune.inference.decoding import Prediction, prediction, ranked
+from finetune.data.task_collate import TaskCollator
+from finetune.heads.base import Scene
+from finetune.heads.grounding_head import image_size
+from finetune.inference.decoding import Prediction, prediction
 from finetune.inference.model_loader import open_run
-from finetune.inference.predictions import predict
+from finetune.inference.predictions import best_of_batch, predict
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start
-from finetune.task_types.base import Example, Task
+from finetune.task_types.base import Task
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.common.progress_bar import progress_bar
@@ -36,37 +39,32 @@ class JudgedExample:
 def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[JudgedExample]:
     """Predicts and scores all examples of a collator."""
     task, examples = work.task, collator.examples
-    if task.head == "retrieval":
-        device = work.precision.device
-        scores = predict(work, collator, batch_size, 0, ALONE, device)
-        images = list(dict.fromkeys(example.images[0] for example in examples))
-        predictions = [ranked(task, images, torch.from_numpy(row).softmax(0), TOP) for row in scores]
-        official = scores
+    if task.head.ranks_images:
+        official = predict(work, collator, batch_size, 0, ALONE, work.precision.device)
+        scene = Scene(list(dict.fromkeys(example.images[0] for example in examples)), np.empty((0, 4)), (1.0, 1.0))
+        predictions = [prediction(task, torch.from_numpy(row), scene, None, TOP) for row in official]
     else:
-        found = _predictions(work, collator, batch_size)
-        predictions = list(progress_bar(found, desc=task.title, total=len(examples), unit=" examples"))
-        official = [_official(task, one) for one in predictions]
+        judged = _judged(work, collator, batch_size)
+        judged = progress_bar(judged, desc=task.title, total=len(examples), unit=" examples")
+        predictions, official = zip(*judged, strict=True)
     values = next(iter(task.scores(examples, official).values()))
     return [JudgedExample(*of) for of in zip(range(len(examples)), examples, predictions, values.tolist(), strict=True)]
 
 
 @torch.no_grad()
-def _predictions(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[Prediction]:
-    limit = collator.limits.regions
+def _judged(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[tuple[Prediction, object]]:
+    """(prediction, the same in the form of `Task.scores`) of every example."""
+    limit, vocabulary = collator.limits.regions, collator.vocabulary
     with in_order(collator, batch_size, 0, ALONE) as batches:
         for part, batch in batches:
             scores = work.scores(batch.to(work.precision.device)).cpu()
-            for row, example in zip(scores, collator.examples[part], strict=True):
+            best = best_of_batch(work, collator, part, batch, scores)
+            official = work.task.head.official(best, vocabulary)
+            for row, example, one in zip(scores, collator.examples[part], official, strict=True):
                 sample = collator.regions[example.images[0]]
-                regions, size = sample.boxes[:limit], image_size(example, sample)
-                yield prediction(work.task, row, TOP, collator.vocabulary, regions, size, example.candidates)
-
-
-def _official(task: Task, found: Prediction):
-    """The most likely prediction in the form of `Task.scores`."""
-    if task.head == "regions":
-        return found.boxes[0]
-    return found.choices[0] if hasattr(task, "vocabulary") else found.numbers[0]
+                size = image_size(example, sample)
+                scene = Scene(example.images, sample.boxes[:limit], size, example.candidates)
+                yield prediction(work.task, row, scene, vocabulary, TOP), one
 
 
 def choose(scored: Sequence[JudgedExample], count: int) -> list[JudgedExample]:
@@ -85,20 +83,6 @@ def kind_of(task: Task, example: Example) -> str:
     return task.kind(example) or first
 
 
-def expected_of(task: Task, example: Example) -> tuple[str, tuple | None]:
-    """The ground truth: (text, box in pixels of the annotations or None)."""
-    if task.head == "regions":
-        return "", tuple(example.target)
-    if task.head == "candidates":
-        return f"candidate {example.target}", example.candidates[example.target]
-    if task.head == "retrieval":
-        return example.images[0], None
-    if hasattr(task, "vocabulary"):
-        best = sorted(example.target.items(), key=lambda pair: -pair[1])
-        return ", ".join(answer for answer, _ in best[:3]), None
-    return task.labels[example.target], None
-
-
 def load_examples(task: Task, split: str, count: int, of_weights: dict) -> tuple[Start, TaskPass, TaskCollator]:
     """Loads a run for its predictions of the first examples of a split.
 
@@ -110,7 +94,7 @@ def load_examples(task: Task, split: str, count: int, of_weights: dict) -> tuple
     """
     start, work, collator = open_run(EvaluateConfig(split=split, **of_weights), task)
     collator = replace(collator, examples=collator.examples[:count])
-    if task.head != "retrieval" and any(example.target is None for example in collator.examples):
+    if not task.is_public(collator.examples):
         raise UserError(f"--split {split}: {task.name} has no public answers in this split; choose another one")
     work.model.eval()
     return start, work, collator

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig, answer_files
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData, open_data, same_on_every_rank
@@ -9,7 +10,7 @@ from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start, choose_vocabulary, trained_start
 from finetune.run_dirs.run_data_folder import choose_data
-from finetune.task_types.base import Example, Task
+from finetune.task_types.base import Task
 from pretrain.engine.distributed import choose_device, on_every_rank
 from pretrain.models.precision import Precision
 from pretrain.pretrained.find_weights import RUN, describe
@@ -47,10 +48,10 @@ def open_run(
     start = trained_start(config.run, config.config, config.tokenizer, data.feature_size)
     check_trained(start, task)
     vocabulary = None
-    if hasattr(task, "vocabulary"):
-        file = answer_files(config).get(task.head)
-        vocabulary = start.vocabularies.get(task.head) or choose_vocabulary(start, data, file)
-    model = TaskModel(start.sizes, {task.head: len(vocabulary)} if vocabulary else {})
+    if task.head.has_vocabulary:
+        file = answer_files(config).get(task.head.name)
+        vocabulary = start.vocabularies.get(task.head.name) or choose_vocabulary(start, data, file)
+    model = TaskModel(start.sizes, {task.head.name: len(vocabulary)} if vocabulary else {}, [task.head])
     sentence = describe(*start.load(model))
     if start.weights.kind != RUN:
         ranks.log(f"{config.run}: {sentence}")

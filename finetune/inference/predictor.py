@@ -10,18 +10,19 @@ import msgspec
 import numpy as np
 import torch
 
+from finetune.annotations.example import Box
 from finetune.annotations.reference_annotations import answer_file
 from finetune.config import ModelFlags
 from finetune.data.regions import Regions, region_folder
 from finetune.data.task_collate import TaskBatch
-from finetune.inference.decoding import Prediction, prediction, ranked
+from finetune.inference.decoding import Prediction, prediction
 from finetune.inference.model_loader import check_trained
 from finetune.inference.request import Query, candidates_of, check_query, read_image, sample_of
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start, Vocabularies, trained_start, vocabulary_of_head
 from finetune.run_dirs.run_data_folder import choose_data, own_data, warn_of_other_data
-from finetune.task_types.base import Box, Task
+from finetune.task_types.base import Task
 from finetune.tasks import all_tasks, find_task
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_dir import CONFIG, DETECTOR, read_config
@@ -119,7 +120,7 @@ class LazyPredictor:
             if head in known or head not in self.start.weights.heads:
                 continue
             data = self._data or own_data(self.run)
-            folders = [task.folder(data) for task in all_tasks().values() if data and task.head == head]
+            folders = [task.folder(data) for task in all_tasks().values() if data and task.head.name == head]
             file = file or next(filter(None, map(answer_file, folders)), None)
             if file is not None:
                 known[head] = vocabulary_of_head(file, self.start, head)
@@ -127,13 +128,14 @@ class LazyPredictor:
 
     @cached_property
     def model(self) -> TaskModel:
-        model = TaskModel(self.start.sizes, {head: len(answers) for head, answers in self.vocabularies.items()})
+        answers = {head: len(vocabulary) for head, vocabulary in self.vocabularies.items()}
+        model = TaskModel(self.start.sizes, answers, [task.head for task in self.start.tasks])
         self.start.load(model)
         return model.to(self.device, self.precision.weights).eval()
 
     def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
         """See Predictor."""
-        if find_task(task).head == "retrieval" and len(images) < 2:
+        if find_task(task).head.ranks_images and len(images) < 2:
             raise UserError(f"{task}: ranks images; give two or more")
         return self.answer(self.query(task, text, *images, boxes=boxes), top)
 
@@ -142,7 +144,7 @@ class LazyPredictor:
 
         proposals: number of detected regions that serve as candidates of a task with candidates if no boxes are given.
         """
-        proposes = not boxes and proposals > 0 and find_task(task).head == "candidates"
+        proposes = not boxes and proposals > 0 and find_task(task).head.has_candidates
         found = self._asked(task, text, len(images), proposes or bool(boxes))
         names = [str(image) if isinstance(image, str | Path) else f"image {n}" for n, image in enumerate(images)]
         pixels, detector = [read_image(image) for image in images], self.detector
@@ -187,8 +189,8 @@ class LazyPredictor:
     def _check_answers(self, task: Task) -> None:
         """Raises UserError for a task whose head was not trained or whose answers are not known."""
         check_trained(self.start, task)
-        if hasattr(task, "vocabulary") and task.head not in self.vocabularies:
-            hint = f"give a file of them in the order of training (--{task.head}_answers)"
+        if task.head.has_vocabulary and task.head.name not in self.vocabularies:
+            hint = f"give a file of them in the order of training (--{task.head.name}_answers)"
             raise UserError(f"--run {self.run}: the answers of {task.name} are not known; {hint}")
 
     def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
@@ -203,10 +205,8 @@ class LazyPredictor:
         self._check_answers(query.task)
         work, batch = self.batch(query)
         scores = work.scores(batch).float().cpu()
-        if query.task.head == "retrieval":
-            return ranked(query.task, query.names, scores.softmax(0), top)
-        answers, sample = self.vocabularies.get(query.task.head), query.samples[0]
-        return prediction(query.task, scores[0], top, answers, sample.boxes, query.size, query.boxes)
+        of_query = scores if query.task.head.ranks_images else scores[0]
+        return prediction(query.task, of_query, query.scene, self.vocabularies.get(query.task.head.name), top)
 
 
 class Predictor(LazyPredictor):

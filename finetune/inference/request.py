@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from finetune.annotations.example import Box, Example
 from finetune.data.task_collate import TaskCollator
-from finetune.task_types.base import Box, Example, Task
+from finetune.heads.base import Scene
+from finetune.task_types.base import Task
 from pretrain.data.collate import Limits
 from pretrain.models.model_config import ModelConfig
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
@@ -19,7 +21,6 @@ from shards.images.image_files import BadImage, decode_image
 from shards.storage.sample import Sample
 
 LONGEST_TEXT = 10_000  # characters; the longest dialogues of GuessWhat have a third of this
-IMAGES = {"nlvr2": 2}  # number of images per example, for tasks with more than one
 
 
 @dataclass
@@ -44,10 +45,15 @@ class Query:
         """(width, height) of the first image, in the pixels of `boxes`."""
         return float(self.samples[0].info["width"]), float(self.samples[0].info["height"])
 
+    @property
+    def scene(self) -> Scene:
+        """What the choices refer to."""
+        return Scene(self.names, self.samples[0].boxes, self.size, self.boxes)
+
     def collator(self, tokenizer: WordPieceTokenizer, sizes: ModelConfig) -> TaskCollator:
         """The collator whose only batch is the query. tokenizer: the tokenizer; sizes: model configuration."""
         keys = [str(number) for number in range(len(self.samples))]
-        own = [(key,) for key in keys] if self.task.head == "retrieval" else [tuple(keys)]
+        own = [(key,) for key in keys] if self.task.head.ranks_images else [tuple(keys)]
         ids = tuple(str(number) for number in range(len(self.boxes)))
         examples = [
             Example(number, self.text, images, candidates=tuple(map(tuple, self.boxes)), candidate_ids=ids)
@@ -72,13 +78,13 @@ def check_query(task: Task, text: str, images: int, boxes: bool) -> None:
         images: number of images.
         boxes: whether candidate boxes are given.
     """
-    wanted = IMAGES.get(task.name, 1)
-    if task.head == "retrieval" and images < 1:
+    head = task.head
+    if head.ranks_images and images < 1:
         raise UserError(f"{task.name}: ranks images; give some")
-    if task.head != "retrieval" and images != wanted:
-        raise UserError(f"{task.name}: takes {wanted} image{'s' * (wanted > 1)}; {images} were given")
-    if (task.head == "candidates") != boxes:
-        problem = "needs candidate boxes" if task.head == "candidates" else "takes no candidate boxes"
+    if not head.ranks_images and images != head.images:
+        raise UserError(f"{task.name}: takes {head.images} image{'s' * (head.images > 1)}; {images} were given")
+    if head.has_candidates != boxes:
+        problem = "needs candidate boxes" if head.has_candidates else "takes no candidate boxes"
         raise UserError(f"{task.name}: {problem} (--boxes)")
     check_text(text)
 

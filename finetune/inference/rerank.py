@@ -104,4 +104,4 @@ def _score(work: TaskPass, collator: TaskCollator, pairs: np.ndarray, states: Te
     own = torch.arange(len(pairs), device=device)
     with work.precision.autocast():
         encoded = work.model.encoder.finish(stream_states.recombined(torch.from_numpy(rows).to(device), own, None))
-        return work.model.scores(encoded, None, "retrieval")
+        return work.model.logits(encoded, None, work.task.head)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import RecordFile, find_file
-from finetune.task_types.base import Example, FurtherScores
+from finetune.task_types.base import FurtherScores
 
 WITH_FILES = ("val", "testdev")  # splits with {split}_all_questions.json and {split}_choices.json
 QUERYING = ("exist", "query: name", "choose name")  # operations that do not count as reasoning steps

@@ -1,1 +1,1 @@
-"""Losses of the tasks, and a model's pass over a batch."""
+"""A model's pass over a batch of a task, and its loss."""

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from finetune.data.task_batches import MicroBatch
 from finetune.data.task_collate import TaskBatch
-from finetune.models.task_model import TaskInputs, TaskModel
-from finetune.objective.task_losses import example_losses, training_scores
+from finetune.heads.inputs import TaskInputs
+from finetune.models.task_model import TaskModel
 from finetune.task_types.base import Task
 from pretrain.models.precision import Precision
 
@@ -24,8 +24,8 @@ class TaskPass(nn.Module):
     def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
         """(the batch's share of the loss, sums for the log). counts: their last element is the global batch size."""
         scores = self.scores(batch)
-        losses = example_losses(self.task.head, scores, batch.target)
-        right = training_scores(self.task.head, scores.detach(), batch.target)
+        losses = self.task.head.losses(scores, batch.target)
+        right = self.task.head.training_scores(scores.detach(), batch.target)
         numbers = {"loss": losses.detach().sum(), "score": right.sum(), "examples": len(batch)}
         return losses.sum() / max(counts[-1], 1), numbers
 

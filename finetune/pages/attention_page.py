@@ -96,7 +96,7 @@ def page_of(predictor: LazyPredictor, query: Query, lines: bool = True) -> str:
 
     Pretraining weights predict for retrieval only, and retrieval needs at least two images. lines: see attention_page.
     """
-    ranks_nothing = query.task.head == "retrieval" and len(query.names) < 2
+    ranks_nothing = query.task.head.ranks_images and len(query.names) < 2
     answers = predictor.start.has_head(query.task) and not ranks_nothing
     return explained_page(predictor, query, predictor.answer(query) if answers else None, lines)
 

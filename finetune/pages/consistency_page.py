@@ -6,11 +6,11 @@ from pathlib import Path
 
 from PIL import ImageDraw
 
+from finetune.annotations.example import Box
 from finetune.data.regions import Regions
 from finetune.evaluation.pos_tagger import Tagger
 from finetune.inference.consistency_of_runs import JudgedTask
 from finetune.pages.html_page import escape, picture, write_page
-from finetune.task_types.base import Box
 from shards.images.source_image import image_of
 
 SHOWN = 24  # pairs of each kind on the page

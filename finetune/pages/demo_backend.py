@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from finetune.annotations.example import Box, Example
 from finetune.data.regions import Regions, region_folder
 from finetune.inference.decoding import Prediction
 from finetune.inference.image_upload import Uploads
 from finetune.inference.predictor import LazyPredictor
-from finetune.inference.request import IMAGES, Query, check_text, parse_boxes
+from finetune.inference.request import Query, check_text, parse_boxes
 from finetune.pages.attention_page import explained_page
-from finetune.task_types.base import Box, Example, Task
+from finetune.task_types.base import Task
 from finetune.tasks import find_task
 from shards.common.errors import UserError
 from shards.images.source_image import source_of
@@ -75,21 +76,21 @@ class DemoBackend:
         """
         began, task = time.perf_counter(), self.tasks[title]
         check_text(text)
-        files, wanted = list(files or ()), IMAGES.get(task.name, 1)
-        if task.head == "retrieval" and len(files) < 2:
+        files, wanted = list(files or ()), task.head.images
+        if task.head.ranks_images and len(files) < 2:
             files += self.pool(task)
-        if task.head == "retrieval" and len(files) < 2:
+        if task.head.ranks_images and len(files) < 2:
             raise UserError(f"{task.title} ranks images; add two or more")
-        if task.head != "retrieval" and len(files) != wanted:
+        if not task.head.ranks_images and len(files) != wanted:
             raise UserError(f"{task.title} takes {wanted} image{'s' * (wanted > 1)}; {len(files)} were given")
         images, scales = zip(*map(self.uploads.read, files), strict=True)
         given = parse_boxes(boxes)
-        inside = (np.array(given) * scales[0]).tolist() if task.head == "candidates" else []
+        inside = (np.array(given) * scales[0]).tolist() if task.head.has_candidates else []
         query = self.predictor.query(task.name, text, *images, boxes=inside, proposals=CANDIDATES)
         query.names = [Path(file).name for file in files]
         found, ranking = self.predictor.answer(query, TOP), []
         explained, of = query, found
-        if task.head == "retrieval":
+        if task.head.ranks_images:
             ranking = [(images[n], f"{share:.0%}") for n, share in zip(found.numbers, found.confidence, strict=True)]
             best = found.numbers[0]
             explained, of = Query(task, text, [query.names[best]], [images[best]], [query.samples[best]]), None
@@ -113,7 +114,7 @@ class DemoBackend:
         For retrieval, the example's image is among the ranked ones, and no files are returned.
         """
         task = self.tasks[title]
-        ranks = task.head == "retrieval"
+        ranks = task.head.ranks_images
         pool = set(self.pool(task)) if ranks and not self.images else None
         chosen = [pair for pair in self.examples(task) if pool is None or pair[1][0] in pool]
         example, files = random.choice(chosen)

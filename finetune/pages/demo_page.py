@@ -3,21 +3,11 @@
 import html
 from pathlib import Path
 
-from finetune.inference.request import IMAGES
 from finetune.pages.demo_backend import CANDIDATES, TOP, DemoBackend
 from finetune.pages.html_page import need
 from shards.common.errors import UserError
 from shards.images.image_files import SUFFIXES
 
-WORDS = {  # head -> (label of the text field, example text)
-    "vqa": ("Question", "How many stars are there?"),
-    "gqa": ("Question", "What color is the star?"),
-    "regions": ("Expression", "the red star on the left"),
-    "candidates": ("Question or dialogue", "Which one is red?"),
-    "retrieval": ("Caption", "a red star and a blue disc"),
-    "nlvr2": ("Statement about two images", "There are more stars on the left."),
-    "entailment": ("Statement", "There is a star."),
-}
 STYLE = """
 iframe.attention { width: 100%; height: 56rem; border: 0; border-radius: .5rem; }
 @media (max-width: 52rem) { iframe.attention { height: 85vh; } }
@@ -50,11 +40,11 @@ def build(desk: DemoBackend):
 
     def labels(task):
         """(label of the text field, example text, label of the image field)."""
-        label, instance = WORDS.get(task.head, ("Text", ""))
-        images = "two images, the left one first" if task.name in IMAGES else "an image"
-        if task.head == "retrieval":
+        head = task.head
+        images = f"{head.images} images, the left one first" if head.images > 1 else "an image"
+        if head.ranks_images:
             images = f"two or more images; without any, {len(desk.pool(task))} images of the data are ranked"
-        return label, instance, f"Images: {images}"
+        return head.input_label, head.input_example, f"Images: {images}"
 
     def choose(title):
         task = desk.tasks[title]
@@ -62,7 +52,7 @@ def build(desk: DemoBackend):
         return (
             gradio.update(label=label, placeholder=instance, value=""),
             gradio.update(label=images, value=None),
-            gradio.update(visible=task.head == "candidates", value=""),
+            gradio.update(visible=task.head.has_candidates, value=""),
         )
 
     def preview(files):
@@ -87,7 +77,7 @@ def build(desk: DemoBackend):
                 task = gradio.Dropdown(list(desk.tasks), value=first.title, label="Task", elem_id="task")
                 text = gradio.Textbox(label=label, placeholder=instance, elem_id="text")
                 files = gradio.File(label=images, file_count="multiple", file_types=kinds, height=140, elem_id="files")
-                boxes = gradio.Textbox(label=candidates, visible=first.head == "candidates", elem_id="boxes")
+                boxes = gradio.Textbox(label=candidates, visible=first.head.has_candidates, elem_id="boxes")
                 with gradio.Row():
                     example = gradio.Button("An example", elem_id="example")
                     go = gradio.Button("Ask", variant="primary", elem_id="ask")

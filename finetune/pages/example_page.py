@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finetune.data.task_collate import TaskCollator, image_size
+from finetune.annotations.example import Box
+from finetune.data.task_collate import TaskCollator
+from finetune.heads.grounding_head import image_size
 from finetune.inference.attention_maps import explain
 from finetune.inference.decoding import Prediction
 from finetune.inference.expression_grounding import expression_boxes
-from finetune.inference.judged_examples import RIGHT, JudgedExample, expected_of, kind_of
+from finetune.inference.judged_examples import RIGHT, JudgedExample, kind_of
 from finetune.objective.task_pass import TaskPass
 from finetune.pages.attention_page import attention_page
 from finetune.pages.html_page import data_block, fill, picture, write_page
 from finetune.run_dirs.init_weights import Start
-from finetune.task_types.base import Box, Task
+from finetune.task_types.base import Task
 from shards.images.source_image import image_of
 
 LONG_SIDE = 480  # pixels of a picture
@@ -91,10 +93,10 @@ def _rounded(box: Box | None) -> list[float] | None:
 def card_of(task: Task, collator: TaskCollator, one: JudgedExample, page: str | None) -> Card:
     """The card of an example. page: path of its page of attention maps, or None."""
     example, regions = one.example, collator.regions
-    shown = one.prediction.choices[:3] if task.head == "retrieval" else list(example.images)
+    shown = one.prediction.choices[:3] if task.head.ranks_images else list(example.images)
     width, height = image_size(example, regions[example.images[0]])
     side = np.array([width, height] * 2)
-    words, box = expected_of(task, example)
+    words, box = task.head.expected(example)
     return Card(
         task=task.title,
         kind=kind_of(task, example),
@@ -120,7 +122,7 @@ def attention_of(run: str, start: Start, work: TaskPass, collator: TaskCollator,
         (image, np.asarray(image_of(regions[image], regions.dataset.folder)[0].convert("RGB")))
         for image in one.example.images
     ]
-    ranking = work.task.head == "retrieval"  # its prediction is about other images than the explained one
+    ranking = work.task.head.ranks_images  # its prediction is about other images than the explained one
     title = f"{work.task.title}, {run}"
     explained = explain(work, batch, collator.tokenizer)
     size = image_size(one.example, regions[one.example.images[0]])

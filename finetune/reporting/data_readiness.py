@@ -42,7 +42,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         return found
     found.absent += task.missing_files(folder)
     regions = _regions(region_folder(data, task.images), opened)
-    boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head == "candidates" else None
+    boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head.has_candidates else None
     lost: dict[str, list[str]] = {}  # split -> images without regions
     for split in task.splits:
         needed = split in task.splits[:2]  # training and validation; the other splits are optional
@@ -58,7 +58,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         lost[split] = [image for image in images if image not in regions] if isinstance(regions, Regions) else []
         covered = len(images) - len(lost[split]) if isinstance(regions, Regions) else None
         found.rows.append((split, counts.total(), len(images), covered))
-    if hasattr(task, "vocabulary") and task.splits[0] in lost:  # its training annotations can be read
+    if task.head.has_vocabulary and task.splits[0] in lost:  # its training annotations can be read
         try:
             found.answers = len(training_answers(task, data, min_answer_count, log=lambda _: None))
         except UserError as error:

@@ -11,7 +11,8 @@ from finetune.annotations.reference_annotations import answer_file
 from finetune.config import PRETRAINING
 from finetune.data.regions import Regions
 from finetune.data.task_data import TaskData
-from finetune.models.task_model import TaskModel, alignment_as_retrieval, layer_of
+from finetune.heads.retrieval_head import RetrievalHead, alignment_as_retrieval
+from finetune.models.task_model import TaskModel
 from finetune.run_dirs.run_data_folder import check_exists
 from finetune.task_types.base import Task
 from finetune.tasks import find_task, paper_tasks
@@ -69,12 +70,12 @@ class Start:
             return []
         if names := self.weights.facts.get("tasks"):
             return [find_task(name) for name in names]
-        layers = {"retrieval"} if self.zero_shot else set(self.weights.heads)
-        return [task for task in paper_tasks().values() if layer_of(task.head) in layers]
+        layers = {RetrievalHead().layer_name} if self.zero_shot else set(self.weights.heads)
+        return [task for task in paper_tasks().values() if task.head.layer_name in layers]
 
     def has_head(self, task: Task) -> bool:
         """Whether the head of a task was trained, possibly by another task that shares it."""
-        return layer_of(task.head) in {layer_of(known.head) for known in self.tasks}
+        return task.head.layer_name in {known.head.layer_name for known in self.tasks}
 
     def token(self, task: Task) -> int | None:
         """The task token of a task; None for a model without task tokens."""
@@ -184,8 +185,9 @@ def choose_vocabulary(
     Raises:
         UserError: the answers are not known, or min_answer_count is given although they are not counted.
     """
-    task, head_size = data.task, start.weights.heads.get(data.task.head) if start.weights else None
-    kept = start.vocabularies.get(task.head)
+    task, head = data.task, data.task.head.name
+    head_size = start.weights.heads.get(head) if start.weights else None
+    kept = start.vocabularies.get(head)
     if min_answer_count is not None and (file or kept is not None or head_size is not None):
         source = f"{flag} {file}" if file else start.path
         raise UserError(
@@ -204,7 +206,7 @@ def choose_vocabulary(
                 f"them in the order of training ({data.folder / ORDER[0]} in the published data)"
             )
     if file is not None:
-        return vocabulary_of_head(file, start, task.head)
+        return vocabulary_of_head(file, start, head)
     return training_answers(task, data.root, min_answer_count, flag, log)
 
 

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from finetune.annotations.answers import AnswerVocabulary, build_vocabulary, read_vocabulary
 from finetune.annotations.official_files import find_file, plain_or_packed
 from finetune.annotations.reference_annotations import answer_file
+from finetune.heads.answer_head import AnswerHead
 from finetune.task_types.base import Task
 
 
@@ -20,6 +21,7 @@ class AnsweringTask(Task):
     file of the training answers; answers_of: task whose vocabulary is shared if its annotations are in the data folder.
     """
 
+    head: AnswerHead
     at_least: int = 1
     annotated: str = ""
     answers_of: str = ""

@@ -3,36 +3,15 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import find_file, plain_or_packed
+from finetune.heads.base import Head
 from shards.common.errors import UserError
-
-Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
-
-
-@dataclass(frozen=True)
-class Example:
-    """One example of a task.
-
-    id: unique in its split; text: question, expression, caption or statement; images: ids in the task's region shards
-    (NLVR2: left and right); target: ground truth, None if it is not public; candidates, candidate_ids: given boxes to
-    choose from and their ids; facts: values that only scores or submissions need.
-
-    The target depends on the head: {answer: score} for answer heads; None for retrieval; the annotated box for
-    regions; the number of the correct candidate for candidates; a label for classification.
-    """
-
-    id: int | str
-    text: str
-    images: tuple[str, ...]
-    target: object = None
-    candidates: tuple[Box, ...] = ()
-    candidate_ids: tuple[str, ...] = ()
-    facts: dict = field(default_factory=dict)
 
 
 class FurtherScores(ABC):
@@ -54,6 +33,14 @@ class FurtherScores(ABC):
         """The metrics of `scores` in one line."""
 
 
+class GivenBoxes(ABC):
+    """What a task has whose annotations contain boxes."""
+
+    @abstractmethod
+    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
+        """Image -> {box id: box}, from the official files in a folder."""
+
+
 @dataclass(frozen=True)
 class Task(ABC):
     """A task. Subclasses implement reading, scores and submissions of a kind of data set.
@@ -64,7 +51,7 @@ class Task(ABC):
         group: the paper's group (G1 to G4), or another name for a task that is not in the paper; "all" and the MT score
             do not include such tasks.
         token: number of the task token.
-        head: head of task_model.TaskModel.
+        head: its kind of answer; tasks with the same head share its weights.
         words: maximum number of tokens.
         batch_size, lr: hyperparameters of single-task training.
         images: name of the region shards of its images.
@@ -73,16 +60,15 @@ class Task(ABC):
         regions: maximum number of regions per image.
         files: names of the official files.
         published: name of its folder in the reference implementation's archive, if it differs from `name`.
-        max_boxes: with the head `candidates`, maximum number of given boxes in the image stream, including those of
-            other questions about the image; the question's own boxes are always included.
-        ranked: with the head `regions`, predictions are all boxes of an image, best first, instead of the best one.
+        max_boxes: with a head that has candidates, maximum number of given boxes in the image stream, including those
+            of other questions about the image; the question's own boxes are always included.
     """
 
     name: str
     title: str
     group: str
     token: int
-    head: str
+    head: Head
     words: int
     batch_size: int
     lr: float
@@ -93,7 +79,6 @@ class Task(ABC):
     files: tuple[str, ...] = ()
     published: str = ""
     max_boxes: int = 0
-    ranked: bool = False
 
     def folder(self, data) -> Path:
         """The folder of its official files in a data folder: DATA/name, else DATA/published."""
@@ -116,6 +101,10 @@ class Task(ABC):
     def reported(self) -> tuple[str, ...]:
         """Splits whose scores are usually published as test scores."""
         return self.tests
+
+    def is_public(self, examples: Sequence[Example]) -> bool:
+        """Whether the ground truth of examples is public. That of retrieval always is: captions have their image."""
+        return self.head.ranks_images or all(example.target is not None for example in examples)
 
     def photo(self, image: str) -> str:
         """The name of an image's photo across tasks: COLLECTION:ID (see cleaning.photos)."""

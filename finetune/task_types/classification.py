@@ -5,17 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.task_types.base import Example, Task
+from finetune.annotations.example import Example
+from finetune.heads.classification_head import ClassificationHead
+from finetune.task_types.base import Task
 
 
 @dataclass(frozen=True)
 class LabelTask(Task):
-    """A task whose predictions are labels, int (n,).
+    """A task whose predictions are labels, int (n,)."""
 
-    labels: names of the labels, in the order of the reference implementation's heads.
-    """
+    head: ClassificationHead
 
-    labels: tuple[str, ...] = ()
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.head.labels
 
     def right(self, examples: Sequence[Example], predictions: Sequence[int]) -> np.ndarray:
         """float (n,): 1 if the predicted label is correct, else 0."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.annotations.boxes import grounding_target
-from finetune.task_types.base import Box, Example, Task
+from finetune.annotations.example import Box, Example
+from finetune.task_types.base import GivenBoxes, Task
 
 
 @dataclass(frozen=True)
-class PointingTask(Task):
+class PointingTask(GivenBoxes, Task):
     """A task whose predictions are numbers of candidates, int (n,)."""
 
     def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
@@ -30,8 +30,3 @@ class PointingTask(Task):
         """A JSON list with the ids of the chosen boxes; there is no official server."""
         pairs = zip(examples, predictions, strict=True)
         return json.dumps([{"id": example.id, "box_id": example.candidate_ids[chosen]} for example, chosen in pairs])
-
-
-def candidate_target(example: Example) -> np.ndarray:
-    """float32 (candidates,): the IoU of each candidate with the correct one where it is at least 0.5, else 0."""
-    return grounding_target(np.array(example.candidates), example.candidates[example.target])

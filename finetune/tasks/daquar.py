@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from finetune.annotations.answers import AnswerVocabulary, build_vocabulary
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_text
+from finetune.heads.answer_head import AnswerHead
 from finetune.metrics.wordnet import DEBIAN, FILES, FOLDER_VARIABLE, find_nouns
 from finetune.metrics.wups import THRESHOLDS, set_accuracy, words_of, wups
 from finetune.task_types.answering import AnsweringTask
-from finetune.task_types.base import Example, FurtherScores
+from finetune.task_types.base import FurtherScores
 from shards.common.errors import UserError
 
 TRAINING, TEST = "qa.894.raw.train.format_triple", "qa.894.raw.test.format_triple"
@@ -109,7 +111,7 @@ TASKS = (
         title="DAQUAR",
         group="extra",
         token=19,
-        head="daquar",
+        head=AnswerHead("daquar"),
         words=40,
         batch_size=128,
         lr=4e-5,

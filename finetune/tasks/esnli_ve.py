@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_csv
-from finetune.task_types.base import Example
+from finetune.heads.classification_head import ClassificationHead
 from finetune.tasks.snli_ve import VisualEntailment
 
 SPLITS = ("train", "dev", "test")
@@ -25,7 +26,7 @@ TASKS = (
         title="e-SNLI-VE",
         group="extra",
         token=16,
-        head="entailment",
+        head=ClassificationHead("entailment", ("contradiction", "neutral", "entailment")),
         words=56,
         batch_size=256,
         lr=2e-5,
@@ -33,6 +34,5 @@ TASKS = (
         splits=SPLITS,
         tests=("test",),
         files=tuple(f"esnlive_{split}.csv" for split in SPLITS),
-        labels=("contradiction", "neutral", "entailment"),
     ),
 )

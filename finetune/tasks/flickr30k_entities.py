@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from finetune.annotations.boxes import iou
+from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import find_file, read_text, read_xml
-from finetune.task_types.base import Box, Example, Task, scores_by
+from finetune.heads.grounding_head import GroundingHead
+from finetune.task_types.base import Task, scores_by
 from shards.common.errors import UserError
 from shards.common.files import is_stray
 from shards.common.untrusted_input import LARGEST_SIDE, shown, whole_number
@@ -152,7 +154,7 @@ TASKS = (
         title="Flickr30k Entities",
         group="extra",
         token=14,
-        head="regions",
+        head=GroundingHead(ranked=True),
         words=20,
         batch_size=256,
         lr=2e-5,
@@ -160,6 +162,5 @@ TASKS = (
         splits=("train", "val", "test"),
         tests=("test",),
         files=("train.txt", "val.txt", "test.txt", ANNOTATIONS, SENTENCES),
-        ranked=True,
     ),
 )

@@ -12,10 +12,12 @@ import msgspec
 import numpy as np
 
 from finetune.annotations import reference_annotations
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, scan_records
+from finetune.heads.answer_head import AnswerHead
 from finetune.metrics.gqa_metrics import WITH_FILES, OfficialScores, Operation, official_scores, step_count
 from finetune.task_types.answering import AnsweringTask, held_out_by_id
-from finetune.task_types.base import Example, scores_by
+from finetune.task_types.base import scores_by
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
 
@@ -176,7 +178,7 @@ TASKS = (
         title="GQA",
         group="G1",
         token=15,
-        head="gqa",
+        head=AnswerHead("gqa"),
         words=26,
         batch_size=128,
         lr=4e-5,

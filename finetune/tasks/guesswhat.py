@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_lines, scan_lines, take, take_box, unique
-from finetune.task_types.base import Example
+from finetune.heads.candidates_head import CandidatesHead
 from finetune.task_types.pointing import PointingTask
 from shards.common.errors import UserError
 
@@ -75,7 +76,7 @@ TASKS = (
         title="GuessWhat",
         group="G3",
         token=17,
-        head="candidates",
+        head=CandidatesHead(),
         words=256,
         batch_size=64,
         lr=2e-5,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_lines, take, unique
-from finetune.task_types.base import Example
+from finetune.heads.classification_head import PairClassificationHead
 from finetune.task_types.classification import LabelTask
 from shards.common.errors import UserError
 
@@ -62,7 +63,7 @@ TASKS = (
         title="NLVR2",
         group="G4",
         token=12,
-        head="nlvr2",
+        head=PairClassificationHead("nlvr2", ("False", "True")),
         words=40,
         batch_size=64,
         lr=2e-5,
@@ -70,6 +71,5 @@ TASKS = (
         splits=("train", "dev", "test1"),
         tests=("test1",),
         files=("train.json", "dev.json", "test1.json"),
-        labels=("False", "True"),
     ),
 )

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from finetune.annotations.boxes import iou
+from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import find_file, read_annotations, read_pickled_list, take, take_box, unique
-from finetune.task_types.base import Box, Example, Task
+from finetune.heads.grounding_head import GroundingHead
+from finetune.task_types.base import GivenBoxes, Task
 from shards.common.errors import UserError
 
 INSTANCES = "instances.json"
 
 
 @dataclass(frozen=True)
-class ReferringExpressions(Task):
+class ReferringExpressions(GivenBoxes, Task):
     """Predictions: boxes (n, 4) in pixels; a box is correct if its IoU with the ground-truth box is above 0.5.
 
     files: the official pickle of expressions, and the file of the annotated instances that it refers to.
@@ -90,7 +92,7 @@ class ReferringExpressions(Task):
         )
 
 
-_SETTINGS = {"group": "G3", "head": "regions", "words": 20, "batch_size": 256, "lr": 2e-5, "images": "coco"}
+_SETTINGS = {"group": "G3", "head": GroundingHead(), "words": 20, "batch_size": 256, "lr": 2e-5, "images": "coco"}
 _UNC = {"splits": ("train", "val", "testA", "testB"), "tests": ("testA", "testB"), "files": ("refs(unc).p", INSTANCES)}
 _UMD = {"splits": ("train", "val", "test"), "tests": ("test",), "files": ("refs(umd).p", INSTANCES)}
 

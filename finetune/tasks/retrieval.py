@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_annotations, take, unique
 from finetune.annotations.reference_annotations import captions
-from finetune.task_types.base import Example, Task
+from finetune.heads.retrieval_head import RetrievalHead
+from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
 
@@ -130,7 +132,7 @@ def caption_ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     return ((scores >= best) & ~mine).sum(0)
 
 
-_SETTINGS = {"group": "G2", "head": "retrieval", "words": 30, "batch_size": 128, "lr": 2e-5}
+_SETTINGS = {"group": "G2", "head": RetrievalHead(), "words": 30, "batch_size": 128, "lr": 2e-5}
 _FOLDS = tuple(f"fold{n}" for n in range(5))
 
 TASKS = (

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_lines, take, unique
-from finetune.task_types.base import Example
+from finetune.heads.classification_head import ClassificationHead
 from finetune.task_types.classification import LabelTask
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
@@ -70,7 +71,7 @@ TASKS = (
         title="SNLI-VE",
         group="G4",
         token=13,
-        head="entailment",
+        head=ClassificationHead("entailment", ("contradiction", "neutral", "entailment")),
         words=56,
         batch_size=256,
         lr=2e-5,
@@ -79,6 +80,5 @@ TASKS = (
         tests=("test",),
         files=tuple(f"snli_ve_{split}.jsonl" for split in ("train", "dev", "test")),
         published="visual_entailment",
-        labels=("contradiction", "neutral", "entailment"),
     ),
 )

@@ -11,9 +11,10 @@ import numpy as np
 
 from finetune.annotations import reference_annotations
 from finetune.annotations.answers import normalise
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_list, scan, take, unique
+from finetune.heads.answer_head import AnswerHead
 from finetune.task_types.answering import AnsweringTask, held_out_by_id
-from finetune.task_types.base import Example
 
 IMAGE_DATA = "image_data.json"  # COCO and Flickr ids of the images, for decontamination
 HELD_OUT = 5000  # validation questions, the last by id
@@ -91,7 +92,7 @@ TASKS = (
         title="Visual Genome QA",
         group="G1",
         token=2,
-        head="vqa",
+        head=AnswerHead("vqa"),
         words=26,
         batch_size=128,
         lr=4e-5,

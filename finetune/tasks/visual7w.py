@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_annotations, take, take_all, unique
-from finetune.task_types.base import Example
+from finetune.heads.candidates_head import CandidatesHead
 from finetune.task_types.pointing import PointingTask
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
@@ -58,7 +59,7 @@ TASKS = (
         title="Visual7W",
         group="G3",
         token=4,
-        head="candidates",
+        head=CandidatesHead(),
         words=20,
         batch_size=256,
         lr=2e-5,

@@ -11,9 +11,11 @@ import numpy as np
 
 from finetune.annotations import reference_annotations
 from finetune.annotations.answers import normalise, soft_scores, vqa_accuracy
+from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_annotations, scan, take, unique
+from finetune.heads.answer_head import AnswerHead
 from finetune.task_types.answering import AnsweringTask, held_out_by_id
-from finetune.task_types.base import Example, scores_by
+from finetune.task_types.base import scores_by
 from shards.common.errors import UserError
 
 MINVAL = 3000  # held-out questions of val, the last by id
@@ -151,7 +153,7 @@ TASKS = (
         title="VQA v2",
         group="G1",
         token=1,
-        head="vqa",
+        head=AnswerHead("vqa"),
         words=23,
         batch_size=128,
         lr=4e-5,

@@ -20,7 +20,6 @@ from finetune.config import (
 )
 from finetune.data.task_data import TaskData, check_same_width, open_data, same_on_every_rank
 from finetune.evaluation.scores import mean_score
-from finetune.models.task_model import layer_of
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.run_dirs.init_weights import (
     TASK_TOKENS,
@@ -89,12 +88,12 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     counted = None if newest else config.min_answer_count
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, counted, ranks.log))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
-    model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
+    model = make_model(config, tasks, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_facts(newest) if newest else {}
     states = []
     for of_task, (training, held_out) in zip(data, splits, strict=True):
         task = of_task.task
-        inputs = start.tokenizer, vocabularies.get(task.head), sizes.max_position_embeddings, config.regions
+        inputs = start.tokenizer, vocabularies.get(task.head.name), sizes.max_position_embeddings, config.regions
         size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
         states.append(
             TaskState(
@@ -152,7 +151,7 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
         return {}
     if kind == "dataset":
         return {task.name: task.token for task in tasks}
-    layers = {task.name: layer_of(task.head) for task in tasks}
+    layers = {task.name: task.head.layer_name for task in tasks}
     return {name: min(task.token for task in tasks if layers[task.name] == layer) for name, layer in layers.items()}
 
 
@@ -164,9 +163,10 @@ def _vocabularies(
     given, found = answer_files(config), {}
     for of_task in data:
         head = of_task.task.head
-        if head in found or not hasattr(of_task.task, "vocabulary"):
+        if head.name in found or not head.has_vocabulary:
             continue
-        found[head] = choose_vocabulary(start, of_task, given.get(head), log, f"--{head}_answers", min_answer_count)
+        file, flag = given.get(head.name), f"--{head.name}_answers"
+        found[head.name] = choose_vocabulary(start, of_task, file, log, flag, min_answer_count)
     if min_answer_count and not found:
         raise UserError(f"--min_answer_count {min_answer_count}: none of the tasks has an answer vocabulary")
     return found

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from finetune.annotations.answers import AnswerVocabulary
+from finetune.annotations.example import Example
 from finetune.build import make_model, make_task_engine
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, epochs
 from finetune.data.task_data import TaskData, open_data, same_on_every_rank
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start, begin_run, choose_start, choose_vocabulary, random_start_note
-from finetune.task_types.base import Example, Task
+from finetune.task_types.base import Task
 from finetune.training.single_task import SingleTask
 from finetune.training.task_validation import validation_of
 from pretrain.data.batch_schedule import Plan
@@ -37,7 +38,7 @@ def build_single_task(
     newest: the checkpoint to resume from, or None.
     """
     run = Path(config.out)
-    if config.annotated_boxes and task.head != "regions":
+    if config.annotated_boxes and not task.head.finds_regions:
         raise UserError(f"--annotated_boxes: applies to referring expressions only, not to {task.name}")
     train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
 
@@ -58,9 +59,9 @@ def build_single_task(
         check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
     counted = None if newest else config.min_answer_count
     vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, counted, ranks.log))
-    vocabularies = {task.head: vocabulary} if vocabulary else {}
+    vocabularies = {task.head.name: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
-    model = make_model(config, sizes, vocabularies, None if newest else start, precision, ranks)
+    model = make_model(config, [task], sizes, vocabularies, None if newest else start, precision, ranks)
     work = TaskPass(model, task, precision, start.token(task))
     facts = read_facts(newest) if newest else {}
     engine = make_task_engine(config, ranks, work, lr, head_lr, newest)
@@ -123,7 +124,7 @@ def _vocabulary(
     config: StConfig, data: TaskData, start: Start, min_answer_count: int | None, log
 ) -> AnswerVocabulary | None:
     """The answer vocabulary of the task, or None if it has none."""
-    if not hasattr(data.task, "vocabulary"):
+    if not data.task.head.has_vocabulary:
         for name in ("answers", "min_answer_count"):
             if value := getattr(config, name):
                 raise UserError(f"--{name} {value}: {data.task.name} has no answer vocabulary")

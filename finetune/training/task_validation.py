@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from finetune.annotations.example import Example
 from finetune.config import RANKED_CAPTIONS
 from finetune.data.hard_negatives import Options
 from finetune.data.task_batches import in_order
@@ -13,9 +14,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData
 from finetune.evaluation.scores import FOUR_WAY, TaskScore, score_task
 from finetune.inference.predictions import predict, predicted_on_all_ranks
-from finetune.objective.task_losses import training_scores
 from finetune.objective.task_pass import TaskPass
-from finetune.task_types.base import Example
 from shards.common.dist_info import Ranks
 
 
@@ -59,7 +58,7 @@ def validation_of(
         validate_on: as for `TaskData.splits`.
         seed: random seed of retrieval's negatives.
     """
-    if data.task.head != "retrieval":
+    if not data.task.head.ranks_images:
         return Validation(data.collator(examples, *inputs), None)
     ranked = data.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
     options = Options(examples, data.regions, seed)
@@ -78,7 +77,7 @@ def four_way_right(
         right = np.zeros(len(collator.examples))
         with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
             for part, batch in batches:
-                right[part] = training_scores("retrieval", work.scores(batch.to(device)), None).cpu()
+                right[part] = work.task.head.training_scores(work.scores(batch.to(device)), None).cpu()
         return right
 
     return predicted_on_all_ranks(work, on_this_rank, ranks)

@@ -10,7 +10,7 @@ import pytest
 from finetune.config import EvaluateConfig
 from finetune.evaluation.scores import score_task
 from finetune.inference.decoding import Prediction
-from finetune.inference.judged_examples import JudgedExample, choose, expected_of, judge, kind_of
+from finetune.inference.judged_examples import JudgedExample, choose, judge, kind_of
 from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.tasks import paper_tasks
@@ -36,7 +36,7 @@ def test_every_example_is_judged_as_an_evaluation_judges_it(trained, world, name
     for one in said:
         confidence = one.prediction.confidence
         assert confidence == sorted(confidence, reverse=True) and len(confidence) <= 5
-        assert kind_of(TASKS[name], one.example) is not None and expected_of(TASKS[name], one.example)
+        assert kind_of(TASKS[name], one.example) is not None and TASKS[name].head.expected(one.example)
     if name == "visual7w":
         assert {kind_of(TASKS[name], one.example) for one in said} == {"which"}
     if name == "gqa":

@@ -46,11 +46,11 @@ def test_an_answer_is_the_one_of_an_evaluation(world, trained, predictor, name):
         files = [image_file(world, task, image) for image in example.images]
         found = predictor(name, example.text, *files, boxes=example.candidates)
         assert found.confidence == sorted(found.confidence, reverse=True) and 0 <= found.confidence[-1] <= 1
-        if task.head == "regions":
+        if task.head.finds_regions:
             np.testing.assert_allclose(found.boxes[0], right, atol=0.01)
-        elif task.head == "candidates":
+        elif task.head.has_candidates:
             assert found.choices[0] == f"candidate {right}" and found.boxes[0] == example.candidates[right]
-        elif task.head in ("vqa", "gqa"):
+        elif task.head.has_vocabulary:
             assert found.choices[0] == right
         else:
             assert found.choices[0] == task.labels[right]

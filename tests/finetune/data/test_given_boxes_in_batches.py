@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.annotations.example import Example
 from finetune.data.regions import rows_of_boxes
 from finetune.data.task_collate import TaskCollator
+from finetune.heads.grounding_head import GroundingHead
+from finetune.heads.inputs import TaskInputs
+from finetune.heads.pointing_head import PADDING
 from finetune.inference.attention_maps import explain
 from finetune.inference.request import Query
-from finetune.models.task_model import PADDING, TaskInputs, TaskModel
+from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
-from finetune.task_types.base import Example
 from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits
 from pretrain.models.model_config import TINY
@@ -93,7 +96,7 @@ def slow_scores(model, collator, example) -> list[float]:
         task_ids=torch.tensor([task.token]),
     )
     with torch.no_grad():
-        every_row = model(inputs, "regions")[0].tolist()
+        every_row = model(inputs, GroundingHead())[0].tolist()
     return [every_row[1 + len(regions.boxes) + int(key) - 100] for key in example.candidate_ids]
 
 

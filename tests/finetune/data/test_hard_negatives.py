@@ -10,17 +10,17 @@ from data_sets import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.annotations.example import Example
 from finetune.config import RANKED_CAPTIONS
 from finetune.data.hard_negatives import Options, nearest_images
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData
 from finetune.evaluation.scores import describe_scores, watched
+from finetune.heads.retrieval_head import OPTIONS, RetrievalHead
 from finetune.inference.caption_image_scores import retrieval_scores
-from finetune.models.task_model import RETRIEVAL_OPTIONS, TaskModel
-from finetune.objective.task_losses import training_scores
+from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
-from finetune.task_types.base import Example
 from finetune.tasks import find_task
 from finetune.training.task_validation import four_way_right, validation_of
 from pretrain.data.collate import Limits
@@ -168,13 +168,13 @@ def test_ranks_divide_the_images(regions, examples):
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
     work, collator = make_work(examples, regions, options=Options(examples, regions, 0))
     batch = collator(2, np.array([4, 9]))
-    assert len(batch) == 2 and len(batch.rows) == 2 * RETRIEVAL_OPTIONS and batch.target is None
+    assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target is None
     one = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)(0, np.array([4, 9]))
     ids, features = batch.rows.input_ids, batch.rows.features
-    for number, row in enumerate((0, RETRIEVAL_OPTIONS)):
+    for number, row in enumerate((0, OPTIONS)):
         own = one.rows.input_ids[number]
         assert torch.equal(ids[row, : len(own)], own) and torch.equal(ids[row + 2], ids[row])
-        same = [bool((features[row + n] == features[row]).all()) for n in range(RETRIEVAL_OPTIONS)]
+        same = [bool((features[row + n] == features[row]).all()) for n in range(OPTIONS)]
         assert same == [True, True, False, True]
         assert not torch.equal(ids[row + 1], ids[row]) and not torch.equal(ids[row + 3], ids[row])
     loss, numbers = work(batch, [2])
@@ -229,4 +229,4 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
 
 def test_equal_scores_count_against_a_pair():
     scores = torch.tensor([1.0, 1.0, 0.0, 0.0, 2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    assert training_scores("retrieval", scores, None).tolist() == [0, 1, 0]
+    assert RetrievalHead().training_scores(scores, None).tolist() == [0, 1, 0]

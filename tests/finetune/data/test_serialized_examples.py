@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.annotations.example import Example
 from finetune.data.serialized_examples import PackedExamples
-from finetune.task_types.base import Example
 
 TEXT = st.text(max_size=12)
 BOX = st.tuples(*[st.floats(-10, 1000)] * 4)

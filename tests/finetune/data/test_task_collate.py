@@ -23,7 +23,7 @@ def make_batch(task, world, train: bool):
     data = open_data(task, str(world), "stop")
     examples = data.examples(task.splits[0 if train else 1])
     tokenizer = learn_tokenizer([example.text for example in examples], 300)
-    vocabulary = VOCABULARY if task.head in ("vqa", "gqa") else None
+    vocabulary = VOCABULARY if task.head.has_vocabulary else None
     return data.collator(examples, tokenizer, vocabulary, 256, 10, 0 if train else None)(0, np.arange(7))
 
 
@@ -35,7 +35,7 @@ def test_what_is_counted_is_what_the_masks_have(world, name):
     inputs = batch.inputs(task.token, torch.float32)
     assert inputs.text_count == inputs.text_mask.sum() == batch.rows.lengths.sum()
     assert inputs.image_count == inputs.image_mask.sum() > len(batch.rows) * 2
-    assert (inputs.candidates > 0) == (batch.candidates is not None) == (task.head == "candidates")
+    assert (inputs.candidates > 0) == (batch.candidates is not None) == task.head.has_candidates
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -43,7 +43,7 @@ def test_a_pass_asks_for_no_number(world, name):
     task = TASKS[name]
     train, held_out = make_batch(task, world, train=True), make_batch(task, world, train=False)
     sizes = TINY.replace(v_feature_size=train.rows.features.shape[-1], task_tokens=20).with_dropout(0.1)
-    model = TaskModel(sizes, {task.head: len(VOCABULARY)} if task.head in ("vqa", "gqa") else {})
+    model = TaskModel(sizes, {task.head.name: len(VOCABULARY)} if task.head.has_vocabulary else {})
     work = TaskPass(model, task, Precision("bf16", torch.device("cpu")), task.token)
     with nothing_is_asked() as mode:
         loss, _ = work(without_content(train, mode), [7])

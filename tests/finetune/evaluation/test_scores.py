@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from finetune.annotations.boxes import grounding_target, iou
-from finetune.data.task_collate import region_target
+from finetune.annotations.example import Example
 from finetune.evaluation.bootstrap import (
     bootstrap_interval,
     bootstrap_means,
@@ -20,8 +20,8 @@ from finetune.evaluation.bootstrap import (
     interval_of,
 )
 from finetune.evaluation.scores import breakdown_of, load_values, render_breakdown, save_values, score_task
-from finetune.task_types.base import Example
-from finetune.task_types.pointing import candidate_target
+from finetune.heads.candidates_head import candidate_target
+from finetune.heads.grounding_head import region_target
 from finetune.tasks import all_tasks
 from finetune.tasks.retrieval import caption_ranks, image_ranks, own_images
 from shards.storage.sample import Sample

@@ -6,8 +6,12 @@ import pytest
 import torch
 from conftest import PARITY
 
-from finetune.models.task_model import PADDING, RETRIEVAL_OPTIONS, TaskInputs, TaskModel
-from finetune.objective.task_losses import example_losses, training_scores
+from finetune.heads.answer_head import AnswerHead
+from finetune.heads.candidates_head import CandidatesHead
+from finetune.heads.inputs import TaskInputs
+from finetune.heads.pointing_head import PADDING
+from finetune.heads.retrieval_head import OPTIONS
+from finetune.models.task_model import PAPER_HEADS, TaskModel
 from finetune.run_dirs.init_weights import choose_start
 from pretrain.pretrained.state_dict_mapping import our_name
 
@@ -34,6 +38,9 @@ def model(parity, tmp_path_factory):
     return model
 
 
+HEADS = {head.name: head for head in (AnswerHead("vqa"), AnswerHead("gqa"), CandidatesHead(), *PAPER_HEADS)}
+
+
 def inputs_of(parity, rows=slice(None), **options) -> TaskInputs:
     x = {name: value[rows] for name, value in parity["inputs"].items()}
     return TaskInputs(
@@ -56,7 +63,7 @@ def scores(parity, model):
             encoded = model.encoder(
                 x.input_ids, x.text_mask, x.features, x.locations, x.image_mask, segments, x.task_ids
             )
-            return model.scores(encoded, x, head)
+            return model.logits(encoded, x, HEADS[head])
 
     return of
 
@@ -86,40 +93,40 @@ def test_bf16_stays_within_its_bounds(parity, scores):
 
 def test_every_loss(parity, scores):
     theirs = parity["outputs"]
-    assert_close(example_losses("vqa", scores("vqa"), theirs["target_vqa"]).mean(), theirs["loss_vqa"], 1e-3)
+    assert_close(HEADS["vqa"].losses(scores("vqa"), theirs["target_vqa"]).mean(), theirs["loss_vqa"], 1e-3)
     assert_close(
-        example_losses("regions", scores("regions"), theirs["target_regions"][..., 0]).mean(), theirs["loss_regions"]
+        HEADS["regions"].losses(scores("regions"), theirs["target_regions"][..., 0]).mean(), theirs["loss_regions"]
     )
     labels = theirs["target_tri"].argmax(1)
-    assert_close(example_losses("entailment", scores("entailment"), labels).mean(), theirs["loss_tri"])
+    assert_close(HEADS["entailment"].losses(scores("entailment"), labels).mean(), theirs["loss_tri"])
     labels = theirs["target_binary"].argmax(1)
-    assert_close(example_losses("nlvr2", scores("nlvr2", slice(4)), labels).mean(), theirs["loss_binary_first4"])
-    first = scores("retrieval", slice(RETRIEVAL_OPTIONS))
-    assert_close(example_losses("retrieval", first, None).mean(), theirs["loss_retrieval_first4"])
+    assert_close(HEADS["nlvr2"].losses(scores("nlvr2", slice(4)), labels).mean(), theirs["loss_binary_first4"])
+    first = scores("retrieval", slice(OPTIONS))
+    assert_close(HEADS["retrieval"].losses(first, None).mean(), theirs["loss_retrieval_first4"])
 
 
 def test_the_loss_of_an_example_is_its_own(scores):
     """A batch's losses are those of its examples one by one."""
     torch.manual_seed(0)
     target = torch.rand(5, 11).where(torch.rand(5, 11) > 0.7, torch.zeros(()))
-    whole = example_losses("regions", scores("regions"), target)
-    alone = [example_losses("regions", scores("regions", slice(n, n + 1)), target[n : n + 1]) for n in range(5)]
+    whole = HEADS["regions"].losses(scores("regions"), target)
+    alone = [HEADS["regions"].losses(scores("regions", slice(n, n + 1)), target[n : n + 1]) for n in range(5)]
     assert_close(whole, torch.cat(alone))
 
 
 def test_scores_in_training_are_how_right_the_likeliest_choice_is():
     scores = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
     soft = torch.tensor([[1.0, 0.6, 0.0], [0.0, 1.0, 0.0]])
-    assert training_scores("vqa", scores, soft).tolist() == pytest.approx([0.6, 0])
-    assert training_scores("regions", scores, soft).tolist() == [1, 0]  # an IoU of 0.5 or more is right
-    assert training_scores("entailment", scores, torch.tensor([1, 1])).tolist() == [1, 0]
+    assert HEADS["vqa"].training_scores(scores, soft).tolist() == pytest.approx([0.6, 0])
+    assert HEADS["regions"].training_scores(scores, soft).tolist() == [1, 0]  # an IoU of 0.5 or more is right
+    assert HEADS["entailment"].training_scores(scores, torch.tensor([1, 1])).tolist() == [1, 0]
     pairs = torch.tensor([2.0, 1.0, 0.0, 1.0, 1.0, 0.0, 3.0, 2.0])  # the first of every four belongs
-    assert training_scores("retrieval", pairs, None).tolist() == [1, 0]
+    assert HEADS["retrieval"].training_scores(pairs, None).tolist() == [1, 0]
 
 
 def test_padding_adds_nothing_to_a_loss_and_is_never_chosen(parity, model):
     inputs = inputs_of(parity)
-    narrow = model(inputs, "regions")
+    narrow = model(inputs, HEADS["regions"])
     pad = torch.nn.functional.pad
     wide = TaskInputs(
         inputs.input_ids,
@@ -129,10 +136,10 @@ def test_padding_adds_nothing_to_a_loss_and_is_never_chosen(parity, model):
         pad(inputs.image_mask, (0, 4)),
         inputs.task_ids,
     )
-    padded = model(wide, "regions")
+    padded = model(wide, HEADS["regions"])
     assert_close(padded[:, :11], narrow)
     target = torch.zeros(5, 11)
-    assert_close(example_losses("regions", padded, pad(target, (0, 4))), example_losses("regions", narrow, target))
+    assert_close(HEADS["regions"].losses(padded, pad(target, (0, 4))), HEADS["regions"].losses(narrow, target))
     assert (padded.argmax(1) < 11).all()
 
 

@@ -1,4 +1,4 @@
-"""The worked example of docs/adding_a_task.md: a thirteenth task is one new file."""
+"""The worked examples of docs/adding_a_task.md and docs/adding_a_head.md: a thirteenth task, a new kind of head."""
 
 import json
 import os
@@ -8,14 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained, tmp_path):
+# page -> the files that it shows, in order
+PAGES = {
+    "adding_a_task.md": ["finetune/tasks/tallyqa.py"],
+    "adding_a_head.md": ["finetune/heads/counting_head.py", "finetune/tasks/tallyqa.py"],
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained, tmp_path, page):
     for floor in ("ops", "shards", "pretrain", "finetune"):
         shutil.copytree(ROOT / floor, tmp_path / floor)
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding_a_task.md").read_text(), re.DOTALL)
-    (tmp_path / "finetune" / "tasks" / "tallyqa.py").write_text(code)
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    for file, code in zip(PAGES[page], shown, strict=True):
+        assert not (tmp_path / file).exists()
+        (tmp_path / file).write_text(code)
     data = tmp_path / "data"
     (data / "tallyqa").mkdir(parents=True)
     for part in ("regions/tallyqa", "snli_ve", "regions/flickr"):
@@ -48,5 +60,6 @@ def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained,
     run("finetune.evaluate", "--run", "runs/st-tallyqa", "--submission", "counts.json", "--workers", 0)
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert len(counts) == 10 and set(counts.values()) <= {0, 1, 2}
+    run("finetune.examples", "--run", "runs/st-tallyqa", "--task", "tallyqa", "--split", "test")
     said = run("finetune.mt", "--tasks", "g5,snli_ve", *flags, "--iterations", 2)
     assert "TallyQA" in said and "SNLI-VE" in said and "MT score" in said

@@ -17,6 +17,7 @@ import torch
 from data_sets import make_samples
 
 from finetune.annotations.boxes import iou
+from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
 from finetune.decontamination.removal_table import TaskCount, report
 from finetune.evaluation.scores import TaskScore, mean_score, table_row
@@ -26,7 +27,6 @@ from finetune.metrics.wups import fuzzy_score, set_accuracy, word_measure, words
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start
-from finetune.task_types.base import Example
 from finetune.tasks import all_tasks, paper_tasks
 from finetune.tasks.daquar import plain_answer
 from finetune.tasks.flickr30k_entities import read_phrases

@@ -1,0 +1,26 @@
+"""An example of a task, as readers of official files return it."""
+
+from dataclasses import dataclass, field
+
+Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of a task.
+
+    id: unique in its split; text: question, expression, caption or statement; images: ids in the task's region shards
+    (NLVR2: left and right); target: ground truth, None if it is not public; candidates, candidate_ids: given boxes to
+    choose from and their ids; facts: values that only scores or submissions need.
+
+    The target depends on the head: {answer: score} for answer heads; None for retrieval; the annotated box for
+    regions; the number of the correct candidate for candidates; a label for classification.
+    """
+
+    id: int | str
+    text: str
+    images: tuple[str, ...]
+    target: object = None
+    candidates: tuple[Box, ...] = ()
+    candidate_ids: tuple[str, ...] = ()
+    facts: dict = field(default_factory=dict)

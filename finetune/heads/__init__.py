@@ -1,0 +1,1 @@
+"""Heads, one kind of answer each: layer, targets, loss, training score, and the form of predictions."""

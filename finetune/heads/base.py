@@ -1,0 +1,124 @@
+"""The interface of a head: everything that depends on the kind of answer a task wants."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from finetune.annotations.answers import AnswerVocabulary
+from finetune.annotations.example import Box, Example
+from finetune.heads.inputs import TaskInputs
+from pretrain.models.model_config import ModelConfig
+from pretrain.models.vilbert import Encoded, TwoStream
+from shards.storage.sample import Sample
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the choices of one example can refer to.
+
+    images: names of its images; regions: float (n, 4), boxes of the first image's regions as fractions of its sides;
+    size: (width, height) of the first image in pixels; candidates: candidate boxes in pixels.
+    """
+
+    images: Sequence[str]
+    regions: np.ndarray
+    size: tuple[float, float]
+    candidates: Sequence[Box] = ()
+
+
+@dataclass(frozen=True)
+class Head(ABC):
+    """A kind of task head. Subclasses are all that the rest of the package needs to know about a kind of answer.
+
+    A head has no weights: data workers take targets from it, and requests are checked by it, before there is a model.
+    Its weights are the layer `layer_name` of TaskModel; tasks whose heads have the same `layer_name` share it.
+
+    name: name in flags, run directories and --task_token head.
+    """
+
+    name: str
+
+    images: ClassVar[int] = 1  # images of an example
+    has_vocabulary: ClassVar[bool] = False  # whether it chooses from an answer vocabulary, see AnsweringTask
+    has_candidates: ClassVar[bool] = False  # whether examples have candidate boxes to choose from
+    finds_regions: ClassVar[bool] = False  # whether it chooses among the regions of the image
+    # Whether it ranks all images of a split for every text. Its examples are pairs of a text and its image, its
+    # predictions are a matrix of scores (see inference.predictions), and training draws negatives (see OPTIONS).
+    ranks_images: ClassVar[bool] = False
+    input_label: ClassVar[str] = "Text"  # what the text of an example is, for pages
+    input_example: ClassVar[str] = ""  # a text of this kind about the miniature world
+
+    @property
+    def layer_name(self) -> str:
+        return self.name
+
+    @abstractmethod
+    def layer(self, sizes: ModelConfig, answers: int) -> nn.Module:
+        """A new layer. answers: size of the answer vocabulary; 0 for heads without one."""
+
+    def logits(self, layer: nn.Module, encoder: TwoStream, encoded: Encoded, inputs: TaskInputs) -> Tensor:
+        """The scores before any sigmoid or softmax, (examples, choices) unless a subclass says otherwise.
+
+        Args:
+            layer: the layer of this head.
+            encoder: the two-stream model.
+            encoded: its hidden states for the inputs.
+            inputs: a batch.
+        """
+        return layer(encoder.fuse(encoded))
+
+    @abstractmethod
+    def targets(
+        self, examples: Sequence[Example], samples: Sequence[Sample], rows: int, vocabulary: AnswerVocabulary | None
+    ) -> Tensor:
+        """The targets of a batch, as `losses` takes them.
+
+        Args:
+            examples: the examples of the batch, all with a target.
+            samples: regions of their images, in order of the batch rows.
+            rows: number of rows of the image stream that a pointing head scores, with padding.
+            vocabulary: of a head with a vocabulary.
+        """
+
+    @abstractmethod
+    def losses(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        """(examples,): the loss of each example of a batch; the training loss is their mean."""
+
+    @abstractmethod
+    def training_scores(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        """float (examples,): training accuracy of the choices with the highest logits, between 0 and 1."""
+
+    def prediction_shape(self, regions: int) -> tuple[int, ...]:
+        """Shape of the prediction of one example in `best`. regions: maximum number of regions per image."""
+        return (1,)
+
+    def best(self, logits: Tensor, boxes: np.ndarray) -> np.ndarray:
+        """The predictions of a batch as numbers, float64 (examples, *prediction_shape): here of the best choice.
+
+        Predicted boxes are fractions of the image's sides; they are scaled to pixels before `official`.
+
+        Args:
+            logits: on the CPU.
+            boxes: (examples, R, 4), the regions of the images as fractions of their sides.
+        """
+        return logits.argmax(1, keepdim=True).double().numpy()
+
+    def official(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> Sequence:
+        """Predictions in the form of `Task.scores`, from the numbers of `best` for all examples: here int (n,)."""
+        return numbers[:, 0].astype(np.int64)
+
+    @abstractmethod
+    def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[Sequence[str], Sequence[Box]]:
+        """(names of all choices of an example, in order of its logits, and their boxes in pixels, if they have some)"""
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """(choices,): between 0 and 1, from the logits of one example: here a sigmoid per choice, as in training."""
+        return logits.sigmoid()
+
+    @abstractmethod
+    def expected(self, example: Example) -> tuple[str, Box | None]:
+        """The ground truth of an example for people: (text, box in pixels of the annotations or None)."""
