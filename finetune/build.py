@@ -11,13 +11,14 @@ from finetune.models.task_model import TaskModel
 from finetune.run_dirs.init_weights import Start, Vocabularies
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import on_first
-from pretrain.engine.optimizer import make_optimizer, without_bias_correction
+from pretrain.engine.optimizer import make_optimizer
 from pretrain.engine.step import Engine, make_engine
 from pretrain.engine.trainer import restore_engine
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.precision import Precision
 from pretrain.pretrained.find_weights import describe
 from shards.common.dist_info import ALONE, Ranks
+from shards.common.errors import UserError
 
 
 def make_model(
@@ -40,10 +41,15 @@ def make_model(
         precision: dtype of the weights, and the device.
         ranks: the processes of the run.
     """
+    if config.compile and sizes.contrastive_size:
+        raise UserError("--compile true: cannot be used with a contrastive head; remove the flag")
     torch.manual_seed(config.seed)
     answers = {head: len(vocabulary) for head, vocabulary in vocabularies.items()}
     model = TaskModel(sizes, answers, [task.head for task in tasks])
     model.encoder.activation_checkpointing = config.activation_checkpointing
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    if config.compile:
+        model.encoder.compile(dynamic=True)
     if start is not None:
         sentence = on_first(ranks, lambda: describe(*start.load(model)))
         if sentence:
@@ -76,8 +82,8 @@ def make_task_engine(
         new = name.startswith("heads.") and not name.startswith("heads.pointing.")
         return head_lr / lr if new else 1.0
 
-    optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, config.weight_decay, scale)
-    without_bias_correction(optimizer)
+    decay = config.weight_decay
+    optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, decay, scale, config.optimizer, bias_correction=False)
     engine = make_engine(work, optimizer, ranks, config.clip, all_used=False, update_unused=update_unused)
     if newest:
         restore_engine(engine, newest)

@@ -11,6 +11,7 @@ from finetune.task_types.base import Task
 from finetune.tasks.retrieval import PLACES
 from finetune.training.task_schedulers import REGIMES
 from pretrain.config import PRECISIONS
+from pretrain.engine.optimizer import OPTIMIZERS
 from pretrain.models.model_config import ModelConfig
 from shards.common.cli import REQUIRED, flag
 from shards.common.errors import UserError
@@ -67,6 +68,11 @@ class FinetuneConfig:
         None, "dropout probability of all layers", unset="the configuration's", low=0, high=0.99
     )
     precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    tf32: bool = flag(False, "TF32 for float32 matrix products on a GPU")
+    optimizer: str = flag(
+        "adamw", "optimizer: torch's fused AdamW, or FusedAdam or FusedLAMB of NVIDIA apex", choices=tuple(OPTIMIZERS)
+    )
+    compile: bool = flag(False, "torch.compile for the two streams")
     activation_checkpointing: bool = flag(False, "recompute activations in the backward pass, to save memory")
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
@@ -338,4 +344,6 @@ def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int,
 
 
 # Flags that may change when a run is resumed: they do not change what is computed.
-FREE_FLAGS = {"resume", "out", "workers", "accumulate", "activation_checkpointing", "log_every", "save_minutes"}
+FREE_FLAGS = {
+    *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "log_every", "save_minutes"),
+}

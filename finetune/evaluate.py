@@ -5,6 +5,7 @@ from dataclasses import replace
 from finetune.config import TESTS, EvaluateConfig, check_answer_files
 from finetune.evaluation.scores import TaskScore, mean_score, render_rows, table_row
 from finetune.inference.evaluate_task import Evaluated, evaluate_split, pool_splits
+from finetune.inference.model_loader import ModelLoader
 from finetune.run_dirs.init_weights import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
 from finetune.task_types.base import Task
@@ -34,10 +35,11 @@ def run(config: EvaluateConfig) -> None:
             raise UserError(f"--{name} {path}: needs a single --task and --split; {len(asked)} were given")
     scored: dict[str, dict[str, Evaluated]] = {}
     with connected(ranks, choose_device(config.device, ranks)):
+        loader = ModelLoader(config, ranks)
         for number, (task, split) in enumerate(asked, 1):
             if len(asked) > 1:
                 ranks.log(f"{number} of {len(asked)}: {task.title}, {split}")
-            if evaluated := evaluate_split(replace(config, split=split), task, ranks):
+            if evaluated := evaluate_split(loader, task, split):
                 scored.setdefault(task.name, {})[split] = evaluated
     if not ranks.first:
         return

@@ -4,8 +4,9 @@ import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.config import WeightsFlags, check_answer_files
+from finetune.config import EvaluateConfig, WeightsFlags, check_answer_files
 from finetune.inference.judged_examples import RIGHT, choose, judge, load_examples
+from finetune.inference.model_loader import ModelLoader
 from finetune.pages.example_page import attention_of, card_of, write_examples
 from finetune.run_dirs.init_weights import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
@@ -42,10 +43,10 @@ def _run(config: ExamplesConfig, out: Path, folder: str) -> None:
     """Writes the page, and the pages of attention maps to `folder`, a name relative to the page."""
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
-    cards, summary = [], []
+    loader, cards, summary = ModelLoader(EvaluateConfig(**config.of_weights)), [], []
     for task in tasks:
         split = config.split or task.splits[1]
-        start, work, collator = load_examples(task, split, config.examples, config.of_weights)
+        start, work, collator = load_examples(loader, task, split, config.examples)
         scored = judge(work, collator, config.batch_size)
         right = sum(one.value > RIGHT for one in scored)
         summary.append(f"{task.title}: {right} of {len(scored)} correct")

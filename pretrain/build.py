@@ -85,8 +85,8 @@ class Job(TrainingRun):
     def describe_scores(self, scores: dict) -> str:
         return describe_scores(scores)
 
-    def loss_of(self, scores: dict) -> float:
-        return scores["loss"]
+    def selection_score(self, scores: dict) -> float:
+        return -scores["loss"]
 
     def facts(self, done: int) -> dict:
         return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}

@@ -75,7 +75,7 @@ class PretrainConfig:
     precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
     tf32: bool = flag(False, "TF32 for float32 matrix products on a GPU")
     optimizer: str = flag(
-        "adamw", "optimizer: torch's fused AdamW, or FusedAdam or FusedLAMB of NVIDIA apex", choices=OPTIMIZERS
+        "adamw", "optimizer: torch's fused AdamW, or FusedAdam or FusedLAMB of NVIDIA apex", choices=tuple(OPTIMIZERS)
     )
     activation_checkpointing: bool = flag(False, "recompute activations in the backward pass, to save memory")
     compile: bool = flag(False, "torch.compile for the two streams")

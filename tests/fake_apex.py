@@ -27,8 +27,10 @@ class Fused(torch.optim.Optimizer):
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["exp_avg"].lerp_(grad, 1 - one)
                 state["exp_avg_sq"].lerp_(grad**2, 1 - two)
-                root = (state["exp_avg_sq"] / (1 - two ** group["step"])).sqrt() + group["eps"]
-                update = state["exp_avg"] / (1 - one ** group["step"]) / root + group["weight_decay"] * p
+                powers = (beta ** group["step"] if group["bias_correction"] else 0 for beta in (one, two))
+                first, second = (1 - power for power in powers)
+                root = (state["exp_avg_sq"] / second).sqrt() + group["eps"]
+                update = state["exp_avg"] / first / root + group["weight_decay"] * p
                 p.sub_(group["lr"] * self.ratio(p, update, group["weight_decay"]) * update)
 
     def clip(self, norm):
@@ -42,14 +44,25 @@ class FusedAdam(Fused):
     def __init__(
         self, params, lr=1e-3, bias_correction=True, betas=(0.9, 0.999), eps=1e-8, adam_w_mode=True, weight_decay=0.0
     ):
-        assert bias_correction and adam_w_mode
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        assert adam_w_mode
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options | {"bias_correction": bias_correction})
 
 
 class FusedLAMB(Fused):
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, max_grad_norm=1.0):
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        bias_correction=True,
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+    ):
         self.max_grad_norm = max_grad_norm
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options | {"bias_correction": bias_correction})
 
     def clip(self, norm):
         return norm / self.max_grad_norm if norm > self.max_grad_norm else 1

@@ -13,7 +13,7 @@ from finetune.data.regions import with_regions
 from finetune.data.serialized_examples import PackedExamples
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, breakdown_of, describe_scores, render_breakdown, score_task
-from finetune.inference.model_loader import open_run
+from finetune.inference.model_loader import ModelLoader
 from finetune.inference.predictions import predict
 from finetune.inference.progress import TimeLeft
 from finetune.objective.task_pass import TaskPass
@@ -65,9 +65,10 @@ def _facts(config: EvaluateConfig, task: Task, split: str) -> dict:
     return {"task": task.name, "split": split, "data": os.path.abspath(config.data), "made": made}
 
 
-def evaluate_split(config: EvaluateConfig, task: Task, ranks: Ranks) -> Evaluated | None:
+def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | None:
     """Evaluates a task on a split; None if its answers are not public, and on all ranks but the first."""
-    start, work, collator = open_run(config, task, ranks=ranks)
+    config, ranks = replace(loader.config, split=split), loader.ranks
+    start, work, collator = loader.open(task, split)
     mark = {"zero_shot": True} if start.zero_shot else {}
     if config.rerank and task.head.ranks_images:
         mark["rerank"] = config.rerank

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 
 from finetune.annotations.example import Example
-from finetune.config import EvaluateConfig
 from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskCollator
 from finetune.heads.base import Scene
 from finetune.heads.grounding_head import image_size
 from finetune.inference.decoding import Prediction, prediction
-from finetune.inference.model_loader import open_run
+from finetune.inference.model_loader import ModelLoader
 from finetune.inference.predictions import best_of_batch, predict
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start
@@ -83,16 +82,16 @@ def kind_of(task: Task, example: Example) -> str:
     return task.kind(example) or first
 
 
-def load_examples(task: Task, split: str, count: int, of_weights: dict) -> tuple[Start, TaskPass, TaskCollator]:
-    """Loads a run for its predictions of the first examples of a split.
+def load_examples(loader: ModelLoader, task: Task, split: str, count: int) -> tuple[Start, TaskPass, TaskCollator]:
+    """Opens a task for the predictions of the first examples of a split.
 
     Args:
+        loader: the run.
         task: the task.
         split: one with public answers.
         count: number of examples.
-        of_weights: flags of the run (WeightsFlags.of_weights).
     """
-    start, work, collator = open_run(EvaluateConfig(split=split, **of_weights), task)
+    start, work, collator = loader.open(task, split)
     collator = replace(collator, examples=collator.examples[:count])
     if not task.is_public(collator.examples):
         raise UserError(f"--split {split}: {task.name} has no public answers in this split; choose another one")

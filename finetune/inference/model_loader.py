@@ -1,14 +1,16 @@
 """Loads a run or other weights for inference on a task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig, answer_files
+from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData, open_data, same_on_every_rank
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
-from finetune.run_dirs.init_weights import Start, choose_vocabulary, trained_start
+from finetune.run_dirs.init_weights import Start, Vocabularies, choose_vocabulary, trained_start
 from finetune.run_dirs.run_data_folder import choose_data
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import choose_device, on_every_rank
@@ -18,48 +20,79 @@ from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 
 
-def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
-    """The run's model on its device, and the collator of the examples; for the arguments see open_run."""
-    return open_run(config, task, choose, ranks)[1:]
+class ModelLoader:
+    """Opens tasks of a run for inference. The model is loaded once for all of them, and so is each set of regions.
 
+    Published weights do not contain their answers, which are known only when a task is opened; they are loaded again
+    for a task with an answer head that the model does not have yet.
 
-def open_run(
-    config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE
-) -> tuple[Start, TaskPass, TaskCollator]:
-    """Loads a run for inference on a task.
-
-    Args:
-        config: flags.
-        task: the task.
-        choose: function from the task's data to the examples; None for the examples of the split.
-        ranks: the processes.
-
-    Returns:
-        (description of the weights, model on its device, collator of the examples).
+    config: flags; `split` is that of tasks that are opened without one.
     """
-    device = choose_device(config.device, ranks)
 
-    def opened() -> tuple[TaskData, Sequence[Example]]:
-        data = open_data(task, choose_data(config.run, config.data), config.missing)
-        return data, choose(data) if choose else data.examples(config.split or task.splits[1], ranks.log)
+    def __init__(self, config: EvaluateConfig, ranks: Ranks = ALONE):
+        self.config, self.ranks = config, ranks
+        self.device = choose_device(config.device, ranks)
+        self.precision = Precision(config.precision, self.device)
+        self._regions: dict[Path, Regions] = {}
+        self._starts: dict[int, Start] = {}  # by feature size
+        self._model: TaskModel | None = None
+        self._vocabularies: Vocabularies = {}
 
-    data, examples = on_every_rank(ranks, opened)
-    same_on_every_rank(data, (examples,), ranks)
-    start = trained_start(config.run, config.config, config.tokenizer, data.feature_size)
-    check_trained(start, task)
-    vocabulary = None
-    if task.head.has_vocabulary:
-        file = answer_files(config).get(task.head.name)
-        vocabulary = start.vocabularies.get(task.head.name) or choose_vocabulary(start, data, file)
-    model = TaskModel(start.sizes, {task.head.name: len(vocabulary)} if vocabulary else {}, [task.head])
-    sentence = describe(*start.load(model))
-    if start.weights.kind != RUN:
-        ranks.log(f"{config.run}: {sentence}")
-    precision = Precision(config.precision, device)
-    model.to(device, precision.weights)
-    positions = start.sizes.max_position_embeddings
-    collator = data.collator(examples, start.tokenizer, vocabulary, positions, config.regions)
-    return start, TaskPass(model, task, precision, start.token(task)), collator
+    def open(
+        self, task: Task, split: str | None = None, choose: Callable[[TaskData], Sequence[Example]] | None = None
+    ) -> tuple[Start, TaskPass, TaskCollator]:
+        """Opens a task.
+
+        Args:
+            task: the task.
+            split: its split, by default that of the flags, or else the task's validation split.
+            choose: function from the task's data to the examples; None for the examples of the split.
+
+        Returns:
+            (description of the weights, model on its device, collator of the examples).
+        """
+        config, ranks = self.config, self.ranks
+
+        def opened() -> tuple[TaskData, Sequence[Example]]:
+            folder = choose_data(config.run, config.data)
+            data = open_data(task, folder, config.missing, opened=self._regions)
+            wanted = split or config.split or task.splits[1]
+            return data, choose(data) if choose else data.examples(wanted, ranks.log)
+
+        data, examples = on_every_rank(ranks, opened)
+        same_on_every_rank(data, (examples,), ranks)
+        start = self._start(data.feature_size)
+        check_trained(start, task)
+        work = TaskPass(self._model_for(start, data), task, self.precision, start.token(task))
+        positions = start.sizes.max_position_embeddings
+        vocabulary = self._vocabularies.get(task.head.name)
+        return start, work, data.collator(examples, start.tokenizer, vocabulary, positions, config.regions)
+
+    def _start(self, feature_size: int) -> Start:
+        if feature_size not in self._starts:
+            config = self.config
+            self._starts[feature_size] = trained_start(config.run, config.config, config.tokenizer, feature_size)
+        return self._starts[feature_size]
+
+    def _model_for(self, start: Start, data: TaskData) -> TaskModel:
+        """The model, with the answers of the task of `data` if it has some."""
+        head, known = data.task.head, start.vocabularies | self._vocabularies
+        if head.has_vocabulary and head.name not in known:
+            known[head.name] = choose_vocabulary(start, data, answer_files(self.config).get(head.name))
+        if self._model is None or known.keys() != self._vocabularies.keys():
+            heads = [data.task.head, *(task.head for task in start.tasks)]
+            self._model = TaskModel(start.sizes, {name: len(answers) for name, answers in known.items()}, heads)
+            sentence = describe(*start.load(self._model))
+            if start.weights.kind != RUN:
+                self.ranks.log(f"{self.config.run}: {sentence}")
+            self._model.to(self.device, self.precision.weights)
+            self._vocabularies = known
+        return self._model
+
+
+def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
+    """(model on its device, collator of the examples) of one task, see ModelLoader.open."""
+    return ModelLoader(config, ranks).open(task, choose=choose)[1:]
 
 
 def check_trained(start: Start, task: Task) -> None:

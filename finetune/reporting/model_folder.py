@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from finetune.reporting.model_card import model_card
-from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, read_facts, read_tensors
+from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, read_facts, read_tensors, selection_score
 from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, read_config
 from pretrain.tokenizer.tokenizer import FILE as TOKENIZER
 from shards.common.errors import UserError
@@ -60,7 +60,11 @@ def write_model_folder(run, out, license: str | None = None) -> Path:
         with whole_file(out / CARD, "w", encoding="utf-8") as file:
             file.write(model_card(run, config, license))
         facts = read_facts(checkpoint)
-        kept = {"step": facts["step"], "score": facts["score"], "sha256": {MODEL: facts["sha256"][MODEL]}}
+        kept = {
+            "step": facts["step"],
+            "selection_score": selection_score(facts),
+            "sha256": {MODEL: facts["sha256"][MODEL]},
+        }
         write_json(out / FACTS, kept)
     finally:
         lock.release()

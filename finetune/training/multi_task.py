@@ -176,8 +176,8 @@ class MultiTask(TrainingRun):
         main = [f"{name.removesuffix('/score')} {v:.1%}" for name, v in scores.items() if name.endswith("/score")]
         return ", ".join(main)
 
-    def loss_of(self, scores: dict) -> float | None:
-        return -scores["mt_score"] if "mt_score" in scores else None
+    def selection_score(self, scores: dict) -> float | None:
+        return scores.get("mt_score")
 
     @property
     def save_every(self) -> int:

@@ -60,8 +60,8 @@ class SingleTask(TrainingRun):
     def describe_scores(self, scores: dict) -> str:
         return describe_scores(scores)
 
-    def loss_of(self, scores: dict) -> float:
-        return -watched(scores)
+    def selection_score(self, scores: dict) -> float:
+        return watched(scores)
 
     @property
     def save_every(self) -> int:

@@ -1,13 +1,14 @@
 """Checkpoints: directories with tensors in safetensors and checksums in JSON, renamed into place when complete.
 
 checkpoints/step-00001000/model.safetensors     the weights
-                          training.safetensors  the optimizer's moments; absent for imported weights
+                          training.safetensors  the optimizer's state; absent for imported weights
                           checkpoint.json       step, scores, division of the epoch, SHA-256 of both files
 
 No random generator states are stored: data order, masks and dropout are functions of the seed and the step.
 """
 
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -35,8 +36,9 @@ class Facts(msgspec.Struct):
     """The fields of checkpoint.json that are validated, for all kinds of runs."""
 
     step: Annotated[int, msgspec.Meta(ge=0)]
-    score: float | None
     sha256: dict[str, str]
+    selection_score: float | None = None  # the checkpoint with the highest one is the best
+    score: float | None = None  # its negative, in checkpoints of version 0.1
     scores: dict[str, Any] = {}
     scaler: dict[str, float] = {}
     stages: list[Stage] = []
@@ -60,8 +62,8 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._copies: dict[str, Tensor] = {}
 
-    def save(self, step: int, model: nn.Module, optimizer, facts: dict, score: float | None) -> None:
-        """Starts writing checkpoints/step-N; all checkpoints except the newest and the best (lowest score) are removed.
+    def save(self, step: int, model: nn.Module, optimizer, facts: dict, selection_score: float | None) -> None:
+        """Starts writing checkpoints/step-N; all checkpoints except the newest and the best are removed.
 
         Waits until the previous checkpoint has been written.
 
@@ -75,7 +77,7 @@ class CheckpointWriter:
             for file, values in tensors.items()
         }
         copied = torch.cuda.current_stream().record_event() if next(model.parameters()).is_cuda else None
-        facts = {"step": step, "score": score} | facts
+        facts = {"step": step, "selection_score": selection_score} | facts
         self._thread = threading.Thread(target=self._write, args=(step, copies, facts, copied), name="checkpoint")
         self._thread.start()
 
@@ -111,7 +113,7 @@ class CheckpointWriter:
 
 def save_weights(run, weights: dict[str, Tensor]) -> Path:
     """Writes imported weights as the checkpoint of step 0 of a run."""
-    return _save(run, 0, {MODEL: weights}, {"step": 0, "score": None})
+    return _save(run, 0, {MODEL: weights}, {"step": 0, "selection_score": None})
 
 
 def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) -> Path:
@@ -177,9 +179,18 @@ def newest_checkpoint(run) -> Path | None:
 
 
 def best_checkpoint(run) -> Path | None:
-    """The checkpoint with the lowest score; the newest one if none has a score."""
-    scored = [(facts["score"], path) for path in checkpoints(run) if (facts := read_facts(path))["score"] is not None]
-    return min(scored)[1] if scored else newest_checkpoint(run)
+    """The checkpoint with the highest selection score, the oldest of equal ones; the newest one if none has a score."""
+    scores = {path: selection_score(read_facts(path)) for path in checkpoints(run)}
+    scored = {path: score for path, score in scores.items() if score is not None}
+    return max(scored, key=scored.get) if scored else newest_checkpoint(run)
+
+
+def selection_score(facts: dict) -> float | None:
+    """The score by which a checkpoint is selected, higher is better; minus infinity if it is not a number."""
+    score = facts.get("selection_score")
+    if score is None and facts.get("score") is not None:
+        score = -facts["score"]
+    return -math.inf if score is not None and math.isnan(score) else score
 
 
 def read_facts(path: Path) -> dict:
@@ -203,26 +214,20 @@ def restore(path: Path, model: nn.Module, optimizer, ranks: Ranks = ALONE) -> di
     (between GPUs if the model is on one). All ranks must have the same model.
     """
 
-    def read() -> tuple[dict, float | None, dict[str, torch.dtype]]:
+    def read() -> tuple[dict, dict[str, Tensor], dict[str, tuple[torch.Size, torch.dtype]]]:
         weights, state = read_tensors(path, MODEL), read_tensors(path, TRAINING)
         with reading(path, "it belongs to another model, or its files belong to different checkpoints"):
             model.load_state_dict(weights)
             restore_optimizer(model, optimizer, state)
-        updates = state.pop("updates", None)
-        types = {name: value.dtype for name, value in state.items()}
-        return read_facts(path), None if updates is None else updates.item(), types
+        kept = optimizer_state(model, optimizer)
+        numbers = {name: value.cpu() for name, value in kept.items() if value.ndim == 0}
+        return read_facts(path), numbers, {name: (v.shape, v.dtype) for name, v in kept.items() if v.ndim}
 
-    facts, updates, types = on_first(ranks, read)
-    updated = [(name, parameter) for name, parameter in model.named_parameters() if f"moment1.{name}" in types]
+    facts, numbers, shapes = on_first(ranks, read)
     if not ranks.first:
-        state = {
-            key: torch.empty(parameter.shape, dtype=types[key], device=parameter.device)
-            for name, parameter in updated
-            for key in (f"moment1.{name}", f"moment2.{name}")
-        }
-        if updates is not None:
-            state["updates"] = torch.tensor(updates, dtype=torch.float32)
-        restore_optimizer(model, optimizer, state)
-    moments = (optimizer.state[parameter][kept] for _, parameter in updated for kept in ("exp_avg", "exp_avg_sq"))
-    broadcast([*model.state_dict().values(), *moments], ranks)
+        device = next(model.parameters()).device
+        empty = {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
+        restore_optimizer(model, optimizer, numbers | empty)
+    kept = optimizer_state(model, optimizer)
+    broadcast([*model.state_dict().values(), *(kept[name] for name in shapes)], ranks)
     return facts

@@ -10,13 +10,21 @@ from shards.common.errors import UserError
 HOW = "build NVIDIA apex from source (github.com/NVIDIA/apex) with its CUDA extensions"
 
 
-def fused(kind: str, groups: list[dict], lr: float, betas, eps: float) -> torch.optim.Optimizer:
-    """FusedAdam (kind: apex) or FusedLAMB (apex_lamb) on parameter groups."""
+def fused_adam(groups: list[dict], lr: float, betas, eps: float, bias_correction: bool) -> torch.optim.Optimizer:
+    """FusedAdam with decoupled weight decay."""
+    return _made("apex", "FusedAdam", groups, lr, betas, eps, bias_correction, adam_w_mode=True)
+
+
+def fused_lamb(groups: list[dict], lr: float, betas, eps: float, bias_correction: bool) -> torch.optim.Optimizer:
+    """FusedLAMB without its own clipping of gradients: the engine clips them."""
+    return _made("apex_lamb", "FusedLAMB", groups, lr, betas, eps, bias_correction, max_grad_norm=math.inf)
+
+
+def _made(kind: str, name: str, groups: list[dict], lr: float, betas, eps: float, bias_correction: bool, **options):
     try:
         _, optimizers = map(importlib.import_module, ("apex", "apex.optimizers"))
-        if kind == "apex_lamb":  # the engine clips gradients, so FusedLAMB's own clipping is disabled
-            return optimizers.FusedLAMB(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=math.inf)
-        return optimizers.FusedAdam(groups, lr=lr, betas=betas, eps=eps, adam_w_mode=True)
+        make = getattr(optimizers, name)
+        return make(groups, lr=lr, betas=betas, eps=eps, bias_correction=bias_correction, **options)
     except (ImportError, RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         if isinstance(error, ImportError) and error.name == "apex":
             raise UserError(

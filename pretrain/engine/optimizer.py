@@ -1,11 +1,13 @@
 """Optimizers, parameter groups and the learning-rate schedule."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from pretrain.engine import nvidia_apex
 
-OPTIMIZERS = ("adamw", "apex", "apex_lamb")
+GROUP_STEP = "group_step"
 MANY_UPDATES = 1_000_000  # 0.999 ** 1e6 is 0, and float32 counts exactly from here up to 16 million
 
 
@@ -31,40 +33,92 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale=lambda name: 1
     return list(groups.values())
 
 
+def adamw(groups: list[dict], lr: float, betas, eps: float, bias_correction: bool) -> torch.optim.Optimizer:
+    """torch's fused AdamW."""
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    if not bias_correction:
+        without_bias_correction(optimizer)
+    return optimizer
+
+
+# Name -> function of (parameter groups, learning rate, betas, epsilon, bias_correction), without bias correction as in
+# the reference implementation's fine-tuning. Adding an optimizer takes a function and a line here.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "apex": nvidia_apex.fused_adam,
+    "apex_lamb": nvidia_apex.fused_lamb,
+}
+
+
 def make_optimizer(
-    model: nn.Module, lr: float, betas, eps: float, weight_decay: float, scale=lambda name: 1.0, kind: str = "adamw"
+    model: nn.Module,
+    lr: float,
+    betas,
+    eps: float,
+    weight_decay: float,
+    scale=lambda name: 1.0,
+    kind: str = "adamw",
+    bias_correction: bool = True,
 ) -> torch.optim.Optimizer:
-    """torch's fused AdamW on the parameter groups of `model`, or an optimizer of NVIDIA apex; kind: OPTIMIZERS."""
-    groups = parameter_groups(model, weight_decay, scale)
-    if kind != "adamw":
-        return nvidia_apex.fused(kind, groups, lr, betas, eps)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    """The optimizer of the name `kind` in OPTIMIZERS, on the parameter groups of `model`."""
+    return OPTIMIZERS[kind](parameter_groups(model, weight_decay, scale), lr, betas, eps, bias_correction)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The first and second moments of every updated parameter, by name, and the number of updates."""
+    """KEY/PARAMETER -> every tensor that the optimizer keeps for a parameter; they are not copied.
+
+    Also group_step/NUMBER, the number of updates of a parameter group, for optimizers that count them there (apex).
+
+    Raises:
+        TypeError: the optimizer keeps something other than tensors, which would be lost when a run is resumed.
+    """
     state = {}
     for name, parameter in model.named_parameters():
-        if "exp_avg" in optimizer.state.get(parameter, {}):
-            kept = optimizer.state[parameter]
-            updates = kept.get("step", optimizer.param_groups[0].get("step", 0))  # apex counts per group
-            state[f"moment1.{name}"] = kept["exp_avg"].contiguous()
-            state[f"moment2.{name}"] = kept["exp_avg_sq"].contiguous()
-            state["updates"] = torch.as_tensor(updates, dtype=torch.float32).reshape(()).clone()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor):
+                kind = type(optimizer).__name__
+                raise TypeError(f"{kind} keeps {key}, a {type(value).__name__}; only tensors can be stored")
+            state[f"{key}/{name}"] = value.detach()
+    for number, group in enumerate(optimizer.param_groups):
+        if "step" in group:
+            state[f"{GROUP_STEP}/{number}"] = torch.tensor(int(group["step"]))
     return state
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """Restores the state returned by optimizer_state."""
-    for name, parameter in model.named_parameters():
-        if f"moment1.{name}" in state:
-            moments = (state[f"{moment}.{name}"].to(parameter.device) for moment in ("moment1", "moment2"))
-            optimizer.state[parameter] = dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))
-            if isinstance(optimizer, torch.optim.AdamW):
-                optimizer.state[parameter]["step"] = state["updates"].to(parameter.device).clone()
-    if "updates" in state and not isinstance(optimizer, torch.optim.AdamW):
-        for group in optimizer.param_groups:
-            group["step"] = int(state["updates"])
+    """Restores the state returned by optimizer_state, also that of a checkpoint of version 0.1."""
+    kept: dict[str, dict[str, Tensor]] = {}
+    for name, value in _of_this_version(state, optimizer).items():
+        key, _, owner = name.partition("/")
+        kept.setdefault(owner, {})[key] = value
+    whole, numbers = optimizer.state_dict(), {}
+    for group, own in zip(whole["param_groups"], optimizer.param_groups, strict=True):
+        numbers |= dict(zip(map(id, own["params"]), group["params"], strict=True))
+    whole["state"] = {
+        numbers[id(parameter)]: kept[name]
+        for name, parameter in model.named_parameters()
+        if name in kept and id(parameter) in numbers
+    }
+    for number, group in enumerate(whole["param_groups"]):
+        if str(number) in kept:
+            group["step"] = int(kept[str(number)][GROUP_STEP])
+    optimizer.load_state_dict(whole)
+
+
+def _of_this_version(state: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Version 0.1 stored moment1.PARAMETER, moment2.PARAMETER and `updates`, one number for all parameters."""
+    if "updates" not in state:
+        return state
+    updates, found = state["updates"], {}
+    for name, value in state.items():
+        for old, key in (("moment1.", "exp_avg"), ("moment2.", "exp_avg_sq")):
+            if name.startswith(old):
+                found[f"{key}/{name.removeprefix(old)}"] = value
+        if name.startswith("moment1.") and isinstance(optimizer, torch.optim.AdamW):
+            found[f"step/{name.removeprefix('moment1.')}"] = updates.clone()
+    if not isinstance(optimizer, torch.optim.AdamW):
+        found |= {f"{GROUP_STEP}/{number}": updates for number in range(len(optimizer.param_groups))}
+    return found
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:

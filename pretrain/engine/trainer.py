@@ -1,7 +1,7 @@
 """The training loop: steps, logging, validation, checkpoints, and signal handling.
 
-The model, data and losses are given by a Course: that of pretraining is in pretrain/build.py, those of tasks are in
-finetune.
+The model, data and losses are given by a TrainingRun: that of pretraining is in pretrain/build.py, those of tasks are
+in finetune/training.
 """
 
 import contextlib
@@ -84,8 +84,8 @@ class TrainingRun(ABC):
         """Formats validation scores for the console."""
 
     @abstractmethod
-    def loss_of(self, scores: dict) -> float | None:
-        """The score that selects the best checkpoint; lower is better."""
+    def selection_score(self, scores: dict) -> float | None:
+        """The score that selects the best checkpoint; higher is better."""
 
     @property
     def save_every(self) -> int:
@@ -174,7 +174,7 @@ class Agreed:
         interrupted, terminated, failed: number of ranks with SIGINT, with SIGTERM, and with an error.
         save: whether a checkpoint is due.
         bad_samples: number of skipped samples.
-        counts: see Course.counts.
+        counts: see TrainingRun.counts.
     """
 
     interrupted: int
@@ -356,8 +356,8 @@ class Saving:
             "unlogged": unlogged,
         }
         facts |= engine.state() | training_run.facts(done)
-        loss = training_run.loss_of(scores) if scores else None
-        on_first(training_run.ranks, lambda: self.writer.save(done, engine.model, engine.optimizer, facts, loss))
+        score = training_run.selection_score(scores) if scores else None
+        on_first(training_run.ranks, lambda: self.writer.save(done, engine.model, engine.optimizer, facts, score))
         self.last = time.monotonic()
 
     def __enter__(self):

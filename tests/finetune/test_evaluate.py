@@ -9,12 +9,14 @@ from official_files import vqa_accuracy_by_type
 from finetune.annotations.answers import normalise
 from finetune.annotations.boxes import iou
 from finetune.config import EvaluateConfig
+from finetune.data.regions import Regions
 from finetune.evaluation.scores import ranking_note
 from finetune.inference import progress
 from finetune.inference.evaluate_task import predict_split
 from finetune.inference.model_loader import load
 from finetune.reporting.paper_layout import table9
 from finetune.run_dirs.finished_runs import find_runs
+from finetune.run_dirs.init_weights import Start
 from finetune.tasks import all_tasks
 from shards.common.dist_info import ALONE
 
@@ -35,6 +37,18 @@ def test_vqa_by_question_type(world, trained, tmp_path, run_command):
         assert 100 * kept[name] == pytest.approx(accuracy)
     printed = {line.rsplit(maxsplit=2)[0]: line.split()[-2] for line in out.splitlines() if line.startswith(tuple(by))}
     assert printed == {name: f"{accuracy:.2f}" for name, accuracy in expected.items()}
+
+
+def test_the_model_is_loaded_once_for_all_tasks(world, trained, tmp_path, run_command, monkeypatch):
+    loaded, plain = [], Start.load
+    monkeypatch.setattr(Start, "load", lambda start, model: loaded.append(model) or plain(start, model))
+    opened, read = [], Regions.__init__
+    monkeypatch.setattr(Regions, "__init__", lambda regions, folder: opened.append(folder) or read(regions, folder))
+    flags = ("--run", trained, "--data", world, "--workers", 0, "--task", "vqa,gqa,refcoco,coco_retrieval,snli_ve")
+    status, out, err = run_command("finetune.evaluate", *flags)
+    assert (status, err) == (0, "") and "mean of 5 tasks" in out
+    assert len(loaded) == 1
+    assert len(opened) == len(set(opened)) == 3  # COCO's images, GQA's and Flickr's
 
 
 def grounded(world, name: str, split: str, submission) -> list[bool]:

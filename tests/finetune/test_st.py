@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def test_every_task_is_trained_scored_and_submitted(st, tmp_path, run_command, w
     main = next(name for name in result["validation"] if name != "score")
     assert scores[main] == pytest.approx(result["validation"]["score"], abs=1e-9)
     assert file.stat().st_size > 100
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_scores(st, tmp_path, run_command, pretrained):
+    for out, *flags in (("plain",), ("compiled", "--compile", "true", "--tf32", "true")):
+        flags = ["--init", pretrained, "--dropout", 0, "--epochs", 1, *flags]
+        assert run_command("finetune.st", *st("snli_ve", *flags, out=out))[0] == 0
+    plain, compiled = (weights_of(best_checkpoint(tmp_path / out)) for out in ("plain", "compiled"))
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_an_optimizer_that_is_not_installed(st, run_command, monkeypatch, pretrained):
+    monkeypatch.setitem(sys.modules, "apex", None)
+    status, _, err = run_command("finetune.st", *st("snli_ve", "--init", pretrained, "--optimizer", "apex"))
+    assert status == 2 and "--optimizer apex: apex is not installed" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

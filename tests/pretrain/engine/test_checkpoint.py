@@ -1,6 +1,7 @@
 """Checkpoints are written while training goes on, whole or not at all."""
 
 import json
+import math
 import threading
 
 import pytest
@@ -8,7 +9,14 @@ import torch
 from torch import nn
 
 import pretrain.engine.checkpoint
-from pretrain.engine.checkpoint import CheckpointWriter, checkpoints, newest_checkpoint, read_tensors, restore
+from pretrain.engine.checkpoint import (
+    CheckpointWriter,
+    best_checkpoint,
+    checkpoints,
+    newest_checkpoint,
+    read_tensors,
+    restore,
+)
 from pretrain.engine.metrics_logger import RunLog
 from shards.common.errors import UserError
 
@@ -109,3 +117,21 @@ def test_a_bad_line_of_the_metrics_does_not_cost_those_behind_it(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines[:2], b"\xff", *lines[2:], b'{"step": 5, "ki']))
     RunLog(tmp_path, 3).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"\n".join([*lines[:4], b""])
+
+
+@pytest.mark.parametrize(
+    ("facts", "best"),
+    [
+        ([{"selection_score": 0.2}, {"selection_score": 0.5}, {"selection_score": 0.1}], 2),
+        ([{"selection_score": 0.5}, {"selection_score": 0.5}], 1),
+        ([{"selection_score": -3.0}, {"selection_score": math.nan}, {"selection_score": None}], 1),
+        ([{"score": 2.5}, {"score": 2.0}, {"selection_score": -2.2}], 2),  # of version 0.1: a loss
+        ([{"selection_score": None}, {"selection_score": None}], 2),
+    ],
+)
+def test_the_best_checkpoint_has_the_highest_score(tmp_path, facts, best):
+    for number, of_one in enumerate(facts, 1):
+        folder = tmp_path / "checkpoints" / f"step-{number:08d}"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.json").write_text(json.dumps({"step": number, "sha256": {}} | of_one))
+    assert best_checkpoint(tmp_path).name == f"step-{best:08d}"

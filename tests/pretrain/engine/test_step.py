@@ -14,7 +14,7 @@ from torch import nn
 from training_step import BETAS, EPSILON, OBJECTIVE, SIZES, make_batch, make_engine, part_of
 from without_content import nothing_is_asked, without_content
 
-from pretrain.engine.optimizer import optimizer_state, restore_optimizer
+from pretrain.engine.optimizer import OPTIMIZERS, optimizer_state, restore_optimizer
 from pretrain.engine.step import IN_A_ROW, Skipped, Sums
 from pretrain.models.layers import FeedForward
 from pretrain.models.precision import Precision
@@ -243,6 +243,49 @@ def test_an_optimizer_goes_on_where_it_was(apex, kind):
     other.model.load_state_dict(kept)
     restore_optimizer(other.model, other.optimizer, state)
     assert take(other, batch, 4) == rest and rest[0] != first[0]
+
+
+@pytest.mark.parametrize("kind", ["NAdam", "Adagrad", "RMSprop", "Adamax", "SGD"])
+def test_any_optimizer_of_torch_goes_on_where_it_was(monkeypatch, kind):
+    """Nothing that it keeps is lost, whatever its name."""
+    options = {"momentum": 0.9} if kind in ("RMSprop", "SGD") else {}
+
+    def make(groups, lr, betas, eps, bias_correction):
+        return getattr(torch.optim, kind)(groups, lr=lr, **options)
+
+    monkeypatch.setitem(OPTIMIZERS, kind, make)
+    batch = make_batch()
+    whole = make_engine(kind=kind)
+    take(whole, batch, 3)
+    state, kept = copied(optimizer_state(whole.model, whole.optimizer)), weights(whole)
+    rest = take(whole, batch, 3)
+    other = make_engine(kind=kind)
+    other.model.load_state_dict(kept)
+    restore_optimizer(other.model, other.optimizer, state)
+    assert take(other, batch, 3) == rest
+
+
+@pytest.mark.parametrize("kind", ["adamw", "apex"])
+def test_the_state_of_a_checkpoint_of_version_0_1_is_restored(apex, kind):
+    batch = make_batch()
+    whole = make_engine(kind=kind)
+    take(whole, batch, 4)
+    state, kept = copied(optimizer_state(whole.model, whole.optimizer)), weights(whole)
+    rest = take(whole, batch, 3)
+    earlier = {name.replace("exp_avg_sq/", "moment2.").replace("exp_avg/", "moment1."): v for name, v in state.items()}
+    earlier = {name: value for name, value in earlier.items() if name.startswith("moment")}
+    other = make_engine(kind=kind)
+    other.model.load_state_dict(kept)
+    restore_optimizer(other.model, other.optimizer, earlier | {"updates": torch.tensor(4.0)})
+    assert take(other, batch, 3) == rest
+
+
+def test_an_optimizer_whose_state_is_no_tensor_is_not_stored_in_part():
+    engine = make_engine()
+    parameter = next(engine.model.parameters())
+    engine.optimizer.state[parameter]["history"] = [1, 2]
+    with pytest.raises(TypeError, match="keeps history, a list; only tensors can be stored"):
+        optimizer_state(engine.model, engine.optimizer)
 
 
 def test_without_apex_and_with_the_package_of_that_name_the_message_says_what_to_install(monkeypatch):
