@@ -1,6 +1,6 @@
 """python -m finetune.predict IMAGE --run RUN --task vqa --text "...": predictions for an image file.
 
-from finetune.predict import Predictor
+from finetune import Predictor
 print(Predictor("runs/mt")("vqa", "What color is the star?", "scene.png"))
 """
 
@@ -11,7 +11,7 @@ from finetune.inference.predictor import Predictor, predictor_of
 from finetune.inference.request import parse_boxes
 from shards.common.cli import REQUIRED, command, flag
 
-__all__ = ["PredictConfig", "Predictor", "run"]
+__all__ = ["PredictConfig", "Predictor", "run"]  # Predictor: the import path of earlier versions
 
 
 @dataclass

@@ -24,8 +24,13 @@ from shards.storage.sample import Sample
 
 @dataclass(frozen=True)
 class Embeddings:
-    """pooled: float32 (n, size), one vector per input; parts: n arrays float32 (count, hidden_size), one vector per
-    token or per image row (row 0: the global image feature, then the regions)."""
+    """The embeddings of n inputs.
+
+    Attributes:
+        pooled: float32 (n, size), one vector per input.
+        parts: n arrays float32 (count, hidden_size), one vector per token or per image row (row 0: the global image
+            feature, then the regions).
+    """
 
     pooled: np.ndarray
     parts: list[np.ndarray]
@@ -62,22 +67,54 @@ class Embedder:
         return self._encoder.contrast is not None
 
     def texts(self, texts: Sequence[str]) -> Embeddings:
-        """Embeddings of texts, which are cut at the longest that the model takes."""
+        """Embeddings of texts.
+
+        Args:
+            texts: at most 10,000 characters each; tokens beyond the maximum of the model are cut.
+
+        Raises:
+            UserError: a text is empty or too long, or there is none.
+        """
         with naming_arguments():
             return self._all(self._text(self._batch([], ids)) for ids in self._encoded(texts))
 
     def images(self, images: Sequence) -> Embeddings:
-        """Embeddings of images: paths, bytes of files, PIL images, or arrays as Predictor takes them."""
+        """Embeddings of images, in which the run's detector finds regions.
+
+        Args:
+            images: paths, bytes of files, PIL images, or arrays as Predictor takes them.
+
+        Raises:
+            UserError: an image cannot be read or decoded, or there is none.
+        """
         with naming_arguments():
             return self.regions([sample for part in _parts(images, self.batch_size) for sample in self._detected(part)])
 
     def regions(self, samples: Sequence[Sample]) -> Embeddings:
-        """Embeddings of images whose regions are known: samples of region shards."""
+        """Embeddings of images whose regions are known.
+
+        Args:
+            samples: of region shards, from the detector whose regions the model was trained on.
+
+        Raises:
+            UserError: features have another size than the model's, values are not finite, or there is no sample.
+        """
         with naming_arguments():
             return self._all(self._image(self._batch(part)) for part in _parts(samples, self.batch_size))
 
     def pairs(self, texts: Sequence[str], images: Sequence) -> tuple[Embeddings, Embeddings]:
-        """Embeddings of the texts and of the images of pairs, each after co-attention with the other."""
+        """Embeddings of pairs, the text and the image of each after co-attention with the other.
+
+        Args:
+            texts: see `texts`.
+            images: as many as texts; see `images`.
+
+        Returns:
+            The embeddings of the texts, and those of the images; `pooled` (n, bi_hidden_size) is what the heads take.
+
+        Raises:
+            UserError: there are not as many texts as images, or as for `texts` and `images`.
+        """
         if len(texts) != len(images):
             raise UserError(f"pairs: {len(texts)} texts and {len(images)} images; should be as many of both")
         with naming_arguments():
