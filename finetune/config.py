@@ -218,7 +218,9 @@ class EvaluateConfig(WeightsFlags):
         None, "output file for the predictions of one task and split, in the official format", unset="not written"
     )
     scores: str | None = flag(
-        None, "output file for the scores of one task and split, as JSON", unset="RUN/scores/TASK-SPLIT.json"
+        None,
+        "output file for the scores of one task and split, as JSON",
+        unset="RUN/scores/TASK-SPLIT.json; of hf:OWNER/NAME in runs/hub",
     )
     missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
     regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)

@@ -7,7 +7,7 @@ print(Predictor("runs/mt")("vqa", "What color is the star?", "scene.png"))
 from dataclasses import dataclass
 
 from finetune.config import ModelFlags
-from finetune.inference.predictor import Predictor, predictor_of
+from finetune.inference.predictor import LazyPredictor, Predictor
 from finetune.inference.request import parse_boxes
 from shards.common.cli import REQUIRED, command, flag
 
@@ -26,7 +26,7 @@ class PredictConfig(ModelFlags):
 
 
 def run(config: PredictConfig) -> None:
-    predictor = predictor_of(config)
+    predictor = LazyPredictor(config)
     images = config.image.split(",")
     print(predictor(config.task, config.text, *images, boxes=parse_boxes(config.boxes), top=config.top))
 

@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.config import ModelFlags
 from finetune.data.task_collate import TaskBatch
-from finetune.inference.predictor import LazyPredictor, naming_arguments
+from finetune.inference.argument_errors import naming_arguments
+from finetune.inference.predictor import LazyPredictor
+from finetune.inference.pretrained_methods import PretrainedMethods
 from finetune.inference.request import check_text, read_image, sample_of
 from finetune.models.task_model import TaskInputs
 from finetune.task_types.base import Task
@@ -36,7 +41,7 @@ class Embeddings:
     parts: list[np.ndarray]
 
 
-class Embedder:
+class Embedder(PretrainedMethods):
     """Embeddings of images and texts, each alone or as pairs.
 
     Alone, a text or an image is encoded by its own stream up to the first co-attention layer. A model with a
@@ -45,7 +50,7 @@ class Embedder:
     states, and texts and images have spaces of their own. Pairs are encoded by the whole model.
 
     Args:
-        run: a run directory of pretrain.run, finetune.mt or finetune.st, or a file of published weights.
+        run: a run directory of pretrain.run, finetune.mt or finetune.st, a file of published weights, or hf:OWNER/NAME.
         task: the task whose token precedes the text, in a model with task tokens; by default the first task that the
             run was trained on.
         batch_size: inputs per forward pass.
@@ -55,11 +60,16 @@ class Embedder:
         UserError: something does not exist, cannot be read or does not fit; the message names the argument.
     """
 
-    def __init__(self, run, *, task: str | None = None, batch_size: int = 64, **options):
+    def __init__(self, run: str | Path, *, task: str | None = None, batch_size: int = 64, **options: Any):
         with naming_arguments():
-            self._model = LazyPredictor(run, **options)
+            self._model = LazyPredictor(ModelFlags(run=run, **options))
             self._task = find_task(task) if task else None
         self.batch_size = batch_size
+
+    @property
+    def run(self) -> str:
+        """The local path of the run or weights."""
+        return self._model.run
 
     @property
     def comparable(self) -> bool:
