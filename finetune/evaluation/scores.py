@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.annotations.example import Example
 from finetune.evaluation.bootstrap import bootstrap_means, clusters_of, interval_of
-from finetune.task_types.base import Example, Task
+from finetune.task_types.base import Task
 from finetune.tasks import GROUPS, all_tasks
 from shards.common.errors import UserError
 from shards.common.files import whole_file
