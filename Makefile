@@ -4,7 +4,7 @@ PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo photos test test-slow test-oldest env lint wheel clean
+.PHONY: demo photos test test-slow test-oldest env lint docs wheel clean
 
 # The same lines are in README.md.
 define NEXT
@@ -46,6 +46,11 @@ test-oldest:
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation with the API reference, from docs/ and docstrings, in build/site; needs no network.
+docs: env
+	$(BIN)/python -m mkdocs build
+	@echo build/site/index.html
 
 # A wheel in dist/, unpacked and checked outside of the repository. -P: not what lies in the directory.
 wheel: env

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config import ModelFlags
-from finetune.inference.predictor import predictor_of
+from finetune.inference.predictor import LazyPredictor
 from finetune.inference.request import parse_boxes
 from finetune.pages.attention_page import page_of
 from shards.common.cli import REQUIRED, command, flag
@@ -23,7 +23,7 @@ class AttentionConfig(ModelFlags):
 
 
 def run(config: AttentionConfig) -> None:
-    predictor = predictor_of(config)
+    predictor = LazyPredictor(config)
     names, boxes = config.image.split(","), parse_boxes(config.boxes)
     ask = predictor.query if all(Path(name).is_file() for name in names) else predictor.query_by_id
     query = ask(config.task, config.text, *names, boxes=boxes)

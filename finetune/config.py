@@ -11,6 +11,7 @@ from finetune.task_types.base import Task
 from finetune.tasks.retrieval import PLACES
 from finetune.training.task_schedulers import REGIMES
 from pretrain.config import PRECISIONS
+from pretrain.engine.experiment_trackers import TENSORBOARD
 from pretrain.engine.optimizer import OPTIMIZERS
 from pretrain.models.model_config import ModelConfig
 from shards.common.cli import REQUIRED, flag
@@ -77,6 +78,9 @@ class FinetuneConfig:
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
     log_every: int = flag(20, "steps between two log lines", low=1)
+    log_to: str | None = flag(
+        TENSORBOARD, "comma-separated experiment trackers: tensorboard, wandb, trackio, mlflow; none for none"
+    )
     save_minutes: float = flag(10.0, "maximum minutes between two checkpoints, 0 for no limit", low=0)
     seed: int = flag(0, "random seed of new weights, data order and dropout")
     resume: bool = flag(False, "resume from the newest checkpoint of the run, if any")
@@ -224,7 +228,9 @@ class EvaluateConfig(WeightsFlags):
         None, "output file for the predictions of one task and split, in the official format", unset="not written"
     )
     scores: str | None = flag(
-        None, "output file for the scores of one task and split, as JSON", unset="RUN/scores/TASK-SPLIT.json"
+        None,
+        "output file for the scores of one task and split, as JSON",
+        unset="RUN/scores/TASK-SPLIT.json; of hf:OWNER/NAME in runs/hub",
     )
     missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
     regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
@@ -345,5 +351,6 @@ def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int,
 
 # Flags that may change when a run is resumed: they do not change what is computed.
 FREE_FLAGS = {
-    *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "log_every", "save_minutes"),
+    *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile"),
+    *("log_every", "log_to", "save_minutes"),
 }

@@ -10,7 +10,7 @@ from finetune.evaluation.pos_tagger import make_tagger
 from finetune.inference.consistency_of_runs import agreements, grounding_runs, images_of_splits, judge
 from finetune.pages.consistency_page import SHOWN, shared_pairs, write_pairs
 from finetune.reporting.consistency_table import forms_of, render, stored_row, titles, warn_if_not_cleaned
-from finetune.run_dirs.run_data_folder import choose_data, place_of, warn_of_other_data
+from finetune.run_dirs.run_data_folder import choose_data, place_of, results_folder, warn_of_other_data
 from finetune.tasks import find_task
 from pretrain.engine.distributed import exiting
 from shards.common.cli import command
@@ -23,7 +23,7 @@ NUMBERS = "consistency.json"
 def run(config: ConsistencyConfig) -> None:
     warn_of_other_data(config.run, config.data)
     config = dataclasses.replace(config, data=choose_data(config.run, config.data))
-    out = config.out or place_of(Path(config.run) / "consistency", NUMBERS, config.run, config.data).parent
+    out = config.out or place_of(results_folder(config.run) / "consistency", NUMBERS, config.run, config.data).parent
     with locked_folder(out, "finetune.consistency"):
         _run(config, Path(out))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune.config import ModelFlags
 from finetune.inference.image_upload import Uploads
-from finetune.inference.predictor import predictor_of
+from finetune.inference.predictor import LazyPredictor
 from finetune.pages.demo_backend import DemoBackend
 from finetune.pages.demo_page import STYLE, build
 from finetune.pages.host_check import OwnHost
@@ -36,7 +36,7 @@ def run(config: DemoConfig) -> None:
     files = [file for part in parts for file in part.files]
     if any(file.endswith(".tar") for file in files):
         raise UserError(f"--images {config.images}: should be a folder of image files")
-    predictor = predictor_of(config)
+    predictor = LazyPredictor(config)
     uploads = Uploads(config.megabytes, config.megapixels, config.seconds)
     page = build(DemoBackend(predictor, uploads, files, config.ranked)).queue(max_size=32)
     _ = predictor.model, predictor.detector  # load them before the first request

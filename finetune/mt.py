@@ -15,6 +15,8 @@ from finetune.tasks import choose_tasks
 from finetune.training.multi_task_setup import build_multi_task, result
 from finetune.training.task_schedulers import REGIMES
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
+from pretrain.engine.experiment_trackers import tracker_names
+from pretrain.engine.metrics_logger import where_curves_are
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, read_config, stored_flags
 from pretrain.engine.trainer import complete
 from shards.common.cli import command
@@ -27,6 +29,7 @@ def run(config: MtConfig) -> int:
     """Trains; returns the exit status, 0 or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
+    tracker_names(config.log_to)
     with connected(ranks, device), locked_run(Path(config.out), "finetune.mt", ranks):
         return train_tasks(config, ranks, device)
 
@@ -53,7 +56,7 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
             write_json(out / RESULT, finished)
     if ranks.first:
         describe_result(finished, is_cleaned(read_config(out)))
-    ranks.log(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+    ranks.log(f"the run is in {out}{os.sep}{where_curves_are(config.log_to, out)}")
     return 0
 
 

@@ -1,17 +1,17 @@
 """python -m finetune.predict IMAGE --run RUN --task vqa --text "...": predictions for an image file.
 
-from finetune.predict import Predictor
+from finetune import Predictor
 print(Predictor("runs/mt")("vqa", "What color is the star?", "scene.png"))
 """
 
 from dataclasses import dataclass
 
 from finetune.config import ModelFlags
-from finetune.inference.predictor import Predictor, predictor_of
+from finetune.inference.predictor import LazyPredictor, Predictor
 from finetune.inference.request import parse_boxes
 from shards.common.cli import REQUIRED, command, flag
 
-__all__ = ["PredictConfig", "Predictor", "run"]
+__all__ = ["PredictConfig", "Predictor", "run"]  # Predictor: the import path of earlier versions
 
 
 @dataclass
@@ -26,7 +26,7 @@ class PredictConfig(ModelFlags):
 
 
 def run(config: PredictConfig) -> None:
-    predictor = predictor_of(config)
+    predictor = LazyPredictor(config)
     images = config.image.split(",")
     print(predictor(config.task, config.text, *images, boxes=parse_boxes(config.boxes), top=config.top))
 

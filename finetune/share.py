@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from finetune.reporting.model_folder import write_model_folder
+from finetune.run_dirs.model_folder import write_model_folder
 from shards.common.cli import REQUIRED, command, flag
-from shards.common.errors import UserError
-from shards.common.model_hub import HUB_NAME, upload
+from shards.common.model_hub import check_hub_name, upload
 
 
 @dataclass
@@ -20,8 +19,8 @@ class ShareConfig:
 
 
 def run(config: ShareConfig) -> None:
-    if config.hub and not HUB_NAME.fullmatch(config.hub):
-        raise UserError(f"--hub {config.hub}: should be OWNER/NAME")
+    if config.hub:
+        check_hub_name(config.hub, "--hub ")
     out = write_model_folder(config.run, config.out, config.license)
     print(f"{out}: use it as --run {out} or --init {out}")
     if config.hub:

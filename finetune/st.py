@@ -14,6 +14,8 @@ from finetune.task_types.base import Task
 from finetune.tasks import all_tasks, find_task
 from finetune.training.single_task_setup import build_single_task, default_out, result_of
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
+from pretrain.engine.experiment_trackers import tracker_names
+from pretrain.engine.metrics_logger import where_curves_are
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
 from pretrain.engine.trainer import complete
 from shards.common.cli import command
@@ -27,6 +29,7 @@ def run(config: StConfig) -> int:
     """Fine-tunes; returns the exit status, 0 or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
+    tracker_names(config.log_to)
     task = _one_task(config.task)
     config = dataclasses.replace(config, out=config.out or default_out(task.name))
     with connected(ranks, device), locked_run(Path(config.out), "finetune.st", ranks):
@@ -49,7 +52,7 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
             write_json(out / RESULT, result)
     scores, step = describe_scores(result["validation"]), result["best_step"]
     ranks.log(f"{task.title}, {result['kind']}: {scores}, best at step {step}")
-    ranks.log(f"the run is in {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+    ranks.log(f"the run is in {out}{os.sep}{where_curves_are(config.log_to, out)}")
     return 0
 
 

@@ -11,9 +11,16 @@ from ops.short_attention import runs_on
 
 
 def column_sum(x: Tensor) -> Tensor:
-    """(n, h) -> float32 (h,), summed in float32 in an order that depends only on the shape.
+    """The sums of the columns, in float32, in an order that depends only on the shape.
 
-    x: float32, float16 or bfloat16, last dimension contiguous.
+    Args:
+        x: float32, float16 or bfloat16 (n, h), last dimension contiguous.
+
+    Returns:
+        float32 (h,), without a gradient.
+
+    Raises:
+        ValueError: for other shapes or dtypes.
     """
     if x.dim() != 2 or not x.is_floating_point():
         raise ValueError(f"x should be floating point (n, h) and is {x.dtype} {tuple(x.shape)}")

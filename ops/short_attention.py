@@ -88,10 +88,16 @@ def packed_self_attention(
 
     Args:
         qkv: (n, 3 * heads * d): queries, keys and values of every row, in this order.
-        starts: int32 (B + 1,); keys: int64 (n,); the others as in `short_attention`.
+        starts: int32 (B + 1,), first row of each sequence and the end of the last.
+        keys: int64 (n,), random key of each row.
+        heads, site, p: as in `short_attention`.
+        max_length: upper bound of the sequence lengths, at most 128.
 
     Returns:
         (n, heads * d), contiguous.
+
+    Raises:
+        ValueError: as `short_attention`.
     """
     _check(qkv.shape[-1] % 3 == 0, f"qkv should be (n, 3 * heads * d) and is {tuple(qkv.shape)}")
     _check_side("qkv", qkv, qkv.shape[-1], starts, keys, 3 * heads, max_length)
@@ -123,11 +129,18 @@ def packed_cross_attention(
 
     Args:
         first_qkv, second_qkv: (n_1, 3 * heads * d), (n_2, 3 * heads * d), of one dtype.
-        first_p: dropout where the queries are the first stream's; second_p: where they are the second's.
-        max_first, max_second: upper bounds of the streams' lengths; the others as in `short_attention`.
+        first_starts, second_starts: int32 (B + 1,), first row of each sequence of the stream and the end of the last.
+        first_keys, second_keys: int64 (n_1,), (n_2,), random key of each row.
+        heads, site: as in `short_attention`.
+        first_p: dropout probability where the queries are the first stream's.
+        second_p: dropout probability where the queries are the second stream's.
+        max_first, max_second: upper bounds of the streams' sequence lengths, at most 128.
 
     Returns:
         The contexts of the first stream (n_1, heads * d) and of the second (n_2, heads * d).
+
+    Raises:
+        ValueError: as `short_attention`.
     """
     _check(first_qkv.shape[-1] % 3 == 0, f"first_qkv should be (n, 3 * heads * d) and is {tuple(first_qkv.shape)}")
     _check(

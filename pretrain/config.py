@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 
+from pretrain.engine.experiment_trackers import TENSORBOARD
 from pretrain.engine.optimizer import OPTIMIZERS
 from pretrain.objective.pretraining_loss import NEGATIVES, REGION_TARGETS
 from shards.common.cli import REQUIRED, flag
@@ -89,6 +90,9 @@ class PretrainConfig:
     )
     on_bad_shard: str = flag("stop", "action for samples that cannot be read", choices=("stop", "skip"))
     log_every: int = flag(50, "steps between log lines", low=1)
+    log_to: str | None = flag(
+        TENSORBOARD, "comma-separated experiment trackers: tensorboard, wandb, trackio, mlflow; none for none"
+    )
     save_every: int = flag(1000, "steps between validations, each with a checkpoint", low=1)
     save_minutes: float = flag(10.0, "maximum number of minutes between checkpoints, 0 for no maximum", low=0)
     seed: int = flag(0, "random seed for weight initialisation, data order, masking and misaligned captions")
@@ -111,7 +115,7 @@ class PretrainConfig:
 # Flags that may change when a run is resumed, because they do not affect the results.
 FREE_FLAGS = {
     *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "cuda_graph"),
-    *("on_bad_shard", "log_every", "save_minutes"),
+    *("on_bad_shard", "log_every", "log_to", "save_minutes"),
 }
 
 

@@ -12,6 +12,8 @@ from pretrain.config import FREE_FLAGS, PretrainConfig, check_contrastive
 from pretrain.engine import cuda_graph
 from pretrain.engine.checkpoint import newest_checkpoint, read_facts
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
+from pretrain.engine.experiment_trackers import tracker_names
+from pretrain.engine.metrics_logger import where_curves_are
 from pretrain.engine.result_file import Result
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
 from pretrain.engine.trainer import complete
@@ -28,6 +30,7 @@ def run(config: PretrainConfig) -> int:
     if config.cuda_graph and (config.accumulate > 1 or not cuda_graph.runs_on(device)):
         raise UserError(f"--cuda_graph true: requires a GPU and --accumulate 1; the device is {device}")
     check_contrastive(config)
+    tracker_names(config.log_to)
     with connected(ranks, device):
         data = on_first(ranks, lambda: region_shards(config.data))
         return pretrain(dataclasses.replace(config, data=data).settled(), ranks, device)
@@ -54,7 +57,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int
             write_json(out / RESULT, finished)
     if finished["validation"]:
         ranks.log(f"validation: {describe_scores(finished['validation'])}")
-    ranks.log(f"run directory: {out}{os.sep}; curves: tensorboard --logdir {out.parent}")
+    ranks.log(f"run directory: {out}{os.sep}{where_curves_are(config.log_to, out)}")
     return 0
 
 

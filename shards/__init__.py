@@ -1,1 +1,43 @@
-"""Images and features on disk, and code shared by all commands: flags, user errors, progress."""
+"""Images and features on disk, and code shared by all commands: flags, user errors, progress.
+
+`__all__` is the public interface; its names are loaded on first use, because most commands need only some of them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.common.errors import UserError
+    from shards.detection.base import Detector, Found
+    from shards.detectors import detector_of
+    from shards.storage.dataset import Dataset, Shard, open_dataset, read_captions
+    from shards.storage.reader import RegionReader
+    from shards.storage.sample import Sample
+
+__all__ = [
+    "Dataset",
+    "Detector",
+    "Found",
+    "RegionReader",
+    "Sample",
+    "Shard",
+    "UserError",
+    "detector_of",
+    "open_dataset",
+    "read_captions",
+]
+
+_DEFINED_IN = {
+    "UserError": "shards.common.errors",
+    **dict.fromkeys(("Detector", "Found"), "shards.detection.base"),
+    "detector_of": "shards.detectors",
+    **dict.fromkeys(("Dataset", "Shard", "open_dataset", "read_captions"), "shards.storage.dataset"),
+    "RegionReader": "shards.storage.reader",
+    "Sample": "shards.storage.sample",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module 'shards' has no attribute {name!r}")
+    return getattr(import_module(_DEFINED_IN[name]), name)

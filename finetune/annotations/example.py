@@ -9,12 +9,15 @@ Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
 class Example:
     """One example of a task.
 
-    id: unique in its split; text: question, expression, caption or statement; images: ids in the task's region shards
-    (NLVR2: left and right); target: ground truth, None if it is not public; candidates, candidate_ids: given boxes to
-    choose from and their ids; facts: values that only scores or submissions need.
-
-    The target depends on the head: {answer: score} for answer heads; None for retrieval; the annotated box for
-    regions; the number of the correct candidate for candidates; a label for classification.
+    Attributes:
+        id: unique in its split.
+        text: question, expression, caption or statement.
+        images: ids in the task's region shards (NLVR2: left and right).
+        target: ground truth, None if it is not public. It depends on the head: {answer: score} for answer heads; None
+            for retrieval; the annotated box for regions; the number of the correct candidate for candidates; a label
+            for classification.
+        candidates, candidate_ids: given boxes to choose from, x1, y1, x2, y2 in pixels, and their ids.
+        facts: values that only scores or submissions need.
     """
 
     id: int | str

@@ -1,10 +1,12 @@
 """Scores of many tasks: group means, the MT score, and the layout of the paper's table 10."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.annotations.example import Example
 from finetune.evaluation.bootstrap import bootstrap_means, clusters_of, interval_of
 from finetune.task_types.base import Task
 from finetune.tasks import GROUPS, all_tasks
@@ -46,9 +48,12 @@ COLUMNS = {
 class TaskScore:
     """A task's metrics, with a bootstrap distribution of the main one.
 
-    group: the task's group; metrics: name -> mean, between 0 and 1, `score` being the main one; values: float
-    (examples,), the main metric of each example; clusters: int (examples,), examples of the same image are one cluster;
-    draws: float (draws,), means of bootstrap samples of the clusters.
+    Attributes:
+        group: the task's group.
+        metrics: name -> mean, between 0 and 1, `score` being the main one, and the number of `examples`.
+        values: float (examples,), the main metric of each example.
+        clusters: int (examples,), number of the cluster of each example; examples of the same image are one cluster.
+        draws: float (draws,), means of the main metric over bootstrap samples of the clusters.
     """
 
     group: str
@@ -59,6 +64,7 @@ class TaskScore:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The 95% interval of the main metric, between 0 and 1."""
         return interval_of(self.draws)
 
     @property
@@ -73,8 +79,17 @@ def watched(metrics: dict) -> float:
     return metrics.get(FOUR_WAY, metrics["score"])
 
 
-def score_task(task: Task, examples, predictions) -> TaskScore:
-    """The metrics of a task's predictions as means, with bootstrap samples of the main one."""
+def score_task(task: Task, examples: Sequence[Example], predictions: Sequence | np.ndarray) -> TaskScore:
+    """The metrics of a task's predictions as means, with bootstrap samples of the main one.
+
+    Args:
+        task: the task.
+        examples: of one split, with public answers.
+        predictions: one per example, as Task.scores takes them.
+
+    Raises:
+        ValueError: the task's main metric does not have one value per example.
+    """
     values = task.scores(examples, predictions)
     means = {name: float(np.mean(value)) for name, value in values.items() if len(value)}
     main = next(iter(means))

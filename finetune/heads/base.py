@@ -37,7 +37,8 @@ class Head(ABC):
     A head has no weights: data workers take targets from it, and requests are checked by it, before there is a model.
     Its weights are the layer `layer_name` of TaskModel; tasks whose heads have the same `layer_name` share it.
 
-    name: name in flags, run directories and --task_token head.
+    Attributes:
+        name: name in flags, run directories and --task_token head.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Predictions, attention maps, requests with images and texts."""
+"""Loading of models, predictions, evaluation, attention maps, requests with images and texts."""

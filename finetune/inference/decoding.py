@@ -14,9 +14,12 @@ from finetune.task_types.base import Task
 class Prediction:
     """The predictions for one example, the most likely first.
 
-    task: name of the task; choices: answers, labels, names of images, or "region N" and "candidate N"; confidence: of
-    each, between 0 and 1, see Head.confidence; numbers: indices of the choices among all possible ones; boxes: of
-    regions and candidates, in pixels.
+    Attributes:
+        task: name of the task.
+        choices: answers, labels, names of images, or "region N" and "candidate N".
+        confidence: of each choice, between 0 and 1, see Head.confidence.
+        numbers: indices of the choices among all possible ones.
+        boxes: x1, y1, x2, y2 in pixels, of regions and candidates; empty for other choices.
     """
 
     task: str

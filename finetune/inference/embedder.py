@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.config import ModelFlags
 from finetune.data.task_collate import TaskBatch
-from finetune.inference.predictor import LazyPredictor, naming_arguments
+from finetune.inference.argument_errors import naming_arguments
+from finetune.inference.predictor import LazyPredictor
+from finetune.inference.pretrained_methods import PretrainedMethods
 from finetune.inference.request import check_text, read_image, sample_of
 from finetune.models.task_model import TaskInputs
 from finetune.task_types.base import Task
@@ -24,14 +29,19 @@ from shards.storage.sample import Sample
 
 @dataclass(frozen=True)
 class Embeddings:
-    """pooled: float32 (n, size), one vector per input; parts: n arrays float32 (count, hidden_size), one vector per
-    token or per image row (row 0: the global image feature, then the regions)."""
+    """The embeddings of n inputs.
+
+    Attributes:
+        pooled: float32 (n, size), one vector per input.
+        parts: n arrays float32 (count, hidden_size), one vector per token or per image row (row 0: the global image
+            feature, then the regions).
+    """
 
     pooled: np.ndarray
     parts: list[np.ndarray]
 
 
-class Embedder:
+class Embedder(PretrainedMethods):
     """Embeddings of images and texts, each alone or as pairs.
 
     Alone, a text or an image is encoded by its own stream up to the first co-attention layer. A model with a
@@ -40,7 +50,7 @@ class Embedder:
     states, and texts and images have spaces of their own. Pairs are encoded by the whole model.
 
     Args:
-        run: a run directory of pretrain.run, finetune.mt or finetune.st, or a file of published weights.
+        run: a run directory of pretrain.run, finetune.mt or finetune.st, a file of published weights, or hf:OWNER/NAME.
         task: the task whose token precedes the text, in a model with task tokens; by default the first task that the
             run was trained on.
         batch_size: inputs per forward pass.
@@ -50,11 +60,16 @@ class Embedder:
         UserError: something does not exist, cannot be read or does not fit; the message names the argument.
     """
 
-    def __init__(self, run, *, task: str | None = None, batch_size: int = 64, **options):
+    def __init__(self, run: str | Path, *, task: str | None = None, batch_size: int = 64, **options: Any):
         with naming_arguments():
-            self._model = LazyPredictor(run, **options)
+            self._model = LazyPredictor(ModelFlags(run=run, **options))
             self._task = find_task(task) if task else None
         self.batch_size = batch_size
+
+    @property
+    def run(self) -> str:
+        """The local path of the run or weights."""
+        return self._model.run
 
     @property
     def comparable(self) -> bool:
@@ -62,22 +77,54 @@ class Embedder:
         return self._encoder.contrast is not None
 
     def texts(self, texts: Sequence[str]) -> Embeddings:
-        """Embeddings of texts, which are cut at the longest that the model takes."""
+        """Embeddings of texts.
+
+        Args:
+            texts: at most 10,000 characters each; tokens beyond the maximum of the model are cut.
+
+        Raises:
+            UserError: a text is empty or too long, or there is none.
+        """
         with naming_arguments():
             return self._all(self._text(self._batch([], ids)) for ids in self._encoded(texts))
 
     def images(self, images: Sequence) -> Embeddings:
-        """Embeddings of images: paths, bytes of files, PIL images, or arrays as Predictor takes them."""
+        """Embeddings of images, in which the run's detector finds regions.
+
+        Args:
+            images: paths, bytes of files, PIL images, or arrays as Predictor takes them.
+
+        Raises:
+            UserError: an image cannot be read or decoded, or there is none.
+        """
         with naming_arguments():
             return self.regions([sample for part in _parts(images, self.batch_size) for sample in self._detected(part)])
 
     def regions(self, samples: Sequence[Sample]) -> Embeddings:
-        """Embeddings of images whose regions are known: samples of region shards."""
+        """Embeddings of images whose regions are known.
+
+        Args:
+            samples: of region shards, from the detector whose regions the model was trained on.
+
+        Raises:
+            UserError: features have another size than the model's, values are not finite, or there is no sample.
+        """
         with naming_arguments():
             return self._all(self._image(self._batch(part)) for part in _parts(samples, self.batch_size))
 
     def pairs(self, texts: Sequence[str], images: Sequence) -> tuple[Embeddings, Embeddings]:
-        """Embeddings of the texts and of the images of pairs, each after co-attention with the other."""
+        """Embeddings of pairs, the text and the image of each after co-attention with the other.
+
+        Args:
+            texts: see `texts`.
+            images: as many as texts; see `images`.
+
+        Returns:
+            The embeddings of the texts, and those of the images; `pooled` (n, bi_hidden_size) is what the heads take.
+
+        Raises:
+            UserError: there are not as many texts as images, or as for `texts` and `images`.
+        """
         if len(texts) != len(images):
             raise UserError(f"pairs: {len(texts)} texts and {len(images)} images; should be as many of both")
         with naming_arguments():

@@ -1,8 +1,6 @@
 """Predictions of a run's model for image files, with the detector of the regions that it was trained on."""
 
-import re
 from collections.abc import Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -12,11 +10,13 @@ import torch
 
 from finetune.annotations.example import Box
 from finetune.annotations.reference_annotations import answer_file
-from finetune.config import ModelFlags
+from finetune.config import ModelFlags, answer_files
 from finetune.data.regions import Regions, region_folder
 from finetune.data.task_collate import TaskBatch
+from finetune.inference.argument_errors import naming_arguments
 from finetune.inference.decoding import Prediction, prediction
 from finetune.inference.model_loader import check_trained
+from finetune.inference.pretrained_methods import PretrainedMethods
 from finetune.inference.request import Query, candidates_of, check_query, read_image, sample_of
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
@@ -34,8 +34,6 @@ from shards.common.model_hub import local_model
 from shards.detectors import detector_of
 from shards.images.source_image import image_of
 
-_FLAG = re.compile(r"(?<![\w-])--(\w+)")
-
 
 class _Width(msgspec.Struct):
     """The field of dataset.json that is read; the dataset.json of a kept detector has no shards."""
@@ -43,41 +41,25 @@ class _Width(msgspec.Struct):
     feature_size: int
 
 
-def predictor_of(config: ModelFlags) -> "LazyPredictor":
-    """The predictor with these flags."""
-    return LazyPredictor(regions=config.regions, **config.of_weights)
-
-
 class LazyPredictor:
     """A run's model with the detector of the regions that it was trained on, both loaded on first use.
 
-    Used by the commands: error messages name flags. For the arguments see Predictor.
+    Used by the commands: error messages name flags.
     """
 
-    def __init__(
-        self,
-        run,
-        data=None,
-        regions=None,
-        config: str | None = None,
-        tokenizer: str | None = None,
-        vqa_answers=None,
-        gqa_answers=None,
-        precision: str = "float32",
-        device: str = "auto",
-    ):
-        run = local_model(run)
-        self.run, self._given = run, (config, tokenizer)
-        self._data, self._regions = data and str(data), regions
+    def __init__(self, flags: ModelFlags):
+        run = local_model(flags.run)
+        self.run, self._given = run, (flags.config, flags.tokenizer)
+        self._data, self._regions = flags.data and str(flags.data), flags.regions
         warn_of_other_data(run, self._data)
         facts = read_config(run) if (Path(run) / CONFIG).exists() else {}
         own = facts["flags"].get("data") if facts else None
         # The region shards of a pretraining run: without --data, query_by_id takes images from them.
-        self.pairs = Path(own) if own and data is None and "tasks" not in facts else None
+        self.pairs = Path(own) if own and self._data is None and "tasks" not in facts else None
         self._trained = facts.get("tasks", list(all_tasks()))
-        self.answers = {"vqa": vqa_answers, "gqa": gqa_answers}
-        self.device = choose_device(device, ALONE)
-        self.precision = Precision(precision, self.device)
+        self.answers = answer_files(flags)
+        self.device = choose_device(flags.device, ALONE)
+        self.precision = Precision(flags.precision, self.device)
 
     @cached_property
     def data(self) -> Path:
@@ -209,13 +191,13 @@ class LazyPredictor:
         return prediction(query.task, of_query, query.scene, self.vocabularies.get(query.task.head.name), top)
 
 
-class Predictor(LazyPredictor):
+class Predictor(LazyPredictor, PretrainedMethods):
     """A run's model with the detector of the regions that it was trained on, ready for predictions.
 
     Loading takes seconds, a prediction less.
 
     Args:
-        run: run directory of finetune.mt, finetune.st or pretrain.run, or a file of published weights.
+        run: run directory of finetune.mt, finetune.st or pretrain.run, a file of published weights, or hf:OWNER/NAME.
         data: data folder, by default the run's.
         regions: region shards whose detector is applied to the images, by default the run's detector.
         config, tokenizer: for published weights: JSON file of the model configuration, and a BERT directory, vocab.txt
@@ -230,18 +212,29 @@ class Predictor(LazyPredictor):
 
     def __init__(
         self,
-        run,
-        data=None,
-        regions=None,
+        run: str | Path,
+        data: str | Path | None = None,
+        regions: str | Path | None = None,
         config: str | None = None,
         tokenizer: str | None = None,
-        vqa_answers=None,
-        gqa_answers=None,
+        vqa_answers: str | Path | None = None,
+        gqa_answers: str | Path | None = None,
         precision: str = "float32",
         device: str = "auto",
     ):
+        flags = ModelFlags(
+            run=run,
+            data=data,
+            regions=regions,
+            config=config,
+            tokenizer=tokenizer,
+            vqa_answers=vqa_answers,
+            gqa_answers=gqa_answers,
+            precision=precision,
+            device=device,
+        )
         with naming_arguments():
-            super().__init__(run, data, regions, config, tokenizer, vqa_answers, gqa_answers, precision, device)
+            super().__init__(flags)
             _ = self.detector, self.model
 
     def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
@@ -260,12 +253,3 @@ class Predictor(LazyPredictor):
         """
         with naming_arguments():
             return super().__call__(task, text, *images, boxes=boxes, top=top)
-
-
-@contextmanager
-def naming_arguments():
-    """Replaces names of flags (--boxes) in error messages by names of arguments (boxes)."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(_FLAG.sub(r"\1", str(error))) from None

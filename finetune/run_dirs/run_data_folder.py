@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pretrain.engine.run_dir import CONFIG, existing_runs, read_config
+from pretrain.engine.run_dir import CONFIG, RUNS, existing_runs, read_config
 from shards.common.errors import UserError
 from shards.common.files import read_json
+from shards.common.model_hub import name_in_cache
 
 OTHER_DATA = "other_data"  # subfolder for scores on other data than the run's
 
@@ -63,10 +64,21 @@ def warn_of_other_data(run, data: str | None) -> None:
         print(f"warning: --data {data}: differs from the data that {run} was trained on, {own}", file=sys.stderr)
 
 
-def kept_scores(run) -> Path:
-    """The folder of the scores of a run's evaluations; for a file of weights, a folder next to it."""
+def results_folder(run) -> Path:
+    """The folder for results of a run: the run directory, or for a file of weights the folder that contains it.
+
+    For a model of the Hugging Face hub it is runs/hub/OWNER--NAME-COMMIT in the working directory, because the hub's
+    cache belongs to its client and can be cleared at any time.
+    """
     path = Path(run)
-    return (path if path.is_dir() else path.parent) / "scores"
+    if name := name_in_cache(path):
+        return Path(RUNS) / "hub" / name
+    return path if path.is_dir() else path.parent
+
+
+def kept_scores(run) -> Path:
+    """The folder of the scores of a run's evaluations."""
+    return results_folder(run) / "scores"
 
 
 def place_of(folder: Path, name: str, run, data: str) -> Path:

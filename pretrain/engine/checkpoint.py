@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 import torch
@@ -30,6 +30,7 @@ from shards.common.files import read_json, write_json
 from shards.common.untrusted_input import reading
 
 MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoint.json"
+COPIED = 2**20  # bytes that are copied at a time
 
 
 class Facts(msgspec.Struct):
@@ -200,11 +201,28 @@ def read_facts(path: Path) -> dict:
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors in one file of a checkpoint, after verifying its checksum."""
-    expected = read_facts(path)["sha256"].get(name)
     with reading(path / name):
-        if _sha256(path / name) != expected:
-            raise UserError(f"{path / name}: SHA-256 differs from {FACTS}; the file was damaged or changed")
+        _check_sum(path, name, _sha256(path / name))
         return load_file(path / name)
+
+
+def copy_tensors(path: Path, name: str, out: BinaryIO) -> None:
+    """Copies one file of a checkpoint to an open file in a single pass, and verifies its checksum at the end.
+
+    Raises:
+        UserError: the file was damaged; what was written should not be used.
+    """
+    digest = hashlib.sha256()
+    with open(path / name, "rb") as file:
+        while block := file.read(COPIED):
+            digest.update(block)
+            out.write(block)
+    _check_sum(path, name, digest.hexdigest())
+
+
+def _check_sum(path: Path, name: str, found: str) -> None:
+    if found != read_facts(path)["sha256"].get(name):
+        raise UserError(f"{path / name}: SHA-256 differs from {FACTS}; the file was damaged or changed")
 
 
 def restore(path: Path, model: nn.Module, optimizer, ranks: Ranks = ALONE) -> dict:

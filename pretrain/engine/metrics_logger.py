@@ -1,4 +1,4 @@
-"""Logging of a run: metrics.jsonl and TensorBoard events, and timers for throughput."""
+"""Logging of a run: metrics.jsonl, TensorBoard events and experiment trackers, and timers for throughput."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from pretrain.engine.experiment_trackers import TENSORBOARD, Trackers, tracker_names
 from shards.common.errors import UserError
 from shards.common.files import naming, whole_file
 from shards.common.untrusted_input import check_fields, parse_json
@@ -45,17 +46,26 @@ def read_metrics(path: Path) -> tuple[list[dict], int]:
 
 
 class RunLog:
-    """Writes a run's metrics. When a run is resumed, lines after the checkpoint's step are removed."""
+    """Writes a run's metrics. When a run is resumed, lines after the checkpoint's step are removed.
 
-    def __init__(self, run, first_step: int):
+    Args:
+        run: run directory.
+        first_step: step of the checkpoint that is resumed, 0 for a new run.
+        log_to: value of --log_to.
+        flags: of the run, for experiment trackers.
+    """
+
+    def __init__(self, run, first_step: int, log_to: str | None = TENSORBOARD, flags: dict | None = None):
         self.path = Path(run) / "metrics.jsonl"
+        names = tracker_names(log_to)
         self._cut(first_step)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
         # Not SummaryWriter: on a full disk its thread ends with a traceback, and the run waits for it forever.
-        self.events = EventsWriter(str(Path(run) / "events"))
-        if first_step:
+        self.events = EventsWriter(str(Path(run) / "events")) if TENSORBOARD in names else None
+        if first_step and self.events:
             restarted = SessionLog(status=SessionLog.START)  # TensorBoard drops later steps of earlier files
             self.events.write_event(Event(wall_time=time.time(), step=first_step, session_log=restarted))
+        self.trackers = Trackers(Path(run), names, flags or {})
 
     def _cut(self, first_step: int) -> None:
         if not self.path.exists():
@@ -65,21 +75,30 @@ class RunLog:
             file.writelines(json.dumps(line) + "\n" for line in lines if line["step"] <= first_step)
 
     def write(self, step: int, kind: str, values: dict) -> None:
-        """Writes a line of metrics.jsonl, and a TensorBoard scalar `kind/name` for every number."""
+        """Writes a line of metrics.jsonl; --log_to gets every number as `kind/name`."""
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
         with naming(self.path):
             self.file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
             self.file.flush()
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    one = scalar(f"{kind}/{name}", value)
-                    self.events.write_event(Event(wall_time=time.time(), step=step, summary=one))
-            self.events.flush()
+            if self.events:
+                for name, value in numbers.items():
+                    event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                    self.events.write_event(event)
+                self.events.flush()
+        self.trackers.write(step, numbers)
 
     def close(self) -> None:
+        self.trackers.close()
         with contextlib.suppress(OSError):  # everything has been flushed already, or its error has ended the run
             self.file.close()
-        with contextlib.suppress(OSError):
-            self.events.close()
+        if self.events:
+            with contextlib.suppress(OSError):
+                self.events.close()
+
+
+def where_curves_are(log_to: str | None, out: Path) -> str:
+    """Suffix of the last message of a run: how to see its curves in TensorBoard."""
+    return f"; curves: tensorboard --logdir {out.parent}" if TENSORBOARD in tracker_names(log_to) else ""
 
 
 class Clock:

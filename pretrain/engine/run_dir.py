@@ -12,6 +12,7 @@ import msgspec
 
 from pretrain.engine.checkpoint import FACTS, TRAINING, newest_checkpoint
 from pretrain.engine.distributed import on_first
+from pretrain.engine.experiment_trackers import IDENTIFIERS
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.common.files import is_remote, read_json
@@ -211,7 +212,7 @@ def check_flags(flags: dict, run: Path, free: set[str]) -> None:
 
 def clear_run(run: Path) -> None:
     """Creates an empty run directory; files of an earlier run without a checkpoint are removed."""
-    names = ("checkpoints", "metrics.jsonl", RESULT, "scores", DETECTOR, "events.out.tfevents.*")
+    names = ("checkpoints", "metrics.jsonl", RESULT, "scores", DETECTOR, IDENTIFIERS, "events.out.tfevents.*")
     for path in (path for name in names for path in run.glob(name)):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)

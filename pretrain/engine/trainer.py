@@ -5,6 +5,7 @@ in finetune/training.
 """
 
 import contextlib
+import dataclasses
 import os
 import resource
 import signal
@@ -40,7 +41,7 @@ class TrainingRun(ABC):
     samples.
 
     Attributes:
-        config: flags of the run; the loop uses out, lr, warmup, log_every and save_minutes.
+        config: flags of the run; the loop uses out, lr, warmup, log_to, log_every and save_minutes.
         bad_samples: number of skipped samples so far, over all ranks.
         unlogged: result of Progress.state at the checkpoint that is resumed.
     """
@@ -157,13 +158,27 @@ def complete(training_run: TrainingRun) -> tuple[int, dict]:
     if plan.first_step >= plan.total_steps or training_run.over():
         ranks.log("this run is already finished")
         return 0, {}
-    with contextlib.closing(RunLog(out, plan.first_step)) if ranks.first else contextlib.nullcontext() as log:
+    with _opened_log(training_run) as log:
         stopped, done, scores = train(training_run, log)
     if stopped is not None:
         ranks.log(f"stopped at step {done} of {plan.total_steps}; use --resume to continue: {out}{os.sep}")
         return 128 + stopped, {}
     ranks.log(f"done in {duration(time.perf_counter() - began)}")
     return 0, scores
+
+
+@contextlib.contextmanager
+def _opened_log(training_run: TrainingRun) -> Iterator[RunLog | None]:
+    """Context manager of the log on the first rank, None on other ranks; an error ends all ranks."""
+    config, first_step, logs = training_run.config, training_run.plan.first_step, []
+    flags = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    # The result of on_first is sent to the other ranks, and a log cannot be sent.
+    on_first(training_run.ranks, lambda: logs.append(RunLog(config.out, first_step, config.log_to, flags)))
+    try:
+        yield logs[0] if logs else None
+    finally:
+        for log in logs:
+            log.close()
 
 
 @dataclass

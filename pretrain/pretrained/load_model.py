@@ -1,6 +1,7 @@
 """Loads models from existing weights, for inference or for other heads."""
 
 import warnings
+from pathlib import Path
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from pretrain.pretrained.hf_bert import MISSING_IN_BERT
 from shards.common.model_hub import local_model
 
 
-def load(path, config: str | None = None) -> TwoStream:
+def load(path: str | Path, config: str | None = None) -> TwoStream:
     """Loads the two-stream model, on the CPU and in evaluation mode.
 
     Missing keys (for a BERT, everything except the text stream) are initialised randomly, with a warning that lists
@@ -20,6 +21,12 @@ def load(path, config: str | None = None) -> TwoStream:
     Args:
         path: a run directory (its best checkpoint is used), published weights, a BERT, or hf:OWNER/NAME.
         config: JSON file of the model configuration, if it is not next to the weights.
+
+    Returns:
+        The model without heads, on the CPU, in evaluation mode, in the dtype of the weights.
+
+    Raises:
+        UserError: the path contains no weights, or they are damaged or do not match the configuration.
     """
     return _load(path, config, lambda sizes, weights: nn.ModuleDict({"encoder": TwoStream(sizes)})).encoder
 

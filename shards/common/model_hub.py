@@ -14,6 +14,7 @@ from shards.common.errors import UserError
 PATIENCE = 4.0  # timeout in seconds of the hub; its client would try each of many files for a minute
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # OWNER/NAME
 PREFIX = "hf:"  # of a model on the hub, where a path is expected
+_SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{8,})(?:/|$)")  # in the hub's cache
 MODEL_FILES = ("*.json", "*.safetensors", "detector/*", "README.md")  # nothing else of a repository is downloaded
 
 
@@ -75,6 +76,33 @@ def local_model(name) -> str:
         raise UserError(f"{name}: cannot be downloaded ({_first_line(error)})") from None
 
 
+def check_hub_name(name: str, where: str = "") -> None:
+    """Raises UserError for a name that is not OWNER/NAME. where: prefix of the message."""
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"{where}{name}: should be OWNER/NAME")
+
+
+def pretrained_name(name, revision: str | None = None) -> str:
+    """The value for local_model of what from_pretrained methods take: an existing path, or OWNER/NAME on the hub.
+
+    Raises:
+        UserError: a revision is given for a path, or twice.
+    """
+    name = str(name)
+    on_hub = name.startswith(PREFIX) or (HUB_NAME.fullmatch(name) and not os.path.exists(name))
+    if revision is not None and (not on_hub or "@" in name):
+        raise UserError(f"revision {revision}: is of a model on the hub, given as OWNER/NAME; {name} is not")
+    if not on_hub:
+        return name
+    return f"{PREFIX}{name.removeprefix(PREFIX)}" + (f"@{revision}" if revision else "")
+
+
+def name_in_cache(path) -> str | None:
+    """OWNER--NAME-COMMIT of a path in the hub's cache, with eight digits of the commit; None for other paths."""
+    found = _SNAPSHOT.search(os.path.abspath(path))
+    return f"{found[1]}-{found[2][:8]}" if found else None
+
+
 def upload(folder: Path, repository: str, private: bool) -> str:
     """Uploads a folder to a repository of the hub, which is created if it does not exist; returns its address.
 
@@ -89,7 +117,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         huggingface_hub.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(MODEL_FILES))
     except (HfHubHTTPError, ValueError, OSError) as error:
         raise UserError(
-            f"--hub {repository}: cannot be uploaded ({_first_line(error)}); log in with `hf auth login`"
+            f"{repository}: cannot be uploaded ({_first_line(error)}); log in with `hf auth login`"
         ) from None
     return str(address)
 

@@ -15,7 +15,7 @@ class Found:
     """The regions of an image, in order of scores.
 
     Attributes:
-        boxes: float32 (n, 4), in pixels.
+        boxes: float32 (n, 4), x1 y1 x2 y2 in pixels.
         features: (n, D).
         class_ids, class_probs: (n, k), the k most probable classes per region; None for a detector without classes.
     """
@@ -52,7 +52,12 @@ class Detector(ABC):
 
     @abstractmethod
     def fit(self, images: Iterable[np.ndarray], folder: Path) -> None:
-        """Fits parameters shared by all shards on some of the images and writes them to the folder of the shards."""
+        """Fits parameters shared by all shards and writes them to files.
+
+        Args:
+            images: some of the images, uint8 RGB (H, W, 3).
+            folder: of the shards.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> bool:
@@ -60,11 +65,26 @@ class Detector(ABC):
 
     @abstractmethod
     def detect(self, images: list[np.ndarray]) -> list[Found]:
-        """Detects regions in images, uint8 RGB (H, W, 3)."""
+        """Detects regions.
+
+        Args:
+            images: uint8 RGB (H, W, 3).
+
+        Returns:
+            The regions of each image.
+        """
 
     @abstractmethod
     def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
-        """Computes features and classes of given boxes (n, 4) in pixels, in their order."""
+        """Computes features and classes of given boxes.
+
+        Args:
+            images: uint8 RGB (H, W, 3).
+            boxes: of each image float32 (n, 4), x1 y1 x2 y2 in pixels.
+
+        Returns:
+            The regions of each image, in the order of its boxes.
+        """
 
 
 def refuse_flags(config, detector: str, *names: str) -> None:

@@ -97,7 +97,11 @@ def detector_of(folder: Path, device: str) -> Detector:
     """Loads the detector of region shards, or of a folder of keep_detector, with the same settings.
 
     Args:
+        folder: of region shards made by shards.extract, or of keep_detector.
         device: cpu or cuda.
+
+    Raises:
+        UserError: the folder has no detector, or its files or weights are missing or differ from those that were used.
     """
     path = Path(folder) / "dataset.json"
     if (Path(folder) / UNFINISHED).exists() or not path.exists():

@@ -29,7 +29,14 @@ Fields = TypeVar("Fields", "Shard", "Dataset")
 
 @dataclass
 class Shard:
-    """One tar of a data set; sha256 is empty if unknown."""
+    """One tar of a data set.
+
+    Attributes:
+        path: of the tar.
+        samples: number of samples.
+        bytes: size of the tar.
+        sha256: checksum of the tar, empty if unknown.
+    """
 
     path: str
     samples: int
@@ -42,7 +49,8 @@ class Dataset:
     """Description of a data set: its shards in sample order, and properties shared by all samples.
 
     Attributes:
-        feature_size: D.
+        shards: the tars.
+        feature_size: D, the number of values per region feature.
         num_classes: size of the class distribution; 0 without classes.
         classes_per_region: k, the number of stored classes per region.
         detector: name of the detector.
@@ -62,10 +70,12 @@ class Dataset:
 
     @property
     def folder(self) -> Path:
+        """The folder of the shards."""
         return Path(self.shards[0].path).parent
 
     @property
     def counts(self) -> np.ndarray:
+        """int64 (shards,), the number of samples of each shard."""
         return np.array([shard.samples for shard in self.shards], np.int64)
 
     @property
@@ -79,6 +89,7 @@ class Dataset:
         return f"{self.captioned} with " + (f"{self.captions} captions" if self.has_several_captions else "captions")
 
     def __len__(self) -> int:
+        """The number of samples."""
         return int(self.counts.sum())
 
 
@@ -229,6 +240,9 @@ def open_dataset(pattern: str) -> Dataset:
     """Opens a local data set given by a folder, a tar, a glob pattern or a brace pattern.
 
     Without dataset.json next to the tars, they are scanned.
+
+    Raises:
+        UserError: there is no such file, the folder is incomplete, or a shard differs from dataset.json.
     """
     _refuse_unfinished(Path(pattern))
     paths = [Path(path) for path in expand(pattern)]
@@ -305,7 +319,11 @@ def checked(fields: Fields) -> Fields:
 
 
 def read_captions(dataset: Dataset) -> TextLists:
-    """The captions of every sample, in sample order."""
+    """The captions of every sample, in sample order, as a sequence of tuples of strings.
+
+    Raises:
+        UserError: captions.txt does not have a line per sample, or captions in a shard cannot be read.
+    """
     captions = _captions_file(dataset)
     if captions is None:
         captions = TextLists.of(c for shard in dataset.shards for c in _captions_in_tar(load_index(shard.path)))

@@ -22,6 +22,13 @@ class RegionReader:
     The arrays are read-only views: reading a sample costs a few page faults and no copy. Shards are mapped on first use
     in each process, so a reader can be passed to data workers. At most `maps` shards are mapped at a time, because each
     takes a file descriptor; if all of these are in use, samples of other shards are copied.
+
+    Args:
+        dataset: result of open_dataset.
+        maps: maximum number of mapped shards; None: 8 to 128, depending on the limit of file descriptors.
+
+    Raises:
+        UserError: a shard does not contain the number of samples in dataset.json.
     """
 
     def __init__(self, dataset: Dataset, maps: int | None = None):
@@ -39,12 +46,19 @@ class RegionReader:
         self._numbers: dict[str, int] | None = None
 
     def __len__(self) -> int:
+        """The number of samples."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getstate__(self):
         return self.__dict__ | {"_maps": OrderedDict()}
 
     def __getitem__(self, number: int) -> Sample:
+        """The sample of a number, with read-only arrays.
+
+        Raises:
+            IndexError: the number is negative, or there are not as many samples.
+            BadSample: the sample is invalid; others can still be read.
+        """
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = self.shard_of(number)
@@ -55,6 +69,7 @@ class RegionReader:
         return decode(str(index.keys[row]), members, index.path)
 
     def shard_of(self, number: int) -> int:
+        """The number of the shard that contains a sample."""
         return int(np.searchsorted(self.ends, number, side="right"))
 
     def _members(self, shard: int, places: dict[str, list[int]]) -> dict[str, memoryview | bytes]:

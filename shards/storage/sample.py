@@ -31,6 +31,7 @@ class Sample:
     """One image with N regions.
 
     Attributes:
+        key: name of the sample in its tar.
         features: float16 (N, D).
         boxes: float32 (N, 4), x1 y1 x2 y2 relative to width and height.
         class_ids, class_probs: int16 and float16 (N, k), the k most probable classes of each region; or None.

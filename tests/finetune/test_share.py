@@ -112,31 +112,34 @@ def test_a_damaged_folder_is_refused(shared):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub whose repositories are folders."""
-    folder = tmp_path / "hub"
+    """A hub whose repositories are folders in the layout of its cache: a function from OWNER/NAME to the folder."""
+
+    def place(name):
+        cached = huggingface_hub.file_download.repo_folder_name(repo_id=name, repo_type="model")
+        return tmp_path / "hub" / cached / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
 
     def snapshot_download(name, revision, allow_patterns, local_files_only):
-        if not (folder / name).is_dir():
+        if not place(name).is_dir() or revision not in (None, "main"):
             raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
-        return str(folder / name)
+        return str(place(name))
 
     def create_repo(name, private, exist_ok):
-        (folder / name).mkdir(parents=True)
+        place(name).mkdir(parents=True)
         return f"hub/{name}"
 
     def upload_folder(repo_id, folder_path, allow_patterns):
-        shutil.copytree(folder_path, folder / repo_id, dirs_exist_ok=True)
+        shutil.copytree(folder_path, place(repo_id), dirs_exist_ok=True)
 
     for function in (snapshot_download, create_repo, upload_folder):
         monkeypatch.setattr(huggingface_hub, function.__name__, function)
     monkeypatch.setattr("shards.common.model_hub._answers", lambda address: True)
-    return folder
+    return place
 
 
 def test_models_on_the_hub_are_taken_by_name(hub, share, trained, image, run_command, tmp_path):
     status, out, err = share(trained, "--hub", "me/twelve")
     assert status == 0 and "--run hf:me/twelve" in out, err
-    assert (hub / "me/twelve/model.safetensors").exists()
+    assert (hub("me/twelve") / MODEL).exists()
     assert Predictor("hf:me/twelve")(*QUESTION, image) == Predictor(trained)(*QUESTION, image)
     flags = ("--run", "hf:me/twelve", "--task", QUESTION[0], "--text", QUESTION[1])
     status, out, err = run_command("finetune.predict", str(image), *flags)
@@ -155,3 +158,92 @@ def test_an_upload_that_is_refused_is_one_sentence(hub, share, trained, monkeypa
     monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
     status, _, err = share(trained, "--hub", "me/twelve")
     assert status == 2 and "cannot be uploaded (Invalid token); log in" in err and err.count("\n") == 1
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", [Predictor, Embedder])
+def test_save_pretrained_writes_what_the_command_writes_and_from_pretrained_reads_it(kind, trained, shared, tmp_path):
+    saved = kind(trained).save_pretrained(tmp_path / "saved", license="mit")
+    assert contents(saved) == contents(shared)
+    again = kind.from_pretrained(saved, device="cpu").save_pretrained(tmp_path / "again", license="mit")
+    assert isinstance(kind.from_pretrained(saved), kind)
+    ours, theirs = (read_tensors(best_checkpoint(run), MODEL) for run in (trained, again))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    names = contents(saved).keys() - {"README.md"}  # of a saved folder the card has no scores
+    assert {name: contents(again)[name] for name in names} == {name: contents(saved)[name] for name in names}
+    assert Predictor.from_pretrained(again).model.state_dict().keys() == Predictor(trained).model.state_dict().keys()
+
+
+def test_push_to_hub_and_from_pretrained_by_name(hub, trained, shared, image, monkeypatch, tmp_path):
+    assert Predictor(trained).push_to_hub("me/twelve", license="mit") == "hub/me/twelve"
+    assert contents(hub("me/twelve")) == contents(shared)
+    expected = Predictor(trained)(*QUESTION, image)
+    for name, revision in [
+        ("me/twelve", None),
+        ("hf:me/twelve", None),
+        ("me/twelve", "main"),
+        ("hf:me/twelve@main", None),
+    ]:
+        assert Predictor.from_pretrained(name, revision=revision)(*QUESTION, image) == expected
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(shared, tmp_path / "me" / "twelve")
+    assert Predictor.from_pretrained("me/twelve").run == "me/twelve", "an existing folder takes precedence"
+
+
+def test_what_these_methods_cannot_do_is_one_sentence(hub, trained, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("important")
+    for call, message in [
+        (lambda: Predictor.from_pretrained("me/none"), "hf:me/none: not in the cache"),
+        (lambda: Predictor.from_pretrained("me/none", revision="v2"), "hf:me/none@v2: not in the cache"),
+        (lambda: Predictor.from_pretrained(trained, revision="v2"), "revision v2: is of a model on the hub"),
+        (lambda: Embedder(trained).push_to_hub("name"), "name: should be OWNER/NAME"),
+        (lambda: Embedder(trained).save_pretrained(tmp_path / "mine"), "mine: contains other files"),
+    ]:
+        with pytest.raises(UserError, match=message) as raised:
+            call()
+        assert "--" not in str(raised.value)
+
+
+def test_the_weights_are_read_once(share, trained, monkeypatch):
+    """They can be gigabytes. The checksum is computed while they are copied."""
+    opened = []
+
+    def counting(file, mode="r", *arguments, **named):
+        if str(file).endswith(MODEL) and "r" in mode:
+            opened.append(str(file))
+        return original(file, mode, *arguments, **named)
+
+    original = open
+    monkeypatch.setattr("builtins.open", counting)
+    monkeypatch.setattr("pretrain.engine.checkpoint.load_file", lambda path: opened.append(str(path)))
+    status, _, err = share(trained)
+    assert status == 0 and len(opened) == 1, (err, opened)
+
+
+def test_damaged_weights_are_not_shared(share, shared, tmp_path):
+    with open(shared / MODEL, "r+b") as file:
+        file.write(b"0")
+    for out in ("new", "kept"):
+        if out == "kept":
+            (tmp_path / out).mkdir()
+        status, _, err = share(shared, out=out)
+        assert status == 2 and "SHA-256 differs" in err and err.count("\n") == 1
+    assert not (tmp_path / "new").exists() and contents(tmp_path / "kept") == {}
+
+
+def test_scores_of_a_model_on_the_hub_are_not_stored_in_its_cache(
+    hub, share, trained, run_command, world, tmp_path, monkeypatch
+):
+    assert share(trained, "--hub", "me/twelve")[0] == 0
+    before = contents(hub("me/twelve"))
+    monkeypatch.chdir(tmp_path)
+    flags = ("--run", "hf:me/twelve", "--data", str(world), "--task", "refcoco", "--workers", "0")
+    status, out, err = run_command("finetune.evaluate", *flags)
+    assert status == 0, err
+    path = "runs/hub/me--twelve-01234567/scores/refcoco-val.json"
+    assert f"scores: {path}" in out and json.loads((tmp_path / path).read_text())["task"] == "refcoco"
+    assert contents(hub("me/twelve")) == before

@@ -40,7 +40,7 @@ def model_card(path: Path, config: dict, license: str | None) -> str:
         "by the toolkit twelve-in-one.",
         "",
         "```python",
-        "from finetune.predict import Predictor",
+        "from finetune import Predictor",
         "",
         'predictor = Predictor("hf:OWNER/NAME")  # or a local folder',
         "```",

@@ -12,8 +12,8 @@ Wherever a command takes a run, it takes such a folder too. The folder contains 
 import shutil
 from pathlib import Path
 
-from finetune.reporting.model_card import model_card
-from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, read_facts, read_tensors, selection_score
+from finetune.run_dirs.model_card import model_card
+from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, copy_tensors, read_facts, selection_score
 from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, read_config
 from pretrain.tokenizer.tokenizer import FILE as TOKENIZER
 from shards.common.errors import UserError
@@ -34,21 +34,24 @@ def write_model_folder(run, out, license: str | None = None) -> Path:
         license: licence identifier for the model card, as the Hugging Face hub has them (mit, cc-by-4.0, other, ...).
 
     Raises:
-        UserError: `run` has no checkpoint, or `out` contains something else.
+        UserError: `run` has no checkpoint or a damaged one, or `out` contains something else.
     """
     run, out = Path(run), Path(out)
     checkpoint = best_checkpoint(run) if (run / CONFIG).exists() else None
     if checkpoint is None:
-        raise UserError(f"{run}: contains no run with a complete checkpoint")
+        raise UserError(
+            f"{run}: contains no run with a complete checkpoint; pretrain.convert makes a run of published weights"
+        )
     if out.resolve() == run.resolve() or not _may_be_written(out):
-        raise UserError(f"--out {out}: contains other files; use a new folder")
-    read_tensors(checkpoint, MODEL)  # verifies the checksum
+        raise UserError(f"{out}: contains other files; use a new folder")
     config = read_config(run)
     lock = FolderLock(out, "finetune.share")
     lock.acquire()
     try:
-        (out / FACTS).unlink(missing_ok=True)  # until the folder is complete it is not a model
-        for source in (checkpoint / MODEL, run / TOKENIZER, *run.glob("answers-*.json")):
+        with whole_file(out / MODEL) as file:
+            copy_tensors(checkpoint, MODEL, file)
+            (out / FACTS).unlink(missing_ok=True)  # until the folder is complete it is not a model
+        for source in (run / TOKENIZER, *run.glob("answers-*.json")):
             if source.exists():
                 with whole_file(out / source.name) as file:
                     shutil.copyfile(source, file.name)
