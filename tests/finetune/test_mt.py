@@ -144,15 +144,22 @@ def same_numbers(one: Path, other: Path) -> None:
     assert all(torch.allclose(weights[key], value, atol=1e-8) for key, value in final_weights(other).items())
 
 
-@pytest.mark.parametrize("more", [(), pytest.param(("--one_step",), marks=pytest.mark.slow)])
-def test_ranks_and_accumulation_change_no_number(mt, tmp_path, more):
-    more = more and (*more, "true")
-    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", 7, *more]
+# Name of a run -> (ranks, accumulation steps).
+BOTH = {"both": (2, 2)}
+LAYOUTS = BOTH | {"ranks": (2, 1), "parts": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("layouts", "one_step"),
+    [(BOTH, "false"), *(pytest.param(LAYOUTS, value, marks=pytest.mark.slow) for value in ("false", "true"))],
+)
+def test_ranks_and_accumulation_change_no_number(mt, tmp_path, layouts, one_step):
+    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", 7, "--one_step", one_step]
     flags += ["--update_unused", "true", "--clip", 1.0]
-    for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3), ("both", 2, 2)):
+    for name, (ranks, parts) in {"one": (1, 1), **layouts}.items():
         results = run_ranks(ranks, *mt(*flags, "--accumulate", parts, out=name), script=MT)
         assert {status for status, _, _ in results} == {0}, results
-    for name in ("ranks", "parts", "both"):
+    for name in layouts:
         same_numbers(tmp_path / "one", tmp_path / name)
 
 
@@ -245,7 +252,7 @@ def test_one_step_takes_one_for_all(mt, run_command, monkeypatch):
         assert len(updates) == expected
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_signal_stops_all_ranks_with_a_checkpoint(mt, tmp_path, ranks):
     """Data workers ignore signals: they must be ended, or the run would wait for them for ever."""
     flags = ("--tasks", "g4", "--iterations", 100000, "--workers", 1)

@@ -130,16 +130,28 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(st, tmp_pa
     assert results[0]["validation"] == results[1]["validation"] and results[0]["kind"] == results[1]["kind"] == "ST"
 
 
-@pytest.mark.parametrize("task", ["nlvr2", pytest.param("coco_retrieval", marks=pytest.mark.slow), "visual7w"])
-def test_ranks_and_accumulation_change_no_number(st, tmp_path, pretrained, task):
+# Name of a run -> (ranks, accumulation steps).
+BOTH = {"both": (2, 2)}
+LAYOUTS = BOTH | {"ranks": (2, 1), "parts": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("task", "layouts"),
+    [
+        ("nlvr2", BOTH),
+        ("visual7w", BOTH),
+        *(pytest.param(task, LAYOUTS, marks=pytest.mark.slow) for task in ("nlvr2", "visual7w", "coco_retrieval")),
+    ],
+)
+def test_ranks_and_accumulation_change_no_number(st, tmp_path, pretrained, task, layouts):
     flags = ["--init", pretrained, "--precision", "float64", "--dropout", 0.1, "--log_every", 1, "--batch_size", 14]
-    for name, ranks, parts in (("one", 1, 1), ("ranks", 2, 1), ("parts", 1, 3)):
+    for name, (ranks, parts) in {"one": (1, 1), **layouts}.items():
         arguments = st(task, *flags, "--accumulate", parts, out=name)
         results = run_ranks(ranks, *arguments, script=("-m", "finetune.st"))
         assert {status for status, _, _ in results} == {0}, results
     one = lines_of(tmp_path / "one")
     held_out = lines_of(tmp_path / "one", "validation")
-    for name in ("ranks", "parts"):
+    for name in layouts:
         for mine, other in zip(one, lines_of(tmp_path / name), strict=True):
             assert all(mine[value] == pytest.approx(other[value], rel=1e-9) for value in ("loss", "gradient_norm"))
         for mine, other in zip(held_out, lines_of(tmp_path / name, "validation"), strict=True):
