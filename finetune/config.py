@@ -9,7 +9,7 @@ from finetune.evaluation.pos_tagger import DEFAULT
 from finetune.reporting.ablation_suites import SUITES
 from finetune.task_types.base import Task
 from finetune.tasks.retrieval import PLACES
-from finetune.training.task_schedulers import REGIMES
+from finetune.training.task_schedulers import regime_names
 from pretrain.config import PRECISIONS
 from pretrain.engine.experiment_trackers import TENSORBOARD
 from pretrain.engine.optimizer import OPTIMIZERS
@@ -184,7 +184,7 @@ class MtConfig(FinetuneConfig):
         None, "file of the answers of VQA and VGQA, in label order", unset="from the annotations"
     )
     gqa_answers: str | None = flag(None, "file of GQA's answers, in label order", unset="from the annotations")
-    regime: str = flag("dsg", "task scheduling strategy; dsg: dynamic stop-and-go", choices=tuple(REGIMES))
+    regime: str = flag("dsg", "task scheduling strategy; dsg: dynamic stop-and-go", choices=regime_names())
     gap: int = flag(4, "Δ: iterations between the task steps of a paused task", low=1)
     first_phase: float = flag(
         0.25, "fraction of the iterations in which a curriculum trains its first group alone", above=0, high=1

@@ -13,7 +13,7 @@ from finetune.reporting.multi_task_summary import describe_result
 from finetune.run_dirs.result_files import VALUES, MultiResult
 from finetune.tasks import choose_tasks
 from finetune.training.multi_task_setup import build_multi_task, result
-from finetune.training.task_schedulers import REGIMES
+from finetune.training.task_schedulers import find_regime
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
 from pretrain.engine.experiment_trackers import tracker_names
 from pretrain.engine.metrics_logger import where_curves_are
@@ -38,7 +38,7 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
     tasks = choose_tasks(config.tasks)
-    on_first(ranks, lambda: REGIMES[config.regime].check([task.group for task in tasks]))
+    on_first(ranks, lambda: find_regime(config.regime).check([task.group for task in tasks]))
     newest = checkpoint_to_resume(out, config.resume, ranks)
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, MultiResult)
     if finished is None:

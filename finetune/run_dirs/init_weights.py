@@ -14,7 +14,7 @@ from finetune.data.task_data import TaskData
 from finetune.heads.retrieval_head import RetrievalHead, alignment_as_retrieval
 from finetune.models.task_model import TaskModel
 from finetune.run_dirs.run_data_folder import check_exists
-from finetune.task_types.base import Task
+from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.tasks import find_task, paper_tasks
 from pretrain.engine.checkpoint import best_checkpoint
 from pretrain.engine.run_dir import CONFIG, DETECTOR, absolute, clear_run, read_config, stored_form
@@ -27,7 +27,6 @@ from shards.common.errors import UserError
 from shards.common.files import write_json
 from shards.detectors import keep_detector
 
-TASK_TOKENS = 20
 DEFAULTS = ("runs/mt", PRETRAINING)  # runs that are tried without --init, in this order
 VOCABULARY = 8000  # tokens of a tokenizer that is learned from scratch
 ZERO_SHOT = "zero-shot"  # kind of pretraining weights that are evaluated without fine-tuning

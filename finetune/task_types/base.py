@@ -13,6 +13,8 @@ from finetune.annotations.official_files import find_file, plain_or_packed
 from finetune.heads.base import Head
 from shards.common.errors import UserError
 
+TASK_TOKENS = 20  # task tokens of a model; those of the tasks are 1 to 19
+
 
 class FurtherScores(ABC):
     """Metrics of a split that need predictions of further examples, or further official files.

@@ -22,7 +22,6 @@ from finetune.data.task_data import TaskData, check_same_width, open_data, same_
 from finetune.evaluation.scores import mean_score
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.run_dirs.init_weights import (
-    TASK_TOKENS,
     Start,
     Vocabularies,
     begin_run,
@@ -30,9 +29,9 @@ from finetune.run_dirs.init_weights import (
     choose_vocabulary,
     random_start_note,
 )
-from finetune.task_types.base import Task
+from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
-from finetune.training.task_schedulers import REGIMES
+from finetune.training.task_schedulers import find_regime
 from finetune.training.task_validation import validation_of
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
@@ -109,7 +108,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     plan = Iterations(facts.get("step", 0), config.iterations or config.epochs * longest, longest)
     lr = min(task.lr for task in tasks) * config.lr_scale
     work = MultiTaskPass([state.work for state in states], [t.lr * config.lr_scale / lr for t in tasks])
-    regime = REGIMES[config.regime](
+    regime = find_regime(config.regime)(
         names=tuple(task.name for task in tasks),
         groups=tuple(task.group for task in tasks),
         sizes=tuple(state.plan.pairs for state in states),

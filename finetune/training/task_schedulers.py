@@ -1,7 +1,7 @@
 """Training regimes by name: which tasks train in an iteration.
 
-A regime is a subclass of Regime in REGIMES. Its decisions may change only after a validation, so that batches can be
-prefetched from one validation to the next.
+A regime is a subclass of Regime in REGIMES, or of another package by an entry point (shards.common.plugins). Its
+decisions may change only after a validation, so that batches can be prefetched from one validation to the next.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +13,7 @@ import numpy as np
 
 from finetune.training.stop_and_go import StopAndGo
 from shards.common.errors import UserError
+from shards.common.plugins import load_plugin, plugins
 
 
 @dataclass
@@ -155,3 +156,13 @@ REGIMES = {
     "by_size": BySize,
     "by_sqrt_size": BySquareRoot,
 }
+
+
+def regime_names() -> tuple[str, ...]:
+    """The names of all regimes, those of other packages last."""
+    return (*REGIMES, *(name for name in plugins("regimes") if name not in REGIMES))
+
+
+def find_regime(name: str) -> type[Regime]:
+    """The regime of a name in `regime_names`."""
+    return REGIMES[name] if name in REGIMES else load_plugin(plugins("regimes")[name])

@@ -1,4 +1,7 @@
-"""Detectors by name: every module in this folder defines a DETECTOR; other names are models of transformers."""
+"""Detectors by name: every module in this folder defines a DETECTOR; other names are models of transformers.
+
+Other packages add detectors by entry points (shards.common.plugins).
+"""
 
 import importlib
 import os
@@ -9,6 +12,7 @@ from pathlib import Path
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.common.model_hub import HUB_NAME
+from shards.common.plugins import load_plugin, package_of, plugins
 from shards.config import ExtractConfig
 from shards.detection.base import Detector
 from shards.storage.dataset import UNFINISHED
@@ -30,12 +34,20 @@ def make_detector(config) -> Detector:
 
 
 def _detector_class(detector: str) -> type[Detector]:
+    if detector in plugins("detectors"):
+        return load_plugin(plugins("detectors")[detector])
     name = detector if detector in _names() else OF_TRANSFORMERS
     return importlib.import_module(f"{__name__}.{name}").DETECTOR
 
 
 def _names() -> set[str]:
-    return {module.name for module in pkgutil.iter_modules(__path__)}
+    own = {module.name for module in pkgutil.iter_modules(__path__)}
+    if both := own & plugins("detectors").keys():
+        package = package_of(plugins("detectors")[min(both)])
+        raise UserError(
+            f"package {package}: there is already a detector {min(both)}; rename it or uninstall the package"
+        )
+    return own | plugins("detectors").keys()
 
 
 def absolute_path(value: str | None) -> str | None:

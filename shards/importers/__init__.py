@@ -1,4 +1,7 @@
-"""Formats of published features, detected by the content of a path; every module in this folder defines a FORMAT."""
+"""Formats of published features, detected by the content of a path; every module in this folder defines a FORMAT.
+
+Other packages add formats by entry points (shards.common.plugins).
+"""
 
 import importlib
 import pkgutil
@@ -7,6 +10,7 @@ from pathlib import Path
 
 from shards.common.errors import UserError
 from shards.common.files import expand
+from shards.common.plugins import load_plugin, plugins
 from shards.importing.base import Source
 
 
@@ -17,6 +21,7 @@ def open_source(sources: Sequence[str]) -> Source:
     paths = [Path(path) for source in sources for path in _expanded(source)]
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     formats = [importlib.import_module(f"{__name__}.{name}").FORMAT for name in names]
+    formats += map(load_plugin, plugins("importers").values())
     known = {path: [each for each in formats if each.recognises(path)] for path in paths}
     for path, found in known.items():
         if not found:

@@ -20,15 +20,8 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained, tmp_path, page):
-    for floor in ("ops", "shards", "pretrain", "finetune"):
-        shutil.copytree(ROOT / floor, tmp_path / floor)
-    shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-    for file, code in zip(PAGES[page], shown, strict=True):
-        assert not (tmp_path / file).exists()
-        (tmp_path / file).write_text(code)
-    data = tmp_path / "data"
+def make_data(world: Path, data: Path) -> Path:
+    """A data folder with TallyQA's files about Visual Genome's images of the miniature world, and SNLI-VE."""
     (data / "tallyqa").mkdir(parents=True)
     for part in ("regions/tallyqa", "snli_ve", "regions/flickr"):
         (data / part).parent.mkdir(exist_ok=True)
@@ -46,6 +39,68 @@ def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained,
             for number, image in enumerate(chosen)
         ]
         (data / "tallyqa" / f"{split}.json").write_text(json.dumps(records))
+    return data
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """The documented package of a task, built and installed by pip; returns the folder that contains it."""
+    page = (ROOT / "docs" / "adding_a_task.md").read_text()
+    source, folder = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name, language in (("tallyqa.py", "python"), ("pyproject.toml", "toml")):
+        [text] = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+        (source / name).write_text(text)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    done = subprocess.run([*pip, "--target", folder, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def command(*arguments, site: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(line, cwd=site.parent, env=environment, capture_output=True, text=True)
+
+
+def test_a_task_of_another_package_is_trained(world, pretrained, tmp_path, installed):
+    data = make_data(world, tmp_path / "data")
+    flags = ("--data", data, "--init", pretrained, "--workers", 0, "--epochs", 1)
+    done = command("finetune.st", "--task", "tallyqa", *flags, site=installed)
+    assert done.returncode == 0 and "TallyQA, ST: accuracy" in done.stdout, done.stderr
+    done = command("finetune.evaluate", "--run", "runs/st-tallyqa", "--workers", 0, site=installed)
+    assert done.returncode == 0 and "TallyQA, test: accuracy" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name="tallyqa"', 'name="nlvr2"', "package tallyqa-task: there is already a task nlvr2"),
+        ("token=18", "token=12", "package tallyqa-task: token 12 of tallyqa is not free; use one of 3, 5, 6, 18"),
+        (
+            "import numpy as np",
+            "import nimpy as np",
+            "package tallyqa-task: its plug-in tallyqa (tallyqa:TASKS) cannot",
+        ),
+    ],
+)
+def test_a_package_that_cannot_be_used_is_named(installed, old, new, message):
+    file = installed / "tallyqa.py"
+    file.write_text(file.read_text().replace(old, new))
+    shutil.rmtree(installed / "__pycache__", ignore_errors=True)
+    done = command("finetune.st", "--task", "nlvr2", site=installed)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained, tmp_path, page):
+    for floor in ("ops", "shards", "pretrain", "finetune"):
+        shutil.copytree(ROOT / floor, tmp_path / floor)
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    for file, code in zip(PAGES[page], shown, strict=True):
+        assert not (tmp_path / file).exists()
+        (tmp_path / file).write_text(code)
+    data = make_data(world, tmp_path / "data")
 
     def run(name: str, *flags) -> str:
         command = [sys.executable, "-m", name, "--data", data, *flags]

@@ -11,7 +11,7 @@ from data_sets import make_dataset
 from finetune.annotations.answers import normalise
 from finetune.annotations.official_files import find_file, read_lines, read_pickle, read_text, scan_lines
 from finetune.data.regions import Regions
-from finetune.run_dirs.init_weights import TASK_TOKENS
+from finetune.task_types.base import TASK_TOKENS
 from finetune.tasks import all_tasks, find_task, paper_tasks
 from shards.common.errors import UserError
 
