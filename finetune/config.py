@@ -141,7 +141,8 @@ def check_answer_files(config, tasks: Iterable[Task]) -> None:
 class StConfig(FinetuneConfig):
     """Flags of finetune.st."""
 
-    task: str = flag(REQUIRED, "task, such as refcoco; an unknown name prints the list")
+    task: str | None = flag(None, "task, such as refcoco; an unknown name prints the list", unset="that of --task_file")
+    task_file: str | None = flag(None, "TOML file that describes a task of your own tables", unset="none")
     init: str | None = flag(
         None,
         "initial weights: a run, weights, a BERT, hf:OWNER/NAME, or scratch",
@@ -172,7 +173,10 @@ class StConfig(FinetuneConfig):
 class MtConfig(FinetuneConfig):
     """Flags of finetune.mt."""
 
-    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra); all: the paper's twelve")
+    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve")
+    task_file: str | None = flag(
+        None, "comma-separated TOML files that describe tasks of your own tables, for --tasks", unset="none"
+    )
     init: str | None = flag(
         None,
         "initial weights: a run, weights, a BERT, hf:OWNER/NAME, or scratch",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune.data.regions import Regions
 from finetune.reporting.data_readiness import examine, report
-from finetune.tasks import choose_tasks
+from finetune.tasks import add_task_files, choose_tasks
 from shards.common.cli import command, flag
 from shards.world import DEFAULT_WORLD, check_data_folder
 
@@ -15,7 +15,10 @@ class DoctorConfig:
     """Flags of finetune.doctor."""
 
     data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
-    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra); all: the paper's twelve")
+    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve")
+    task_file: str | None = flag(
+        None, "comma-separated TOML files that describe tasks of your own tables, for --tasks", unset="none"
+    )
     min_answer_count: int | None = flag(
         None, "value of --min_answer_count of finetune.st and finetune.mt", unset="the task's", low=1
     )
@@ -26,6 +29,7 @@ def run(config: DoctorConfig) -> int:
     print(f"{'':<12} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
     opened: dict[Path, Regions | str] = {}
     findings = []
+    add_task_files(config.task_file)
     for task in choose_tasks(config.tasks):
         findings.append(examine(task, config.data, opened, config.min_answer_count))
         print("\n".join(report(findings[-1])), flush=True)

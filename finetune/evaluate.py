@@ -9,7 +9,7 @@ from finetune.inference.model_loader import ModelLoader
 from finetune.run_dirs.init_weights import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
 from finetune.task_types.base import Task
-from finetune.tasks import GROUPS, choose_tasks, find_task
+from finetune.tasks import GROUPS, add_task_files_of, choose_tasks, find_task
 from pretrain.engine.distributed import choose_device, connected, exiting
 from shards.common.cli import command
 from shards.common.dist_info import launched
@@ -19,6 +19,7 @@ from shards.common.errors import UserError
 def run(config: EvaluateConfig) -> None:
     """Predicts, scores splits with public answers, and writes scores and submissions."""
     ranks = launched()
+    add_task_files_of(config.run)
     if ranks.first:
         warn_of_other_data(config.run, config.data)
     config = replace(config, data=choose_data(config.run, config.data))

@@ -10,7 +10,7 @@ from finetune.inference.model_loader import ModelLoader
 from finetune.pages.example_page import attention_of, card_of, write_examples
 from finetune.run_dirs.init_weights import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
-from finetune.tasks import choose_tasks
+from finetune.tasks import add_task_files_of, choose_tasks
 from shards.common.cli import command, flag
 from shards.common.files import whole_file
 from shards.common.folder_lock import locked_folder
@@ -41,6 +41,7 @@ def run(config: ExamplesConfig) -> None:
 
 def _run(config: ExamplesConfig, out: Path, folder: str) -> None:
     """Writes the page, and the pages of attention maps to `folder`, a name relative to the page."""
+    add_task_files_of(config.run)
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
     loader, cards, summary = ModelLoader(EvaluateConfig(**config.of_weights)), [], []

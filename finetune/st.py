@@ -11,8 +11,7 @@ from finetune.config import FREE_FLAGS, StConfig
 from finetune.evaluation.scores import describe_scores
 from finetune.run_dirs.result_files import SingleResult
 from finetune.task_types.base import Task
-from finetune.tasks import all_tasks, find_task
-from finetune.training.single_task_setup import build_single_task, default_out, result_of
+from finetune.training.single_task_setup import build_single_task, default_out, result_of, task_of_flags
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
 from pretrain.engine.experiment_trackers import tracker_names
 from pretrain.engine.metrics_logger import where_curves_are
@@ -20,7 +19,6 @@ from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_resul
 from pretrain.engine.trainer import complete
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
-from shards.common.errors import UserError
 from shards.common.files import write_json
 from shards.world import complete_world
 
@@ -30,8 +28,8 @@ def run(config: StConfig) -> int:
     ranks = launched()
     device = choose_device(config.device, ranks)
     tracker_names(config.log_to)
-    task = _one_task(config.task)
-    config = dataclasses.replace(config, out=config.out or default_out(task.name))
+    task = task_of_flags(config)
+    config = dataclasses.replace(config, task=task.name, out=config.out or default_out(task.name))
     with connected(ranks, device), locked_run(Path(config.out), "finetune.st", ranks):
         return finetune(config, task, ranks, device)
 
@@ -56,14 +54,6 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
     return 0
 
 
-def _one_task(name: str) -> Task:
-    """The task of a name. Raises UserError for several tasks or a group, with the command that accepts them."""
-    several = {"all", *(task.group.lower() for task in all_tasks().values())}
-    if "," in name or name.lower() in several:
-        raise UserError(f"--task {name}: takes one task; python -m finetune.mt --tasks {name} trains several together")
-    return find_task(name)
-
-
 if __name__ == "__main__":
     with exiting():
         command(
@@ -71,5 +61,7 @@ if __name__ == "__main__":
             run,
             "finetune.st",
             "Single-task fine-tuning.",
-            inherit=lambda flags: stored_flags(flags, flags.get("out") or default_out(flags.get("task"))),
+            inherit=lambda flags: stored_flags(
+                flags, flags.get("out") or default_out(flags.get("task"), flags.get("task_file"))
+            ),
         )

@@ -23,7 +23,7 @@ from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start, Vocabularies, trained_start, vocabulary_of_head
 from finetune.run_dirs.run_data_folder import choose_data, own_data, warn_of_other_data
 from finetune.task_types.base import Task
-from finetune.tasks import all_tasks, find_task
+from finetune.tasks import add_task_files_of, all_tasks, find_task
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_dir import CONFIG, DETECTOR, read_config
 from pretrain.models.precision import Precision
@@ -52,6 +52,7 @@ class LazyPredictor:
         self.run, self._given = run, (flags.config, flags.tokenizer)
         self._data, self._regions = flags.data and str(flags.data), flags.regions
         warn_of_other_data(run, self._data)
+        add_task_files_of(run)
         facts = read_config(run) if (Path(run) / CONFIG).exists() else {}
         own = facts["flags"].get("data") if facts else None
         # The region shards of a pretraining run: without --data, query_by_id takes images from them.

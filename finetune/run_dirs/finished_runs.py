@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.decontamination.manifest import is_cleaned
 from finetune.run_dirs.result_files import KeptScores, MultiResult, SingleResult
 from finetune.run_dirs.run_data_folder import kept_scores
+from finetune.tasks import add_task_files_of
 from pretrain.engine.metrics_logger import read_metrics
 from pretrain.engine.result_file import Result as PretrainingResult
 from pretrain.engine.run_dir import CONFIG, RESULT, existing_runs, read_config
@@ -80,6 +81,7 @@ def _configs(path: Path) -> list[str]:
 
 
 def read_run(folder: Path) -> Run:
+    add_task_files_of(folder)
     config, result = read_config(folder), folder / RESULT
     lines, bad = read_metrics(folder / METRICS) if (folder / METRICS).exists() else ([], 0)
     if bad:

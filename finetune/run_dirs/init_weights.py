@@ -15,7 +15,7 @@ from finetune.heads.retrieval_head import RetrievalHead, alignment_as_retrieval
 from finetune.models.task_model import TaskModel
 from finetune.run_dirs.run_data_folder import check_exists
 from finetune.task_types.base import TASK_TOKENS, Task
-from finetune.tasks import find_task, paper_tasks
+from finetune.tasks import add_task_files_of, find_task, keep_task_files, paper_tasks
 from pretrain.engine.checkpoint import best_checkpoint
 from pretrain.engine.run_dir import CONFIG, DETECTOR, absolute, clear_run, read_config, stored_form
 from pretrain.engine.run_metadata import run_metadata
@@ -121,6 +121,7 @@ def choose_start(
             vocab_size=len(chosen), v_feature_size=feature_size, task_tokens=TASK_TOKENS
         )
         return Start("scratch", None, sizes, chosen)
+    add_task_files_of(init)
     try:
         weights = find_weights(init, config)
     except UserError as error:
@@ -294,6 +295,7 @@ def begin_run(
     clear_run(run)
     start.tokenizer.save(run)
     keep_detector(regions.dataset.folder, run / DETECTOR)
+    keep_task_files(tasks, run)
     for head, vocabulary in vocabularies.items():
         vocabulary.save(vocabulary_path(run, head))
     write_json(
@@ -323,6 +325,7 @@ def read_vocabularies(run) -> Vocabularies:
 def read_tasks(run) -> list[Task]:
     """The tasks that a run was trained on."""
     check_exists(run)
+    add_task_files_of(run)
     names = read_config(run).get("tasks", []) if (Path(run) / CONFIG).exists() else []
     if not names:
         raise UserError(f"--run {run}: does not list its tasks; name them by --task")

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from finetune.run_dirs.model_card import model_card
+from finetune.tasks import TASK_FILES, add_task_files_of
 from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, copy_tensors, read_facts, selection_score
 from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, read_config
 from pretrain.tokenizer.tokenizer import FILE as TOKENIZER
@@ -55,7 +56,11 @@ def write_model_folder(run, out, license: str | None = None) -> Path:
             if source.exists():
                 with whole_file(out / source.name) as file:
                     shutil.copyfile(source, file.name)
-        shutil.rmtree(out / DETECTOR, ignore_errors=True)
+        add_task_files_of(run)
+        for folder in (DETECTOR, TASK_FILES):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        if (run / TASK_FILES).is_dir():
+            shutil.copytree(run / TASK_FILES, out / TASK_FILES)
         if (run / DETECTOR).is_dir():
             shutil.copytree(run / DETECTOR, out / DETECTOR)
             _remove_paths(out / DETECTOR / "dataset.json")

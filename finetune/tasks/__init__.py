@@ -1,15 +1,22 @@
 """The tasks, found by name: every module of this package defines some in a tuple named TASKS.
 
-Adding a task takes a new module here, or a package with an entry point (shards.common.plugins), and nothing else.
+Adding a task takes a new module here, a package with an entry point (shards.common.plugins), or a TOML file about
+tables (task_types.table_tasks), and nothing else.
 """
 
 import importlib
 import pkgutil
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from finetune.task_types.base import TASK_TOKENS, Task
+from finetune.task_types.table_tasks import read_task_file
 from shards.common.errors import UserError
 from shards.common.plugins import load_plugin, package_of, plugins
+
+TASK_FILES = "tasks"  # folder of a run with the TOML files of its tasks, if any
+_own: dict[str, tuple[Task, Path]] = {}  # tasks of TOML files by name, with their files
 
 GROUPS = ("G1", "G2", "G3", "G4")  # of the paper; tasks that are not in the paper have other group names
 
@@ -22,21 +29,59 @@ def all_tasks() -> dict[str, Task]:
         for task in importlib.import_module(f"{__name__}.{module.name}").TASKS
     ]
     for point in plugins("tasks").values():
-        found += _of_package(package_of(point), load_plugin(point), found)
+        found += _checked(f"package {package_of(point)}", load_plugin(point), found)
+    found += (task for task, _ in _own.values())
     return {task.name: task for task in sorted(found, key=lambda task: (task.group, task.token))}
 
 
-def _of_package(package: str, tasks: Sequence[Task], known: Sequence[Task]) -> list[Task]:
-    """The tasks of another package. Raises UserError if their names or tokens are those of known tasks."""
+def add_task_file(path) -> Task:
+    """Makes the task of a TOML file known in this process under its name, and returns it."""
+    known, name = all_tasks(), Path(path).stem
+    others = [task for task in known.values() if task.name != name or name not in _own]
+    task = read_task_file(path, known[name].token if name in _own else _free_tokens(others)[0])
+    _checked(str(path), [task], others)
+    if name in _own and _own[name][0] != task:
+        raise UserError(f"{path}: differs from {_own[name][1]}, which describes a task of the same name; rename one")
+    _own.setdefault(name, (task, Path(path).resolve()))
+    return task
+
+
+def add_task_files(paths: str | None) -> None:
+    """`add_task_file` for the comma-separated files of a flag."""
+    for path in filter(None, (paths or "").split(",")):
+        add_task_file(path)
+
+
+def keep_task_files(tasks: Sequence[Task], run) -> None:
+    """Copies the TOML files of tasks into a run, which keeps its tasks by this wherever it is used."""
+    shutil.rmtree(Path(run) / TASK_FILES, ignore_errors=True)
+    for name in [task.name for task in tasks if task.name in _own]:
+        (Path(run) / TASK_FILES).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_own[name][1], Path(run) / TASK_FILES / f"{name}.toml")
+
+
+def add_task_files_of(run) -> None:
+    """Makes the tasks known whose TOML files are kept in a run."""
+    for path in sorted((Path(run) / TASK_FILES).glob("*.toml")):
+        add_task_file(path)
+
+
+def _free_tokens(tasks: Sequence[Task]) -> list[int]:
+    """The task tokens that no task has, those above all others first."""
+    taken = {task.token for task in tasks}
+    return sorted(set(range(1, TASK_TOKENS)) - taken, reverse=True) or [0]
+
+
+def _checked(source: str, tasks: Sequence[Task], known: Sequence[Task]) -> list[Task]:
+    """The tasks of a source. Raises UserError if their names or tokens are those of known tasks."""
     checked: list[Task] = []
     for task in tasks:
-        for other in (*known, *checked):
-            if task.name == other.name:
-                raise UserError(f"package {package}: there is already a task {task.name}; rename it or uninstall one")
-            if task.token == other.token or not 0 <= task.token < TASK_TOKENS:
-                taken = {one.token for one in (*known, *checked)}
-                free = ", ".join(str(token) for token in range(1, TASK_TOKENS) if token not in taken)
-                raise UserError(f"package {package}: token {task.token} of {task.name} is not free; use one of {free}")
+        others = [*known, *checked]
+        if any(task.name == other.name for other in others):
+            raise UserError(f"{source}: there is already a task {task.name}; rename it or remove one")
+        if any(task.token == other.token for other in others) or not 0 < task.token < TASK_TOKENS:
+            free = ", ".join(map(str, sorted(_free_tokens(others))))
+            raise UserError(f"{source}: token {task.token} of {task.name} is not free; use one of {free}")
         checked.append(task)
     return checked
 

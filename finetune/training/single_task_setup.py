@@ -14,6 +14,7 @@ from finetune.data.task_data import TaskData, open_data, same_on_every_rank
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start, begin_run, choose_start, choose_vocabulary, random_start_note
 from finetune.task_types.base import Task
+from finetune.tasks import add_task_file, all_tasks, find_task
 from finetune.training.single_task import SingleTask
 from finetune.training.task_validation import validation_of
 from pretrain.data.batch_schedule import Plan
@@ -26,8 +27,24 @@ from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
 
-def default_out(task: str | None) -> str:
-    return f"runs/st-{task}"
+def default_out(task: str | None, task_file: str | None = None) -> str:
+    return f"runs/st-{task or Path(task_file or '').stem}"
+
+
+def task_of_flags(config: StConfig) -> Task:
+    """The task of the flags. Raises UserError for several tasks or a group, with the command that accepts them."""
+    if config.task_file:
+        task = add_task_file(config.task_file)
+        if config.task not in (None, task.name):
+            raise UserError(f"--task {config.task}: is not the task of --task_file {config.task_file}; remove one flag")
+        return task
+    name = config.task
+    if not name:
+        raise UserError(f"--task is missing; it should be one of {', '.join(all_tasks())}, or give a --task_file")
+    several = {"all", *(task.group.lower() for task in all_tasks().values())}
+    if "," in name or name.lower() in several:
+        raise UserError(f"--task {name}: takes one task; python -m finetune.mt --tasks {name} trains several together")
+    return find_task(name)
 
 
 def build_single_task(

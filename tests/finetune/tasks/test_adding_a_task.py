@@ -75,7 +75,7 @@ def test_a_task_of_another_package_is_trained(world, pretrained, tmp_path, insta
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('name="tallyqa"', 'name="nlvr2"', "package tallyqa-task: there is already a task nlvr2"),
+        ('name="tallyqa"', 'name="nlvr2"', "package tallyqa-task: there is already a task nlvr2; rename it"),
         ("token=18", "token=12", "package tallyqa-task: token 12 of tallyqa is not free; use one of 3, 5, 6, 18"),
         (
             "import numpy as np",
