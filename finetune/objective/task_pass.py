@@ -10,6 +10,14 @@ from finetune.models.task_model import TaskModel
 from finetune.task_types.base import Task
 from pretrain.models.precision import Precision
 
+ENGINE_SUMS = ("gradient_norm", "steps")  # what the engine adds to the sums of a pass
+
+
+def means_per_example(sums: dict[str, float]) -> dict[str, float]:
+    """The values of a log line: every sum that TaskPass returns, divided by its number of examples."""
+    examples = max(sums["examples"], 1)
+    return {name: value / examples for name, value in sums.items() if name not in ("examples", *ENGINE_SUMS)}
+
 
 class TaskPass(nn.Module):
     """Forward pass and loss on a batch of one task, as Engine calls it.
@@ -22,7 +30,10 @@ class TaskPass(nn.Module):
         self.model, self.task, self.precision, self.token = model, task, precision, token
 
     def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
-        """(the batch's share of the loss, sums for the log). counts: their last element is the global batch size."""
+        """(the batch's share of the loss, sums for the log). counts: their last element is the global batch size.
+
+        Every sum is logged as a mean over the examples.
+        """
         scores = self.scores(batch)
         losses = self.task.head.losses(scores, batch.target)
         right = self.task.head.training_scores(scores.detach(), batch.target)

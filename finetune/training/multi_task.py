@@ -9,7 +9,7 @@ from finetune.config import MtConfig
 from finetune.data.task_batches import MicroBatch, MicroBatchReader, Order
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, mean_score, watched
-from finetune.objective.task_pass import TaskPass
+from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.task_types.base import Task
 from finetune.training.task_schedulers import Regime
 from finetune.training.task_validation import Validation
@@ -125,11 +125,13 @@ class MultiTask(TrainingRun):
         return {"epoch": done / self.plan.steps_per_epoch, "samples": samples}
 
     def means(self, sums: dict[str, float]) -> dict[str, float]:
-        """Training TASK/loss and TASK/score of the tasks that trained; TASK/going of all (1: active, 0: paused)."""
+        """TASK/loss, TASK/score and so on of the tasks that trained; TASK/going of all (1: active, 0: paused)."""
         means = {}
         for name in self.numbers:
-            if examples := sums.get(f"{name}/examples"):
-                means |= {f"{name}/{what}": sums[f"{name}/{what}"] / examples for what in ("loss", "score")}
+            prefix = f"{name}/"
+            of_task = {key.removeprefix(prefix): value for key, value in sums.items() if key.startswith(prefix)}
+            if of_task.get("examples"):
+                means |= {prefix + what: value for what, value in means_per_example(of_task).items()}
             means[f"{name}/going"] = int(self.regime.active(name))
         return means | {"gradient_norm": sums.get("gradient_norm", 0) / max(sums.get("steps", 0), 1)}
 

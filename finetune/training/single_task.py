@@ -9,7 +9,7 @@ from finetune.config import StConfig
 from finetune.data.task_batches import task_steps
 from finetune.data.task_collate import TaskBatch, TaskCollator
 from finetune.evaluation.scores import describe_scores, watched
-from finetune.objective.task_pass import TaskPass
+from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.training.task_validation import Validation
 from pretrain.engine.trainer import TrainingRun
 
@@ -37,12 +37,7 @@ class SingleTask(TrainingRun):
         return [sum(map(len, parts))]
 
     def means(self, sums: dict[str, float]) -> dict[str, float]:
-        examples = max(sums["examples"], 1)
-        return {
-            "loss": sums["loss"] / examples,
-            "score": sums["score"] / examples,
-            "gradient_norm": sums["gradient_norm"] / max(sums["steps"], 1),
-        }
+        return means_per_example(sums) | {"gradient_norm": sums["gradient_norm"] / max(sums["steps"], 1)}
 
     def describe(self, values: dict) -> str:
         return f"loss {values['loss']:.3f}  score in training {values['score']:.1%}"

@@ -14,6 +14,7 @@ from launching import finish, lines_of, run_ranks, run_ranks_apart, start_ranks,
 from safetensors.torch import load_file
 
 from finetune.annotations.answers import normalise
+from finetune.objective.task_pass import TaskPass
 from finetune.tasks import paper_tasks
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, checkpoints
 
@@ -362,3 +363,22 @@ def test_ranks_that_read_other_data_are_refused(world, tmp_path, module, differi
         "all ranks must read the same files\n"
     )
     assert [err for _, _, err in results] == ["", sentence]
+
+
+@pytest.mark.parametrize("command", ["finetune.st", "finetune.mt"])
+def test_what_a_pass_adds_up_is_logged(st, tmp_path, run_command, monkeypatch, pretrained, command):
+    """A further value in the log takes a line in TaskPass."""
+    plain = TaskPass.forward
+
+    def forward(work, batch, counts):
+        loss, sums = plain(work, batch, counts)
+        return loss, sums | {"halves": 0.5 * len(batch)}
+
+    monkeypatch.setattr(TaskPass, "forward", forward)
+    flags = ["--init", pretrained, "--log_every", 1, *st("snli_ve")]
+    if command == "finetune.mt":
+        flags[flags.index("--task")] = "--tasks"
+    assert run_command(command, *flags)[0] == 0
+    name = "halves" if command == "finetune.st" else "snli_ve/halves"
+    lines = lines_of(tmp_path / "run")
+    assert lines and all(line[name] == 0.5 and "examples" not in line for line in lines)
