@@ -3,12 +3,11 @@
 #     docker build --tag twelve-in-one .
 #     docker run --gpus all --shm-size 8g --volume "$PWD:/work" twelve-in-one python -m pretrain.run --out runs/pretrain
 #
-# CUDA_VERSION is the toolkit that compiles the operators; it has to be that of torch (TORCH_INDEX).
+# CUDA_VERSION is the toolkit that compiles the operators; it has to be that of pip's torch.
 ARG CUDA_VERSION=13.0.1
 ARG UBUNTU_VERSION=24.04
 
 FROM nvidia/cuda:${CUDA_VERSION}-devel-ubuntu${UBUNTU_VERSION} AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
 # Ubuntu removes old versions of packages from its archive, so that a build with pinned ones would fail after a while.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -18,8 +17,7 @@ RUN python3 -m venv /opt/twelve-in-one
 ENV PATH=/opt/twelve-in-one/bin:$PATH
 WORKDIR /source
 COPY requirements.txt ./
-RUN pip install --no-cache-dir --constraint requirements.txt --index-url "$TORCH_INDEX" torch \
-    && pip install --no-cache-dir --constraint requirements.txt setuptools wheel
+RUN pip install --no-cache-dir --constraint requirements.txt torch setuptools wheel
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY ops ops
 COPY shards shards
