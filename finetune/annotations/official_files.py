@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from finetune.annotations.source_files import note_read, note_search
 from shards.common.errors import UserError
 from shards.common.files import is_stray, refuse_special_file
 from shards.common.untrusted_input import byte_lines, is_number, parse_json, reading, reason_of, shown
@@ -29,6 +30,7 @@ class MissingFile(UserError):
 def scan(path, kind: type[Kind]) -> Kind:
     """Decodes a .json file as `kind`, a msgspec type. Fields that it does not declare are skipped, to save memory."""
     refuse_special_file(path)
+    note_read(path)
     try:
         with reading(path, "download it again"), open(path, "rb") as file:
             # Not closed here: msgspec.Raw records that are decoded later refer to the mapped memory.
@@ -112,6 +114,7 @@ def read_text(path) -> Iterator[tuple[str, str]]:
 def read_csv(path) -> Iterator[tuple[str, dict]]:
     """(location for messages, column -> text) for every row of a .csv or .csv.gz file with a header."""
     path = plain_or_packed(path)
+    note_read(path)
     reader = csv.DictReader(_text_lines(path), strict=True)
     while True:
         try:
@@ -149,6 +152,7 @@ def read_xml(path) -> ET.Element:
 def _lines(path) -> Iterator[tuple[str, bytes]]:
     """(location for messages, line) of every line that is not blank."""
     path = plain_or_packed(path)
+    note_read(path)
     lines, number = byte_lines(path), 0
     while True:
         try:
@@ -177,17 +181,33 @@ def find_file(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if plain_or_packed(path).exists() or not folder.is_dir():
-        return path
-    below = [
-        found
-        for depth in ("*", "*/*")
-        for end in ("", ".gz")
-        for found in sorted(folder.glob(f"{depth}/{name}{end}"))
-        if not is_stray(str(found.relative_to(folder)))
-    ]
+        below = []
+    else:
+        below = [
+            found
+            for depth in ("*", "*/*")
+            for end in ("", ".gz")
+            for found in sorted(folder.glob(f"{depth}/{name}{end}"))
+            if not is_stray(str(found.relative_to(folder)))
+        ]
     if len(below) > 1:
         raise UserError(f"{folder}: found both {' and '.join(map(str, below))}; keep one")
-    return Path(str(below[0]).removesuffix(".gz")) if below else path
+    path = Path(str(below[0]).removesuffix(".gz")) if below else path
+    note_search(folder, name, existing(path))
+    return path
+
+
+def existing(path: Path) -> list[Path]:
+    """The path of `find_file` as it exists, plain or packed; empty if it does not exist."""
+    found = plain_or_packed(path)
+    return [found] if found.exists() else []
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern in the data set's folder, or else one folder below, in alphabetical order."""
+    found = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
+    note_search(folder, pattern, found)
+    return found
 
 
 def plain_or_packed(path) -> Path:
@@ -199,6 +219,7 @@ def plain_or_packed(path) -> Path:
 
 def _read(path) -> bytes:
     refuse_special_file(path)
+    note_read(path)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

@@ -1,11 +1,9 @@
 """Negatives of retrieval training: a 4-way choice per caption, with one hard negative."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from finetune.annotations.example import Example
 from finetune.data.regions import Regions
+from finetune.prepared.packed_examples import PackedExamples
 from shards.common import counter_rng
 from shards.common.errors import UserError
 
@@ -43,15 +41,14 @@ class Options:
     They are a function of (seed, epoch, number of the example).
     """
 
-    def __init__(self, examples: Sequence[Example], regions: Regions, seed: int):
+    def __init__(self, examples: PackedExamples, regions: Regions, seed: int):
         self.seed = seed
-        images = [example.images[0] for example in examples]
-        self.images = list(dict.fromkeys(images))
+        sets, self.own = examples.images()
+        self.images = [images[0] for images in sets]
         if len(self.images) < 2:
             raise UserError("retrieval needs examples of at least two images, to draw negatives from")
-        places = {image: place for place, image in enumerate(self.images)}
-        self.own = np.array([places[image] for image in images])
-        self.captions = [np.flatnonzero(self.own == place) for place in range(len(self.images))]
+        self.captions = np.argsort(self.own, kind="stable")  # the captions of the first image, of the second, ...
+        self.begins = np.concatenate([[0], np.bincount(self.own).cumsum()])
         self.nearest = nearest_images(np.stack([regions[i].features.astype(np.float32).mean(0) for i in self.images]))
 
     def draw(self, epoch: int, number: int) -> tuple[int, str, int]:
@@ -74,5 +71,5 @@ class Options:
         return drawn + (drawn >= own)
 
     def _caption(self, image: int, number: np.ndarray) -> int:
-        captions = self.captions[image]
+        captions = self.captions[self.begins[image] : self.begins[image + 1]]
         return int(captions[int(counter_rng.below(number, len(captions))[0])])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_annotations, take, unique
+from finetune.annotations.official_files import find_file, find_files, read_annotations, take, unique
 from finetune.annotations.reference_annotations import captions
 from finetune.heads.retrieval_head import RetrievalHead
 from finetune.task_types.base import Task
@@ -95,8 +95,7 @@ class Retrieval(Task):
 def _lines(folder: Path, split: str) -> list[Path]:
     """The reference implementation's files of a split; those for evaluation have a thousand images each."""
     part = {"train": "train", "val": "val_set*", "val5k": "val_set*"}.get(split, "test_set*")
-    name = f"all_data_final_{part}_2014.jsonline"
-    return sorted(folder.glob(name)) or sorted(folder.glob(f"*/{name}"))
+    return find_files(folder, f"all_data_final_{part}_2014.jsonline")
 
 
 def _processed(folder: Path, split: str) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -21,6 +21,7 @@ from finetune.heads.retrieval_head import OPTIONS, RetrievalHead
 from finetune.inference.caption_image_scores import retrieval_scores
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.tasks import find_task
 from finetune.training.task_validation import four_way_right, validation_of
 from pretrain.data.collate import Limits
@@ -56,7 +57,8 @@ def examples(regions):
     """Two captions of most images, three of one."""
     images = list(regions.numbers)
     texts = [(image, f"a {word} thing number {n}") for n, image in enumerate(images) for word in ("red", "blue")]
-    return [Example(n, text, (image,)) for n, (image, text) in enumerate([*texts, (images[3], "one more")])]
+    pairs = enumerate([*texts, (images[3], "one more")])
+    return PackedExamples.of(Example(n, text, (image,)) for n, (image, text) in pairs)
 
 
 def test_options_are_of_other_images_and_follow_from_seed_and_epoch(regions, examples):
@@ -220,8 +222,9 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
     said = describe_scores(score.summary)
     assert "(among 13 images; in the paper 1,000)" in said and "; 4-way accuracy" in said
     assert "in the paper" not in describe_scores(score.summary | {"images": 1000})
-    assert len(validation_of(data, examples * 10, *inputs, validate_on=None, seed=5)) == 10 * counted
-    few = validation_of(data, examples * 10, *inputs, validate_on=None, seed=5)
+    many = PackedExamples.of(list(examples) * 10)
+    assert len(validation_of(data, many, *inputs, validate_on=None, seed=5)) == 10 * counted
+    few = validation_of(data, many, *inputs, validate_on=None, seed=5)
     assert len(few.examples.examples) == RANKED_CAPTIONS and len(few.four_way.examples) == 10 * counted
     pointing = TaskData(find_task("refcoco"), Path(), Path(), regions, None, "stop")
     assert validation_of(pointing, examples, *inputs, validate_on=None, seed=0).four_way is None
