@@ -13,7 +13,7 @@ from finetune.config import PRETRAINING
 from finetune.data.regions import Regions
 from finetune.data.task_data import TaskData
 from finetune.heads.retrieval_head import RetrievalHead, alignment_as_retrieval
-from finetune.models.task_model import TaskModel, alignment_as_retrieval
+from finetune.models.task_model import TaskModel
 from finetune.prepared.prepare_data import ANSWERS, Wanted, open_prepared
 from finetune.run_dirs.run_data_folder import check_exists
 from finetune.task_types.base import Task

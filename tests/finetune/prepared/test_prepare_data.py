@@ -201,17 +201,14 @@ def test_examples_of_another_version_of_the_code_are_read_again(data, reads, mon
     assert open_prepared(data, NLVR2) and reads() == 2
 
 
-def test_the_version_covers_the_readers(data, tmp_path):
+def test_the_version_covers_the_readers():
     """A change in the module of a task, of its base class, or of the functions that read files is another version."""
     root = Path(prepare_data.__file__).parents[2]
     for name in ("finetune/tasks/nlvr2.py", "finetune/task_types/base.py", "finetune/annotations/official_files.py"):
         path, before = root / name, prepare_data.code_of.__wrapped__(find_task("nlvr2"))
-        content = path.read_bytes()
-        real = Path.read_bytes
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Path, "read_bytes", lambda self, at=path: real(self) + b"#" * (self == at))
+            patch.setattr(Path, "read_bytes", lambda self, at=path: self.open("rb").read() + b"#" * (self == at))
             assert prepare_data.code_of.__wrapped__(find_task("nlvr2")) != before, name
-        assert path.read_bytes() == content
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
