@@ -85,6 +85,7 @@ class TaskData:
             seed: random seed of retrieval's negatives and of dropout in training; None in evaluation.
         """
         training, candidates = seed is not None, self.task.head.has_candidates
+        options = Options(examples, self.regions, seed, self.root) if training and self.task.head.ranks_images else None
         return TaskCollator(
             task=self.task,
             examples=examples,
@@ -94,7 +95,7 @@ class TaskData:
             boxes=self.boxes if candidates else None,
             annotated=self.boxes if training and not candidates else None,
             vocabulary=vocabulary,
-            options=Options(examples, self.regions, seed) if training and self.task.head.ranks_images else None,
+            options=options,
             seed=seed or 0,
         )
 

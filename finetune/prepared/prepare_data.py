@@ -11,16 +11,16 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from finetune.annotations.official_files import existing, find_file
-from finetune.annotations.source_files import reading_once, recording
+from finetune.annotations.source_files import SourceFiles, reading_once, recording
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.prepared.prepared_file import MappedArrays, is_current, load, save
 from finetune.task_types.base import Task
@@ -79,7 +79,7 @@ class Wanted:
 def for_training(task: Task) -> list[Wanted]:
     """The training and validation examples of a task, and the answers of its own vocabulary, if any."""
     shared = getattr(task, "answers_of", "")
-    answers = [Wanted(task, ANSWERS, "training")] if hasattr(task, "right_answers") and not shared else []
+    answers = [Wanted(task, ANSWERS, "training")] if task.head.has_vocabulary and not shared else []
     return [Wanted(task, EXAMPLES, split) for split in task.splits[:2]] + answers
 
 
@@ -87,7 +87,8 @@ def for_training(task: Task) -> list[Wanted]:
 def code_of(task: Task) -> str:
     """SHA-256 of the code that reads a task's files: prepared data of another version is made again."""
     root = Path(__file__).parents[2]
-    paths = {Path(sys.modules[base.__module__].__file__) for base in type(task).__mro__ if base is not object}
+    modules = (sys.modules[base.__module__] for base in type(task).__mro__)
+    paths = {Path(path) for module in modules if (path := getattr(module, "__file__", None))}
     for folder in READERS:
         paths |= set(map(Path, files_below(root / folder, lambda name: name.endswith(".py"))))
     digest = hashlib.sha256()
@@ -101,14 +102,45 @@ def open_prepared(data, wanted: Wanted) -> PackedExamples | Counter:
 
     data: data folder of all tasks.
     """
-    mapped = _load(data, wanted)
-    if mapped is None:
-        with _locked_place(data) as place:
-            mapped = _load(data, wanted)  # another process may have made it while this one waited
-            if mapped is None:
-                arrays = _make(data, wanted, place)
-                mapped = _load(data, wanted) if place else None
-    return wanted.value(arrays) if mapped is None else wanted.value(mapped.arrays, mapped)
+    found = _load_or_make(data, partial(_load, data, wanted), partial(_make, data, wanted))
+    return wanted.value(found.arrays, found) if isinstance(found, MappedArrays) else wanted.value(found)
+
+
+def kept_arrays(data, name: str, key: dict[str, str], compute: Callable[[], Arrays]) -> Arrays:
+    """Arrays that are computed once and kept with the prepared data.
+
+    Args:
+        data: data folder of all tasks.
+        name: file name.
+        key: what the arrays depend on; another key replaces the file.
+        compute: computes them.
+    """
+
+    def loaded() -> MappedArrays | None:
+        found = (load(place / name, key, Path(data)) for place in places(data))
+        return next((mapped for mapped in found if mapped is not None), None)
+
+    def make(place: Path | None) -> Arrays:
+        arrays = compute()
+        if place is not None:
+            save(place / name, key, Path(data), SourceFiles(), arrays)
+        return arrays
+
+    found = _load_or_make(data, loaded, make)
+    return found.arrays if isinstance(found, MappedArrays) else found
+
+
+def _load_or_make(
+    data, loaded: Callable[[], MappedArrays | None], make: Callable[[Path | None], Arrays]
+) -> MappedArrays | Arrays:
+    """The arrays of a file, or where no file can be written the arrays alone."""
+    if (found := loaded()) is not None:
+        return found
+    with _locked_place(data) as place:
+        if (found := loaded()) is not None:  # another process has made it while this one waited
+            return found
+        arrays = make(place)
+        return (loaded() if place else None) or arrays
 
 
 def prepare(data, wanted: Sequence[Wanted], processes: int, log=print) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.data.regions import Regions, region_folder
 from finetune.evaluation.paper_results import paper_samples
-from finetune.prepared.prepare_data import EXAMPLES, IMAGES, Wanted, open_prepared
+from finetune.prepared.prepare_data import EXAMPLES, IMAGES, Wanted, for_training, open_prepared
 from finetune.run_dirs.init_weights import training_answers
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
@@ -25,6 +25,12 @@ class Finding:
     answers: int | None = None
     gaps: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+
+
+def examined(task: Task) -> list[Wanted]:
+    """The prepared data that `examine` opens. Only images of the other splits, of which GQA's have millions of
+    questions."""
+    return for_training(task) + [Wanted(task, IMAGES, split) for split in task.splits[2:]]
 
 
 def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer_count: int | None = None) -> Finding:

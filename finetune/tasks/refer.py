@@ -11,14 +11,7 @@ import numpy as np
 
 from finetune.annotations.boxes import iou
 from finetune.annotations.example import Box, Example
-from finetune.annotations.official_files import (
-    corners,
-    find_file,
-    read_pickled_list,
-    scan_list,
-    take,
-    unique,
-)
+from finetune.annotations.official_files import corners, find_file, read_pickled_list, scan_list, take, unique
 from finetune.annotations.source_files import once
 from finetune.heads.grounding_head import GroundingHead
 from finetune.task_types.base import GivenBoxes, Task

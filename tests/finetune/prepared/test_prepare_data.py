@@ -87,7 +87,7 @@ def check_all(data) -> int:
         for split in task.splits if task.folder(data).is_dir() else ():
             assert is_same(data, task, split), (task.name, split)
             compared += (places(data)[0] / f"{task.name}-{split}.examples").exists()
-        if hasattr(task, "right_answers") and task.folder(data).is_dir():
+        if task.head.has_vocabulary and task.folder(data).is_dir():
             answers = open_prepared(data, Wanted(task, ANSWERS, "training"))
             assert answers == Counter(task.right_answers(task.folder(data)))
     return compared
@@ -110,12 +110,12 @@ def test_several_processes_make_what_one_makes(data, monkeypatch):
     prepare(data, [*wanted, Wanted(find_task("nlvr2"), EXAMPLES, "test1")], 2, said.append)
     assert len(said) == 5 and "reading the annotations of 4 tasks" in said[0]
     assert {path.name for path in places(data)[0].iterdir()} == {one.file(Path()).name for one in wanted}
-    monkeypatch.setattr(prepare_data, "_make", None)  # everything exists
+    monkeypatch.setattr(prepare_data, "_make", lambda *_: pytest.fail("everything exists"))
     for one in wanted:
         open_prepared(data, one)
     prepare(data, wanted, 2, said.append)
     assert len(said) == 5
-    with pytest.raises(TypeError):
+    with pytest.raises(pytest.fail.Exception, match="everything exists"):
         open_prepared(data, Wanted(find_task("nlvr2"), EXAMPLES, "test1"))
 
 
@@ -272,6 +272,29 @@ def test_a_killed_process_leaves_no_file_that_is_taken_for_whole(tmp_path):
             assert np.array_equal(mapped.arrays["ends"], np.arange(value))
         found.append((mapped is not None, any(tmp_path.glob(".*.part"))))
     assert any(left for _, left in found) and len(set(found)) > 1  # killed before, during and after the first file
+
+
+def open_again_and_again(data) -> None:
+    """Never ends: makes prepared examples and removes them, in turn."""
+    while True:
+        open_prepared(data, NLVR2)
+        NLVR2.file(places(data)[0]).unlink()
+
+
+def test_after_a_killed_build_the_next_one_succeeds(data):
+    lines = (data / "nlvr2" / "dev.json").read_text()
+    renamed = (lines.replace("dev-850", f"dev-{n}") for n in range(1000, 1500))
+    (data / "nlvr2" / "dev.json").write_text("".join(renamed))
+    expected, rng = find_task("nlvr2").read(data / "nlvr2", "dev"), random.Random(1)
+    for _ in range(20):
+        process = FORK.Process(target=open_again_and_again, args=(data,))
+        process.start()
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert open_prepared(data, NLVR2) == expected
+        assert [path.name for path in places(data)[0].iterdir() if path.suffix != ".examples"] in ([], [".lock"])
+        NLVR2.file(places(data)[0]).unlink()
 
 
 def test_what_a_killed_process_left_is_removed(data):
