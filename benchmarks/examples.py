@@ -16,8 +16,8 @@ import time
 
 import numpy as np
 
-from finetune.data.serialized_examples import PackedExamples
 from finetune.annotations.example import Example
+from finetune.prepared.packed_examples import PackedExamples
 from shards.common.cli import command, flag
 
 
@@ -56,7 +56,7 @@ def measure(kind, count: int, results) -> None:
 
 def run(config: Config) -> None:
     context, sizes = multiprocessing.get_context("spawn"), {}
-    for name, kind in (("a list", list), ("packed", PackedExamples)):
+    for name, kind in (("a list", list), ("packed", PackedExamples.of)):
         results = context.SimpleQueue()
         process = context.Process(target=measure, args=(kind, config.count, results))
         process.start()

@@ -12,6 +12,7 @@ GROUPS = {
         "inspect": ("shards.inspect", "contents of region shards"),
         "given-boxes": ("finetune.given_boxes", "boxes of the tasks' annotations, for extract"),
         "world": ("shards.world", "the miniature world, a synthetic data set"),
+        "prepare": ("finetune.prepare", "official files of tasks, read once for all later commands"),
         "doctor": ("finetune.doctor", "check of a data folder: files and regions per task"),
         "clean": ("finetune.clean", "decontamination: test images in training data (Clean V&L)"),
     },

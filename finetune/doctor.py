@@ -1,10 +1,12 @@
 """python -m finetune.doctor --data DIR: checks which tasks a data folder is complete for, and what is missing."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.regions import Regions
-from finetune.reporting.data_readiness import examine, report
+from finetune.prepared.prepare_data import prepare
+from finetune.reporting.data_readiness import examine, examined, report
 from finetune.tasks import add_task_files, choose_tasks
 from shards.common.cli import command, flag
 from shards.world import DEFAULT_WORLD, check_data_folder
@@ -26,11 +28,13 @@ class DoctorConfig:
 
 def run(config: DoctorConfig) -> int:
     check_data_folder(config.data)
+    add_task_files(config.task_file)
+    tasks = choose_tasks(config.tasks)
+    prepare(config.data, [one for task in tasks for one in examined(task)], os.cpu_count() or 1)
     print(f"{'':<12} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
     opened: dict[Path, Regions | str] = {}
     findings = []
-    add_task_files(config.task_file)
-    for task in choose_tasks(config.tasks):
+    for task in tasks:
         findings.append(examine(task, config.data, opened, config.min_answer_count))
         print("\n".join(report(findings[-1])), flush=True)
     ready = sum(not found.gaps for found in findings)

@@ -6,7 +6,7 @@ The rules reproduce the official evaluation (github.com/GT-Vision-Lab/VQA) exact
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -132,18 +132,22 @@ class NoAnswers(UserError):
     """No answer is frequent enough for the vocabulary."""
 
 
-def build_vocabulary(answers: Iterable[str], at_least: int, form: Callable[[str], str] = normalise) -> AnswerVocabulary:
+def build_vocabulary(
+    answers: Iterable[str] | Mapping[str, int], at_least: int, form: Callable[[str], str] = normalise
+) -> AnswerVocabulary:
     """The answers that are the ground truth of at least `at_least` questions, the most frequent first.
 
     Args:
-        answers: the ground-truth answer of every question.
+        answers: the ground-truth answer of every question, or answer -> number of questions.
         at_least: minimum number of questions.
         form: normalisation that is applied to every answer before counting.
 
     Raises:
         NoAnswers: no answer is frequent enough.
     """
-    counts = Counter(map(form, answers))
+    counts: Counter[str] = Counter()
+    for answer, count in Counter(answers).items():
+        counts[form(answer)] += count
     kept = sorted((answer for answer, count in counts.items() if count >= at_least), key=lambda a: (-counts[a], a))
     if not kept:
         most = f"; the most frequent one has {max(counts.values())}" if counts else ""

@@ -10,16 +10,19 @@ import mmap
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from types import UnionType
+from typing import Generic, TypeVar, get_args, get_origin
 
 import msgspec
 
+from finetune.annotations.source_files import note_read, note_search
 from shards.common.errors import UserError
 from shards.common.files import is_stray, refuse_special_file
 from shards.common.untrusted_input import byte_lines, is_number, parse_json, reading, reason_of, shown
 from shards.parsing.safe_pickle import unpickle
 
 Kind = TypeVar("Kind")
+BROKEN = (msgspec.DecodeError, ValueError, RecursionError)  # errors of decoding
 
 
 class MissingFile(UserError):
@@ -29,6 +32,7 @@ class MissingFile(UserError):
 def scan(path, kind: type[Kind]) -> Kind:
     """Decodes a .json file as `kind`, a msgspec type. Fields that it does not declare are skipped, to save memory."""
     refuse_special_file(path)
+    note_read(path)
     try:
         with reading(path, "download it again"), open(path, "rb") as file:
             # Not closed here: msgspec.Raw records that are decoded later refer to the mapped memory.
@@ -65,13 +69,96 @@ def scan_records(path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
     return ((key, records[key]) for key in records)
 
 
+def scan_list(path, key: str | None, name: str, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    """(location for messages, record) of every record of a list in a .json file.
+
+    Args:
+        path: the file.
+        key: of the list in the file's object; None if the file is the list.
+        name: of a record, for its location.
+        kind: msgspec struct with the fields that are needed; others are skipped.
+    """
+    try:
+        records = _raw_list(path, key)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: has invalid content ({reason_of(error)}); download it again") from None
+    except BROKEN as error:
+        raise UserError(f"{path}: is not valid JSON ({reason_of(error)}); download it again") from None
+    decoder = msgspec.json.Decoder(kind)
+    for number, record in enumerate(records):
+        try:
+            value = decoder.decode(record)
+        except BROKEN as error:
+            raise _explained(bytes(record), kind, f"{path}, {name} {number}", error) from None
+        yield f"{path}, {name} {number}", value
+
+
+def _raw_list(path, key: str | None) -> list[msgspec.Raw]:
+    refuse_special_file(path)
+    note_read(path)
+    try:
+        with reading(path, "download it again", error=ValueError), open(path, "rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    data = data[_text_begin(data) :]
+    if key is None:
+        return msgspec.json.decode(data, type=list[msgspec.Raw])
+    found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    if key not in found:
+        raise UserError(f"{path}: has no {key}; it has {_names(found) or 'nothing'}")
+    return msgspec.json.decode(found[key], type=list[msgspec.Raw])
+
+
 def scan_lines(path, kind: type[Kind]) -> Iterator[Kind]:
     """The records of a file with one JSON record per line, decoded as `kind`, a msgspec type."""
+    return (value for _, value in scan_located_lines(path, kind))
+
+
+def scan_located_lines(path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    """(location for messages, record) of every line of a file with one JSON record per line; see scan_lines."""
     decoder = msgspec.json.Decoder(kind)
     for where, line in _lines(path):
-        with reading(where, "download the file again"):
+        try:
             value = decoder.decode(line)
-        yield value
+        except BROKEN as error:
+            raise _explained(line, kind, where, error) from None
+        yield where, value
+
+
+def _explained(text: bytes, kind, where: str, error: Exception) -> UserError:
+    """The error of a record that does not have the fields of `kind`, with the key and the value."""
+    try:
+        _check_fields(parse_json(text), kind, where)
+    except UserError as found:
+        return found
+    except ValueError as found:
+        return UserError(f"{where}: is not valid JSON ({reason_of(found)}); download the file again")
+    return UserError(f"{where}: cannot be read ({reason_of(error)}); download the file again")
+
+
+def _check_fields(value, kind, where: str) -> None:
+    """Raises UserError if a parsed value lacks a field of a struct, or has one of another type, also in lists of it."""
+    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
+        return
+    for field in msgspec.structs.fields(kind):
+        name, parts = field.encode_name, get_args(field.type)
+        if field.required or (isinstance(value, dict) and name in value):
+            item = take(value, name, _plain_types(field.type), where)
+            for number, one in enumerate(item if isinstance(item, list) else ()):
+                _check(one, f"a value of {name}", _plain_types(parts[0]), where)
+                _check_fields(one, parts[0], f"{where}, {name} {number}")
+            _check_fields(item, field.type, f"{where}, {name}")
+
+
+def _plain_types(kind) -> tuple[type, ...]:
+    """The types that a parsed JSON value of a msgspec type can have."""
+    if isinstance(kind, UnionType):
+        return tuple(dict.fromkeys(plain for part in get_args(kind) for plain in _plain_types(part)))
+    plain = get_origin(kind) or kind
+    if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
+        return (dict,)
+    return (int, float) if plain is float else (plain,)
 
 
 def read_annotations(path):
@@ -80,14 +167,6 @@ def read_annotations(path):
         return parse_json(_read(path))
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON ({reason_of(error)}); download it again") from None
-
-
-def read_list(path) -> list:
-    """The value of an official .json file that is a list."""
-    value = read_annotations(path)
-    if not isinstance(value, list):
-        raise UserError(f"{path}: should be a list of records and is a {type(value).__name__}")
-    return value
 
 
 def read_lines(path) -> Iterator[tuple[str, dict]]:
@@ -112,6 +191,7 @@ def read_text(path) -> Iterator[tuple[str, str]]:
 def read_csv(path) -> Iterator[tuple[str, dict]]:
     """(location for messages, column -> text) for every row of a .csv or .csv.gz file with a header."""
     path = plain_or_packed(path)
+    note_read(path)
     reader = csv.DictReader(_text_lines(path), strict=True)
     while True:
         try:
@@ -149,6 +229,7 @@ def read_xml(path) -> ET.Element:
 def _lines(path) -> Iterator[tuple[str, bytes]]:
     """(location for messages, line) of every line that is not blank."""
     path = plain_or_packed(path)
+    note_read(path)
     lines, number = byte_lines(path), 0
     while True:
         try:
@@ -177,17 +258,33 @@ def find_file(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if plain_or_packed(path).exists() or not folder.is_dir():
-        return path
-    below = [
-        found
-        for depth in ("*", "*/*")
-        for end in ("", ".gz")
-        for found in sorted(folder.glob(f"{depth}/{name}{end}"))
-        if not is_stray(str(found.relative_to(folder)))
-    ]
+        below = []
+    else:
+        below = [
+            found
+            for depth in ("*", "*/*")
+            for end in ("", ".gz")
+            for found in sorted(folder.glob(f"{depth}/{name}{end}"))
+            if not is_stray(str(found.relative_to(folder)))
+        ]
     if len(below) > 1:
         raise UserError(f"{folder}: found both {' and '.join(map(str, below))}; keep one")
-    return Path(str(below[0]).removesuffix(".gz")) if below else path
+    path = Path(str(below[0]).removesuffix(".gz")) if below else path
+    note_search(folder, name, existing(path))
+    return path
+
+
+def existing(path: Path) -> list[Path]:
+    """The path of `find_file` as it exists, plain or packed; empty if it does not exist."""
+    found = plain_or_packed(path)
+    return [found] if found.exists() else []
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern in the data set's folder, or else one folder below, in alphabetical order."""
+    found = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
+    note_search(folder, pattern, found)
+    return found
 
 
 def plain_or_packed(path) -> Path:
@@ -199,6 +296,7 @@ def plain_or_packed(path) -> Path:
 
 def _read(path) -> bytes:
     refuse_special_file(path)
+    note_read(path)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -261,9 +359,8 @@ def _check(value, name: str, kind, where: str) -> None:
         raise UserError(f"{where}: {name} is {shown(value)}; should be a finite number of at most 64 bits")
 
 
-def take_box(record, key: str, where: str) -> tuple[float, float, float, float]:
-    """A box given as [x, y, width, height] in pixels -> (x1, y1, x2, y2)."""
-    values = take(record, key, list, where)
+def corners(values: list, key: str, where: str) -> tuple[float, float, float, float]:
+    """A box given as [x, y, width, height] in pixels -> (x1, y1, x2, y2). key: its name in messages."""
     if len(values) != 4 or not all(map(is_number, values)):
         raise UserError(f"{where}: {key} is {shown(values)}; should be four numbers x, y, width, height")
     x, y, width, height = values

@@ -1,16 +1,22 @@
 """Negatives of retrieval training: a 4-way choice per caption, with one hard negative."""
 
-from collections.abc import Sequence
+import hashlib
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from finetune.annotations.example import Example
 from finetune.data.regions import Regions
+from finetune.prepared.packed_examples import PackedExamples
+from finetune.prepared.prepare_data import kept_arrays
 from shards.common import counter_rng
 from shards.common.errors import UserError
+from shards.common.progress_bar import progress_bar
+from shards.storage.dataset import fingerprint
 
 NEAREST = 100  # nearest images from which a hard negative is drawn
 BLOCK = 1024  # rows of the distance matrix at a time
+WORTH_A_BAR = 20  # blocks from which a progress bar is shown
 
 
 def nearest_images(means: np.ndarray, count: int = NEAREST) -> np.ndarray:
@@ -27,7 +33,8 @@ def nearest_images(means: np.ndarray, count: int = NEAREST) -> np.ndarray:
     squares = (means * means).sum(1)
     count = min(count, len(means) - 1)
     found = np.empty((len(means), count), np.int64)
-    for begin in range(0, len(means), BLOCK):
+    blocks = range(0, len(means), BLOCK)
+    for begin in progress_bar(blocks, unit=" blocks", desc="nearest images", disable=len(blocks) < WORTH_A_BAR):
         rows = slice(begin, begin + BLOCK)
         distances = squares[rows, None] + squares - 2 * (means[rows] @ means.T)
         distances[np.arange(len(distances)), np.arange(begin, begin + len(distances))] = np.inf
@@ -40,19 +47,26 @@ def nearest_images(means: np.ndarray, count: int = NEAREST) -> np.ndarray:
 class Options:
     """The three negatives of each caption: a random caption, a random image, and a caption of a similar image.
 
-    They are a function of (seed, epoch, number of the example).
+    They are a function of (seed, epoch, number of the example). The nearest images are kept in the data folder.
     """
 
-    def __init__(self, examples: Sequence[Example], regions: Regions, seed: int):
+    def __init__(self, examples: PackedExamples, regions: Regions, seed: int, data: Path):
         self.seed = seed
-        images = [example.images[0] for example in examples]
-        self.images = list(dict.fromkeys(images))
+        sets, self.own = examples.images()
+        self.images = [images[0] for images in sets]
         if len(self.images) < 2:
             raise UserError("retrieval needs examples of at least two images, to draw negatives from")
-        places = {image: place for place, image in enumerate(self.images)}
-        self.own = np.array([places[image] for image in images])
-        self.captions = [np.flatnonzero(self.own == place) for place in range(len(self.images))]
-        self.nearest = nearest_images(np.stack([regions[i].features.astype(np.float32).mean(0) for i in self.images]))
+        self.captions = np.argsort(self.own, kind="stable")  # the captions of the first image, of the second, ...
+        self.begins = np.concatenate([[0], np.bincount(self.own).cumsum()])
+        digest = hashlib.sha256("\n".join(self.images).encode()).hexdigest()
+        key = {"content": "nearest", "images": digest, "regions": fingerprint(regions.dataset), "count": str(NEAREST)}
+        name = f"{regions.dataset.folder.name}-{digest[:16]}.nearest"
+        found = kept_arrays(data, name, key, partial(self._nearest, regions))
+        self.nearest = found["nearest"].reshape(len(self.images), -1)
+
+    def _nearest(self, regions: Regions) -> dict[str, np.ndarray]:
+        means = np.stack([regions[image].features.astype(np.float32).mean(0) for image in self.images])
+        return {"nearest": nearest_images(means).astype(np.int32).ravel()}
 
     def draw(self, epoch: int, number: int) -> tuple[int, str, int]:
         """(number of the example with the random caption, the random image, number of the example with the hard
@@ -74,5 +88,5 @@ class Options:
         return drawn + (drawn >= own)
 
     def _caption(self, image: int, number: np.ndarray) -> int:
-        captions = self.captions[image]
+        captions = self.captions[self.begins[image] : self.begins[image + 1]]
         return int(captions[int(counter_rng.below(number, len(captions))[0])])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.annotations.example import Box
+from finetune.prepared.packed_examples import PackedExamples
 from shards.common.errors import UserError
 from shards.common.files import is_stray
 from shards.storage.dataset import Dataset, open_dataset
@@ -103,24 +104,26 @@ def _rows_by_place(sample: Sample, boxes: Sequence[Box]) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
-def with_regions(examples: list, regions: Regions, where, skip: bool, log=print) -> list:
+def with_regions(examples: PackedExamples, regions: Regions, where, skip: bool, log=print) -> PackedExamples:
     """The examples all of whose images have regions.
 
     Raises:
         UserError: an image has no regions and `skip` is false, or no examples remain.
     """
-    kept = [example for example in examples if all(image in regions for image in example.images)]
-    if len(kept) == len(examples):
+    sets, numbers = examples.images()
+    covered = np.array([all(image in regions for image in images) for images in sets], bool)
+    kept = covered[numbers]
+    if kept.all():
         return examples
-    missing = len(examples) - len(kept)
-    first = next(image for example in examples for image in example.images if image not in regions)
+    missing = len(examples) - int(kept.sum())
+    first = next(image for images in sets for image in images if image not in regions)
     sentence = f"{missing} of {len(examples)} examples have an image without regions in {where}, {first} the first"
     if not skip:
         raise UserError(f"{sentence}; extract these images too, or skip the examples with --missing skip")
-    if not kept:
+    if not kept.any():
         raise UserError(f"{sentence}; no examples remain")
     log(f"skipped: {sentence}")
-    return kept
+    return examples.select(kept)
 
 
 def region_folder(data, name: str) -> Path:

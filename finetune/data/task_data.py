@@ -1,8 +1,6 @@
 """The data of a task: its examples with their regions, and the collators that turn them into batches."""
 
-import dataclasses
-import hashlib
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +9,18 @@ from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Example
 from finetune.data.hard_negatives import Options
 from finetune.data.regions import Regions, region_folder, with_regions
-from finetune.data.serialized_examples import PackedExamples
 from finetune.data.task_collate import TaskCollator
 from finetune.decontamination.manifest import CleanedTask, clean_folder, read_cleaned
+from finetune.prepared.packed_examples import PackedExamples
+from finetune.prepared.prepare_data import EXAMPLES, Wanted, open_prepared, prepare
 from finetune.task_types.base import Task
 from pretrain.data.collate import Limits
-from pretrain.engine.distributed import DIFFERENT_DATA, same_everywhere
+from pretrain.engine.distributed import DIFFERENT_DATA, on_every_rank, same_everywhere
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.storage.dataset import fingerprint
 from shards.world import is_world
-
-COMPARED = 50_000  # examples of a split that ranks compare at startup, which takes about a second
 
 
 @dataclass
@@ -49,7 +46,8 @@ class TaskData:
 
     def examples(self, split: str, log=print) -> PackedExamples:
         """A split's examples after decontamination, if any, whose images have regions."""
-        examples = self.task.read(self.folder, split)
+        self.task.check_split(split)
+        examples = open_prepared(self.root, Wanted(self.task, EXAMPLES, split))
         if self.cleaned is not None:
             self.cleaned.check(split, examples)
             examples = self.cleaned.keep(split, examples, log)
@@ -58,9 +56,11 @@ class TaskData:
         kept = with_regions(examples, self.regions, self.regions.dataset.folder, self.missing == "skip", log)
         if self.boxes is not None:
             kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", log)
-        return PackedExamples(kept)
+        return kept
 
-    def splits(self, training: str, validation: str, validate_on: int | None, log) -> tuple[PackedExamples, list]:
+    def splits(
+        self, training: str, validation: str, validate_on: int | None, log
+    ) -> tuple[PackedExamples, PackedExamples]:
         """(training examples, validation examples); only the first `validate_on` of the latter, None for all."""
         train, held_out = (self.examples(split, log) for split in (training, validation))
         return train, held_out[:validate_on]
@@ -85,6 +85,7 @@ class TaskData:
             seed: random seed of retrieval's negatives and of dropout in training; None in evaluation.
         """
         training, candidates = seed is not None, self.task.head.has_candidates
+        options = Options(examples, self.regions, seed, self.root) if training and self.task.head.ranks_images else None
         return TaskCollator(
             task=self.task,
             examples=examples,
@@ -94,27 +95,25 @@ class TaskData:
             boxes=self.boxes if candidates else None,
             annotated=self.boxes if training and not candidates else None,
             vocabulary=vocabulary,
-            options=Options(examples, self.regions, seed) if training and self.task.head.ranks_images else None,
+            options=options,
             seed=seed or 0,
         )
 
 
-def same_on_every_rank(data: TaskData, splits: Sequence[Sequence[Example]], ranks: Ranks) -> None:
+def prepare_on_every_machine(data: str, wanted: Sequence[Wanted], ranks: Ranks) -> None:
+    """Makes missing prepared data in one process of every machine, while its other ranks wait."""
+    processes = os.cpu_count() or 1
+    on_every_rank(ranks, lambda: None if ranks.local else prepare(data, wanted, processes, ranks.log))
+
+
+def same_on_every_rank(data: TaskData, splits: Sequence[PackedExamples], ranks: Ranks) -> None:
     """Raises UserError if a rank reads other regions or other examples than the first rank."""
 
     def content() -> tuple[str, ...]:
         regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
-        return (*map(fingerprint, regions), *map(_digest, splits))
+        return (*map(fingerprint, regions), *(examples.digest() for examples in splits))
 
     same_everywhere(ranks, content, DIFFERENT_DATA.format(data=f"{data.folder} with {data.regions.dataset.folder}"))
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of the number of examples and of about COMPARED evenly spaced ones."""
-    digest = hashlib.sha256(str(len(examples)).encode())
-    for number in range(0, len(examples), -(-len(examples) // COMPARED) or 1):
-        digest.update(json.dumps(dataclasses.asdict(examples[number]), sort_keys=True, default=repr).encode())
-    return digest.hexdigest()
 
 
 def check_same_width(first: Regions, *others: Regions) -> None:

@@ -2,27 +2,17 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from finetune.annotations.official_files import MissingFile, find_file
 from finetune.annotations.reference_annotations import published_tests
 from finetune.decontamination.image_identity import Photos, add_genome
+from finetune.prepared.prepare_data import IMAGES, Wanted, open_prepared, prepare
 from finetune.task_types.base import Task
 from finetune.tasks import all_tasks, find_task
 from finetune.tasks.vgqa import IMAGE_DATA
 from shards.common.errors import UserError
-from shards.common.process_pool import advance, run_tasks
 
 Counts = dict[tuple[str, str], Counter[tuple[str, ...]]]  # (task, split) -> number of examples by their images
-
-
-@dataclass
-class SplitReading:
-    """A split of a task that a worker process reads."""
-
-    task: str
-    folder: Path
-    split: str
 
 
 @dataclass
@@ -43,29 +33,19 @@ class ImagesOfTasks:
         return found
 
 
-def count_images(reading: SplitReading) -> Counter[tuple[str, ...]] | str:
-    """The number of examples by images of a split, or an error message where its file is missing."""
-    try:
-        return find_task(reading.task).image_counts(reading.folder, reading.split)
-    except MissingFile as error:
-        return str(error)
-    finally:
-        advance()
-
-
 def read_all(data: str, processes: int) -> ImagesOfTasks:
     """Reads the images of every split of every task in the data folder."""
     tasks = [task for task in all_tasks().values() if task.folder(data).is_dir()]
     if not tasks:
         raise UserError(f"--data {data}: contains no folder of a task; expected one of {', '.join(all_tasks())}")
     found = ImagesOfTasks(tasks)
-    readings = [SplitReading(t.name, t.folder(data), split) for t in tasks for split in (*t.learned, *t.tests)]
-    done = dict(run_tasks(count_images, readings, processes, len(readings), "splits"))
-    for number, reading in enumerate(readings):
-        if isinstance(done[number], str):
-            found.absent.append(f"{reading.task}'s {reading.split}: {done[number]}")
-        else:
-            found.counts[reading.task, reading.split] = done[number]
+    wanted = [Wanted(task, IMAGES, split) for task in tasks for split in (*task.learned, *task.tests)]
+    prepare(data, wanted, processes)
+    for one in wanted:
+        try:
+            found.counts[one.task.name, one.split] = open_prepared(data, one)
+        except MissingFile as error:
+            found.absent.append(f"{one.task.name}'s {one.split}: {error}")
     return found
 
 

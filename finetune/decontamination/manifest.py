@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from finetune.annotations.example import Example
 from finetune.annotations.official_files import scan_lines
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.task_types.base import Task
 from pretrain.engine.run_dir import CONFIG, read_config
 from shards.common.errors import UserError
@@ -59,7 +60,7 @@ class CleanedTask:
     images: frozenset[str]
     examples: dict[str, int]
 
-    def check(self, split: str, examples: list[Example]) -> None:
+    def check(self, split: str, examples: PackedExamples) -> None:
         """Raises UserError if the split has changed since finetune.clean ran."""
         then = self.examples.get(split, len(examples))
         if len(examples) != then:
@@ -68,15 +69,17 @@ class CleanedTask:
                 f"now has {len(examples)}; run finetune.clean again on this data"
             )
 
-    def keep(self, split: str, examples: list[Example], log=print) -> list[Example]:
+    def keep(self, split: str, examples: PackedExamples, log=print) -> PackedExamples:
         """The examples of a split whose images are not removed; all examples of a test split."""
         if self.task.is_test(split):
             return examples
-        kept = [example for example in examples if self.images.isdisjoint(example.images)]
-        if len(kept) < len(examples):
-            removed = len(examples) - len(kept)
-            log(f"cleaned: {removed} of {len(examples)} examples of {self.task.name}'s {split} removed (test images)")
-        return kept
+        sets, numbers = examples.images()
+        kept = np.array([self.images.isdisjoint(images) for images in sets], bool)[numbers]
+        if kept.all():
+            return examples
+        removed = len(examples) - int(kept.sum())
+        log(f"cleaned: {removed} of {len(examples)} examples of {self.task.name}'s {split} removed (test images)")
+        return examples.select(kept)
 
 
 def is_cleaned(config: dict) -> bool:

@@ -7,6 +7,7 @@ from scipy.sparse.csgraph import connected_components
 from finetune.annotations.official_files import MissingFile, find_file, read_annotations
 from finetune.decontamination.manifest import read_cleaned, read_manifest
 from finetune.decontamination.near_duplicates import read_pairs
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.tasks import all_tasks, find_task
 from finetune.tasks.vgqa import IMAGE_DATA
 from shards.common.progress_bar import progress_bar
@@ -33,11 +34,11 @@ def check(data: str, folder) -> list[str]:
         cleaned = read_cleaned(folder, task)
         for split in (*task.learned, *task.tests):
             try:
-                examples = task.examples(task.folder(data), split)
+                examples = PackedExamples.of(task.examples(task.folder(data), split))
             except MissingFile:
                 continue
             left = cleaned.keep(split, examples, log=lambda _: None)
-            images = {image for example in left for image in example.images}
+            images = {image for images in left.images()[0] for image in images}
             if task.is_test(split):
                 tests |= {task.photo(image): f"{task.name} {split}" for image in images}
                 continue

@@ -10,13 +10,13 @@ import numpy as np
 from finetune.annotations.example import Example
 from finetune.config import TESTS, EvaluateConfig
 from finetune.data.regions import with_regions
-from finetune.data.serialized_examples import PackedExamples
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, breakdown_of, describe_scores, render_breakdown, score_task
 from finetune.inference.model_loader import ModelLoader
 from finetune.inference.predictions import predict
 from finetune.inference.progress import TimeLeft
 from finetune.objective.task_pass import TaskPass
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.run_dirs.run_data_folder import kept_scores, place_of
 from finetune.task_types.base import FurtherScores, Task
 from pretrain.engine.distributed import choose_device
@@ -119,6 +119,6 @@ def _score_further(
         return further.scores({})
     ranks.log(f"{work.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics")
     where, skip = collator.regions.dataset.folder, config.missing == "skip"
-    examples = PackedExamples(with_regions(further.examples, collator.regions, where, skip, ranks.log))
+    examples = with_regions(PackedExamples.of(further.examples), collator.regions, where, skip, ranks.log)
     predictions = predict_split(config, work, replace(collator, examples=examples), ranks)
     return further.scores(dict(zip((example.id for example in examples), predictions, strict=True)))

@@ -10,6 +10,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData, open_data, same_on_every_rank
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.run_dirs.init_weights import Start, Vocabularies, choose_vocabulary, trained_start
 from finetune.run_dirs.run_data_folder import choose_data
 from finetune.task_types.base import Task
@@ -53,11 +54,12 @@ class ModelLoader:
         """
         config, ranks = self.config, self.ranks
 
-        def opened() -> tuple[TaskData, Sequence[Example]]:
+        def opened() -> tuple[TaskData, PackedExamples]:
             folder = choose_data(config.run, config.data)
             data = open_data(task, folder, config.missing, opened=self._regions)
-            wanted = split or config.split or task.splits[1]
-            return data, choose(data) if choose else data.examples(wanted, ranks.log)
+            if choose:
+                return data, PackedExamples.of(choose(data))
+            return data, data.examples(split or config.split or task.splits[1], ranks.log)
 
         data, examples = on_every_rank(ranks, opened)
         same_on_every_rank(data, (examples,), ranks)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.data.regions import Regions, region_folder
 from finetune.evaluation.paper_results import paper_samples
+from finetune.prepared.prepare_data import EXAMPLES, IMAGES, Wanted, for_training, open_prepared
 from finetune.run_dirs.init_weights import training_answers
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
@@ -24,6 +25,12 @@ class Finding:
     answers: int | None = None
     gaps: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+
+
+def examined(task: Task) -> list[Wanted]:
+    """The prepared data that `examine` opens. Only images of the other splits, of which GQA's have millions of
+    questions."""
+    return for_training(task) + [Wanted(task, IMAGES, split) for split in task.splits[2:]]
 
 
 def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer_count: int | None = None) -> Finding:
@@ -47,7 +54,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
     for split in task.splits:
         needed = split in task.splits[:2]  # training and validation; the other splits are optional
         try:
-            counts = count_examples(task, folder, split, whole=needed)
+            counts = count_examples(task, data, split, whole=needed)
         except UserError as error:
             if needed:
                 found.gaps.append(f"{split}: {error}")
@@ -80,17 +87,17 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
     return found
 
 
-def count_examples(task: Task, folder: Path, split: str, whole: bool) -> Counter[tuple[str, ...]]:
+def count_examples(task: Task, data, split: str, whole: bool) -> Counter[tuple[str, ...]]:
     """Number of examples of a split by their images.
 
     whole: read the complete annotations, to find errors in them; without it, a file of millions of questions (GQA's
     submission) takes little memory.
     """
     if whole:
-        return Counter(example.images for example in task.read(folder, split))
-    counts = task.image_counts(folder, split)
+        return open_prepared(data, Wanted(task, EXAMPLES, split)).image_counts()
+    counts = open_prepared(data, Wanted(task, IMAGES, split))
     if not counts:
-        raise UserError(f"{folder}: no examples in {task.name}'s split {split}")
+        raise UserError(f"{task.folder(data)}: no examples in {task.name}'s split {split}")
     return counts
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from finetune.data.regions import Regions
 from finetune.data.task_data import TaskData
 from finetune.heads.retrieval_head import RetrievalHead, alignment_as_retrieval
 from finetune.models.task_model import TaskModel
+from finetune.prepared.prepare_data import ANSWERS, Wanted, open_prepared
 from finetune.run_dirs.run_data_folder import check_exists
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.tasks import add_task_files_of, find_task, keep_task_files, paper_tasks
@@ -239,18 +241,20 @@ def training_answers(
 
 
 def _training_answers(task: Task, root: Path, min_answer_count: int | None, log) -> AnswerVocabulary:
+    def vocabulary_of(task: Task) -> AnswerVocabulary:
+        counted = partial(open_prepared, root, Wanted(task, ANSWERS, "training"))
+        wanted = task if min_answer_count is None else dataclasses.replace(task, at_least=min_answer_count)
+        return wanted.vocabulary(task.folder(root), counted)
+
     shared = _task_of_answers(task)
-    if min_answer_count is not None:
-        task = dataclasses.replace(task, at_least=min_answer_count)
-        shared = shared and dataclasses.replace(shared, at_least=min_answer_count)
     if shared is None:
-        return task.vocabulary(task.folder(root))
+        return vocabulary_of(task)
     folder = shared.folder(root)
     if shared.has_answers(folder):
-        vocabulary = shared.vocabulary(folder)
+        vocabulary = vocabulary_of(shared)
         log(f"{task.title}: {len(vocabulary)} answers, those of {shared.title} in {folder}")
         return vocabulary
-    vocabulary = task.vocabulary(task.folder(root))
+    vocabulary = vocabulary_of(task)
     log(
         f"{task.title}: {len(vocabulary)} answers of its own annotations, because {folder} has no annotations of "
         f"{shared.title}; scores are not comparable with those of models that use {shared.title}'s answers"

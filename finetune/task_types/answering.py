@@ -1,7 +1,7 @@
 """Base class of vocabulary-based VQA tasks: VQA, Visual Genome QA, GQA and DAQUAR."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -34,11 +34,14 @@ class AnsweringTask(Task):
         """Whether a folder contains the files that `vocabulary` reads."""
         return plain_or_packed(find_file(folder, self.annotated)).exists() or answer_file(folder) is not None
 
-    def vocabulary(self, folder) -> AnswerVocabulary:
-        """The vocabulary of the official file, or of the reference implementation's answer file if only that exists."""
+    def vocabulary(self, folder, counted: Callable[[], Mapping[str, int]] | None = None) -> AnswerVocabulary:
+        """The vocabulary of the official file, or of the reference implementation's answer file if only that exists.
+
+        counted: returns the right answers with their numbers, if they need not be read.
+        """
         if not find_file(Path(folder), self.annotated).exists() and (kept := answer_file(Path(folder))):
             return read_vocabulary(kept)
-        return build_vocabulary(self.right_answers(Path(folder)), self.at_least)
+        return build_vocabulary(counted() if counted else self.right_answers(Path(folder)), self.at_least)
 
 
 class HasId(Protocol):

@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +58,8 @@ class Daquar(AnsweringTask):
     def right_answers(self, folder: Path) -> list[str]:
         return [answer for _, answer, _ in read_triples(find_file(folder, TRAINING))]
 
-    def vocabulary(self, folder) -> AnswerVocabulary:
-        return build_vocabulary(self.right_answers(Path(folder)), self.at_least, plain_answer)
+    def vocabulary(self, folder, counted: Callable[[], Mapping[str, int]] | None = None) -> AnswerVocabulary:
+        return build_vocabulary(counted() if counted else self.right_answers(Path(folder)), self.at_least, plain_answer)
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)

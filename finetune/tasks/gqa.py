@@ -1,7 +1,6 @@
 """GQA: compositional questions on Visual Genome images, with one short answer each."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from finetune.annotations import reference_annotations
 from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, scan_records
+from finetune.annotations.source_files import once
 from finetune.heads.answer_head import AnswerHead
 from finetune.metrics.gqa_metrics import WITH_FILES, OfficialScores, Operation, official_scores, step_count
 from finetune.task_types.answering import AnsweringTask, held_out_by_id
@@ -22,6 +22,7 @@ from shards.common.errors import UserError
 from shards.common.image_id import image_id
 
 ANSWERED = ("train", "val", "testdev")  # splits with public answers
+FACTS = ("type", "semantic", "detailed", "group", "steps")
 MINVAL = 3000  # held-out questions of train and val together, the last by id
 
 # Splits whose files contain all questions; those of other splits contain the balanced ones.
@@ -52,13 +53,13 @@ class Question(msgspec.Struct):
     groups: Groups | None = None
     semantic: list[Operation] | None = None
 
-    @property
-    def facts(self) -> dict:
-        """The types by which scores are reported; strings are interned, since they have few distinct values."""
+    def facts(self, known: dict[tuple, dict]) -> dict:
+        """The types by which scores are reported. known: dicts of earlier questions by their values, which are shared
+        because a million questions have few different ones."""
         types, group = self.types or Types(), self.groups.everywhere if self.groups else None
-        named = {"type": types.structural, "semantic": types.semantic, "detailed": types.detailed, "group": group}
-        found = {name: text if text is None else sys.intern(text) for name, text in named.items()}
-        return found | {"steps": None if self.semantic is None else step_count(self.semantic)}
+        steps = None if self.semantic is None else step_count(self.semantic)
+        values = types.structural, types.semantic, types.detailed, group, steps
+        return known.setdefault(values, dict(zip(FACTS, values, strict=True)))
 
 
 class ImageOf(msgspec.Struct):
@@ -140,6 +141,7 @@ class GQA(AnsweringTask):
         return json.dumps([{"questionId": example.id, "prediction": answer} for example, answer in pairs])
 
 
+@once
 def read_trainval(folder: Path) -> list[Example]:
     """The questions of train and val, from the official files or else the reference implementation's."""
     if not _file(folder, "train").exists() and reference_annotations.has_questions(folder, "trainval"):
@@ -156,12 +158,15 @@ def read(folder: Path, split: str) -> list[Example]:
     path = _file(folder, split)
     if not path.exists() and reference_annotations.has_questions(folder, split):
         return _from_processed(folder, split)
-    examples = []
+    examples: list[Example] = []
+    facts: dict[tuple, dict] = {}
+    targets: dict[str, dict[str, float]] = {}
     for id, found in scan_records(path, Question):
         if found.answer is None and split in ANSWERED:
             raise UserError(f"{path}, record {id}: no answer, although {split} has answers; download the file again")
-        target = None if found.answer is None else {found.answer: 1.0}
-        examples.append(Example(id, found.question, (image_id(str(found.image)),), target, facts=found.facts))
+        target = None if found.answer is None else targets.setdefault(found.answer, {found.answer: 1.0})
+        images = (image_id(str(found.image)),)
+        examples.append(Example(id, found.question, images, target, facts=found.facts(facts)))
     return examples
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import msgspec
 
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_lines, scan_lines, take, take_box, unique
+from finetune.annotations.official_files import (
+    corners,
+    find_file,
+    scan_lines,
+    scan_located_lines,
+    unique,
+)
 from finetune.heads.candidates_head import CandidatesHead
 from finetune.task_types.pointing import PointingTask
 from shards.common.errors import UserError
@@ -19,11 +25,36 @@ class Image(msgspec.Struct):
     id: int
 
 
-class Game(msgspec.Struct):
+class Counted(msgspec.Struct):
     """The fields of a game that counting images needs."""
 
     image: Image
     status: str = ""
+
+
+class Thing(msgspec.Struct):
+    """The fields of an object. bbox: x, y, width, height in pixels."""
+
+    id: int
+    bbox: list[float]
+
+
+class Turn(msgspec.Struct):
+    """A question of a dialogue, with its answer."""
+
+    question: str
+    answer: str
+
+
+class Game(msgspec.Struct):
+    """The fields of a game that an example needs. status: needed if only successful games are used."""
+
+    id: int
+    image: Image
+    objects: list[Thing]
+    object_id: int
+    qas: list[Turn]
+    status: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,29 +64,28 @@ class GuessWhat(PointingTask):
     successful_only: bool = False
 
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
-        games = scan_lines(find_file(folder, f"guesswhat.{split}.jsonl"), Game)
+        games = scan_lines(find_file(folder, f"guesswhat.{split}.jsonl"), Counted)
         counted = (game for game in games if game.status == "success" or not self.successful_only)
         return Counter((str(game.image.id),) for game in counted)
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"guesswhat.{split}.jsonl")
         examples = []
-        for where, game in read_lines(path):
-            if self.successful_only and take(game, "status", str, where) != "success":
+        for where, game in scan_located_lines(path, Game):
+            if self.successful_only and game.status is None:
+                raise UserError(f"{where}: has no status; download the file again")
+            if self.successful_only and game.status != "success":
                 continue
-            objects = take(game, "objects", list, where)
-            ids = [take(thing, "id", int, f"{where}, objects") for thing in objects]
-            right = take(game, "object_id", int, where)
-            if right not in ids:
-                raise UserError(f"{where}: object_id {right} is not among its objects")
-            image = take(take(game, "image", dict, where), "id", int, f"{where}, image")
+            ids = [thing.id for thing in game.objects]
+            if game.object_id not in ids:
+                raise UserError(f"{where}: object_id {game.object_id} is not among its objects")
             examples.append(
                 Example(
-                    take(game, "id", int, where),
-                    dialogue(take(game, "qas", list, where), where),
-                    (str(image),),
-                    ids.index(right),
-                    tuple(take_box(thing, "bbox", f"{where}, objects") for thing in objects),
+                    game.id,
+                    dialogue(game.qas),
+                    (str(game.image.id),),
+                    ids.index(game.object_id),
+                    tuple(corners(thing.bbox, "bbox", f"{where}, objects") for thing in game.objects),
                     tuple(map(str, ids)),
                 )
             )
@@ -63,11 +93,9 @@ class GuessWhat(PointingTask):
         return examples
 
 
-def dialogue(turns: list[dict], where: str) -> str:
+def dialogue(turns: list[Turn]) -> str:
     """A game's questions and answers as one text, in the reference implementation's format."""
-    return " ".join(
-        f"start {take(turn, 'question', str, where)} answer {take(turn, 'answer', str, where)} stop" for turn in turns
-    )
+    return " ".join(f"start {turn.question} answer {turn.answer} stop" for turn in turns)
 
 
 TASKS = (

@@ -6,16 +6,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from finetune.annotations.boxes import iou
 from finetune.annotations.example import Box, Example
-from finetune.annotations.official_files import find_file, read_annotations, read_pickled_list, take, take_box, unique
+from finetune.annotations.official_files import corners, find_file, read_pickled_list, scan_list, take, unique
+from finetune.annotations.source_files import once
 from finetune.heads.grounding_head import GroundingHead
 from finetune.task_types.base import GivenBoxes, Task
 from shards.common.errors import UserError
 
 INSTANCES = "instances.json"
+
+
+class Instance(msgspec.Struct):
+    """The fields of an annotated instance."""
+
+    id: int
+    image_id: int
+    bbox: list[float]
+
+
+class Image(msgspec.Struct):
+    """The fields of an image record. Images of expressions have a size."""
+
+    id: int
+    width: int | None = None
+    height: int | None = None
 
 
 @dataclass(frozen=True)
@@ -25,24 +43,10 @@ class ReferringExpressions(GivenBoxes, Task):
     files: the official pickle of expressions, and the file of the annotated instances that it refers to.
     """
 
-    def instances(self, folder: Path) -> tuple[dict[int, tuple[int, Box]], dict[int, dict]]:
-        """(annotation id -> (image id, box), image id -> its record), from the file of instances."""
-        path = find_file(folder, INSTANCES)
-        known = read_annotations(path)
-        boxes = {}
-        for number, record in enumerate(take(known, "annotations", list, str(path))):
-            where = f"{path}, annotation {number}"
-            boxes[take(record, "id", int, where)] = (
-                take(record, "image_id", int, where),
-                take_box(record, "bbox", where),
-            )
-        images = enumerate(take(known, "images", list, str(path)))
-        return boxes, {take(record, "id", int, f"{path}, image {number}"): record for number, record in images}
-
     def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
         """Image -> {annotation id: box}, for all annotated instances."""
         found: dict[str, dict[str, Box]] = {}
-        for annotation, (image, box) in self.instances(folder)[0].items():
+        for annotation, (image, box) in instances(find_file(folder, INSTANCES))[0].items():
             found.setdefault(str(image), {})[str(annotation)] = box
         return found
 
@@ -55,21 +59,23 @@ class ReferringExpressions(GivenBoxes, Task):
     def _records(self, folder: Path, split: str) -> Iterator[tuple[str, dict]]:
         """(location for messages, record) of the pickle's records of a split."""
         path = find_file(folder, self.files[0])
-        for number, record in enumerate(read_pickled_list(path)):
+        for number, record in enumerate(_references(path)):
             where = f"{path}, record {number}"
             if take(record, "split", str, where) == split:
                 yield where, record
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path, instances = find_file(folder, self.files[0]), find_file(folder, INSTANCES)
-        boxes, sizes = self.instances(folder)
+        path, known_file = find_file(folder, self.files[0]), find_file(folder, INSTANCES)
+        boxes, sizes = instances(known_file)
         examples = []
         for where, record in self._records(folder, split):
             box, image = take(record, "ann_id", int, where), take(record, "image_id", int, where)
             for wanted, known, what in ((box, boxes, "annotation"), (image, sizes, "image")):
                 if wanted not in known:
-                    raise UserError(f"{where}: {what} {wanted} is not in {instances}")
-            size = {side: take(sizes[image], side, int, f"{instances}, image {image}") for side in ("width", "height")}
+                    raise UserError(f"{where}: {what} {wanted} is not in {known_file}")
+            size = {"width": sizes[image].width, "height": sizes[image].height}
+            if None in size.values():
+                raise UserError(f"{known_file}, image {image}: has no width or no height; download the file again")
             for sentence in take(record, "sentences", list, where):
                 text = take(sentence, "raw" if "raw" in sentence else "sent", str, where)
                 examples.append(
@@ -90,6 +96,21 @@ class ReferringExpressions(GivenBoxes, Task):
                 for example, (x1, y1, x2, y2) in zip(examples, np.asarray(predictions).tolist(), strict=True)
             ]
         )
+
+
+@once
+def instances(path: Path) -> tuple[dict[int, tuple[int, Box]], dict[int, Image]]:
+    """(annotation id -> (image id, box), image id -> its record), from the file of instances."""
+    boxes = {
+        record.id: (record.image_id, corners(record.bbox, "bbox", where))
+        for where, record in scan_list(path, "annotations", "annotation", Instance)
+    }
+    return boxes, {image.id: image for _, image in scan_list(path, "images", "image", Image)}
+
+
+@once
+def _references(path: Path) -> list:
+    return read_pickled_list(path)
 
 
 _SETTINGS = {"group": "G3", "head": GroundingHead(), "words": 20, "batch_size": 256, "lr": 2e-5, "images": "coco"}

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_annotations, take, unique
+from finetune.annotations.official_files import find_file, find_files, scan_list, unique
 from finetune.annotations.reference_annotations import captions
+from finetune.annotations.source_files import once
 from finetune.heads.retrieval_head import RetrievalHead
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
@@ -17,6 +19,22 @@ from shards.common.image_id import image_id
 
 PLACES = (1, 5, 10)
 AT_ONCE = 1000  # images that an evaluation ranks, as in COCO's usual protocol
+
+
+class Sentence(msgspec.Struct):
+    """A caption."""
+
+    id: int = msgspec.field(name="sentid")
+    raw: str
+
+
+class CaptionedImage(msgspec.Struct):
+    """The fields of an image record."""
+
+    split: str
+    sentences: list[Sentence]
+    cocoid: int | str | None = None
+    filename: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,15 +84,7 @@ class Retrieval(Task):
     def _images(self, path: Path, split: str) -> list[tuple[str, list[tuple[int, str]]]]:
         """(image, [(id, text) of its captions]) of a split of the official file."""
         wanted = {"train": ("train", "restval"), "val": ("val",), "val5k": ("val",)}.get(split, ("test",))
-        images = []
-        for number, image in enumerate(take(read_annotations(path), "images", list, str(path))):
-            where = f"{path}, image {number}"
-            if take(image, "split", str, where) in wanted:
-                official = str(take(image, "cocoid", (int, str), where)) if "cocoid" in image else None
-                name = official or image_id(take(image, "filename", str, where))
-                sentences = take(image, "sentences", list, where)
-                images.append((name, [(take(s, "sentid", int, where), take(s, "raw", str, where)) for s in sentences]))
-        return images
+        return [(name, sentences) for of, name, sentences in karpathy_images(path) if of in wanted]
 
     def scores(self, examples: Sequence[Example], predictions: np.ndarray) -> dict[str, np.ndarray]:
         """R@k: image retrieval, per caption; TR@k: text retrieval, per image. Ties count as wrong."""
@@ -92,11 +102,22 @@ class Retrieval(Task):
         return json.dumps({e.id: [names[n] for n in row] for e, row in zip(examples, best.tolist(), strict=True)})
 
 
+@once
+def karpathy_images(path: Path) -> list[tuple[str, str, list[tuple[int, str]]]]:
+    """(split, image, [(id, text) of its captions]) of every image of an official file."""
+    images = []
+    for where, image in scan_list(path, "images", "image", CaptionedImage):
+        if image.cocoid is None and image.filename is None:
+            raise UserError(f"{where}: has neither cocoid nor filename; download the file again")
+        name = image_id(image.filename) if image.cocoid is None else str(image.cocoid)
+        images.append((image.split, name, [(sentence.id, sentence.raw) for sentence in image.sentences]))
+    return images
+
+
 def _lines(folder: Path, split: str) -> list[Path]:
     """The reference implementation's files of a split; those for evaluation have a thousand images each."""
     part = {"train": "train", "val": "val_set*", "val5k": "val_set*"}.get(split, "test_set*")
-    name = f"all_data_final_{part}_2014.jsonline"
-    return sorted(folder.glob(name)) or sorted(folder.glob(f"*/{name}"))
+    return find_files(folder, f"all_data_final_{part}_2014.jsonline")
 
 
 def _processed(folder: Path, split: str) -> list[tuple[str, list[tuple[str, str]]]]:

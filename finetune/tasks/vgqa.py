@@ -12,7 +12,8 @@ import numpy as np
 from finetune.annotations import reference_annotations
 from finetune.annotations.answers import normalise
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_list, scan, take, unique
+from finetune.annotations.official_files import find_file, scan, scan_list, unique
+from finetune.annotations.source_files import once
 from finetune.heads.answer_head import AnswerHead
 from finetune.task_types.answering import AnsweringTask, held_out_by_id
 
@@ -33,6 +34,21 @@ class AskedOfImage(msgspec.Struct):
     """The questions of one image."""
 
     qas: list[Asked]
+
+
+class Question(msgspec.Struct):
+    """The fields of a question record."""
+
+    id: int = msgspec.field(name="qa_id")
+    image: int = msgspec.field(name="image_id")
+    question: str
+    answer: str
+
+
+class QuestionsOfImage(msgspec.Struct):
+    """The questions of one image, with their answers."""
+
+    qas: list[Question]
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class VisualGenomeQA(AnsweringTask):
         return json.dumps([{"qa_id": example.id, "answer": answer} for example, answer in pairs])
 
 
+@once
 def read(folder: Path) -> list[Example]:
     """All questions, from the official file or else the reference implementation's."""
     path = find_file(folder, QUESTIONS)
@@ -70,18 +87,8 @@ def read(folder: Path) -> list[Example]:
         found = reference_annotations.questions(folder, *PROCESSED).values()
         return [Example(each.id, each.text or "", (each.image,), each.target) for each in found]
     examples = []
-    for number, image in enumerate(read_list(path)):
-        for place, record in enumerate(take(image, "qas", list, f"{path}, image {number}")):
-            where = f"{path}, image {number}, question {place}"
-            answer = normalise(take(record, "answer", str, where))
-            examples.append(
-                Example(
-                    take(record, "qa_id", int, where),
-                    take(record, "question", str, where),
-                    (str(take(record, "image_id", int, where)),),
-                    {answer: 1.0},
-                )
-            )
+    for _, image in scan_list(path, None, "image", QuestionsOfImage):
+        examples += [Example(q.id, q.question, (str(q.image),), {normalise(q.answer): 1.0}) for q in image.qas]
     unique((example.id for example in examples), str(path))
     return examples
 

@@ -3,12 +3,42 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_annotations, take, take_all, unique
+import msgspec
+
+from finetune.annotations.example import Box, Example
+from finetune.annotations.official_files import find_file, scan_list, unique
+from finetune.annotations.source_files import once
 from finetune.heads.candidates_head import CandidatesHead
 from finetune.task_types.pointing import PointingTask
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
+
+
+class GivenBox(msgspec.Struct):
+    """The fields of a box record, in pixels."""
+
+    box_id: int
+    x: int | float
+    y: int | float
+    width: int | float
+    height: int | float
+
+
+class Question(msgspec.Struct):
+    """The fields of a question record; answer and multiple_choices are ids of boxes."""
+
+    qa_id: int
+    question: str
+    answer: int
+    multiple_choices: list[int]
+
+
+class ImageQuestions(msgspec.Struct):
+    """The fields of an image record."""
+
+    split: str
+    filename: str
+    qa_pairs: list[Question]
 
 
 @dataclass(frozen=True)
@@ -21,36 +51,39 @@ class Visual7W(PointingTask):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, "dataset_v7w_pointing.json")
-        value = read_annotations(path)
-        boxes = {}
-        for number, record in enumerate(take(value, "boxes", list, str(path))):
-            where = f"{path}, box {number}"
-            x, y, width, height = (take(record, key, (int, float), where) for key in ("x", "y", "width", "height"))
-            boxes[take(record, "box_id", int, where)] = x, y, x + width, y + height
+        boxes, images = contents(path)
         examples = []
-        for number, image in enumerate(take(value, "images", list, str(path))):
-            where = f"{path}, image {number}"
-            if take(image, "split", str, where) != split:
+        for where, image in images:
+            if image.split != split:
                 continue
-            name = image_id(take(image, "filename", str, where))
-            for record in take(image, "qa_pairs", list, where):
-                right = take(record, "answer", int, where)
-                ids = sorted({right, *take_all(record, "multiple_choices", int, where)})
+            name = image_id(image.filename)
+            for record in image.qa_pairs:
+                ids = sorted({record.answer, *record.multiple_choices})
                 for box in ids:
                     if box not in boxes:
                         raise UserError(f"{where}: box {box} is not among the boxes of the file")
                 examples.append(
                     Example(
-                        take(record, "qa_id", int, where),
-                        take(record, "question", str, where),
+                        record.qa_id,
+                        record.question,
                         (name,),
-                        ids.index(right),
+                        ids.index(record.answer),
                         tuple(boxes[box] for box in ids),
                         tuple(map(str, ids)),
                     )
                 )
         unique((example.id for example in examples), str(path))
         return examples
+
+
+@once
+def contents(path: Path) -> tuple[dict[int, Box], list[tuple[str, ImageQuestions]]]:
+    """(box id -> box, [(location for messages, image)]) of an official file."""
+    boxes = {
+        of.box_id: (of.x, of.y, of.x + of.width, of.y + of.height)
+        for _, of in scan_list(path, "boxes", "box", GivenBox)
+    }
+    return boxes, list(scan_list(path, "images", "image", ImageQuestions))
 
 
 TASKS = (

@@ -1,10 +1,12 @@
 """VQA v2: open-ended questions on COCO images, with the answers of ten annotators each."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,7 +14,8 @@ import numpy as np
 from finetune.annotations import reference_annotations
 from finetune.annotations.answers import normalise, soft_scores, vqa_accuracy
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_annotations, scan, take, unique
+from finetune.annotations.official_files import find_file, scan, scan_list, unique
+from finetune.annotations.source_files import once
 from finetune.heads.answer_head import AnswerHead
 from finetune.task_types.answering import AnsweringTask, held_out_by_id
 from finetune.task_types.base import scores_by
@@ -32,6 +35,38 @@ class QuestionFile(msgspec.Struct):
     """The ids and images of an official question file."""
 
     questions: list[Asked]
+
+
+class Question(msgspec.Struct):
+    """The fields of a question record."""
+
+    id: int = msgspec.field(name="question_id")
+    image: int = msgspec.field(name="image_id")
+    question: str
+
+
+class Answer(msgspec.Struct):
+    """The answer of one annotator."""
+
+    answer: str
+
+
+class Annotation(msgspec.Struct):
+    """The fields of an annotation record that examples and the vocabulary need."""
+
+    question: int = msgspec.field(name="question_id")
+    answers: list[Answer]
+    answer_type: str
+    question_type: str | None = None
+    most_frequent: str | None = msgspec.field(name="multiple_choice_answer", default=None)
+
+
+class Answered(NamedTuple):
+    """The answers to a question: its target, the facts of its example, and the most frequent answer."""
+
+    target: dict[str, float]
+    facts: dict
+    most_frequent: str | None
 
 
 @dataclass(frozen=True)
@@ -58,11 +93,14 @@ class VQA(AnsweringTask):
         return Counter((str(question.image),) for question in found)
 
     def right_answers(self, folder: Path) -> list[str]:
-        return [
-            take(record, "multiple_choice_answer", str, where)
-            for split in ("train", "val")
-            for where, record in annotations(folder, split)
-        ]
+        found = []
+        for split in ("train", "val"):
+            path = _annotation_file(folder, split)
+            for question, answered in annotations(path).items():
+                if answered.most_frequent is None:
+                    raise UserError(f"{path}, question_id {question}: has no multiple_choice_answer")
+                found.append(answered.most_frequent)
+        return found
 
     def kind(self, example: Example) -> str | None:
         return example.facts.get("answer_type")
@@ -88,11 +126,24 @@ class VQA(AnsweringTask):
 _YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 
 
-def annotations(folder: Path, split: str):
-    """(location for messages, record) of every annotation of train or val."""
-    path = _annotation_file(folder, split)
-    for number, record in enumerate(take(read_annotations(path), "annotations", list, str(path))):
-        yield f"{path}, annotation {number}", record
+@once
+def annotations(path: Path) -> dict[int, Answered]:
+    """The answers of an official file by question id."""
+    found: dict[int, Answered] = {}
+    for where, record in scan_list(path, "annotations", "annotation", Annotation):
+        if record.question in found:
+            raise UserError(f"{where}: duplicate question_id {record.question}")
+        if not record.answers:
+            raise UserError(
+                f"{where}: answers of question_id {record.question} is empty; remove the question, or add answers"
+            )
+        answers = [sys.intern(one.answer) for one in record.answers]
+        facts = {"answers": answers, "answer_type": sys.intern(record.answer_type)}
+        if record.question_type is not None:
+            facts["question_type"] = sys.intern(record.question_type)
+        most = record.most_frequent
+        found[record.question] = Answered(soft_scores(answers), facts, most if most is None else sys.intern(most))
+    return found
 
 
 def _annotation_file(folder: Path, split: str) -> Path:
@@ -106,19 +157,8 @@ def _answers(folder: Path, split: str) -> dict[int, tuple[dict[str, float], dict
             question: (found.target, {})
             for question, found in reference_annotations.questions(folder, "trainval", split).items()
         }
-    answered = {}
-    for where, record in annotations(folder, split):
-        question = take(record, "question_id", int, where)
-        if question in answered:
-            raise UserError(f"{where}: duplicate question_id {question}")
-        answers = [take(a, "answer", str, f"{where}, answers") for a in take(record, "answers", list, where)]
-        if not answers:
-            raise UserError(f"{where}: answers of question_id {question} is empty; remove the question, or add answers")
-        facts = {"answers": answers, "answer_type": take(record, "answer_type", str, where)}
-        if "question_type" in record:
-            facts["question_type"] = take(record, "question_type", str, where)
-        answered[question] = soft_scores(answers), facts
-    return answered
+    found = annotations(_annotation_file(folder, split))
+    return {question: (answered.target, answered.facts) for question, answered in found.items()}
 
 
 def asked(folder: Path, split: str) -> list[Asked]:
@@ -130,19 +170,17 @@ def _question_file(folder: Path, split: str) -> Path:
     return find_file(folder, f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
 
 
+@once
 def read(folder: Path, split: str) -> list[Example]:
     """The questions of one official file, with answers for train and val."""
     path = _question_file(folder, split)
     answered = _answers(folder, split) if split in ("train", "val") else {}
     examples = []
-    for number, record in enumerate(take(read_annotations(path), "questions", list, str(path))):
-        where = f"{path}, question {number}"
-        question = take(record, "question_id", int, where)
-        if split in ("train", "val") and question not in answered:
-            raise UserError(f"{where}: question_id {question} has no annotation in v2_mscoco_{_YEARS[split]}")
-        target, facts = answered.get(question, (None, {}))
-        image = str(take(record, "image_id", int, where))
-        examples.append(Example(question, take(record, "question", str, where), (image,), target, facts=facts))
+    for where, record in scan_list(path, "questions", "question", Question):
+        if split in ("train", "val") and record.id not in answered:
+            raise UserError(f"{where}: question_id {record.id} has no annotation in v2_mscoco_{_YEARS[split]}")
+        target, facts = answered.get(record.id, (None, {}))
+        examples.append(Example(record.id, record.question, (str(record.image),), target, facts=facts))
     unique((example.id for example in examples), str(path))
     return examples
 

@@ -18,9 +18,10 @@ from finetune.config import (
     lr_scale,
     update_unused,
 )
-from finetune.data.task_data import TaskData, check_same_width, open_data, same_on_every_rank
+from finetune.data.task_data import TaskData, check_same_width, open_data, prepare_on_every_machine, same_on_every_rank
 from finetune.evaluation.scores import mean_score
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
+from finetune.prepared.prepare_data import for_training
 from finetune.run_dirs.init_weights import (
     Start,
     Vocabularies,
@@ -73,6 +74,8 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         check_same_width(*(of_task.regions for of_task in data))
         return data, [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.log) for of_task in data]
 
+    wanted = [one for task in tasks for one in for_training(task)]
+    prepare_on_every_machine(config.data, wanted, ranks)
     data, splits = on_every_rank(ranks, opened)
     for of_task, of_splits in zip(data, splits, strict=True):
         same_on_every_rank(of_task, of_splits, ranks)

@@ -10,8 +10,10 @@ from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Example
 from finetune.build import make_model, make_task_engine
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, epochs
-from finetune.data.task_data import TaskData, open_data, same_on_every_rank
+from finetune.data.task_data import TaskData, open_data, prepare_on_every_machine, same_on_every_rank
 from finetune.objective.task_pass import TaskPass
+from finetune.prepared.packed_examples import PackedExamples
+from finetune.prepared.prepare_data import EXAMPLES, Wanted
 from finetune.run_dirs.init_weights import Start, begin_run, choose_start, choose_vocabulary, random_start_note
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, all_tasks, find_task
@@ -59,10 +61,12 @@ def build_single_task(
         raise UserError(f"--annotated_boxes: applies to referring expressions only, not to {task.name}")
     train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
 
-    def opened() -> tuple[TaskData, tuple[Sequence[Example], Sequence[Example]]]:
+    def opened() -> tuple[TaskData, tuple[PackedExamples, PackedExamples]]:
         data = open_data(task, config.data, config.missing, config.annotated_boxes, clean=config.clean)
         return data, data.splits(train_split, validation_split, config.validate_on, ranks.log)
 
+    wanted = [Wanted(task, EXAMPLES, split) for split in (train_split, validation_split)]
+    prepare_on_every_machine(config.data, wanted, ranks)
     data, (examples, held_out) = on_every_rank(ranks, opened)
     same_on_every_rank(data, (examples, held_out), ranks)
     texts = (example.text for example in examples)

@@ -61,7 +61,7 @@ def validation_of(
     if not data.task.head.ranks_images:
         return Validation(data.collator(examples, *inputs), None)
     ranked = data.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
-    options = Options(examples, data.regions, seed)
+    options = Options(examples, data.regions, seed, data.root)
     return Validation(ranked, replace(ranked, examples=examples, options=options))
 
 

@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from shards.common.files import naming
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system does not support locks
+NOTICE_AFTER, BETWEEN_TRIES = 5.0, 0.05  # seconds, while waiting for a lock
 SHOWN = ("command", "process", "host", "since")
 
 
@@ -37,24 +40,37 @@ class FolderLock:
         self._made: list[Path] = []  # folders created for the lock, innermost first
         self._handle: int | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, wait: bool = False) -> None:
         """Creates the folder if needed, takes the lock, and removes temporary files of killed processes.
 
+        Args:
+            wait: wait for another process that has the lock, with a notice on stderr after NOTICE_AFTER seconds.
+
         Raises:
-            UserError: another process has the lock.
+            UserError: another process has the lock, and `wait` is false.
         """
         parents = [self.folder, *self.folder.parents]
         self._made = [parent for parent in parents if not parent.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._handle = _locked(self.folder / LOCK)
-        except BlockingIOError:
-            owner = "{command} (process {process} on {host}, since {since})".format_map(
-                dict.fromkeys(SHOWN, "?") | owner_of(self.folder)
-            )
-            raise UserError(
-                f"{self.folder}: {owner} is writing to this folder; wait until it has finished, or use another one"
-            ) from None
+        began, noticed = time.monotonic(), False
+        while self._handle is None:
+            try:
+                self._handle = _locked(self.folder / LOCK)
+            except BlockingIOError:
+                owner = "{command} (process {process} on {host}, since {since})".format_map(
+                    dict.fromkeys(SHOWN, "?") | owner_of(self.folder)
+                )
+                if not wait:
+                    raise UserError(
+                        f"{self.folder}: {owner} is writing to this folder; wait until it has finished, or use another "
+                        "one"
+                    ) from None
+                if not noticed and time.monotonic() - began > NOTICE_AFTER:
+                    print(f"{self.folder}: waiting for {owner}, which is writing to it", file=sys.stderr, flush=True)
+                    noticed = True
+                time.sleep(BETWEEN_TRIES)
+            except FileNotFoundError:  # another process has removed the folder, which was empty
+                self.folder.mkdir(parents=True, exist_ok=True)
         os.register_at_fork(after_in_child=self._forget)
         for folder in (self.folder, *(self.folder / name for name in self.folders)):
             remove_leftovers(folder)

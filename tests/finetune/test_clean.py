@@ -25,6 +25,7 @@ from finetune.decontamination.perceptual_hash import (
     image_hashes,
     near_pairs,
 )
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.tasks import paper_tasks
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
@@ -119,7 +120,7 @@ def test_something_is_left_to_train_and_validate_on(cleaned):
     data, _ = cleaned
     for name, task in TASKS.items():
         for split in task.splits[:2]:
-            examples = task.examples(data / name, split)
+            examples = PackedExamples.of(task.examples(data / name, split))
             left = read_cleaned(data / "clean", task).keep(split, examples, log=lambda _: None)
             assert len(left) >= len(examples) / 3, f"{name} {split}"
 
@@ -168,7 +169,8 @@ def test_a_clean_set_passes_and_a_planted_leak_is_found(cleaned, tmp_path, run_c
     assert [line["image"] for line in lines(data / "clean" / "removed" / "flickr_retrieval.jsonl")] == sorted(
         {stem, *before}
     )
-    task, examples = TASKS["flickr_retrieval"], TASKS["flickr_retrieval"].examples(path.parent, "test")
+    task = TASKS["flickr_retrieval"]
+    examples = PackedExamples.of(task.examples(path.parent, "test"))
     assert any(example.images[0] == stem for example in examples)
     assert read_cleaned(data / "clean", task).keep("test", examples) == examples
 
@@ -196,7 +198,7 @@ def test_training_leaves_them_out(cleaned, tmp_path, pretrained, run_command):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["examples"] == len(kept) < len(train)
     assert f"cleaned: {len(train) - len(kept)} of {len(train)} examples of refcoco's train" in said
     for split in ("testA", "testB"):
-        examples = task.examples(data / "refcoco", split)
+        examples = PackedExamples.of(task.examples(data / "refcoco", split))
         assert read_cleaned(data / "clean", task).keep(split, examples) == examples
     status, said, err = run_command(
         "finetune.mt", "--tasks", "refcoco,vqa", *flags, "--iterations", 2, "--out", tmp_path / "mt"

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.annotations.answers import read_vocabulary
 from finetune.decontamination.manifest import read_cleaned
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.run_dirs.finished_runs import find_runs
 from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits, check_sample
@@ -176,7 +177,7 @@ def _sentence(read) -> int:
 def _task(name: str, split: str):
     def read(folder: Path) -> int:
         task = all_tasks()[name]
-        return _sentence(lambda: (task.read(folder, split), task.image_counts(folder, split)))
+        return _sentence(lambda: (PackedExamples.of(task.read(folder, split)), task.image_counts(folder, split)))
 
     return read
 

@@ -1,5 +1,6 @@
 """Hard negatives, the options of training, and evaluation that works nothing out twice."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from finetune.annotations.example import Example
 from finetune.config import RANKED_CAPTIONS
+from finetune.data import hard_negatives
 from finetune.data.hard_negatives import Options, nearest_images
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
@@ -21,6 +23,7 @@ from finetune.heads.retrieval_head import OPTIONS, RetrievalHead
 from finetune.inference.caption_image_scores import retrieval_scores
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.tasks import find_task
 from finetune.training.task_validation import four_way_right, validation_of
 from pretrain.data.collate import Limits
@@ -56,11 +59,16 @@ def examples(regions):
     """Two captions of most images, three of one."""
     images = list(regions.numbers)
     texts = [(image, f"a {word} thing number {n}") for n, image in enumerate(images) for word in ("red", "blue")]
-    return [Example(n, text, (image,)) for n, (image, text) in enumerate([*texts, (images[3], "one more")])]
+    pairs = enumerate([*texts, (images[3], "one more")])
+    return PackedExamples.of(Example(n, text, (image,)) for n, (image, text) in pairs)
+
+
+def options_of(examples, regions, seed: int) -> Options:
+    return Options(examples, regions, seed, regions.dataset.folder.parent)
 
 
 def test_options_are_of_other_images_and_follow_from_seed_and_epoch(regions, examples):
-    options = Options(examples, regions, seed=1)
+    options = options_of(examples, regions, 1)
     seen = set()
     for epoch in range(40):
         for number, example in enumerate(examples):
@@ -68,8 +76,8 @@ def test_options_are_of_other_images_and_follow_from_seed_and_epoch(regions, exa
             assert image != example.images[0]
             assert examples[caption].images != example.images and examples[hard].images != example.images
             seen.add((number, caption, image))
-    assert options.draw(3, 5) == Options(examples, regions, seed=1).draw(3, 5)
-    assert [options.draw(e, 5) for e in range(9)] != [Options(examples, regions, seed=2).draw(e, 5) for e in range(9)]
+    assert options.draw(3, 5) == options_of(examples, regions, 1).draw(3, 5)
+    assert [options.draw(e, 5) for e in range(9)] != [options_of(examples, regions, 2).draw(e, 5) for e in range(9)]
     assert len(seen) > 900  # of 27 examples in 40 epochs: hardly two draws are the same
     assert {image for number, _, image in seen if number == 0} == set(regions.numbers) - set(examples[0].images)
 
@@ -77,7 +85,7 @@ def test_options_are_of_other_images_and_follow_from_seed_and_epoch(regions, exa
 def test_hard_captions_are_of_the_nearest_images(regions, examples, monkeypatch):
     monkeypatch.setattr("finetune.data.hard_negatives.NEAREST", 2)
     monkeypatch.setattr("finetune.data.hard_negatives.nearest_images.__defaults__", (2,))
-    options = Options(examples, regions, seed=0)
+    options = options_of(examples, regions, 0)
     means = np.stack([regions[image].features.astype(float).mean(0) for image in options.images])
     for number in range(len(examples)):
         own = options.images.index(examples[number].images[0])
@@ -86,9 +94,24 @@ def test_hard_captions_are_of_the_nearest_images(regions, examples, monkeypatch)
         assert drawn == {options.images[place] for place in near}
 
 
+def test_nearest_images_are_searched_once_per_regions_and_images(tmp_path, regions, examples, monkeypatch):
+    first, calls = options_of(examples, regions, 0), []
+    search = hard_negatives.nearest_images
+    monkeypatch.setattr(hard_negatives, "nearest_images", lambda means: calls.append(len(means)) or search(means))
+    assert np.array_equal(options_of(examples, regions, 1).nearest, first.nearest) and not calls
+    fewer = options_of(examples[:10], regions, 0)
+    assert calls == [5] and fewer.nearest.shape == (5, 4) and fewer.nearest.max() < 5
+    make_dataset(tmp_path / "again" / "regions", (13,), features=11)
+    shutil.move(tmp_path / "prepared", tmp_path / "again")
+    other = Regions(tmp_path / "again" / "regions")
+    assert other.numbers == regions.numbers
+    means = np.stack([other[image].features.astype(np.float32).mean(0) for image in first.images])
+    assert np.array_equal(options_of(examples, other, 0).nearest, search(means)) and calls == [5, 13]
+
+
 def test_one_image_has_nothing_to_be_told_from(regions, examples):
     with pytest.raises(UserError, match="retrieval needs examples of at least two images"):
-        Options(examples[:2], regions, 0)
+        options_of(examples[:2], regions, 0)
 
 
 def make_work(examples, regions, precision="float32", contrastive_size=0, **options):
@@ -166,7 +189,7 @@ def test_ranks_divide_the_images(regions, examples):
 
 
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
-    work, collator = make_work(examples, regions, options=Options(examples, regions, 0))
+    work, collator = make_work(examples, regions, options=options_of(examples, regions, 0))
     batch = collator(2, np.array([4, 9]))
     assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target is None
     one = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)(0, np.array([4, 9]))
@@ -187,7 +210,7 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
     """27 captions in batches of 4, a slow version in the test, and the same negatives in every validation."""
     for module in ("finetune.inference.predictions", "pretrain.engine.distributed"):
         monkeypatch.setattr(f"{module}.all_reduce_sum", lambda values, ranks: values)
-    work, collator = make_work(examples, regions, options=Options(examples, regions, 5))
+    work, collator = make_work(examples, regions, options=options_of(examples, regions, 5))
     plain = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)
 
     def score(caption: str, image: str) -> float:
@@ -209,7 +232,7 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
 
 def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_by_rank(regions, examples):
     work, collator = make_work(examples, regions)
-    data = TaskData(work.task, Path(), Path(), regions, None, "stop")
+    data = TaskData(work.task, regions.dataset.folder.parent, Path(), regions, None, "stop")
     inputs = collator.tokenizer, None, 256, 10
     validation = validation_of(data, examples, *inputs, validate_on=None, seed=5)
     cpu, counted = torch.device("cpu"), len(examples)
@@ -220,8 +243,9 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
     said = describe_scores(score.summary)
     assert "(among 13 images; in the paper 1,000)" in said and "; 4-way accuracy" in said
     assert "in the paper" not in describe_scores(score.summary | {"images": 1000})
-    assert len(validation_of(data, examples * 10, *inputs, validate_on=None, seed=5)) == 10 * counted
-    few = validation_of(data, examples * 10, *inputs, validate_on=None, seed=5)
+    many = PackedExamples.of(list(examples) * 10)
+    assert len(validation_of(data, many, *inputs, validate_on=None, seed=5)) == 10 * counted
+    few = validation_of(data, many, *inputs, validate_on=None, seed=5)
     assert len(few.examples.examples) == RANKED_CAPTIONS and len(few.four_way.examples) == 10 * counted
     pointing = TaskData(find_task("refcoco"), Path(), Path(), regions, None, "stop")
     assert validation_of(pointing, examples, *inputs, validate_on=None, seed=0).four_way is None

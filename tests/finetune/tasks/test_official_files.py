@@ -1,7 +1,9 @@
 """The twelve tasks' official files, as they are published and as they may be broken."""
 
+import dataclasses
 import json
 import pickle
+import re
 
 import numpy as np
 import official_files as files
@@ -330,3 +332,100 @@ def test_stray_folders_between_regions_and_files_are_no_data(tmp_path):
         files.gqa(tmp_path / name)
     found = find_file(tmp_path / "gqa", "train_balanced_questions.json")
     assert found == tmp_path / "gqa" / "real" / "train_balanced_questions.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "file", "split", "change", "message"),
+    [
+        (
+            "vqa",
+            files.vqa,
+            "v2_mscoco_train2014_annotations.json",
+            "train",
+            lambda value: value["annotations"][1]["answers"][3].update(answer=7),
+            "annotation 1, answers 3: answer is 7; should be str",
+        ),
+        (
+            "vgqa",
+            files.vgqa,
+            "question_answers.json",
+            "train",
+            lambda value: value[0]["qas"][2].pop("answer"),
+            "image 0, qas 2: has no answer; it has a_objects, image_id, q_objects, qa_id, question",
+        ),
+        (
+            "coco_retrieval",
+            lambda folder: files.karpathy(folder / "dataset_coco.json"),
+            "dataset_coco.json",
+            "val",
+            lambda value: value["images"][2].update(sentences={}),
+            "image 2: sentences is {}; should be list",
+        ),
+        (
+            "refcoco",
+            files.refer,
+            "instances.json",
+            "train",
+            lambda value: value["annotations"][0].update(bbox=[1, None, 2, 3]),
+            "annotation 0: a value of bbox is None; should be int or float",
+        ),
+        (
+            "visual7w",
+            files.visual7w,
+            "dataset_v7w_pointing.json",
+            "val",
+            lambda value: value["boxes"][1].update(x=True),
+            "box 1: x is True; should be int or float",
+        ),
+        (
+            "visual7w",
+            files.visual7w,
+            "dataset_v7w_pointing.json",
+            "val",
+            lambda value: value.pop("boxes"),
+            "dataset_v7w_pointing.json: has no boxes; it has dataset, images",
+        ),
+    ],
+)
+def test_a_wrong_value_deep_in_a_record_is_named(tmp_path, name, write, file, split, change, message):
+    write(tmp_path)
+    if name == "vqa":
+        files.vqa(tmp_path, split="val2014")
+    spoil(tmp_path / file, change)
+    with pytest.raises(UserError, match=re.escape(message)):
+        find_task(name).read(tmp_path, split)
+
+
+def test_a_wrong_value_in_a_line_is_named(tmp_path):
+    files.guesswhat(tmp_path, packed=False)
+    path = tmp_path / "guesswhat.valid.jsonl"
+    path.write_text(path.read_text().replace('"On the left?"', "null", 1))
+    with pytest.raises(UserError, match=r"valid\.jsonl, line 1, qas 1: question is None; should be str"):
+        find_task("guesswhat").read(tmp_path, "valid")
+    files.guesswhat(tmp_path, packed=False)
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(UserError, match=r"valid\.jsonl, line 3: is not valid JSON"):
+        find_task("guesswhat").read(tmp_path, "valid")
+
+
+def test_fields_that_only_some_uses_need_are_named_where_they_are_missing(tmp_path):
+    files.karpathy(tmp_path / "dataset_coco.json")
+    spoil(tmp_path / "dataset_coco.json", lambda value: [value["images"][1].pop(key) for key in ("cocoid", "filename")])
+    with pytest.raises(UserError, match="image 1: has neither cocoid nor filename"):
+        find_task("coco_retrieval").read(tmp_path, "val")
+    for split in ("train2014", "val2014"):
+        files.vqa(tmp_path, split=split)
+    path = tmp_path / "v2_mscoco_val2014_annotations.json"
+    spoil(path, lambda value: value["annotations"][0].pop("multiple_choice_answer"))
+    with pytest.raises(UserError, match=r"val2014_annotations\.json, question_id 262148000: has no multiple_choice_"):
+        find_task("vqa").vocabulary(tmp_path)
+    files.refer(tmp_path)
+    spoil(tmp_path / "instances.json", lambda value: value["images"][0].pop("width"))
+    with pytest.raises(UserError, match=r"instances\.json, image 581857: has no width or no height"):
+        find_task("refcoco").read(tmp_path, "train")
+    files.guesswhat(tmp_path, packed=False)
+    path = tmp_path / "guesswhat.valid.jsonl"
+    path.write_text(path.read_text().replace('"status": "failure", ', ""))
+    successful = dataclasses.replace(find_task("guesswhat"), successful_only=True)
+    with pytest.raises(UserError, match=r"line 2: has no status"):
+        successful.read(tmp_path, "valid")

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -152,3 +153,19 @@ def test_ranks_extract_into_one_folder(tmp_path):
     results = run_ranks(2, *flags, script=("-m", "shards.extract"))
     assert [status for status, _, _ in results] == [0, 0], results
     assert len(open_dataset(str(tmp_path / "out"))) == 4 and not (tmp_path / "out" / LOCK).exists()
+
+
+def test_a_process_that_waits_names_the_other_and_gets_the_lock_when_that_ends(tmp_path, holder, monkeypatch, capfd):
+    monkeypatch.setattr("shards.common.folder_lock.NOTICE_AFTER", 0.1)
+    process, _ = holder(tmp_path / "out")
+    ending = threading.Timer(0.6, process.kill)
+    ending.start()
+    began, lock = time.monotonic(), FolderLock(tmp_path / "out", "finetune.prepare")
+    lock.acquire(wait=True)
+    assert time.monotonic() - began > 0.5
+    notices = capfd.readouterr().err.splitlines()
+    assert len(notices) == 1
+    assert notices[0].startswith(f"{tmp_path / 'out'}: waiting for pretrain.run (process {process.pid} on ")
+    with pytest.raises(UserError, match=r"finetune\.prepare \(process"):
+        FolderLock(tmp_path / "out", "finetune.mt").acquire()
+    lock.release()
