@@ -37,7 +37,7 @@ def run(config: MtConfig) -> int:
 def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
-    add_task_files(config.task_file)
+    add_task_files(config.task_file, config.out)
     tasks = choose_tasks(config.tasks)
     on_first(ranks, lambda: find_regime(config.regime).check([task.group for task in tasks]))
     newest = checkpoint_to_resume(out, config.resume, ranks)

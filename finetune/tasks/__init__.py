@@ -13,10 +13,11 @@ from pathlib import Path
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.task_types.table_tasks import read_task_file
 from shards.common.errors import UserError
+from shards.common.files import whole_file
 from shards.common.plugins import load_plugin, package_of, plugins
 
 TASK_FILES = "tasks"  # folder of a run with the TOML files of its tasks, if any
-_own: dict[str, tuple[Task, Path]] = {}  # tasks of TOML files by name, with their files
+_own: dict[str, tuple[Task, str]] = {}  # tasks of TOML files by name, with the contents of the files
 
 GROUPS = ("G1", "G2", "G3", "G4")  # of the paper; tasks that are not in the paper have other group names
 
@@ -34,22 +35,27 @@ def all_tasks() -> dict[str, Task]:
     return {task.name: task for task in sorted(found, key=lambda task: (task.group, task.token))}
 
 
-def add_task_file(path) -> Task:
-    """Makes the task of a TOML file known in this process under its name, and returns it."""
+def add_task_file(path, run=None) -> Task:
+    """Makes the task of a TOML file known in this process under its name, and returns it.
+
+    run: a run that is resumed, whose copy of the file is used if the file no longer exists.
+    """
+    if run is not None and not Path(path).exists() and (Path(run) / TASK_FILES / Path(path).name).exists():
+        path = Path(run) / TASK_FILES / Path(path).name
     known, name = all_tasks(), Path(path).stem
     others = [task for task in known.values() if task.name != name or name not in _own]
     task = read_task_file(path, known[name].token if name in _own else _free_tokens(others)[0])
     _checked(str(path), [task], others)
     if name in _own and _own[name][0] != task:
-        raise UserError(f"{path}: differs from {_own[name][1]}, which describes a task of the same name; rename one")
-    _own.setdefault(name, (task, Path(path).resolve()))
+        raise UserError(f"{path}: another file describes another task {name}; rename one of them")
+    _own.setdefault(name, (task, Path(path).read_text(encoding="utf-8")))
     return task
 
 
-def add_task_files(paths: str | None) -> None:
+def add_task_files(paths: str | None, run=None) -> None:
     """`add_task_file` for the comma-separated files of a flag."""
     for path in filter(None, (paths or "").split(",")):
-        add_task_file(path)
+        add_task_file(path, run)
 
 
 def keep_task_files(tasks: Sequence[Task], run) -> None:
@@ -57,7 +63,8 @@ def keep_task_files(tasks: Sequence[Task], run) -> None:
     shutil.rmtree(Path(run) / TASK_FILES, ignore_errors=True)
     for name in [task.name for task in tasks if task.name in _own]:
         (Path(run) / TASK_FILES).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_own[name][1], Path(run) / TASK_FILES / f"{name}.toml")
+        with whole_file(Path(run) / TASK_FILES / f"{name}.toml", "w", encoding="utf-8") as file:
+            file.write(_own[name][1])
 
 
 def add_task_files_of(run) -> None:

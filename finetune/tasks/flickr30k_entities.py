@@ -18,7 +18,7 @@ from finetune.annotations.boxes import iou
 from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import find_file, read_text, read_xml
 from finetune.heads.grounding_head import GroundingHead
-from finetune.task_types.base import Task, scores_by
+from finetune.task_types.base import GivenBoxes, Task, scores_by
 from shards.common.errors import UserError
 from shards.common.files import is_stray
 from shards.common.untrusted_input import LARGEST_SIDE, shown, whole_number
@@ -56,7 +56,7 @@ class Objects:
 
 
 @dataclass(frozen=True)
-class Flickr30kEntities(Task):
+class Flickr30kEntities(GivenBoxes, Task):
     """The text is the phrase without its caption. Predictions: all boxes of an image in pixels, best first."""
 
     def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:

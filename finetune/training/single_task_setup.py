@@ -36,7 +36,7 @@ def default_out(task: str | None, task_file: str | None = None) -> str:
 def task_of_flags(config: StConfig) -> Task:
     """The task of the flags. Raises UserError for several tasks or a group, with the command that accepts them."""
     if config.task_file:
-        task = add_task_file(config.task_file)
+        task = add_task_file(config.task_file, config.out or default_out(None, config.task_file))
         if config.task not in (None, task.name):
             raise UserError(f"--task {config.task}: is not the task of --task_file {config.task_file}; remove one flag")
         return task

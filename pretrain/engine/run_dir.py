@@ -23,9 +23,11 @@ DETECTOR = "detector"  # subfolder with the files of the detector (shards.detect
 RUNS = "runs"  # the default folder of runs
 LISTED = 8  # maximum number of existing runs in the error message for a missing one
 
+SEVERAL = "task_file"  # the flag of PATHS whose value may be several paths, separated by commas
+
 # Flags of training commands that name files and folders, each with the values that are not paths.
 PATHS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("data", "out", "bert", "tokenizer", "answers", "vqa_answers", "gqa_answers"), ()),
+    **dict.fromkeys(("data", "out", "bert", "tokenizer", "answers", "vqa_answers", "gqa_answers", SEVERAL), ()),
     "config": ("base", "tiny"),
     "init": ("scratch",),
     "clean": ("True", "true"),
@@ -45,6 +47,8 @@ def absolute(value, flag: str):
     """
     if flag not in PATHS or not isinstance(value, str) or value in ("", *PATHS[flag]):
         return value
+    if flag == SEVERAL:
+        return ",".join(os.path.abspath(path) if _is_there(path) else path for path in value.split(","))
     if is_remote(value) or not _is_there(value):
         return value
     return os.path.abspath(value)

@@ -109,6 +109,10 @@ def test_several_kinds_are_trained_together_with_others(data, images, pretrained
     assert sorted(config["tasks"]) == ["colour", "same", "vqa", "where"] and len(set(config["tokens"].values())) == 4
     done = run("finetune.evaluate", "--run", "run", "--task", "own", "--workers", 0, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("s0") == 3, done.stdout + done.stderr
+    for name in kinds:
+        (tmp_path / f"{name}.toml").unlink()
+    done = run("finetune.mt", "--out", tmp_path / "run", "--resume", cwd=tmp_path.parent)
+    assert done.returncode == 0 and "MT score" in done.stdout, done.stderr
     found = Predictor(tmp_path / "run", device="cpu")
     image = np.zeros((64, 64, 3), np.uint8)
     assert set(found("colour", "text", image).choices) == {"red", "blue"}
@@ -193,7 +197,7 @@ def test_two_files_of_one_name_and_a_name_that_is_taken(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "t.toml").write_text(GOOD.replace("answers", kind))
     done = run("finetune.mt", "--task_file", "one/t.toml,two/t.toml", "--tasks", "t", cwd=tmp_path)
-    assert done.returncode == 2 and "two/t.toml: differs from" in done.stderr
+    assert done.returncode == 2 and "two/t.toml: another file describes another task t" in done.stderr
     done = run("finetune.st", cwd=tmp_path)
     assert done.returncode == 2 and "--task is missing; it should be one of vqa," in done.stderr
     done = run("finetune.st", "--task_file", "none.toml", cwd=tmp_path)

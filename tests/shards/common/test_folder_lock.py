@@ -23,9 +23,8 @@ import os, sys, time
 from shards.common.folder_lock import FolderLock
 lock = FolderLock(sys.argv[1], "pretrain.run")
 lock.acquire()
-child = os.fork()  # as data workers are
-if child:
-    print(child, flush=True)
+if not os.fork():  # as data workers are
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
