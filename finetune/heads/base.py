@@ -57,6 +57,11 @@ class Head(ABC):
     def layer_name(self) -> str:
         return self.name
 
+    @property
+    def layer_settings(self) -> tuple:
+        """What else the layer depends on; heads that share a layer have the same."""
+        return ()
+
     @abstractmethod
     def layer(self, sizes: ModelConfig, answers: int) -> nn.Module:
         """A new layer. answers: size of the answer vocabulary; 0 for heads without one."""
@@ -75,8 +80,8 @@ class Head(ABC):
     @abstractmethod
     def targets(
         self, examples: Sequence[Example], samples: Sequence[Sample], rows: int, vocabulary: AnswerVocabulary | None
-    ) -> Tensor:
-        """The targets of a batch, as `losses` takes them.
+    ) -> Tensor | None:
+        """The targets of a batch, as `losses` takes them; None if it needs none.
 
         Args:
             examples: the examples of the batch, all with a target.

@@ -28,6 +28,10 @@ class ClassificationHead(Head):
 
     input_label, input_example = "Statement", "There is a star."
 
+    @property
+    def layer_settings(self) -> tuple:
+        return self.labels
+
     def layer(self, sizes: ModelConfig, answers: int) -> nn.Module:
         return nn.Linear(sizes.bi_hidden_size, len(self.labels))
 

@@ -45,9 +45,8 @@ class RetrievalHead(Head):
 
     def targets(
         self, examples: Sequence[Example], samples: Sequence[Sample], rows: int, vocabulary: AnswerVocabulary | None
-    ) -> Tensor:
-        """Not called: the examples have no target, the place of the aligned pair is known."""
-        raise NotImplementedError
+    ) -> None:
+        """None: the first of OPTIONS pairs is the aligned one."""
 
     def losses(self, logits: Tensor, targets: None) -> Tensor:
         options = _options(logits)

@@ -14,6 +14,7 @@ from pretrain.models.dropout import number_sites
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.packing import Layout
 from pretrain.models.vilbert import AttentionMaps, Encoded, TwoStream, initialise
+from shards.common.errors import UserError
 
 # The paper's heads without an answer vocabulary, whose layers every model has, in the order of the stored weights.
 PAPER_HEADS = (
@@ -40,7 +41,13 @@ class TaskModel(nn.Module):
         heads = tuple(heads)
         known = {head.name: head for head in heads if head.has_vocabulary}
         layers = {name: known.get(name, AnswerHead(name)).layer(config, count) for name, count in answers.items()}
+        settings = {head.layer_name: head.layer_settings for head in PAPER_HEADS}
         for head in (*PAPER_HEADS, *heads):
+            if settings.setdefault(head.layer_name, head.layer_settings) != head.layer_settings:
+                raise UserError(
+                    f"two tasks have the head {head.name} with different labels ({', '.join(head.layer_settings)}, and "
+                    f"{', '.join(settings[head.layer_name])}); rename it in one of them"
+                )
             if head.layer_name not in layers and not head.has_vocabulary:
                 layers[head.layer_name] = head.layer(config, 0)
         self.heads = nn.ModuleDict(layers)

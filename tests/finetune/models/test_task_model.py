@@ -8,12 +8,16 @@ from conftest import PARITY
 
 from finetune.heads.answer_head import AnswerHead
 from finetune.heads.candidates_head import CandidatesHead
+from finetune.heads.classification_head import ClassificationHead
+from finetune.heads.grounding_head import GroundingHead
 from finetune.heads.inputs import TaskInputs
 from finetune.heads.pointing_head import PADDING
 from finetune.heads.retrieval_head import OPTIONS
 from finetune.models.task_model import PAPER_HEADS, TaskModel
 from finetune.run_dirs.init_weights import choose_start
+from pretrain.models.model_config import TINY
 from pretrain.pretrained.state_dict_mapping import our_name
+from shards.common.errors import UserError
 
 
 def assert_close(ours, theirs, tolerance=1e-5):
@@ -151,3 +155,15 @@ def test_published_names():
         2,
     )
     assert our_name("linguisic_logit.weight") is None and our_name("bert.x") is None
+
+
+def test_heads_of_one_name_have_the_same_labels():
+    sizes = TINY.replace(vocab_size=30, v_feature_size=4)
+    TaskModel(sizes, {}, [GroundingHead(ranked=True), ClassificationHead("mood", ("good", "bad"))])
+    with pytest.raises(
+        UserError, match=r"two tasks have the head entailment with different labels \(no, yes, and contra"
+    ):
+        TaskModel(sizes, {}, [ClassificationHead("entailment", ("no", "yes"))])
+    moods = [ClassificationHead("mood", labels) for labels in (("good", "bad"), ("bad", "good"))]
+    with pytest.raises(UserError, match="two tasks have the head mood"):
+        TaskModel(sizes, {}, moods)
