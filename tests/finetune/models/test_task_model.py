@@ -160,9 +160,7 @@ def test_published_names():
 def test_heads_of_one_name_have_the_same_labels():
     sizes = TINY.replace(vocab_size=30, v_feature_size=4)
     TaskModel(sizes, {}, [GroundingHead(ranked=True), ClassificationHead("mood", ("good", "bad"))])
-    with pytest.raises(
-        UserError, match=r"two tasks have the head entailment with different labels \(no, yes, and"
-    ):
+    with pytest.raises(UserError, match=r"two tasks have the head entailment with different labels \(no, yes, and"):
         TaskModel(sizes, {}, [ClassificationHead("entailment", ("no", "yes"))])
     moods = [ClassificationHead("mood", labels) for labels in (("good", "bad"), ("bad", "good"))]
     with pytest.raises(UserError, match="two tasks have the head mood"):
