@@ -46,6 +46,7 @@ test-oldest:
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 # The documentation with the API reference, from docs/ and docstrings, in build/site; needs no network.
 docs: env
