@@ -25,7 +25,8 @@ def test_the_oldest_versions_are_those_that_are_allowed():
     tested = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     assert set(oldest) == set(tested)
     for name, version in oldest.items():
-        used_by_tests_alone = name in ("pytest", "pytest-xdist", "hypothesis", "ruff", "tensorboard", "playwright")
+        tools = ("pytest", "pytest-xdist", "hypothesis", "ruff", "codespell", "tensorboard", "playwright")
+        used_by_tests_alone = name in tools
         bound = bounds.get(name) if not used_by_tests_alone else None
         assert Version(version) == Version(bound or tested[name]), name
 
