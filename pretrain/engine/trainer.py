@@ -6,6 +6,7 @@ in finetune/training.
 
 import contextlib
 import dataclasses
+import math
 import os
 import resource
 import signal
@@ -294,7 +295,7 @@ def train(training_run: TrainingRun, log: RunLog | None) -> tuple[int | None, in
                 over = training_run.over()
                 clock.restart()
             if last or over:
-                _check_trained(engine, done, seen)
+                _check_trained(engine, done, seen, training_run.selection_score(scores) if scores else None)
             if done % training_run.save_every == 0 or last or over or agreed.save:
                 saving.save(done, scores, progress.state(sums))
                 saved = done
@@ -306,8 +307,11 @@ def train(training_run: TrainingRun, log: RunLog | None) -> tuple[int | None, in
     return None if finished else agreed.signal, done, scores
 
 
-def _check_trained(engine: Engine, done: int, seen: int) -> None:
-    """Raises UserError if no step changed the weights, because the run would otherwise end like a successful one."""
+def _check_trained(engine: Engine, done: int, seen: int, score: float | None) -> None:
+    """Raises UserError for a run without a useful result, because it would otherwise end like a successful one.
+
+    No step changed the weights, or the last validation score is not finite.
+    """
     engine.skipped.check(wait=True)
     if engine.skipped.count >= done:
         raise UserError(
@@ -316,6 +320,11 @@ def _check_trained(engine: Engine, done: int, seen: int) -> None:
         )
     if not seen:
         raise UserError("all samples were skipped; see the printed errors and fix the data")
+    if score is not None and not math.isfinite(score):
+        raise UserError(
+            f"the validation loss after {done} steps is {-score}: the weights have diverged; start a new run with a "
+            "lower --lr or another --precision, or check the features"
+        )
 
 
 def _next(steps: Iterator[list]) -> tuple[list, UserError | None]:

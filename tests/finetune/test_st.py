@@ -191,6 +191,15 @@ def test_a_run_stops_when_it_gets_no_better(st, tmp_path, run_command, pretraine
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("task", ["vqa", "refcoco", "flickr_retrieval", "visual7w", "nlvr2"])
+def test_a_model_that_has_diverged_has_no_score(st, tmp_path, run_command, pretrained, task):
+    """The most likely of choices that are all NaN is the first one, which scored as if the model had chosen it."""
+    flags = ["--init", pretrained, "--epochs", 1, "--lr", 1e30, "--warmup", 0]
+    status, out, err = run_command("finetune.st", *st(task, *flags))
+    assert status == 2 and "the model's scores are NaN" in err and "validation:" not in out
+    assert not checkpoints(tmp_path / "run") and not (tmp_path / "run" / "result.json").exists()
+
+
 MISTAKES = [
     (["--task", "refcoc"], "--task refcoc: should be one of vqa, vgqa"),
     (["--data", "nowhere"], "nowhere/refcoco: no such folder; it should contain the official files of RefCOCO"),
