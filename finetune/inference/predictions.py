@@ -61,6 +61,7 @@ def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray
     """The sum over all ranks of `on_this_rank`, called with the model in evaluation mode and without gradients."""
     training = work.model.training
     work.model.eval()
+
     def checked() -> np.ndarray:
         raw = on_this_rank()
         _refuse_nan(torch.from_numpy(raw), work)

@@ -3,7 +3,9 @@
 import re
 
 SUFFIXES = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "bmp", "gif", "tif", "tiff")
-OTHER_FORMATS = frozenset("heic heif jp2 jxl pbm pgm ppm tga psd svg dng cr2 nef arw exr".split())
+# Suffixes of image formats that are not read; such files are counted.
+OTHER_FORMATS = {"heic", "heif", "jp2", "jxl", "pbm", "pgm", "ppm", "tga", "psd", "svg"}
+OTHER_FORMATS |= {"dng", "cr2", "nef", "arw", "exr"}
 _SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})$", re.IGNORECASE)
 # COCO's file names since 2017 (000000000042) and before (COCO_val2014_000000000042); annotations have the number only.
 _COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
