@@ -253,6 +253,24 @@ def test_flags_that_change_the_run_are_refused_on_resume(dataset_folder, tmp_pat
     assert status == 2 and "--lr 0.5" in err and "0.001" in err
 
 
+@pytest.mark.parametrize("file", ["captions.txt", "part-00000.tar"])
+def test_a_resume_with_other_data_in_the_same_place_is_refused(dataset_folder, tmp_path, run_command, file):
+    """Its description in dataset.json may be unchanged: captions that were edited, shards that were extracted again."""
+    run = tmp_path / "run"
+    assert run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)[0] == 0
+    (run / "result.json").unlink()
+    path = dataset_folder / file
+    data = bytearray(path.read_bytes())
+    data[-1200 if file.endswith("tar") else 2] ^= 1
+    path.write_bytes(data)
+    status, _, err = run_command("pretrain.run", "--out", run, "--resume")
+    assert status == 2 and "differs from the data set of the run" in err
+    config = json.loads((run / "config.json").read_text())
+    del config["data"]["content"]  # as in a run of an earlier version, which goes on
+    (run / "config.json").write_text(json.dumps(config))
+    assert run_command("pretrain.run", "--out", run, "--resume")[0] == 0
+
+
 def test_a_damaged_checkpoint_is_refused(dataset_folder, tmp_path, run_command):
     run = tmp_path / "run"
     run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
