@@ -285,8 +285,10 @@ def model_config(config: PretrainConfig, shards: Dataset, tokenizer: WordPieceTo
 
 
 def _facts(pairs: Pairs) -> dict:
+    """What config.json stores of the data, to refuse a resume with other data."""
     shards = pairs.shards
-    return {
+    content = {} if pairs.streamed else {"content": list(_content(pairs))}
+    return content | {
         "samples": len(shards),
         "feature_size": shards.feature_size,
         "num_classes": shards.num_classes,
@@ -305,7 +307,10 @@ def _content(pairs: Pairs) -> tuple[str, str]:
 
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
     check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
-    if read_config(run).get("data") != _facts(pairs):
+    stored, facts = read_config(run).get("data") or {}, _facts(pairs)
+    if "content" not in stored:  # runs of earlier versions
+        facts.pop("content", None)
+    if stored != facts:
         raise UserError(f"{config.data}: differs from the data set of the run in {run}; resume with the same data")
 
 

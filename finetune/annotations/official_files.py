@@ -8,7 +8,7 @@ import csv
 import itertools
 import mmap
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Generic, TypeVar, get_args, get_origin
@@ -367,6 +367,15 @@ def corners(values: list, key: str, where: str) -> tuple[float, float, float, fl
     if width < 0 or height < 0:
         raise UserError(f"{where}: {key} has a negative width or height ({width} x {height})")
     return float(x), float(y), float(x + width), float(y + height)
+
+
+def by_id(entries: Iterable[tuple[str, int, Kind]]) -> dict[int, Kind]:
+    """Id -> value, from (location for messages, id, value); UserError for an id with two different values."""
+    found: dict[int, Kind] = {}
+    for where, number, value in entries:
+        if found.setdefault(number, value) != value:
+            raise UserError(f"{where}: duplicate id {number} with other content; remove one of them")
+    return found
 
 
 def unique(ids, where: str) -> None:

@@ -108,12 +108,14 @@ def prepare_on_every_machine(data: str, wanted: Sequence[Wanted], ranks: Ranks) 
 
 def same_on_every_rank(data: TaskData, splits: Sequence[PackedExamples], ranks: Ranks) -> None:
     """Raises UserError if a rank reads other regions or other examples than the first rank."""
+    where = f"{data.folder} with {data.regions.dataset.folder}"
+    same_everywhere(ranks, lambda: content_of(data, splits), DIFFERENT_DATA.format(data=where))
 
-    def content() -> tuple[str, ...]:
-        regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
-        return (*map(fingerprint, regions), *(examples.digest() for examples in splits))
 
-    same_everywhere(ranks, content, DIFFERENT_DATA.format(data=f"{data.folder} with {data.regions.dataset.folder}"))
+def content_of(data: TaskData, splits: Sequence[PackedExamples]) -> list[str]:
+    """Fingerprints of a task's regions and of the examples of its splits."""
+    regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
+    return [*map(fingerprint, regions), *(examples.digest() for examples in splits)]
 
 
 def check_same_width(first: Regions, *others: Regions) -> None:

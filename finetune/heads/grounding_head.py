@@ -12,8 +12,10 @@ from finetune.annotations.boxes import grounding_target
 from finetune.annotations.example import Box, Example
 from finetune.heads.base import Scene
 from finetune.heads.pointing_head import PointingHead
+from shards.common.errors import UserError
 from shards.storage.sample import Sample
 
+SAME_RATIO = 1.05  # factor between aspect ratios of an image and a smaller copy of it
 WHOLE_IMAGE = np.array([[0.0, 0.0, 1.0, 1.0]])  # box of the image token (row 0): the whole image
 
 
@@ -69,8 +71,21 @@ def boxes_of_rows(boxes: np.ndarray, rows: Tensor) -> np.ndarray:
 
 
 def image_size(example: Example, sample: Sample) -> tuple[float, float]:
-    """(width, height) of an example's image in pixels: from the annotations if they contain it, else from the shard."""
-    return tuple(float(example.facts.get(side) or sample.info[side]) for side in ("width", "height"))
+    """(width, height) of an example's image in pixels: from the annotations if they contain it, else from the shard.
+
+    Raises:
+        UserError: the two have different aspect ratios, for example because an image was rotated by its EXIF
+            orientation after it had been annotated; boxes of one are then elsewhere in the other.
+    """
+    width, height = (float(example.facts.get(side) or sample.info[side]) for side in ("width", "height"))
+    in_shard = sample.info.get("width", width), sample.info.get("height", height)
+    ratio = width * in_shard[1] / (height * in_shard[0])
+    if not 1 / SAME_RATIO < ratio < SAME_RATIO:
+        raise UserError(
+            f"{sample.shard}: {sample.key} was extracted from an image of {in_shard[0]} x {in_shard[1]} pixels, and "
+            f"the annotations of example {example.id} have {width:.0f} x {height:.0f}; extract the image as annotated"
+        )
+    return width, height
 
 
 def region_target(example: Example, sample: Sample, width: int) -> np.ndarray:

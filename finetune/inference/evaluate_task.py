@@ -22,6 +22,7 @@ from finetune.task_types.base import FurtherScores, Task
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_metadata import run_metadata
 from shards.common.dist_info import ALONE, Ranks
+from shards.common.errors import UserError
 from shards.common.files import whole_file, write_json
 
 
@@ -79,6 +80,9 @@ def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | N
         ranks.log(f"{title}: {len(examples)} examples without public answers")
         if not config.submission:
             return None
+    path = Path(config.scores or _scores_file(config, task, config.split))
+    if public and ranks.first:
+        _check_writable(path)
     predictions = predict_split(config, work, collator, ranks)
     further = task.further_scores(task.folder(config.data), config.split, examples, predictions) if public else None
     further_scores = _score_further(config, further, work, collator, ranks) if further else {}
@@ -94,7 +98,6 @@ def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | N
             print(further.absent)
         for name, parts in by.items():
             print(render_breakdown(f"by {name}", parts))
-        path = Path(config.scores or _scores_file(config, task, config.split))
         stored = _facts(config, task, config.split) | mark | score.summary | further_scores
         write_json(path, stored | ({"by": by} if by else {}))
         print(f"scores: {path}")
@@ -103,6 +106,13 @@ def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | N
             file.write(task.submission(examples, predictions))
         print(f"predictions: {config.submission}")
     return Evaluated(examples, predictions, score) if score else None
+
+
+def _check_writable(path: Path) -> None:
+    """Raises UserError, before the predictions are made, if a score file cannot be written, as in a run of others."""
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: no permission to write the scores; give another place with --scores FILE")
 
 
 def predict_split(config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks):

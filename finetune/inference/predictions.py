@@ -16,6 +16,7 @@ from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
 from pretrain.engine.distributed import all_reduce_sum, on_every_rank
 from shards.common.dist_info import Ranks
+from shards.common.errors import UserError
 
 
 def predict(
@@ -60,11 +61,26 @@ def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray
     """The sum over all ranks of `on_this_rank`, called with the model in evaluation mode and without gradients."""
     training = work.model.training
     work.model.eval()
+
+    def checked() -> np.ndarray:
+        raw = on_this_rank()
+        _refuse_nan(torch.from_numpy(raw), work)
+        return raw
+
     try:
-        raw = on_every_rank(ranks, on_this_rank)
+        raw = on_every_rank(ranks, checked)
     finally:
         work.model.train(training)
     return all_reduce_sum(torch.from_numpy(raw), ranks).numpy()
+
+
+def _refuse_nan(scores: Tensor, work: TaskPass) -> None:
+    """Raises UserError if a score is NaN, because the most likely choice among such scores is arbitrary."""
+    if scores.isnan().any():
+        raise UserError(
+            f"{work.task.title}: the model's scores are NaN; its weights have diverged or its --precision is too "
+            "narrow: train with a lower --lr or use another --precision"
+        )
 
 
 def _best(
@@ -76,7 +92,9 @@ def _best(
     first, last = share(count, ranks.count, ranks.rank)
     with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
         for part, batch in batches:
-            best = best_of_batch(work, collator, part, batch, work.scores(batch.to(device)).cpu())
+            scores = work.scores(batch.to(device)).cpu()
+            _refuse_nan(scores, work)
+            best = best_of_batch(work, collator, part, batch, scores)
             found[(part, *(slice(length) for length in best.shape[1:]))] = best
             progress(part.stop - first, last - first)
     return found

@@ -280,6 +280,7 @@ def begin_run(
     vocabularies: Vocabularies,
     device: torch.device,
     regions: Regions,
+    content: dict[str, list[str]],
 ) -> None:
     """Creates a run directory: configuration, tokenizer, answers, and the detector's description.
 
@@ -295,6 +296,7 @@ def begin_run(
         vocabularies: answer head -> answers.
         device: device of the run.
         regions: regions of the images of one of the tasks.
+        content: task -> fingerprints of its data (task_data.content_of), see check_content.
     """
     clear_run(run)
     start.tokenizer.save(run)
@@ -310,9 +312,24 @@ def begin_run(
             "tasks": [task.name for task in tasks],
             "tokens": tokens,
             "start": {"kind": start.kind, "run": absolute(start.path, "init")},
+            "content": content,
             "made": run_metadata(device),
         },
     )
+
+
+def check_content(run: Path, content: dict[str, list[str]]) -> None:
+    """Raises UserError if the data of a task have changed since a run that is resumed began.
+
+    The order of the examples, and so the numbers of the run, would then not be those of a run without interruption.
+    """
+    stored = read_config(run).get("content", {})  # empty in runs of earlier versions
+    changed = [name for name, found in content.items() if stored.get(name, found) != found]
+    if changed:
+        raise UserError(
+            f"{run}: the data of {', '.join(changed)} have changed since the run began; resume with the same data, or "
+            "start a new run with another --out"
+        )
 
 
 def vocabulary_path(run, head: str) -> Path:

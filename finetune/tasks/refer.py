@@ -11,13 +11,15 @@ import numpy as np
 
 from finetune.annotations.boxes import iou
 from finetune.annotations.example import Box, Example
-from finetune.annotations.official_files import corners, find_file, read_pickled_list, scan_list, take, unique
+from finetune.annotations.official_files import by_id, corners, find_file, read_pickled_list, scan_list, take, unique
 from finetune.annotations.source_files import once
 from finetune.heads.grounding_head import GroundingHead
 from finetune.task_types.base import GivenBoxes, Task
 from shards.common.errors import UserError
 
 INSTANCES = "instances.json"
+MARGIN = 2  # pixels by which a box may end outside of its image, because of rounding
+ACCEPTED = 0.01  # share of the boxes that may end further outside
 
 
 class Instance(msgspec.Struct):
@@ -101,11 +103,28 @@ class ReferringExpressions(GivenBoxes, Task):
 @once
 def instances(path: Path) -> tuple[dict[int, tuple[int, Box]], dict[int, Image]]:
     """(annotation id -> (image id, box), image id -> its record), from the file of instances."""
-    boxes = {
-        record.id: (record.image_id, corners(record.bbox, "bbox", where))
+    boxes = by_id(
+        (where, record.id, (record.image_id, corners(record.bbox, "bbox", where)))
         for where, record in scan_list(path, "annotations", "annotation", Instance)
-    }
-    return boxes, {image.id: image for _, image in scan_list(path, "images", "image", Image)}
+    )
+    images = by_id((where, image.id, image) for where, image in scan_list(path, "images", "image", Image))
+    _check_units(path, boxes, images)
+    return boxes, images
+
+
+def _check_units(path: Path, boxes: dict[int, tuple[int, Box]], images: dict[int, Image]) -> None:
+    """Raises UserError for boxes that are not x, y, width, height in pixels: no prediction would be correct.
+
+    A few boxes that end outside of their images are accepted.
+    """
+    sized = [(box, images[image]) for image, box in boxes.values() if image in images and images[image].width]
+    ends = np.array([box[2:] for box, _ in sized]).reshape(-1, 2)
+    sizes = np.array([(image.width, image.height or np.inf) for _, image in sized]).reshape(-1, 2)
+    outside = int((ends > sizes + MARGIN).any(1).sum())
+    wrong = f"{outside} of {len(sized)} boxes end outside of their images" if outside > len(sized) * ACCEPTED else ""
+    wrong = "all boxes are between 0 and 1" if len(ends) and ends.max() <= 1 else wrong
+    if wrong:
+        raise UserError(f"{path}: {wrong}; bbox should be x, y, width, height in pixels of the image")
 
 
 @once

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from finetune.annotations.example import Box, Example
-from finetune.annotations.official_files import find_file, scan_list, unique
+from finetune.annotations.official_files import by_id, corners, find_file, scan_list, unique
 from finetune.annotations.source_files import once
 from finetune.heads.candidates_head import CandidatesHead
 from finetune.task_types.pointing import PointingTask
@@ -79,10 +79,10 @@ class Visual7W(PointingTask):
 @once
 def contents(path: Path) -> tuple[dict[int, Box], list[tuple[str, ImageQuestions]]]:
     """(box id -> box, [(location for messages, image)]) of an official file."""
-    boxes = {
-        of.box_id: (of.x, of.y, of.x + of.width, of.y + of.height)
-        for _, of in scan_list(path, "boxes", "box", GivenBox)
-    }
+    boxes = by_id(
+        (where, of.box_id, corners([of.x, of.y, of.width, of.height], "the box", where))
+        for where, of in scan_list(path, "boxes", "box", GivenBox)
+    )
     return boxes, list(scan_list(path, "images", "image", ImageQuestions))
 
 

@@ -18,7 +18,14 @@ from finetune.config import (
     lr_scale,
     update_unused,
 )
-from finetune.data.task_data import TaskData, check_same_width, open_data, prepare_on_every_machine, same_on_every_rank
+from finetune.data.task_data import (
+    TaskData,
+    check_same_width,
+    content_of,
+    open_data,
+    prepare_on_every_machine,
+    same_on_every_rank,
+)
 from finetune.evaluation.scores import mean_score
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.prepared.prepare_data import for_training
@@ -26,6 +33,7 @@ from finetune.run_dirs.init_weights import (
     Start,
     Vocabularies,
     begin_run,
+    check_content,
     choose_start,
     choose_vocabulary,
     random_start_note,
@@ -87,6 +95,10 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
     if newest:
         check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
+    read = zip(tasks, data, splits, strict=True)
+    content = on_first(ranks, lambda: {task.name: content_of(*of_task) for task, *of_task in read})
+    if newest:
+        check_content(run, content)
     counted = None if newest else config.min_answer_count
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, counted, ranks.log))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
@@ -138,7 +150,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         trained=facts.get("trained", 0),
     )
     if not newest:
-        begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions
+        begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions, content
         on_first(ranks, lambda: begin_run(*begun))
     _describe(training_run, start)
     return training_run

@@ -10,11 +10,18 @@ from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Example
 from finetune.build import make_model, make_task_engine
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, epochs
-from finetune.data.task_data import TaskData, open_data, prepare_on_every_machine, same_on_every_rank
+from finetune.data.task_data import TaskData, content_of, open_data, prepare_on_every_machine, same_on_every_rank
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.prepared.prepare_data import EXAMPLES, Wanted
-from finetune.run_dirs.init_weights import Start, begin_run, choose_start, choose_vocabulary, random_start_note
+from finetune.run_dirs.init_weights import (
+    Start,
+    begin_run,
+    check_content,
+    choose_start,
+    choose_vocabulary,
+    random_start_note,
+)
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, all_tasks, find_task
 from finetune.training.single_task import SingleTask
@@ -78,6 +85,9 @@ def build_single_task(
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
     if newest:
         check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
+    content = {task.name: on_first(ranks, lambda: content_of(data, (examples, held_out)))}
+    if newest:
+        check_content(run, content)
     counted = None if newest else config.min_answer_count
     vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, counted, ranks.log))
     vocabularies = {task.head.name: vocabulary} if vocabulary else {}
@@ -112,7 +122,7 @@ def build_single_task(
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:
-        begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device, data.regions
+        begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device, data.regions, content
         on_first(ranks, lambda: begin_run(*begun))
     _describe(training_run, task, kind, start, examples, held_out)
     return training_run, kind

@@ -152,7 +152,7 @@ def _raised(item):
 
 
 def _start_worker(sharing: str, places: "Places", _) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the training process handles them
     sys.excepthook = partial(_end_of_thread, places)
     multiprocessing.queues.Queue._on_queue_feeder_error = _deliver_failure

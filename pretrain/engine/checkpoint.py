@@ -120,6 +120,7 @@ def save_weights(run, weights: dict[str, Tensor]) -> Path:
 def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) -> Path:
     folder = Path(run) / "checkpoints"
     path = folder / f"step-{step:08d}"
+    _refuse_diverged(run, step, tensors[MODEL])
     temporary = folder / f".{path.name}.{os.getpid()}.part"
     try:
         for left in folder.glob(".step-*.part"):  # incomplete checkpoints of a process that was killed
@@ -141,6 +142,18 @@ def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) ->
     for old in set(checkpoints(run)) - {path, best_checkpoint(run)}:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def _refuse_diverged(run, step: int, weights: dict[str, Tensor]) -> None:
+    """Raises UserError for weights with NaN or infinity, which must not replace a checkpoint that can be resumed."""
+    bad = next((name for name, value in weights.items() if not value.isfinite().all()), None)
+    if bad is not None:
+        last = newest_checkpoint(run)
+        raise UserError(
+            f"{run}: the weights after step {step} are not finite (NaN or infinity in {bad}) and not saved; "
+            + (f"the last checkpoint is {last.name}; " if last else "")
+            + "start a new run with a lower --lr or another --precision, or check the features"
+        )
 
 
 def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], facts: dict) -> None:

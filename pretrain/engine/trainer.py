@@ -6,6 +6,7 @@ in finetune/training.
 
 import contextlib
 import dataclasses
+import math
 import os
 import resource
 import signal
@@ -125,22 +126,38 @@ class TrainingRun(ABC):
 
 
 class Stop:
-    """Defers SIGINT and SIGTERM to the end of the current step; a second signal interrupts immediately."""
+    """Defers signals that stop a run to the end of the current step; a second one interrupts immediately.
+
+    SIGHUP, sent when a terminal is closed, counts as SIGTERM, unless it is ignored, as under nohup.
+    """
 
     def __init__(self, log=print):
         self.signal: int | None = None
         self.log, self.at = log, 0.0
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number, _) -> None:
+        if number == signal.SIGHUP:
+            self._leave_terminal()
+            number = signal.SIGTERM
         if self.signal is None:
             self.signal, self.at = number, time.monotonic()
             self.log("stopping after this step; send the signal again to stop immediately")
         elif time.monotonic() - self.at > TOGETHER:
             raise KeyboardInterrupt
+
+    def _leave_terminal(self) -> None:
+        """Discards further output to the terminal, because writing to a closed one is an error."""
+        with open(os.devnull, "w") as nowhere:
+            for descriptor in self.terminals:
+                os.dup2(nowhere.fileno(), descriptor)
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
@@ -294,7 +311,7 @@ def train(training_run: TrainingRun, log: RunLog | None) -> tuple[int | None, in
                 over = training_run.over()
                 clock.restart()
             if last or over:
-                _check_trained(engine, done, seen)
+                _check_trained(engine, done, seen, training_run.selection_score(scores) if scores else None)
             if done % training_run.save_every == 0 or last or over or agreed.save:
                 saving.save(done, scores, progress.state(sums))
                 saved = done
@@ -306,8 +323,11 @@ def train(training_run: TrainingRun, log: RunLog | None) -> tuple[int | None, in
     return None if finished else agreed.signal, done, scores
 
 
-def _check_trained(engine: Engine, done: int, seen: int) -> None:
-    """Raises UserError if no step changed the weights, because the run would otherwise end like a successful one."""
+def _check_trained(engine: Engine, done: int, seen: int, score: float | None) -> None:
+    """Raises UserError for a run without a useful result, because it would otherwise end like a successful one.
+
+    No step changed the weights, or the last validation score is not finite.
+    """
     engine.skipped.check(wait=True)
     if engine.skipped.count >= done:
         raise UserError(
@@ -316,6 +336,11 @@ def _check_trained(engine: Engine, done: int, seen: int) -> None:
         )
     if not seen:
         raise UserError("all samples were skipped; see the printed errors and fix the data")
+    if score is not None and not math.isfinite(score):
+        raise UserError(
+            f"the validation loss after {done} steps is {-score}: the weights have diverged; start a new run with a "
+            "lower --lr or another --precision, or check the features"
+        )
 
 
 def _next(steps: Iterator[list]) -> tuple[list, UserError | None]:

@@ -6,6 +6,8 @@ string for any field and answers an error with a page of usage.
 
 import dataclasses
 import difflib
+import io
+import math
 import signal
 import sys
 import types
@@ -18,6 +20,7 @@ from shards.common.errors import ErrorOnAnotherRank, UserError
 from shards.common.files import is_remote, refuse_special_file
 from shards.common.model_hub import local_model
 from shards.common.own_packages import check_packages
+from shards.common.untrusted_input import LARGEST
 
 _YES = {"true", "yes", "1", "on"}
 _NO = {"false", "no", "0", "off"}
@@ -91,6 +94,10 @@ def _convert(name: str, text, kind, optional: bool):
         value = float(value)
     if type(value) is not kind:
         raise UserError(f"--{name} {text}: should be {_NAMES[kind]}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"--{name} {text}: should be a finite number")
+    if kind is int and not -LARGEST <= value < LARGEST:
+        raise UserError(f"--{name} {text}: should be an integer of at most 64 bits")
     return value
 
 
@@ -182,6 +189,7 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
         inherit: maps the given flags to values of others, such as those of a run to resume.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _prepare_output()
     try:
         if "--help" in argv or "-h" in argv:
             print(usage(config_type, name, summary), flush=True)
@@ -203,7 +211,24 @@ def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda
     except OSError as error:  # for example a full disk, missing permissions, or a file in place of a folder
         if not error.strerror:
             raise
-        sys.exit(_refuse(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}"))
+        sys.exit(_refuse(f"{error.filename2 or error.filename or 'a file or the standard output'}: {error.strerror}"))
+
+
+def _prepare_output() -> None:
+    """Prepares for a terminal or log that is not UTF-8: letters that it lacks are printed as \\uNNNN.
+
+    Python then also reads file names in the encoding of the locale, so a warning is printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="backslashreplace")
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and sys.stderr:
+        print(
+            f"warning: file names are read as {encoding}, the encoding of the locale; names with other than ASCII "
+            "letters do not match the annotations; set PYTHONUTF8=1",
+            file=sys.stderr,
+        )
 
 
 def _refuse(sentence: str) -> int:

@@ -83,8 +83,8 @@ def _why_not_written(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in _OF_WRITING:
             return None if cause.filename else cause.strerror
         cause = cause.__context__
-    full = os.strerror(errno.ENOSPC)  # part of the message of safetensors and tokenizers, whose errors have no errno
-    return full if full in str(error) else None
+    # The message of safetensors and tokenizers, whose errors have no errno, contains that of the system.
+    return next((reason for reason in map(os.strerror, _OF_WRITING) if reason in str(error)), None)
 
 
 def _open_temporary(path: Path, mode: str, options: dict):
@@ -109,7 +109,12 @@ def _open_temporary(path: Path, mode: str, options: dict):
     try:
         return open(path.with_name(f".{path.name}.part"), mode, opener=own, **options)
     except OSError:  # another process has the lock, or the file system does not support locks
+        pass
+    try:
         return open(path.with_name(f".{path.name}.{os.getpid()}.part"), mode, **options)
+    except OSError as error:
+        error.filename = str(path)  # for the message: the user knows the file, not its temporary name
+        raise
 
 
 def refuse_special_file(path, where: str = "") -> None:
@@ -200,8 +205,8 @@ def expand(pattern: str, suffix: str = ".tar") -> list[str]:
     """
     if not pattern:
         raise UserError("the path is empty; use a path, a folder or a pattern such as a-{0..3}.tar")
-    try:
-        parts = list(braceexpand.braceexpand(pattern))
+    try:  # an existing folder may have braces in its name
+        parts = [pattern] if os.path.exists(pattern) else list(braceexpand.braceexpand(pattern))
     except braceexpand.UnbalancedBracesError:
         raise UserError(f"{pattern}: unbalanced braces; use for example name-{{00000..00003}}.tar") from None
     names = []

@@ -2,7 +2,10 @@
 
 import re
 
-SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
+SUFFIXES = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "bmp", "gif", "tif", "tiff")
+# Suffixes of image formats that are not read; such files are counted.
+OTHER_FORMATS = {"heic", "heif", "jp2", "jxl", "pbm", "pgm", "ppm", "tga", "psd", "svg"}
+OTHER_FORMATS |= {"dng", "cr2", "nef", "arw", "exr"}
 _SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})$", re.IGNORECASE)
 # COCO's file names since 2017 (000000000042) and before (COCO_val2014_000000000042); annotations have the number only.
 _COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
@@ -18,6 +21,14 @@ NOT_UTF8 = "has a name that is not UTF-8; rename it"
 def is_image(name: str) -> bool:
     """Whether a file name has the suffix of an image."""
     return _SUFFIX.search(name) is not None
+
+
+def unread_format(name: str) -> str | None:
+    """The suffix of an image format that is not read (OTHER_FORMATS); "" for a name without a suffix; else None."""
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    if not stem or not dot:
+        return ""
+    return suffix.lower() if suffix.lower() in OTHER_FORMATS else None
 
 
 def image_id(name: str) -> str:

@@ -78,6 +78,7 @@ def with_captions(parts: list[Part], captions: dict[str, tuple[str, ...]], per_p
     for group in groups:
         files = list(dict.fromkeys(file for file, _, _ in group))
         chosen.append(Part(files, len(group), {image: texts for _, image, texts in group}))
+    chosen[0].ignored = parts[0].ignored
     return chosen, counts
 
 

@@ -7,8 +7,9 @@ import os
 import re
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.common.errors import UserError
 from shards.common.files import expand, files_below, is_remote, is_utf8, printable, refuse_special_file
-from shards.common.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image
+from shards.common.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image, unread_format
 from shards.images.tar_directory import Member, Unused, read_directory, split_path
 from shards.parsing.text_encoding import decode_text
 
@@ -70,8 +71,10 @@ def decode_image(data: bytes | BadImage, max_pixels: int = MAX_PIXELS) -> np.nda
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        if image.mode == "F" and 0 < values.max(initial=0) <= 1:  # floating-point images usually end at 1
+            values = values * 255
+        elif image.mode.startswith("I;16") or values.max(initial=0) > 255:
             values = values / 257
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -88,11 +91,13 @@ class Part:
     Attributes:
         count: number of images.
         captions: image id -> captions, instead of those next to the images; only these images are read.
+        ignored: images of a folder that are in no part, because of their format; in its first part.
     """
 
     files: list[str]
     count: int
     captions: dict[str, tuple[str, ...]] | None = None
+    ignored: list[Unused] = field(default_factory=list)
 
 
 class Found(NamedTuple):
@@ -115,13 +120,16 @@ def find_parts(images: str, per_part: int, unique: bool = True) -> list[Part]:
     """
     files = _image_files(images) if os.path.isdir(images) else []
     if os.path.isdir(images) and not files and not any(Path(images).glob("*.tar")):
-        raise UserError(f"{images}: contains no images ({', '.join(SUFFIXES)}) and no .tar files")
+        others = "".join(f"; it has {found.reason}" for found in _images_of_other_formats(images))
+        raise UserError(f"{images}: contains no images ({', '.join(SUFFIXES)}) and no .tar files{others}")
     names = files or expand(images)
     parts, hashes = [], array("q")  # ids take ten times as much memory, too much for millions of images
     if all(map(is_image, names)):
         hashes.extend(hash(image_id(name)) for name in names)
         groups = (names[begin : begin + per_part] for begin in range(0, len(names), per_part))
         parts = [Part(group, len(group)) for group in groups]
+        if files:
+            parts[0].ignored = _images_of_other_formats(images)
     else:
         for name in names:
             if is_remote(name) or not name.endswith(".tar"):
@@ -150,6 +158,31 @@ def _image_files(folder: str) -> list[str]:
     return sorted(found, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
 
 
+def _images_of_other_formats(folder: str) -> list[Unused]:
+    """The images of a folder and its subfolders whose names have no suffix, or that of a format that is not read."""
+    counts: Counter[str] = Counter()
+    for name in files_below(folder, lambda name: unread_format(name) is not None):
+        suffix = unread_format(name)
+        if suffix or _begins_as_image(name):
+            counts[suffix] += 1
+    wanted = f"convert or rename them to {', '.join(SUFFIXES)}"
+    return [
+        Unused(folder, f"{count} images {f'with the suffix .{suffix}' if suffix else 'without a suffix'}, {wanted}")
+        for suffix, count in sorted(counts.items())
+    ]
+
+
+def _begins_as_image(name: str) -> bool:
+    """Whether a file begins like a JPEG, PNG, GIF or WebP."""
+    try:
+        refuse_special_file(name)
+        with open(name, "rb") as file:
+            begin = file.read(12)
+    except (OSError, UserError):
+        return False
+    return begin.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or (begin[:4], begin[8:]) == (b"RIFF", b"WEBP")
+
+
 def find_images(part: Part) -> Iterator[Found]:
     """Yields every image of a part, without reading it."""
     for name in part.files:
@@ -163,6 +196,7 @@ def find_images(part: Part) -> Iterator[Found]:
 def read_records(part: Part, unused: list[Unused] | None = None) -> Iterator[Record]:
     """Yields the Record of every image of a part, and appends ignored files among them to `unused`."""
     unused = [] if unused is None else unused
+    unused += part.ignored
     for name in part.files:
         if name.endswith(".tar"):
             yield from _records_of_tar(name, part.captions, unused)
@@ -178,8 +212,10 @@ def _record_of_file(name: str, captions: dict[str, tuple[str, ...]] | None, unus
         return Record(image, BadImage("is a link to a file that does not exist"), source)
 
     def neighbour(suffix: str) -> tuple[str, bytes] | None:
-        path = str(Path(name).with_suffix(f".{suffix}"))
-        return None if (content := _read_file(path)) is None else (path, content)
+        for path in (str(Path(name).with_suffix(f".{form}")) for form in (suffix, suffix.upper())):
+            if (content := _read_file(path)) is not None:
+                return path, content
+        return None
 
     return Record(image, data, source, _captions(neighbour, unused) if captions is None else captions[image])
 
@@ -245,9 +281,15 @@ def _records_of_tar(tar: str, captions: dict[str, tuple[str, ...]] | None, unuse
             yield Record(image, read(member), source, own)
 
 
+def split_source(source: str) -> tuple[str, str]:
+    """(file, member) of the source of a Record; the member is empty for an image file, whose path may contain #."""
+    tar, found, member = source.partition(".tar#")
+    return (f"{tar}.tar", member) if found else (source, "")
+
+
 def read_source(source: str) -> bytes:
     """The bytes of an image from the source of a Record; UserError if it no longer exists."""
-    name, _, member = source.partition("#")
+    name, member = split_source(source)
     try:
         if member:
             with tarfile.open(name, "r:") as tar:

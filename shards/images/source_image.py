@@ -9,7 +9,7 @@ from PIL import Image
 from shards.common.errors import UserError
 from shards.common.files import read_json
 from shards.common.image_id import is_image
-from shards.images.image_files import BadImage, decode_image, read_source
+from shards.images.image_files import BadImage, decode_image, read_source, split_source
 from shards.storage.sample import Sample
 
 
@@ -20,7 +20,7 @@ def source_of(sample: Sample, folder: Path) -> str:
         UserError: it is missing, or outside of the data folder of the shards and of the folders from which they
             were extracted. Untrusted shards could name any file.
     """
-    name, hash_sign, member = sample.info.get("source", "").partition("#")
+    name, member = split_source(sample.info.get("source", ""))
     if not is_image(member or name):
         raise UserError("the shards were made from features")
     path = Path(os.path.abspath(folder / name))
@@ -28,7 +28,7 @@ def source_of(sample: Sample, folder: Path) -> str:
     version = described.stat().st_mtime_ns if described.exists() else 0
     if not any(path.is_relative_to(root) for root in _image_folders(folder, version)):
         raise UserError(f"{sample.key}: source {name} is outside of the folders of these images and not opened")
-    return f"{folder / name}{hash_sign}{member}"
+    return f"{folder / name}#{member}" if member else str(folder / name)
 
 
 @functools.lru_cache(maxsize=64)

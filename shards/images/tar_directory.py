@@ -52,10 +52,10 @@ def read_directory(tar: str) -> Directory:
             if name in found.images:
                 found.unused.append(Unused(name, REPLACED))
             found.images[name] = member
-        elif suffix in ("txt", "json"):
-            if (path, suffix) in found.texts:
+        elif suffix.lower() in ("txt", "json"):
+            if (path, suffix.lower()) in found.texts:
                 found.unused.append(Unused(name, REPLACED))
-            found.texts[path, suffix] = name, member
+            found.texts[path, suffix.lower()] = name, member
         else:
             others[suffix] += 1
     with_image = {split_path(name)[0] for name in found.images}

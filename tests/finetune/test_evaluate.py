@@ -1,6 +1,7 @@
 """finetune.evaluate: what it prints and stores, compared with the official files and its own submissions."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -37,6 +38,36 @@ def test_vqa_by_question_type(world, trained, tmp_path, run_command):
         assert 100 * kept[name] == pytest.approx(accuracy)
     printed = {line.rsplit(maxsplit=2)[0]: line.split()[-2] for line in out.splitlines() if line.startswith(tuple(by))}
     assert printed == {name: f"{accuracy:.2f}" for name, accuracy in expected.items()}
+
+
+def test_an_image_that_was_rotated_after_its_annotation_is_named(world, trained, tmp_path, run_command):
+    """As where an EXIF orientation was applied in extraction: boxes of the annotations lie elsewhere in the image."""
+    for folder in world.iterdir():
+        if folder.name != "refcoco":
+            (tmp_path / folder.name).symlink_to(folder)
+    shutil.copytree(world / "refcoco", tmp_path / "refcoco")
+    path = tmp_path / "refcoco" / "instances.json"
+    value = json.loads(path.read_text())
+    for image in value["images"]:
+        image["width"], image["height"] = 2 * image["width"], 4 * image["height"]  # twice as large is the same image
+    path.write_text(json.dumps(value))
+    flags = ("--run", trained, "--data", tmp_path, "--workers", 0, "--task", "refcoco", "--split", "val")
+    status, _, err = run_command("finetune.evaluate", *flags, "--scores", tmp_path / "scores.json")
+    assert status == 2 and "extract the image as annotated" in err and "was extracted from an image of" in err
+    for image in value["images"]:
+        image["height"] //= 2
+    path.write_text(json.dumps(value))
+    assert run_command("finetune.evaluate", *flags, "--scores", tmp_path / "scores.json")[0] == 0
+
+
+def test_a_run_that_may_not_be_written_is_named_before_the_predictions(trained, tmp_path, run_command, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=lambda folder, names: ["scores"])
+    writable, plain = {run: False}, os.access  # the tests may run as root, who may write everywhere
+    monkeypatch.setattr("os.access", lambda path, mode: writable.get(path, plain(path, mode)))
+    monkeypatch.setattr("finetune.inference.evaluate_task.predict", None)
+    status, _, err = run_command("finetune.evaluate", "--run", run, "--workers", 0, "--task", "vqa", "--split", "val")
+    assert status == 2 and f"{run}: no permission to write the scores; give another place with --scores" in err
 
 
 def test_the_model_is_loaded_once_for_all_tasks(world, trained, tmp_path, run_command, monkeypatch):

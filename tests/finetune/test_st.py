@@ -191,6 +191,29 @@ def test_a_run_stops_when_it_gets_no_better(st, tmp_path, run_command, pretraine
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("task", ["vqa", "refcoco", "flickr_retrieval", "visual7w", "nlvr2"])
+def test_a_model_that_has_diverged_has_no_score(st, tmp_path, run_command, pretrained, task):
+    """The most likely of choices that are all NaN is the first one, which scored as if the model had chosen it."""
+    flags = ["--init", pretrained, "--epochs", 1, "--lr", 1e30, "--warmup", 0]
+    status, out, err = run_command("finetune.st", *st(task, *flags))
+    assert status == 2 and "the model's scores are NaN" in err and "validation:" not in out
+    assert not checkpoints(tmp_path / "run") and not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("command", ["finetune.st", "finetune.mt"])
+def test_a_resume_with_other_annotations_is_refused(world, tmp_path, run_command, pretrained, command):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(world, data, ignore=lambda folder, names: ["prepared"])
+    flags = ["--data", data, "--init", pretrained, "--workers", 0, "--out", run]
+    few = ["--task", "vqa", "--epochs", 1] if command == "finetune.st" else ["--tasks", "vqa,gqa", "--iterations", 2]
+    assert run_command(command, *flags, *few)[0] == 0
+    (run / "result.json").unlink()
+    path = data / "vqa" / "v2_OpenEnded_mscoco_train2014_questions.json"
+    path.write_text(path.read_text().replace('"question": "', '"question": "please, ', 1))
+    status, _, err = run_command(command, "--out", run, "--resume")
+    assert status == 2 and f"{run}: the data of vqa have changed since the run began" in err
+
+
 MISTAKES = [
     (["--task", "refcoc"], "--task refcoc: should be one of vqa, vgqa"),
     (["--data", "nowhere"], "nowhere/refcoco: no such folder; it should contain the official files of RefCOCO"),

@@ -1,12 +1,15 @@
 """Whole runs: what resumes is what went on, a fixed batch can be learned, files are whole or not there."""
 
+import fcntl
 import itertools
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -21,6 +24,7 @@ from pretrain.data.random_choices import sample_keys
 from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
 from pretrain.engine.step import Engine
+from pretrain.engine.trainer import Stop
 from pretrain.models.model_config import TINY
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
@@ -175,7 +179,7 @@ def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_fold
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -209,11 +213,62 @@ def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, s
     assert "use --resume to continue" in out and len(checkpoints(run)) == 1
 
 
+def test_a_closed_terminal_leaves_a_checkpoint(dataset_folder, tmp_path):
+    """The connection to a remote machine broke: all processes get SIGHUP, and nothing can be printed any more."""
+    run, (ours, theirs) = tmp_path / "run", pty.openpty()
+    flags = ["--data", dataset_folder, "--out", run, "--epochs", 100000, "--workers", 1, "--log_every", 1]
+    command = [sys.executable, "-m", "pretrain.run", *map(str, flags)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=_own_terminal)
+    os.close(theirs)
+    try:
+        until = time.time() + 120
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+            assert process.poll() is None and time.time() < until
+            os.read(ours, 1 << 16)
+        os.close(ours)
+        assert process.wait(60) == 143 and len(checkpoints(run)) == 1
+    finally:
+        process.kill()
+
+
+def _own_terminal():
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_under_nohup_a_closed_terminal_does_not_stop_a_run():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_flags_that_change_the_run_are_refused_on_resume(dataset_folder, tmp_path, run_command):
     run = tmp_path / "run"
     run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
     status, _, err = run_command("pretrain.run", "--out", run, "--resume", "--lr", "0.5")
     assert status == 2 and "--lr 0.5" in err and "0.001" in err
+
+
+@pytest.mark.parametrize("file", ["captions.txt", "part-00000.tar"])
+def test_a_resume_with_other_data_in_the_same_place_is_refused(dataset_folder, tmp_path, run_command, file):
+    """Its description in dataset.json may be unchanged: captions that were edited, shards that were extracted again."""
+    run = tmp_path / "run"
+    assert run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)[0] == 0
+    (run / "result.json").unlink()
+    path = dataset_folder / file
+    data = bytearray(path.read_bytes())
+    data[-1200 if file.endswith("tar") else 2] ^= 1
+    path.write_bytes(data)
+    status, _, err = run_command("pretrain.run", "--out", run, "--resume")
+    assert status == 2 and "differs from the data set of the run" in err
+    config = json.loads((run / "config.json").read_text())
+    del config["data"]["content"]  # as in a run of an earlier version, which goes on
+    (run / "config.json").write_text(json.dumps(config))
+    assert run_command("pretrain.run", "--out", run, "--resume")[0] == 0
 
 
 def test_a_damaged_checkpoint_is_refused(dataset_folder, tmp_path, run_command):

@@ -514,11 +514,11 @@ def test_a_hub_that_does_not_answer_is_given_up_in_seconds(tmp_path):
 
 def test_a_source_outside_of_the_images_folders_is_not_opened(tmp_path, run_command):
     """What shards of somebody else name: any file of this machine."""
-    draw_images(tmp_path / "data" / "in", 2, captions=False)
+    draw_images(tmp_path / "data" / "in #1", 2, captions=False)
     draw_images(tmp_path / "private", 1)
     flags = ["--detector", "pixels", "--words", 4, "--processes", 1]
     for out in ("data/regions/in", "elsewhere"):
-        assert run_command("shards.extract", tmp_path / "data" / "in", "--out", tmp_path / out, *flags)[0] == 0
+        assert run_command("shards.extract", tmp_path / "data" / "in #1", "--out", tmp_path / out, *flags)[0] == 0
         folder = tmp_path / out
         sample = RegionReader(open_dataset(str(folder)))[0]
         assert image_of(sample, folder)[1] == "" and Path(source_of(sample, folder)).is_file()

@@ -119,7 +119,7 @@ def test_all_boxes_of_an_image_are_ranked_by_the_models_scores():
     for n, image in enumerate(images):
         corners = np.sort(rng.random((n + 2, 2, 2)), 1).reshape(-1, 4).astype(np.float32)
         features = rng.normal(size=(n + 2, 12)).astype(np.float16)
-        samples[image] = Sample(image, features, corners, info={"width": 300, "height": 200})
+        samples[image] = Sample(image, features, corners, info={"width": 300, "height": 225})
     facts = {"width": 500, "height": 375, "types": ("other",), "boxes": 1}
     examples = [Example(n, f"thing {n}", (image,), (0, 0, 9, 9), facts=facts) for n, image in enumerate(images)]
     torch.manual_seed(0)
@@ -383,7 +383,7 @@ def data(tmp_path_factory):
     for name, ids in (("flickr", images), ("daquar", [f"image{n}" for n in range(34)])):
         samples = make_samples(len(ids), classes=0)
         for sample, id in zip(samples, ids, strict=True):
-            sample.info["id"] = id
+            sample.info |= {"id": id, "width": 500, "height": 375}
         write_shard(folder / "regions" / name / "part-00000.tar", samples)
         paths = [folder / "regions" / name / "part-00000.tar"]
         finish_dataset(folder / "regions" / name, paths, detector="random", num_classes=0, extra={})

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import re
+import shutil
 
 import numpy as np
 import official_files as files
@@ -257,6 +258,59 @@ def test_boxes_that_are_not_there_or_not_boxes(tmp_path):
     spoil(tmp_path / "dataset_v7w_pointing.json", lambda value: value["boxes"].pop())
     with pytest.raises(UserError, match="image 0: box 7 is not among the boxes"):
         TASKS["visual7w"].read(tmp_path, "val")
+
+
+def repeated(records: list, **other):
+    records.append(records[0] | other)
+
+
+@pytest.mark.parametrize("key", ["annotations", "images"])
+def test_an_id_with_two_contents_is_refused(tmp_path, key):
+    """The last one was taken, and its box or its image size scaled every box of the first."""
+    files.refer(tmp_path)
+    path = tmp_path / "instances.json"
+    spoil(path, lambda value: repeated(value[key]))  # the same record twice changes nothing
+    assert TASKS["refcoco"].read(tmp_path, "testA")
+    spoil(
+        path, lambda value: repeated(value[key], **({"bbox": [0, 0, 9, 9]} if key == "annotations" else {"width": 9}))
+    )
+    with pytest.raises(UserError, match=rf"instances\.json, {key[:-1]} \d+: duplicate id \d+ with other content"):
+        TASKS["refcoco"].read(tmp_path, "testA")
+
+
+def test_boxes_of_visual7w_with_a_negative_side_or_with_one_id(tmp_path):
+    files.visual7w(tmp_path)
+    path = tmp_path / "dataset_v7w_pointing.json"
+    official = path.read_text()
+    spoil(path, lambda value: value["boxes"][1].update(width=-3))
+    with pytest.raises(UserError, match=r"pointing\.json, box 1: the box has a negative width or height \(-3 x"):
+        TASKS["visual7w"].read(tmp_path, "val")
+    path.write_text(official)
+    spoil(path, lambda value: repeated(value["boxes"], x=0.5))
+    with pytest.raises(UserError, match=r"duplicate id \d+ with other content"):
+        TASKS["visual7w"].read(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y, w, h: [x, y, x + w, y + h], r"\d+ of \d+ boxes end outside of their images"),
+        (lambda x, y, w, h: [x / 1000, y / 1000, w / 1000, h / 1000], "all boxes are between 0 and 1"),
+    ],
+    ids=["corners", "fractions"],
+)
+def test_boxes_in_other_units_are_refused(world, tmp_path, change, words):
+    """Every score of such a file was 0, without a word."""
+    shutil.copytree(world / "refcoco", tmp_path / "refcoco")
+    path = tmp_path / "refcoco" / "instances.json"
+
+    def spoilt(value):
+        for record in value["annotations"]:
+            record["bbox"] = change(*record["bbox"])
+
+    spoil(path, spoilt)
+    with pytest.raises(UserError, match=rf"instances\.json: {words}; bbox should be x, y, width, height in pixels"):
+        TASKS["refcoco"].read(tmp_path / "refcoco", "val")
 
 
 def test_a_visual_genome_answer_is_right_in_any_spelling_and_wrong_outside_the_vocabulary(tmp_path):

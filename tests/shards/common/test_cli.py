@@ -1,5 +1,8 @@
 """Flags: every mistake is one sentence that names the flag and what would be right."""
 
+import os
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 
 import pytest
@@ -57,6 +60,8 @@ def test_booleans_are_real(text, value):
         (["here", "--batch_size", "2.5"], ["--batch_size 2.5", "should be an integer"]),
         (["here", "--share", "1.5"], ["--share 1.5", "1 or less"]),
         (["here", "--share", "nan"], ["--share nan"]),
+        (["here", "--lr", "inf"], ["--lr inf", "should be a finite number"]),
+        (["here", "--batch_size", "99999999999999999999"], ["--batch_size 99999999999999999999", "at most 64 bits"]),
         (["here", "--lr", "0"], ["--lr 0", "more than 0"]),
         (["here", "--kind", "c"], ["--kind c", "a, b"]),
         (["here", "--resume", "perhaps"], ["--resume perhaps", "true or false"]),
@@ -124,3 +129,38 @@ def test_a_folder_where_a_file_should_go_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(Many, run, "some.command", "Does it.", ["a", "--out", str(tmp_path)])
     assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
+
+
+WRITES = """
+from dataclasses import dataclass
+from shards.common.cli import command
+
+@dataclass
+class Config:
+    pass
+
+command(Config, lambda config: print("caption: \\U0001f642"), "some.command", "Does it.", [])
+"""
+
+
+FLUSHES = WRITES.replace('")', '", flush=True)')
+
+
+@pytest.mark.parametrize(
+    ("environment", "warns"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, False),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, True),
+    ],
+)
+def test_captions_are_printed_where_the_terminal_is_not_utf_8(environment, warns):
+    """UnicodeEncodeError: 'ascii' codec can't encode character."""
+    done = subprocess.run([sys.executable, "-c", WRITES], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "caption: \\U0001f642\n", done.stderr
+    assert ("set PYTHONUTF8=1" in done.stderr) == warns
+
+
+def test_a_full_standard_output_is_named():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", FLUSHES], stdout=full, stderr=-1)
+    assert done.returncode == 2 and done.stderr == b"error: a file or the standard output: No space left on device\n"

@@ -67,6 +67,13 @@ def test_patterns_name_files_in_order(tmp_path):
     assert expand("http://x/{0..1}.tar") == ["http://x/0.tar", "http://x/1.tar"]
 
 
+def test_a_folder_with_braces_in_its_name_is_that_folder(tmp_path):
+    folder = tmp_path / "a{1,2}"
+    folder.mkdir()
+    (folder / "0.tar").touch()
+    assert expand(str(folder)) == expand(str(folder / "0.tar")) == [str(folder / "0.tar")]
+
+
 @pytest.mark.parametrize("pattern", ["missing", "missing-{0..3}.tar", "a{b", ""])
 def test_what_names_nothing_is_an_error(tmp_path, pattern, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -135,6 +142,23 @@ def test_a_full_disk_names_the_file(tmp_path):
                 raise OSError(errno.ENOSPC, "No space left on device")
             except OSError:
                 raise error from None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_quotas_and_limits_name_the_file_where_a_library_has_no_error_number(number):
+    message = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"  # of safetensors
+    with pytest.raises(UserError, match=rf"w: cannot be written \({os.strerror(number)}\)"), naming("w"):
+        raise Exception(message)
+
+
+def test_what_may_not_be_written_is_named_and_not_its_temporary_file(tmp_path, monkeypatch):
+    def refuse(name, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(name))
+
+    monkeypatch.setattr("builtins.open", refuse)  # the tests may run as root, who may write everywhere
+    with pytest.raises(PermissionError) as refused, whole_file(tmp_path / "inspect.png"):
+        pass
+    assert refused.value.filename == str(tmp_path / "inspect.png")
 
 
 def test_pipes_and_devices_are_no_input(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
+from shards.images.caption_files import with_captions
 from shards.images.image_files import MAX_PIXELS, BadImage, decode_image, find_parts, read_records, read_source
 
 
@@ -33,6 +34,14 @@ RED = np.full((5, 7, 3), (200, 10, 30), np.uint8)
 )
 def test_colour_survives_every_mode(image):
     assert np.array_equal(decode_image(encoded(image)), RED)
+
+
+@pytest.mark.parametrize("largest", [1.0, 255.0, 65535.0])
+def test_floating_point_images_are_not_black(largest):
+    """Values in 0 to 1, as of depth maps and scientific images, and NaN where nothing was measured."""
+    values = np.array([[0, 0.5, 1, np.nan]], np.float32) * np.float32(largest)
+    decoded = decode_image(encoded(Image.fromarray(values), "TIFF"))[0, :, 0]
+    assert decoded[[0, 2, 3]].tolist() == [0, 255, 0] and 126 <= decoded[1] <= 128
 
 
 def test_grey_sixteen_bit_and_cmyk():
@@ -83,6 +92,49 @@ def test_a_folder_is_searched_with_its_subfolders_and_captions(tmp_path):
     records = [record for part in parts for record in read_records(part)]
     assert [(r.id, r.captions) for r in records] == [("2", ("two",)), ("10", ()), ("a.b", ())]
     assert read_source(records[0].source) == (tmp_path / "2.png").read_bytes()
+
+
+def test_captions_in_files_of_capital_letters_are_read(tmp_path):
+    """As cameras and Windows programs write them."""
+    Image.fromarray(RED).save(tmp_path / "1.JPG")
+    (tmp_path / "1.TXT").write_text("one")
+    Image.fromarray(RED).save(tmp_path / "2.png")
+    (tmp_path / "2.JSON").write_text('{"caption": "two"}')
+    make_tar(
+        tmp_path / "a.tar", [(name, (tmp_path / name).read_bytes()) for name in ("1.JPG", "1.TXT", "2.png", "2.JSON")]
+    )
+    for source in (str(tmp_path), str(tmp_path / "a.tar")):
+        (part,) = find_parts(source, 100)
+        assert {record.id: record.captions for record in read_records(part)} == {"1": ("one",), "2": ("two",)}
+
+
+def test_images_of_other_formats_are_counted(tmp_path):
+    """They were ignored without a word: .jfif and .avif of browsers, .heic of phones, names without a suffix."""
+    for name, kind in (("1.jpg", "JPEG"), ("2.jfif", "JPEG"), ("3.JPE", "JPEG"), ("4.ppm", "PPM"), ("5", "JPEG")):
+        Image.fromarray(RED).save(tmp_path / name, kind)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "6.HEIC").write_bytes(b"....ftypheic")
+    (tmp_path / "LICENSE").write_text("all rights")
+    parts, unused = find_parts(str(tmp_path), per_part=1), []
+    assert [record.id for part in parts for record in read_records(part, unused)] == ["1", "2", "3"]
+    counted = ["1 images without a suffix", "1 images with the suffix .heic", "1 images with the suffix .ppm"]
+    assert [found.reason.partition(",")[0] for found in unused] == counted
+    chosen, _ = with_captions(parts, {"1": ("one",)}, 100)
+    assert len([*read_records(chosen[0], unused)]) == 1 and len(unused) == 2 * len(counted)
+    for name in ("1.jpg", "2.jfif", "3.JPE"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=r"contains no images .*; it has 1 images without a suffix"):
+        find_parts(str(tmp_path), 100)
+
+
+def test_a_number_sign_in_a_folders_name_is_no_member_of_a_tar(tmp_path):
+    picture = encoded(Image.fromarray(RED))
+    (tmp_path / "a#b").mkdir()
+    (tmp_path / "a#b" / "1.png").write_bytes(picture)
+    make_tar(tmp_path / "a#b" / "c.tar", [("2#3.png", picture)])
+    for source in (str(tmp_path / "a#b"), str(tmp_path / "a#b" / "c.tar")):
+        (record,) = read_records(find_parts(source, 100)[0])
+        assert read_source(record.source) == picture
 
 
 def make_tar(path, entries):
