@@ -65,12 +65,14 @@ def boxes_of_rows(boxes: np.ndarray, rows: Tensor) -> np.ndarray:
     """
     of_rows = np.concatenate([np.broadcast_to(WHOLE_IMAGE, (len(boxes), 1, 4)), boxes], 1)
     images = np.arange(len(boxes))
-    return of_rows[images if rows.ndim == 1 else images[:, None], rows.numpy()]
+    chosen: np.ndarray = of_rows[images if rows.ndim == 1 else images[:, None], rows.numpy()]
+    return chosen
 
 
 def image_size(example: Example, sample: Sample) -> tuple[float, float]:
     """(width, height) of an example's image in pixels: from the annotations if they contain it, else from the shard."""
-    return tuple(float(example.facts.get(side) or sample.info[side]) for side in ("width", "height"))
+    width, height = (float(example.facts.get(side) or sample.info[side]) for side in ("width", "height"))
+    return width, height
 
 
 def region_target(example: Example, sample: Sample, width: int) -> np.ndarray:
