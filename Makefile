@@ -31,22 +31,27 @@ photos: env
 	$(BIN)/python -m benchmarks.photos $(PHOTOS) --weights $(WEIGHTS) --bert $(BERT) $(FLAGS)
 
 # One thread a process: the tests start processes of their own, and threads that wait for each other would slow them all.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
 test: env lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 test-slow: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	$(PYTEST) -m slow
 
 # With the oldest versions that pyproject.toml allows, in a clone: operators are compiled for one torch, and lie in the tree.
+# Without lint, because mypy reads the annotations of the installed torch and numpy.
 test-oldest:
 	rm -rf build/oldest
 	git clone --quiet . build/oldest
-	$(MAKE) -C build/oldest test REQUIREMENTS=tests/oldest.txt
+	$(MAKE) -C build/oldest env REQUIREMENTS=tests/oldest.txt
+	cd build/oldest && $(PYTEST)
 
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/mypy
 
 # The documentation with the API reference, from docs/ and docstrings, in build/site; needs no network.
 docs: env

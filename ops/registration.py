@@ -1,8 +1,10 @@
 """Loads the compiled operators and registers plain torch versions of those that are missing, under the same names."""
 
 import logging
+from collections.abc import Callable, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -67,7 +69,7 @@ def _register() -> tuple[torch.library.Library, dict[str, str]]:
     return library, backends
 
 
-def _fakes() -> dict:
+def _fakes() -> dict[str, Callable[..., Any]]:
     return {
         "mask_overlapping": _fake_overlapping,
         "mask_regions": _fake_regions,
@@ -78,7 +80,7 @@ def _fakes() -> dict:
     }
 
 
-def _gradients() -> dict:
+def _gradients() -> dict[str, tuple[Callable[..., Any], Callable[..., None] | None]]:
     return {
         "mask_regions": (_backward_of_regions, _keep_visible),
         "dropout": (_backward_of_dropout, _keep_keys),
@@ -97,52 +99,64 @@ def _fake_regions(features: Tensor, visible: Tensor, dtype: torch.dtype) -> Tens
     return features.new_empty(size, regions + 1, width, dtype=dtype)
 
 
-def _keep_visible(ctx, inputs, output) -> None:
+def _keep_visible(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, visible, _ = inputs
     ctx.save_for_backward(visible)
     ctx.dtype = features.dtype
 
 
-def _backward_of_regions(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+def _backward_of_regions(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
     """The gradient of a visible region is that of its row plus its share of that of row 0."""
     (visible,) = ctx.saved_tensors
     mean = gradient[:, :1].float() / visible.sum(1).clamp(min=1)[:, None, None]
     return ((gradient[:, 1:].float() + mean) * visible[..., None]).to(ctx.dtype), None, None
 
 
-def _fake_dropout(x: Tensor, *_) -> Tensor:
+def _fake_dropout(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _keep_keys(ctx, inputs, output) -> None:
+def _keep_keys(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, *keys, site, p = inputs
     ctx.save_for_backward(*keys)
     ctx.site, ctx.p = site, p
 
 
-def _backward_of_dropout(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+def _backward_of_dropout(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     (keys,) = ctx.saved_tensors
     return torch.ops.twelve_in_one.dropout(gradient, keys, ctx.site, ctx.p), None, None, None
 
 
-def _backward_of_attention_dropout(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+def _backward_of_attention_dropout(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
     query_keys, key_keys = ctx.saved_tensors
     probs = torch.ops.twelve_in_one.attention_dropout(gradient, query_keys, key_keys, ctx.site, ctx.p)
     return probs, None, None, None, None
 
 
-def _fake_layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    keys: Tensor | None,
+    site: int,
+    p: float,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
     n, h = x.shape
-    statistics = [x.new_empty(n, dtype=weight.dtype) for _ in range(2)]
-    return x.new_empty(n, h, dtype=dtype), *statistics
+    mean, rstd = (x.new_empty(n, dtype=weight.dtype) for _ in range(2))
+    return x.new_empty(n, h, dtype=dtype), mean, rstd
 
 
-def _fake_layer_norm_backward(gradient, x, residual, weight, *_) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_layer_norm_backward(
+    gradient: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dresidual = x.new_empty(0) if residual is None else residual.new_empty(residual.shape)
     return x.new_empty(x.shape), dresidual, weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
-def _keep_layer_norm(ctx, inputs, output) -> None:
+def _keep_layer_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, residual, weight, _, keys, site, p, _, _ = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
@@ -150,7 +164,7 @@ def _keep_layer_norm(ctx, inputs, output) -> None:
     ctx.site, ctx.p = site, p
 
 
-def _backward_of_layer_norm(ctx, gradient: Tensor, *_):
+def _backward_of_layer_norm(ctx: Any, gradient: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     x, residual, weight, keys, mean, rstd = ctx.saved_tensors
     dx, dresidual, dweight, dbias = torch.ops.twelve_in_one.dropout_add_layer_norm_backward(
         gradient, x, residual, weight, keys, mean, rstd, ctx.site, ctx.p
@@ -158,7 +172,7 @@ def _backward_of_layer_norm(ctx, gradient: Tensor, *_):
     return dx, None if residual is None else dresidual, dweight, dbias, None, None, None, None, None
 
 
-def _no_second_derivative(ctx, *_):
+def _no_second_derivative(ctx: Any, *_: object) -> NoReturn:
     raise NotImplementedError("dropout_add_layer_norm has no second derivative")
 
 
@@ -187,7 +201,8 @@ def mask_overlapping(boxes: Tensor, seeds: Tensor, valid: Tensor | None = None, 
     for name, mask in (("seeds", seeds), ("valid", valid)):
         if mask is not None:
             _check_mask(name, mask, boxes)
-    return torch.ops.twelve_in_one.mask_overlapping(boxes, seeds, valid, threshold)
+    masked: Tensor = torch.ops.twelve_in_one.mask_overlapping(boxes, seeds, valid, threshold)
+    return masked
 
 
 def mask_regions(features: Tensor, visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -212,7 +227,8 @@ def mask_regions(features: Tensor, visible: Tensor, dtype: torch.dtype = torch.f
         features = features.float()
     if dtype not in COMPILED_TYPES:
         return mask_regions(features, visible).to(dtype)
-    return torch.ops.twelve_in_one.mask_regions(features, visible, dtype)
+    rows: Tensor = torch.ops.twelve_in_one.mask_regions(features, visible, dtype)
+    return rows
 
 
 def dropout(x: Tensor, keys: Tensor, site: int, p: float) -> Tensor:
@@ -289,7 +305,9 @@ def dropout_add_layer_norm(
         raise ValueError(f"keys should be int64 {tuple(x.shape[:1])} for p above 0 and is None")
     if keys is not None:
         _check_keys("keys", keys, x.shape[:1], x)
-    return torch.ops.twelve_in_one.dropout_add_layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype)[0]
+    outputs = torch.ops.twelve_in_one.dropout_add_layer_norm(x, residual, weight, bias, keys, site, p, eps, dtype)
+    normed: Tensor = outputs[0]
+    return normed
 
 
 def attention_dropout(probs: Tensor, query_keys: Tensor, key_keys: Tensor, site: int, p: float) -> Tensor:
@@ -333,11 +351,11 @@ def _check_mask(name: str, mask: Tensor, of: Tensor) -> None:
         )
 
 
-def _names(types) -> str:
+def _names(types: Sequence[torch.dtype]) -> str:
     return " or ".join(str(dtype).removeprefix("torch.") for dtype in types)
 
 
-def _check_like(name: str, value: Tensor, shape, types, of: Tensor) -> None:
+def _check_like(name: str, value: Tensor, shape: torch.Size, types: Sequence[torch.dtype], of: Tensor) -> None:
     if value.shape != shape or value.dtype not in types or value.device != of.device:
         raise ValueError(
             f"{name} should be {_names(types)} {tuple(shape)} on {of.device} and is {value.dtype} "
@@ -345,7 +363,7 @@ def _check_like(name: str, value: Tensor, shape, types, of: Tensor) -> None:
         )
 
 
-def _check_keys(name: str, keys: Tensor, shape, of: Tensor) -> None:
+def _check_keys(name: str, keys: Tensor, shape: Sequence[int], of: Tensor) -> None:
     _check_like(name, keys, torch.Size(shape), (torch.int64,), of)
 
 

@@ -25,7 +25,7 @@ def test_the_oldest_versions_are_those_that_are_allowed():
     tested = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     assert set(oldest) == set(tested)
     for name, version in oldest.items():
-        tools = ("pytest", "pytest-xdist", "hypothesis", "ruff", "codespell", "tensorboard", "playwright")
+        tools = ("pytest", "pytest-xdist", "hypothesis", "ruff", "codespell", "mypy", "tensorboard", "playwright")
         used_by_tests_alone = name in tools
         bound = bounds.get(name) if not used_by_tests_alone else None
         assert Version(version) == Version(bound or tested[name]), name
@@ -72,6 +72,7 @@ def test_a_wheel_holds_the_floors_and_the_compiled_operator(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     floors = {name.partition("/")[0] for name in names if name.endswith(".py")}
     assert floors == {floor for floor in ("ops", "shards", "pretrain", "finetune") if (ROOT / floor).is_dir()}
+    assert {f"{floor}/py.typed" for floor in floors} <= set(names)  # type checkers use the annotations
     assert "finetune/evaluation/paper_tables.json" in names
     pages = {path.name for path in (ROOT / "finetune/pages").iterdir() if path.suffix in (".css", ".html", ".js")}
     assert pages and pages == {name.split("/")[-1] for name in names if "/pages/" in name and not name.endswith(".py")}

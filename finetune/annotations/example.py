@@ -1,6 +1,8 @@
 """An example of a task, as readers of official files return it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
 
@@ -23,7 +25,13 @@ class Example:
     id: int | str
     text: str
     images: tuple[str, ...]
-    target: object = None
+    target: Any = None
     candidates: tuple[Box, ...] = ()
     candidate_ids: tuple[str, ...] = ()
-    facts: dict = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def as_box(numbers: Iterable[float]) -> Box:
+    """Four numbers, such as a list from JSON or a row of an array, as a box."""
+    x1, y1, x2, y2 = numbers
+    return x1, y1, x2, y2

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,18 +70,18 @@ class TaskScore:
         return interval_of(self.draws)
 
     @property
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """The metrics with the main one's 95% interval, as written to result files."""
         return self.metrics | {"interval": self.interval}
 
 
-def watched(metrics: dict) -> float:
+def watched(metrics: dict[str, float]) -> float:
     """The score for stop-and-go and checkpoint selection: the main metric; for retrieval 4-way accuracy (see
     finetune/training/task_validation.py)."""
     return metrics.get(FOUR_WAY, metrics["score"])
 
 
-def score_task(task: Task, examples: Sequence[Example], predictions: Sequence | np.ndarray) -> TaskScore:
+def score_task(task: Task, examples: Sequence[Example], predictions: Sequence[Any] | np.ndarray) -> TaskScore:
     """The metrics of a task's predictions as means, with bootstrap samples of the main one.
 
     Args:
@@ -103,7 +105,7 @@ def score_task(task: Task, examples: Sequence[Example], predictions: Sequence | 
     return TaskScore(task.group, metrics, values[main], clusters, draws)
 
 
-def breakdown_of(task: Task, examples, values: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
+def breakdown_of(task: Task, examples: Sequence[Example], values: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
     """The main metric by the types of `Task.breakdown`: title -> type -> its score and number of examples."""
     return {
         title: {name: {"score": float(part.mean()), "examples": len(part)} for name, part in parts.items()}
@@ -119,15 +121,15 @@ def render_breakdown(title: str, parts: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def save_values(path, scores: dict[str, TaskScore]) -> None:
+def save_values(path: str | Path, scores: dict[str, TaskScore]) -> None:
     """Saves the main metric and the cluster of every example of every task, for paired comparisons of runs."""
-    values = {name: score.values for name, score in scores.items()}
-    clusters = {f"{CLUSTERS}{name}": score.clusters for name, score in scores.items()}
+    arrays: dict[str, Any] = {name: score.values for name, score in scores.items()}
+    arrays |= {f"{CLUSTERS}{name}": score.clusters for name, score in scores.items()}
     with whole_file(path) as file:
-        np.savez(file, **values, **clusters)
+        np.savez(file, **arrays)
 
 
-def load_values(path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | None]]:
+def load_values(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | None]]:
     """(values, clusters) by task from a file of `save_values`; clusters are None in files of earlier versions."""
     kept = read_arrays(path)
     values = {name: of for name, of in kept.items() if not name.startswith(CLUSTERS)}
@@ -135,7 +137,8 @@ def load_values(path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | Non
     for name, of in values.items():
         if of.ndim != 1 or of.dtype.kind not in "biuf" or not np.isfinite(of).all():
             raise UserError(f"{path}: {name} should be one finite number per example; {AGAIN}")
-        if clusters[name] is not None and (clusters[name].shape != of.shape or clusters[name].dtype.kind not in "iu"):
+        own = clusters[name]
+        if own is not None and (own.shape != of.shape or own.dtype.kind not in "iu"):
             raise UserError(f"{path}: {name} has a different number of clusters and examples; {AGAIN}")
     if missing := [name for name, of in clusters.items() if of is None]:
         warnings.warn(
@@ -205,7 +208,7 @@ def render_rows(rows: dict[str, dict[str, float | None]]) -> str:
     return "\n".join(lines)
 
 
-def describe_scores(scores: dict) -> str:
+def describe_scores(scores: dict[str, Any]) -> str:
     """Every metric in percent, the main one with its interval, and the number of examples.
 
     R@k that ranks another number of images than in the paper is marked.

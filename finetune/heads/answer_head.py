@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.annotations.example import Example
+from finetune.annotations.example import Box, Example
 from finetune.heads.base import Head, Scene
 from pretrain.models.layers import Norm
 from pretrain.models.model_config import ModelConfig
@@ -26,7 +26,8 @@ class Classifier(nn.Module):
         self.dense, self.norm, self.decoder = nn.Linear(size, inner), Norm(inner), nn.Linear(inner, choices)
 
     def forward(self, fused: Tensor) -> Tensor:
-        return self.decoder(self.norm(F.gelu(self.dense(fused))))
+        logits: Tensor = self.decoder(self.norm(F.gelu(self.dense(fused))))
+        return logits
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class AnswerHead(Head):
         self, examples: Sequence[Example], samples: Sequence[Sample], rows: int, vocabulary: AnswerVocabulary | None
     ) -> Tensor:
         """float32 (B, answers): the soft score of each answer."""
+        assert vocabulary is not None  # the head has one
         targets = [vocabulary.target(example.target) for example in examples]
         return torch.from_numpy(np.array(targets, np.float32).reshape(-1, len(vocabulary)))
 
@@ -57,9 +59,11 @@ class AnswerHead(Head):
         return targets.gather(1, logits.argmax(1)[:, None])[:, 0]
 
     def official(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> list[str]:
+        assert vocabulary is not None
         return [vocabulary.answers[number] for number in numbers[:, 0].astype(np.int64)]
 
-    def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[Sequence[str], tuple]:
+    def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[Sequence[str], Sequence[Box]]:
+        assert vocabulary is not None
         return vocabulary.answers, ()
 
     def expected(self, example: Example) -> tuple[str, None]:

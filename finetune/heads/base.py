@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Head(ABC):
         return self.name
 
     @property
-    def layer_settings(self) -> tuple:
+    def layer_settings(self) -> tuple[object, ...]:
         """What else the layer depends on; heads that share a layer have the same."""
         return ()
 
@@ -75,7 +75,8 @@ class Head(ABC):
             encoded: its hidden states for the inputs.
             inputs: a batch.
         """
-        return layer(encoder.fuse(encoded))
+        scores: Tensor = layer(encoder.fuse(encoded))
+        return scores
 
     @abstractmethod
     def targets(
@@ -91,11 +92,14 @@ class Head(ABC):
         """
 
     @abstractmethod
-    def losses(self, logits: Tensor, targets: Tensor | None) -> Tensor:
-        """(examples,): the loss of each example of a batch; the training loss is their mean."""
+    def losses(self, logits: Tensor, targets: Any) -> Tensor:
+        """(examples,): the loss of each example of a batch; the training loss is their mean.
+
+        targets: what `targets` returns; subclasses state its type, a tensor or None.
+        """
 
     @abstractmethod
-    def training_scores(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+    def training_scores(self, logits: Tensor, targets: Any) -> Tensor:
         """float (examples,): training accuracy of the choices with the highest logits, between 0 and 1."""
 
     def prediction_shape(self, regions: int) -> tuple[int, ...]:
@@ -113,7 +117,7 @@ class Head(ABC):
         """
         return logits.argmax(1, keepdim=True).double().numpy()
 
-    def official(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> Sequence:
+    def official(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> Sequence[Any] | np.ndarray:
         """Predictions in the form of `Task.scores`, from the numbers of `best` for all examples: here int (n,)."""
         return numbers[:, 0].astype(np.int64)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.annotations.example import Example
+from finetune.annotations.example import Box, Example
 from finetune.heads.answer_head import Classifier
 from finetune.heads.base import Head, Scene
 from finetune.heads.inputs import TaskInputs
@@ -29,7 +29,7 @@ class ClassificationHead(Head):
     input_label, input_example = "Statement", "There is a star."
 
     @property
-    def layer_settings(self) -> tuple:
+    def layer_settings(self) -> tuple[str, ...]:
         return self.labels
 
     def layer(self, sizes: ModelConfig, answers: int) -> nn.Module:
@@ -48,7 +48,7 @@ class ClassificationHead(Head):
     def training_scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits.argmax(1) == targets).float()
 
-    def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[Sequence[str], tuple]:
+    def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[Sequence[str], Sequence[Box]]:
         return self.labels, ()
 
     def expected(self, example: Example) -> tuple[str, None]:
@@ -69,4 +69,5 @@ class PairClassificationHead(ClassificationHead):
     def logits(self, layer: nn.Module, encoder: TwoStream, encoded: Encoded, inputs: TaskInputs) -> Tensor:
         """(B / 2, labels); the batch rows are left, right, left, right, ..."""
         fused = encoder.fuse(encoded)
-        return layer(fused.reshape(len(fused) // self.images, self.images * fused.shape[-1]))
+        scores: Tensor = layer(fused.reshape(len(fused) // self.images, self.images * fused.shape[-1]))
+        return scores

@@ -67,7 +67,8 @@ def boxes_of_rows(boxes: np.ndarray, rows: Tensor) -> np.ndarray:
     """
     of_rows = np.concatenate([np.broadcast_to(WHOLE_IMAGE, (len(boxes), 1, 4)), boxes], 1)
     images = np.arange(len(boxes))
-    return of_rows[images if rows.ndim == 1 else images[:, None], rows.numpy()]
+    chosen: np.ndarray = of_rows[images if rows.ndim == 1 else images[:, None], rows.numpy()]
+    return chosen
 
 
 def image_size(example: Example, sample: Sample) -> tuple[float, float]:

@@ -21,7 +21,7 @@ class PointingLayer(nn.Linear):
         super().__init__(size, 1)
         self.dropout = Dropout(dropout)
 
-    def forward(self, rows: Tensor, keys: Tensor | None) -> Tensor:
+    def forward(self, rows: Tensor, keys: Tensor | None = None) -> Tensor:
         """keys: int64 (B, R), seeds of dropout, or None."""
         return super().forward(self.dropout(rows, keys))[..., 0]
 
@@ -50,7 +50,8 @@ class PointingHead(Head):
         """(B, scored rows), with PADDING in padding rows."""
         first = self.first_row(inputs)
         keys = None if encoded.image_keys is None else encoded.image_keys[:, first:]
-        return layer(encoded.image[:, first:], keys).masked_fill(~inputs.image_mask[:, first:], PADDING)
+        scores: Tensor = layer(encoded.image[:, first:], keys)
+        return scores.masked_fill(~inputs.image_mask[:, first:], PADDING)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)

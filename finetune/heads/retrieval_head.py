@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.annotations.example import Example
+from finetune.annotations.example import Box, Example
 from finetune.heads.base import Head, Scene
 from finetune.heads.inputs import TaskInputs
 from pretrain.models.contrastive import pair_logits
@@ -39,7 +39,7 @@ class RetrievalHead(Head):
 
         After pretraining with a contrastive loss, the similarity of the embeddings is added.
         """
-        scores = layer(encoder.fuse(encoded))
+        scores: Tensor = layer(encoder.fuse(encoded))
         contrastive = 0 if encoded.stream_states is None else pair_logits(*encoder.embed(encoded.stream_states))
         return scores[..., 0] + contrastive
 
@@ -57,7 +57,7 @@ class RetrievalHead(Head):
         options = _options(logits)
         return (options[:, 0] > options[:, 1:].amax(1)).float()
 
-    def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[Sequence[str], tuple]:
+    def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[Sequence[str], Sequence[Box]]:
         return scene.images, ()
 
     def confidence(self, logits: Tensor) -> Tensor:

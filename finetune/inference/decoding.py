@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.annotations.example import Box
+from finetune.annotations.example import Box, as_box
 from finetune.heads.base import Scene
 from finetune.task_types.base import Task
 
@@ -53,5 +53,5 @@ def prediction(task: Task, scores: Tensor, scene: Scene, vocabulary: AnswerVocab
         [names[n] for n in best],
         [float(confidence[n]) for n in best],
         best,
-        [tuple(map(float, places[n])) for n in best] if len(places) else [],
+        [as_box(map(float, places[n])) for n in best] if len(places) else [],
     )

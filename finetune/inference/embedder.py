@@ -3,19 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from finetune.config import ModelFlags
 from finetune.data.task_collate import TaskBatch
+from finetune.heads.inputs import TaskInputs
 from finetune.inference.argument_errors import naming_arguments
 from finetune.inference.predictor import LazyPredictor
 from finetune.inference.pretrained_methods import PretrainedMethods
-from finetune.inference.request import check_text, read_image, sample_of
-from finetune.models.task_model import TaskInputs
+from finetune.inference.request import ImageLike, check_text, read_image, sample_of
 from finetune.task_types.base import Task
 from finetune.tasks import find_task
 from pretrain.data.batch import Batch
@@ -25,6 +26,8 @@ from pretrain.models.packing import Layout
 from pretrain.models.vilbert import StreamStates, TwoStream
 from shards.common.errors import UserError
 from shards.storage.sample import Sample
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Embeddings:
             feature, then the regions).
     """
 
-    pooled: np.ndarray
-    parts: list[np.ndarray]
+    pooled: npt.NDArray[np.float32]
+    parts: list[npt.NDArray[np.float32]]
 
 
 class Embedder(PretrainedMethods):
@@ -56,20 +59,19 @@ class Embedder(PretrainedMethods):
         batch_size: inputs per forward pass.
         options: as finetune.predict.Predictor takes them: data, regions, config, tokenizer, precision, device.
 
+    Attributes:
+        run: the local path of the run or weights.
+
     Raises:
         UserError: something does not exist, cannot be read or does not fit; the message names the argument.
     """
 
     def __init__(self, run: str | Path, *, task: str | None = None, batch_size: int = 64, **options: Any):
         with naming_arguments():
-            self._model = LazyPredictor(ModelFlags(run=run, **options))
+            self._model = LazyPredictor(ModelFlags(run=str(run), **options))
             self._task = find_task(task) if task else None
+        self.run = self._model.run
         self.batch_size = batch_size
-
-    @property
-    def run(self) -> str:
-        """The local path of the run or weights."""
-        return self._model.run
 
     @property
     def comparable(self) -> bool:
@@ -88,7 +90,7 @@ class Embedder(PretrainedMethods):
         with naming_arguments():
             return self._all(self._text(self._batch([], ids)) for ids in self._encoded(texts))
 
-    def images(self, images: Sequence) -> Embeddings:
+    def images(self, images: Sequence[ImageLike]) -> Embeddings:
         """Embeddings of images, in which the run's detector finds regions.
 
         Args:
@@ -112,7 +114,7 @@ class Embedder(PretrainedMethods):
         with naming_arguments():
             return self._all(self._image(self._batch(part)) for part in _parts(samples, self.batch_size))
 
-    def pairs(self, texts: Sequence[str], images: Sequence) -> tuple[Embeddings, Embeddings]:
+    def pairs(self, texts: Sequence[str], images: Sequence[ImageLike]) -> tuple[Embeddings, Embeddings]:
         """Embeddings of pairs, the text and the image of each after co-attention with the other.
 
         Args:
@@ -152,12 +154,12 @@ class Embedder(PretrainedMethods):
         for part in _parts(texts, self.batch_size):
             yield self._model.start.tokenizer.encode(list(part), longest)
 
-    def _detected(self, images: Sequence) -> list[Sample]:
+    def _detected(self, images: Sequence[ImageLike]) -> list[Sample]:
         pixels = [read_image(image) for image in images]
         found = self._model.detector.detect(pixels)
         return [sample_of(f"image {n}", *one) for n, one in enumerate(zip(pixels, found, strict=True))]
 
-    def _batch(self, samples: Sequence[Sample], ids: list[list[int]] | None = None) -> Batch:
+    def _batch(self, samples: Sequence[Sample], ids: Sequence[list[int]] = ()) -> Batch:
         """A batch of images, texts or pairs; the half that is missing is empty."""
         size = len(samples) or len(ids)
         limits = Limits(0, max((len(s.features) for s in samples), default=1), self._model.start.sizes.v_feature_size)
@@ -165,7 +167,8 @@ class Embedder(PretrainedMethods):
             check_sample(sample, limits)
         none = np.zeros(size, np.int64)
         empty = Sample("", np.zeros((0, limits.feature_size), np.float16), np.zeros((0, 4), np.float32))
-        return stack(list(samples) or [empty] * size, ids or [[0]] * size, none, none, limits).to(self._model.device)
+        samples, ids = list(samples) or [empty] * size, list(ids) or [[0]] * size
+        return stack(samples, ids, none, none, limits).to(self._model.device)
 
     def _inputs(self, batch: Batch) -> TaskInputs:
         return TaskBatch(batch, None, None, len(batch)).inputs(self._token, self._model.precision.dtype)
@@ -201,7 +204,7 @@ class Embedder(PretrainedMethods):
         return Embeddings(np.concatenate([part.pooled for part in parts]), [p for part in parts for p in part.parts])
 
 
-def _parts(items: Sequence, size: int) -> Iterator[Sequence]:
+def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 

@@ -17,7 +17,7 @@ from finetune.inference.argument_errors import naming_arguments
 from finetune.inference.decoding import Prediction, prediction
 from finetune.inference.model_loader import check_trained
 from finetune.inference.pretrained_methods import PretrainedMethods
-from finetune.inference.request import Query, candidates_of, check_query, read_image, sample_of
+from finetune.inference.request import ImageLike, Query, candidates_of, check_query, read_image, sample_of
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.init_weights import Start, Vocabularies, trained_start, vocabulary_of_head
@@ -31,6 +31,7 @@ from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.common.files import read_json
 from shards.common.model_hub import local_model
+from shards.detection.base import Detector
 from shards.detectors import detector_of
 from shards.images.source_image import image_of
 
@@ -85,7 +86,7 @@ class LazyPredictor:
         return [task.name for task in self.start.tasks]
 
     @cached_property
-    def detector(self):
+    def detector(self) -> Detector:
         return detector_of(self.regions, str(self.device.type))
 
     @cached_property
@@ -99,12 +100,12 @@ class LazyPredictor:
     def vocabularies(self) -> Vocabularies:
         """Answer head -> answers, for the heads whose answers are known."""
         known = dict(self.start.vocabularies)
-        for head, file in self.answers.items():
-            if head in known or head not in self.start.weights.heads:
+        for head, given in self.answers.items():
+            if head in known or head not in self.start.heads:
                 continue
             data = self._data or own_data(self.run)
             folders = [task.folder(data) for task in all_tasks().values() if data and task.head.name == head]
-            file = file or next(filter(None, map(answer_file, folders)), None)
+            file = given or next(filter(None, map(answer_file, folders)), None)
             if file is not None:
                 known[head] = vocabulary_of_head(file, self.start, head)
         return known
@@ -116,13 +117,13 @@ class LazyPredictor:
         self.start.load(model)
         return model.to(self.device, self.precision.weights).eval()
 
-    def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
+    def __call__(self, task: str, text: str, *images: ImageLike, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
         """See Predictor."""
         if find_task(task).head.ranks_images and len(images) < 2:
             raise UserError(f"{task}: ranks images; give two or more")
         return self.answer(self.query(task, text, *images, boxes=boxes), top)
 
-    def query(self, task: str, text: str, *images, boxes: Sequence[Box] = (), proposals: int = 0) -> Query:
+    def query(self, task: str, text: str, *images: ImageLike, boxes: Sequence[Box] = (), proposals: int = 0) -> Query:
         """The query about image files, with regions of the detector.
 
         proposals: number of detected regions that serve as candidates of a task with candidates if no boxes are given.
@@ -224,13 +225,13 @@ class Predictor(LazyPredictor, PretrainedMethods):
         device: str = "auto",
     ):
         flags = ModelFlags(
-            run=run,
-            data=data,
-            regions=regions,
+            run=str(run),
+            data=_text(data),
+            regions=_text(regions),
             config=config,
             tokenizer=tokenizer,
-            vqa_answers=vqa_answers,
-            gqa_answers=gqa_answers,
+            vqa_answers=_text(vqa_answers),
+            gqa_answers=_text(gqa_answers),
             precision=precision,
             device=device,
         )
@@ -238,7 +239,7 @@ class Predictor(LazyPredictor, PretrainedMethods):
             super().__init__(flags)
             _ = self.detector, self.model
 
-    def __call__(self, task: str, text: str, *images, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
+    def __call__(self, task: str, text: str, *images: ImageLike, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
         """The most likely answers, boxes, candidates, labels or images.
 
         Args:
@@ -254,3 +255,8 @@ class Predictor(LazyPredictor, PretrainedMethods):
         """
         with naming_arguments():
             return super().__call__(task, text, *images, boxes=boxes, top=top)
+
+
+def _text(path: str | Path | None) -> str | None:
+    """A path as a flag has it."""
+    return None if path is None else str(path)

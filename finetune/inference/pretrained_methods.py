@@ -1,6 +1,7 @@
 """The methods by which models are saved, loaded and published in the libraries of Hugging Face."""
 
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ from finetune.run_dirs.model_folder import write_model_folder
 from shards.common.model_hub import check_hub_name, pretrained_name, upload
 
 
-class PretrainedMethods:
+class PretrainedMethods(ABC):
     """save_pretrained, from_pretrained and push_to_hub, for a class whose first argument is a run.
 
     What is saved is the run on disk (its best checkpoint, in its own precision), as `finetune.share` does: a change of
@@ -17,6 +18,9 @@ class PretrainedMethods:
     """
 
     run: str
+
+    @abstractmethod
+    def __init__(self, run: str | Path, **options: Any): ...
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **options: Any) -> Self:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from finetune.annotations.example import Box, Example
+from finetune.annotations.example import Box, Example, as_box
 from finetune.data.task_collate import TaskCollator
 from finetune.heads.base import Scene
 from finetune.task_types.base import Task
@@ -21,6 +21,8 @@ from shards.images.image_files import BadImage, decode_image
 from shards.storage.sample import Sample
 
 LONGEST_TEXT = 10_000  # characters; the longest dialogues of GuessWhat have a third of this
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray  # what read_image takes
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Query:
         own = [(key,) for key in keys] if self.task.head.ranks_images else [tuple(keys)]
         ids = tuple(str(number) for number in range(len(self.boxes)))
         examples = [
-            Example(number, self.text, images, candidates=tuple(map(tuple, self.boxes)), candidate_ids=ids)
+            Example(number, self.text, images, candidates=tuple(map(as_box, self.boxes)), candidate_ids=ids)
             for number, images in enumerate(own)
         ]
         return TaskCollator(
@@ -101,7 +103,7 @@ def check_text(text: str) -> None:
         raise UserError("the text contains a lone surrogate, which is not valid Unicode (--text)") from None
 
 
-def read_image(image) -> np.ndarray:
+def read_image(image: ImageLike) -> np.ndarray:
     """uint8 RGB (H, W, 3) of a path, the bytes of a file, a PIL image, or an array (see _rgb)."""
     if isinstance(image, Image.Image):
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

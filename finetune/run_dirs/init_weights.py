@@ -59,6 +59,11 @@ class Start:
         return self.weights.path if self.weights else None
 
     @property
+    def heads(self) -> dict[str, int]:
+        """The task heads of the weights, see Weights.heads."""
+        return self.weights.heads if self.weights else {}
+
+    @property
     def zero_shot(self) -> bool:
         """Whether these are pretraining weights that are evaluated without fine-tuning."""
         return self.kind == ZERO_SHOT
@@ -188,7 +193,7 @@ def choose_vocabulary(
         UserError: the answers are not known, or min_answer_count is given although they are not counted.
     """
     task, head = data.task, data.task.head.name
-    head_size = start.weights.heads.get(head) if start.weights else None
+    head_size = start.heads.get(head)
     kept = start.vocabularies.get(head)
     if min_answer_count is not None and (file or kept is not None or head_size is not None):
         source = f"{flag} {file}" if file else start.path
@@ -264,7 +269,7 @@ def _training_answers(task: Task, root: Path, min_answer_count: int | None, log)
 
 def vocabulary_of_head(file, start: Start, head: str) -> AnswerVocabulary:
     """Reads an answer file. Raises UserError if the weights have the head with another number of answers."""
-    vocabulary, head_size = read_vocabulary(file), start.weights.heads.get(head) if start.weights else None
+    vocabulary, head_size = read_vocabulary(file), start.heads.get(head)
     if head_size is not None and len(vocabulary) != head_size:
         raise UserError(f"{file}: has {len(vocabulary)} answers and the head of {start.path} {head_size}")
     return vocabulary

@@ -34,7 +34,9 @@ class AnsweringTask(Task):
         """Whether a folder contains the files that `vocabulary` reads."""
         return plain_or_packed(find_file(folder, self.annotated)).exists() or answer_file(folder) is not None
 
-    def vocabulary(self, folder, counted: Callable[[], Mapping[str, int]] | None = None) -> AnswerVocabulary:
+    def vocabulary(
+        self, folder: str | Path, counted: Callable[[], Mapping[str, int]] | None = None
+    ) -> AnswerVocabulary:
         """The vocabulary of the official file, or of the reference implementation's answer file if only that exists.
 
         counted: returns the right answers with their numbers, if they need not be read.

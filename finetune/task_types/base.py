@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class Task(ABC):
     published: str = ""
     max_boxes: int = 0
 
-    def folder(self, data) -> Path:
+    def folder(self, data: str | Path) -> Path:
         """The folder of its official files in a data folder: DATA/name, else DATA/published."""
         folders = [Path(data) / name for name in (self.name, self.published) if name]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
@@ -129,7 +130,7 @@ class Task(ABC):
         return {}
 
     def further_scores(
-        self, folder: Path, split: str, examples: Sequence[Example], predictions
+        self, folder: Path, split: str, examples: Sequence[Example], predictions: Any
     ) -> FurtherScores | None:
         """Metrics that finetune.evaluate reports in addition to `scores`, or None.
 
@@ -150,7 +151,7 @@ class Task(ABC):
         """The examples of a split from the official files in a folder, in file order."""
 
     @abstractmethod
-    def scores(self, examples: Sequence[Example], predictions) -> dict[str, np.ndarray]:
+    def scores(self, examples: Sequence[Example], predictions: Any) -> dict[str, np.ndarray]:
         """Metric -> float array of its values, the main metric first; a score is their mean.
 
         The main metric has one value per example, in order; others may cover only some of the examples. predictions:
@@ -158,14 +159,14 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def submission(self, examples: Sequence[Example], predictions) -> str:
+    def submission(self, examples: Sequence[Example], predictions: Any) -> str:
         """The text of a submission file for the official server."""
 
     def check_split(self, split: str) -> None:
         if split not in self.splits:
             raise UserError(f"--split {split}: {self.name} has {', '.join(self.splits)}")
 
-    def read(self, folder, split: str) -> list[Example]:
+    def read(self, folder: str | Path, split: str) -> list[Example]:
         """`examples`, checked: raises UserError for an unknown or empty split."""
         self.check_split(split)
         examples = self.examples(Path(folder), split)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -84,7 +84,7 @@ class TableTask(Task):
             raise UserError(f"{path}, example {unknown.id}: {column} is missing; the split {split} needs it")
         return found
 
-    def _example(self, number: int, where: str, row) -> Example:
+    def _example(self, number: int, where: str, row: object) -> Example:
         if not isinstance(row, dict):
             raise UserError(f"{where}: should be an object and is a {type(row).__name__}")
         columns = self.columns
@@ -95,28 +95,28 @@ class TableTask(Task):
         return Example(identifier, _text(row, columns.text, where), images, self.target(row, where), facts=facts)
 
     @abstractmethod
-    def target(self, row: dict, where: str) -> object:
+    def target(self, row: dict[str, Any], where: str) -> object:
         """The target of a row, None if it has none. where: location for messages."""
 
     def kind(self, example: Example) -> str | None:
         return example.facts.get("type")
 
-    def scores(self, examples: Sequence[Example], predictions) -> dict[str, np.ndarray]:
+    def scores(self, examples: Sequence[Example], predictions: Any) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
         right = np.array([float(self.is_right(example, one)) for example, one in pairs])
         return {"accuracy": right} | self.part_scores(right, examples)
 
     @abstractmethod
-    def is_right(self, example: Example, prediction) -> bool:
+    def is_right(self, example: Example, prediction: Any) -> bool:
         """Whether the prediction for an example counts as correct."""
 
-    def submission(self, examples: Sequence[Example], predictions) -> str:
+    def submission(self, examples: Sequence[Example], predictions: Any) -> str:
         """A line of JSON per example: its id and the predicted answer, label or box."""
         pairs = zip(examples, predictions, strict=True)
         return "".join(json.dumps({"id": example.id, **self.stored(one)}) + "\n" for example, one in pairs)
 
     @abstractmethod
-    def stored(self, prediction) -> dict:
+    def stored(self, prediction: Any) -> dict[str, Any]:
         """A prediction for `submission`."""
 
 
@@ -124,7 +124,7 @@ class TableTask(Task):
 class TableAnswers(TableTask, AnsweringTask):
     """Answers of a vocabulary; a row has one answer, or in JSON a list of equally right ones."""
 
-    def target(self, row: dict, where: str) -> dict[str, float] | None:
+    def target(self, row: dict[str, Any], where: str) -> dict[str, float] | None:
         value = row.get(self.columns.answer)
         if value in (None, "", []):
             return None
@@ -139,7 +139,7 @@ class TableAnswers(TableTask, AnsweringTask):
     def is_right(self, example: Example, prediction: str) -> bool:
         return prediction in example.target
 
-    def stored(self, prediction: str) -> dict:
+    def stored(self, prediction: str) -> dict[str, Any]:
         return {"answer": prediction}
 
 
@@ -147,7 +147,7 @@ class TableAnswers(TableTask, AnsweringTask):
 class TableLabels(TableTask, LabelTask):
     """Labels of an image, or of a pair of images."""
 
-    def target(self, row: dict, where: str) -> int | None:
+    def target(self, row: dict[str, Any], where: str) -> int | None:
         value = row.get(self.columns.answer)
         if value in (None, ""):
             return None
@@ -157,9 +157,9 @@ class TableLabels(TableTask, LabelTask):
         return self.labels.index(str(value))
 
     def is_right(self, example: Example, prediction: int) -> bool:
-        return int(prediction) == example.target
+        return bool(int(prediction) == example.target)
 
-    def stored(self, prediction: int) -> dict:
+    def stored(self, prediction: int) -> dict[str, Any]:
         return {"answer": self.labels[prediction]}
 
 
@@ -167,7 +167,7 @@ class TableLabels(TableTask, LabelTask):
 class TableGrounding(TableTask):
     """Boxes in pixels, x1 y1 x2 y2: a list of four numbers in JSON, or in CSV the numbers with spaces between them."""
 
-    def target(self, row: dict, where: str) -> tuple[float, ...] | None:
+    def target(self, row: dict[str, Any], where: str) -> tuple[float, ...] | None:
         value = row.get(self.columns.box)
         if value in (None, ""):
             return None
@@ -182,11 +182,11 @@ class TableGrounding(TableTask):
     def is_right(self, example: Example, prediction: np.ndarray) -> bool:
         return bool(iou(prediction, example.target)[0] > 0.5)
 
-    def stored(self, prediction: np.ndarray) -> dict:
+    def stored(self, prediction: np.ndarray) -> dict[str, Any]:
         return {"box": np.asarray(prediction).tolist()}
 
 
-def _text(row: dict, column: str, where: str) -> str:
+def _text(row: dict[str, Any], column: str, where: str) -> str:
     """The value of a column as text, not empty."""
     if column not in row:
         raise UserError(f"{where}: has no column {column}; it has {', '.join(map(str, row))}")
@@ -196,7 +196,7 @@ def _text(row: dict, column: str, where: str) -> str:
     return str(value)
 
 
-def read_task_file(path, free_token: int) -> TableTask:
+def read_task_file(path: str | Path, free_token: int) -> TableTask:
     """The task that a TOML file describes; the name of the file without suffix is that of the task.
 
     Args:
@@ -217,7 +217,7 @@ def read_task_file(path, free_token: int) -> TableTask:
     name, labels = path.stem, tuple(known.labels)
     if problem := _problem(name, known):
         raise UserError(f"{path}: {problem}; see docs/own_task.md")
-    settings = {
+    settings: dict[str, Any] = {
         "name": name,
         "title": known.title or name,
         "group": GROUP,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from shards.common.errors import UserError
 from shards.common.files import read_json
@@ -53,7 +54,7 @@ class ModelConfig:
     v_feature_dropout: float = 0.0
     contrastive_size: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for size, heads in (
             ("hidden_size", "num_attention_heads"),
             ("v_hidden_size", "v_num_attention_heads"),
@@ -80,10 +81,11 @@ class ModelConfig:
         names = [field.name for field in dataclasses.fields(self) if field.name.endswith("dropout_prob")]
         return self.replace(**dict.fromkeys(names, probability))
 
-    def to_dict(self) -> dict:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+    def to_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
-    def replace(self, **changes) -> "ModelConfig":
+    def replace(self, **changes: Any) -> "ModelConfig":
         return dataclasses.replace(self, **changes)
 
 
@@ -150,7 +152,7 @@ def read_model_config(name: str) -> ModelConfig:
     return model_config_from(read_json(name), name)
 
 
-def _check_size(key: str, value, where: str) -> None:
+def _check_size(key: str, value: object, where: str) -> None:
     """Raises UserError for invalid values, such as a probability above 1, 0 heads or millions of layers."""
     least = min(1, getattr(ModelConfig, key)) if isinstance(value, int) else 0  # a default of 0 makes it optional
     most = MOST_LAYERS if key.endswith("num_hidden_layers") else MOST
@@ -162,7 +164,7 @@ def _check_size(key: str, value, where: str) -> None:
         raise UserError(f"{where}: {key} is {shown(list(value))}; must be a list of layer numbers")
 
 
-def model_config_from(values: dict, where: str) -> ModelConfig:
+def model_config_from(values: dict[str, Any], where: str) -> ModelConfig:
     """Builds a configuration from the content of a JSON file.
 
     Args:
@@ -185,7 +187,7 @@ def model_config_from(values: dict, where: str) -> ModelConfig:
             "single-stream models are not supported"
         )
     known = {field.name: field for field in dataclasses.fields(ModelConfig)}
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for key, value in values.items():
         if key in known:
             kind = type(known[key].default)

@@ -21,7 +21,7 @@ class Precision:
     def weights(self) -> torch.dtype:
         return torch.float64 if self.name == "float64" else torch.float32
 
-    def autocast(self):
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.name in ("bf16", "fp16"):
             return torch.autocast(self.device.type, self.dtype)
         return contextlib.nullcontext()

@@ -1,15 +1,28 @@
 """Loads models from existing weights, for inference or for other heads."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from pretrain.models.model_config import ModelConfig
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.models.vilbert import TwoStream
 from pretrain.pretrained.find_weights import BERT, describe, find_weights, take_weights
 from pretrain.pretrained.hf_bert import MISSING_IN_BERT
 from shards.common.model_hub import local_model
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class _Encoder(nn.Module):
+    """The two-stream model under its name in state dicts."""
+
+    def __init__(self, sizes: ModelConfig):
+        super().__init__()
+        self.encoder = TwoStream(sizes)
 
 
 def load(path: str | Path, config: str | None = None) -> TwoStream:
@@ -28,20 +41,20 @@ def load(path: str | Path, config: str | None = None) -> TwoStream:
     Raises:
         UserError: the path contains no weights, or they are damaged or do not match the configuration.
     """
-    return _load(path, config, lambda sizes, weights: nn.ModuleDict({"encoder": TwoStream(sizes)})).encoder
+    return _load(path, config, lambda sizes, weights: _Encoder(sizes)).encoder
 
 
-def load_pretraining(path, config: str | None = None) -> PretrainingModel:
+def load_pretraining(path: str | Path, config: str | None = None) -> PretrainingModel:
     """Loads the two-stream model with its pretraining heads; see `load`."""
 
-    def build(sizes, weights):
+    def build(sizes: ModelConfig, weights: dict[str, Tensor]) -> PretrainingModel:
         bias = weights.get("regions.decoder.bias")
         return PretrainingModel(sizes, len(bias) if bias is not None else None)
 
     return _load(path, config, build)
 
 
-def _load(path, config: str | None, build) -> nn.Module:
+def _load(path: str | Path, config: str | None, build: Callable[[ModelConfig, dict[str, Tensor]], Model]) -> Model:
     found = find_weights(local_model(path), config)
     weights, unexpected = found.read()
     model = build(found.sizes, weights)

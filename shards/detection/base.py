@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class Detector(ABC):
         """
 
 
-def refuse_flags(config, detector: str, *names: str) -> None:
+def refuse_flags(config: Any, detector: str, *names: str) -> None:
     """Raises UserError for flags that this detector does not have."""
     for name in names:
         if getattr(config, name) is not None:

@@ -3,10 +3,10 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from shards.common.errors import UserError
 from shards.common.files import expand, read_json, whole_file, write_json
 from shards.common.folder_lock import LOCK
 from shards.common.untrusted_input import LARGEST, shown
-from shards.storage.index import load_index
+from shards.storage.index import ShardIndex, load_index
 from shards.storage.sample import KINDS, MEMBERS, SEVERAL, captions_of, read_npy
 from shards.storage.text_lists import TextLists
 
@@ -66,7 +66,7 @@ class Dataset:
     detector: str = "unknown"
     captions: int = 0
     captioned: int = 0
-    extra: dict = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -93,7 +93,7 @@ class Dataset:
         return int(self.counts.sum())
 
 
-def begin_dataset(folder, plan: dict) -> None:
+def begin_dataset(folder: str | Path, plan: dict[str, Any]) -> None:
     """Marks `folder` as unfinished, so that it is not used as a data set before `finish_dataset`.
 
     Raises:
@@ -118,20 +118,22 @@ def begin_dataset(folder, plan: dict) -> None:
         write_json(folder / UNFINISHED, plan)
 
 
-def _as_now(stored, now):
+def _as_now(stored: object, now: object) -> object:
     """A stored value of a plan in the form of this version: earlier versions stored relative paths."""
     if isinstance(stored, str) and isinstance(now, str) and os.path.isabs(now):
         return os.path.abspath(stored)
     return stored
 
 
-def _plan_of(described) -> object:
+def _plan_of(described: object) -> object:
     """The plan in the content of dataset.json, or None."""
     extra = described.get("extra") if isinstance(described, dict) else None
     return extra.get("plan") if isinstance(extra, dict) else None
 
 
-def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dict) -> Dataset:
+def finish_dataset(
+    folder: str | Path, paths: Sequence[str | Path], *, detector: str, num_classes: int, extra: dict[str, Any]
+) -> Dataset:
     """Writes captions.txt and dataset.json for the shards at `paths`, in that order, and removes the mark."""
     folder = Path(folder)
     dataset = _scan_dataset(paths, num_classes)
@@ -149,7 +151,7 @@ def finish_dataset(folder, paths, *, detector: str, num_classes: int, extra: dic
     return dataset
 
 
-def _captions_in_tar(index) -> Iterator[tuple[str, ...]]:
+def _captions_in_tar(index: ShardIndex) -> Iterator[tuple[str, ...]]:
     """The captions of every sample of a shard, with normalised white space."""
     names = ("txt", SEVERAL)
     places = index.members[:, [MEMBERS.index(name) for name in names]].tolist()
@@ -171,7 +173,7 @@ def normalised(captions: Iterable[str]) -> tuple[str, ...]:
     return tuple(" ".join(caption.split()) for caption in captions)
 
 
-def _count_captions(index) -> tuple[int, int]:
+def _count_captions(index: ShardIndex) -> tuple[int, int]:
     """(number of captions, number of samples with captions) of a shard; only lists of captions need to be read."""
     sizes = index.members[:, :, 1] > 0
     several, single = sizes[:, MEMBERS.index(SEVERAL)], sizes[:, MEMBERS.index("txt")]
@@ -183,7 +185,7 @@ def _count_captions(index) -> tuple[int, int]:
     return alone + sum(lists), alone + sum(map(bool, lists))
 
 
-def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
+def _scan_dataset(paths: Sequence[str | Path], num_classes: int | None = None) -> Dataset:
     """Describes a data set from its tars; shared properties are those of the first sample.
 
     num_classes: None for one more than the largest class id in the shards.
@@ -200,7 +202,7 @@ def _scan_dataset(paths, num_classes: int | None = None) -> Dataset:
     return Dataset(shards, features.shape[1], num_classes, per_region, captions=captions, captioned=captioned)
 
 
-def _first_arrays(index) -> tuple[np.ndarray, np.ndarray | None]:
+def _first_arrays(index: ShardIndex) -> tuple[np.ndarray, np.ndarray | None]:
     """Features (N, D) and class_ids (N, k) or None, of the first valid sample of a shard.
 
     Errors in other samples are reported when these are read.
@@ -208,22 +210,23 @@ def _first_arrays(index) -> tuple[np.ndarray, np.ndarray | None]:
     complaint = None
     with open(index.path, "rb") as file:
         for key, members in zip(index.keys.tolist(), index.members, strict=True):
-            arrays = [None, None]
+            arrays = {}
             try:
-                for place, name in enumerate(("features.npy", "class_ids.npy")):
+                for name in ("features.npy", "class_ids.npy"):
                     offset, size = members[MEMBERS.index(name)].tolist()
                     file.seek(offset)
-                    arrays[place] = read_npy(file.read(size)) if size else None
-                    if arrays[place] is not None and arrays[place].ndim != 2:
-                        raise ValueError(f"has the shape {arrays[place].shape}")
-                if arrays[0] is not None:
-                    return arrays
+                    if size:
+                        arrays[name] = read_npy(file.read(size))
+                        if arrays[name].ndim != 2:
+                            raise ValueError(f"has the shape {arrays[name].shape}")
+                if "features.npy" in arrays:
+                    return arrays["features.npy"], arrays.get("class_ids.npy")
             except ValueError as error:
                 complaint = complaint or f"{key}.{name} {error}"
     raise UserError(f"{index.path}: {complaint or 'no features found'}; make or fetch the shard again")
 
 
-def _largest_class(index) -> int:
+def _largest_class(index: ShardIndex) -> int:
     """The largest class id of a shard, over the valid members; errors in others are reported when these are read."""
     with open(index.path, "rb") as file:
         largest = -1
@@ -236,7 +239,7 @@ def _largest_class(index) -> int:
         return largest
 
 
-def open_dataset(pattern: str) -> Dataset:
+def open_dataset(pattern: str | Path) -> Dataset:
     """Opens a local data set given by a folder, a tar, a glob pattern or a brace pattern.
 
     Without dataset.json next to the tars, they are scanned.
@@ -245,7 +248,7 @@ def open_dataset(pattern: str) -> Dataset:
         UserError: there is no such file, the folder is incomplete, or a shard differs from dataset.json.
     """
     _refuse_unfinished(Path(pattern))
-    paths = [Path(path) for path in expand(pattern)]
+    paths = [Path(path) for path in expand(str(pattern))]
     folder = paths[0].parent
     _refuse_unfinished(folder)
     if not (folder / "dataset.json").exists():
@@ -274,7 +277,7 @@ def _refuse_unfinished(folder: Path) -> None:
         raise UserError(f"{folder}: is incomplete; run the command that creates it again to finish it")
 
 
-def read_dataset(folder) -> Dataset:
+def read_dataset(folder: str | Path) -> Dataset:
     """Reads dataset.json of a folder; paths of shards are made complete."""
     path = Path(folder) / "dataset.json"
     value = read_json(path)
@@ -292,12 +295,12 @@ def read_dataset(folder) -> Dataset:
         raise UserError(f"{path}: does not have the fields of a data set ({error})") from None
 
 
-def is_readable(value) -> bool:
+def is_readable(value: object) -> bool:
     """Whether this version supports the format of the content of dataset.json."""
     return isinstance(value, dict) and value.get("format") in (FORMAT, FORMAT_SEVERAL)
 
 
-def described_dataset(shards: list[Shard], value: dict) -> Dataset:
+def described_dataset(shards: list[Shard], value: dict[str, Any]) -> Dataset:
     """Builds a Dataset from shards and the other fields of dataset.json.
 
     Raises:
@@ -369,7 +372,7 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def checksum_errors(dataset: Dataset):
+def checksum_errors(dataset: Dataset) -> Iterator[str]:
     """Yields an error message for every shard whose checksum differs from dataset.json."""
     for shard in dataset.shards:
         if shard.sha256:

@@ -3,6 +3,8 @@
 import mmap
 import resource
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from shards.common.errors import UserError
 from shards.common.image_id import image_id
 from shards.storage.dataset import Dataset
 from shards.storage.index import load_index
-from shards.storage.sample import MEMBERS, Sample, decode
+from shards.storage.sample import MEMBERS, Member, Sample, decode
 
 MAPS = (8, 128)  # minimum and maximum number of shards that a reader maps at a time
 SHARE_OF_LIMIT = 32  # the maps of a reader use 1/32 of the file descriptors; a process has several readers
@@ -49,7 +51,7 @@ class RegionReader:
         """The number of samples."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": OrderedDict()}
 
     def __getitem__(self, number: int) -> Sample:
@@ -72,7 +74,7 @@ class RegionReader:
         """The number of the shard that contains a sample."""
         return int(np.searchsorted(self.ends, number, side="right"))
 
-    def _members(self, shard: int, places: dict[str, list[int]]) -> dict[str, memoryview | bytes]:
+    def _members(self, shard: int, places: dict[str, list[int]]) -> Mapping[str, Member]:
         """The members of a sample. places: (offset, size) of each in the shard."""
         path = self.indexes[shard].path
         try:
@@ -122,6 +124,6 @@ def _maps_at_once() -> int:
     return most if limit == resource.RLIM_INFINITY else min(max(limit // SHARE_OF_LIMIT, least), most)
 
 
-def _read(file, offset: int, size: int) -> bytes:
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
     file.seek(offset)
     return file.read(size)

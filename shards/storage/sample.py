@@ -9,7 +9,9 @@ import functools
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,7 @@ KINDS = {"features.npy": "f", "boxes.npy": "f", "class_ids.npy": "iu", "class_pr
 PIXEL = 0.05
 ROUNDING = 0.002  # tolerance for relative coordinates and probabilities above 1: float16 has three digits
 MEMBERS = ("features.npy", "boxes.npy", "class_ids.npy", "class_probs.npy", "json", "txt", SEVERAL)
+Member = bytes | memoryview  # the content of a member: bytes, or a view of a mapped tar
 
 
 @dataclass
@@ -45,14 +48,14 @@ class Sample:
     boxes: np.ndarray
     class_ids: np.ndarray | None = None
     class_probs: np.ndarray | None = None
-    info: dict = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
     captions: tuple[str, ...] = ()
     shard: str = ""
 
 
 def _npy(array: np.ndarray, dtype: str) -> bytes:
     array = np.ascontiguousarray(array, dtype=dtype)
-    return b"".join((_npy_header(dtype, array.shape), array))
+    return b"".join((_npy_header(dtype, array.shape), array.data))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -66,10 +69,13 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 def encode(sample: Sample) -> dict[str, bytes]:
     """The members of a sample, suffix -> bytes, in the order of the tar."""
-    members = {"features.npy": _npy(sample.features, "<f2"), "boxes.npy": _npy(sample.boxes, "<f4")}
-    if sample.class_ids is not None:
-        members["class_ids.npy"] = _npy(sample.class_ids, "<i2")
-        members["class_probs.npy"] = _npy(sample.class_probs, "<f2")
+    arrays = {
+        "features.npy": (sample.features, "<f2"),
+        "boxes.npy": (sample.boxes, "<f4"),
+        "class_ids.npy": (sample.class_ids, "<i2"),
+        "class_probs.npy": (sample.class_probs, "<f2"),
+    }
+    members = {name: _npy(array, dtype) for name, (array, dtype) in arrays.items() if array is not None}
     members["json"] = json.dumps(sample.info, ensure_ascii=False).encode()
     if len(sample.captions) == 1:
         members["txt"] = sample.captions[0].encode()
@@ -81,7 +87,7 @@ def encode(sample: Sample) -> dict[str, bytes]:
 _headers: dict[bytes, tuple[np.dtype, tuple[int, ...], int]] = {}
 
 
-def _header(data) -> tuple[np.dtype, tuple[int, ...], int]:
+def _header(data: Member) -> tuple[np.dtype, tuple[int, ...], int]:
     """(dtype, shape, offset of the values) of an npy file; cached per distinct header."""
     length = int.from_bytes(data[8:10], "little") + 10
     raw = bytes(data[:length])
@@ -99,7 +105,7 @@ def _header(data) -> tuple[np.dtype, tuple[int, ...], int]:
     return _headers[raw]
 
 
-def read_npy(data) -> np.ndarray:
+def read_npy(data: Member) -> np.ndarray:
     """The array in the bytes of an npy file, without a copy (read-only if the bytes are).
 
     Several times faster than np.load, which parses the header each time.
@@ -117,7 +123,7 @@ def _text(data: bytes, errors: str) -> str:
         return data.decode(errors=errors)
 
 
-def captions_of(members: dict, errors: str = "strict") -> tuple[str, ...]:
+def captions_of(members: Mapping[str, Member], errors: str = "strict") -> tuple[str, ...]:
     """The captions of a sample, without blank ones; all lines of a KEY.txt are one caption.
 
     Args:
@@ -136,7 +142,7 @@ def captions_of(members: dict, errors: str = "strict") -> tuple[str, ...]:
     return tuple(text for text in map(str.strip, texts) if text)
 
 
-def _check_info(info) -> None:
+def _check_info(info: Any) -> None:
     """Raises ValueError for a .json member with values of unexpected types."""
     if not isinstance(info, dict) or not isinstance(info.get("source", ""), str):
         raise ValueError
@@ -158,7 +164,7 @@ def check_values(sample: Sample) -> None:
         raise BadSample(f"{name} has class probabilities that are NaN or outside 0 to 1; extract it again")
 
 
-def decode(key: str, members: dict, where: str) -> Sample:
+def decode(key: str, members: Mapping[str, Member], where: str) -> Sample:
     """Decodes the members of one image; raises BadSample for invalid ones. where: path of the shard."""
     arrays = {}
     for name in MEMBERS[:4]:

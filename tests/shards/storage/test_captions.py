@@ -92,7 +92,7 @@ def test_all_ways_of_reading_give_all_captions(tmp_path, described, http_folder)
         for path in tmp_path.glob("*.npz"):
             path.unlink()
     wanted = [sample.captions for sample in samples]
-    dataset = open_dataset(str(tmp_path))
+    dataset = open_dataset(tmp_path)
     assert (dataset.captions, dataset.captioned, dataset.has_several_captions) == (12, 6, True)
     assert read_captions(dataset) == wanted
     assert [RegionReader(dataset)[n].captions for n in range(9)] == wanted
