@@ -351,7 +351,7 @@ def test_the_best_constant_box_is_the_whole_image():
     facts = {"width": 500, "height": 400, "types": ("other",), "boxes": 1}
     targets = [(0, 0, 500, 200), (0, 0, 499, 199), (100, 0, 500, 400)]
     examples = [Example(n, "it", ("a",), box, facts=facts) for n, box in enumerate(targets)]
-    sample = Sample("a", np.ones((1, 4), np.float16), np.float32([[0, 0, 0.5, 0.5]]), info={"width": 64, "height": 64})
+    sample = Sample("a", np.ones((1, 4), np.float16), np.float32([[0, 0, 0.5, 0.5]]), info={"width": 50, "height": 40})
     collator = TaskCollator(TASKS["flickr30k_entities"], examples, {"a": sample}, None, None)
     assert scoring.best_constant(collator) == pytest.approx(2 / 3)
 

@@ -199,6 +199,7 @@ def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heed_hangups,
     )
     try:
         until = time.time() + 120
@@ -231,7 +232,13 @@ def test_a_closed_terminal_leaves_a_checkpoint(dataset_folder, tmp_path):
         process.kill()
 
 
+def _heed_hangups():
+    """Under nohup, tests and what they start would ignore SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _own_terminal():
+    _heed_hangups()
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
