@@ -4,8 +4,9 @@
 start without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shards.common.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from finetune.annotations.example import Example
@@ -42,8 +43,4 @@ _DEFINED_IN = {
     **dict.fromkeys(("all_tasks", "find_task"), "finetune.tasks"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _DEFINED_IN:
-        raise AttributeError(f"module 'finetune' has no attribute {name!r}")
-    return getattr(import_module(_DEFINED_IN[name]), name)
+__getattr__ = lazy_names("finetune", _DEFINED_IN)

@@ -3,8 +3,9 @@
 `__all__` is the public interface; its names are loaded on first use, because most commands need only some of them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shards.common.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from shards.common.errors import UserError
@@ -36,8 +37,4 @@ _DEFINED_IN = {
     "Sample": "shards.storage.sample",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _DEFINED_IN:
-        raise AttributeError(f"module 'shards' has no attribute {name!r}")
-    return getattr(import_module(_DEFINED_IN[name]), name)
+__getattr__ = lazy_names("shards", _DEFINED_IN)
