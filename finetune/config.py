@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from finetune.evaluation.grounding_consistency import THRESHOLD
 from finetune.evaluation.pos_tagger import DEFAULT
 from finetune.reporting.ablation_suites import SUITES
 from finetune.task_types.base import Task
+from finetune.tasks import add_task_file, choose_tasks
 from finetune.tasks.retrieval import PLACES
 from finetune.training.task_schedulers import regime_names
 from pretrain.config import PRECISIONS
@@ -30,6 +32,24 @@ TASK_TOKEN_KINDS = ("dataset", "head", "none")  # one task token per task, one p
 # Factors on table 8's learning rates for a small model: single-task and multi-task training (docs/results.md).
 SMALL_LR, SMALL_LR_TOGETHER = 4, 8
 SMALL_BATCH = 64  # a small model has half of table 8's batch size, at most this
+
+
+def tasks_flag() -> Any:
+    """The flag --tasks of commands for several tasks."""
+    return flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve")
+
+
+def task_file_flag() -> Any:
+    """The flag --task_file of these commands."""
+    text = "comma-separated TOML files that describe tasks of your own tables, for --tasks"
+    return flag(None, text, unset="none")
+
+
+def chosen_tasks(config, run=None) -> list[Task]:
+    """The tasks of --tasks, also those of --task_file. run: a run that is resumed, see add_task_file."""
+    for path in filter(None, (config.task_file or "").split(",")):
+        add_task_file(path, run)
+    return choose_tasks(config.tasks)
 
 
 @dataclass(kw_only=True)
@@ -173,10 +193,8 @@ class StConfig(FinetuneConfig):
 class MtConfig(FinetuneConfig):
     """Flags of finetune.mt."""
 
-    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve")
-    task_file: str | None = flag(
-        None, "comma-separated TOML files that describe tasks of your own tables, for --tasks", unset="none"
-    )
+    tasks: str = tasks_flag()
+    task_file: str | None = task_file_flag()
     init: str | None = flag(
         None,
         "initial weights: a run, weights, a BERT, hf:OWNER/NAME, or scratch",

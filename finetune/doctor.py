@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.config import chosen_tasks, task_file_flag, tasks_flag
 from finetune.data.regions import Regions
 from finetune.prepared.prepare_data import prepare
 from finetune.reporting.data_readiness import examine, examined, report
-from finetune.tasks import add_task_files, choose_tasks
 from shards.common.cli import command, flag
 from shards.world import DEFAULT_WORLD, check_data_folder
 
@@ -17,10 +17,8 @@ class DoctorConfig:
     """Flags of finetune.doctor."""
 
     data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
-    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve")
-    task_file: str | None = flag(
-        None, "comma-separated TOML files that describe tasks of your own tables, for --tasks", unset="none"
-    )
+    tasks: str = tasks_flag()
+    task_file: str | None = task_file_flag()
     min_answer_count: int | None = flag(
         None, "value of --min_answer_count of finetune.st and finetune.mt", unset="the task's", low=1
     )
@@ -28,8 +26,7 @@ class DoctorConfig:
 
 def run(config: DoctorConfig) -> int:
     check_data_folder(config.data)
-    add_task_files(config.task_file)
-    tasks = choose_tasks(config.tasks)
+    tasks = chosen_tasks(config)
     prepare(config.data, [one for task in tasks for one in examined(task)], os.cpu_count() or 1)
     print(f"{'':<12} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
     opened: dict[Path, Regions | str] = {}

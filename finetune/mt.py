@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from finetune.config import FREE_FLAGS, MtConfig
+from finetune.config import FREE_FLAGS, MtConfig, chosen_tasks
 from finetune.decontamination.manifest import is_cleaned
 from finetune.evaluation.scores import save_values
 from finetune.reporting.multi_task_summary import describe_result
 from finetune.run_dirs.result_files import VALUES, MultiResult
-from finetune.tasks import add_task_files, choose_tasks
 from finetune.training.multi_task_setup import build_multi_task, result
 from finetune.training.task_schedulers import find_regime
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
@@ -37,8 +36,7 @@ def run(config: MtConfig) -> int:
 def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
-    add_task_files(config.task_file, config.out)
-    tasks = choose_tasks(config.tasks)
+    tasks = chosen_tasks(config, config.out)
     on_first(ranks, lambda: find_regime(config.regime).check([task.group for task in tasks]))
     newest = checkpoint_to_resume(out, config.resume, ranks)
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, MultiResult)

@@ -3,8 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from finetune.config import chosen_tasks, task_file_flag, tasks_flag
 from finetune.prepared.prepare_data import for_training, open_prepared, places, prepare
-from finetune.tasks import add_task_files, choose_tasks
 from shards.common.cli import command, flag
 from shards.common.errors import UserError
 from shards.world import DEFAULT_WORLD, check_data_folder
@@ -15,17 +15,14 @@ class PrepareConfig:
     """Flags of finetune.prepare."""
 
     data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files")
-    tasks: str = flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve")
-    task_file: str | None = flag(
-        None, "comma-separated TOML files that describe tasks of your own tables, for --tasks", unset="none"
-    )
+    tasks: str = tasks_flag()
+    task_file: str | None = task_file_flag()
     processes: int = flag(os.cpu_count() or 1, "number of worker processes", low=1)
 
 
 def run(config: PrepareConfig) -> int:
     check_data_folder(config.data)
-    add_task_files(config.task_file)
-    tasks, failed = choose_tasks(config.tasks), 0
+    tasks, failed = chosen_tasks(config), 0
     prepare(config.data, [one for task in tasks for one in for_training(task)], config.processes)
     for task in tasks:
         try:

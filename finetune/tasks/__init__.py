@@ -52,12 +52,6 @@ def add_task_file(path, run=None) -> Task:
     return task
 
 
-def add_task_files(paths: str | None, run=None) -> None:
-    """`add_task_file` for the comma-separated files of a flag."""
-    for path in filter(None, (paths or "").split(",")):
-        add_task_file(path, run)
-
-
 def keep_task_files(tasks: Sequence[Task], run) -> None:
     """Copies the TOML files of tasks into a run, which keeps its tasks by this wherever it is used."""
     shutil.rmtree(Path(run) / TASK_FILES, ignore_errors=True)
