@@ -110,13 +110,11 @@ def with_regions(examples: PackedExamples, regions: Regions, where, skip: bool, 
     Raises:
         UserError: an image has no regions and `skip` is false, or no examples remain.
     """
-    sets, numbers = examples.images()
-    covered = np.array([all(image in regions for image in images) for images in sets], bool)
-    kept = covered[numbers]
+    kept = examples.with_images(lambda images: all(image in regions for image in images))
     if kept.all():
         return examples
     missing = len(examples) - int(kept.sum())
-    first = next(image for images in sets for image in images if image not in regions)
+    first = next(image for images in examples.images()[0] for image in images if image not in regions)
     sentence = f"{missing} of {len(examples)} examples have an image without regions in {where}, {first} the first"
     if not skip:
         raise UserError(f"{sentence}; extract these images too, or skip the examples with --missing skip")

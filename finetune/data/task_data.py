@@ -12,7 +12,7 @@ from finetune.data.regions import Regions, region_folder, with_regions
 from finetune.data.task_collate import TaskCollator
 from finetune.decontamination.manifest import CleanedTask, clean_folder, read_cleaned
 from finetune.prepared.packed_examples import PackedExamples
-from finetune.prepared.prepare_data import EXAMPLES, Wanted, open_prepared, prepare
+from finetune.prepared.prepare_data import Wanted, open_examples, prepare
 from finetune.task_types.base import Task
 from pretrain.data.collate import Limits
 from pretrain.engine.distributed import DIFFERENT_DATA, on_every_rank, same_everywhere
@@ -46,8 +46,7 @@ class TaskData:
 
     def examples(self, split: str, log=print) -> PackedExamples:
         """A split's examples after decontamination, if any, whose images have regions."""
-        self.task.check_split(split)
-        examples = open_prepared(self.root, Wanted(self.task, EXAMPLES, split))
+        examples = open_examples(self.root, self.task, split)
         if self.cleaned is not None:
             self.cleaned.check(split, examples)
             examples = self.cleaned.keep(split, examples, log)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from finetune.annotations.official_files import scan_lines
 from finetune.prepared.packed_examples import PackedExamples
@@ -73,8 +72,7 @@ class CleanedTask:
         """The examples of a split whose images are not removed; all examples of a test split."""
         if self.task.is_test(split):
             return examples
-        sets, numbers = examples.images()
-        kept = np.array([self.images.isdisjoint(images) for images in sets], bool)[numbers]
+        kept = examples.with_images(self.images.isdisjoint)
         if kept.all():
             return examples
         removed = len(examples) - int(kept.sum())

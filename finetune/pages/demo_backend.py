@@ -21,7 +21,7 @@ from finetune.inference.image_upload import Uploads
 from finetune.inference.predictor import LazyPredictor
 from finetune.inference.request import Query, check_text, parse_boxes
 from finetune.pages.attention_page import explained_page
-from finetune.prepared import prepare_data
+from finetune.prepared.prepare_data import open_examples
 from finetune.task_types.base import Task
 from finetune.tasks import find_task
 from shards.common.errors import UserError
@@ -138,9 +138,7 @@ class DemoBackend:
     def _read_examples(self, task: Task) -> list[tuple[Example, list[str]]]:
         data = self.predictor.data
         regions, found = Regions(region_folder(data, task.images)), []
-        for example in prepare_data.open_prepared(
-            data, prepare_data.Wanted(task, prepare_data.EXAMPLES, task.splits[1])
-        )[:EXAMPLES]:
+        for example in open_examples(data, task, task.splits[1])[:EXAMPLES]:
             known = [image for image in example.images if image in regions]
             with contextlib.suppress(UserError):  # the image file does not exist
                 files = [source_of(regions[image], regions.dataset.folder) for image in known]

@@ -8,14 +8,14 @@ if the array is a mapped file, all processes of a machine share it.
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from finetune.annotations.example import Example
-from finetune.prepared.prepared_file import MappedArrays
+from finetune.prepared.prepared_file import MappedArrays, checksum_of
 from shards.common.errors import UserError
 from shards.common.serialized_sequence import PackedSequence
 from shards.common.untrusted_input import reason_of, shown
@@ -117,15 +117,20 @@ class PackedExamples(PackedSequence):
         order = np.argsort(first)
         return [sets[number] for number in found[order].tolist()], np.argsort(order)[places]
 
+    def with_images(self, wanted: Callable[[tuple[str, ...]], bool]) -> np.ndarray:
+        """bool (len,): whether `wanted` is true of the images of each example; it is called once for equal ones."""
+        sets, numbers = self.images()
+        return np.array([wanted(images) for images in sets], bool)[numbers]
+
     def image_counts(self) -> Counter[tuple[str, ...]]:
         """Number of examples by their images."""
         sets, numbers = self.images()
         return Counter(dict(zip(sets, np.bincount(numbers, minlength=len(sets)).tolist(), strict=True)))
 
     def digest(self) -> str:
-        """SHA-256 of all examples, by which ranks compare their data."""
-        digest = hashlib.sha256(self.data)
-        digest.update(self.ends)
+        """SHA-256 of all examples, by which ranks compare their data; that of a mapped file is known."""
+        stored = self.mapped.sha256 if self.mapped else checksum_of(self.arrays)
+        digest = hashlib.sha256(stored.encode())
         if self.rows is not None:
             digest.update(np.ascontiguousarray(self.rows))
         return digest.hexdigest()

@@ -106,6 +106,12 @@ def open_prepared(data, wanted: Wanted) -> PackedExamples | Counter:
     return wanted.value(found.arrays, found) if isinstance(found, MappedArrays) else wanted.value(found)
 
 
+def open_examples(data, task: Task, split: str) -> PackedExamples:
+    """The examples of a split, see open_prepared. Raises UserError for an unknown or empty split."""
+    task.check_split(split)
+    return open_prepared(data, Wanted(task, EXAMPLES, split))
+
+
 def kept_arrays(data, name: str, key: dict[str, str], compute: Callable[[], Arrays]) -> Arrays:
     """Arrays that are computed once and kept with the prepared data.
 

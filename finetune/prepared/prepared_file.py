@@ -92,22 +92,33 @@ def save(path: Path, key: dict[str, str], folder: Path, used: SourceFiles, array
     Raises:
         UserError: a source has changed since it was read.
     """
-    places, end = {}, 0
-    for name, values in arrays.items():
-        begin = -(-end // ALIGNED) * ALIGNED
-        places[name] = Array(values.dtype.str, len(values), begin)
-        end = begin + values.nbytes
+    places, end = _layout(arrays)
     sources = [_source(folder, name, state) for name, state in used.read.items()]
     searched = {name: [os.path.relpath(one, folder) for one in found] for (_, name), found in used.searched.items()}
-    digest = hashlib.sha256()
-    for part in _parts(arrays, places):
-        digest.update(part)
-    header = msgspec.json.encode(Header(key, sources, searched, places, end, digest.hexdigest()))
+    header = msgspec.json.encode(Header(key, sources, searched, places, end, checksum_of(arrays)))
     header += b" " * (-(_START.size + len(header)) % ALIGNED)
     with whole_file(path) as file:
         file.write(_START.pack(MAGIC, len(header), hashlib.sha256(header).digest()) + header)
         for part in _parts(arrays, places):
             file.write(part)
+
+
+def checksum_of(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the bytes that a file has of these arrays, see Header."""
+    digest = hashlib.sha256()
+    for part in _parts(arrays, _layout(arrays)[0]):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _layout(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Array], int]:
+    """(the place of each array, number of bytes of all with the gaps between them)"""
+    places, end = {}, 0
+    for name, values in arrays.items():
+        begin = -(-end // ALIGNED) * ALIGNED
+        places[name] = Array(values.dtype.str, len(values), begin)
+        end = begin + values.nbytes
+    return places, end
 
 
 def _source(folder: Path, path: str, state: FileState) -> Source:

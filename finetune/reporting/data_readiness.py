@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.data.regions import Regions, region_folder
 from finetune.evaluation.paper_results import paper_samples
-from finetune.prepared.prepare_data import EXAMPLES, IMAGES, Wanted, for_training, open_prepared
+from finetune.prepared.prepare_data import IMAGES, Wanted, for_training, open_examples, open_prepared
 from finetune.run_dirs.init_weights import training_answers
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
@@ -94,7 +94,7 @@ def count_examples(task: Task, data, split: str, whole: bool) -> Counter[tuple[s
     submission) takes little memory.
     """
     if whole:
-        return open_prepared(data, Wanted(task, EXAMPLES, split)).image_counts()
+        return open_examples(data, task, split).image_counts()
     counts = open_prepared(data, Wanted(task, IMAGES, split))
     if not counts:
         raise UserError(f"{task.folder(data)}: no examples in {task.name}'s split {split}")

@@ -355,6 +355,15 @@ def test_without_any_folder_the_examples_are_in_memory(data, cache_folder, reads
     assert found.mapped is None and len(found) == 4 and reads() == 1
 
 
+def test_the_digest_is_the_same_from_a_file_and_from_memory(data):
+    """One rank may map a file that another one cannot read."""
+    task = all_tasks()["vqa"]
+    mapped = open_prepared(data, Wanted(task, EXAMPLES, "val"))
+    assert mapped.mapped is not None
+    assert mapped.digest() == PackedExamples.of(task.read(task.folder(data), "val")).digest()
+    assert mapped[1:].digest() != mapped.digest()
+
+
 def test_another_process_maps_the_file_and_gets_no_copy(data):
     examples = open_prepared(data, NLVR2)
     for chosen in (examples, examples[1:3]):
