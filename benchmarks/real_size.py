@@ -24,10 +24,12 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from string import ascii_lowercase
 
 import numpy as np
 
 from benchmarks.clean import Writer, measured, resident
+from pretrain.tokenizer.tokenizer import SPECIAL
 from shards.common.cli import command, flag
 from shards.storage.dataset import finish_dataset
 from shards.storage.sample import Sample
@@ -153,15 +155,7 @@ def start(data: Path, kind: str, ranks: int = 1, rates: str = "") -> dict:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        words = [
-            "[PAD]",
-            "[UNK]",
-            "[CLS]",
-            "[SEP]",
-            "[MASK]",
-            *"abcdefghijklmnopqrstuvwxyz",
-            *map("##{}".format, "abcdefghijklmnopqrstuvwxyz"),
-        ]
+        words = [*SPECIAL, *ascii_lowercase, *map("##{}".format, ascii_lowercase)]
         vocabulary = Path(out, "vocab.txt")
         vocabulary.write_text("\n".join(words) + "\n")
         shared = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if ranks > 1 else {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from finetune.annotations.answers import AnswerVocabulary, build_vocabulary, read_vocabulary
+from finetune.annotations.answers import AnswerVocabulary, build_vocabulary, normalise, read_vocabulary
 from finetune.annotations.official_files import find_file, plain_or_packed
 from finetune.annotations.reference_annotations import answer_file
 from finetune.heads.answer_head import AnswerHead
@@ -43,7 +43,12 @@ class AnsweringTask(Task):
         """
         if not find_file(Path(folder), self.annotated).exists() and (kept := answer_file(Path(folder))):
             return read_vocabulary(kept)
-        return build_vocabulary(counted() if counted else self.right_answers(Path(folder)), self.at_least)
+        answers = counted() if counted else self.right_answers(Path(folder))
+        return build_vocabulary(answers, self.at_least, self.answer_form)
+
+    def answer_form(self, answer: str) -> str:
+        """The form of an answer in the vocabulary."""
+        return normalise(answer)
 
 
 class HasId(Protocol):

@@ -2,13 +2,12 @@
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from finetune.annotations.answers import AnswerVocabulary, build_vocabulary
 from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_text
 from finetune.heads.answer_head import AnswerHead
@@ -58,8 +57,8 @@ class Daquar(AnsweringTask):
     def right_answers(self, folder: Path) -> list[str]:
         return [answer for _, answer, _ in read_triples(find_file(folder, TRAINING))]
 
-    def vocabulary(self, folder, counted: Callable[[], Mapping[str, int]] | None = None) -> AnswerVocabulary:
-        return build_vocabulary(counted() if counted else self.right_answers(Path(folder)), self.at_least, plain_answer)
+    def answer_form(self, answer: str) -> str:
+        return plain_answer(answer)
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
