@@ -14,6 +14,7 @@ from pretrain.engine.distributed import on_first
 from pretrain.engine.optimizer import make_optimizer
 from pretrain.engine.step import Engine, make_engine
 from pretrain.engine.trainer import restore_engine
+from pretrain.models.execution import set_execution
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.precision import Precision
 from pretrain.pretrained.find_weights import describe
@@ -46,10 +47,7 @@ def make_model(
     torch.manual_seed(config.seed)
     answers = {head: len(vocabulary) for head, vocabulary in vocabularies.items()}
     model = TaskModel(sizes, answers, [task.head for task in tasks])
-    model.encoder.activation_checkpointing = config.activation_checkpointing
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    if config.compile:
-        model.encoder.compile(dynamic=True)
+    set_execution(model.encoder, config)
     if start is not None:
         sentence = on_first(ranks, lambda: describe(*start.load(model)))
         if sentence:

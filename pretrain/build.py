@@ -24,6 +24,7 @@ from pretrain.engine.run_dir import CONFIG, DETECTOR, check_flags, clear_run, re
 from pretrain.engine.run_metadata import run_metadata
 from pretrain.engine.step import Engine, make_engine
 from pretrain.engine.trainer import TrainingRun, restore_engine
+from pretrain.models.execution import set_execution
 from pretrain.models.layers import narrow_hidden_states
 from pretrain.models.model_config import CONFIGS, ModelConfig, read_model_config
 from pretrain.models.precision import Precision
@@ -114,7 +115,6 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
         _check_resume(config, run, pairs)
     tokenizer = _tokenizer(config, ranks, pairs, run if newest else None)
     sizes = model_config(config, pairs.shards, tokenizer)
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     work, from_bert = _work(config, ranks, device, sizes, tokenizer, newest)
     engine = _engine(config, ranks, work, from_bert)
     facts = restore_engine(engine, newest) if newest else {}
@@ -223,11 +223,9 @@ def _work(
             model.get_parameter(name).requires_grad_(False)
     precision = Precision(config.precision, device)
     model.to(device, precision.weights)
-    model.encoder.activation_checkpointing = config.activation_checkpointing
+    set_execution(model.encoder, config)
     if config.residual == "precision":
         narrow_hidden_states(model)
-    if config.compile:
-        model.encoder.compile(dynamic=True)
     objective = Objective(
         mask_id=tokenizer.mask_id,
         ordinary_ids=tokenizer.ordinary_ids().to(device),
