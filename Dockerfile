@@ -1,7 +1,7 @@
 # An image for machines with NVIDIA GPUs, with the tested versions and the operators compiled for CUDA:
 #
 #     docker build --tag twelve-in-one .
-#     docker run --gpus all --shm-size 8g --volume "$PWD:/work" twelve-in-one python -m pretrain.run --out runs/pretrain
+#     docker run --gpus all --shm-size 8g --volume "$PWD:/workspace" twelve-in-one python -m pretrain.run --out runs/pretrain
 #
 # CUDA_VERSION is the toolkit that compiles the operators; it has to be that of pip's torch.
 ARG CUDA_VERSION=13.0.1
@@ -40,6 +40,6 @@ ENV PATH=/opt/twelve-in-one/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # The user ubuntu of the base image. Use `docker run --user "$(id -u):$(id -g)" --env HOME=/tmp` as another one.
 USER 1000:1000
-WORKDIR /work
+WORKDIR /workspace
 EXPOSE 7860
 CMD ["twelve-in-one", "--help"]
