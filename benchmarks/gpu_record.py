@@ -510,7 +510,6 @@ def fp16(record: Record) -> None:
     losses: means since the one before; a step that is skipped counts as zero in them.
     """
     from pretrain.engine.step import Sums
-    from pretrain.objective.pretraining_pass import means
     from shards.common.dist_info import ALONE
 
     batches = [batch.to(DEVICE) for batch in pretraining_batches(8 if ON_GPU else 2, max(2, BATCH_SIZE // 4))]
@@ -519,7 +518,7 @@ def fp16(record: Record) -> None:
         for number in range(100 if ON_GPU else 8):
             take(engine, batches[number % len(batches)], number, sums)
             if number % (20 if ON_GPU else 4) == 0:
-                losses.append(means(sums.reading(ALONE))["loss"])
+                losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
         engine.skipped.check(wait=True)
         record.add(
             precision=precision,

@@ -32,8 +32,9 @@ from pretrain.engine.step import Engine, Sums
 from pretrain.models.model_config import read_model_config
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
-from pretrain.objective.pretraining_loss import Objective, class_distribution
+from pretrain.objective.pretraining_loss import Objective
 from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.region_term import class_distribution
 from shards.common.cli import command, flag
 from shards.common.dist_info import ALONE
 
@@ -68,7 +69,7 @@ def all_positions_loss(objective: Objective, model: PretrainingModel, batch: Bat
 
 def masked_positions_loss(objective: Objective, model: PretrainingModel, batch: Batch) -> torch.Tensor:
     losses = objective.losses(model, batch, objective.mask(batch))
-    return losses.total(losses.word_count, losses.region_count, losses.pair_count)
+    return losses.total(*losses.counts.values())
 
 
 @contextlib.contextmanager

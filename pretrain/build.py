@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain.config import FREE_FLAGS, PretrainConfig
+from pretrain.config import FREE_FLAGS, PretrainConfig, loss_terms
 from pretrain.data.batch import Batch
 from pretrain.data.batch_schedule import Plan, Stage
 from pretrain.data.caption_pairs import MisalignedCaptions
@@ -30,8 +30,8 @@ from pretrain.models.model_config import CONFIGS, ModelConfig, read_model_config
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
-from pretrain.objective.pretraining_pass import Pass, means
-from pretrain.objective.validation import most_frequent_word, validate
+from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.validation import describe_scores, most_frequent_word, validate
 from pretrain.pretrained.hf_bert import load_bert, may_be_from_bert
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer, load_tokenizer
 from shards.common.dist_info import Ranks
@@ -70,37 +70,22 @@ class Job(TrainingRun):
         ]
 
     def means(self, sums: dict[str, float]) -> dict[str, float]:
-        return means(sums, self.config.contrastive)
+        return self.work.metrics(sums)
 
     def describe(self, values: dict) -> str:
-        return (
-            f"loss: words {values['loss_words']:.3f} regions {values['loss_regions']:.3f} "
-            f"alignment {values['loss_alignment']:.3f}  "
-            f"accuracy: words {values['word_accuracy']:.1%} alignment {values['alignment_accuracy']:.1%}"
-            + (f" contrastive {values['contrastive_accuracy']:.1%}" if self.config.contrastive else "")
-        )
+        return self.work.objective.describe(values)
 
     def validate(self, done: int) -> dict:
         return validate(self.work, self.validation, self.device, self.frequent_word) if len(self.validation) else {}
 
     def describe_scores(self, scores: dict) -> str:
-        return describe_scores(scores)
+        return describe_scores(self.work.objective.terms, scores)
 
     def selection_score(self, scores: dict) -> float:
         return -scores["loss"]
 
     def facts(self, done: int) -> dict:
         return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}
-
-
-def describe_scores(scores: dict) -> str:
-    """Formats validation scores for the console."""
-    return (
-        f"alignment {scores['alignment_accuracy']:.1%} (chance {scores['alignment_chance']:.1%}), "
-        f"masked tokens {scores['word_accuracy']:.1%} (most frequent token {scores['word_chance']:.1%}), "
-        + (f"contrastive {scores['contrastive_accuracy']:.1%} in a batch, " if "contrastive_accuracy" in scores else "")
-        + f"loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
-    )
 
 
 def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: Path | None) -> Job:
@@ -206,7 +191,9 @@ def _work(
 ) -> tuple[Pass, list[str]]:
     """Builds the model, with its loss, on the device; returns also the names of parameters initialised from BERT."""
     torch.manual_seed(config.seed)
-    model = PretrainingModel(sizes, sizes.v_feature_size if config.region_target == "features" else None)
+    terms = loss_terms(config)
+    extra = {term.name: layer for term in terms if (layer := term.layer(sizes)) is not None}
+    model = PretrainingModel(sizes, sizes.v_feature_size if config.region_target == "features" else None, extra)
     if config.region_target == "none":
         model.regions.requires_grad_(False)
     from_bert = []
@@ -229,12 +216,10 @@ def _work(
     objective = Objective(
         mask_id=tokenizer.mask_id,
         ordinary_ids=tokenizer.ordinary_ids().to(device),
-        region_target=config.region_target,
         overlap=config.overlap if config.overlap <= 1 else None,
         aligned_only=config.aligned_only,
         predict_overlapped=config.predict_overlapped,
-        contrastive=config.contrastive,
-        hard_negatives=config.negatives == "hard",
+        terms=terms,
     )
     return Pass(model, objective, precision), from_bert
 

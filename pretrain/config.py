@@ -5,13 +5,19 @@ from dataclasses import dataclass, replace
 
 from pretrain.engine.experiment_trackers import TENSORBOARD
 from pretrain.engine.optimizer import OPTIMIZERS
-from pretrain.objective.pretraining_loss import NEGATIVES, REGION_TARGETS
+from pretrain.objective.alignment_term import AlignmentTerm
+from pretrain.objective.contrastive_term import ContrastiveTerm
+from pretrain.objective.loss_term import LossTerm
+from pretrain.objective.region_term import FeatureTerm, RegionTerm
+from pretrain.objective.token_term import TokenTerm
 from shards.common.cli import REQUIRED, flag
 from shards.common.errors import UserError
 from shards.world import DEFAULT_WORLD
 
 FORMS = ("run", "published")
 CAPTIONS_PER_IMAGE = ("all", "one")
+REGION_TARGETS = {"classes": RegionTerm(), "features": FeatureTerm(), "none": None}
+NEGATIVES = ("random", "hard")
 RESIDUALS = ("float32", "precision")
 PRECISIONS = ("float32", "bf16", "fp16", "float64")
 
@@ -60,7 +66,7 @@ class PretrainConfig:
     bert_lr_scale: float = flag(1.0, "learning-rate factor of weights from --bert, 0 to freeze them", low=0)
     words: int = flag(36, "maximum number of tokens per caption, including [CLS] and [SEP]", low=3)
     regions: int = flag(36, "maximum number of regions per image, in the order of their scores", low=1)
-    region_target: str = flag("classes", "prediction target of masked regions", choices=REGION_TARGETS)
+    region_target: str = flag("classes", "prediction target of masked regions", choices=tuple(REGION_TARGETS))
     overlap: float = flag(
         0.4, "IoU with a masked region from which other regions are masked too; above 1: no overlap masking", above=0
     )
@@ -117,6 +123,15 @@ FREE_FLAGS = {
     *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile", "cuda_graph"),
     *("on_bad_shard", "log_every", "log_to", "save_minutes"),
 }
+
+
+def loss_terms(config: PretrainConfig) -> tuple[LossTerm, ...]:
+    """The terms of the loss that the flags choose, in the order of the log."""
+    regions = REGION_TARGETS[config.region_target]
+    terms = [TokenTerm(), *([regions] if regions else []), AlignmentTerm(hard_negatives=config.negatives == "hard")]
+    if config.contrastive:
+        terms.append(ContrastiveTerm(config.contrastive))
+    return tuple(terms)
 
 
 def check_contrastive(config: PretrainConfig) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from pretrain.build import describe_scores, prepare, region_shards, result
-from pretrain.config import FREE_FLAGS, PretrainConfig, check_contrastive
+from pretrain.build import prepare, region_shards, result
+from pretrain.config import FREE_FLAGS, PretrainConfig, check_contrastive, loss_terms
 from pretrain.engine import cuda_graph
 from pretrain.engine.checkpoint import newest_checkpoint, read_facts
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
@@ -17,6 +17,7 @@ from pretrain.engine.metrics_logger import where_curves_are
 from pretrain.engine.result_file import Result
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
 from pretrain.engine.trainer import complete
+from pretrain.objective.validation import describe_scores
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
 from shards.common.errors import UserError
@@ -56,7 +57,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int
         if ranks.first:
             write_json(out / RESULT, finished)
     if finished["validation"]:
-        ranks.log(f"validation: {describe_scores(finished['validation'])}")
+        ranks.log(f"validation: {describe_scores(loss_terms(config), finished['validation'])}")
     ranks.log(f"run directory: {out}{os.sep}{where_curves_are(config.log_to, out)}")
     return 0
 

@@ -140,7 +140,7 @@ class Collator:
             chosen[row] = self.negatives.partner(int(own[row]), int(keys[row]))
         token_ids = self.tokenizer.encode([self.captions[number] for number in chosen.tolist()], self.limits.words)
         batch = stack(samples, token_ids, keys, misaligned, self.limits)
-        if self.objective.contrastive:
+        if self.objective.compares_pairs:
             batch.image_ids = torch.from_numpy(self.captions.images_of(own))
             batch.text_ids = torch.from_numpy(self.captions.text_ids[chosen])
         batch.word_count, batch.region_count = self.objective.count(batch)

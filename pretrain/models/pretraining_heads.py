@@ -1,5 +1,7 @@
 """Pretraining heads for masked tokens, masked regions and alignment, applied only to the positions to predict."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,15 +49,23 @@ class RegionHead(nn.Module):
 
 
 class PretrainingModel(nn.Module):
-    """The two-stream model with its pretraining heads. Class 0 of the alignment head is "aligned"."""
+    """The two-stream model with its pretraining heads. Class 0 of the alignment head is "aligned".
 
-    def __init__(self, config: ModelConfig, region_outputs: int | None = None):
+    Args:
+        region_outputs: outputs of the masked-region head; None for one per class.
+        extra: layers of further terms of the loss, by name.
+    """
+
+    def __init__(
+        self, config: ModelConfig, region_outputs: int | None = None, extra: Mapping[str, nn.Module] | None = None
+    ):
         super().__init__()
         self.encoder = TwoStream(config)
         self.words = WordHead(config)
         self.regions = RegionHead(config, region_outputs or config.v_target_size)
         self.alignment = nn.Linear(config.bi_hidden_size, 2)
-        for head in (self.words, self.regions, self.alignment):
+        self.extra = nn.ModuleDict(extra)
+        for head in (self.words, self.regions, self.alignment, *self.extra.values()):
             initialise(head, config.initializer_range)
 
     def word_scores(self, states: Tensor) -> Tensor:

@@ -57,6 +57,30 @@ class MaskedRegions:
     masked: Tensor
 
 
+@dataclass
+class MaskedInputs:
+    """A masked batch on the device: the encoder's arguments, and the positions and labels to predict.
+
+    Attributes:
+        word_positions, region_positions: int64 (n,), flat indices into (B, L) and (B, N).
+        word_labels: int64 (n,).
+        word_weights, region_weights: bool (n,), false for padding up to the capacity, which has no loss.
+        masked_regions: which regions are chosen, zeroed and masked.
+    """
+
+    input_ids: Tensor
+    text_mask: Tensor
+    features: Tensor
+    locations: Tensor
+    image_mask: Tensor
+    word_positions: Tensor
+    word_labels: Tensor
+    word_weights: Tensor
+    region_positions: Tensor
+    region_weights: Tensor
+    masked_regions: MaskedRegions
+
+
 def choose_masked_regions(keys: Tensor, boxes: Tensor, valid: Tensor, overlap: float | None = OVERLAP) -> MaskedRegions:
     """Chooses the regions to predict, and masks those that overlap a zeroed one (paper, section 8.2).
 

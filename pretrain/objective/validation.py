@@ -6,6 +6,7 @@ import torch
 from pretrain.data.batch import Batch
 from pretrain.data.pair_batches import ValidationBatches
 from pretrain.engine.distributed import all_reduce_sum
+from pretrain.objective.loss_term import COUNTS, PAIRS, WORDS, LossTerm
 from pretrain.objective.pretraining_pass import Pass
 from shards.common.errors import ErrorOnAnotherRank, UserError
 
@@ -20,13 +21,6 @@ def most_frequent_word(captions, numbers, tokenizer, limit: int, at_most: int = 
     return int(counts.argmax())
 
 
-LOSSES = (
-    *("words", "regions", "alignment", "words_right", "regions_right", "alignment_right"),
-    *("contrastive", "contrastive_right", "contrastive_count"),
-)
-SUMS = (*LOSSES, "word_count", "region_count", "pairs", "misaligned", "frequent")
-
-
 @torch.no_grad()
 def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> dict:
     """Losses and accuracies on the validation pairs of all ranks, in evaluation mode.
@@ -34,42 +28,37 @@ def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> d
     `alignment_chance` is the share of the more frequent label; `word_chance` is the accuracy of predicting `frequent`,
     the most frequent training token, at all masked positions.
     """
-    work.model.eval()
-    sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64)
+    names = (*work.objective.sum_names, *COUNTS, "misaligned", "frequent")
+    sums = torch.zeros(len(names) + 1, dtype=torch.float64)  # the last: ranks that have failed
     failure = None
+    work.model.eval()
     try:
         for batch in batches:
-            sums[:-1] += _of_batch(work, batch.to(device), frequent)
+            sums[:-1] += _of_batch(work, batch.to(device), frequent, names)
     except UserError as error:  # raised below, when every rank knows
         failure, sums[-1] = error, 1
     work.model.train()
-    values = all_reduce_sum(sums, batches.ranks).tolist()
-    if values.pop():
+    *values, failed = all_reduce_sum(sums, batches.ranks).tolist()
+    if failed:
         raise failure or ErrorOnAnotherRank("another rank has stopped")
-    s = dict(zip(SUMS, values, strict=True))
-    pairs, words, regions = (max(s[name], 1) for name in ("pairs", "word_count", "region_count"))
-    scores = {
-        "loss_words": s["words"] / words,
-        "loss_regions": s["regions"] / regions,
-        "loss_alignment": s["alignment"] / pairs,
-        "alignment_accuracy": s["alignment_right"] / pairs,
-        "alignment_chance": max(s["misaligned"], s["pairs"] - s["misaligned"]) / pairs,
-        "word_accuracy": s["words_right"] / words,
-        "word_chance": s["frequent"] / words,
-        "region_accuracy": s["regions_right"] / regions,
-        "pairs": int(s["pairs"]),
+    total = dict(zip(names, values, strict=True))
+    pairs = total[PAIRS]
+    return work.objective.metrics(total) | {
+        "alignment_chance": max(total["misaligned"], pairs - total["misaligned"]) / max(pairs, 1),
+        "word_chance": total["frequent"] / max(total[WORDS], 1),
+        "pairs": int(pairs),
     }
-    loss = scores["loss_words"] + scores["loss_regions"] + scores["loss_alignment"]
-    if weight := work.objective.contrastive:
-        scores["loss_contrastive"] = s["contrastive"] / pairs
-        scores["contrastive_accuracy"] = s["contrastive_right"] / max(s["contrastive_count"], 1)
-        loss += weight * scores["loss_contrastive"]
-    return scores | {"loss": loss}
 
 
-def _of_batch(work: Pass, batch: Batch, frequent: int) -> torch.Tensor:
-    """SUMS over one batch, float64, on the CPU."""
+def _of_batch(work: Pass, batch: Batch, frequent: int, names: tuple[str, ...]) -> torch.Tensor:
+    """The sums of these names over one batch, float64, on the CPU."""
     inputs, losses = work.losses(batch)
-    counts = (losses.word_count, losses.region_count, losses.pair_count, batch.misaligned.sum())
-    values = (*(getattr(losses, name) for name in LOSSES), *counts, (inputs.word_labels == frequent).sum())
-    return torch.stack([value.double() for value in values]).cpu()  # one synchronisation per batch
+    chances = {"misaligned": batch.misaligned.sum(), "frequent": (inputs.word_labels == frequent).sum()}
+    sums = losses.sums | losses.counts | chances
+    return torch.stack([sums[name].double() for name in names]).cpu()  # one synchronisation per batch
+
+
+def describe_scores(terms: tuple[LossTerm, ...], scores: dict) -> str:
+    """Formats the result of `validate` for the console."""
+    described = ", ".join(term.describe(scores) for term in terms)
+    return f"{described}, loss {scores['loss']:.3f}, on {scores['pairs']} pairs"

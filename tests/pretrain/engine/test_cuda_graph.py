@@ -16,7 +16,6 @@ from training_step import OBJECTIVE, make_batch, make_engine, part_of
 
 from pretrain.engine.cuda_graph import Capacities, GraphedPass
 from pretrain.engine.step import Sums
-from pretrain.objective.pretraining_pass import means
 from shards.common.dist_info import ALONE
 
 
@@ -41,7 +40,7 @@ def losses_and_weights(graph: bool, rounds: int = 3):
         for batch in batches():
             sums = Sums()
             engine.step(number, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
-            losses.append(means(sums.reading(ALONE)))
+            losses.append(engine.replica.metrics(sums.reading(ALONE)))
     return losses, engine
 
 
@@ -82,7 +81,7 @@ def test_weights_in_bf16_are_those_of_the_step_with_and_without_the_graph(on_row
         for number, batch in enumerate((small, large, large, small)):
             sums = Sums()
             engine.step(number, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
-            found.append(means(sums.reading(ALONE))["loss"])
+            found.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
         losses.append(found)
     assert losses[0] == pytest.approx(losses[1], rel=0.1)  # stale weights differ by a quarter
     assert abs(losses[1][1] - losses[1][2]) > 0.1 * losses[1][1]
@@ -160,7 +159,7 @@ def test_a_real_graph_on_a_gpu_gives_the_numbers_of_eager_steps(precision):
                 sums = Sums()
                 counts = (batch.word_count, batch.region_count, len(batch))
                 engine.step(number, [batch.to("cuda")], sums, counts)
-                losses.append(means(sums.reading(ALONE))["loss"])
+                losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
         return losses
 
     # In bf16 the rounding of other shapes' products grows fast at this rate: the first three steps alone are compared.

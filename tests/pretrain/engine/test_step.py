@@ -18,7 +18,7 @@ from pretrain.engine.optimizer import OPTIMIZERS, optimizer_state, restore_optim
 from pretrain.engine.step import IN_A_ROW, Skipped, Sums
 from pretrain.models.layers import FeedForward
 from pretrain.models.precision import Precision
-from pretrain.objective.pretraining_pass import Pass, means
+from pretrain.objective.pretraining_pass import Pass
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 
@@ -30,7 +30,7 @@ def take(engine, batch, steps):
         sums = Sums()
         engine.step(step, [batch], sums, counts)
         engine.skipped.check()
-        losses.append(means(sums.reading(ALONE))["loss"])
+        losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
     return losses
 
 
@@ -64,7 +64,7 @@ def test_losses_and_layer_norm_are_float32_in_a_narrow_precision(precision):
         module.register_forward_hook(lambda module, _, out: seen.append((type(module), out)))
     batch = make_batch()
     _, losses = engine.replica.losses(batch)
-    assert {getattr(losses, name).dtype for name in ("words", "regions", "alignment")} == {torch.float32}
+    assert {losses.sums[name].dtype for name in ("words", "regions", "alignment")} == {torch.float32}
     norms = [out.dtype for kind, out in seen if issubclass(kind, (nn.LayerNorm, FeedForward))]
     linears = [out.dtype for kind, out in seen if issubclass(kind, nn.Linear)]
     assert len(norms) > 8 and set(norms) == {torch.float32}
@@ -138,7 +138,7 @@ def test_a_skipped_step_adds_nothing_to_the_log():
     bad.features[:, 0] = math.nan
     for step, batch in enumerate((good, bad)):
         engine.step(step, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
-    reading, alone = means(sums.reading(ALONE)), take(make_engine(), good, 1)
+    reading, alone = engine.replica.metrics(sums.reading(ALONE)), take(make_engine(), good, 1)
     assert reading["loss"] == alone[0] and math.isfinite(reading["gradient_norm"])
 
 
@@ -179,7 +179,9 @@ def test_activation_checkpointing_changes_no_gradient():
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     losses, found = gradients(engine, batch)
     assert len(calls) == 2
-    assert torch.equal(plain.words, losses.words) and torch.equal(plain.alignment, losses.alignment)
+    assert torch.equal(plain.sums["words"], losses.sums["words"]) and torch.equal(
+        plain.sums["alignment"], losses.sums["alignment"]
+    )
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
@@ -191,7 +193,7 @@ def test_compiled_streams_give_the_same_loss_and_gradients():
     plain, expected = gradients(make_engine(dropout=0, sizes=sizes), batch)
     compiled = make_engine(dropout=0, sizes=sizes, prepare=lambda model: model.encoder.compile(dynamic=True))
     losses, found = gradients(compiled, batch)
-    torch.testing.assert_close(plain.words, losses.words, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain.sums["words"], losses.sums["words"], rtol=1e-5, atol=1e-5)
     for name in expected:
         torch.testing.assert_close(expected[name], found[name], rtol=1e-3, atol=2e-5, msg=name)
 
@@ -346,7 +348,7 @@ def test_a_step_never_waits_for_the_gpu():
             engine.skipped.check()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert math.isfinite(means(sums.reading(ALONE))["loss"])
+    assert math.isfinite(engine.replica.metrics(sums.reading(ALONE))["loss"])
 
 
 def test_sums_go_on_after_a_checkpoint_on_any_number_of_ranks():

@@ -16,7 +16,11 @@ from pretrain.data import random_choices
 from pretrain.models.contrastive import TEMPERATURE, comparable, contrastive_losses, hard_negatives, retrieved
 from pretrain.models.dropout import Dropout
 from pretrain.models.pretraining_heads import PretrainingModel
+from pretrain.objective.alignment_term import AlignmentTerm
+from pretrain.objective.contrastive_term import ContrastiveTerm
 from pretrain.objective.pretraining_loss import Objective
+from pretrain.objective.region_term import RegionTerm
+from pretrain.objective.token_term import TokenTerm
 from shards.common import counter_rng
 
 CONTRASTIVE = SIZES.replace(contrastive_size=16).with_dropout(0.0)
@@ -89,11 +93,16 @@ def batch_of_aligned_pairs(count=10):
     return batch
 
 
+def contrastive_objective(weight: float, hard: bool = True) -> Objective:
+    terms = TokenTerm(), RegionTerm(), AlignmentTerm(hard_negatives=hard), ContrastiveTerm(weight)
+    return Objective(4, torch.arange(5, 40), terms=terms)
+
+
 @pytest.mark.parametrize("counted", [True, False])
 def test_losses_with_hard_negatives_equal_a_loop_over_pairs(counted):
     torch.manual_seed(0)
     model = PretrainingModel(CONTRASTIVE).train()
-    objective = Objective(4, torch.arange(5, 40), contrastive=0.5, hard_negatives=True)
+    objective = contrastive_objective(0.5)
     batch = batch_of_aligned_pairs()
     if not counted:
         batch.token_count = batch.total_regions = None  # states then keep their padding
@@ -127,38 +136,42 @@ def test_losses_with_hard_negatives_equal_a_loop_over_pairs(counted):
                 scores = model.alignment(encoder.fuse(encoder(*one(*pair))))
                 aligned += F.cross_entropy(scores, torch.tensor([label])).item() / 2
                 right += (scores.argmax() == label).item() / 2
-    assert losses.contrastive.item() == pytest.approx(
+    assert losses.sums["contrastive"].item() == pytest.approx(
         contrastive_losses(similarities, negatives).sum().item(), rel=1e-4
     )
-    assert losses.contrastive_right == retrieved(similarities, negatives).sum()
-    assert losses.contrastive_count == losses.pair_count == size
-    assert losses.alignment.item() == pytest.approx(aligned, rel=1e-4)
-    assert losses.alignment_right.item() == pytest.approx(right)
-    total = losses.total(3, 4, 10, objective.contrastive).item()
-    plain = losses.words / 3 + losses.regions / 4 + losses.alignment / 10
-    assert total == pytest.approx((plain + 0.5 * losses.contrastive / 10).item())
+    assert losses.sums["contrastive_right"] == retrieved(similarities, negatives).sum()
+    assert losses.sums["contrastive_count"] == losses.counts["pair_count"] == size
+    assert losses.sums["alignment"].item() == pytest.approx(aligned, rel=1e-4)
+    assert losses.sums["alignment_right"].item() == pytest.approx(right)
+    total = losses.total(3, 4, 10).item()
+    plain = losses.sums["words"] / 3 + losses.sums["regions"] / 4 + losses.sums["alignment"] / 10
+    assert total == pytest.approx((plain + 0.5 * losses.sums["contrastive"] / 10).item())
 
 
 def test_alignment_is_validated_on_the_pairs_as_they_are():
     torch.manual_seed(0)
     model = PretrainingModel(CONTRASTIVE).eval()
     batch = batch_of_aligned_pairs()
-    hard, plain = (Objective(4, torch.arange(5, 40), contrastive=1.0, hard_negatives=hard) for hard in (True, False))
+    hard, plain = (contrastive_objective(1.0, hard) for hard in (True, False))
     with torch.no_grad():
         one, other = (objective.losses(model, batch, objective.mask(batch)) for objective in (hard, plain))
-    assert one.alignment == other.alignment and one.contrastive == other.contrastive
+    assert one.sums["alignment"] == other.sums["alignment"] and one.sums["contrastive"] == other.sums["contrastive"]
 
 
 def test_a_single_pair_has_no_negative():
     torch.manual_seed(0)
     model = PretrainingModel(CONTRASTIVE).train()
-    objective = Objective(4, torch.arange(5, 40), contrastive=1.0, hard_negatives=True)
+    objective = contrastive_objective(1.0)
     batch = batch_of_aligned_pairs(5)._map(lambda x: x[:1])
     batch.word_count, batch.region_count = objective.count(batch)
     batch.token_count, batch.total_regions = int(batch.lengths.sum()), int(batch.valid.sum())
     losses = objective.losses(model, batch, objective.mask(batch))
-    assert losses.contrastive == 0 and losses.contrastive_count == 0 and torch.isfinite(losses.alignment)
-    losses.total(1, 1, 1, 1.0).backward()
+    assert (
+        losses.sums["contrastive"] == 0
+        and losses.sums["contrastive_count"] == 0
+        and torch.isfinite(losses.sums["alignment"])
+    )
+    losses.total(1, 1, 1).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -173,8 +186,8 @@ def test_dropout_of_region_features_is_a_dropout_of_its_own():
     batch = make_batch()
     inputs = OBJECTIVE.mask(batch)
     with torch.no_grad():
-        both = [OBJECTIVE.losses(model, batch, inputs).regions for _ in range(2)]
-        evaluated = OBJECTIVE.losses(model.eval(), batch, inputs).regions
+        both = [OBJECTIVE.losses(model, batch, inputs).sums["regions"] for _ in range(2)]
+        evaluated = OBJECTIVE.losses(model.eval(), batch, inputs).sums["regions"]
     assert both[0] == both[1] != evaluated  # it follows from the samples' keys
 
 

@@ -13,8 +13,8 @@ from pretrain.models.model_config import ModelConfig, model_config_from
 from pretrain.models.packing import lay_out
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.models.vilbert import AttentionMaps, TwoStream, steps
-from pretrain.objective.masking import MaskedRegions
-from pretrain.objective.pretraining_loss import Inputs, Objective
+from pretrain.objective.masking import MaskedInputs, MaskedRegions
+from pretrain.objective.pretraining_loss import Objective
 from pretrain.pretrained.state_dict_mapping import from_published
 
 
@@ -138,7 +138,7 @@ def published_losses(parity, model):
         region_count=len(region_positions),
     )
     none = torch.zeros_like(batch.valid)
-    inputs = Inputs(
+    inputs = MaskedInputs(
         input_ids=x["input_ids"],
         text_mask=x["text_mask"].bool(),
         features=x["features"],
@@ -160,14 +160,14 @@ def published_losses(parity, model):
 def test_losses(parity, pretraining):
     losses = published_losses(parity, pretraining)
     theirs = parity["outputs"]
-    assert_close(losses.words / losses.word_count, theirs["pre_loss_lm"][0])
-    assert_close(losses.regions / losses.region_count, theirs["pre_loss_region"][0])
-    assert_close(losses.alignment / losses.pair_count, theirs["pre_loss_align"][0])
+    assert_close(losses.sums["words"] / losses.counts["word_count"], theirs["pre_loss_lm"][0])
+    assert_close(losses.sums["regions"] / losses.counts["region_count"], theirs["pre_loss_region"][0])
+    assert_close(losses.sums["alignment"] / losses.counts["pair_count"], theirs["pre_loss_align"][0])
 
 
 def test_gradients(parity, pretraining):
     losses = published_losses(parity, pretraining)
-    losses.total(losses.word_count, losses.region_count, losses.pair_count).backward()
+    losses.total(*losses.counts.values()).backward()
     third = pretraining.encoder.config.bi_hidden_size
     encoder = pretraining.encoder
     ours = {

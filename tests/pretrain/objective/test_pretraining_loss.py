@@ -13,7 +13,10 @@ from pretrain.data.random_choices import sample_keys
 from pretrain.models.model_config import TINY
 from pretrain.models.packing import positions
 from pretrain.models.pretraining_heads import PretrainingModel
-from pretrain.objective.pretraining_loss import Objective, class_distribution
+from pretrain.objective.alignment_term import AlignmentTerm
+from pretrain.objective.pretraining_loss import Objective
+from pretrain.objective.region_term import FeatureTerm, RegionTerm, class_distribution
+from pretrain.objective.token_term import TokenTerm
 
 SIZES = TINY.replace(
     vocab_size=40, v_feature_size=12, v_target_size=9, hidden_size=32, v_hidden_size=32, bi_hidden_size=32
@@ -44,7 +47,7 @@ def make_batch(objective, count=24, words=12, misaligned=None, limits=LIMITS, **
 def run(model, objective, batch):
     model.zero_grad()
     losses = objective.losses(model, batch, objective.mask(batch))
-    losses.total(losses.word_count, losses.region_count, losses.pair_count).backward()
+    losses.total(*losses.counts.values()).backward()
     return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -83,9 +86,9 @@ def test_losses_equal_a_loop_over_every_position(model, options):
                     target[rest] = (1 - target.sum()) / len(rest)
                     regions += (target * (target.log() - prediction)).sum().item()
                     region_count += 1
-    assert (losses.word_count, losses.region_count) == (word_count, region_count)
-    assert losses.words.item() == pytest.approx(words, abs=1e-3)
-    assert losses.regions.item() == pytest.approx(regions, abs=1e-3)
+    assert (losses.counts["word_count"], losses.counts["region_count"]) == (word_count, region_count)
+    assert losses.sums["words"].item() == pytest.approx(words, abs=1e-3)
+    assert losses.sums["regions"].item() == pytest.approx(regions, abs=1e-3)
 
 
 def test_regions_that_overlap_a_hidden_one_are_hidden_from_the_model():
@@ -132,7 +135,7 @@ def test_labels_of_misaligned_pairs_change_no_loss_and_no_gradient(model):
     )
     again, other_gradients = run(model, objective, other)
     for name in ("words", "regions", "alignment"):
-        assert torch.equal(getattr(losses, name), getattr(again, name))
+        assert torch.equal(losses.sums[name], again.sums[name])
     assert all(torch.equal(gradients[name], other_gradients[name]) for name in gradients)
 
 
@@ -145,16 +148,17 @@ def test_misaligned_pairs_are_masked_like_aligned_ones(model):
     assert torch.equal(aligned.features, misaligned.features)
 
 
-@pytest.mark.parametrize("target", ["classes", "features", "none"])
-def test_a_batch_without_an_aligned_pair_has_masked_losses_of_zero(model, target):
-    objective = make_objective(region_target=target)
-    if target == "features":
+@pytest.mark.parametrize("regions", [(RegionTerm(),), (FeatureTerm(),), ()], ids=["classes", "features", "none"])
+def test_a_batch_without_an_aligned_pair_has_masked_losses_of_zero(model, regions):
+    objective = make_objective(terms=(TokenTerm(), *regions, AlignmentTerm()))
+    if regions == (FeatureTerm(),):
         model.regions = type(model.regions)(SIZES, 12)
     batch = make_batch(objective, misaligned=np.ones(24, bool))
     losses, gradients = run(model, objective, batch)
-    assert (losses.word_count, losses.region_count) == (0, 0)
-    assert losses.words.item() == losses.regions.item() == 0
-    assert losses.alignment.item() > 0
+    assert (losses.counts["word_count"], losses.counts["region_count"]) == (0, 0)
+    assert losses.sums["words"].item() == 0
+    assert losses.sums.get("regions", torch.zeros(())).item() == 0
+    assert losses.sums["alignment"].item() > 0
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
 
 
@@ -163,12 +167,12 @@ def test_a_caption_of_one_word_and_an_image_with_one_region(model):
     batch = make_batch(objective, count=40, words=2, regions=(1, 1))
     assert batch.input_ids.shape[1] == 3 and batch.valid.shape[1] == 1
     losses, _ = run(model, objective, batch)
-    assert 0 < losses.word_count < 20 and 0 < losses.region_count < 20
-    assert torch.isfinite(losses.total(losses.word_count, losses.region_count, losses.pair_count))
+    assert 0 < losses.counts["word_count"] < 20 and 0 < losses.counts["region_count"] < 20
+    assert torch.isfinite(losses.total(*losses.counts.values()))
 
 
 def test_regression_of_features_is_the_mean_squared_error(model):
-    objective = make_objective(region_target="features")
+    objective = make_objective(terms=(TokenTerm(), FeatureTerm(), AlignmentTerm()))
     model.regions = type(model.regions)(SIZES, 12)
     batch = make_batch(objective, classes=0, limits=Limits(words=20, regions=36, feature_size=12))
     inputs = objective.mask(batch)
@@ -177,7 +181,7 @@ def test_regression_of_features_is_the_mean_squared_error(model):
     picked = inputs.masked_regions.chosen & ~batch.misaligned[:, None]
     prediction = model.regions(encoded.image[:, 1:][picked])
     mean = F.mse_loss(prediction, batch.features[picked].float())
-    torch.testing.assert_close(losses.regions / losses.region_count, mean)
+    torch.testing.assert_close(losses.sums["regions"] / losses.counts["region_count"], mean)
 
 
 def test_losses_of_parts_add_up_to_the_loss_of_the_whole(model):
@@ -185,7 +189,7 @@ def test_losses_of_parts_add_up_to_the_loss_of_the_whole(model):
     objective = make_objective()
     whole = make_batch(objective)
     total = run(model, objective, whole)[0]
-    counts = total.word_count, total.region_count, total.pair_count
+    counts = total.counts.values()
     parts = 0
     for begin, end in ((0, 3), (3, 4), (4, 24)):
         part = whole._map(lambda x, begin=begin, end=end: x[begin:end])

@@ -1,0 +1,21 @@
+"""Masked tokens: the cross-entropy of the original token at masked positions."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from pretrain.objective.loss_term import WORDS, ForwardPass, LossTerm, TermSums, at_least_float32, weighted_sum
+
+
+@dataclass(frozen=True)
+class TokenTerm(LossTerm):
+    """Predicts masked tokens with the masked-token head."""
+
+    name, label, count, accuracy = "words", "masked tokens", WORDS, "word_accuracy"
+    chance_label = "most frequent token"
+
+    def sums(self, forward: ForwardPass) -> TermSums:
+        labels, weights = forward.inputs.word_labels, forward.inputs.word_weights
+        scores = at_least_float32(forward.model.word_scores(forward.words))
+        losses = F.cross_entropy(scores, labels, reduction="none")
+        return TermSums(weighted_sum(losses, weights), ((scores.detach().argmax(-1) == labels) & weights).sum())
