@@ -60,7 +60,8 @@ class Processes:
     def __init__(self, jobs: int, ranks: Ranks):
         self.ranks, self.running, self.stopped = ranks, set(), False
         if ranks.count == 1:
-            self.environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+            threads = str(max(1, (os.cpu_count() or 1) // jobs))
+            self.environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         else:
             # The ranks of a run rendezvous in the store of this command's ranks (torchrun's own, or the first rank's),
             # each time under a new prefix (see pretrain.engine.distributed), so that a run needs no port of its own.
