@@ -127,8 +127,8 @@ def gaps(scores: dict[int, Cell], name: str, cleaned: bool) -> str:
 
 def pretraining(run: Run, name: str) -> str:
     """Losses and accuracies of a pretraining run."""
-    losses = {"words": "loss_words", "regions": "loss_regions", "alignment": "loss_alignment"}
-    shares = {name: f"{name.rstrip('s')}_accuracy" for name in losses}
+    names = [key.removeprefix("loss_") for key in (run.training or [{}])[0] if key.startswith("loss_")]
+    losses, shares = {name: f"loss_{name}" for name in names}, {name: f"{name.rstrip('s')}_accuracy" for name in names}
     with drawing(11, 3, 1, 2) as (figure, axes):
         for axis, keys, title in ((axes[0, 0], losses, "loss"), (axes[0, 1], shares, "accuracy")):
             for style, (what, key) in enumerate(keys.items()):
@@ -142,8 +142,7 @@ def pretraining(run: Run, name: str) -> str:
             whole_steps(axis, 6)
         percent_axis(axes[0, 1], [0, 1])
         _legend(figure, axes)
-        caption = f"Pretraining of {run.name}: masked tokens, masked regions, and image-text alignment."
-        return plot(figure, name, caption)
+        return plot(figure, name, f"Pretraining of {run.name}: the terms of the loss.")
 
 
 def _panels(axes, names: Sequence[str]):

@@ -9,10 +9,11 @@ from pretrain import config as pretraining
 from pretrain.engine.run_dir import PATHS
 
 PAPER = "https://arxiv.org/abs/1912.02315"
-ACCURACIES = {  # of pretraining -> keys of its validation metrics
-    "image-text alignment": "alignment_accuracy",
-    "masked tokens": "word_accuracy",
-    "masked regions": "region_accuracy",
+ACCURACIES = {  # validation metrics of pretraining -> what they are of
+    "alignment_accuracy": "image-text alignment",
+    "word_accuracy": "masked tokens",
+    "region_accuracy": "masked regions",
+    "contrastive_accuracy": "image retrieval in a batch",
 }
 
 
@@ -81,7 +82,8 @@ def _training(run: Run) -> list[str]:
 def _held_out(run: Run) -> list[str]:
     """The accuracies of a pretraining run on held-out pairs."""
     metrics = (run.result or {}).get("validation", {}) if run.kind == PRETRAINING else {}
-    rows = [f"| {what} | {metrics[key]:.1%} |" for what, key in ACCURACIES.items() if key in metrics]
+    accuracies = [key for key in metrics if key.endswith("_accuracy")]
+    rows = [f"| {ACCURACIES.get(key, key.removesuffix('_accuracy'))} | {metrics[key]:.1%} |" for key in accuracies]
     if not rows:
         return []
     title = f"## Accuracies on {metrics['pairs']:,} held-out pairs"
