@@ -21,7 +21,7 @@ import torch
 from benchmarks.pairs import SPECIAL, random_batch
 from pretrain.engine.optimizer import make_optimizer
 from pretrain.engine.step import Engine, Sums
-from pretrain.engine.trainer import memory
+from pretrain.engine.training_log import memory
 from pretrain.models.model_config import read_model_config
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel

@@ -17,7 +17,6 @@ from pretrain.engine.distributed import choose_device, connected, exiting, on_fi
 from pretrain.engine.experiment_trackers import tracker_names
 from pretrain.engine.metrics_logger import where_curves_are
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, read_config, stored_flags
-from pretrain.engine.trainer import complete
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
 from shards.common.files import write_json
@@ -42,16 +41,17 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, MultiResult)
     if finished is None:
         on_first(ranks, lambda: complete_world(config.data))
-        training_run = build_multi_task(config, tasks, ranks, device, newest)
-        status, _ = complete(training_run)
+        trainer = build_multi_task(config, tasks, ranks, device, newest)
+        status, _ = trainer.run()
         if status:
             return status
-        for state in training_run.task_states:
+        training = trainer.task
+        for state in training.task_states:
             if state.score is None:  # the last process was stopped between its last checkpoint and its result
-                training_run.score(state)
-        finished = result(training_run, time.perf_counter() - began)
+                training.score(state)
+        finished = result(training, time.perf_counter() - began)
         if ranks.first:
-            save_values(out / VALUES, training_run.scores())
+            save_values(out / VALUES, training.scores())
             write_json(out / RESULT, finished)
     if ranks.first:
         describe_result(finished, is_cleaned(read_config(out)))

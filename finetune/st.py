@@ -16,7 +16,6 @@ from pretrain.engine.distributed import choose_device, connected, exiting, on_fi
 from pretrain.engine.experiment_trackers import tracker_names
 from pretrain.engine.metrics_logger import where_curves_are
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
-from pretrain.engine.trainer import complete
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
 from shards.common.files import write_json
@@ -41,11 +40,11 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
     result = finished_result(out, newest, config, FREE_FLAGS, ranks, SingleResult)
     if result is None:
         on_first(ranks, lambda: complete_world(config.data))
-        training_run, kind = build_single_task(config, task, ranks, device, newest)
-        status, _ = complete(training_run)
+        trainer, kind = build_single_task(config, task, ranks, device, newest)
+        status, _ = trainer.run()
         if status:
             return status
-        result = result_of(training_run, kind, time.perf_counter() - began)
+        result = result_of(trainer, kind, time.perf_counter() - began)
         if ranks.first:
             write_json(out / RESULT, result)
     scores, step = describe_scores(result["validation"]), result["best_step"]

@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,19 +9,18 @@ import numpy as np
 import torch
 
 from pretrain.config import FREE_FLAGS, PretrainConfig, loss_terms
-from pretrain.data.batch import Batch
 from pretrain.data.batch_schedule import Plan, Stage
 from pretrain.data.caption_pairs import MisalignedCaptions
 from pretrain.data.collate import Collator, Limits
 from pretrain.data.dataloader import Places
-from pretrain.data.pair_batches import Pairs, ValidationBatches, open_pairs, training_steps
+from pretrain.data.pair_batches import Pairs, ValidationBatches, open_pairs
 from pretrain.engine.checkpoint import best_checkpoint
 from pretrain.engine.distributed import DIFFERENT_DATA, on_every_rank, on_first, same_everywhere
 from pretrain.engine.optimizer import make_optimizer
 from pretrain.engine.run_dir import CONFIG, DETECTOR, check_flags, clear_run, read_config, stored_form
 from pretrain.engine.run_metadata import run_metadata
 from pretrain.engine.step import Engine, make_engine
-from pretrain.engine.trainer import TrainingRun, restore_engine
+from pretrain.engine.trainer import Trainer, restore_engine
 from pretrain.models.execution import set_execution
 from pretrain.models.layers import narrow_hidden_states
 from pretrain.models.model_config import CONFIGS, ModelConfig, read_model_config
@@ -31,7 +28,8 @@ from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
 from pretrain.objective.pretraining_pass import Pass
-from pretrain.objective.validation import describe_scores, most_frequent_word, validate
+from pretrain.objective.pretraining_task import Pretraining
+from pretrain.objective.validation import most_frequent_word
 from pretrain.pretrained.hf_bert import load_bert, may_be_from_bert
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer, load_tokenizer
 from shards.common.dist_info import Ranks
@@ -45,50 +43,7 @@ BETAS, EPSILON = (0.9, 0.98), 1e-8
 FROM_BERT = "from_bert"  # key of config.json: the names of the parameters initialised from --bert
 
 
-@dataclass
-class Job(TrainingRun):
-    """A pretraining run that is ready to train from plan.first_step."""
-
-    config: PretrainConfig
-    pairs: Pairs
-    collator: Collator
-    validation: ValidationBatches
-    work: Pass
-    frequent_word: int
-
-    samples = "pairs"
-
-    def steps(self) -> Iterator[list[Batch]]:
-        return training_steps(self.pairs, self.collator, self.plan, self.places, pin=self.device.type == "cuda")
-
-    def counts(self, parts: list[Batch]) -> list[int]:
-        """Number of predicted tokens, predicted regions, and pairs."""
-        return [
-            sum(part.word_count for part in parts),
-            sum(part.region_count for part in parts),
-            sum(map(len, parts)),
-        ]
-
-    def means(self, sums: dict[str, float]) -> dict[str, float]:
-        return self.work.metrics(sums)
-
-    def describe(self, values: dict) -> str:
-        return self.work.objective.describe(values)
-
-    def validate(self, done: int) -> dict:
-        return validate(self.work, self.validation, self.device, self.frequent_word) if len(self.validation) else {}
-
-    def describe_scores(self, scores: dict) -> str:
-        return describe_scores(self.work.objective.terms, scores)
-
-    def selection_score(self, scores: dict) -> float:
-        return -scores["loss"]
-
-    def facts(self, done: int) -> dict:
-        return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}
-
-
-def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: Path | None) -> Job:
+def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: Path | None) -> Trainer:
     """Opens the data, builds or restores the model, and prepares the run directory.
 
     Args:
@@ -127,32 +82,29 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
     )
     hard = config.negatives == "hard"
     at_once = -(-config.batch_size // (ranks.count * config.accumulate))
-    job = Job(
-        config=config,
-        ranks=ranks,
-        device=device,
+    task = Pretraining(
         plan=plan,
-        engine=engine,
-        places=Places(config.workers, pairs.shards),
-        bad_samples=facts.get("bad_samples", 0),
-        unlogged=facts.get("unlogged", {}),
+        peak_lr=config.lr,
+        save_every=config.save_every,
+        work=work,
         pairs=pairs,
         collator=collator(
             negatives=None if hard else MisalignedCaptions(pairs.captions, pairs.trained),
             draw_captions=pairs.one_caption,
         ),
+        places=Places(config.workers, pairs.shards),
         validation=ValidationBatches(
             pairs, collator(negatives=MisalignedCaptions(pairs.captions, pairs.validation)), at_once, ranks
         ),
-        work=work,
         frequent_word=on_first(
             ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, tokenizer, config.words)
         ),
+        device=device,
     )
     if not newest:
         on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, tokenizer, device, from_bert))
-    _describe(job, len(tokenizer))
-    return job
+    _describe(config, task, engine, len(tokenizer))
+    return Trainer(config, device, engine, task, task.places, facts)
 
 
 def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
@@ -318,8 +270,9 @@ def _begin_run(
     write_json(run / CONFIG, facts)
 
 
-def _describe(job: Job, vocabulary_size: int) -> None:
-    pairs, plan, log = job.pairs, job.plan, job.ranks.log
+def _describe(config: PretrainConfig, task: Pretraining, engine: Engine, vocabulary_size: int) -> None:
+    pairs, plan, ranks = task.pairs, task.plan, engine.ranks
+    log = ranks.log
     images = [len(np.unique(pairs.captions.images_of(side))) for side in (pairs.trained, pairs.validation)]
     skipped = len(pairs.shards) - sum(images)
     trained, held_out = f"{len(pairs.training)} training pairs", f"{len(pairs.validation)} validation pairs"
@@ -327,21 +280,21 @@ def _describe(job: Job, vocabulary_size: int) -> None:
         trained += f" per epoch ({len(pairs.trained)} captions of {images[0]} images)"
         held_out += f" ({images[1]} images)"
     log(
-        f"{job.config.data}: {trained}, {held_out}"
+        f"{config.data}: {trained}, {held_out}"
         + (f", {skipped} images skipped (no caption, or a caption of a validation image)" if skipped else "")
     )
-    if job.config.validation_pairs and not len(pairs.validation):
+    if config.validation_pairs and not len(pairs.validation):
         log(
             "no validation: it needs at least 20 pairs that share neither image nor caption"
             f"{' in the first shard' if pairs.streamed else ''}; the newest checkpoint is used as the best"
         )
-    parameters = sum(parameter.numel() for parameter in job.engine.model.parameters())
+    parameters = sum(parameter.numel() for parameter in engine.model.parameters())
     log(
-        f"{job.config.config} model, {parameters / 1e6:.1f} M parameters, "
-        f"vocabulary size {vocabulary_size}, on {job.device}"
+        f"{config.config} model, {parameters / 1e6:.1f} M parameters, "
+        f"vocabulary size {vocabulary_size}, on {task.device}"
     )
-    if job.ranks.count > 1 or plan.accumulate > 1:
-        log(f"{plan.batch_size} pairs per step: {job.ranks.count} ranks x {plan.accumulate} accumulation steps")
+    if ranks.count > 1 or plan.accumulate > 1:
+        log(f"{plan.batch_size} pairs per step: {ranks.count} ranks x {plan.accumulate} accumulation steps")
     if plan.first_step:
         log(f"resuming after step {plan.first_step}")
 
@@ -354,15 +307,22 @@ def region_shards(data: str | None) -> str:
     return str(pairs_folder(data)) if is_world(data) else data
 
 
-def result(job: Job, scores: dict, seconds: float) -> dict:
-    """The content of result.json. seconds: wall time of the process that finished the run."""
+def result(trainer: Trainer, scores: dict, seconds: float) -> dict:
+    """The content of result.json of a finished run.
+
+    Args:
+        trainer: what `prepare` returned.
+        scores: the last validation scores.
+        seconds: wall time of the process that finished it.
+    """
+    config, plan = trainer.config, trainer.task.plan
     return {
-        "steps": job.plan.total_steps,
-        "epochs": job.config.epochs or round(job.plan.total_steps / job.plan.steps_per_epoch, 3),
-        "pairs": len(job.pairs.training),
+        "steps": plan.total_steps,
+        "epochs": config.epochs or round(plan.total_steps / plan.steps_per_epoch, 3),
+        "pairs": len(trainer.task.pairs.training),
         "validation": scores,
-        "skipped_steps": job.engine.skipped.count,
-        "bad_samples": job.bad_samples,
-        "best_checkpoint": best_checkpoint(job.config.out).name,
+        "skipped_steps": trainer.engine.skipped.count,
+        "bad_samples": trainer.bad_samples,
+        "best_checkpoint": best_checkpoint(config.out).name,
         "seconds": round(seconds, 1),
     }

@@ -16,7 +16,6 @@ from pretrain.engine.experiment_trackers import tracker_names
 from pretrain.engine.metrics_logger import where_curves_are
 from pretrain.engine.result_file import Result
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
-from pretrain.engine.trainer import complete
 from pretrain.objective.validation import describe_scores
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
@@ -48,12 +47,12 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int
     newest = checkpoint_to_resume(out, config.resume, ranks)
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, Result)
     if finished is None:
-        job = prepare(config, ranks, device, newest)
-        status, scores = complete(job)
+        trainer = prepare(config, ranks, device, newest)
+        status, scores = trainer.run()
         if status:
             return status
         scores = scores or read_facts(newest_checkpoint(out))["scores"]
-        finished = result(job, scores, time.perf_counter() - began)
+        finished = result(trainer, scores, time.perf_counter() - began)
         if ranks.first:
             write_json(out / RESULT, finished)
     if finished["validation"]:

@@ -1,9 +1,11 @@
-"""Multi-task training: the hooks that the training loop (pretrain.engine.trainer) calls."""
+"""Multi-task training, as the training loop sees it."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+
+import torch
 
 from finetune.config import MtConfig
 from finetune.data.task_batches import MicroBatch, MicroBatchReader, Order
@@ -14,8 +16,10 @@ from finetune.task_types.base import Task
 from finetune.training.task_schedulers import Regime
 from finetune.training.task_validation import Validation
 from pretrain.data.batch_schedule import Plan
-from pretrain.engine.step import Sums
-from pretrain.engine.trainer import TrainingRun
+from pretrain.data.dataloader import Places
+from pretrain.engine.step import Engine, Sums
+from pretrain.engine.training_task import Evaluation, TrainingTask
+from shards.common.dist_info import Ranks
 
 
 @dataclass
@@ -51,21 +55,22 @@ class Iterations:
 
 
 @dataclass
-class MultiTask(TrainingRun):
-    """A multi-task run, ready to train from plan.first_step. A step of the training loop is an iteration.
+class MultiTask(TrainingTask):
+    """Training on several tasks. A step of the training loop is an iteration.
 
-    lr: peak learning rate of the task with the lowest one; trained: number of iterations so far in which any task
-    trained, which the learning-rate schedule follows.
+    peak_lr: of the task with the lowest peak learning rate.
     """
 
     config: MtConfig
     plan: Iterations
     task_states: list[TaskState]
     regime: Regime
-    lr: float
-    trained: int = 0
+    peak_lr: float
+    places: Places
+    ranks: Ranks
+    device: torch.device
 
-    samples = "examples"
+    unit = "examples"
 
     def __post_init__(self):
         self.numbers = {state.task.name: number for number, state in enumerate(self.task_states)}
@@ -74,7 +79,11 @@ class MultiTask(TrainingRun):
         """The numbers of the tasks that train in an iteration, in order."""
         return [self.numbers[name] for name in self.regime.training_tasks(iteration)]
 
-    def steps(self) -> Iterator[list[MicroBatch] | None]:
+    @property
+    def save_every(self) -> int:
+        return self.config.save_every or self.plan.steps_per_epoch
+
+    def batches(self) -> Iterator[list[MicroBatch] | None]:
         pin = self.device.type == "cuda"
         collators = [state.training for state in self.task_states]
         orders = [Order(state.plan, self.config.seed) for state in self.task_states]
@@ -82,7 +91,7 @@ class MultiTask(TrainingRun):
         reader = MicroBatchReader(collators, self.places, self.config.workers, self.config.accumulate, pin)
         with contextlib.closing(reader):
             while iteration < self.plan.total_steps:
-                until = next(done for done in count(iteration + 1) if self.validates_after(done) or self._last(done))
+                until = next(done for done in count(iteration + 1) if self.due(done) or self._last(done))
                 yield from reader.read(orders, self._own_steps(range(iteration, until), taken))
                 yield None  # after the validation, the regime may choose other tasks
                 iteration = until
@@ -96,35 +105,26 @@ class MultiTask(TrainingRun):
                 taken[task] += 1
             yield step
 
-    def counts(self, parts: list[MicroBatch]) -> list[int]:
+    def denominators(self, parts: list[MicroBatch]) -> list[int]:
         """Examples of every task step, and their total; of the same length on a rank that failed and has no parts."""
         examples = [0] * len(self.task_states)
         for part in parts:
             examples[part.number] += len(part)
         return [*examples, sum(examples)]
 
-    def take(self, step: int, parts: list[MicroBatch], sums: Sums, counts: list[int]) -> None:
+    def take(self, engine: Engine, step: int, parts: list[MicroBatch], sums: Sums, denominators: list[int]) -> None:
         """One optimizer step per task step; with --one_step a single one for all of them."""
         each = len(parts) if self.config.one_step else self.config.accumulate
         for begin in range(0, len(parts), max(each, 1)):
             of_step = parts[begin : begin + each]
-            self.engine.step(step * len(self.task_states) + of_step[0].number, of_step, sums, counts)
+            engine.step(step * len(self.task_states) + of_step[0].number, of_step, sums, denominators)
         for part in parts[:: self.config.accumulate]:
             self.task_states[part.task].taken += 1
-        self.trained += bool(parts)
 
-    @property
-    def peak_lr(self) -> float:
-        return self.lr
+    def samples_before(self, step: int) -> int:
+        return sum(state.plan.samples_before(state.taken) for state in self.task_states)
 
-    def set_lr(self, step: int) -> float:
-        return super().set_lr(self.trained)
-
-    def so_far(self, done: int) -> dict:
-        samples = sum(state.plan.samples_before(state.taken) for state in self.task_states)
-        return {"epoch": done / self.plan.steps_per_epoch, "samples": samples}
-
-    def means(self, sums: dict[str, float]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """TASK/loss, TASK/score and so on of the tasks that trained; TASK/going of all (1: active, 0: paused)."""
         means = {}
         for name in self.numbers:
@@ -135,20 +135,20 @@ class MultiTask(TrainingRun):
             means[f"{name}/going"] = int(self.regime.active(name))
         return means | {"gradient_norm": sums.get("gradient_norm", 0) / max(sums.get("steps", 0), 1)}
 
-    def describe(self, values: dict) -> str:
-        scores = [value for name, value in values.items() if name.endswith("/score")]
+    def describe(self, metrics: dict) -> str:
+        scores = [value for name, value in metrics.items() if name.endswith("/score")]
         if not scores:
             return "no task trained"
         active = sum(map(self.regime.active, self.numbers))
         return f"mean training score {sum(scores) / len(scores):.1%}, {active} of {len(self.numbers)} tasks active"
 
-    def validates_after(self, done: int) -> bool:
+    def due(self, done: int) -> bool:
         return any(state.due(done) for state in self.task_states)
 
     def _last(self, done: int) -> bool:
         return done == self.plan.total_steps
 
-    def validate(self, done: int) -> dict:
+    def evaluate(self, done: int) -> Evaluation:
         """Validates every task that is due: TASK/metric, TASK/going, and TASK/change if stop-and-go paused or resumed
         it. After the last iteration every task is due, and mt_score is added."""
         last, values = self._last(done), {}
@@ -163,7 +163,8 @@ class MultiTask(TrainingRun):
                 self.ranks.log(f"step {done}/{self.plan.total_steps}  {state.task.title} {change}")
         if last:
             values["mt_score"] = mean_score(self.scores())[0]
-        return values
+        main = [f"{name.removesuffix('/score')} {v:.1%}" for name, v in values.items() if name.endswith("/score")]
+        return Evaluation(values, ", ".join(main), values.get("mt_score"))
 
     def score(self, state: TaskState) -> None:
         """Validates a task."""
@@ -174,20 +175,5 @@ class MultiTask(TrainingRun):
         """Task -> score of its last validation."""
         return {state.task.name: state.score for state in self.task_states}
 
-    def describe_scores(self, scores: dict) -> str:
-        main = [f"{name.removesuffix('/score')} {v:.1%}" for name, v in scores.items() if name.endswith("/score")]
-        return ", ".join(main)
-
-    def selection_score(self, scores: dict) -> float | None:
-        return scores.get("mt_score")
-
-    @property
-    def save_every(self) -> int:
-        return self.config.save_every or self.plan.steps_per_epoch
-
-    def facts(self, done: int) -> dict:
-        return {
-            "taken": {state.task.name: state.taken for state in self.task_states},
-            "trained": self.trained,
-            "regime": self.regime.state(),
-        }
+    def state(self, done: int) -> dict:
+        return {"taken": {state.task.name: state.taken for state in self.task_states}, "regime": self.regime.state()}

@@ -47,6 +47,7 @@ from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import FACTS, read_facts
 from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags
+from pretrain.engine.trainer import Trainer
 from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
@@ -55,16 +56,16 @@ from shards.common.untrusted_input import reading
 ENDLESS = 1 << 30  # epochs of a task's plan: the number of iterations ends a run, not the epochs
 
 
-def result(training_run: MultiTask, seconds: float) -> dict:
+def result(training: MultiTask, seconds: float) -> dict:
     """The contents of result.json of a finished run. seconds: wall time of the process that finished it."""
-    scores = training_run.scores()
+    scores = training.scores()
     mean, interval = mean_score(scores)
     return {
-        "regime": training_run.config.regime,
-        "iterations": training_run.plan.total_steps,
+        "regime": training.config.regime,
+        "iterations": training.plan.total_steps,
         "tasks": {
             state.task.name: state.score.summary | {"trained_on": state.plan.pairs, "steps": state.taken}
-            for state in training_run.task_states
+            for state in training.task_states
         },
         "groups": {g: mean_score(scores, g)[0] for g in sorted({score.group for score in scores.values()})},
         "mt_score": mean,
@@ -73,7 +74,7 @@ def result(training_run: MultiTask, seconds: float) -> dict:
     }
 
 
-def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> MultiTask:
+def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> Trainer:
     """Reads data and weights of a new or resumed run. newest: the checkpoint to resume from, or None."""
     run, shared = Path(config.out), {}
 
@@ -135,25 +136,14 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     if newest:
         with reading(newest / FACTS):
             regime.restore(facts["regime"])
-    training_run = MultiTask(
-        config=config,
-        ranks=ranks,
-        device=device,
-        plan=plan,
-        engine=make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated),
-        places=Places(config.workers, *(of_task.regions.dataset for of_task in data)),
-        bad_samples=0,
-        unlogged=facts.get("unlogged", {}),
-        task_states=states,
-        regime=regime,
-        lr=lr,
-        trained=facts.get("trained", 0),
-    )
+    places = Places(config.workers, *(of_task.regions.dataset for of_task in data))
+    training = MultiTask(config, plan, states, regime, lr, places, ranks, device)
+    engine = make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
         begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions, content
         on_first(ranks, lambda: begin_run(*begun))
-    _describe(training_run, start)
-    return training_run
+    _describe(training, start)
+    return Trainer(config, device, engine, training, places, facts)
 
 
 def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
@@ -186,21 +176,21 @@ def _vocabularies(
     return found
 
 
-def _describe(training_run: MultiTask, start: Start) -> None:
-    log, plan, config = training_run.ranks.log, training_run.plan, training_run.config
+def _describe(training: MultiTask, start: Start) -> None:
+    log, plan, config = training.ranks.log, training.plan, training.config
     log(
-        f"{len(training_run.task_states)} tasks, regime {config.regime}, from {start.path or 'scratch'}, "
-        f"on {training_run.device}"
+        f"{len(training.task_states)} tasks, regime {config.regime}, from {start.path or 'scratch'}, "
+        f"on {training.device}"
     )
     if not plan.first_step and (note := random_start_note(start, config.init, (PRETRAINING,))):
         log(note)
-    for state in training_run.task_states:
+    for state in training.task_states:
         log(
             f"{state.task.title:<20} {state.plan.pairs} training examples, "
             f"{len(state.validation)} validation examples, "
             f"{state.plan.steps_per_epoch} steps per epoch, batch size {state.plan.batch_size}"
         )
     epochs = math.ceil(plan.total_steps / plan.steps_per_epoch)
-    log(f"{plan.total_steps} iterations, {epochs} epochs of the longest task; peak learning rate {training_run.lr:g}")
+    log(f"{plan.total_steps} iterations, {epochs} epochs of the longest task; peak learning rate {training.peak_lr:g}")
     if plan.first_step:
         log(f"resuming after iteration {plan.first_step}")

@@ -1,9 +1,10 @@
-"""Single-task fine-tuning: the hooks that the training loop (pretrain.engine.trainer) calls."""
+"""Single-task fine-tuning, as the training loop sees it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from finetune.config import StConfig
 from finetune.data.task_batches import task_steps
@@ -11,38 +12,56 @@ from finetune.data.task_collate import TaskBatch, TaskCollator
 from finetune.evaluation.scores import describe_scores, watched
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.training.task_validation import Validation
-from pretrain.engine.trainer import TrainingRun
+from pretrain.data.batch_schedule import Plan
+from pretrain.data.dataloader import Places
+from pretrain.engine.training_task import Evaluation, TrainingTask
+from shards.common.dist_info import Ranks
 
 
 @dataclass
-class SingleTask(TrainingRun):
-    """A single-task run, ready to train from plan.first_step. It is validated at the end of every epoch.
+class SingleTask(TrainingTask):
+    """Training on one task. It is validated at the end of every epoch.
 
     best: best validation score so far; worse: epochs since then.
     """
 
     config: StConfig
+    plan: Plan
     work: TaskPass
     training: TaskCollator
     validation: Validation
+    places: Places
+    ranks: Ranks
+    device: torch.device
     best: float = -np.inf
     worse: int = 0
 
-    samples = "examples"
+    unit = "examples"
 
-    def steps(self) -> Iterator[list[TaskBatch]]:
+    @property
+    def peak_lr(self) -> float:
+        return self.config.lr
+
+    @property
+    def save_every(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def batches(self) -> Iterator[list[TaskBatch]]:
         return task_steps(self.training, self.plan, self.config.seed, self.places, pin=self.device.type == "cuda")
 
-    def counts(self, parts: list[TaskBatch]) -> list[int]:
+    def denominators(self, parts: list[TaskBatch]) -> list[int]:
         return [sum(map(len, parts))]
 
-    def means(self, sums: dict[str, float]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         return means_per_example(sums) | {"gradient_norm": sums["gradient_norm"] / max(sums["steps"], 1)}
 
-    def describe(self, values: dict) -> str:
-        return f"loss {values['loss']:.3f}  score in training {values['score']:.1%}"
+    def describe(self, metrics: dict) -> str:
+        return f"loss {metrics['loss']:.3f}  score in training {metrics['score']:.1%}"
 
-    def validate(self, done: int) -> dict:
+    def samples_before(self, step: int) -> int:
+        return self.plan.samples_before(step)
+
+    def evaluate(self, done: int) -> Evaluation:
         """The task's metrics on its validation split, between 0 and 1; `score` repeats the main metric."""
         at_once, workers = self.config.batch_size, self.config.workers
         scores = self.validation.score(self.work, at_once, workers, self.ranks, self.device).summary
@@ -50,20 +69,11 @@ class SingleTask(TrainingRun):
             self.best, self.worse = watched(scores), 0
         else:
             self.worse += 1
-        return scores
-
-    def describe_scores(self, scores: dict) -> str:
-        return describe_scores(scores)
-
-    def selection_score(self, scores: dict) -> float:
-        return watched(scores)
+        return Evaluation(scores, describe_scores(scores), watched(scores))
 
     @property
-    def save_every(self) -> int:
-        return self.plan.steps_per_epoch
-
     def over(self) -> bool:
         return 0 < self.config.patience <= self.worse
 
-    def facts(self, done: int) -> dict:
+    def state(self, done: int) -> dict:
         return {"best_score": self.best if np.isfinite(self.best) else None, "epochs_without_better": self.worse}

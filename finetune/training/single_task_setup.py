@@ -31,6 +31,7 @@ from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
 from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags, read_config
+from pretrain.engine.trainer import Trainer
 from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
@@ -56,9 +57,7 @@ def task_of_flags(config: StConfig) -> Task:
     return find_task(name)
 
 
-def build_single_task(
-    config: StConfig, task: Task, ranks: Ranks, device: torch.device, newest
-) -> tuple[SingleTask, str]:
+def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.device, newest) -> tuple[Trainer, str]:
     """Reads data and weights of a new or resumed run; returns it with its kind: AT->ST, ST, BERT or scratch.
 
     newest: the checkpoint to resume from, or None.
@@ -107,43 +106,40 @@ def build_single_task(
     )
     inputs = start.tokenizer, vocabulary, sizes.max_position_embeddings, config.regions
     best = facts.get("best_score")
-    training_run = SingleTask(
+    training = SingleTask(
         config=config,
-        ranks=ranks,
-        device=device,
         plan=plan,
-        engine=engine,
-        places=Places(config.workers, data.regions.dataset),
-        bad_samples=0,
-        unlogged=facts.get("unlogged", {}),
         work=work,
         training=data.collator(examples, *inputs, config.seed),
         validation=validation_of(data, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
+        places=Places(config.workers, data.regions.dataset),
+        ranks=ranks,
+        device=device,
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:
         begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device, data.regions, content
         on_first(ranks, lambda: begin_run(*begun))
-    _describe(training_run, task, kind, start, examples, held_out)
-    return training_run, kind
+    _describe(training, task, kind, start, examples, held_out)
+    return Trainer(config, device, engine, training, training.places, facts), kind
 
 
-def result_of(training_run: SingleTask, kind: str, seconds: float) -> dict:
+def result_of(trainer: Trainer, kind: str, seconds: float) -> dict:
     """The contents of result.json of a finished run.
 
     Args:
-        training_run: the finished run.
+        trainer: of the finished run.
         kind: its kind, see build_single_task.
         seconds: wall time of the process that finished it.
     """
-    out = Path(training_run.config.out)
-    best = on_first(training_run.ranks, lambda: best_checkpoint(out))
+    out, training = Path(trainer.config.out), trainer.task
+    best = on_first(trainer.ranks, lambda: best_checkpoint(out))
     facts = read_facts(best)
     return {
-        "task": training_run.work.task.name,
+        "task": training.work.task.name,
         "kind": kind,
         "steps": read_facts(newest_checkpoint(out))["step"],
-        "examples": len(training_run.training.examples),
+        "examples": len(training.training.examples),
         "validation": facts["scores"],
         "best_step": facts["step"],
         "best_checkpoint": best.name,
@@ -164,14 +160,14 @@ def _vocabulary(
 
 
 def _describe(
-    training_run: SingleTask,
+    training: SingleTask,
     task: Task,
     kind: str,
     start: Start,
     examples: Sequence[Example],
     held_out: Sequence[Example],
 ) -> None:
-    log, plan, config = training_run.ranks.log, training_run.plan, training_run.config
+    log, plan, config = training.ranks.log, training.plan, training.config
     log(f"{task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
     if not plan.first_step and (note := random_start_note(start, config.init)):
         log(note)
@@ -179,6 +175,6 @@ def _describe(
         f"{len(examples)} training examples, {len(held_out)} validation examples, "
         f"{plan.steps_per_epoch} steps per epoch"
     )
-    log(f"batch size {plan.batch_size}, peak learning rate {config.lr:g}, on {training_run.device}")
+    log(f"batch size {plan.batch_size}, peak learning rate {config.lr:g}, on {training.device}")
     if plan.first_step:
         log(f"resuming after step {plan.first_step}")

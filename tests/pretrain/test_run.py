@@ -24,7 +24,7 @@ from pretrain.data.random_choices import sample_keys
 from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
 from pretrain.engine.step import Engine
-from pretrain.engine.trainer import Stop
+from pretrain.engine.stop_signals import Stop
 from pretrain.models.model_config import TINY
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective

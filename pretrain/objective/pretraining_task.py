@@ -1,0 +1,68 @@
+"""Pretraining on image-caption pairs, as the training loop sees it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pretrain.data.batch import Batch
+from pretrain.data.batch_schedule import Plan
+from pretrain.data.collate import Collator
+from pretrain.data.dataloader import Places
+from pretrain.data.pair_batches import Pairs, ValidationBatches, training_steps
+from pretrain.engine.training_task import Evaluation, TrainingTask
+from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.validation import describe_scores, validate
+
+
+@dataclass
+class Pretraining(TrainingTask):
+    """Pretraining of one model.
+
+    Attributes:
+        pairs, collator, places: the training pairs, and how and by which data workers they become batches.
+        validation: batches of the validation pairs; of length 0 without them.
+        frequent_word: id of the most frequent token, whose share is the chance level of masked tokens.
+    """
+
+    plan: Plan
+    peak_lr: float
+    save_every: int
+    work: Pass
+    pairs: Pairs
+    collator: Collator
+    places: Places
+    validation: ValidationBatches
+    frequent_word: int
+    device: torch.device
+
+    unit = "pairs"
+
+    def batches(self) -> Iterator[list[Batch]]:
+        return training_steps(self.pairs, self.collator, self.plan, self.places, pin=self.device.type == "cuda")
+
+    def denominators(self, parts: list[Batch]) -> list[int]:
+        """Number of predicted tokens, predicted regions, and pairs."""
+        return [
+            sum(part.word_count for part in parts),
+            sum(part.region_count for part in parts),
+            sum(map(len, parts)),
+        ]
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        return self.work.metrics(sums)
+
+    def describe(self, metrics: dict) -> str:
+        return self.work.objective.describe(metrics)
+
+    def samples_before(self, step: int) -> int:
+        return self.plan.samples_before(step)
+
+    def evaluate(self, done: int) -> Evaluation | None:
+        if not len(self.validation):
+            return None
+        scores = validate(self.work, self.validation, self.device, self.frequent_word)
+        return Evaluation(scores, describe_scores(self.work.objective.terms, scores), -scores["loss"])
+
+    def state(self, done: int) -> dict:
+        return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}
