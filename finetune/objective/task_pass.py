@@ -37,7 +37,11 @@ class TaskPass(nn.Module):
         scores = self.scores(batch)
         losses = self.task.head.losses(scores, batch.target)
         right = self.task.head.training_scores(scores.detach(), batch.target)
-        numbers = {"loss": losses.detach().sum(), "score": right.sum(), "examples": len(batch)}
+        numbers = {
+            "loss": losses.detach().sum(),
+            "score": right.sum(),
+            "examples": len(batch),
+        }
         return losses.sum() / max(counts[-1], 1), numbers
 
     def task_of(self, part: TaskBatch) -> str:

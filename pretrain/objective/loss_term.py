@@ -1,4 +1,4 @@
-"""The interface of a term of the pretraining loss; docs/adding_a_loss.md adds one."""
+"""The interface of a term of the pretraining loss; docs/extending_training.md adds one."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -1,0 +1,91 @@
+"""The worked examples of docs/extending_training.md: a term of the pretraining loss, an optimizer, a logged value."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from data_sets import make_dataset
+from safetensors.torch import load_file
+
+from pretrain.engine.checkpoint import newest_checkpoint
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ("--data", "data", "--batch_size", 8, "--workers", 0, "--log_every", 1, "--steps", 6)
+
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending_training.md").read_text(), re.DOTALL)
+
+
+def insert(file: Path, **before: str) -> None:
+    """Inserts lines before the anchors, each of which occurs once. before: number of the example -> anchor."""
+    text = file.read_text()
+    for number, anchor in before.items():
+        assert text.count(anchor) == 1, anchor
+        text = text.replace(anchor, EXAMPLES[int(number.removeprefix("example"))] + anchor)
+    file.write_text(text)
+
+
+@pytest.fixture
+def code(tmp_path):
+    """A copy of the packages."""
+    for layer in ("ops", "shards", "pretrain", "finetune"):
+        shutil.copytree(ROOT / layer, tmp_path / layer)
+    return tmp_path
+
+
+def run(code: Path, *command) -> str:
+    environment = os.environ | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", *map(str, command)]
+    done = subprocess.run(argv, cwd=code, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def pretrain(code: Path, out: str, *flags) -> tuple[str, list[dict]]:
+    """(what a run printed, the lines of its log)"""
+    said = run(code, "pretrain.run", *FLAGS, "--out", out, *flags)
+    return said, [json.loads(line) for line in (code / out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_term_of_the_loss_is_trained_logged_and_resumed(code):
+    (code / "pretrain" / "objective" / "regression_term.py").write_text(EXAMPLES[0])
+    config = code / "pretrain" / "config.py"
+    config.write_text("from pretrain.objective.regression_term import RegressionTerm\n" + config.read_text())
+    insert(config, example1="    contrastive: float = flag(\n", example2="    return tuple(terms)\n")
+    (code / "data").mkdir()
+    make_dataset(code / "data", counts=(60,))
+    said, lines = pretrain(code, "with", "--regression", 0.5)
+    assert "feature regression" in said
+    for line in lines:
+        parts = [line["loss_words"], line["loss_regions"], line["loss_alignment"], 0.5 * line["loss_regression"]]
+        assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)
+    weights = load_file(newest_checkpoint(code / "with") / "model.safetensors")
+    assert weights["extra.regression.bias"].abs().min() > 0  # it begins at zero
+    assert "nothing to do" in pretrain(code, "with", "--regression", 0.5, "--resume")[0]
+    assert all("loss_regression" not in line for line in pretrain(code, "without")[1])
+
+
+def test_an_optimizer_is_used_and_its_state_is_stored(code):
+    optimizers = code / "pretrain" / "engine" / "optimizer.py"
+    anchors = "# Name -> function of (parameter groups", '    "apex": nvidia_apex.fused_adam,\n'
+    insert(optimizers, example3=anchors[0], example4=anchors[1])
+    (code / "data").mkdir()
+    make_dataset(code / "data", counts=(60,))
+    pretrain(code, "run", "--optimizer", "nadamw")
+    state = load_file(newest_checkpoint(code / "run") / "training.safetensors")
+    assert torch.is_nonzero(state["mu_product/words.bias"])
+
+
+def test_a_value_is_logged(code, tmp_path):
+    insert(code / "finetune" / "objective" / "task_pass.py", example5='            "examples": len(batch),\n')
+    world, out = tmp_path / "world", tmp_path / "st"
+    run(code, "shards.world", "--out", world, "--pairs", 60, "--examples", 60, "--evaluation", 20)
+    run(code, "finetune.st", "--task", "refcoco", "--data", world, "--init", "none", "--epochs", 1, "--out", out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["logits"] > 0 for line in lines if line["kind"] == "train")
