@@ -12,6 +12,7 @@ from finetune.prepared.prepare_data import kept_arrays
 from shards.common import counter_rng
 from shards.common.errors import UserError
 from shards.common.progress_bar import progress_bar
+from shards.common.random_purposes import EpochPurpose
 from shards.storage.dataset import fingerprint
 
 NEAREST = 100  # nearest images from which a hard negative is drawn
@@ -71,7 +72,8 @@ class Options:
     def draw(self, epoch: int, number: int) -> tuple[int, str, int]:
         """(number of the example with the random caption, the random image, number of the example with the hard
         negative caption)."""
-        numbers = counter_rng.draw(np.array([counter_rng.key(self.seed, epoch, 3, number)]), np.arange(4))
+        random_key = counter_rng.key(self.seed, epoch, EpochPurpose.RETRIEVAL_NEGATIVES, number)
+        numbers = counter_rng.draw(np.array([random_key]), np.arange(4))
         own = int(self.own[number])
         other, image, near, caption = numbers[:, None]
         others = len(self.images) - 1

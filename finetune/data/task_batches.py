@@ -14,6 +14,7 @@ from pretrain.data.batch_schedule import Plan, share
 from pretrain.data.dataloader import Loader, Places, check_workers, loading
 from shards.common import counter_rng
 from shards.common.dist_info import Ranks
+from shards.common.random_purposes import EpochPurpose
 
 WORTH_A_WORKER = 8  # batches per data worker: with fewer, starting another process costs more time than it saves
 
@@ -90,7 +91,8 @@ class Order:
         epoch, begin, end = self.plan.part(step, number)
         if epoch != self.epoch:
             self.epoch = epoch
-            self.numbers = counter_rng.permutation(counter_rng.key(self.seed, epoch, 4), self.plan.pairs)
+            random_key = counter_rng.key(self.seed, epoch, EpochPurpose.EXAMPLE_ORDER)
+            self.numbers = counter_rng.permutation(random_key, self.plan.pairs)
         return epoch, self.numbers[begin:end]
 
 

@@ -9,6 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from pretrain.data import random_choices
 from shards.common import counter_rng
 from shards.common.errors import UserError
+from shards.common.random_purposes import SamplePurpose
 from shards.storage.text_lists import TextLists
 
 
@@ -136,7 +137,7 @@ class MisalignedCaptions:
         """The misaligned caption for the pair of caption `number`, sampled uniformly with the pair's key."""
         own = self.text_ids[self.captions.of_image(int(self.captions.images_of(number)))].tolist()
         counters = np.arange(64, dtype=np.int64)
-        draws = random_choices.draw(np.array([key]), counters, random_choices.PARTNER)[0]
+        draws = random_choices.draw(np.array([key]), counters, SamplePurpose.PARTNER)[0]
         for pick in counter_rng.below(draws, len(self.numbers)).tolist():
             if int(self.text_ids[self.numbers[pick]]) not in own:
                 return int(self.numbers[pick])

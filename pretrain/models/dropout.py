@@ -9,14 +9,11 @@ from torch import Tensor, nn
 
 import ops
 from shards.common import counter_rng
+from shards.common.random_purposes import SamplePurpose, sample_counter
 
 TEXT, IMAGE, POOLED = range(3)  # kinds of positions in a sample
 CANDIDATES = 1 << 20  # position of an image's first candidate, larger than any region number
 OTHER_BOXES = 1 << 21  # position of the first given box that is not a candidate, larger than any candidate's
-_PURPOSE, _PURPOSES = (
-    7,
-    8,
-)  # purpose of the random numbers of a sample's key; pretrain.objective.masking uses purposes 0 to 6
 
 
 class Dropout(nn.Module):
@@ -53,7 +50,7 @@ def number_sites(model: nn.Module) -> None:
 
 def position_keys(sample_keys: Tensor, kind: int, positions: Tensor) -> Tensor:
     """int64 (B, L): dropout keys of the positions int64 (L,) of one kind, from the sample keys int64 (B,)."""
-    of_kind = counter_rng.draw(sample_keys, kind * _PURPOSES + _PURPOSE)
+    of_kind = counter_rng.draw(sample_keys, sample_counter(SamplePurpose.DROPOUT, kind))
     return counter_rng.draw(of_kind[:, None], positions)
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import ops
-from pretrain.data.random_choices import REGION, REGION_ACTION, WORD, WORD_ACTION, WORD_RANDOM, draw
+from pretrain.data.random_choices import draw
 from shards.common import counter_rng
+from shards.common.random_purposes import SamplePurpose
 
 WORD_SHARE = 0.15  # share of the tokens that are predicted
 MASKED, RANDOM = 0.8, 0.1  # shares of those that are replaced by [MASK] and by a random token; the rest is unchanged
@@ -20,7 +21,7 @@ ZEROED = 0.9  # share of those that are masked; the rest is unchanged, and regio
 OVERLAP = 0.4  # regions with at least this IoU with a masked region are masked too
 
 
-def _bernoulli(keys: Tensor, length: int, purpose: int, probability: float) -> Tensor:
+def _bernoulli(keys: Tensor, length: int, purpose: SamplePurpose, probability: float) -> Tensor:
     """bool (B, length), true with the given probability."""
     counters = torch.arange(length, device=keys.device)
     return counter_rng.uniform24(draw(keys, counters, purpose)) < counter_rng.threshold(probability)
@@ -30,14 +31,14 @@ def choose_words(keys: Tensor, lengths: Tensor, width: int) -> Tensor:
     """bool (B, width): the tokens to predict. lengths (B,) include [CLS] and [SEP], which are never chosen."""
     position = torch.arange(width, device=keys.device)
     inside = (position > 0) & (position < lengths[:, None] - 1)
-    return inside & _bernoulli(keys, width, WORD, WORD_SHARE)
+    return inside & _bernoulli(keys, width, SamplePurpose.WORD, WORD_SHARE)
 
 
 def mask_words(input_ids: Tensor, chosen: Tensor, keys: Tensor, mask_id: int, ordinary_ids: Tensor) -> Tensor:
     """Masks tokens: of the chosen ones, 80% become [MASK], 10% one of ordinary_ids (n,), and 10% stay unchanged."""
     counters = torch.arange(input_ids.shape[1], device=keys.device)
-    action = counter_rng.uniform24(draw(keys, counters, WORD_ACTION))
-    pick = counter_rng.below(draw(keys, counters, WORD_RANDOM), len(ordinary_ids))
+    action = counter_rng.uniform24(draw(keys, counters, SamplePurpose.WORD_ACTION))
+    pick = counter_rng.below(draw(keys, counters, SamplePurpose.WORD_RANDOM), len(ordinary_ids))
     masked = chosen & (action < counter_rng.threshold(MASKED))
     random = chosen & ~masked & (action < counter_rng.threshold(MASKED + RANDOM))
     return torch.where(random, ordinary_ids[pick], input_ids).masked_fill(masked, mask_id)
@@ -45,7 +46,7 @@ def mask_words(input_ids: Tensor, chosen: Tensor, keys: Tensor, mask_id: int, or
 
 def choose_regions(keys: Tensor, valid: Tensor) -> Tensor:
     """bool (B, N): the regions to predict, among the valid ones, bool (B, N)."""
-    return valid & _bernoulli(keys, valid.shape[1], REGION, REGION_SHARE)
+    return valid & _bernoulli(keys, valid.shape[1], SamplePurpose.REGION, REGION_SHARE)
 
 
 @dataclass
@@ -89,6 +90,6 @@ def choose_masked_regions(keys: Tensor, boxes: Tensor, valid: Tensor, overlap: f
         overlap: IoU threshold; None for no overlap masking.
     """
     chosen = choose_regions(keys, valid)
-    zeroed = chosen & _bernoulli(keys, valid.shape[1], REGION_ACTION, ZEROED)
+    zeroed = chosen & _bernoulli(keys, valid.shape[1], SamplePurpose.REGION_ACTION, ZEROED)
     masked = zeroed if overlap is None else ops.mask_overlapping(boxes, zeroed, valid, overlap)
     return MaskedRegions(chosen, zeroed, masked)

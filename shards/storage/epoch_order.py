@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from shards.common import counter_rng
+from shards.common.random_purposes import EpochPurpose
 
 WINDOW = 100_000
 
@@ -50,10 +51,11 @@ def epoch_order(counts: np.ndarray, seed: int, epoch: int, window: int = WINDOW)
     """
     counts = np.asarray(counts, np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)])
-    shards = counter_rng.permutation(counter_rng.key(seed, epoch, 0), len(counts))
+    shards = counter_rng.permutation(counter_rng.key(seed, epoch, EpochPurpose.SHARD_ORDER), len(counts))
     runs = [np.arange(begins[shard], begins[shard + 1]) for shard in shards]
     order = np.concatenate(runs) if runs else np.zeros(0, np.int64)
     for begin in range(0, len(order), window):
         part = order[begin : begin + window]
-        order[begin : begin + window] = part[counter_rng.permutation(counter_rng.key(seed, epoch, 1, begin), len(part))]
+        key = counter_rng.key(seed, epoch, EpochPurpose.WINDOW_ORDER, begin)
+        order[begin : begin + window] = part[counter_rng.permutation(key, len(part))]
     return order

@@ -19,6 +19,7 @@ import webdataset
 from shards.common import counter_rng
 from shards.common.errors import BadSample, UserError
 from shards.common.files import expand, is_stray
+from shards.common.random_purposes import EpochPurpose
 from shards.common.untrusted_input import parse_json
 from shards.storage.dataset import Dataset, Shard, checked, described_dataset, is_readable, normalised
 from shards.storage.epoch_order import PairNumbers
@@ -199,7 +200,8 @@ def stream_ranges(member: np.ndarray, counts: np.ndarray, seed: int, epoch: int,
     counts = np.asarray(counts, np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)])
     position = 0
-    for shard in counter_rng.permutation(counter_rng.key(seed, epoch, 0), len(counts)).tolist():
+    random_key = counter_rng.key(seed, epoch, EpochPurpose.SHARD_ORDER)
+    for shard in counter_rng.permutation(random_key, len(counts)).tolist():
         rows = np.flatnonzero(member[begins[shard] : begins[shard + 1]])
         part = rows[max(begin - position, 0) : max(end - position, 0)]
         position += len(rows)
@@ -279,7 +281,7 @@ class Stretch:
 
         The buffer holds the pairs of `buffer` samples, so that mixing does not depend on the number of captions.
         """
-        random_key, drawn = counter_rng.key(self.seed, self.epoch, 2, self.reader), 0
+        random_key, drawn = counter_rng.key(self.seed, self.epoch, EpochPurpose.STREAM_BUFFER, self.reader), 0
         buffer = self.buffer * len(self._numbers) // max(1, len(self.dataset))
         held: list = []
         for item in items:
