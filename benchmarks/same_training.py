@@ -24,7 +24,7 @@ TRAINING = {
     "st-vqa": ("finetune.st", "--task", "vqa", "--init", "pretrain", "--epochs", "1"),
 }
 # Times, speeds and memory, which differ between runs.
-MEASURED = {"time", "seconds", "samples_per_second", "data_wait_share", "memory_gb"}
+MEASURED = ("time", "seconds", "samples_per_second", "data_wait_share", "memory_gb")
 
 
 def run(code: Path, folder: Path, *command: str) -> None:
@@ -55,7 +55,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 def values_of(run: Path) -> list[dict]:
     """The logged losses and scores."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+    return [{name: value for name, value in line.items() if not name.endswith(MEASURED)} for line in lines]
 
 
 def differences(before: Path, after: Path) -> list[str]:

@@ -75,7 +75,11 @@ def torchrun(count: int, restarts: int, *arguments, **environment) -> subprocess
 
 
 def lines_of(run, kind="train") -> list[dict]:
+    """The lines of a kind in a run's log, without the times of validations, which differ from run to run."""
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for name in [name for name in line if name.endswith("validation_seconds")]:
+            del line[name]
     return [line for line in lines if line.pop("kind") == kind]
 
 

@@ -1,6 +1,7 @@
 """Multi-task training, as the training loop sees it."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -71,6 +72,7 @@ class MultiTask(TrainingTask):
     device: torch.device
 
     unit = "examples"
+    shorter_validation = "--validate_on N validates on the first N examples"
 
     def __post_init__(self):
         self.numbers = {state.task.name: number for number, state in enumerate(self.task_states)}
@@ -151,10 +153,12 @@ class MultiTask(TrainingTask):
     def evaluate(self, done: int) -> Evaluation:
         """Validates every task that is due: TASK/metric, TASK/going, and TASK/change if stop-and-go paused or resumed
         it. After the last iteration every task is due, and mt_score is added."""
-        last, values = self._last(done), {}
+        last, values, seconds = self._last(done), {}, {}
         for state in self.task_states if last else [one for one in self.task_states if one.due(done)]:
             name = state.task.name
+            began = time.perf_counter()
             self.score(state)
+            seconds[name] = time.perf_counter() - began
             values |= {f"{name}/{metric}": value for metric, value in state.score.metrics.items()}
             change = None if last else self.regime.observe(name, watched(state.score.metrics))
             values[f"{name}/going"] = int(self.regime.active(name))
@@ -164,7 +168,12 @@ class MultiTask(TrainingTask):
         if last:
             values["mt_score"] = mean_score(self.scores())[0]
         main = [f"{name.removesuffix('/score')} {v:.1%}" for name, v in values.items() if name.endswith("/score")]
-        return Evaluation(values, ", ".join(main), values.get("mt_score"))
+        return Evaluation(values, ", ".join(main), values.get("mt_score"), seconds)
+
+    def validations(self) -> dict[str, int]:
+        """Of each task one per epoch of its own, and one at the end."""
+        total = self.plan.total_steps
+        return {state.task.name: (total - 1) // state.plan.steps_per_epoch + 1 for state in self.task_states}
 
     def score(self, state: TaskState) -> None:
         """Validates a task."""

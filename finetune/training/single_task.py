@@ -37,6 +37,7 @@ class SingleTask(TrainingTask):
     worse: int = 0
 
     unit = "examples"
+    shorter_validation = "--validate_on N validates on the first N examples"
 
     @property
     def peak_lr(self) -> float:

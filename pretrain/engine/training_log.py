@@ -10,6 +10,9 @@ from pretrain.engine.metrics_logger import Clock, RunLog, duration
 from pretrain.engine.step import Engine, Sums
 from pretrain.engine.training_task import Evaluation, TrainingTask
 
+# A validation that takes a larger share of a run, and more seconds in total, is reported.
+LARGE, LONG = 0.05, 300.0
+
 
 class TrainingLog:
     """Writes metrics over all ranks to the log and to the console."""
@@ -20,6 +23,7 @@ class TrainingLog:
         self.began = time.perf_counter()
         self.sums = Sums.restored(unlogged.get("sums", []), self.ranks, device)
         self.skipped = unlogged.get("skipped", engine.skipped.count)
+        self.cost = ValidationCost(task)
 
     def state(self) -> dict:
         """State for a checkpoint between two log lines: the sums of the steps since the last line.
@@ -54,13 +58,57 @@ class TrainingLog:
         )
 
     def validation(self, done: int) -> Evaluation | None:
-        """Validates and logs the scores."""
+        """Validates, and logs the scores and the time that it took."""
+        began, plan = time.perf_counter(), self.task.plan
         found = self.task.evaluate(done)
-        if found is not None:
-            if self.log is not None:
-                self.log.write(done, "validation", found.scores)
-            self.ranks.log(f"step {done}/{self.task.plan.total_steps}  validation: {found.text}")
+        if found is None:
+            return None
+        took = time.perf_counter() - began
+        seconds = found.seconds or {"": took}
+        if self.log is not None:
+            times = {f"{name}/validation_seconds".lstrip("/"): value for name, value in seconds.items()}
+            self.log.write(done, "validation", found.scores | times)
+        self.ranks.log(f"step {done}/{plan.total_steps}  validation: {found.text}")
+        per_step = (began - self.began - self.cost.total) / (done - plan.first_step)
+        if sentence := self.cost.note(took, seconds, per_step):
+            self.ranks.log(sentence)
         return found
+
+
+class ValidationCost:
+    """The time of the validations of a run, and a message if it will be a large part of it.
+
+    total: seconds so far.
+    """
+
+    def __init__(self, task: TrainingTask):
+        self.task, self.total, self.told = task, 0.0, False
+        self.newest: dict[str, float] = {}
+
+    def note(self, took: float, seconds: dict[str, float], per_step: float) -> str | None:
+        """Notes a validation; returns the message, the first time that it applies.
+
+        Parts that have not been validated yet are not counted.
+
+        Args:
+            took: seconds of the whole validation.
+            seconds: of its parts.
+            per_step: seconds of a training step.
+        """
+        self.total += took
+        self.newest |= seconds
+        times = self.task.validations()
+        expected = {name: value * times[name] for name, value in self.newest.items()}
+        whole = sum(expected.values())
+        if self.told or whole < LONG:
+            return None
+        share = whole / (whole + per_step * self.task.plan.total_steps)
+        if share < LARGE:
+            return None
+        self.told = True
+        longest = sorted((name for name in expected if name), key=expected.get, reverse=True)[:3]
+        parts = f", longest {', '.join(longest)}" if longest else ""
+        return f"validation will take {share:.0%} of the run ({duration(whole)}{parts}); {self.task.shorter_validation}"
 
 
 def memory(device: torch.device) -> int:

@@ -5,7 +5,7 @@ Pretraining is in pretrain/pretraining_task.py, single-task and multi-task fine-
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from pretrain.engine.step import Engine, Sums
@@ -30,11 +30,13 @@ class Evaluation:
         scores: for the log.
         text: the scores for the console.
         selection: selects the best checkpoint, higher is better; None if checkpoints are not compared by it.
+        seconds: name of a part of the validation -> the time that it took; empty if there are no parts.
     """
 
     scores: dict
     text: str
     selection: float | None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class TrainingTask(ABC):
@@ -45,12 +47,14 @@ class TrainingTask(ABC):
 
     Attributes:
         unit: the plural for a sample in console output.
+        shorter_validation: how validation can be made shorter, in console output.
         plan: the steps.
         peak_lr: peak learning rate.
         save_every: steps between two checkpoints.
     """
 
     unit: ClassVar[str] = "samples"
+    shorter_validation: ClassVar[str]
 
     plan: Steps
     peak_lr: float
@@ -90,6 +94,10 @@ class TrainingTask(ABC):
     @abstractmethod
     def evaluate(self, done: int) -> Evaluation | None:
         """Validates after `done` steps; None without validation data."""
+
+    def validations(self) -> dict[str, int]:
+        """How often a whole run validates, by part (see Evaluation.seconds); "" for one without parts."""
+        return {"": -(-self.plan.total_steps // self.save_every)}
 
     @property
     def over(self) -> bool:

@@ -37,6 +37,7 @@ class Pretraining(TrainingTask):
     device: torch.device
 
     unit = "pairs"
+    shorter_validation = "--validation_pairs takes fewer pairs, --save_every validates less often"
 
     def batches(self) -> Iterator[list[Batch]]:
         return training_steps(self.pairs, self.collator, self.plan, self.places, pin=self.device.type == "cuda")

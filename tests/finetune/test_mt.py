@@ -96,6 +96,10 @@ def test_curves_hold_every_task_by_step(twelve):
         each = 5 if name in ("vgqa", "gqa") else 4  # steps of its own epoch
         assert scored == [step for step in range(1, 8) if step % each == 0 or step == 7]
     assert "mt_score" in validation[-1] and "mt_score" not in validation[0]
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        if line["kind"] == "validation":
+            timed = {name.removesuffix("/validation_seconds") for name in line if name.endswith("/validation_seconds")}
+            assert timed == {name.removesuffix("/score") for name in line if name.endswith("/score")}
 
 
 def test_single_tasks_go_on_from_all(twelve, tmp_path, run_command, world):

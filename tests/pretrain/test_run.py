@@ -60,6 +60,8 @@ def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
     assert "87 training pairs, 10 validation pairs" in out and f"run directory: {run}" in out
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 33 and result["validation"]["pairs"] == 10
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "validation" and 0 < last["validation_seconds"] < result["seconds"]
     assert {"config.json", "metrics.jsonl", "result.json", "tokenizer.json", "checkpoints"} <= set(os.listdir(run))
     assert any(name.startswith("events.out.tfevents") for name in os.listdir(run))
     assert sorted(losses_of(run)) == list(range(1, 34))
