@@ -56,7 +56,10 @@ def _train(calls: list[TrainingCommand], processes: Processes, ranks: Ranks) -> 
         on_every_rank(ranks, lambda call=call: processes.call(call))
 
 
+EXAMPLES = ("python -m finetune.ablate --suite table10 --seeds 1",)
+
+
 if __name__ == "__main__":
     summary = "Runs the paper's ablations on a data folder, with several seeds per row."
     with exiting():
-        command(AblateConfig, run, "finetune.ablate", summary)
+        command(AblateConfig, run, "finetune.ablate", summary, examples=EXAMPLES)

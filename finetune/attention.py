@@ -32,5 +32,16 @@ def run(config: AttentionConfig) -> None:
     print(f"page: {config.out}")
 
 
+EXAMPLES = (
+    "python -m finetune.attention --run runs/mt --task vqa --image photo.jpg --text 'What is the man holding?'",
+)
+
+
 if __name__ == "__main__":
-    command(AttentionConfig, run, "finetune.attention", "A page with a model's attention between tokens and regions.")
+    command(
+        AttentionConfig,
+        run,
+        "finetune.attention",
+        "A page with a model's attention between tokens and regions.",
+        examples=EXAMPLES,
+    )

@@ -23,6 +23,12 @@ def run(config: CleanConfig) -> int:
     return 0
 
 
+EXAMPLES = (
+    "python -m finetune.clean --data data/real",
+    "python -m finetune.clean --data data/real --images images/",
+)
+
+
 if __name__ == "__main__":
     summary = "Decontamination: finds test images of any task in the training and validation data of all tasks."
-    command(CleanConfig, run, "finetune.clean", summary)
+    command(CleanConfig, run, "finetune.clean", summary, examples=EXAMPLES)

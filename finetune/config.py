@@ -34,9 +34,9 @@ SMALL_LR, SMALL_LR_TOGETHER = 4, 8
 SMALL_BATCH = 64  # a small model has half of table 8's batch size, at most this
 
 
-def tasks_flag() -> Any:
-    """The flag --tasks of commands for several tasks."""
-    return flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve")
+def tasks_flag(group: str | None = None) -> Any:
+    """The flag --tasks of commands for several tasks. group: as for `flag`."""
+    return flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve", group=group)
 
 
 def task_file_flag() -> Any:
@@ -56,48 +56,53 @@ def chosen_tasks(config, run=None) -> list[Task]:
 class FinetuneConfig:
     """Flags that finetune.st and finetune.mt share. None: a default that depends on the tasks and the model's size."""
 
-    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
-    config: str | None = flag(
-        None,
-        "model configuration, from scratch or of the weights: base, tiny, or a JSON file",
-        unset="tiny from scratch, else the configuration next to the weights",
+    data: str = flag(
+        DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images", group="data"
     )
-    tokenizer: str | None = flag(
-        None,
-        "tokenizer of weights that are not a run: a BERT directory, vocab.txt, or a hub name",
-        unset="next to the weights, or bert-base-uncased; from scratch a learned one",
-    )
-    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
-    annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
     clean: str | None = flag(
         None,
         "decontamination: remove test images of any task, by DATA/clean or another output folder of finetune.clean",
         unset="no removal",
     )
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
+    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
     min_answer_count: int | None = flag(
         None,
         "minimum number of training questions with an answer for it to enter the vocabulary",
         unset="the task's, 9 for VQA",
         low=1,
     )
-    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
-    accumulate: int = flag(1, "gradient accumulation steps", low=1)
-    warmup: float = flag(0.1, "fraction of the steps with learning-rate warm-up", low=0, high=1)
-    weight_decay: float = flag(0.01, "weight decay of all parameters except biases and LayerNorm", low=0)
-    clip: float = flag(0.0, "maximum gradient norm, 0 for no clipping, as in the reference implementation", low=0)
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
+    config: str | None = flag(
+        None,
+        "model configuration, from scratch or of the weights: base, tiny, or a JSON file",
+        unset="tiny from scratch, else the configuration next to the weights",
+        group="model",
+    )
+    tokenizer: str | None = flag(
+        None,
+        "tokenizer of weights that are not a run: a BERT directory, vocab.txt, or a hub name",
+        unset="next to the weights, or bert-base-uncased; from scratch a learned one",
+    )
     dropout: float | None = flag(
         None, "dropout probability of all layers", unset="the configuration's", low=0, high=0.99
     )
-    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
-    tf32: bool = flag(False, "TF32 for float32 matrix products on a GPU")
+    accumulate: int = flag(1, "gradient accumulation steps", low=1, group="optimisation")
     optimizer: str = flag(
         "adamw", "optimizer: torch's fused AdamW, or FusedAdam or FusedLAMB of NVIDIA apex", choices=tuple(OPTIMIZERS)
     )
+    warmup: float = flag(0.1, "fraction of the steps with learning-rate warm-up", low=0, high=1)
+    weight_decay: float = flag(0.01, "weight decay of all parameters except biases and LayerNorm", low=0)
+    clip: float = flag(0.0, "maximum gradient norm, 0 for no clipping, as in the reference implementation", low=0)
+    precision: str = flag(
+        "float32", "precision of matrix products; float64: of everything", choices=PRECISIONS, group="speed and memory"
+    )
+    tf32: bool = flag(False, "TF32 for float32 matrix products on a GPU")
     compile: bool = flag(False, "torch.compile for the two streams")
     activation_checkpointing: bool = flag(False, "recompute activations in the backward pass, to save memory")
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
-    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
-    log_every: int = flag(20, "steps between two log lines", low=1)
+    log_every: int = flag(20, "steps between two log lines", low=1, group="run")
     log_to: str | None = flag(
         TENSORBOARD, "comma-separated experiment trackers: tensorboard, wandb, trackio, mlflow; none for none"
     )
@@ -114,8 +119,8 @@ class WeightsFlags:
         REQUIRED,
         "run directory of finetune.st, finetune.mt or pretrain.run, published weights, or hf:OWNER/NAME",
         model=True,
+        group="model",
     )
-    data: str | None = flag(None, "data folder", unset="the run's")
     config: str | None = flag(
         None, "JSON file of the model configuration of published weights", unset="next to them, or base"
     )
@@ -126,7 +131,10 @@ class WeightsFlags:
     )
     vqa_answers: str | None = flag(None, "published weights: VQA's answers in label order", unset="from the data")
     gqa_answers: str | None = flag(None, "published weights: GQA's answers in label order", unset="from the data")
-    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
+    data: str | None = flag(None, "data folder", unset="the run's", group="data")
+    precision: str = flag(
+        "float32", "precision of matrix products; float64: of everything", choices=PRECISIONS, group="speed and memory"
+    )
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
 
     @property
@@ -161,76 +169,85 @@ def check_answer_files(config, tasks: Iterable[Task]) -> None:
 class StConfig(FinetuneConfig):
     """Flags of finetune.st."""
 
-    task: str | None = flag(None, "task, such as refcoco; an unknown name prints the list", unset="that of --task_file")
+    task: str | None = flag(
+        None, "task, such as refcoco; an unknown name prints the list", unset="that of --task_file", group="data"
+    )
     task_file: str | None = flag(None, "TOML file that describes a task of your own tables", unset="none")
+    train_split: str | None = flag(None, "training split", unset="the task's own")
+    validation_split: str | None = flag(None, "validation split", unset="the task's own")
+    validate_on: int | None = flag(
+        None, "maximum number of validation examples, from the start of the split", unset="all", low=1
+    )
+    answers: str | None = flag(None, "file of the answer vocabulary, in label order", unset="from the annotations")
     init: str | None = flag(
         None,
         "initial weights: a run, weights, a BERT, hf:OWNER/NAME, or scratch",
         unset="runs/mt, or runs/pretrain, or scratch",
         model=True,
-    )
-    out: str | None = flag(None, "run directory", unset="runs/st-TASK", written=True)
-    answers: str | None = flag(None, "file of the answer vocabulary, in label order", unset="from the annotations")
-    train_split: str | None = flag(None, "training split", unset="the task's own")
-    validation_split: str | None = flag(None, "validation split", unset="the task's own")
-    validate_on: int | None = flag(
-        None, "maximum number of validation examples, from the start of the split", unset="all", low=1
+        group="model",
     )
     batch_size: int | None = flag(
         None,
         "examples per step, over all ranks",
         unset="the paper's, table 8; half of it, at most 64, for a small model",
         low=1,
+        group="optimisation",
     )
     epochs: int | None = flag(None, "number of epochs", unset=f"{EPOCHS}, for a small model {SMALL_EPOCHS}", low=1)
     patience: int = flag(0, "early stopping: epochs without improvement, 0 to disable", low=0)
     lr: float | None = flag(
         None, "peak learning rate", unset=f"the paper's, table 8; times {SMALL_LR} for a small model", above=0
     )
+    out: str | None = flag(None, "run directory", unset="runs/st-TASK", written=True, group="run")
 
 
 @dataclass(kw_only=True)
 class MtConfig(FinetuneConfig):
     """Flags of finetune.mt."""
 
-    tasks: str = tasks_flag()
+    tasks: str = tasks_flag("data")
     task_file: str | None = task_file_flag()
+    vqa_answers: str | None = flag(
+        None, "file of the answers of VQA and VGQA, in label order", unset="from the annotations"
+    )
+    gqa_answers: str | None = flag(None, "file of GQA's answers, in label order", unset="from the annotations")
+    validate_on: int | None = flag(
+        None, "maximum number of validation examples per task, from the start of the split", unset="all", low=1
+    )
     init: str | None = flag(
         None,
         "initial weights: a run, weights, a BERT, hf:OWNER/NAME, or scratch",
         unset="runs/pretrain, or scratch",
         model=True,
+        group="model",
     )
-    out: str = flag("runs/mt", "run directory", written=True)
-    vqa_answers: str | None = flag(
-        None, "file of the answers of VQA and VGQA, in label order", unset="from the annotations"
+    task_token: str = flag("dataset", "task tokens: one per data set, one per head, or none", choices=TASK_TOKEN_KINDS)
+    regime: str = flag(
+        "dsg", "task scheduling strategy; dsg: dynamic stop-and-go", choices=regime_names(), group="schedule"
     )
-    gqa_answers: str | None = flag(None, "file of GQA's answers, in label order", unset="from the annotations")
-    regime: str = flag("dsg", "task scheduling strategy; dsg: dynamic stop-and-go", choices=regime_names())
     gap: int = flag(4, "Δ: iterations between the task steps of a paused task", low=1)
     first_phase: float = flag(
         0.25, "fraction of the iterations in which a curriculum trains its first group alone", above=0, high=1
     )
-    task_token: str = flag("dataset", "task tokens: one per data set, one per head, or none", choices=TASK_TOKEN_KINDS)
-    update_unused: bool | None = flag(
-        None,
-        "apply momentum and weight decay in every step also to parameters that its task does not use, as the "
-        "reference implementation does",
-        unset="true for base-sized models",
-    )
-    one_step: bool = flag(False, "sum the gradients of an iteration's tasks into one optimizer step")
     iterations: int | None = flag(None, "number of iterations", unset="--epochs of the longest task", low=1)
     epochs: int = flag(MT_EPOCHS, "number of epochs of the longest task", low=1)
-    validate_on: int | None = flag(
-        None, "maximum number of validation examples per task, from the start of the split", unset="all", low=1
+    max_batch: int | None = flag(
+        None, "maximum batch size of every task, over all ranks", unset="no limit", low=1, group="optimisation"
     )
-    max_batch: int | None = flag(None, "maximum batch size of every task, over all ranks", unset="no limit", low=1)
     lr_scale: float | None = flag(
         None,
         "factor on all tasks' learning rates",
         unset=f"1, for a small model {SMALL_LR_TOGETHER}, or {SMALL_LR} with a single task",
         above=0,
     )
+    one_step: bool = flag(False, "sum the gradients of an iteration's tasks into one optimizer step")
+    update_unused: bool | None = flag(
+        None,
+        "apply momentum and weight decay in every step also to parameters that its task does not use, as the "
+        "reference implementation does",
+        unset="true for base-sized models",
+    )
+    out: str = flag("runs/mt", "run directory", written=True, group="run")
     save_every: int | None = flag(
         None, "iterations between two checkpoints", unset="an epoch of the longest task", low=1
     )
@@ -240,22 +257,26 @@ class MtConfig(FinetuneConfig):
 class EvaluateConfig(WeightsFlags):
     """Flags of finetune.evaluate."""
 
-    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run")
+    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run", group="data")
     split: str | None = flag(
         None,
         "split to evaluate, or tests for the splits whose scores are reported",
         unset="the task's validation split",
     )
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
     submission: str | None = flag(
-        None, "output file for the predictions of one task and split, in the official format", unset="not written"
+        None,
+        "output file for the predictions of one task and split, in the official format",
+        unset="not written",
+        group="scores",
     )
     scores: str | None = flag(
         None,
         "output file for the scores of one task and split, as JSON",
         unset="RUN/scores/TASK-SPLIT.json; of hf:OWNER/NAME in runs/hub",
     )
-    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
-    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
     rerank: int | None = flag(
         None,
         "retrieval with a contrastive head: score only this many of the most similar images per caption and captions "
@@ -263,8 +284,7 @@ class EvaluateConfig(WeightsFlags):
         unset="all pairs",
         low=max(PLACES),
     )
-    batch_size: int = flag(256, "examples per batch", low=1)
-    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
+    batch_size: int = flag(256, "examples per batch", low=1, group="speed and memory")
 
 
 @dataclass

@@ -50,6 +50,15 @@ def _run(config: ConsistencyConfig, out: Path) -> None:
     print(f"consistent and inconsistent pairs: {out / 'pairs.html'}")
 
 
+EXAMPLES = ("python -m finetune.consistency --run runs/mt",)
+
+
 if __name__ == "__main__":
     with exiting():
-        command(ConsistencyConfig, run, "finetune.consistency", "Multi-task visual grounding consistency (MT-VGC).")
+        command(
+            ConsistencyConfig,
+            run,
+            "finetune.consistency",
+            "Multi-task visual grounding consistency (MT-VGC).",
+            examples=EXAMPLES,
+        )

@@ -61,5 +61,8 @@ def run(config: DemoConfig) -> None:
         uploads.close()
 
 
+EXAMPLES = ("python -m finetune.demo --run runs/mt",)
+
+
 if __name__ == "__main__":
-    command(DemoConfig, run, "finetune.demo", "A local web demo of a model.")
+    command(DemoConfig, run, "finetune.demo", "A local web demo of a model.", examples=EXAMPLES)

@@ -39,5 +39,10 @@ def run(config: DoctorConfig) -> int:
     return 0 if ready == len(findings) else 1
 
 
+EXAMPLES = ("python -m finetune.doctor --data data/real",)
+
+
 if __name__ == "__main__":
-    command(DoctorConfig, run, "finetune.doctor", "Checks which tasks a data folder is complete for.")
+    command(
+        DoctorConfig, run, "finetune.doctor", "Checks which tasks a data folder is complete for.", examples=EXAMPLES
+    )

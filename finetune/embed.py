@@ -47,5 +47,8 @@ def run(config: EmbedConfig) -> None:
     print(f"{config.out}: {shapes}; {space}")
 
 
+EXAMPLES = ("python -m finetune.embed --run runs/mt --images photos/ --out photos.npz",)
+
+
 if __name__ == "__main__":
-    command(EmbedConfig, run, "finetune.embed", "Embeddings of images and texts.")
+    command(EmbedConfig, run, "finetune.embed", "Embeddings of images and texts.", examples=EXAMPLES)

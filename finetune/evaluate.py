@@ -68,6 +68,13 @@ def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
     return (asked or task.splits[1],)
 
 
+EXAMPLES = (
+    "python -m finetune.evaluate --run runs/mt --split tests",
+    "python -m finetune.evaluate --run runs/mt --task vqa --split test --submission vqa.json",
+)
+
+
 if __name__ == "__main__":
+    summary = "Official scores and submission files of a run."
     with exiting():
-        command(EvaluateConfig, run, "finetune.evaluate", "Official scores and submission files of a run.")
+        command(EvaluateConfig, run, "finetune.evaluate", summary, examples=EXAMPLES)

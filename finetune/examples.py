@@ -63,10 +63,14 @@ def _run(config: ExamplesConfig, out: Path, folder: str) -> None:
     print(f"page: {out}" + (f", with attention maps in {folder}" if config.attention else ""))
 
 
+EXAMPLES = ("python -m finetune.examples --run runs/mt --task refcoco",)
+
+
 if __name__ == "__main__":
     command(
         ExamplesConfig,
         run,
         "finetune.examples",
         "A page of correct and wrong predictions, the most confident mistakes first.",
+        examples=EXAMPLES,
     )

@@ -37,5 +37,14 @@ def run(config: GivenBoxesConfig) -> None:
     print(f"python -m shards.extract IMAGES --boxes {config.out} --out {folder}")
 
 
+EXAMPLES = ("python -m finetune.given_boxes --task visual7w --data data/real --out boxes.json",)
+
+
 if __name__ == "__main__":
-    command(GivenBoxesConfig, run, "finetune.given_boxes", "The boxes of a task's annotations, for shards.extract.")
+    command(
+        GivenBoxesConfig,
+        run,
+        "finetune.given_boxes",
+        "The boxes of a task's annotations, for shards.extract.",
+        examples=EXAMPLES,
+    )

@@ -59,6 +59,13 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
     return 0
 
 
+EXAMPLES = (
+    "python -m finetune.mt",
+    "python -m finetune.mt --tasks vqa,gqa,refcoco --clean true --out runs/three",
+    "torchrun --standalone --nproc-per-node 8 -m finetune.mt --data data/real --init runs/cc --precision bf16",
+)
+
+
 if __name__ == "__main__":
     with exiting():
         command(
@@ -67,4 +74,5 @@ if __name__ == "__main__":
             "finetune.mt",
             "Multi-task training of one model.",
             inherit=lambda flags: stored_flags(flags, flags.get("out", MtConfig.out)),
+            examples=EXAMPLES,
         )

@@ -31,5 +31,8 @@ def run(config: PredictConfig) -> None:
     print(predictor(config.task, config.text, *images, boxes=parse_boxes(config.boxes), top=config.top))
 
 
+EXAMPLES = ("python -m finetune.predict --run runs/mt --task vqa --image photo.jpg --text 'What is the man holding?'",)
+
+
 if __name__ == "__main__":
-    command(PredictConfig, run, "finetune.predict", "Predictions of a model for image files.")
+    command(PredictConfig, run, "finetune.predict", "Predictions of a model for image files.", examples=EXAMPLES)

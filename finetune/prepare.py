@@ -36,5 +36,14 @@ def run(config: PrepareConfig) -> int:
     return 1 if failed else 0
 
 
+EXAMPLES = ("python -m finetune.prepare --data data/real",)
+
+
 if __name__ == "__main__":
-    command(PrepareConfig, run, "finetune.prepare", "Reads the official files of tasks once, for all later commands.")
+    command(
+        PrepareConfig,
+        run,
+        "finetune.prepare",
+        "Reads the official files of tasks once, for all later commands.",
+        examples=EXAMPLES,
+    )

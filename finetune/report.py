@@ -24,5 +24,10 @@ def run(config: ReportConfig) -> None:
     print(f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}\npage: {config.out}")
 
 
+EXAMPLES = ("python -m finetune.report runs/mt runs/st-refcoco --out report.html",)
+
+
 if __name__ == "__main__":
-    command(ReportConfig, run, "finetune.report", "Tables and figures of runs in the paper's layout.")
+    command(
+        ReportConfig, run, "finetune.report", "Tables and figures of runs in the paper's layout.", examples=EXAMPLES
+    )

@@ -27,5 +27,14 @@ def run(config: ShareConfig) -> None:
         print(f"{upload(out, config.hub, config.private)}: use it as --run hf:{config.hub} or --init hf:{config.hub}")
 
 
+EXAMPLES = ("python -m finetune.share --run runs/mt --out shared/mt",)
+
+
 if __name__ == "__main__":
-    command(ShareConfig, run, "finetune.share", "Write a run as one folder to publish, with a model card.")
+    command(
+        ShareConfig,
+        run,
+        "finetune.share",
+        "Write a run as one folder to publish, with a model card.",
+        examples=EXAMPLES,
+    )

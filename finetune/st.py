@@ -53,6 +53,13 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
     return 0
 
 
+EXAMPLES = (
+    "python -m finetune.st --task refcoco",
+    "python -m finetune.st --task vqa --init runs/pretrain --out runs/st-vqa",
+    "python -m finetune.st --task_file mine.toml --data data/mine",
+)
+
+
 if __name__ == "__main__":
     with exiting():
         command(
@@ -63,4 +70,5 @@ if __name__ == "__main__":
             inherit=lambda flags: stored_flags(
                 flags, flags.get("out") or default_out(flags.get("task"), flags.get("task_file"))
             ),
+            examples=EXAMPLES,
         )

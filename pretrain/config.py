@@ -40,12 +40,19 @@ class PretrainConfig:
         None,
         "region shards with captions: a folder or a glob pattern",
         unset=f"{DEFAULT_WORLD}, created if missing",
+        group="data",
     )
     captions_per_image: str = flag(
         "all", "captions per image and epoch: all, or one sampled in each epoch", choices=CAPTIONS_PER_IMAGE
     )
-    out: str = flag("runs/pretrain", "run directory", written=True)
-    config: str = flag("tiny", "model configuration: base (that of the paper), tiny, or a JSON file")
+    words: int = flag(36, "maximum number of tokens per caption, including [CLS] and [SEP]", low=3)
+    regions: int = flag(36, "maximum number of regions per image, in the order of their scores", low=1)
+    validation_pairs: int = flag(2000, "validation pairs, split by caption text (at most a tenth), 0 for none", low=0)
+    workers: int = flag(
+        min(4, max(1, (os.cpu_count() or 1) // 2)), "data loading processes, 0 to load in the main process", low=0
+    )
+    on_bad_shard: str = flag("stop", "action for samples that cannot be read", choices=("stop", "skip"))
+    config: str = flag("tiny", "model configuration: base (that of the paper), tiny, or a JSON file", group="model")
     bert: str | None = flag(
         None,
         "Hugging Face BERT (directory or hub name) for the tokenizer and the text stream",
@@ -55,18 +62,9 @@ class PretrainConfig:
     dropout: float | None = flag(
         None, "probability of all dropout layers", unset="that of the configuration", low=0, high=0.99
     )
-    batch_size: int | None = flag(None, "pairs per step, over all ranks", unset=_by_size(BATCH_SIZE), low=1)
-    accumulate: int = flag(1, "gradient accumulation steps", low=1)
-    epochs: int | None = flag(None, "training epochs", unset=_by_size(EPOCHS), low=1)
-    steps: int | None = flag(None, "training steps, instead of --epochs", unset="those of the epochs", low=1)
-    lr: float | None = flag(None, "peak learning rate", unset=_by_size(LR), above=0)
-    warmup: float = flag(0.1, "share of the steps used for learning-rate warm-up", low=0, high=1)
-    weight_decay: float = flag(0.01, "weight decay, not applied to biases and LayerNorm", low=0)
-    clip: float | None = flag(None, "maximum gradient norm, 0 for no clipping", unset=_by_size(CLIP), low=0)
-    bert_lr_scale: float = flag(1.0, "learning-rate factor of weights from --bert, 0 to freeze them", low=0)
-    words: int = flag(36, "maximum number of tokens per caption, including [CLS] and [SEP]", low=3)
-    regions: int = flag(36, "maximum number of regions per image, in the order of their scores", low=1)
-    region_target: str = flag("classes", "prediction target of masked regions", choices=tuple(REGION_TARGETS))
+    region_target: str = flag(
+        "classes", "prediction target of masked regions", choices=tuple(REGION_TARGETS), group="loss"
+    )
     overlap: float = flag(
         0.4, "IoU with a masked region from which other regions are masked too; above 1: no overlap masking", above=0
     )
@@ -78,23 +76,32 @@ class PretrainConfig:
     negatives: str = flag(
         "random", "misaligned pairs: random captions (the paper), or hard negatives in the batch", choices=NEGATIVES
     )
-    validation_pairs: int = flag(2000, "validation pairs, split by caption text (at most a tenth), 0 for none", low=0)
-    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
-    tf32: bool = flag(False, "TF32 for float32 matrix products on a GPU")
+    batch_size: int | None = flag(
+        None, "pairs per step, over all ranks", unset=_by_size(BATCH_SIZE), low=1, group="optimisation"
+    )
+    accumulate: int = flag(1, "gradient accumulation steps", low=1)
+    epochs: int | None = flag(None, "training epochs", unset=_by_size(EPOCHS), low=1)
+    steps: int | None = flag(None, "training steps, instead of --epochs", unset="those of the epochs", low=1)
     optimizer: str = flag(
         "adamw", "optimizer: torch's fused AdamW, or FusedAdam or FusedLAMB of NVIDIA apex", choices=tuple(OPTIMIZERS)
     )
-    activation_checkpointing: bool = flag(False, "recompute activations in the backward pass, to save memory")
-    compile: bool = flag(False, "torch.compile for the two streams")
-    cuda_graph: bool = flag(False, "forward and backward pass as one CUDA graph (with --accumulate 1)")
+    lr: float | None = flag(None, "peak learning rate", unset=_by_size(LR), above=0)
+    bert_lr_scale: float = flag(1.0, "learning-rate factor of weights from --bert, 0 to freeze them", low=0)
+    warmup: float = flag(0.1, "share of the steps used for learning-rate warm-up", low=0, high=1)
+    weight_decay: float = flag(0.01, "weight decay, not applied to biases and LayerNorm", low=0)
+    clip: float | None = flag(None, "maximum gradient norm, 0 for no clipping", unset=_by_size(CLIP), low=0)
+    precision: str = flag(
+        "float32", "precision of matrix products; float64: of everything", choices=PRECISIONS, group="speed and memory"
+    )
+    tf32: bool = flag(False, "TF32 for float32 matrix products on a GPU")
     residual: str = flag(
         "float32", "dtype of hidden states between the layers: float32, or that of --precision", choices=RESIDUALS
     )
+    compile: bool = flag(False, "torch.compile for the two streams")
+    cuda_graph: bool = flag(False, "forward and backward pass as one CUDA graph (with --accumulate 1)")
+    activation_checkpointing: bool = flag(False, "recompute activations in the backward pass, to save memory")
     device: str = flag("auto", "device; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
-    workers: int = flag(
-        min(4, max(1, (os.cpu_count() or 1) // 2)), "data loading processes, 0 to load in the main process", low=0
-    )
-    on_bad_shard: str = flag("stop", "action for samples that cannot be read", choices=("stop", "skip"))
+    out: str = flag("runs/pretrain", "run directory", written=True, group="run")
     log_every: int = flag(50, "steps between log lines", low=1)
     log_to: str | None = flag(
         TENSORBOARD, "comma-separated experiment trackers: tensorboard, wandb, trackio, mlflow; none for none"

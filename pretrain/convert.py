@@ -29,5 +29,13 @@ def run(config: ConvertConfig) -> None:
     (write_run if config.to == "run" else write_published)(config, found, weights)
 
 
+EXAMPLES = (
+    "python -m pretrain.convert multi_task_model.bin --out runs/published",
+    "python -m pretrain.convert runs/pretrain --to published --out pretrained.safetensors",
+)
+
+
 if __name__ == "__main__":
-    command(ConvertConfig, run, "pretrain.convert", "Convert published weights to a run, or the reverse.")
+    command(
+        ConvertConfig, run, "pretrain.convert", "Convert published weights to a run, or the reverse.", examples=EXAMPLES
+    )

@@ -61,6 +61,12 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int
     return 0
 
 
+EXAMPLES = (
+    "python -m pretrain.run --data data/photos --bert bert-base-uncased --epochs 5 --out runs/photos",
+    "torchrun --standalone --nproc-per-node 8 -m pretrain.run --config base --data data/cc --precision bf16",
+)
+
+
 if __name__ == "__main__":
     summary = "Pretrain the two-stream model on image-caption pairs."
     with exiting():
@@ -70,4 +76,5 @@ if __name__ == "__main__":
             "pretrain.run",
             summary,
             inherit=lambda flags: stored_flags(flags, flags.get("out", PretrainConfig.out)),
+            examples=EXAMPLES,
         )

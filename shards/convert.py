@@ -9,5 +9,10 @@ def run(config: ConvertConfig) -> None:
     convert(config)
 
 
+EXAMPLES = ("python -m shards.convert trainval_36/ --out data/regions/coco",)
+
+
 if __name__ == "__main__":
-    command(ConvertConfig, run, "shards.convert", "Convert published region features to region shards.")
+    command(
+        ConvertConfig, run, "shards.convert", "Convert published region features to region shards.", examples=EXAMPLES
+    )

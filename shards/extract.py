@@ -18,5 +18,11 @@ def run(config: ExtractConfig) -> None:
     extract(config, ranks)
 
 
+EXAMPLES = (
+    "python -m shards.extract photos/ --out data/photos",
+    "torchrun --standalone --nproc-per-node 8 -m shards.extract 'cc3m/*.tar' --out data/cc --detector MODEL",
+)
+
+
 if __name__ == "__main__":
-    command(ExtractConfig, run, "shards.extract", "Extract regions of images to region shards.")
+    command(ExtractConfig, run, "shards.extract", "Extract regions of images to region shards.", examples=EXAMPLES)

@@ -47,10 +47,17 @@ def run(config: InspectConfig) -> None:
         print(f'            "{caption}"')
 
 
+EXAMPLES = (
+    "python -m shards.inspect data/photos",
+    "python -m shards.inspect data/photos --check",
+)
+
+
 if __name__ == "__main__":
     command(
         InspectConfig,
         run,
         "shards.inspect",
         "Summarise a data set and draw one image with its regions.",
+        examples=EXAMPLES,
     )

@@ -3,13 +3,15 @@
 import importlib
 import pkgutil
 import re
+import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
+from finetune.__main__ import GROUPS
 from pretrain import config as pretrain_config
-from shards.common.cli import usage
+from shards.common.cli import build, parse, usage
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -83,10 +85,26 @@ def test_help_has_the_effective_defaults():
     assert len(configs) >= 20
     for config in configs:
         text = usage(config, "some.command", "Does it.")
-        assert "[default ]" not in text and "[default None]" not in text, config
+        assert "[default: ]" not in text and "[default: None]" not in text, config
     text = usage(pretrain_config.PretrainConfig, "pretrain.run", "")
     for size in ("base", "tiny"):
         settled = pretrain_config.PretrainConfig(config=size).settled()
         for name in ("batch_size", "epochs", "lr", "clip"):
             line = next(line for line in text.splitlines() if line.startswith(f"  --{name} "))
             assert f"{getattr(settled, name):g} ({size})" in line
+
+
+COMMANDS = [module for group in GROUPS.values() for module, _ in group.values()]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "ops"])  # which has no flags
+def test_the_examples_of_help_can_be_typed(name):
+    module = importlib.import_module("shards.world.__main__" if name == "shards.world" else name)
+    configs = [value for key, value in vars(module).items() if key.endswith("Config") and is_dataclass(value)]
+    config = next((config for config in configs if config.__module__ == name), configs[0])
+    assert module.EXAMPLES
+    for example in module.EXAMPLES:
+        launcher, _, rest = example.partition(f" -m {name}")
+        assert launcher == "python" or launcher.startswith("torchrun --standalone --nproc-per-node")
+        positional, flags = parse(shlex.split(rest))
+        build(config, flags, positional)

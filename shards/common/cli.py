@@ -8,10 +8,13 @@ import dataclasses
 import difflib
 import io
 import math
+import shutil
 import signal
 import sys
+import textwrap
 import types
 import typing
+from collections.abc import Sequence
 
 import fire
 
@@ -25,6 +28,9 @@ from shards.common.untrusted_input import LARGEST
 _YES = {"true", "yes", "1", "on"}
 _NO = {"false", "no", "0", "off"}
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+_KINDS = {int: "INT", float: "FLOAT", bool: "BOOL", str: "TEXT"}  # in --help
+WIDTH, COLUMN = 120, 28  # of --help: largest width, and where descriptions begin
+FINALLY = ("speed and memory", "run")  # groups that end the list of flags
 
 
 def flag(
@@ -39,6 +45,7 @@ def flag(
     first=False,
     written=False,
     model=False,
+    group=None,
 ):
     """A dataclass field for a flag.
 
@@ -50,9 +57,11 @@ def flag(
         first: positional; a field of type tuple[str, ...] takes all positional values.
         written: an output path; URLs are rejected, because some writers would accept them.
         model: a path of a model, or hf:OWNER/NAME, which is downloaded and replaced by its local path.
+        group: heading in --help of this flag and of those after it.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
     metadata |= {"first": first, "written": written, "unset": unset, "model": model}
+    metadata |= {"group": group}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -152,23 +161,58 @@ def build(config_type, values: dict, positional: tuple = ()):
     return config_type(**result)
 
 
-def usage(config_type, command: str, summary: str) -> str:
-    """The text of --help."""
+def usage(config_type, command: str, summary: str, examples: Sequence[str] = ()) -> str:
+    """The text of --help, as wide as the terminal, at most WIDTH. examples: command lines."""
+    width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
     fields = dataclasses.fields(config_type)
     firsts = [field for field in fields if field.metadata.get("first")]
     firsts = "".join(f" {field.name.upper()}{' ...' * _takes_all(config_type, field)}" for field in firsts)
-    lines = [f"python -m {command}{firsts} [--flag value ...]", "", summary, ""]
-    own = config_type.__annotations__  # listed before inherited ones
-    for field in sorted(fields, key=lambda field: field.name not in own):
-        value = field.metadata.get("unset") if field.default is None else field.default
-        default = "required" if field.default is REQUIRED else f"default {value}"
-        choices = field.metadata.get("choices")
-        choices = f" ({', '.join(map(str, choices))})" if choices else ""
-        lines.append(f"  --{field.name:<18} {field.metadata.get('help', '')}{choices} [{default}]")
+    lines = [f"usage: python -m {command}{firsts} [--FLAG VALUE ...]", "", *textwrap.wrap(summary, width)]
+    for group, members in _groups(config_type).items():
+        lines += ["", f"{group}:"]
+        for field in members:
+            lines += _described(config_type, field, width)
+    if examples:
+        lines += ["", "examples:", *(f"  {example}" for example in examples)]
     return "\n".join(lines)
 
 
-def _parse(argv: list[str]) -> tuple[tuple, dict]:
+def _groups(config_type) -> dict[str, list[dataclasses.Field]]:
+    """Heading -> flags. A flag without a group is in that of the flag before it; own flags are before inherited ones.
+
+    Groups with a required flag come first, and those of FINALLY last.
+    """
+    own, groups, group = config_type.__annotations__, {}, "flags"
+    for field in sorted(dataclasses.fields(config_type), key=lambda field: field.name not in own):
+        group = field.metadata.get("group") or group
+        groups.setdefault(group, []).append(field)
+
+    def place(item) -> tuple:
+        group, members = item
+        return group in FINALLY, all(field.default is not REQUIRED for field in members), group == FINALLY[-1]
+
+    return dict(sorted(groups.items(), key=place))
+
+
+def _described(config_type, field, width: int) -> list[str]:
+    """The lines of a flag: name, type, what it is for, and its default."""
+    kind, _ = _type_of(config_type, field)
+    choices, metadata = field.metadata.get("choices"), field.metadata
+    if choices:
+        value = "{" + ",".join(map(str, choices)) + "}"
+    else:
+        value = "PATH" if metadata.get("written") else _KINDS.get(kind, "TEXT")
+    default = metadata.get("unset") if field.default is None else field.default
+    default = str(default).lower() if isinstance(default, bool) else default
+    note = "required" if field.default is REQUIRED else f"default: {default}"
+    head = f"  --{field.name} {value}"
+    body = textwrap.wrap(f"{metadata.get('help', '')} [{note}]", width - COLUMN, break_on_hyphens=False)
+    if len(head) + 2 <= COLUMN:
+        head += " " * (COLUMN - len(head)) + body.pop(0)
+    return [head, *(" " * COLUMN + line for line in body)]
+
+
+def parse(argv: list[str]) -> tuple[tuple, dict]:
     """Positional values and flags as strings, split by fire."""
     found = {}
 
@@ -180,22 +224,31 @@ def _parse(argv: list[str]) -> tuple[tuple, dict]:
     return found["positional"], found["flags"]
 
 
-def command(config_type, run, name: str, summary: str, argv=None, inherit=lambda flags: {}) -> typing.NoReturn:
+def command(
+    config_type,
+    run,
+    name: str,
+    summary: str,
+    argv=None,
+    inherit=lambda flags: {},
+    examples: Sequence[str] = (),
+) -> typing.NoReturn:
     """Parses the flags, calls `run(config)`, and exits.
 
     The exit status is that of `run` or 0; 2 for a UserError, printed as one sentence to stderr; 130 for Ctrl-C.
 
     Args:
+        examples: command lines for --help.
         inherit: maps the given flags to values of others, such as those of a run to resume.
     """
     argv = sys.argv[1:] if argv is None else argv
     _prepare_output()
     try:
         if "--help" in argv or "-h" in argv:
-            print(usage(config_type, name, summary), flush=True)
+            print(usage(config_type, name, summary, examples), flush=True)
             sys.exit(0)
         check_packages()
-        positional, values = _parse(argv)
+        positional, values = parse(argv)
         values = inherit(values) | values
         sys.exit(run(build(config_type, values, positional)) or 0)
     except ErrorOnAnotherRank:

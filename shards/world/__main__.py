@@ -8,6 +8,9 @@ def run(config: WorldConfig) -> None:
     print(f"miniature world: {make_world(config)}")
 
 
+EXAMPLES = ("python -m shards.world --out data/world",)
+
+
 if __name__ == "__main__":
     summary = "Create the miniature world: synthetic images, captions, annotations of the twelve tasks, and regions."
-    command(WorldConfig, run, "shards.world", summary)
+    command(WorldConfig, run, "shards.world", summary, examples=EXAMPLES)

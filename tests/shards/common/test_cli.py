@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import pytest
 
-from shards.common.cli import REQUIRED, build, command, flag
+from shards.common.cli import REQUIRED, build, command, flag, usage
 from shards.common.errors import UserError
 
 
@@ -84,7 +84,36 @@ def test_help_lists_every_flag_with_its_default(capsys):
     parsed("--help")
     out = capsys.readouterr().out
     assert all(f"--{name}" in out for name in asdict(Config(source="x")))
-    assert "required" in out and "default 8" in out and "(a, b)" in out
+    assert "[required]" in out and "[default: 8]" in out and "--kind {a,b} " in out
+    types = [("batch_size", "INT"), ("share", "FLOAT"), ("resume", "BOOL"), ("source", "TEXT"), ("out", "PATH")]
+    assert all(f"  --{name} {kind} " in out for name, kind in types)
+
+
+@dataclass(kw_only=True)
+class Shared:
+    seed: int = flag(0, "random seed", group="run")
+    data: str = flag("world", "a folder", group="data")
+    workers: int = flag(1, "processes")
+
+
+@dataclass(kw_only=True)
+class Grouped(Shared):
+    device: str = flag("cpu", "a device", group="speed and memory")
+    words: int = flag(36, "a rather long description of " + "many words " * 20, group="data")
+    run: str = flag(REQUIRED, "a run", group="model")
+
+
+def test_help_groups_flags_in_columns_and_ends_with_examples(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    text = usage(Grouped, "some.command", "Does it.", ("python -m some.command --run r",))
+    assert [line for line in text.splitlines() if line.endswith(":")] == [
+        *("model:", "data:", "speed and memory:", "run:", "examples:")
+    ]
+    between = text[text.index("data:") : text.index("speed")].splitlines()
+    assert [line.split()[0] for line in between if line.startswith("  --")] == ["--words", "--data", "--workers"]
+    assert max(map(len, text.splitlines())) <= 70
+    assert {line[28] != " " and line[27] == " " for line in between[1:] if line} == {True}
+    assert text.endswith("examples:\n  python -m some.command --run r")
 
 
 def test_values_from_python_are_checked_like_texts():
@@ -116,7 +145,7 @@ def test_a_tuple_that_is_needed_is_missed(capsys):
     assert stopped.value.code == 2 and "RUNS is missing: what to read" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command(Many, lambda config: None, "some.command", "Does it.", ["--help"])
-    assert "python -m some.command RUNS ... [--flag value ...]" in capsys.readouterr().out
+    assert "python -m some.command RUNS ... [--FLAG VALUE ...]" in capsys.readouterr().out
 
 
 def test_a_folder_where_a_file_should_go_is_named(tmp_path, capsys):
