@@ -42,7 +42,7 @@ GROUPS = {
 
 def overview() -> str:
     """The text of --help: all commands by group."""
-    lines = ["twelve-in-one COMMAND [--flag value ...]; twelve-in-one COMMAND --help lists a command's flags", ""]
+    lines = ["twelve-in-one COMMAND [--FLAG VALUE ...]; twelve-in-one COMMAND --help lists a command's flags", ""]
     for group, commands in GROUPS.items():
         lines += [group.capitalize()]
         lines += [f"  {name:<13}{summary} (python -m {module})" for name, (module, summary) in commands.items()]

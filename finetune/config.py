@@ -339,7 +339,9 @@ class AblateConfig:
 class ConsistencyConfig:
     """Flags of finetune.consistency."""
 
-    run: str = flag(REQUIRED, "run trained on VQA: of finetune.mt, or of finetune.st on vqa")
+    run: str = flag(
+        REQUIRED, "run trained on VQA: of finetune.mt, or of finetune.st on vqa, or hf:OWNER/NAME", model=True
+    )
     grounding: str | None = flag(None, "comma-separated runs trained on referring expressions", unset="--run")
     data: str | None = flag(None, "data folder", unset="the run's")
     questions: str = flag("train,val", "comma-separated splits of VQA, which must have public answers")

@@ -108,3 +108,11 @@ def test_the_examples_of_help_can_be_typed(name):
         assert launcher == "python" or launcher.startswith("torchrun --standalone --nproc-per-node")
         positional, flags = parse(shlex.split(rest))
         build(config, flags, positional)
+
+
+def test_a_run_is_expected_from_the_hub_too():
+    for package in ("pretrain", "finetune"):
+        for module in pkgutil.iter_modules([str(ROOT / package)]):
+            for name, value in vars(importlib.import_module(f"{package}.{module.name}")).items():
+                runs = [field for field in fields(value) if field.name == "run"] if is_dataclass(value) else []
+                assert all(field.metadata.get("model") for field in runs), (module.name, name)
