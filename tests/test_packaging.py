@@ -73,7 +73,7 @@ def test_a_wheel_holds_the_floors_and_the_compiled_operator(tmp_path):
     floors = {name.partition("/")[0] for name in names if name.endswith(".py")}
     assert floors == {floor for floor in ("ops", "shards", "pretrain", "finetune") if (ROOT / floor).is_dir()}
     assert {f"{floor}/py.typed" for floor in floors} <= set(names)  # type checkers use the annotations
-    assert "finetune/evaluation/paper_tables.json" in names
+    assert {"finetune/evaluation/paper_tables.json", "finetune/reporting/downloads.toml"} <= set(names)
     pages = {path.name for path in (ROOT / "finetune/pages").iterdir() if path.suffix in (".css", ".html", ".js")}
     assert pages and pages == {name.split("/")[-1] for name in names if "/pages/" in name and not name.endswith(".py")}
     target = tmp_path / "site"

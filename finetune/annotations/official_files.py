@@ -306,7 +306,7 @@ def _read(path) -> bytes:
 
 
 def _missing(path) -> MissingFile:
-    return MissingFile(f"{path}: not found; it is an official file of the data set")
+    return MissingFile(f"{path}: not found; it is an official file of the data set (docs/downloads.md)")
 
 
 def read_pickle(path):

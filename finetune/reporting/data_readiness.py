@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.data.regions import Regions, region_folder
 from finetune.evaluation.paper_results import paper_samples
 from finetune.prepared.prepare_data import IMAGES, Wanted, for_training, open_examples, open_prepared
+from finetune.reporting.downloads import download_of, image_downloads
 from finetune.run_dirs.init_weights import training_answers
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
@@ -17,14 +18,18 @@ class Finding:
     """The result of checking a task.
 
     rows: (split, examples, images, images with regions) of each split; answers: size of the answer vocabulary; gaps:
-    messages on what prevents training, with the fix; absent: optional files and splits that were not found.
+    messages on what prevents training, with the fix; missing: official files that were not found; absent: optional
+    splits that were not found, or whose images have no regions; archives: of the images, with places to download them,
+    if there are no regions.
     """
 
     task: Task
     rows: list[tuple[str, int, int, int | None]] = field(default_factory=list)
     answers: int | None = None
     gaps: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
 
 
 def examined(task: Task) -> list[Wanted]:
@@ -43,11 +48,11 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         min_answer_count: see init_weights.training_answers.
     """
     found, folder = Finding(task), task.folder(data)
+    found.missing = task.missing_files(folder)
     if not folder.is_dir():
         names = f"{folder}{f' (or {Path(data) / task.published})' if task.published else ''}"
-        found.gaps.append(f"no folder {names}: it should contain {', '.join(task.files)}")
+        found.gaps.append(f"no folder {names}: it should contain the official files of {task.title}")
         return found
-    found.absent += task.missing_files(folder)
     regions = _regions(region_folder(data, task.images), opened)
     boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head.has_candidates else None
     lost: dict[str, list[str]] = {}  # split -> images without regions
@@ -72,6 +77,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
             found.gaps.append(f"answers: {error}")
     where = region_folder(data, task.images)
     if isinstance(regions, str):
+        found.archives = image_downloads(task.images)
         found.gaps.append(f"{regions}: python -m shards.extract IMAGES --out {where}, or shards.convert FEATURES")
     for split, images in lost.items():
         if images:
@@ -119,5 +125,9 @@ def report(found: Finding) -> list[str]:
         lines.append(f"  {split:<10} {examples:>9} {published:>9} {images:>9} {covered:>9}")
     if found.answers is not None:
         lines.append(f"  {found.answers} answers in the vocabulary")
+    for file in found.missing:
+        place = download_of(found.task, file)
+        lines.append(f"  not found: {file}; {f'see {place}' if place else 'no place to download it is known'}")
     lines += [f"  not found: {what}" for what in found.absent]
+    lines += [f"  images: {archive}" for archive in found.archives]
     return lines + [f"  to fix: {gap}" for gap in found.gaps]

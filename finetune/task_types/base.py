@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Task(ABC):
         tests: splits that together are the test set.
         regions: maximum number of regions per image.
         files: names of the official files.
+        downloads: name of an official file -> where it can be downloaded, for finetune.doctor; needed for tasks that
+            are not in the table of finetune/reporting/downloads.toml.
         published: name of its folder in the reference implementation's archive, if it differs from `name`.
         max_boxes: with a head that has candidates, maximum number of given boxes in the image stream, including those
             of other questions about the image; the question's own boxes are always included.
@@ -80,6 +82,8 @@ class Task(ABC):
     tests: tuple[str, ...] = ()
     regions: int = 100
     files: tuple[str, ...] = ()
+    # Not in the hash, for which a dict has none, nor in the representation, on which prepared examples depend.
+    downloads: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
     published: str = ""
     max_boxes: int = 0
 

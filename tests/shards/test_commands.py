@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from shards.common.errors import UserError
@@ -56,6 +58,46 @@ def test_a_folder_of_images_becomes_region_shards(tmp_path, run_command):
     assert status == 0 and "nothing to do" in out
     status, _, err = run_command(*flags[:-1], 21)
     assert status == 2 and "other settings or other input (regions)" in err
+
+
+def write_webdataset(path, captions, metadata=True):
+    """A tar of images and captions by key in the form of img2dataset, or of CC3M on the hub, without metadata."""
+    with webdataset.TarWriter(str(path)) as writer:
+        for key, caption in captions.items():
+            rng = np.random.default_rng(int(key))
+            jpeg = io.BytesIO()
+            draw_scene(make_scene(rng), rng).convert("RGB").save(jpeg, "JPEG")
+            sample = {"__key__": key, "jpg": jpeg.getvalue(), "txt": caption}
+            if metadata:
+                known = {"caption": f"json {key}", "url": f"https://a.org/{key}", "key": key, "status": "success"}
+                known |= {"error_message": None, "width": 256, "height": 256, "original_width": 900}
+                known |= {"original_height": 600, "exif": "{}", "sha256": "0" * 64}
+                sample["json"] = json.dumps(known, indent=4)
+            writer.write(sample)
+
+
+@pytest.mark.parametrize("metadata", [True, False], ids=["img2dataset", "hub"])
+def test_conceptual_captions_in_webdataset_form(tmp_path, run_command, metadata):
+    """Keys are ids; of a caption that img2dataset left empty, the json has the text."""
+    captions = {"000000000": "a river has burst it 's banks", "000000003": "naïve\ncafé", "000010000": ""}
+    folder = tmp_path / "cc3m"
+    folder.mkdir()
+    for number, keys in enumerate((("000000000", "000000003"), ("000010000",))):
+        write_webdataset(folder / f"{number:05d}.tar", {key: captions[key] for key in keys}, metadata)
+        (folder / f"{number:05d}.parquet").write_bytes(b"PAR1")
+        (folder / f"{number:05d}_stats.json").write_text('{"count": 3, "successes": 2}')
+    flags = ("--regions", 5, "--words", 4)
+    for given, out in ((folder, "a"), (folder / "{00000..00001}.tar", "b")):
+        status, said, err = run_command("shards.extract", given, "--out", tmp_path / out, *flags)
+        assert status == 0, err
+        assert f"3 images, {3 if metadata else 2} with captions, in 2 shards\n" in said
+        dataset = open_dataset(str(tmp_path / out))
+        assert [RegionReader(dataset)[n].info["id"] for n in range(3)] == list(captions)
+        last = ("json 000010000",) if metadata else ()
+        assert list(read_captions(dataset)) == [("a river has burst it 's banks",), ("naïve café",), last]
+    write_webdataset(folder / "validation.tar", {"000000000": "of another part"}, metadata)
+    status, _, err = run_command("shards.extract", folder, "--out", tmp_path / "c", *flags)
+    assert status == 2 and "validation.tar#000000000.jpg" in err
 
 
 def as_of_version_1(folder):

@@ -220,7 +220,7 @@ def test_the_doctor(world, published, tmp_path, run_command):
     assert status == 1, err
     assert "7 of 12 tasks are ready" in said
     for line in (
-        f"no folder {data}/nlvr2: it should contain train.json, dev.json, test1.json",
+        f"no folder {data}/nlvr2: it should contain the official files of NLVR2",
         "trainval: ",
         "not found: guesswhat.test.jsonl",
         "finetune.given_boxes --task guesswhat",
