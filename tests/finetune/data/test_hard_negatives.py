@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from finetune.annotations.example import Example
 from finetune.config import RANKED_CAPTIONS
 from finetune.data import hard_negatives
-from finetune.data.hard_negatives import Options, nearest_images
+from finetune.data.hard_negatives import Options, mean_features, nearest_images
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData
@@ -36,8 +37,14 @@ from shards.common.errors import UserError
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(2, 40), st.integers(1, 50), st.integers(0, 10_000))
-def test_the_nearest_are_those_of_a_plain_search(count, wanted, seed):
+@given(st.integers(2, 40), st.integers(1, 50), st.integers(0, 10_000), st.sampled_from([1, 90, 1 << 25]))
+def test_the_nearest_are_those_of_a_plain_search(count, wanted, seed, block):
+    """In blocks of one row, of a few rows, and of all."""
+    with mock.patch.object(hard_negatives, "BLOCK", block):
+        compare_with_a_plain_search(count, wanted, seed)
+
+
+def compare_with_a_plain_search(count, wanted, seed):
     means = np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
     found = nearest_images(means, wanted)
     assert found.shape == (count, min(wanted, count - 1))
@@ -107,6 +114,21 @@ def test_nearest_images_are_searched_once_per_regions_and_images(tmp_path, regio
     assert other.numbers == regions.numbers
     means = np.stack([other[image].features.astype(np.float32).mean(0) for image in first.images])
     assert np.array_equal(options_of(examples, other, 0).nearest, search(means)) and calls == [5, 13]
+
+
+def test_mean_features_are_in_the_order_of_the_images_whatever_the_order_of_reading(regions, monkeypatch, capsys):
+    images = list(reversed(regions.numbers))
+    read = []
+    monkeypatch.setattr(Regions, "__getitem__", lambda of, image: read.append(image) or of.reader[of.numbers[image]])
+    means = mean_features(regions, images)
+    assert read == list(regions.numbers) and "images" not in capsys.readouterr().err
+    for image, mean in zip(images, means, strict=True):
+        np.testing.assert_allclose(mean, regions[image].features.astype(float).mean(0), atol=1e-6)
+    monkeypatch.setattr(hard_negatives, "WORTH_A_BAR", 2)
+    assert np.array_equal(mean_features(regions, images), means)
+    nearest_images(means)
+    shown = capsys.readouterr().err
+    assert "mean features: 100%" in shown and "nearest images: 100%" in shown and "13/13" in shown
 
 
 def test_one_image_has_nothing_to_be_told_from(regions, examples):
