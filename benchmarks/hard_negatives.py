@@ -52,8 +52,8 @@ def image_by_image(means: np.ndarray, count: int) -> np.ndarray:
 
 def run(config: Config) -> None:
     rng = np.random.default_rng(0)
-    # Mean features are not negative and vary between images by less than their size.
-    means = rng.random((1, WIDTH), np.float32) + 0.3 * rng.random((config.images, WIDTH), np.float32)
+    means = rng.random((config.images, WIDTH), np.float32)
+    means -= means.mean(0)
     before, began = peak(), time.perf_counter()
     found = np.concatenate(list(neighbours(means, NEAREST, config.searched)))
     seconds = (time.perf_counter() - began) / len(found)

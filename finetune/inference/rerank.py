@@ -52,11 +52,14 @@ def reranked_scores(
     if ranks.first:
         scores = similarities + NOT_SCORED
         scores[tuple(chosen.T)] = 0
-    first, last = share(len(chosen), ranks.count, ranks.rank)
-    for begin in range(first, last, batch_size):
-        part = chosen[begin : min(begin + batch_size, last)]
-        scores[tuple(part.T)] = _score(work, collator, part, states, mask, device).double().cpu().numpy()
-        progress(begin + len(part) - first, last - first)
+    parts = list(batches(len(chosen), batch_size))  # the same for any number of ranks
+    mine = parts[slice(*share(len(parts), ranks.count, ranks.rank))]
+    done, total = 0, sum(map(len, mine))
+    for part in mine:
+        pairs = chosen[part]
+        scores[tuple(pairs.T)] = _score(work, collator, pairs, states, mask, device).double().cpu().numpy()
+        done += len(pairs)
+        progress(done, total)
     return scores
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -122,8 +123,8 @@ def test_mean_features_are_in_the_order_of_the_images_whatever_the_order_of_read
     monkeypatch.setattr(Regions, "__getitem__", lambda of, image: read.append(image) or of.reader[of.numbers[image]])
     means = mean_features(regions, images)
     assert read == list(regions.numbers) and "images" not in capsys.readouterr().err
-    for image, mean in zip(images, means, strict=True):
-        np.testing.assert_allclose(mean, regions[image].features.astype(float).mean(0), atol=1e-6)
+    expected = np.stack([regions[image].features.astype(float).mean(0) for image in images])
+    np.testing.assert_allclose(means, expected - expected.mean(0), atol=1e-6)
     monkeypatch.setattr(hard_negatives, "WORTH_A_BAR", 2)
     assert np.array_equal(mean_features(regions, images), means)
     nearest_images(means)
@@ -151,17 +152,24 @@ def make_work(examples, regions, precision="float32", contrastive_size=0, **opti
 @pytest.mark.parametrize("contrastive_size", [0, 16])
 @torch.no_grad()
 def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples, contrastive_size):
-    """Captions of different lengths, a batch size that divides nothing, images with 1 to 6 regions."""
+    """Captions of different lengths, images with 1 to 6 regions; passes of 4 captions with an image, which divide
+    nothing, and of all captions with one, two and all images."""
     work, collator = make_work(examples, regions, contrastive_size=contrastive_size)
-    scores = retrieval_scores(work, collator, 4, ALONE, torch.device("cpu"))
     images = list(dict.fromkeys(example.images[0] for example in examples))
+    expected = np.empty((len(examples), len(images)))
     for place, image in enumerate(images):
         pairs = [Example(e.id, e.text, (image,)) for e in examples]
         alone = make_work(examples, regions)[1]
         one = TaskCollator(collator.task, pairs, regions, alone.tokenizer, alone.limits)
-        expected = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
-        np.testing.assert_allclose(scores[:, place], expected, atol=1e-5 if contrastive_size else 2e-6)
-    assert np.unique(scores.round(5)).size > 100
+        expected[:, place] = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
+    assert np.unique(expected.round(5)).size > 100
+    for batch_size in (4, 27, 60, 1000):
+        done = []
+        progress = lambda *of, done=done: done.append(of)  # noqa: E731
+        scores = retrieval_scores(work, collator, batch_size, ALONE, torch.device("cpu"), progress)
+        np.testing.assert_allclose(scores, expected, atol=1e-5 if contrastive_size else 2e-6)
+        assert len(done) == {4: 13 * 7, 27: 13, 60: 7, 1000: 1}[batch_size]
+        assert done[-1] == (27 * 13, 27 * 13) and all(one < other for (one, _), (other, _) in pairwise(done))
 
 
 def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(regions, examples):
@@ -202,12 +210,16 @@ def test_the_model_is_told_the_task_by_its_token(regions, examples):
     assert not any(torch.allclose(scores[n], scores[n - 1], atol=1e-5) for n in range(3))
 
 
+@pytest.mark.parametrize("batch_size", [8, 60])
 @torch.no_grad()
-def test_ranks_divide_the_images(regions, examples):
+def test_ranks_divide_the_images(regions, examples, batch_size):
     work, collator = make_work(examples, regions)
-    whole = retrieval_scores(work, collator, 8, ALONE, torch.device("cpu"))
-    parts = [retrieval_scores(work, collator, 8, Ranks(n, 3, n), torch.device("cpu")) for n in range(3)]
-    np.testing.assert_array_equal(sum(parts), whole)
+    whole = retrieval_scores(work, collator, batch_size, ALONE, torch.device("cpu"))
+    for count in (2, 3, 20):
+        ranks = [Ranks(n, count, n) for n in range(count)]
+        parts = [retrieval_scores(work, collator, batch_size, of, torch.device("cpu")) for of in ranks]
+        np.testing.assert_array_equal(sum(parts), whole)
+        assert sum(part.any() for part in parts) == min(count, 13 if batch_size == 8 else 7)
 
 
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
