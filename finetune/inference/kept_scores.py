@@ -105,9 +105,10 @@ class KeptScores:
 
 def ranked(work: TaskPass, collator: TaskCollator, batch_size: int) -> dict[str, Any]:
     """What the scores depend on."""
-    weights = hashlib.sha256()
-    for tensor in work.model.state_dict().values():
-        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    weights, model = hashlib.sha256(), work.model  # heads of other tasks may be random
+    for part in (model.encoder, model.heads[work.task.head.layer_name]):
+        for tensor in part.state_dict().values():
+            weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return {
         "weights": weights.hexdigest(),
         "examples": collator.examples.digest(),

@@ -18,6 +18,7 @@ from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
 NOT_SCORED = -1e6  # added to the similarity of the other pairs, which keep their order below all scored ones
+AT_ONCE = 1024  # captions or images whose similarities are ordered at a time, so that 25,000 x 5,000 fit in memory
 
 
 def reranked_scores(
@@ -66,10 +67,10 @@ def reranked_scores(
 def most_similar(similarities: np.ndarray, count: int) -> np.ndarray:
     """bool (captions, images): the `count` most similar images of each caption, and captions of each image."""
     chosen = np.zeros(similarities.shape, bool)
-    for axis in (0, 1):
-        most = min(count, similarities.shape[axis])
-        rows = np.argpartition(-similarities, most - 1, axis).take(range(most), axis)
-        np.put_along_axis(chosen, rows, True, axis)
+    for values, marks in ((similarities, chosen), (similarities.T, chosen.T)):
+        most = min(count, values.shape[1])
+        for rows in batches(len(values), AT_ONCE):
+            marks[rows[:, None], np.argpartition(-values[rows], most - 1, 1)[:, :most]] = True
     return chosen
 
 

@@ -29,6 +29,7 @@ from finetune.prepared.packed_examples import PackedExamples
 from finetune.tasks import find_task
 from finetune.training.task_validation import four_way_right, validation_of
 from pretrain.data.collate import Limits
+from pretrain.models import packing
 from pretrain.models.contrastive import TEMPERATURE
 from pretrain.models.model_config import TINY
 from pretrain.models.precision import Precision
@@ -149,11 +150,13 @@ def make_work(examples, regions, precision="float32", contrastive_size=0, **opti
     return TaskPass(model, task, Precision(precision, torch.device("cpu")), task.token), collator
 
 
-@pytest.mark.parametrize("contrastive_size", [0, 16])
+@pytest.mark.parametrize(("contrastive_size", "on_rows"), [(0, False), (16, False), (0, True)])
 @torch.no_grad()
-def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples, contrastive_size):
+def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(
+    regions, examples, contrastive_size, on_rows, monkeypatch
+):
     """Captions of different lengths, images with 1 to 6 regions; passes of 4 captions with an image, which divide
-    nothing, and of all captions with one, two and all images."""
+    nothing, and of all captions with one, two and all images; attention on padded and (as on a GPU) on packed rows."""
     work, collator = make_work(examples, regions, contrastive_size=contrastive_size)
     images = list(dict.fromkeys(example.images[0] for example in examples))
     expected = np.empty((len(examples), len(images)))
@@ -163,6 +166,7 @@ def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples,
         one = TaskCollator(collator.task, pairs, regions, alone.tokenizer, alone.limits)
         expected[:, place] = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
     assert np.unique(expected.round(5)).size > 100
+    monkeypatch.setattr(packing, "runs_on", lambda device: on_rows)
     for batch_size in (4, 27, 60, 1000):
         done = []
         progress = lambda *of, done=done: done.append(of)  # noqa: E731

@@ -1,11 +1,13 @@
 """An interrupted ranking continues where it was, on any number of ranks, and only with the same model and data."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from data_sets import make_dataset
+from launching import run_ranks
 
 from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig
@@ -164,17 +166,18 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(opened, expected, place):
 
 
 def test_the_command_continues(pretrained, world, tmp_path, run_command):
-    """Zero-shot retrieval."""
-    config = EvaluateConfig(str(pretrained), str(world), task="flickr_retrieval", split="test", batch_size=BATCH)
-    flags = ("--run", pretrained, "--data", world, "--task", config.task, "--split", config.split)
-    flags = list(map(str, (*flags, "--batch_size", BATCH, "--workers", 0, "--scores")))
+    """Zero-shot retrieval, interrupted on one rank and finished on two."""
+    run, data, task = str(pretrained), str(world), "flickr_retrieval"
+    config = EvaluateConfig(run=run, data=data, task=task, split="test", batch_size=BATCH, device="cpu")
+    flags = ("--run", run, "--data", data, "--task", task, "--split", "test", "--batch_size", BATCH, "--device", "cpu")
     plain, place = tmp_path / "plain.json", tmp_path / "scores.json"
-    assert run_command("finetune.evaluate", *flags, str(plain))[0] == 0
-    opened = load(config, find_task(config.task))
+    assert run_command("finetune.evaluate", *map(str, (*flags, "--scores", plain)))[0] == 0
+    opened = load(config, find_task(task))
     with pytest.raises(KeyboardInterrupt):
         rank(opened, place, after=0.5)
     done = len(KeptScores(place, *opened, BATCH, ALONE).done)
-    status, out, err = run_command("finetune.evaluate", *flags, str(place))
+    (status, out, err), _ = run_ranks(2, *flags, "--scores", place, script=("-m", "finetune.evaluate"))
     assert status == 0 and f"test: {done} blocks of images are kept from an earlier start" in out, err
-    assert plain.read_text() == place.read_text()
+    found = [json.loads(path.read_text()) for path in (plain, place)]
+    assert found[0].pop("made") and found[1].pop("made") and found[0] == found[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.json", "scores.json"]
