@@ -89,7 +89,7 @@ def _merged(path: Path, shards: Sequence[Shard]) -> np.ndarray:
             widths = (found.dtype[name].itemsize for name in ("key", "id"))
             with whole_file(path) as file:
                 file.write(_START.pack(MAGIC, digest, *widths))
-                file.write(memoryview(found.view(np.uint8)))
+                file.write(found.view(np.uint8).data)
             mapped = _mapped(path, digest, count)  # its pages are shared, those of `found` are not
             found = found if mapped is None else mapped
     return found
