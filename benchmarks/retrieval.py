@@ -4,17 +4,24 @@
 
 Both use the base model with random weights, and the same captions and images of 36 regions. The reference
 implementation runs the whole model for one caption with all images at a time; ours computes the text layers below the
-first co-attention layer once per caption, and the image embedding once per image. The scores are compared too.
+first co-attention layer once per caption, and the image embedding once per image. "One image per pass" is ours with
+passes of all captions and a single image, as before passes had several images if there are few captions. The scores
+are compared too.
+
+At the end, the time for COCO 5K (25,000 captions, 5,000 images) on one GPU is computed, not measured: operations per
+pair x pairs / operations per second of the training step in a GPU record, without CUDA graph, as in evaluation.
 """
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import print_table, time_in_turn
 from finetune.data.task_collate import TaskCollator
@@ -35,6 +42,7 @@ from shards.common.dist_info import ALONE
 from shards.storage.sample import Sample
 
 REGIONS = 36
+COCO_5K = 25_000 * 5_000  # pairs
 
 
 @dataclass
@@ -44,6 +52,8 @@ class Config:
     images: int = flag(8, "number of images to rank", low=1)
     captions: int = flag(40, "number of captions to rank them for", low=1)
     repeats: int = flag(3, "measurements of each variant", low=1)
+    batch_size: int = flag(64, "pairs per pass", low=1)
+    record: str = flag("benchmarks/records/h100-2026-11-26.jsonl", "GPU record for the computed time")
     precision: str = flag("float32", "precision of matrix products", choices=PRECISIONS)
     device: str = flag("auto", "device; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
@@ -79,20 +89,52 @@ def as_published(work: TaskPass, collator: TaskCollator) -> np.ndarray:
 
 
 @torch.no_grad()
-def ours(work: TaskPass, collator: TaskCollator) -> np.ndarray:
-    return retrieval_scores(work, collator, 64, ALONE, work.precision.device)
+def ours(work: TaskPass, collator: TaskCollator, batch_size: int) -> np.ndarray:
+    return retrieval_scores(work, collator, batch_size, ALONE, work.precision.device)
+
+
+def gflop_per_pair(work: TaskPass, collator: TaskCollator) -> float:
+    """Operations of a pair after those of its caption alone: by what two images need more than one."""
+    counts = []
+    for images in (1, 2):
+        examples = [replace(example, images=(str(n % images),)) for n, example in enumerate(collator.examples)]
+        with FlopCounterMode(display=False) as counter:
+            ours(work, replace(collator, examples=examples), 64)
+        counts.append(counter.get_total_flops())
+    return (counts[1] - counts[0]) / len(collator.examples) / 1e9
+
+
+def print_computed_time(path: Path, gflop: float) -> None:
+    """The time of a ranking at the operations per second of the last eager training step of 512 pairs in a record."""
+    steps = map(json.loads, path.read_text().splitlines())
+    step = [step for step in steps if step["stage"] == "step" and (step["way"], step["batch_size"]) == ("eager", 512)][
+        -1
+    ]
+    rate = step["gflop_per_pair"] * step["pairs_per_second"]
+    print(
+        f"COCO 5K, computed and not measured: {COCO_5K:,} pairs x {gflop:.2f} GFLOP at {rate / 1e3:.0f} TFLOP/s "
+        f"({step['device']}, eager training step) = {COCO_5K * gflop / rate / 3600:.1f} h, {rate / gflop:,.0f} pairs/s"
+    )
 
 
 def run(config: Config) -> None:
     work, collator = make_work(config)
-    ways = {"whole passes": as_published, "ours": ours}
-    found = {name: way(work, collator) for name, way in ways.items()}
-    seconds = time_in_turn({n: lambda way=way: way(work, collator) for n, way in ways.items()}, config.repeats, 0)
+    ways = {
+        "whole passes": lambda: as_published(work, collator),
+        "ours": lambda: ours(work, collator, config.batch_size),
+    }
+    if config.captions < config.batch_size:
+        ways["ours, one image per pass"] = lambda: ours(work, collator, config.captions)
+    found = {name: way() for name, way in ways.items()}
+    seconds = time_in_turn(ways, config.repeats, 0)
     where = f"{config.precision} on {work.precision.device}"
     print(f"base, {config.captions} captions x {config.images} images of {REGIONS} regions, {where}")
-    print_table(seconds, "whole passes")
+    print_table(seconds, "whole passes", config.captions * config.images * 1e-3, "ms/pair")
+    for name, value in seconds.items():
+        print(f"{name:<24} {config.captions * config.images / value:8.1f} pairs/s")
     difference = np.abs(found["ours"] - found["whole passes"]).max()
     print(f"largest difference of a score: {difference:.1e} (scores vary by {found['ours'].std():.1e})")
+    print_computed_time(Path(config.record), gflop_per_pair(work, collator))
 
 
 if __name__ == "__main__":

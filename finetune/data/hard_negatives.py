@@ -1,6 +1,7 @@
 """Negatives of retrieval training: a 4-way choice per caption, with one hard negative."""
 
 import hashlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from shards.common.random_purposes import EpochPurpose
 from shards.storage.dataset import fingerprint
 
 NEAREST = 100  # nearest images from which a hard negative is drawn
-BLOCK = 1024  # rows of the distance matrix at a time
-WORTH_A_BAR = 20  # blocks from which a progress bar is shown
+BLOCK = 1 << 25  # distances at a time: 128 MB, and 256 MB while they are ordered
+WORTH_A_BAR = 10_000  # images from which progress bars are shown
 
 
 def nearest_images(means: np.ndarray, count: int = NEAREST) -> np.ndarray:
@@ -28,21 +29,51 @@ def nearest_images(means: np.ndarray, count: int = NEAREST) -> np.ndarray:
         count: number of neighbours k; at most n - 1.
 
     Returns:
-        int64 (n, k): the nearest other images of each image, nearest first.
+        int32 (n, k): the nearest other images of each image, nearest first.
     """
-    means = np.asarray(means, np.float32)
-    squares = (means * means).sum(1)
     count = min(count, len(means) - 1)
-    found = np.empty((len(means), count), np.int64)
-    blocks = range(0, len(means), BLOCK)
-    for begin in progress_bar(blocks, unit=" blocks", desc="nearest images", disable=len(blocks) < WORTH_A_BAR):
-        rows = slice(begin, begin + BLOCK)
-        distances = squares[rows, None] + squares - 2 * (means[rows] @ means.T)
-        distances[np.arange(len(distances)), np.arange(begin, begin + len(distances))] = np.inf
+    found, done = np.empty((len(means), count), np.int32), 0
+    with _bar(total=len(means), desc="nearest images") as bar:
+        for block in neighbours(means, count, len(means)):
+            found[done : done + len(block)] = block
+            done += len(block)
+            bar.update(len(block))
+    return found
+
+
+def neighbours(means: np.ndarray, count: int, searched: int) -> Iterator[np.ndarray]:
+    """Yields the nearest images of the first `searched` images in blocks of rows, int64 (rows, count)."""
+    means = np.asarray(means, np.float32)
+    squares, rows = np.einsum("ij,ij->i", means, means), max(1, BLOCK // len(means))
+    for begin in range(0, searched, rows):
+        part = means[begin : min(begin + rows, searched)]
+        # Squared distances but for the square of the row's own image, which does not change the order in its row.
+        distances = part @ means.T
+        distances *= -2
+        distances += squares
+        distances[np.arange(len(part)), np.arange(begin, begin + len(part))] = np.inf
         near = np.argpartition(distances, count - 1, 1)[:, :count]
         order = np.take_along_axis(distances, near, 1).argsort(1, kind="stable")
-        found[rows] = np.take_along_axis(near, order, 1)
-    return found
+        yield np.take_along_axis(near, order, 1)
+
+
+def mean_features(regions: Regions, images: list[str]) -> np.ndarray:
+    """float32 (n, D): the mean of the region features of each image, relative to the mean of these.
+
+    The common mean changes no distance; without it, float32 rounds less. Images are read in the order of the shards.
+    """
+    means = np.empty((len(images), regions.dataset.feature_size), np.float32)
+    order = np.argsort([regions.numbers[image] for image in images])
+    with _bar(total=len(images), desc="mean features") as bar:
+        for place in order.tolist():
+            means[place] = regions[images[place]].features.mean(0, dtype=np.float32)
+            bar.update()
+    means -= means.mean(0)
+    return means
+
+
+def _bar(total: int, desc: str):
+    return progress_bar(total=total, unit=" images", desc=desc, disable=total < WORTH_A_BAR)
 
 
 class Options:
@@ -66,8 +97,7 @@ class Options:
         self.nearest = found["nearest"].reshape(len(self.images), -1)
 
     def _nearest(self, regions: Regions) -> dict[str, np.ndarray]:
-        means = np.stack([regions[image].features.astype(np.float32).mean(0) for image in self.images])
-        return {"nearest": nearest_images(means).astype(np.int32).ravel()}
+        return {"nearest": nearest_images(mean_features(regions, self.images)).ravel()}
 
     def draw(self, epoch: int, number: int) -> tuple[int, str, int]:
         """(number of the example with the random caption, the random image, number of the example with the hard

@@ -5,15 +5,18 @@ These layers are computed once per caption and per image, and only the rest for 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
+from finetune.inference.kept_scores import KeptScores
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
-from pretrain.models.packing import Layout
+from pretrain.models.packing import Layout, lay_out
 from pretrain.models.vilbert import StreamStates
 from shards.common.dist_info import Ranks
 
@@ -24,25 +27,76 @@ def silent(done: int, total: int) -> None:
     """Reports no progress."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Hidden states of some captions or images before the first co-attention layer.
+
+    Attributes:
+        states: packed or padded, as in the layout.
+        count: number of valid positions; known without waiting for the device.
+    """
+
+    states: Tensor
+    layout: Layout
+    count: int
+
+    @classmethod
+    def of(cls, states: Tensor, layout: Layout) -> "Rows":
+        return cls(states, layout, int(layout.mask.sum()))
+
+    def repeated(self, times: int, each: bool) -> tuple[Tensor, Layout]:
+        """Every sequence `times` times, in succession (each) or one round of all after the other."""
+        if times == 1:
+            return self.states, self.layout
+        mask, states = self.layout.mask, self.layout.pad(self.states)
+        if each:
+            mask, states = mask.repeat_interleave(times, 0), states.repeat_interleave(times, 0)
+        else:
+            mask, states = mask.repeat(times, 1), states.repeat(times, 1, 1)
+        layout = lay_out(mask, self.count * times)
+        return layout.pack(states), layout
+
+
 def retrieval_scores(
-    work: TaskPass, collator: TaskCollator, batch_size: int, ranks: Ranks, device, progress: Progress = silent
+    work: TaskPass,
+    collator: TaskCollator,
+    batch_size: int,
+    ranks: Ranks,
+    device,
+    progress: Progress = silent,
+    kept: KeptScores | None = None,
 ) -> np.ndarray:
     """The scores of all captions with this rank's share of the images.
 
-    Args: see predictions.predict. progress is called after each image.
+    A pass of the model has up to batch_size pairs: a batch of captions with one image or, if there are fewer captions,
+    with several. The passes are the same for any number of ranks, and so are the scores.
+
+    Args: see predictions.predict. progress is called after each pass with the number of pairs.
 
     Returns:
         float64 (captions, images), images in order of first appearance; zeros for the images of other ranks.
     """
-    captions = first_captions(collator.examples)
-    scores = np.zeros((len(collator.examples), len(captions)))
-    texts = [text_states(work, collator, part, device) for part in batches(len(collator.examples), batch_size)]
-    first, last = share(len(captions), ranks.count, ranks.rank)
-    for place in range(first, last):
-        image = _image(work, collator, captions[place], device)
-        found = [_pairs(work, text, image).double().cpu().numpy() for text in texts]
-        scores[:, place] = np.concatenate(found)
-        progress(place + 1 - first, last - first)
+    captions, count = np.array(first_captions(collator.examples)), len(collator.examples)
+    scores = np.zeros((count, len(captions)))
+    blocks = list(batches(len(captions), max(1, batch_size // count)))
+    if kept:
+        kept.fill(scores, blocks)
+    waiting = sorted(set(range(len(blocks))) - set(kept.done if kept else ()))
+    mine = waiting[slice(*share(len(waiting), ranks.count, ranks.rank))]
+    texts = [Rows.of(*text_states(work, collator, part, device)) for part in batches(count, batch_size) if mine]
+    done, total = 0, count * sum(len(blocks[number]) for number in mine)
+    for number in mine:
+        block, found = blocks[number], []
+        images = Rows.of(*_image_states(work, collator, captions[block], device))
+        for text in texts:
+            found.append(_pairs(work, text, images))
+            done += found[-1].numel()
+            progress(done, total)
+        scores[:, block] = torch.cat(found).double().cpu().numpy()
+        if kept:
+            kept.add(number, scores[:, block])
+    if kept:
+        kept.close()
     return scores
 
 
@@ -66,17 +120,17 @@ def text_states(work: TaskPass, collator: TaskCollator, captions: np.ndarray, de
         return work.model.encode_text_alone(inputs)
 
 
-def _image(work: TaskPass, collator: TaskCollator, number: int, device) -> tuple[Tensor, Layout]:
-    """Hidden states (1, R, h) of an image before the first co-attention layer, with their layout (no padding)."""
-    inputs = work.inputs(collator(0, np.array([number])).to(device))
+def _image_states(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
+    """Hidden states of the images of some captions before the first co-attention layer, with their layout."""
+    inputs = work.inputs(collator(0, captions).to(device))
     with work.precision.autocast():
         return work.model.encode_image_alone(inputs)
 
 
-def _pairs(work: TaskPass, text: tuple[Tensor, Layout], image: tuple[Tensor, Layout]) -> Tensor:
-    """(captions,): the scores of a batch of captions with one image."""
-    size, model = len(text[1].mask), work.model
-    states, images = image[0].expand(size, -1, -1), Layout(image[1].mask.expand(size, -1))
+def _pairs(work: TaskPass, texts: Rows, images: Rows) -> Tensor:
+    """(captions, images): the scores of all pairs of some captions and images."""
+    counts = len(texts.layout.mask), len(images.layout.mask)
+    states = StreamStates(*texts.repeated(counts[1], each=False), *images.repeated(counts[0], each=True), None)
     with work.precision.autocast():
-        encoded = model.encoder.finish(StreamStates(*text, states, images, None))
-        return model.logits(encoded, None, work.task.head)
+        encoded = work.model.encoder.finish(states)
+        return work.model.logits(encoded, None, work.task.head).view(counts[::-1]).T

@@ -12,6 +12,7 @@ from finetune.config import TESTS, EvaluateConfig
 from finetune.data.regions import with_regions
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, breakdown_of, describe_scores, render_breakdown, score_task
+from finetune.inference.kept_scores import KeptScores
 from finetune.inference.model_loader import ModelLoader
 from finetune.inference.predictions import predict
 from finetune.inference.progress import TimeLeft
@@ -83,7 +84,8 @@ def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | N
     path = Path(config.scores or _scores_file(config, task, config.split))
     if public and ranks.first:
         _check_writable(path)
-    predictions = predict_split(config, work, collator, ranks)
+    kept = _kept_scores(config, path, work, collator, ranks)
+    predictions = predict_split(config, work, collator, ranks, kept)
     further = task.further_scores(task.folder(config.data), config.split, examples, predictions) if public else None
     further_scores = _score_further(config, further, work, collator, ranks) if further else {}
     if not ranks.first:
@@ -105,6 +107,8 @@ def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | N
         with whole_file(config.submission, "w", encoding="utf-8") as file:
             file.write(task.submission(examples, predictions))
         print(f"predictions: {config.submission}")
+    if kept:
+        kept.remove()
     return Evaluated(examples, predictions, score) if score else None
 
 
@@ -115,10 +119,26 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"{folder}: no permission to write the scores; give another place with --scores FILE")
 
 
-def predict_split(config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks):
+def _kept_scores(
+    config: EvaluateConfig, place: Path, work: TaskPass, collator: TaskCollator, ranks: Ranks
+) -> KeptScores | None:
+    """The scores of an interrupted ranking of all pairs of captions and images; None for other predictions."""
+    if not work.task.head.ranks_images or config.rerank:
+        return None
+    kept = KeptScores(place, work, collator, config.batch_size, ranks)
+    if kept.done:
+        ranks.log(
+            f"{work.task.title}, {config.split}: {len(kept.done)} blocks of images are kept from an earlier start"
+        )
+    return kept
+
+
+def predict_split(
+    config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks, kept: KeptScores | None = None
+):
     progress = TimeLeft(f"{work.task.title}, {config.split}", ranks.log)
     device = work.precision.device
-    return predict(work, collator, config.batch_size, config.workers, ranks, device, progress, config.rerank)
+    return predict(work, collator, config.batch_size, config.workers, ranks, device, progress, config.rerank, kept)
 
 
 def _score_further(

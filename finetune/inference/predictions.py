@@ -11,6 +11,7 @@ from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskBatch, TaskCollator
 from finetune.heads.grounding_head import image_size
 from finetune.inference.caption_image_scores import Progress, retrieval_scores, silent
+from finetune.inference.kept_scores import KeptScores
 from finetune.inference.rerank import reranked_scores
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
@@ -28,6 +29,7 @@ def predict(
     device,
     progress: Progress = silent,
     rerank: int | None = None,
+    kept: KeptScores | None = None,
 ):
     """Predicts all examples of the collator; the work is divided over the ranks and the result is the same on all.
 
@@ -38,8 +40,9 @@ def predict(
         workers: number of data workers.
         ranks: the processes.
         device: device of the model.
-        progress: called after each batch (or ranked image) of this rank with (done, total).
+        progress: called after each batch of this rank with (done, total), numbers of examples or of ranked pairs.
         rerank: retrieval only: number of candidates that the whole model scores (see rerank.py); None for all pairs.
+        kept: scores of an interrupted ranking of all pairs, which are not computed again; new ones are added.
 
     Returns:
         What the head returns (Head.official), such as answers as strings, boxes in pixels, or numbers of candidates or
@@ -50,7 +53,7 @@ def predict(
         score_candidates = partial(reranked_scores, work, collator, rerank, batch_size, ranks, device, progress)
         return predicted_on_all_ranks(work, score_candidates, ranks)
     if head.ranks_images:
-        rank_images = partial(retrieval_scores, work, collator, batch_size, ranks, device, progress)
+        rank_images = partial(retrieval_scores, work, collator, batch_size, ranks, device, progress, kept)
         return predicted_on_all_ranks(work, rank_images, ranks)
     choose = partial(_best, work, collator, batch_size, workers, ranks, device, progress)
     return head.official(predicted_on_all_ranks(work, choose, ranks), collator.vocabulary)

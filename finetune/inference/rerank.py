@@ -18,6 +18,7 @@ from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
 NOT_SCORED = -1e6  # added to the similarity of the other pairs, which keep their order below all scored ones
+AT_ONCE = 1024  # captions or images whose similarities are ordered at a time, so that 25,000 x 5,000 fit in memory
 
 
 def reranked_scores(
@@ -52,21 +53,24 @@ def reranked_scores(
     if ranks.first:
         scores = similarities + NOT_SCORED
         scores[tuple(chosen.T)] = 0
-    first, last = share(len(chosen), ranks.count, ranks.rank)
-    for begin in range(first, last, batch_size):
-        part = chosen[begin : min(begin + batch_size, last)]
-        scores[tuple(part.T)] = _score(work, collator, part, states, mask, device).double().cpu().numpy()
-        progress(begin + len(part) - first, last - first)
+    parts = list(batches(len(chosen), batch_size))  # the same for any number of ranks
+    mine = parts[slice(*share(len(parts), ranks.count, ranks.rank))]
+    done, total = 0, sum(map(len, mine))
+    for part in mine:
+        pairs = chosen[part]
+        scores[tuple(pairs.T)] = _score(work, collator, pairs, states, mask, device).double().cpu().numpy()
+        done += len(pairs)
+        progress(done, total)
     return scores
 
 
 def most_similar(similarities: np.ndarray, count: int) -> np.ndarray:
     """bool (captions, images): the `count` most similar images of each caption, and captions of each image."""
     chosen = np.zeros(similarities.shape, bool)
-    for axis in (0, 1):
-        most = min(count, similarities.shape[axis])
-        rows = np.argpartition(-similarities, most - 1, axis).take(range(most), axis)
-        np.put_along_axis(chosen, rows, True, axis)
+    for values, marks in ((similarities, chosen), (similarities.T, chosen.T)):
+        most = min(count, values.shape[1])
+        for rows in batches(len(values), AT_ONCE):
+            marks[rows[:, None], np.argpartition(-values[rows], most - 1, 1)[:, :most]] = True
     return chosen
 
 

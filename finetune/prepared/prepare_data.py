@@ -32,6 +32,7 @@ from shards.common.process_pool import advance, run_tasks
 FOLDER = "prepared"
 EXAMPLES, IMAGES, ANSWERS = "examples", "images", "answers"
 WORTH_PROCESSES = 1 << 26  # bytes of official files; fewer are read before other processes have started
+KEPT = 8  # files of a kind of computed arrays, see kept_arrays
 READERS = ("finetune/annotations", "finetune/metrics", "finetune/prepared", "shards/common", "shards/parsing")
 
 Arrays = dict[str, np.ndarray]
@@ -115,6 +116,9 @@ def open_examples(data, task: Task, split: str) -> PackedExamples:
 def kept_arrays(data, name: str, key: dict[str, str], compute: Callable[[], Arrays]) -> Arrays:
     """Arrays that are computed once and kept with the prepared data.
 
+    Of the files with the same suffix, only the KEPT that were used last are kept: every change of the training images
+    (another split, decontamination, --missing skip) makes another one.
+
     Args:
         data: data folder of all tasks.
         name: file name.
@@ -123,13 +127,20 @@ def kept_arrays(data, name: str, key: dict[str, str], compute: Callable[[], Arra
     """
 
     def loaded() -> MappedArrays | None:
-        found = (load(place / name, key, Path(data)) for place in places(data))
-        return next((mapped for mapped in found if mapped is not None), None)
+        for place in places(data):
+            if (mapped := load(place / name, key, Path(data))) is not None:
+                with contextlib.suppress(OSError):  # a folder of others
+                    os.utime(place / name)
+                return mapped
+        return None
 
     def make(place: Path | None) -> Arrays:
         arrays = compute()
         if place is not None:
             save(place / name, key, Path(data), SourceFiles(), arrays)
+            files = sorted(place.glob(f"*{Path(name).suffix}"), key=lambda path: path.stat().st_mtime_ns)
+            for path in files[:-KEPT]:
+                path.unlink()
         return arrays
 
     found = _load_or_make(data, loaded, make)

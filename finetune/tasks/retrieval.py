@@ -148,9 +148,9 @@ def image_ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
 def caption_ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     """int (images,): the rank of each image's best caption, the number of other images' captions with at least its
     score."""
-    mine = own[:, None] == np.arange(scores.shape[1])
-    best = np.where(mine, scores, -np.inf).max(0)
-    return ((scores >= best) & ~mine).sum(0)
+    best, mine = np.full(scores.shape[1], -np.inf), scores[np.arange(len(own)), own]
+    np.maximum.at(best, own, mine)
+    return (scores >= best).sum(0) - np.bincount(own[mine >= best[own]], minlength=len(best))
 
 
 _SETTINGS = {"group": "G2", "head": RetrievalHead(), "words": 30, "batch_size": 128, "lr": 2e-5}

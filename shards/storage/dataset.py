@@ -16,6 +16,7 @@ from shards.common.files import expand, read_json, whole_file, write_json
 from shards.common.folder_lock import LOCK
 from shards.common.untrusted_input import LARGEST, shown
 from shards.storage.index import ShardIndex, load_index
+from shards.storage.merged_index import load_rows
 from shards.storage.sample import KINDS, MEMBERS, SEVERAL, captions_of, read_npy
 from shards.storage.text_lists import TextLists
 
@@ -134,7 +135,10 @@ def _plan_of(described: object) -> object:
 def finish_dataset(
     folder: str | Path, paths: Sequence[str | Path], *, detector: str, num_classes: int, extra: dict[str, Any]
 ) -> Dataset:
-    """Writes captions.txt and dataset.json for the shards at `paths`, in that order, and removes the mark."""
+    """Writes captions.txt, dataset.json and, for many samples, dataset.index; then removes the mark.
+
+    paths: of the shards, in order.
+    """
     folder = Path(folder)
     dataset = _scan_dataset(paths, num_classes)
     dataset.detector, dataset.extra = detector, extra
@@ -146,6 +150,7 @@ def finish_dataset(
         del described["captioned"]
     for shard in described["shards"]:
         shard["path"] = Path(shard["path"]).name
+    load_rows(dataset.shards)  # writes the merged index of many samples
     write_json(folder / "dataset.json", described)
     (folder / UNFINISHED).unlink(missing_ok=True)
     return dataset

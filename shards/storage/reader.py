@@ -3,15 +3,15 @@
 import mmap
 import resource
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 import numpy as np
 
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
 from shards.storage.dataset import Dataset
-from shards.storage.index import load_index
+from shards.storage.merged_index import load_rows, text_of
 from shards.storage.sample import MEMBERS, Member, Sample, decode
 
 MAPS = (8, 128)  # minimum and maximum number of shards that a reader maps at a time
@@ -36,14 +36,8 @@ class RegionReader:
     def __init__(self, dataset: Dataset, maps: int | None = None):
         self.dataset = dataset
         self.maps = maps or _maps_at_once()
-        self.indexes = [load_index(shard.path) for shard in dataset.shards]
-        for shard, index in zip(dataset.shards, self.indexes, strict=True):
-            if shard.samples != len(index):
-                raise UserError(
-                    f"{shard.path}: contains {len(index)} samples, but {shard.samples} according to dataset.json; make "
-                    "or fetch it again"
-                )
-        self.ends = np.cumsum([len(index) for index in self.indexes])
+        self.rows = load_rows(dataset.shards)
+        self.ends = np.cumsum(dataset.counts)
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()  # most recently used last
         self._numbers: dict[str, int] | None = None
 
@@ -51,8 +45,9 @@ class RegionReader:
         """The number of samples."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": OrderedDict()}
+    def __reduce__(self) -> tuple[type["RegionReader"], tuple[Dataset, int]]:
+        """Another process maps the same files again."""
+        return RegionReader, (self.dataset, self.maps)
 
     def __getitem__(self, number: int) -> Sample:
         """The sample of a number, with read-only arrays.
@@ -64,11 +59,9 @@ class RegionReader:
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = self.shard_of(number)
-        index = self.indexes[shard]
-        row = number - int(self.ends[shard]) + len(index)
-        places = {name: place for name, place in zip(MEMBERS, index.members[row].tolist(), strict=True) if place[1]}
-        members = self._members(shard, places)
-        return decode(str(index.keys[row]), members, index.path)
+        row = self.rows[shard][number - int(self.ends[shard])]  # negative: from the end of the shard
+        places = {name: place for name, place in zip(MEMBERS, row["members"].tolist(), strict=True) if place[1]}
+        return decode(text_of(row["key"]), self._members(shard, places), self.dataset.shards[shard].path)
 
     def shard_of(self, number: int) -> int:
         """The number of the shard that contains a sample."""
@@ -76,7 +69,7 @@ class RegionReader:
 
     def _members(self, shard: int, places: dict[str, list[int]]) -> Mapping[str, Member]:
         """The members of a sample. places: (offset, size) of each in the shard."""
-        path = self.indexes[shard].path
+        path = self.dataset.shards[shard].path
         try:
             if shard in self._maps:
                 self._maps.move_to_end(shard)
@@ -106,15 +99,17 @@ class RegionReader:
 
     def plain_numbers(self) -> dict[str, int]:
         """Sample numbers by the id used in annotations (image_id.image_id)."""
-        ids = (image_id(image) for index in self.indexes for image in index.ids.tolist())
-        return {image: number for number, image in enumerate(ids)}
+        return {image_id(image): number for number, image in enumerate(self._ids())}
 
     def number_of(self, image: str) -> int:
         """The number of the sample with this image id; KeyError if it does not exist."""
         if self._numbers is None:
-            ids = (known for index in self.indexes for known in index.ids.tolist())
-            self._numbers = {known: number for number, known in enumerate(ids)}
+            self._numbers = {known: number for number, known in enumerate(self._ids())}
         return self._numbers[image]
+
+    def _ids(self) -> Iterator[str]:
+        """The image id of every sample."""
+        return (text_of(image) for rows in self.rows for image in rows["id"].tolist())
 
 
 def _maps_at_once() -> int:

@@ -2,7 +2,9 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from finetune.annotations.example import Example
 from finetune.config import RANKED_CAPTIONS
 from finetune.data import hard_negatives
-from finetune.data.hard_negatives import Options, nearest_images
+from finetune.data.hard_negatives import Options, mean_features, nearest_images
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData
@@ -27,6 +29,7 @@ from finetune.prepared.packed_examples import PackedExamples
 from finetune.tasks import find_task
 from finetune.training.task_validation import four_way_right, validation_of
 from pretrain.data.collate import Limits
+from pretrain.models import packing
 from pretrain.models.contrastive import TEMPERATURE
 from pretrain.models.model_config import TINY
 from pretrain.models.precision import Precision
@@ -36,8 +39,14 @@ from shards.common.errors import UserError
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(2, 40), st.integers(1, 50), st.integers(0, 10_000))
-def test_the_nearest_are_those_of_a_plain_search(count, wanted, seed):
+@given(st.integers(2, 40), st.integers(1, 50), st.integers(0, 10_000), st.sampled_from([1, 90, 1 << 25]))
+def test_the_nearest_are_those_of_a_plain_search(count, wanted, seed, block):
+    """In blocks of one row, of a few rows, and of all."""
+    with mock.patch.object(hard_negatives, "BLOCK", block):
+        compare_with_a_plain_search(count, wanted, seed)
+
+
+def compare_with_a_plain_search(count, wanted, seed):
     means = np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
     found = nearest_images(means, wanted)
     assert found.shape == (count, min(wanted, count - 1))
@@ -109,6 +118,21 @@ def test_nearest_images_are_searched_once_per_regions_and_images(tmp_path, regio
     assert np.array_equal(options_of(examples, other, 0).nearest, search(means)) and calls == [5, 13]
 
 
+def test_mean_features_are_in_the_order_of_the_images_whatever_the_order_of_reading(regions, monkeypatch, capsys):
+    images = list(reversed(regions.numbers))
+    read = []
+    monkeypatch.setattr(Regions, "__getitem__", lambda of, image: read.append(image) or of.reader[of.numbers[image]])
+    means = mean_features(regions, images)
+    assert read == list(regions.numbers) and "images" not in capsys.readouterr().err
+    expected = np.stack([regions[image].features.astype(float).mean(0) for image in images])
+    np.testing.assert_allclose(means, expected - expected.mean(0), atol=1e-6)
+    monkeypatch.setattr(hard_negatives, "WORTH_A_BAR", 2)
+    assert np.array_equal(mean_features(regions, images), means)
+    nearest_images(means)
+    shown = capsys.readouterr().err
+    assert "mean features: 100%" in shown and "nearest images: 100%" in shown and "13/13" in shown
+
+
 def test_one_image_has_nothing_to_be_told_from(regions, examples):
     with pytest.raises(UserError, match="retrieval needs examples of at least two images"):
         options_of(examples[:2], regions, 0)
@@ -126,20 +150,30 @@ def make_work(examples, regions, precision="float32", contrastive_size=0, **opti
     return TaskPass(model, task, Precision(precision, torch.device("cpu")), task.token), collator
 
 
-@pytest.mark.parametrize("contrastive_size", [0, 16])
+@pytest.mark.parametrize(("contrastive_size", "on_rows"), [(0, False), (16, False), (0, True)])
 @torch.no_grad()
-def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(regions, examples, contrastive_size):
-    """Captions of different lengths, a batch size that divides nothing, images with 1 to 6 regions."""
+def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(
+    regions, examples, contrastive_size, on_rows, monkeypatch
+):
+    """Captions of different lengths, images with 1 to 6 regions; passes of 4 captions with an image, which divide
+    nothing, and of all captions with one, two and all images; attention on padded and (as on a GPU) on packed rows."""
     work, collator = make_work(examples, regions, contrastive_size=contrastive_size)
-    scores = retrieval_scores(work, collator, 4, ALONE, torch.device("cpu"))
     images = list(dict.fromkeys(example.images[0] for example in examples))
+    expected = np.empty((len(examples), len(images)))
     for place, image in enumerate(images):
         pairs = [Example(e.id, e.text, (image,)) for e in examples]
         alone = make_work(examples, regions)[1]
         one = TaskCollator(collator.task, pairs, regions, alone.tokenizer, alone.limits)
-        expected = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
-        np.testing.assert_allclose(scores[:, place], expected, atol=1e-5 if contrastive_size else 2e-6)
-    assert np.unique(scores.round(5)).size > 100
+        expected[:, place] = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
+    assert np.unique(expected.round(5)).size > 100
+    monkeypatch.setattr(packing, "runs_on", lambda device: on_rows)
+    for batch_size in (4, 27, 60, 1000):
+        done = []
+        progress = lambda *of, done=done: done.append(of)  # noqa: E731
+        scores = retrieval_scores(work, collator, batch_size, ALONE, torch.device("cpu"), progress)
+        np.testing.assert_allclose(scores, expected, atol=1e-5 if contrastive_size else 2e-6)
+        assert len(done) == {4: 13 * 7, 27: 13, 60: 7, 1000: 1}[batch_size]
+        assert done[-1] == (27 * 13, 27 * 13) and all(one < other for (one, _), (other, _) in pairwise(done))
 
 
 def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(regions, examples):
@@ -180,12 +214,16 @@ def test_the_model_is_told_the_task_by_its_token(regions, examples):
     assert not any(torch.allclose(scores[n], scores[n - 1], atol=1e-5) for n in range(3))
 
 
+@pytest.mark.parametrize("batch_size", [8, 60])
 @torch.no_grad()
-def test_ranks_divide_the_images(regions, examples):
+def test_ranks_divide_the_images(regions, examples, batch_size):
     work, collator = make_work(examples, regions)
-    whole = retrieval_scores(work, collator, 8, ALONE, torch.device("cpu"))
-    parts = [retrieval_scores(work, collator, 8, Ranks(n, 3, n), torch.device("cpu")) for n in range(3)]
-    np.testing.assert_array_equal(sum(parts), whole)
+    whole = retrieval_scores(work, collator, batch_size, ALONE, torch.device("cpu"))
+    for count in (2, 3, 20):
+        ranks = [Ranks(n, count, n) for n in range(count)]
+        parts = [retrieval_scores(work, collator, batch_size, of, torch.device("cpu")) for of in ranks]
+        np.testing.assert_array_equal(sum(parts), whole)
+        assert sum(part.any() for part in parts) == min(count, 13 if batch_size == 8 else 7)
 
 
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):

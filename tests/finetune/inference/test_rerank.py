@@ -50,17 +50,16 @@ def test_candidates_have_the_scores_of_the_whole_model(contrastive, world):
     assert len(np.unique(other[~scored])) > 10, "the other pairs keep their order"
 
 
-def test_three_ranks_give_the_scores_of_one(contrastive, world, tmp_path):
+def test_several_ranks_give_the_scores_of_one(contrastive, world, tmp_path):
     flags = ("--run", contrastive, "--data", world, "--task", NAME, "--split", "train", "--workers", 0, "--rerank", 10)
     found = []
-    for count in (1, 3):
+    for count in (1, 2, 3):
         path = tmp_path / f"{count}.json"
         for status, _, err in run_ranks(count, *flags, "--scores", path, script=("-m", "finetune.evaluate")):
             assert status == 0, err
         found.append(json.loads(path.read_text()))
-    metrics = [f"{kind}@{k}" for kind in ("R", "TR") for k in (1, 5, 10)]
-    assert found[0]["rerank"] == 10
-    assert [found[0][name] for name in metrics] == pytest.approx([found[1][name] for name in metrics])
+        del found[-1]["made"]
+    assert found[0]["rerank"] == 10 and found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from finetune.prepared.prepare_data import (
     ANSWERS,
     EXAMPLES,
     IMAGES,
+    KEPT,
     Wanted,
     for_training,
+    kept_arrays,
     open_prepared,
     places,
     prepare,
@@ -404,3 +406,35 @@ def private() -> int:
     """Bytes of this process that it shares with no other, without pages of mapped files, which others may map."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
+
+
+def number_of(data, number: int, key: str = "") -> int:
+    """The content of a file of computed arrays, which is `number` if it has to be computed."""
+    arrays = kept_arrays(data, f"set-{number}.nearest", {"key": key}, lambda: {"number": np.array([number])})
+    return int(arrays["number"][0])
+
+
+def test_computed_arrays_that_were_not_used_lately_are_removed(data):
+    place = places(data)[0]
+    open_prepared(data, NLVR2)
+    for number in range(KEPT):
+        assert number_of(data, number) == number
+        os.utime(place / f"set-{number}.nearest", (number, number))
+    assert number_of(data, 0) == 0  # used, therefore the last that is removed
+    for number in range(KEPT, KEPT + 3):
+        number_of(data, number)
+    kept = {int(path.stem.removeprefix("set-")) for path in place.glob("*.nearest")}
+    assert kept == {0, *range(4, KEPT + 3)}
+    assert NLVR2.file(place).exists()
+
+
+def test_an_interrupted_computation_leaves_no_file(data):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept_arrays(data, "set.nearest", {}, interrupted)
+    place = places(data)[0]
+    assert not place.exists() or not [path for path in place.iterdir() if "nearest" in path.name]
+    assert kept_arrays(data, "set.nearest", {}, lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+    kept_arrays(data, "set.nearest", {}, interrupted)  # found

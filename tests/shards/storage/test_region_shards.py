@@ -87,7 +87,7 @@ def test_foreign_tars_are_scanned_once_and_give_the_same(tmp_path):
     assert (dataset.feature_size, dataset.num_classes, dataset.captions) == (12, 9, 12)
     assert read_captions(dataset) == [s.captions for s in make_samples(7, seed=0) + make_samples(5, seed=1)]
     assert index_path(dataset.shards[0].path).exists()
-    assert np.array_equal(load_index(known.shards[1].path).members, RegionReader(dataset).indexes[1].members)
+    assert np.array_equal(load_index(known.shards[1].path).members, RegionReader(dataset).rows[1]["members"])
 
 
 def test_part_of_a_data_set_has_the_captions_of_that_part(tmp_path):
