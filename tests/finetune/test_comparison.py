@@ -146,7 +146,7 @@ def test_tabs_show_the_cards_of_an_outcome(page, look):
     figure = opened.locator("figure:visible").first
     assert figure.locator("section").count() == 2 and figure.locator("rect.meant").count() == 1
     assert figure.locator("rect.chosen").count() == 2 and figure.locator("rect.chosen.other").count() == 1
-    assert opened.problems == []
+    assert opened.problems == [] and opened.excess_on_a_phone() == 0
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_point_shows_its_caption_its_image_and_the_line_between(plane, look):
     before = opened.locator(".point.text").first.get_attribute("x")
     opened.select_option("#view", "1")
     assert opened.locator(".point.text").first.get_attribute("x") != before
-    assert opened.problems == []
+    assert opened.problems == [] and opened.excess_on_a_phone() == 0
 
 
 @pytest.mark.parametrize(

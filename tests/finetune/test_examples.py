@@ -102,7 +102,7 @@ def test_filters(page, look):
     opened.select_option("#right", "")
     opened.fill("#search", cards[0]["text"].upper())
     assert opened.locator("figure:visible").count() == sum(card["text"] == cards[0]["text"] for card in cards)
-    assert opened.problems == []
+    assert opened.problems == [] and opened.excess_on_a_phone() == 0
 
 
 def test_boxes_lie_where_they_should(page, look):
