@@ -1,18 +1,19 @@
-"""python -m finetune.examples --run RUN --task T: a page of correct and wrong predictions (figures 8 and 9)."""
+"""python -m finetune.examples --run RUN [--compare RUN]: correct and wrong predictions (figures 8 and 9)."""
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config import EvaluateConfig, WeightsFlags, check_answer_files
-from finetune.inference.judged_examples import RIGHT, choose, judge, load_examples
+from finetune.inference.argument_errors import naming_flag
+from finetune.inference.judged_pairs import COMPARE, TwoRuns, tasks_of_both
 from finetune.inference.model_loader import ModelLoader
-from finetune.pages.example_page import attention_of, card_of, write_examples
+from finetune.pages.comparison_page import compare_task, write_comparison
+from finetune.pages.example_page import judge_task, write_examples
 from finetune.run_dirs.init_weights import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
 from finetune.tasks import add_task_files_of, choose_tasks
 from shards.common.cli import command, flag
-from shards.common.files import whole_file
 from shards.common.folder_lock import locked_folder
 
 
@@ -20,57 +21,60 @@ from shards.common.folder_lock import locked_folder
 class ExamplesConfig(WeightsFlags):
     """Flags of finetune.examples."""
 
-    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run")
+    compare: str | None = flag(None, "a second run, B, with which --run, A, is compared", unset="none", model=True)
+    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run, or of both runs")
     split: str | None = flag(None, "split to predict", unset="each task's validation split")
     examples: int = flag(1000, "number of examples that are predicted, the first of the split", low=1)
-    count: int = flag(20, "number of wrong predictions per task, the most confident ones, and of correct ones", low=1)
+    count: int = flag(20, "examples per task of each kind: wrong (the most confident ones), correct", low=1)
     attention: bool = flag(True, "write a page of attention maps for every example, in a folder next to the page")
-    out: str = flag("examples.html", "output file for the page", written=True)
+    out: str | None = flag(None, "the page to write", unset="examples.html, or comparison.html", written=True)
     batch_size: int = flag(64, "examples per batch", low=1)
 
 
 def run(config: ExamplesConfig) -> None:
-    warn_of_other_data(config.run, config.data)
-    config = replace(config, data=choose_data(config.run, config.data))
-    out = Path(config.out)
-    folder = f"{out.stem}-attention"
-    lock = locked_folder(out.parent / folder, "finetune.examples") if config.attention else contextlib.nullcontext()
-    with lock:
-        _run(config, out, folder)
+    out = Path(config.out or ("comparison.html" if config.compare else "examples.html"))
+    folder = f"{out.stem}-attention" if config.attention else None
+    flags = [_flags_of(config, config.run)]
+    if config.compare:
+        with naming_flag(COMPARE):
+            flags.append(_flags_of(config, config.compare))
+    with locked_folder(out.parent / folder, "finetune.examples") if folder else contextlib.nullcontext():
+        (_write_comparison if config.compare else _write_judged)(config, *flags, out, folder)
+    print(f"page: {out}" + (f", with attention maps in {folder}" if folder else ""))
 
 
-def _run(config: ExamplesConfig, out: Path, folder: str) -> None:
-    """Writes the page, and the pages of attention maps to `folder`, a name relative to the page."""
+def _flags_of(config: ExamplesConfig, run: str) -> EvaluateConfig:
+    """The flags to load a run, with its data folder."""
+    warn_of_other_data(run, config.data)
+    return EvaluateConfig(**config.of_weights | {"run": run, "data": choose_data(run, config.data)})
+
+
+def _write_judged(config: ExamplesConfig, flags: EvaluateConfig, out: Path, folder: str | None) -> None:
     add_task_files_of(config.run)
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
-    loader, cards, summary = ModelLoader(EvaluateConfig(**config.of_weights)), [], []
+    loader, judged = ModelLoader(flags), []
     for task in tasks:
-        split = config.split or task.splits[1]
-        start, work, collator = load_examples(loader, task, split, config.examples)
-        scored = judge(work, collator, config.batch_size)
-        right = sum(one.value > RIGHT for one in scored)
-        summary.append(f"{task.title}: {right} of {len(scored)} correct")
-        print(summary[-1], flush=True)
-        for one in choose(scored, config.count):
-            page = f"{folder}/{task.name}-{one.number}.html" if config.attention else None
-            cards.append(card_of(task, collator, one, page))
-            if page:
-                with whole_file(out.parent / page, "w", encoding="utf-8") as file:
-                    file.write(attention_of(config.run, start, work, collator, one))
-    cards.sort(key=lambda card: (card.right, -card.prediction.confidence[0]))
-    write_examples(out, f"Correct and wrong predictions of {config.run}", "; ".join(summary), cards)
-    print(f"page: {out}" + (f", with attention maps in {folder}" if config.attention else ""))
+        judged.append(judge_task(loader, task, config.split or task.splits[1], config, out, folder))
+        print(judged[-1], flush=True)
+    write_examples(out, f"Correct and wrong predictions of {config.run}", judged)
 
 
-EXAMPLES = ("python -m finetune.examples --run runs/mt --task refcoco",)
+def _write_comparison(config: ExamplesConfig, first: EvaluateConfig, second: EvaluateConfig, out: Path, folder) -> None:
+    tasks = tasks_of_both(config.run, config.compare, config.task)
+    check_answer_files(config, tasks)
+    runs, compared = TwoRuns(first, second), []
+    for task in tasks:
+        compared.append(compare_task(runs, task, config.split or task.splits[1], config, out, folder))
+        print(compared[-1], flush=True)
+    write_comparison(out, config.run, config.compare, compared, config.examples)
+
+
+EXAMPLES = (
+    "python -m finetune.examples --run runs/mt --task refcoco",
+    "python -m finetune.examples --run runs/st-refcoco --compare runs/mt",
+)
 
 
 if __name__ == "__main__":
-    command(
-        ExamplesConfig,
-        run,
-        "finetune.examples",
-        "A page of correct and wrong predictions, the most confident mistakes first.",
-        examples=EXAMPLES,
-    )
+    command(ExamplesConfig, run, "finetune.examples", "Correct and wrong predictions of runs.", examples=EXAMPLES)

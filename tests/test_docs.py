@@ -1,6 +1,7 @@
 """The documentation: its links and pictures are there, and its commands name commands and flags that exist."""
 
 import importlib
+import json
 import pkgutil
 import re
 import shlex
@@ -14,7 +15,16 @@ from pretrain import config as pretrain_config
 from shards.common.cli import build, parse, usage
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")])
+PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, ROOT / "benchmarks" / "README.md"]
+
+
+def text_of(page: Path) -> str:
+    """The text of a page; of a notebook that of its cells, where {python} is the Python that runs it."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"]).replace("{python}", "python")
 
 
 def commands(text: str):
@@ -30,14 +40,14 @@ FLAGS_TO_BE_MADE = {"regression"}  # by the reader of a tutorial
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_are_there(page):
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#]+)", text_of(page)):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_flags_exist(page):
-    for name, flags in commands(page.read_text(encoding="utf-8")):
+    for name, flags in commands(text_of(page)):
         module = importlib.import_module(f"{name}.__main__" if name in ("ops", "shards.world") else name)
         configs = [
             value
@@ -59,19 +69,14 @@ TO_BE_MADE = {  # by the reader of a tutorial, or by a later record
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_of_the_repository_that_a_page_names_exist(page):
-    text = page.read_text(encoding="utf-8")
+    text = text_of(page)
     named = set(re.findall(rf"`((?:{FOLDERS})/[\w./-]+(?:\.\w+|/))`", text)) - TO_BE_MADE
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 def test_every_page_is_linked_from_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    missing = [
-        page.name
-        for page in (ROOT / "docs").glob("*.md")
-        if page.name != "README.md" and f"]({page.name})" not in index
-    ]
-    assert missing == []
+    assert [page.name for page in DOCS if page.name != "README.md" and f"]({page.name})" not in index] == []
 
 
 def test_help_has_the_effective_defaults():

@@ -1,4 +1,4 @@
-"""Error messages of the Python interface, which name arguments where those of commands name flags."""
+"""Error messages of the Python interface, which name arguments, and of commands that load a second run."""
 
 import re
 from collections.abc import Iterator
@@ -16,3 +16,12 @@ def naming_arguments() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(_FLAG.sub(r"\1", str(error))) from None
+
+
+@contextmanager
+def naming_flag(flag: str) -> Iterator[None]:
+    """Replaces --run in error messages by another flag, which names a second run."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"(?<![\w-])--run\b", flag, str(error))) from None

@@ -1,17 +1,36 @@
 """Reads the images and texts to embed, and forms the arrays to store."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from finetune.data.task_data import open_data
 from finetune.inference.embedder import Embedder, Embeddings
+from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.images.image_files import BadImage, Record, decode_image, find_parts, read_records
+from shards.images.source_image import image_of
 from shards.parsing.text_encoding import decode_text
 from shards.storage.dataset import open_dataset
 from shards.storage.reader import RegionReader
+from shards.storage.sample import Sample
+
+
+class EmbeddedImages(NamedTuple):
+    """Some images, in order, with their embeddings.
+
+    captions: those of each image; picture: maps the number of an image to its pixels, or None if they do not exist.
+    """
+
+    ids: list[str]
+    captions: list[tuple[str, ...]]
+    embeddings: Embeddings
+    picture: Callable[[int], Image.Image | None]
 
 
 def read_texts(path: str) -> list[str]:
@@ -30,18 +49,51 @@ def read_texts(path: str) -> list[str]:
     return lines
 
 
-def image_embeddings(embedder: Embedder, images: str) -> Iterator[tuple[list[str], Embeddings]]:
-    """(ids, embeddings) of some images at a time, from region shards or image files."""
+def embed_images(embedder: Embedder, images: str) -> Iterator[EmbeddedImages]:
+    """Embeds a batch of images at a time, from region shards or image files, with the captions next to them."""
     if (Path(images) / "dataset.json").exists():
         reader = RegionReader(open_dataset(images))
         for begin in range(0, len(reader), embedder.batch_size):
             samples = [reader[number] for number in range(begin, min(begin + embedder.batch_size, len(reader)))]
-            yield [sample.info["id"] for sample in samples], embedder.regions(samples)
+            captions = [sample.captions for sample in samples]
+            yield _embed_samples(embedder, samples, captions, reader.dataset.folder)
         return
     for part in find_parts(images, embedder.batch_size):
         records = read_records(part)
         while chosen := list(islice(records, embedder.batch_size)):
-            yield [record.id for record in chosen], embedder.images([_pixels(record) for record in chosen])
+            pixels = [_pixels(record) for record in chosen]
+            ids, captions = [record.id for record in chosen], [record.captions for record in chosen]
+            yield EmbeddedImages(ids, captions, embedder.images(pixels), _pictures(pixels))
+
+
+def embed_retrieval(embedder: Embedder, task: Task, data: str) -> Iterator[EmbeddedImages]:
+    """Embeds the images of a retrieval task's validation split, with their captions. data: data folder."""
+    opened = open_data(task, data, "stop")
+    captions: dict[str, tuple[str, ...]] = {}
+    for example in opened.examples(task.splits[1]):
+        captions[example.images[0]] = (*captions.get(example.images[0], ()), example.text)
+    names = iter(captions)
+    while chosen := list(islice(names, embedder.batch_size)):
+        samples = [opened.regions[name] for name in chosen]
+        of_images = [captions[name] for name in chosen]
+        yield _embed_samples(embedder, samples, of_images, opened.regions.dataset.folder)
+
+
+def _embed_samples(
+    embedder: Embedder, samples: Sequence[Sample], captions: list[tuple[str, ...]], folder: Path
+) -> EmbeddedImages:
+    """folder: of the region shards."""
+
+    def picture(number: int) -> Image.Image | None:
+        image, problem = image_of(samples[number], folder)
+        return None if problem else image
+
+    ids = [str(sample.info.get("id", sample.key)) for sample in samples]
+    return EmbeddedImages(ids, captions, embedder.regions(samples), picture)
+
+
+def _pictures(pixels: Sequence[np.ndarray]) -> Callable[[int], Image.Image]:
+    return lambda number: Image.fromarray(pixels[number])
 
 
 def _pixels(record: Record) -> np.ndarray:
@@ -51,7 +103,44 @@ def _pixels(record: Record) -> np.ndarray:
         raise UserError(f"{record.source}: {error}; remove it, or extract region shards, which skips it") from None
 
 
-def arrays_of(kind: str, found, parts: bool) -> dict[str, np.ndarray]:
+def embed_all(
+    embedder: Embedder, images: Iterable[EmbeddedImages], texts: Sequence[str], captions: bool, parts: bool
+) -> dict[str, np.ndarray]:
+    """The arrays that finetune.embed stores (docs/embeddings.md).
+
+    Args:
+        embedder: the model.
+        images: embedded images, none for arrays of texts alone.
+        texts: texts, none for arrays of images alone.
+        captions: embed the captions of the images instead of `texts`.
+        parts: also a vector per token and per image row.
+
+    Raises:
+        UserError: no image has a caption, although `captions` is true.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    ids: list[str] = []
+    found, pairs = [], []
+    for part in images:
+        ids += part.ids
+        found.append(part.embeddings if parts else replace(part.embeddings, parts=[]))
+        pairs += [(text, image) for image, of in zip(part.ids, part.captions, strict=True) for text in of]
+    if captions:
+        if not pairs:
+            raise UserError("--captions true: none of the images has a caption; give texts by --texts")
+        texts = [text for text, _ in pairs]
+    if texts:
+        batches = (texts[begin : begin + embedder.batch_size] for begin in range(0, len(texts), embedder.batch_size))
+        embedded = [one if parts else replace(one, parts=[]) for one in map(embedder.texts, batches)]
+        arrays |= {"texts": np.array(texts)} | _arrays_of("text", embedded, parts)
+    if captions:
+        arrays["text_images"] = np.array([image for _, image in pairs])
+    if found:
+        arrays |= {"image_ids": np.array(ids)} | _arrays_of("image", found, parts)
+    return arrays
+
+
+def _arrays_of(kind: str, found: Sequence[Embeddings], parts: bool) -> dict[str, np.ndarray]:
     """The arrays of some embeddings; those of parts one after the other, with the end of each input's."""
     arrays = {f"{kind}_embeddings": np.concatenate([one.pooled for one in found])}
     if parts:

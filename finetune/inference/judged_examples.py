@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,15 +25,21 @@ from shards.common.progress_bar import progress_bar
 RIGHT = 0.5  # a prediction with a higher score counts as correct
 TOP = 5  # predictions per example on the page
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class JudgedExample:
-    """An example with its prediction and score. number: of the example in its split; value: score between 0 and 1."""
+    """An example with its prediction and score.
+
+    number: of the example in its split; value: score between 0 and 1, the main metric of the task; metric: its name.
+    """
 
     number: int
     example: Example
     prediction: Prediction
     value: float
+    metric: str
 
 
 def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[JudgedExample]:
@@ -43,11 +50,12 @@ def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[Judge
         scene = Scene(list(dict.fromkeys(example.images[0] for example in examples)), np.empty((0, 4)), (1.0, 1.0))
         predictions = [prediction(task, torch.from_numpy(row), scene, None, TOP) for row in official]
     else:
-        judged = _judged(work, collator, batch_size)
-        judged = progress_bar(judged, desc=task.title, total=len(examples), unit=" examples")
-        predictions, official = zip(*judged, strict=True)
-    values = next(iter(task.scores(examples, official).values()))
-    return [JudgedExample(*of) for of in zip(range(len(examples)), examples, predictions, values.tolist(), strict=True)]
+        found = _judged(work, collator, batch_size)
+        found = progress_bar(found, desc=task.title, total=len(examples), unit=" examples")
+        predictions, official = zip(*found, strict=True)
+    metric, values = next(iter(task.scores(examples, official).items()))
+    judged = zip(range(len(examples)), examples, predictions, values.tolist(), strict=True)
+    return [JudgedExample(*of, metric) for of in judged]
 
 
 @torch.no_grad()
@@ -72,8 +80,13 @@ def choose(scored: Sequence[JudgedExample], count: int) -> list[JudgedExample]:
     by_confidence = sorted(scored, key=lambda one: (-one.prediction.confidence[0], one.number))
     wrong = [one for one in by_confidence if one.value <= RIGHT]
     right = [one for one in by_confidence if one.value > RIGHT]
-    spread = np.linspace(0, len(right) - 1, min(count, len(right))).round().astype(int).tolist()
-    return wrong[:count] + [right[place] for place in spread]
+    return wrong[:count] + spread(right, count)
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` items, evenly spaced from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int).tolist()
+    return [items[place] for place in places]
 
 
 def kind_of(task: Task, example: Example) -> str:
@@ -82,7 +95,15 @@ def kind_of(task: Task, example: Example) -> str:
     return task.kind(example) or first
 
 
-def load_examples(loader: ModelLoader, task: Task, split: str, count: int) -> tuple[Start, TaskPass, TaskCollator]:
+class OpenedTask(NamedTuple):
+    """A task of a run, see ModelLoader.open."""
+
+    start: Start
+    work: TaskPass
+    collator: TaskCollator
+
+
+def load_examples(loader: ModelLoader, task: Task, split: str, count: int) -> OpenedTask:
     """Opens a task for the predictions of the first examples of a split.
 
     Args:
@@ -96,4 +117,4 @@ def load_examples(loader: ModelLoader, task: Task, split: str, count: int) -> tu
     if not task.is_public(collator.examples):
         raise UserError(f"--split {split}: {task.name} has no public answers in this split; choose another one")
     work.model.eval()
-    return start, work, collator
+    return OpenedTask(start, work, collator)

@@ -2,7 +2,7 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const SVG = ["svg", "rect", "image", "text", "g", "mask"];
+const SVG = ["svg", "rect", "image", "text", "g", "mask", "circle", "line"];
 const find = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -13,12 +14,14 @@ from finetune.heads.grounding_head import image_size
 from finetune.inference.attention_maps import explain
 from finetune.inference.decoding import Prediction
 from finetune.inference.expression_grounding import expression_boxes
-from finetune.inference.judged_examples import RIGHT, JudgedExample, kind_of
+from finetune.inference.judged_examples import RIGHT, JudgedExample, OpenedTask, choose, judge, kind_of, load_examples
+from finetune.inference.model_loader import ModelLoader
 from finetune.objective.task_pass import TaskPass
 from finetune.pages.attention_page import attention_page
 from finetune.pages.html_page import data_block, fill, picture, write_page
 from finetune.run_dirs.init_weights import Start
 from finetune.task_types.base import Task
+from shards.common.files import whole_file
 from shards.images.source_image import image_of
 
 LONG_SIDE = 480  # pixels of a picture
@@ -49,21 +52,69 @@ class Card:
     attention: str | None
 
 
-def write_examples(path: Path, title: str, summary: str, cards: Sequence[Card]) -> None:
-    """Writes the page with the cards in the given order; each picture is included once."""
+class Amounts(Protocol):
+    """Flags of finetune.examples.
+
+    examples: number of examples that are predicted, the first of the split; count: number of examples of each kind that
+    are shown; batch_size: examples per batch.
+    """
+
+    examples: int
+    count: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class JudgedCards:
+    """The predictions of a run for a task. examples, correct: their number; cards: those that are shown."""
+
+    task: Task
+    examples: int
+    correct: int
+    cards: list[Card]
+
+    def __str__(self) -> str:
+        return f"{self.task.title}: {self.correct} of {self.examples} correct"
+
+
+def judge_task(
+    loader: ModelLoader, task: Task, split: str, amounts: Amounts, out: Path, folder: str | None
+) -> JudgedCards:
+    """Predicts the first examples of a split, and writes attention maps of those that are shown.
+
+    out: path of the page; folder: name of the folder next to it for the attention maps, None for none.
+    """
+    opened = load_examples(loader, task, split, amounts.examples)
+    judged = judge(opened.work, opened.collator, amounts.batch_size)
+    cards = []
+    for one in choose(judged, amounts.count):
+        page = folder and f"{folder}/{task.name}-{one.number}.html"
+        cards.append(card_with_attention(loader.config.run, opened, one, out, page))
+    return JudgedCards(task, len(judged), sum(one.value > RIGHT for one in judged), cards)
+
+
+def write_examples(path: Path, title: str, judged: Sequence[JudgedCards]) -> None:
+    """Writes the page: wrong predictions first, each kind in descending order of confidence."""
+    cards = [card for of in judged for card in of.cards]
+    cards.sort(key=lambda card: (card.right, -card.prediction.confidence[0]))
+    data = {"pictures": pictures_of(cards), "cards": [described(card) for card in cards]}
+    body = fill("examples.html", TITLE=title, SUMMARY="; ".join(map(str, judged)))
+    scripts = ["elements.js", "cards.js", "examples.js"]
+    write_page(path, title, body + data_block("data", data), styles=["examples.css"], scripts=scripts)
+
+
+def pictures_of(cards: Sequence[Card]) -> dict[str, str]:
+    """Name -> data URL of the images of all cards, each once."""
     pictures: dict[str, str] = {}
     for card in cards:
         for name, image in zip(card.names, card.images, strict=True):
             if name not in pictures:
                 pictures[name] = picture(image, LONG_SIDE)
-    data = {"pictures": pictures, "cards": [_described(card) for card in cards]}
-    body = fill("examples.html", TITLE=title, SUMMARY=summary)
-    write_page(
-        path, title, body + data_block("data", data), styles=["examples.css"], scripts=["elements.js", "examples.js"]
-    )
+    return pictures
 
 
-def _described(card: Card) -> dict:
+def described(card: Card) -> dict:
+    """A card in the form of cards.js."""
     return {
         "task": card.task,
         "kind": card.kind,
@@ -112,6 +163,22 @@ def card_of(task: Task, collator: TaskCollator, one: JudgedExample, page: str | 
         regions=regions[shown[0]].boxes[: collator.limits.regions],
         attention=page,
     )
+
+
+def card_with_attention(run: str, opened: OpenedTask, one: JudgedExample, out: Path, page: str | None) -> Card:
+    """The card of an example, whose page of attention maps is written.
+
+    Args:
+        run: the run.
+        opened: the task as it opened it.
+        one: the example.
+        out: path of the page with the cards.
+        page: path of the page of attention maps relative to it; None for none.
+    """
+    if page:
+        with whole_file(out.parent / page, "w", encoding="utf-8") as file:
+            file.write(attention_of(run, *opened, one))
+    return card_of(opened.work.task, opened.collator, one, page)
 
 
 def attention_of(run: str, start: Start, work: TaskPass, collator: TaskCollator, one: JudgedExample) -> str:

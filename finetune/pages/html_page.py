@@ -67,3 +67,20 @@ def picture(image: np.ndarray | Image.Image, long_side: int = LONG_SIDE) -> str:
 def need(extra: str, packages: str, error: ImportError) -> UserError:
     """The error for missing packages of an extra."""
     return UserError(f"this page needs {packages} ({error}); install with pip install 'twelve-in-one[{extra}]'")
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] = ()) -> str:
+    """An HTML table in a box that scrolls.
+
+    Args:
+        header: titles of the columns, as HTML.
+        rows: cells as HTML; the first of each row is its header.
+        kinds: CSS class of each row.
+    """
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    kinds = kinds or [""] * len(rows)
+    body = "".join(
+        f'<tr class="{kind}"><th>{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>\n'
+        for row, kind in zip(rows, kinds, strict=True)
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'

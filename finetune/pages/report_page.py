@@ -8,7 +8,7 @@ from finetune.decontamination.manifest import NOT_CLEANED
 from finetune.evaluation.paper_results import paper_training
 from finetune.evaluation.scores import COLUMNS, ranking_note
 from finetune.pages import report_plots
-from finetune.pages.html_page import escape, write_page
+from finetune.pages.html_page import escape, html_table, write_page
 from finetune.reporting.paper_layout import Cell, Method, TableRow, ablation_tables, gap_scores, marked, methods, table9
 from finetune.run_dirs.finished_runs import MULTI, PRETRAINING, SINGLE, Run
 from finetune.tasks import find_task
@@ -39,22 +39,16 @@ def write_report(path: Path, runs: Sequence[Run]) -> None:
     sections = [(title, body) for title, body in sections if body]
     links = " ".join(f'<a href="#{_anchor(title)}">{title}</a>' for title, _ in sections)
     parts = [f'<h2 id="{_anchor(title)}">{title}</h2>\n{body}' for title, body in sections]
-    write_page(path, "Report", f'<h1>Report</h1>\n<nav class="bar">{links}</nav>\n' + "\n".join(parts), ["report.css"])
+    write_page(
+        path,
+        "Report",
+        f'<h1>Report</h1>\n<nav class="bar">{links}</nav>\n' + "\n".join(parts),
+        ["tables.css", "report.css"],
+    )
 
 
 def _anchor(title: str) -> str:
     return title.lower().replace(" ", "-")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] = ()) -> str:
-    """An HTML table. rows: cells as HTML, the first of each row is its header; kinds: CSS class of each row."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    kinds = kinds or [""] * len(rows)
-    body = "".join(
-        f'<tr class="{kind}"><th>{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>\n'
-        for row, kind in zip(rows, kinds, strict=True)
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
 def _overview(runs: Sequence[Run]) -> str:
@@ -66,7 +60,7 @@ def _overview(runs: Sequence[Run]) -> str:
         began = "" if run.kind == PRETRAINING else f"{run.start}, from {run.config['start']['run'] or 'scratch'}"
         time = duration(run.result["seconds"]) if run.result else "not finished"
         rows.append([escape(run.name), escape(what), escape(began), f"{steps:,}", time, _outcome(run)])
-    return _table(["run", "tasks", "initial weights", "steps", "time", "validation"], rows)
+    return html_table(["run", "tasks", "initial weights", "steps", "time", "validation"], rows)
 
 
 def _outcome(run: Run) -> str:
@@ -106,7 +100,7 @@ def _scores(runs: Sequence[Run], found: Sequence[Method]):
             "The paper's table 9 is on the full data sets, its tables 10 to 12 on cleaned ones. Small: 95% "
             "intervals.</p>"
         )
-        yield _table(["", *columns, "split of these runs"], shown)
+        yield html_table(["", *columns, "split of these runs"], shown)
     for suite, rows in ablation_tables(found).items():
         title, note = TITLES[suite]
         mark = f"The paper's models were trained on cleaned data; runs without --clean are marked {NOT_CLEANED!r}."
@@ -115,7 +109,7 @@ def _scores(runs: Sequence[Run], found: Sequence[Method]):
         yield f'<h3>{title}</h3><p class="quiet">{note} {escape(mark)} Small: 95% intervals over images.</p>'
         columns = [column for column in COLUMNS if any(column in row.cells for row in rows)]
         kinds = ["paper" if row.paper else "own" for row in rows]
-        yield _table(["", *columns], [_line(row, columns) for row in rows], kinds)
+        yield html_table(["", *columns], [_line(row, columns) for row in rows], kinds)
     for cleaned in (True, False):
         if scores := gap_scores([one for one in found if one.cleaned == cleaned]):
             yield report_plots.gaps(scores, "gaps" if cleaned else "gaps-not-cleaned", cleaned)
@@ -155,7 +149,7 @@ def _made(runs: Sequence[Run]):
         ranks = f"{made['ranks']} x {made['device']}" if made else ""
         torch = f"Python {made['python']}, torch {made['torch']}" if made else ""
         rows.append([escape(cell) for cell in (run.name, made.get("began", ""), version, torch, ranks)])
-    yield _table(["run", "started", "code", "software", "hardware"], rows)
+    yield html_table(["run", "started", "code", "software", "hardware"], rows)
     yield "<h3>Data sets</h3>"
     yield _data_sets(runs)
     yield "<h3>Configurations</h3>"
@@ -180,4 +174,4 @@ def _data_sets(runs: Sequence[Run]) -> str:
             title = escape(marked(of.title, cleaned))
             cells = [title, f"{trained:,}", f"{scores['examples']:,}", f"{paper:,}" if paper else ""]
             rows.setdefault((task, cleaned, trained, scores["examples"]), cells)
-    return _table(["", "training", "validation", "training in the paper"], list(rows.values()))
+    return html_table(["", "training", "validation", "training in the paper"], list(rows.values()))

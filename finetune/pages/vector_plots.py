@@ -65,7 +65,7 @@ def plot(figure, name: str, caption: str) -> str:
     for colour, own in PLACES.items():
         text = text.replace(colour, own)
     text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)
-    return f'<figure class="plot" id="{name}">{text}<figcaption>{escape(caption)}</figcaption></figure>'
+    return f'<figure class="plot" id="{name}"><div>{text}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def percent_axis(axes, values: Sequence[float]) -> None:

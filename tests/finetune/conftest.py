@@ -76,6 +76,11 @@ class Opened:
     def __getattr__(self, name):
         return getattr(self.page, name)
 
+    def excess_on_a_phone(self) -> int:
+        """Pixels by which the page is wider than a screen of 375 pixels."""
+        self.page.set_viewport_size({"width": 375, "height": 800})
+        return self.page.evaluate("document.documentElement.scrollWidth") - 375
+
 
 @pytest.fixture
 def look(chromium):

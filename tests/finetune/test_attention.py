@@ -161,7 +161,7 @@ def test_the_page_needs_no_network_and_shows_what_the_model_says(page, look, pre
     said = predictor.answer(query)
     assert opened.locator("#prediction li").first.text_content().endswith(said.choices[0])
     assert opened.locator("#image .chosen").count() == 1
-    assert opened.problems == []
+    assert opened.problems == [] and opened.excess_on_a_phone() == 0
 
 
 def expressions_of(page: str) -> list:

@@ -51,7 +51,7 @@ def test_every_example_is_judged_as_an_evaluation_judges_it(trained, world, name
 
 def test_the_surest_mistakes_come_first_and_the_right_ones_are_spread():
     def said(number, confidence, value):
-        return JudgedExample(number, SimpleNamespace(), Prediction("vqa", ["a"], [confidence], [0]), value)
+        return JudgedExample(number, SimpleNamespace(), Prediction("vqa", ["a"], [confidence], [0]), value, "accuracy")
 
     given = [said(n, share, value) for n, (share, value) in enumerate([(0.2, 0), (0.9, 0), (0.9, 0.3), (0.5, 0)])]
     given += [said(10 + n, n / 10, 1.0) for n in range(5)]
@@ -102,7 +102,7 @@ def test_filters(page, look):
     opened.select_option("#right", "")
     opened.fill("#search", cards[0]["text"].upper())
     assert opened.locator("figure:visible").count() == sum(card["text"] == cards[0]["text"] for card in cards)
-    assert opened.problems == []
+    assert opened.problems == [] and opened.excess_on_a_phone() == 0
 
 
 def test_boxes_lie_where_they_should(page, look):

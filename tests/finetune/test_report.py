@@ -221,7 +221,7 @@ def test_the_page(page, look, trained):
     own = table.locator("tr.own td span").first.inner_text()
     assert own == f"{100 * json.loads((trained / 'result.json').read_text())['tasks']['vqa']['score']:.2f}"
     assert "refcoco" in opened.locator("details").first.evaluate("e => e.parentNode.textContent")
-    assert opened.problems == []
+    assert opened.problems == [] and opened.excess_on_a_phone() == 0
 
 
 def test_the_page_of_cleaned_runs(variant, single, tmp_path, run_command, look):

@@ -1,0 +1,152 @@
+"""finetune.embed: what it stores, and the page that shows it in a plane."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from finetune.inference.embedder import Embedder
+from finetune.inference.principal_components import principal_plane
+from finetune.pages.embedding_page import views_of
+from finetune.tasks import find_task
+from shards.storage.dataset import open_dataset
+from shards.storage.reader import RegionReader
+
+
+def data_of(page):
+    text = page.read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1))
+
+
+@pytest.fixture(scope="module")
+def stored(world):
+    """id -> captions of the region shards of pretraining."""
+    reader = RegionReader(open_dataset(str(world / "regions" / "pairs")))
+    return {reader[n].info["id"]: reader[n].captions for n in range(len(reader))}
+
+
+@pytest.fixture
+def embed(run_command, world, tmp_path):
+    def call(run, *flags):
+        status, out, err = run_command("finetune.embed", "--run", run, *flags)
+        assert status == 0, err
+        return out
+
+    return call
+
+
+def test_captions_are_embedded_with_their_images(embed, contrastive, world, stored, tmp_path):
+    page, file = tmp_path / "plane.html", tmp_path / "e.npz"
+    shards = world / "regions" / "pairs"
+    out = embed(contrastive, "--images", shards, "--captions", 1, "--page", page, "--out", file, "--shown", 7)
+    assert "text_images" in out and f"page: {page}" in out
+    arrays = dict(np.load(file))
+    expected = [(image, text) for image, captions in stored.items() for text in captions]
+    assert list(zip(arrays["text_images"], arrays["texts"], strict=True)) == expected
+    texts = Embedder(contrastive).texts(arrays["texts"].tolist()[:3])
+    np.testing.assert_allclose(arrays["text_embeddings"][:3], texts.pooled, atol=2e-6)
+
+    data = data_of(page)
+    assert [image["id"] for image in data["images"]] == list(stored)[:7]
+    assert all(image["picture"].startswith("data:image/jpeg") for image in data["images"])
+    for text in data["texts"]:
+        assert text["text"] in stored[data["images"][text["image"]]["id"]]
+    joint, centred = data["views"]
+    both = np.concatenate([arrays["image_embeddings"], arrays["text_embeddings"]])
+    plane = principal_plane(both)
+    assert joint["panels"][0]["explained"] == pytest.approx(plane.explained)
+    places = plane.project(arrays["image_embeddings"])[:7]
+    np.testing.assert_allclose(joint["points"]["images"]["places"], places, rtol=1e-4, atol=1e-5)
+    own = np.concatenate([one - one.mean(0) for one in (arrays["image_embeddings"], arrays["text_embeddings"])])
+    assert centred["panels"][0]["explained"] == pytest.approx(principal_plane(own).explained)
+
+
+def test_retrieval_captions_and_images(embed, trained, world, tmp_path):
+    page, file = tmp_path / "plane.html", tmp_path / "e.npz"
+    embed(trained, "--retrieval", "flickr_retrieval", "--page", page, "--out", file)
+    task = find_task("flickr_retrieval")
+    examples = task.examples(task.folder(world), "val")
+    arrays = dict(np.load(file))
+    assert sorted(zip(arrays["text_images"], arrays["texts"], strict=True)) == sorted(
+        (example.images[0], example.text) for example in examples
+    )
+    [view] = data_of(page)["views"]
+    assert [panel["title"] for panel in view["panels"]] == ["images", "texts"], "without a contrastive head: two spaces"
+
+
+def test_image_files_without_captions_and_texts_without_images(embed, trained, world, tmp_path):
+    page = tmp_path / "plane.html"
+    (tmp_path / "texts.txt").write_text("a red star\na blue circle\ntwo squares\n")
+    embed(
+        trained, "--images", world / "images" / "pairs", "--texts", tmp_path / "texts.txt", "--page", page, "--shown", 2
+    )
+    data = data_of(page)
+    assert len(data["images"]) == 2 and all(image["picture"] for image in data["images"])
+    assert data["texts"] == [{"text": "a red star", "image": None}, {"text": "a blue circle", "image": None}]
+
+
+def test_views_of_one_kind():
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    for comparable in (True, False):
+        [view] = views_of({"text": values}, comparable)
+        assert [title for title, _ in view.panels] == ["texts"]
+
+
+@pytest.fixture(scope="module")
+def plane(contrastive, world, tmp_path_factory):
+    from launching import python
+
+    page = tmp_path_factory.mktemp("plane") / "page.html"
+    flags = ("--images", world / "regions" / "pairs", "--captions", 1, "--shown", 12, "--page", page)
+    done = python("finetune.embed", "--run", contrastive, *flags)
+    assert done.returncode == 0, done.stderr
+    return page
+
+
+def test_a_point_shows_its_caption_its_image_and_the_line_between(plane, look):
+    opened, data = look(plane), data_of(plane)
+    assert opened.locator(".point").count() == len(data["images"]) + len(data["texts"])
+    text = data["texts"][5]
+    opened.fill("#search", text["text"])
+    box = opened.locator(".point.text:not(.faint)").first.bounding_box()
+    opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert text["text"] in opened.inner_text(".tip") and data["images"][text["image"]]["id"] in opened.inner_text(
+        ".tip"
+    )
+    assert opened.get_attribute(".tip img", "src") == data["images"][text["image"]]["picture"]
+    assert opened.locator("line.near").count() == 1 and opened.locator(".point.near").count() == 2
+    opened.uncheck("#lines")
+    assert opened.locator("line:visible").count() == 0
+    opened.check("#pictures")
+    assert opened.locator("image.point").count() == len(data["images"])
+    before = opened.locator(".point.text").first.get_attribute("x")
+    opened.select_option("#view", "1")
+    assert opened.locator(".point.text").first.get_attribute("x") != before
+    assert opened.problems == [] and opened.excess_on_a_phone() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--images", "x"), "there is nothing to write; give --out, --page or both"),
+        (("--page", "p.html"), "there is nothing to embed; give --images, --texts or both, or --retrieval"),
+        (("--page", "p.html", "--captions", "1"), "--captions true: needs --images"),
+        (("--page", "p.html", "--captions", "1", "--texts", "t", "--images", "x"), "--captions true: replaces --texts"),
+        (("--page", "p.html", "--retrieval", "vqa"), "--retrieval vqa: is not a retrieval task"),
+        (
+            ("--page", "p.html", "--retrieval", "flickr_retrieval", "--images", "x"),
+            "cannot be combined with --retrieval",
+        ),
+        (("--out", "e.json", "--images", "x"), "--out e.json: should end in .npz"),
+    ],
+)
+def test_mistakes(contrastive, run_command, flags, complaint):
+    status, _, err = run_command("finetune.embed", "--run", contrastive, *flags)
+    assert status == 2 and complaint in err and "Traceback" not in err
+
+
+def test_images_without_captions(contrastive, world, run_command, tmp_path):
+    flags = ("--images", world / "regions" / "coco", "--captions", 1, "--page", tmp_path / "p.html")
+    status, _, err = run_command("finetune.embed", "--run", contrastive, *flags)
+    assert status == 2 and "--captions true: none of the images has a caption" in err
