@@ -95,8 +95,8 @@ def test_help_has_the_effective_defaults():
     for size in ("base", "tiny"):
         settled = pretrain_config.PretrainConfig(config=size).settled()
         for name in ("batch_size", "epochs", "lr", "clip"):
-            line = next(line for line in text.splitlines() if line.startswith(f"  --{name} "))
-            assert f"{getattr(settled, name):g} ({size})" in line
+            [described] = re.findall(rf"^  --{name} (.*?)(?=^  --|^$)", text, re.DOTALL | re.MULTILINE)
+            assert f"{getattr(settled, name):g} ({size})" in " ".join(described.split())
 
 
 COMMANDS = [module for group in GROUPS.values() for module, _ in group.values()]
