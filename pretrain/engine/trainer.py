@@ -84,8 +84,8 @@ class Trainer:
         if plan.first_step >= plan.total_steps or self.task.over:
             self.ranks.log("this run is already finished")
             return 0, {}
-        with self._opened_log() as log:
-            stopped, done, scores = self._train(log)
+        with Stop(self.ranks.log) as stop, self._opened_log() as log:
+            stopped, done, scores = self._train(log, stop)
         if stopped is not None:
             self.ranks.log(f"stopped at step {done} of {plan.total_steps}; use --resume to continue: {out}{os.sep}")
             return 128 + stopped, {}
@@ -105,11 +105,12 @@ class Trainer:
             for log in logs:
                 log.close()
 
-    def _train(self, log: RunLog | None) -> tuple[int | None, int, dict]:
+    def _train(self, log: RunLog | None, stop: Stop) -> tuple[int | None, int, dict]:
         """Takes the steps.
 
         Args:
             log: the log on the first rank; None on other ranks.
+            stop: the signals so far.
 
         Returns:
             The signal that stopped training (None if it finished), the number of completed steps, and the last
@@ -125,7 +126,7 @@ class Trainer:
         seen = 0  # samples, in this process
         finished = False
         engine.model.train()
-        with Stop(self.ranks.log) as stop, contextlib.closing(batches), check_workers(self.places), saving:
+        with contextlib.closing(batches), check_workers(self.places), saving:
             ready, agreed = on_device(batches, self.device), None
             while not finished:
                 with clock.waiting():

@@ -137,8 +137,10 @@ def test_progress_and_the_time_left_are_printed(world, trained, monkeypatch, cap
         total = len(collator.examples)
         done = list(range(7, total, 7))
     else:
-        total = len({example.images for example in collator.examples})
-        done = list(range(1, total))
+        captions, images = len(collator.examples), len({example.images for example in collator.examples})
+        total = captions * images
+        passes = [min(7, captions - begin) for begin in range(0, captions, 7)] * images
+        done = [sum(passes[:number]) for number in range(1, len(passes))]
     title = all_tasks()[name].title
     expected = [(n, round(10 * number / n * (total - n))) for number, n in enumerate(done, 1)]
     assert lines == [f"{title}, val: {n / total:.0%} done, {s // 60}:{s % 60:02d} left" for n, s in expected] and lines
