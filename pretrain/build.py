@@ -104,7 +104,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
     if not newest:
         on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, tokenizer, device, from_bert))
     _describe(config, task, engine, len(tokenizer))
-    return Trainer(config, device, engine, task, task.places, facts)
+    return Trainer(config, engine, task, facts)
 
 
 def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:

@@ -15,7 +15,7 @@ from finetune.evaluation.scores import TaskScore, mean_score, watched
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.task_types.base import Task
 from finetune.training.task_schedulers import Regime
-from finetune.training.task_validation import Validation
+from finetune.training.task_validation import SHORTER, Validation
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
 from pretrain.engine.step import Engine, Sums
@@ -72,7 +72,7 @@ class MultiTask(TrainingTask):
     device: torch.device
 
     unit = "examples"
-    shorter_validation = "--validate_on N validates on the first N examples"
+    shorter_validation = SHORTER
 
     def __post_init__(self):
         self.numbers = {state.task.name: number for number, state in enumerate(self.task_states)}

@@ -143,7 +143,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions, content
         on_first(ranks, lambda: begin_run(*begun))
     _describe(training, start)
-    return Trainer(config, device, engine, training, places, facts)
+    return Trainer(config, engine, training, facts)
 
 
 def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:

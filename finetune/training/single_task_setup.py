@@ -121,7 +121,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
         begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device, data.regions, content
         on_first(ranks, lambda: begin_run(*begun))
     _describe(training, task, kind, start, examples, held_out)
-    return Trainer(config, device, engine, training, training.places, facts), kind
+    return Trainer(config, engine, training, facts), kind
 
 
 def result_of(trainer: Trainer, kind: str, seconds: float) -> dict:

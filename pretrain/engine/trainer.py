@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from pretrain.data.dataloader import Places, check_workers
+from pretrain.data.dataloader import check_workers
 from pretrain.engine.checkpoint import FACTS, CheckpointWriter, restore
 from pretrain.engine.device_batches import on_device
 from pretrain.engine.distributed import all_reduce_ints, on_first
@@ -62,10 +60,8 @@ class Trainer:
     """
 
     config: object
-    device: torch.device
     engine: Engine
     task: TrainingTask
-    places: Places
     resumed: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -118,7 +114,7 @@ class Trainer:
         """
         task, engine, plan, config = self.task, self.engine, self.task.plan, self.config
         clock, found = Clock(), None
-        training_log = TrainingLog(task, engine, log, self.device, self.resumed.get("unlogged", {}))
+        training_log = TrainingLog(task, engine, log, self.resumed.get("unlogged", {}))
         saving = Saving(config.out, config.save_minutes, engine)
         reported: set[str] = set()
         batches = task.batches()
@@ -126,8 +122,8 @@ class Trainer:
         seen = 0  # samples, in this process
         finished = False
         engine.model.train()
-        with contextlib.closing(batches), check_workers(self.places), saving:
-            ready, agreed = on_device(batches, self.device), None
+        with contextlib.closing(batches), check_workers(task.places), saving:
+            ready, agreed = on_device(batches, task.device), None
             while not finished:
                 with clock.waiting():
                     parts, failure = _next(ready)

@@ -17,11 +17,11 @@ LARGE, LONG = 0.05, 300.0
 class TrainingLog:
     """Writes metrics over all ranks to the log and to the console."""
 
-    def __init__(self, task: TrainingTask, engine: Engine, log: RunLog | None, device: torch.device, unlogged: dict):
-        self.task, self.engine, self.log, self.device = task, engine, log, device
+    def __init__(self, task: TrainingTask, engine: Engine, log: RunLog | None, unlogged: dict):
+        self.task, self.engine, self.log = task, engine, log
         self.ranks = engine.ranks
         self.began = time.perf_counter()
-        self.sums = Sums.restored(unlogged.get("sums", []), self.ranks, device)
+        self.sums = Sums.restored(unlogged.get("sums", []), self.ranks, task.device)
         self.skipped = unlogged.get("skipped", engine.skipped.count)
         self.cost = ValidationCost(task)
 
@@ -47,7 +47,7 @@ class TrainingLog:
             "lr": lr,
             "skipped_steps": skipped,
             "bad_samples": bad_samples,
-            "memory_gb": memory(self.device) / 1e9,
+            "memory_gb": memory(self.task.device) / 1e9,
         }
         self.log.write(done, "train", values | rates)
         left = (time.perf_counter() - self.began) / (done - plan.first_step) * (plan.total_steps - done)
@@ -63,14 +63,13 @@ class TrainingLog:
         found = self.task.evaluate(done)
         if found is None:
             return None
-        took = time.perf_counter() - began
-        seconds = found.seconds or {"": took}
+        seconds = found.seconds or {"": time.perf_counter() - began}
         if self.log is not None:
             times = {f"{name}/validation_seconds".lstrip("/"): value for name, value in seconds.items()}
             self.log.write(done, "validation", found.scores | times)
         self.ranks.log(f"step {done}/{plan.total_steps}  validation: {found.text}")
         per_step = (began - self.began - self.cost.total) / (done - plan.first_step)
-        if sentence := self.cost.note(took, seconds, per_step):
+        if sentence := self.cost.note(seconds, per_step):
             self.ranks.log(sentence)
         return found
 
@@ -85,17 +84,16 @@ class ValidationCost:
         self.task, self.total, self.told = task, 0.0, False
         self.newest: dict[str, float] = {}
 
-    def note(self, took: float, seconds: dict[str, float], per_step: float) -> str | None:
+    def note(self, seconds: dict[str, float], per_step: float) -> str | None:
         """Notes a validation; returns the message, the first time that it applies.
 
         Parts that have not been validated yet are not counted.
 
         Args:
-            took: seconds of the whole validation.
-            seconds: of its parts.
+            seconds: of each part of the validation.
             per_step: seconds of a training step.
         """
-        self.total += took
+        self.total += sum(seconds.values())
         self.newest |= seconds
         times = self.task.validations()
         expected = {name: value * times[name] for name, value in self.newest.items()}

@@ -1,6 +1,6 @@
 """The interface between the training loop and what is trained.
 
-Pretraining is in pretrain/pretraining_task.py, single-task and multi-task fine-tuning are in finetune/training.
+Pretraining is in pretrain/objective/pretraining_task.py, single-task and multi-task fine-tuning in finetune/training.
 """
 
 from abc import ABC, abstractmethod
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import torch
+
+from pretrain.data.dataloader import Places
 from pretrain.engine.step import Engine, Sums
 
 
@@ -51,6 +54,8 @@ class TrainingTask(ABC):
         plan: the steps.
         peak_lr: peak learning rate.
         save_every: steps between two checkpoints.
+        places: the data workers' shards.
+        device: device of the model.
     """
 
     unit: ClassVar[str] = "samples"
@@ -59,6 +64,8 @@ class TrainingTask(ABC):
     plan: Steps
     peak_lr: float
     save_every: int
+    places: Places
+    device: torch.device
 
     @abstractmethod
     def batches(self) -> Iterator[list | None]:

@@ -60,8 +60,7 @@ def flag(
         group: heading in --help of this flag and of those after it.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
-    metadata |= {"first": first, "written": written, "unset": unset, "model": model}
-    metadata |= {"group": group}
+    metadata |= {"first": first, "written": written, "unset": unset, "model": model, "group": group}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
