@@ -1,4 +1,4 @@
-"""Convolutional networks from state dicts of torchvision and timm: MobileNetV2, EfficientNet-Lite0 and ResNets.
+"""Convolutional networks from state dicts of torchvision and timm: MobileNetV2, EfficientNet-Lite and ResNets.
 
 The architecture is inferred from names and shapes. Batch norm is folded into the preceding convolution.
 """
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from shards.common.errors import UserError
 
-KNOWN = "MobileNetV2, EfficientNet-Lite0, a ResNet or a ResNeXt, with the names of torchvision or timm"
+KNOWN = "MobileNetV2, an EfficientNet-Lite, a ResNet or a ResNeXt, with the names of torchvision or timm"
 STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of both MobileNetV2 and EfficientNet
-BLOCKS_OF_STAGES = {17: (1, 2, 3, 4, 3, 3, 1), 16: (1, 2, 2, 3, 3, 4, 1)}  # MobileNetV2, EfficientNet-Lite0
+BLOCKS_OF_STAGES = {  # by their total
+    17: (1, 2, 3, 4, 3, 3, 1),  # MobileNetV2
+    16: (1, 2, 2, 3, 3, 4, 1),  # EfficientNet-Lite0
+    21: (1, 3, 3, 4, 4, 5, 1),  # Lite1 and Lite2
+    24: (1, 3, 3, 5, 5, 6, 1),  # Lite3
+    30: (1, 4, 4, 6, 6, 8, 1),  # Lite4
+}
 RESNET_STAGES = 4
 TORCH_EPSILON, TENSORFLOW_EPSILON = 1e-5, 1e-3  # of batch norm
 

