@@ -57,14 +57,17 @@ data, runs, scoring, linear, table, recipes = map(
 
 
 def write_photographs(path: Path, images: list[str]) -> None:
-    """A tar of KEY.jpg and KEY.json, a picture of one colour with a bright spot for each image."""
+    """A tar of KEY.jpg and KEY.json, a picture of one colour with a bright spot for each image, made square."""
     with tarfile.open(path, "w") as tar:
         for number, image in enumerate(images):
             pixels = np.full((64, 64, 3), (40 * number % 200, 70 * number % 200, 90), np.uint8)
             pixels[8 * (number % 7) :][:12, 10:30] = 250
             picture = io.BytesIO()
             Image.fromarray(pixels).save(picture, "JPEG")
-            for suffix, content in (("jpg", picture.getvalue()), ("json", b'{"width": 500, "height": 375}')):
+            for suffix, content in (
+                ("jpg", picture.getvalue()),
+                ("json", b'{"original_width": 500, "original_height": 375}'),
+            ):
                 entry = tarfile.TarInfo(f"{image}.{suffix}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
@@ -169,14 +172,31 @@ def test_pretraining_reads_the_shards_of_its_groups(made):
         folder.pairs(("nobody",))
 
 
-def test_photographs_are_copied_byte_for_byte_in_parts(source, tmp_path, monkeypatch):
+def test_photographs_are_written_in_parts_in_the_shape_of_their_originals(source, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "PER_TAR", 7)
     data._repack([source / "flickr8k-train.tar"], {"a": TRAIN[:3], "b": TRAIN[3:12]}, tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["0-a-00000.tar", "1-b-00000.tar", "1-b-00001.tar"]
     with tarfile.open(source / "flickr8k-train.tar") as original, tarfile.open(tmp_path / "1-b-00001.tar") as copy:
-        assert copy.getnames() == [f"{image}.{suffix}" for image in TRAIN[10:12] for suffix in ("jpg", "json")]
+        assert copy.getnames() == [f"{image}.jpg" for image in TRAIN[10:12]]
         for name in copy.getnames():
-            assert copy.extractfile(name).read() == original.extractfile(name).read()
+            with Image.open(copy.extractfile(name)) as one, Image.open(original.extractfile(name)) as other:
+                assert (one.size, other.size) == ((85, 64), (64, 64))
+                expected = np.asarray(other.resize(one.size), float)
+                assert np.abs(np.asarray(one, float) - expected).mean() < 5
+
+
+@pytest.mark.parametrize(
+    ("original", "expected"), [((500, 375), (85, 64)), ((375, 500), (64, 85)), ((300, 300), (64, 64)), (None, (64, 64))]
+)
+def test_the_original_shape(original, expected):
+    """A picture that has it is not encoded again."""
+    picture = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(picture, "JPEG")
+    facts = {"original_width": original[0], "original_height": original[1]} if original else {}
+    found = data.in_original_shape(picture.getvalue(), facts)
+    with Image.open(io.BytesIO(found)) as image:
+        assert image.size == expected
+    assert (found == picture.getvalue()) == (expected == (64, 64))
 
 
 def test_rows_of_entailment_are_copied_whole(source, made):

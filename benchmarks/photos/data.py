@@ -7,11 +7,15 @@ few images of each training part are held out to select checkpoints. e-SNLI-VE h
 import contextlib
 import csv
 import hashlib
+import io
+import json
 import os
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from finetune.config import CleanConfig
 from finetune.decontamination.manifest import read_cleaned
@@ -247,7 +251,10 @@ def _removed(folder: Folder) -> set[str]:
 
 
 def _repack(sources: list[Path], groups: dict[str, list[str]], folder: Path) -> None:
-    """Writes tars of at most PER_TAR photographs of one group each, in the order of the groups."""
+    """Writes tars of at most PER_TAR photographs of one group each, in the order of the groups.
+
+    Only the photographs are written, in the shape of their originals (see in_original_shape).
+    """
     with contextlib.ExitStack() as stack:
         places: dict[str, list] = {}
         for source in sources:
@@ -260,5 +267,30 @@ def _repack(sources: list[Path], groups: dict[str, list[str]], folder: Path) -> 
                 path = folder / f"{number}-{name}-{begin // PER_TAR:05d}.tar"
                 with whole_file(path) as file, tarfile.open(fileobj=file, mode="w") as written:
                     for image in images[begin : begin + PER_TAR]:
-                        for tar, member in places[image]:
-                            written.addfile(member, tar.extractfile(member))
+                        files = {split_path(m.name)[1]: tar.extractfile(m).read() for tar, m in places[image]}
+                        picture = in_original_shape(files["jpg"], json.loads(files.get("json", "{}")))
+                        entry = tarfile.TarInfo(f"{image}.jpg")
+                        entry.size = len(picture)
+                        written.addfile(entry, io.BytesIO(picture))
+
+
+def in_original_shape(picture: bytes, facts: dict) -> bytes:
+    """A JPEG file with the aspect ratio of its original, which annotated boxes and detectors need.
+
+    A photograph that was stretched is resized along the side that was shortened more. One with the right shape, or
+    whose original size is not known, is returned as it is.
+
+    Args:
+        picture: a JPEG file.
+        facts: original_width and original_height in pixels, as img2dataset writes them.
+    """
+    if "original_width" not in facts:
+        return picture
+    with Image.open(io.BytesIO(picture)) as image:
+        ratios = [facts["original_width"] / image.width, facts["original_height"] / image.height]
+        width, height = (round(side * ratio / min(ratios)) for side, ratio in zip(image.size, ratios, strict=True))
+        if (width, height) == image.size:
+            return picture
+        resized = io.BytesIO()
+        image.resize((width, height), Image.Resampling.BICUBIC).save(resized, "JPEG", quality=95)
+    return resized.getvalue()
