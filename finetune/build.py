@@ -18,6 +18,7 @@ from pretrain.models.execution import set_execution
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.precision import Precision
 from pretrain.pretrained.find_weights import describe
+from pretrain.pretrained.hf_bert import may_be_from_bert
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 
@@ -52,6 +53,9 @@ def make_model(
         sentence = on_first(ranks, lambda: describe(*start.load(model)))
         if sentence:
             ranks.log(f"{start.path}: {sentence}")
+    if not config.bert_lr_scale:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not may_be_from_bert(name))
     return model.to(precision.device, precision.weights)
 
 
@@ -77,6 +81,8 @@ def make_task_engine(
     """
 
     def scale(name: str) -> float:
+        if may_be_from_bert(name):
+            return config.bert_lr_scale
         new = name.startswith("heads.") and not name.startswith("heads.pointing.")
         return head_lr / lr if new else 1.0
 

@@ -92,6 +92,12 @@ class FinetuneConfig:
     optimizer: str = flag(
         "adamw", "optimizer: torch's fused AdamW, or FusedAdam or FusedLAMB of NVIDIA apex", choices=tuple(OPTIMIZERS)
     )
+    contrastive: float = flag(
+        1.0, "retrieval with a contrastive head: weight of its contrastive loss between the examples of a batch", low=0
+    )
+    bert_lr_scale: float = flag(
+        1.0, "learning-rate factor of the weights of the text stream that a BERT has, 0 to freeze them", low=0
+    )
     warmup: float = flag(0.1, "fraction of the steps with learning-rate warm-up", low=0, high=1)
     weight_decay: float = flag(0.01, "weight decay of all parameters except biases and LayerNorm", low=0)
     clip: float = flag(0.0, "maximum gradient norm, 0 for no clipping, as in the reference implementation", low=0)

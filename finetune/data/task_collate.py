@@ -194,7 +194,8 @@ class TaskCollator:
         return self._stack(samples, [[0]] * len(samples), replace(self.limits, regions=most))
 
     def _target(self, chosen: list[Example], samples: list[Sample], rows: Batch, candidates: Batch | None):
-        if any(example.target is None for example in chosen):
+        """The targets, or None if an example has none; retrieval's follow from its options."""
+        if self.options is None and any(example.target is None for example in chosen):
             return None
         scored = rows.valid.shape[1] + 1 if candidates is None else candidates.valid.shape[1]
         return self.task.head.targets(chosen, samples, scored, self.vocabulary)

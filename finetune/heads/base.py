@@ -98,6 +98,13 @@ class Head(ABC):
         targets: what `targets` returns; subclasses state its type, a tensor or None.
         """
 
+    def batch_losses(self, encoder: TwoStream, encoded: Encoded, targets: Any) -> Tensor | None:
+        """(examples,): losses that compare the examples of a batch with each other; None if there are none.
+
+        TaskPass adds them to `losses`, times --contrastive. Arguments as for `logits` and `losses`.
+        """
+        return None
+
     @abstractmethod
     def training_scores(self, logits: Tensor, targets: Any) -> Tensor:
         """float (examples,): training accuracy of the choices with the highest logits, between 0 and 1."""

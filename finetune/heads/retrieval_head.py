@@ -11,7 +11,8 @@ from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Box, Example
 from finetune.heads.base import Head, Scene
 from finetune.heads.inputs import TaskInputs
-from pretrain.models.contrastive import pair_logits
+from pretrain.data.caption_pairs import text_id
+from pretrain.models.contrastive import comparable, contrastive_losses, cosine_similarities, pair_logits
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.vilbert import Encoded, TwoStream
 from shards.common.errors import UserError
@@ -45,14 +46,30 @@ class RetrievalHead(Head):
 
     def targets(
         self, examples: Sequence[Example], samples: Sequence[Sample], rows: int, vocabulary: AnswerVocabulary | None
-    ) -> None:
-        """None: the first of OPTIONS pairs is the aligned one."""
+    ) -> Tensor:
+        """int64 (examples, 2), for `batch_losses`: numbers of the image and of the text, equal if these are.
 
-    def losses(self, logits: Tensor, targets: None) -> Tensor:
+        The 4-way choice needs no targets: the first of OPTIONS pairs is the aligned one.
+        """
+        images = {example.images[0]: number for number, example in enumerate(examples)}
+        texts = {text_id(example.text): number for number, example in enumerate(examples)}
+        numbers = [(images[example.images[0]], texts[text_id(example.text)]) for example in examples]
+        return torch.tensor(numbers, dtype=torch.int64).reshape(-1, 2)
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         options = _options(logits)
         return F.cross_entropy(options, options.new_zeros(len(options), dtype=torch.int64), reduction="none")
 
-    def training_scores(self, logits: Tensor, targets: None) -> Tensor:
+    def batch_losses(self, encoder: TwoStream, encoded: Encoded, targets: Tensor) -> Tensor | None:
+        """The contrastive loss of the aligned pairs (see pretrain/models/contrastive.py); None without that head."""
+        if encoded.stream_states is None:
+            return None
+        texts, images = (embeddings[::OPTIONS] for embeddings in encoder.embed(encoded.stream_states))
+        image_ids, text_ids = targets.unbind(1)
+        negatives = comparable(image_ids, text_ids, torch.ones_like(image_ids, dtype=torch.bool))
+        return contrastive_losses(cosine_similarities(texts, images), negatives)
+
+    def training_scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Whether the aligned pair scores above its negatives; ties count as wrong, as in R@k."""
         options = _options(logits)
         return (options[:, 0] > options[:, 1:].amax(1)).float()

@@ -1,6 +1,5 @@
 """Forward pass and loss of a task's batch."""
 
-import torch
 from torch import Tensor, nn
 
 from finetune.data.task_batches import MicroBatch
@@ -9,6 +8,7 @@ from finetune.heads.inputs import TaskInputs
 from finetune.models.task_model import TaskModel
 from finetune.task_types.base import Task
 from pretrain.models.precision import Precision
+from pretrain.objective.loss_term import at_least_float32
 
 ENGINE_SUMS = ("gradient_norm", "steps")  # what the engine adds to the sums of a pass
 
@@ -22,26 +22,35 @@ def means_per_example(sums: dict[str, float]) -> dict[str, float]:
 class TaskPass(nn.Module):
     """Forward pass and loss on a batch of one task, as Engine calls it.
 
-    token: number of the task token, None for a model without task tokens.
+    token: number of the task token, None for a model without task tokens; contrastive: weight of Head.batch_losses.
     """
 
-    def __init__(self, model: TaskModel, task: Task, precision: Precision, token: int | None):
+    def __init__(self, model: TaskModel, task: Task, precision: Precision, token: int | None, contrastive: float = 0.0):
         super().__init__()
         self.model, self.task, self.precision, self.token = model, task, precision, token
+        self.contrastive = contrastive
 
     def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
         """(the batch's share of the loss, sums for the log). counts: their last element is the global batch size.
 
         Every sum is logged as a mean over the examples.
         """
-        scores = self.scores(batch)
-        losses = self.task.head.losses(scores, batch.target)
-        right = self.task.head.training_scores(scores.detach(), batch.target)
+        head, inputs, compared = self.task.head, self.inputs(batch), None
+        with self.precision.autocast():
+            encoded = self.model.encode(inputs)
+            scores = at_least_float32(self.model.logits(encoded, inputs, head))
+            if self.contrastive:
+                compared = head.batch_losses(self.model.encoder, encoded, batch.target)
+        losses = head.losses(scores, batch.target)
+        right = head.training_scores(scores.detach(), batch.target)
         numbers = {
             "loss": losses.detach().sum(),
             "score": right.sum(),
             "examples": len(batch),
         }
+        if compared is not None:
+            numbers["contrastive"] = compared.detach().sum()
+            losses = losses + self.contrastive * compared
         return losses.sum() / max(counts[-1], 1), numbers
 
     def task_of(self, part: TaskBatch) -> str:
@@ -54,8 +63,7 @@ class TaskPass(nn.Module):
     def scores(self, batch: TaskBatch) -> Tensor:
         inputs = self.inputs(batch)
         with self.precision.autocast():
-            scores = self.model(inputs, self.task.head)
-        return scores if scores.dtype == torch.float64 else scores.float()
+            return at_least_float32(self.model(inputs, self.task.head))
 
 
 class MultiTaskPass(nn.Module):

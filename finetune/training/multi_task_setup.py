@@ -112,7 +112,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
         states.append(
             TaskState(
-                work=TaskPass(model, task, precision, tokens.get(task.name)),
+                work=TaskPass(model, task, precision, tokens.get(task.name), config.contrastive),
                 training=of_task.collator(training, *inputs, config.seed),
                 validation=validation_of(of_task, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
                 plan=Plan(len(training), size, ENDLESS, ranks=ranks, accumulate=config.accumulate),

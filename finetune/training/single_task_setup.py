@@ -92,7 +92,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
     vocabularies = {task.head.name: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
     model = make_model(config, [task], sizes, vocabularies, None if newest else start, precision, ranks)
-    work = TaskPass(model, task, precision, start.token(task))
+    work = TaskPass(model, task, precision, start.token(task), config.contrastive)
     facts = read_facts(newest) if newest else {}
     engine = make_task_engine(config, ranks, work, lr, head_lr, newest)
     plan = Plan(

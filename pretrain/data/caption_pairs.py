@@ -13,6 +13,11 @@ from shards.common.random_purposes import SamplePurpose
 from shards.storage.text_lists import TextLists
 
 
+def text_id(text: str) -> int:
+    """A 64-bit hash of a text, equal for texts that differ at most in case and spaces."""
+    return counter_rng.text_key(" ".join(text.lower().split()))
+
+
 class Captions:
     """The captions of a data set, numbered in the order of their images.
 
@@ -27,8 +32,7 @@ class Captions:
     def __init__(self, captions: Iterable[str | Sequence[str]]):
         lists = captions if isinstance(captions, TextLists) else TextLists.of(captions)
         self.texts, self.begins = lists.texts, lists.begins
-        keys = (counter_rng.text_key(" ".join(text.lower().split())) if text else -1 for text in self.texts)
-        self.text_ids = np.fromiter(keys, np.int64, len(self.texts))
+        self.text_ids = np.fromiter((text_id(text) if text else -1 for text in self.texts), np.int64, len(self.texts))
 
     def __getitem__(self, number: int) -> str:
         return self.texts[number]

@@ -1,5 +1,6 @@
 """Hard negatives, the options of training, and evaluation that works nothing out twice."""
 
+import math
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -229,7 +230,7 @@ def test_ranks_divide_the_images(regions, examples, batch_size):
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
     work, collator = make_work(examples, regions, options=options_of(examples, regions, 0))
     batch = collator(2, np.array([4, 9]))
-    assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target is None
+    assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target.shape == (2, 2)
     one = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)(0, np.array([4, 9]))
     ids, features = batch.rows.input_ids, batch.rows.features
     for number, row in enumerate((0, OPTIONS)):
@@ -240,6 +241,41 @@ def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
         assert not torch.equal(ids[row + 1], ids[row]) and not torch.equal(ids[row + 3], ids[row])
     loss, numbers = work(batch, [2])
     assert loss.item() > 0 and numbers["examples"] == 2
+
+
+def test_the_contrastive_loss_compares_the_captions_and_images_of_a_batch(regions, examples):
+    """Against a loop over pairs, with a caption of the same image and one of the same words in the batch."""
+    numbers = np.array([4, 5, 9, 20])
+    captions = list(examples)
+    assert captions[4].images == captions[5].images
+    captions[20] = replace(captions[20], text=captions[9].text.upper() + " ")
+    packed = PackedExamples.of(captions)
+    work, collator = make_work(packed, regions, contrastive_size=16, options=options_of(packed, regions, 0))
+    batch = collator(0, numbers)
+    plain_loss, plain = TaskPass(work.model, work.task, work.precision, work.token)(batch, [4])
+    assert "contrastive" not in plain
+    encoded = work.model.encode(work.inputs(batch))
+    texts, images = (embeddings[::OPTIONS] for embeddings in work.model.encoder.embed(encoded.stream_states))
+    scores = (texts @ images.T / TEMPERATURE).tolist()
+    negatives = {0: [2, 3], 1: [2, 3], 2: [0, 1], 3: [0, 1]}
+    expected = 0.0
+    for own, others in negatives.items():
+        for score in (lambda a, b: scores[a][b], lambda a, b: scores[b][a]):
+            total = sum(math.exp(score(own, other)) for other in (own, *others))
+            expected -= math.log(math.exp(score(own, own)) / total) / 2
+    with_loss = TaskPass(work.model, work.task, work.precision, work.token, contrastive=0.5)
+    loss, sums = with_loss(batch, [4])
+    assert sums["contrastive"].item() == pytest.approx(expected, rel=1e-5) and sums["loss"] == plain["loss"]
+    assert (loss - plain_loss).item() == pytest.approx(0.5 * expected / 4, rel=1e-4)
+
+
+def test_the_contrastive_loss_of_one_example_is_nothing_and_needs_its_head(regions, examples):
+    work, collator = make_work(examples, regions, contrastive_size=16, options=options_of(examples, regions, 0))
+    work.contrastive = 1.0
+    assert work(collator(0, np.array([3])), [1])[1]["contrastive"].item() == 0
+    work, collator = make_work(examples, regions, options=options_of(examples, regions, 0))
+    work.contrastive = 1.0
+    assert "contrastive" not in work(collator(0, np.array([3, 9])), [2])[1]
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

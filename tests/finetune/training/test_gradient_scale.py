@@ -1,14 +1,19 @@
-"""A task's share of the training: its learning rate as a factor on the loss, which no clipping cancels by default."""
+"""A task's share of the training: its learning rate as a factor on the loss, which no clipping cancels by default.
+
+And the learning rates of parts of the model.
+"""
 
 import pytest
 import torch
 from torch import nn
 
-from finetune.build import make_task_engine
+from finetune.build import make_model, make_task_engine
 from finetune.config import MtConfig, StConfig
-from finetune.objective.task_pass import MultiTaskPass
+from finetune.objective.task_pass import MultiTaskPass, TaskPass
+from finetune.tasks import find_task
 from pretrain.config import PretrainConfig
 from pretrain.engine.step import Sums
+from pretrain.models.model_config import TINY
 from pretrain.models.precision import Precision
 from shards.common.dist_info import ALONE
 
@@ -62,3 +67,18 @@ def test_pretraining_clips_gradients_of_the_small_model_alone(config, clip):
     assert PretrainConfig(config=config, clip=0.5).settled().clip == 0.5
     assert PretrainConfig(config=config, clip=0.0).settled().clip == 0.0
     assert StConfig(task="vqa").clip == MtConfig().clip == 0.0
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.0])
+def test_the_learning_rate_of_the_weights_that_a_bert_has(factor):
+    """Not of task tokens, which no BERT has; 0 freezes them."""
+    config, precision = StConfig(task="snli_ve", bert_lr_scale=factor), Precision("float32", torch.device("cpu"))
+    task, sizes = find_task("snli_ve"), TINY.replace(vocab_size=50, v_feature_size=8, task_tokens=20)
+    model = make_model(config, [task], sizes, {}, None, precision)
+    engine = make_task_engine(config, ALONE, TaskPass(model, task, precision, task.token), 1e-3, 2e-3, None)
+    scales = {id(p): group["scale"] for group in engine.optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        of_bert = name.startswith(("encoder.text_embedding.", "encoder.text_layers.")) and ".task." not in name
+        of_head = name.startswith("heads.") and not name.startswith("heads.pointing.")
+        expected = factor if of_bert else 2.0 if of_head else 1.0
+        assert scales.get(id(parameter), 0.0) == expected and parameter.requires_grad == bool(expected), name
