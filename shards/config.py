@@ -34,7 +34,7 @@ class ExtractConfig:
     weights: str | None = flag(
         None,
         "weights: for x152 the published detectron_model.pth; for backbone a vision model of transformers (directory "
-        "or hub name) or a state dict of torchvision or timm",
+        "or hub name) or a state dict of torchvision or timm, or several with commas between them",
         unset="none",
     )
     detector_config: str | None = flag(None, "JSON file of the sizes of x152", unset="the published ones")

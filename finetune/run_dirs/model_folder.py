@@ -91,7 +91,11 @@ def _remove_paths(described: Path) -> None:
     """Reduces the paths in a detector's description to file names; earlier versions also stored those of images."""
     value = read_json(described)
     plan = value["extra"]["plan"]
-    names = {name: Path(plan[name]).name for name in ("weights", "detector_config") if plan.get(name)}
+    names = {}
+    if plan.get("weights"):
+        names["weights"] = ",".join(Path(part).name for part in plan["weights"].split(","))
+    if plan.get("detector_config"):
+        names["detector_config"] = Path(plan["detector_config"]).name
     value["extra"]["plan"] = {name: plan[name] for name in DESCRIBED if name in plan} | names
     write_json(described, value)
 

@@ -51,8 +51,14 @@ def _names() -> set[str]:
 
 
 def absolute_path(value: str | None) -> str | None:
-    """The absolute path of a detector or its files, if it exists; hub names and names of detectors are unchanged."""
-    return os.path.abspath(value) if value and value not in _names() and os.path.exists(value) else value
+    """The absolute path of a detector or its files, if it exists; hub names and names of detectors are unchanged.
+
+    value: also several with commas between them, as --weights accepts them.
+    """
+    if not value or value in _names():
+        return value
+    parts = [value] if os.path.exists(value) else value.split(",")
+    return ",".join(os.path.abspath(part) if os.path.exists(part) else part for part in parts)
 
 
 # Flags of shards.extract that determine the regions of an image.

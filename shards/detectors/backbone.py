@@ -1,10 +1,11 @@
-"""A vision backbone as detector: proposals of the detector pixels or a grid, RoIAlign on the last feature map.
+"""Vision backbones as detector: proposals of the detector pixels or a grid, RoIAlign on the last feature maps.
 
---detector backbone --weights: a vision model of transformers, or a state dict of torchvision or timm
-(shards.detection.backbone).
+--detector backbone --weights: vision models of transformers, or state dicts of torchvision or timm
+(shards.detection.backbone). The features of several backbones are concatenated.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from shards.common.errors import UserError
 from shards.detection import handcrafted
-from shards.detection.backbone import grid_boxes, load_backbone, roi_align
-from shards.detection.backbone.loading import EXPECTED
+from shards.detection.backbone import grid_boxes, load_backbones, roi_align
+from shards.detection.backbone.loading import EXPECTED, Backbone
 from shards.detection.base import refuse_flags
 from shards.detection.batched import BatchedDetector, Described, read_class_names
 from shards.detectors.pixels import REGIONS
@@ -36,13 +37,15 @@ class BackboneDetector(BatchedDetector):
             raise UserError(f"--regions {config.regions}: not supported by --proposals grid; use --grid")
         if config.grid and not self.on_grid:
             raise UserError(f"--grid {config.grid}: only for --proposals grid; remove it or set --proposals grid")
-        backbone = load_backbone(config.weights)
+        backbones = load_backbones(config.weights)
         if config.short_side:
-            preprocessing = dataclasses.replace(backbone.preprocessing, short_side=config.short_side)
-            backbone = dataclasses.replace(backbone, preprocessing=preprocessing)
-        self.fingerprint = backbone.fingerprint()
-        self.backbone = backbone.to(self.device)
-        self.num_classes, self.class_names = backbone.classes, backbone.class_names
+            backbones = [_with_short_side(backbone, config.short_side) for backbone in backbones]
+        self.fingerprint = _fingerprint(backbones)
+        self.backbones = [backbone.to(self.device) for backbone in backbones]
+        # The class distribution is that of the first backbone with classes.
+        self.classifying = next((number for number, one in enumerate(backbones) if one.classify is not None), None)
+        first = backbones[self.classifying or 0]
+        self.num_classes, self.class_names = first.classes, first.class_names
         if config.class_names:
             if not self.num_classes:
                 raise UserError(f"--class_names {config.class_names}: this backbone has no classes; remove the flag")
@@ -61,34 +64,60 @@ class BackboneDetector(BatchedDetector):
         return self._pooled(images, boxes)
 
     def _pooled(self, images: list[np.ndarray], boxes: Iterable[np.ndarray]) -> list[Described]:
-        """The output for images and their boxes.
+        """The output for images and their boxes. boxes: iterated after the feature maps have been computed."""
+        maps = [self._maps(backbone, images) for backbone in self.backbones]
+        described = []
+        for n, of_image in enumerate(boxes):
+            given = torch.from_numpy(of_image).to(self.device)
+            features = [roi_align(of_backbone[n].cells, given * of_backbone[n].scale) for of_backbone in maps]
+            described.append(Described(given, torch.cat(features, 1), self._distribution(features)))
+        return described
+
+    def _maps(self, backbone: Backbone, images: list[np.ndarray]) -> list["_Map"]:
+        """The feature maps of images.
 
         Images of equal size form a batch of the network, without padding, so that features do not depend on the other
         images.
-
-        Args:
-            boxes: iterated after the feature maps have been computed.
         """
-        backbone, maps = self.backbone, {}
         resized = [backbone.preprocessing.resized(image) for image in images]
         inputs = [backbone.preprocessing.normalised(image, backbone.stride, self.device) for image in resized]
+        maps: dict[int, Tensor] = {}
         for size in dict.fromkeys(x.shape for x in inputs):
             numbers = [n for n, x in enumerate(inputs) if x.shape == size]
             batch = torch.stack([inputs[n] for n in numbers])
             found = backbone.network(batch.contiguous(memory_format=torch.channels_last))  # faster, mainly on a CPU
             maps |= dict(zip(numbers, found, strict=True))
-        described = []
-        for n, of_image in enumerate(boxes):
-            given = torch.from_numpy(of_image).to(self.device)
-            scale = [new / old for new, old in zip(resized[n].shape[:2], images[n].shape[:2], strict=True)]
-            features = roi_align(maps[n], given * given.new_tensor(scale[::-1] * 2) / backbone.stride)
-            described.append(Described(given, features, self._distribution(features)))
-        return described
+        of_images = []
+        for number, (new, image) in enumerate(zip(resized, images, strict=True)):
+            rows, columns = (of_new / of_image for of_new, of_image in zip(new.shape[:2], image.shape[:2], strict=True))
+            scale = torch.tensor([columns, rows] * 2, device=self.device) / backbone.stride
+            of_images.append(_Map(maps[number], scale))
+        return of_images
 
-    def _distribution(self, features: Tensor) -> Tensor | None:
-        if self.backbone.classify is None:
+    def _distribution(self, features: list[Tensor]) -> Tensor | None:
+        """features: of each backbone, (n, D)."""
+        if self.classifying is None:
             return None
-        return self.backbone.classify(features).float().softmax(-1)
+        return self.backbones[self.classifying].classify(features[self.classifying]).float().softmax(-1)
+
+
+@dataclasses.dataclass
+class _Map:
+    """A feature map of an image. cells: (C, h, w); scale: (4,), cells per pixel of the image, for x1 y1 x2 y2."""
+
+    cells: Tensor
+    scale: Tensor
+
+
+def _with_short_side(backbone: Backbone, short_side: int) -> Backbone:
+    preprocessing = dataclasses.replace(backbone.preprocessing, short_side=short_side)
+    return dataclasses.replace(backbone, preprocessing=preprocessing)
+
+
+def _fingerprint(backbones: list[Backbone]) -> str:
+    """That of the backbone, or the SHA-256 of those of several."""
+    each = [backbone.fingerprint() for backbone in backbones]
+    return each[0] if len(each) == 1 else hashlib.sha256(" ".join(each).encode()).hexdigest()
 
 
 DETECTOR = BackboneDetector

@@ -57,8 +57,15 @@ class Backbone:
         return digest.hexdigest()
 
 
-def load_backbone(weights: str) -> Backbone:
-    """Loads the backbone given by --weights; the message of a UserError lists the supported ones."""
+def load_backbones(weights: str) -> list[Backbone]:
+    """Loads the backbones given by --weights, with commas between them if there are several.
+
+    The message of a UserError lists the supported ones.
+    """
+    return [_load_backbone(name) for name in ([weights] if Path(weights).exists() else weights.split(","))]
+
+
+def _load_backbone(weights: str) -> Backbone:
     path = Path(weights)
     if path.is_file():
         return _of_state_dict(path)

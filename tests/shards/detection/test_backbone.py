@@ -16,7 +16,7 @@ from torch import nn
 
 from shards.common.errors import UserError
 from shards.config import ExtractConfig
-from shards.detection.backbone import Preprocessing, grid_boxes, load_backbone, roi_align
+from shards.detection.backbone import Preprocessing, grid_boxes, load_backbones, roi_align
 from shards.detection.backbone.preprocessing import of_processor, settings_of
 from shards.detectors import detector_of, make_detector
 from shards.images.draw_regions import _class_of
@@ -193,6 +193,11 @@ def siglip():
     return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**TINY, image_size=64, patch_size=16))
 
 
+def load_backbone(weights: str):
+    (backbone,) = load_backbones(weights)
+    return backbone
+
+
 def saved(make, folder):
     """A small random model on disk, every parameter away from the values at which mistakes do not show."""
     torch.manual_seed(0)
@@ -209,11 +214,11 @@ def saved(make, folder):
 def test_the_distribution_of_the_whole_image_is_the_models_own(make, stride, tmp_path):
     model = saved(make, tmp_path / "model")
     found = detector(tmp_path / "model", short_side=64 if make is not swin else 224)
-    assert (found.backbone.stride, found.num_classes, found.class_names) == (stride, 4, list(CLASSES.values()))
-    size = found.backbone.preprocessing.short_side
+    assert (found.backbones[0].stride, found.num_classes, found.class_names) == (stride, 4, list(CLASSES.values()))
+    size = found.backbones[0].preprocessing.short_side
     image = photograph(0, size, size)
     (one,) = found.of_boxes([image], [np.float32([[0, 0, size, size]])])
-    pixels = found.backbone.preprocessing.normalised(image, 32, torch.device("cpu"))[None]
+    pixels = found.backbones[0].preprocessing.normalised(image, 32, torch.device("cpu"))[None]
     with torch.no_grad():
         expected = model(pixels).logits.softmax(-1)
     torch.testing.assert_close(one.distribution, expected, atol=1e-5, rtol=1e-4)
@@ -237,14 +242,14 @@ def test_patches_of_a_transformer_are_its_tokens(make, patch, tmp_path):
     """Boxes that are single patches, of an image that is wider than high, against the model's own hidden states."""
     model = saved(make, tmp_path / "model")
     found = detector(tmp_path / "model", short_side=3 * patch)
-    assert found.backbone.stride == patch and found.num_classes == 0 and found.class_names is None
+    assert found.backbones[0].stride == patch and found.num_classes == 0 and found.class_names is None
     rows, columns = 3, 5
     image = photograph(0, rows * patch, columns * patch)
     boxes = [[j * patch, i * patch, (j + 1) * patch, (i + 1) * patch] for i in range(rows) for j in range(columns)]
     (one,) = found.of_boxes([image], [np.float32(boxes)])
     # The four points of a box are a quarter of a cell from its centre: 3/4 of the cell itself, 1/8 of each neighbour.
     tower = {"clip": lambda: model.vision_model, "vit": lambda: model.vit, "dinov2_classifier": lambda: model.dinov2}
-    pixels = found.backbone.preprocessing.normalised(image, patch, torch.device("cpu"))[None]
+    pixels = found.backbones[0].preprocessing.normalised(image, patch, torch.device("cpu"))[None]
     more = {} if "dinov" in make.__name__ else {"interpolate_pos_encoding": True}
     if make is dinov2_backbone:
         model = transformers.Dinov2Model.from_pretrained(tmp_path / "model").eval()
@@ -531,6 +536,33 @@ def test_extraction_with_classes(images, tmp_path, run_command):
     assert status == 0 and "backbone" in said, err
 
 
+def test_features_of_several_backbones_are_concatenated(images, tmp_path, run_command, monkeypatch):
+    """One without classes, with another stride, size and normalisation, before one with classes."""
+    saved(clip, tmp_path / "tower")
+    transformers.CLIPImageProcessor(crop_size={"height": 48, "width": 48}).save_pretrained(tmp_path / "tower")
+    saved(resnet, tmp_path / "convnet")
+    each = [detector(tmp_path / name, regions=5) for name in ("tower", "convnet")]
+    weights = f"{tmp_path / 'tower'},{tmp_path / 'convnet'}"
+    both = detector(weights, regions=5)
+    assert each[0].backbones[0].preprocessing != each[1].backbones[0].preprocessing
+    assert (both.num_classes, both.class_names) == (4, list(CLASSES.values()))
+    assert len({both.fingerprint, *(one.fingerprint for one in each)}) == 3
+    read_images = [decode_image((images / f"{n}.png").read_bytes()) for n in range(3)]
+    for found, tower, convnet in zip(
+        both.regions(read_images), *(one.regions(read_images) for one in each), strict=True
+    ):
+        torch.testing.assert_close(found.features, torch.cat([tower.features, convnet.features], 1))
+        torch.testing.assert_close(found.distribution, convnet.distribution)
+    monkeypatch.chdir(tmp_path)  # relative names are stored as absolute ones
+    status, _, err = run_command(*flags(images, "tower,convnet", tmp_path / "out", "--regions", 5))
+    assert status == 0, err
+    dataset = read(tmp_path / "out").dataset
+    assert dataset.extra["plan"]["weights"] == weights and dataset.feature_size == 16 + 24
+    assert detector_of(tmp_path / "out", "cpu").fingerprint == dataset.extra["plan"]["fingerprint"]
+    status, _, err = run_command(*flags(images, "tower,nothing", tmp_path / "none"))
+    assert status == 2 and "--weights nothing: should be a vision model" in err
+
+
 def test_class_0_is_named_where_it_is_no_background():
     boxes, ids, probabilities = np.zeros((1, 4)), np.array([[0, 2]]), np.array([[0.7, 0.3]])
     sample = Sample("a", np.zeros((1, 1)), boxes, ids, probabilities)
@@ -576,9 +608,9 @@ def test_given_boxes_have_their_own_features(images, tmp_path, run_command):
     assert run_command(*flags(images, tmp_path / "model", tmp_path / "out", "--boxes", lines))[0] == 0
     sample = read(tmp_path / "out")[0]
     found = detector(tmp_path / "model", short_side=64)
-    preprocessing = found.backbone.preprocessing
+    preprocessing = found.backbones[0].preprocessing
     resized = preprocessing.resized(photograph(0, 60, 80))
-    feature_map = found.backbone.network(preprocessing.normalised(resized, 32, torch.device("cpu"))[None])
+    feature_map = found.backbones[0].network(preprocessing.normalised(resized, 32, torch.device("cpu"))[None])
     scale = torch.tensor([85 / 80, 64 / 60] * 2) / 32
     assert resized.shape == (64, 85, 3)
     expected = torch.stack([slow_roi_align(feature_map[0], torch.tensor(box) * scale) for box in boxes])
