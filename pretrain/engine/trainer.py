@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pretrain.data.dataloader import check_workers
 from pretrain.engine.checkpoint import FACTS, CheckpointWriter, restore
+from pretrain.engine.cpu_memory import CpuMemory
 from pretrain.engine.device_batches import on_device
 from pretrain.engine.distributed import all_reduce_ints, on_first
 from pretrain.engine.metrics_logger import Clock, RunLog, duration
@@ -113,7 +114,7 @@ class Trainer:
             validation scores.
         """
         task, engine, plan, config = self.task, self.engine, self.task.plan, self.config
-        clock, found = Clock(), None
+        clock, memory, found = Clock(), CpuMemory(task.device), None
         training_log = TrainingLog(task, engine, log, self.resumed.get("unlogged", {}))
         saving = Saving(config.out, config.save_minutes, engine)
         reported: set[str] = set()
@@ -143,6 +144,7 @@ class Trainer:
                 seen += samples
                 self.trained += bool(parts)
                 done += 1
+                memory.after_step(done)
                 last = done == plan.total_steps
                 if done % config.log_every == 0 or last:
                     training_log.training(done, lr, self.bad_samples, clock)
