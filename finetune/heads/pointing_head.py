@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from finetune.heads.base import Head
 from finetune.heads.inputs import TaskInputs
+from pretrain.models.contrastive import region_logits
 from pretrain.models.dropout import Dropout
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.vilbert import Encoded, TwoStream
@@ -33,7 +34,13 @@ class PointingHead(Head):
     The targets are the IoU of each row's box with the ground-truth box where it is at least 0.5, else 0, and 0 in
     padding rows. Losses are sums over the rows of a binary cross entropy; the reference implementation multiplies a
     mean by their number.
+
+    softmax: the losses are the cross entropy of one distribution over the rows with the targets in proportion, and 0
+    without a row whose IoU is at least 0.5; after pretraining with a contrastive loss, the similarity of the embeddings
+    of the text and of each row is added to the logits, as RetrievalHead adds that of text and image.
     """
+
+    softmax: bool = False
 
     @property
     def layer_name(self) -> str:
@@ -51,10 +58,18 @@ class PointingHead(Head):
         first = self.first_row(inputs)
         keys = None if encoded.image_keys is None else encoded.image_keys[:, first:]
         scores: Tensor = layer(encoded.image[:, first:], keys)
+        if self.softmax and encoded.stream_states is not None:
+            scores = scores + region_logits(*encoder.embed_regions(encoded.stream_states))[:, first:]
         return scores.masked_fill(~inputs.image_mask[:, first:], PADDING)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.softmax:
+            shares = targets / targets.sum(1, keepdim=True).clamp(min=0.5)
+            return -(shares * logits.log_softmax(1)).sum(1)
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        return logits.softmax(0) if self.softmax else super().confidence(logits)
 
     def training_scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Whether the IoU of the best box is at least 0.5."""

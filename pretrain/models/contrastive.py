@@ -34,6 +34,10 @@ class ContrastiveHead(nn.Module):
         largest = states.masked_fill(~mask[..., None], float("-inf")).amax(1)
         return _unit_length(self.image(torch.cat([masked_mean(states, mask), largest], 1)))
 
+    def embed_regions(self, states: Tensor) -> Tensor:
+        """Image states (B, R, h_v) -> (B, R, contrastive_size): the embedding of each row as an image of its own."""
+        return _unit_length(self.image(torch.cat([states, states], -1)))
+
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean of states (B, L, h) over the true positions of a mask, bool (B, L) -> (B, h)."""
@@ -79,6 +83,11 @@ def cosine_similarities(texts: Tensor, images: Tensor) -> Tensor:
 def pair_logits(texts: Tensor, images: Tensor) -> Tensor:
     """float (B,): the similarity of each text and its image, divided by the temperature of the contrastive loss."""
     return (texts * images).sum(-1) / TEMPERATURE
+
+
+def region_logits(texts: Tensor, regions: Tensor) -> Tensor:
+    """float (B, R): as pair_logits, of each text (B, size) and the regions of its image (B, R, size)."""
+    return (regions @ texts[..., None])[..., 0] / TEMPERATURE
 
 
 def retrieved(similarities: Tensor, negatives: Tensor) -> Tensor:

@@ -205,6 +205,12 @@ class TwoStream(nn.Module):
         texts = self.contrast.embed_text(text_layout.pad(stream_states.text), text_layout.mask)
         return texts, self.contrast.embed_image(image_layout.pad(stream_states.image), image_layout.mask)
 
+    def embed_regions(self, stream_states: StreamStates) -> tuple[Tensor, Tensor]:
+        """Unit-length embeddings of texts, (B, contrastive_size), and of all image rows, (B, R, contrastive_size)."""
+        text_layout, image_layout = stream_states.text_layout, stream_states.image_layout
+        texts = self.contrast.embed_text(text_layout.pad(stream_states.text), text_layout.mask)
+        return texts, self.contrast.embed_regions(image_layout.pad(stream_states.image))
+
     def encode_text_alone(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None
     ) -> tuple[Tensor, Layout]:

@@ -2,6 +2,7 @@
 not counted among the twelve.
 """
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -31,6 +32,7 @@ from finetune.tasks import all_tasks, paper_tasks
 from finetune.tasks.daquar import plain_answer
 from finetune.tasks.flickr30k_entities import read_phrases
 from pretrain.data.collate import Limits
+from pretrain.models.contrastive import TEMPERATURE
 from pretrain.models.model_config import TINY
 from pretrain.models.precision import Precision
 from pretrain.tokenizer.tokenizer import learn_tokenizer
@@ -136,6 +138,63 @@ def test_all_boxes_of_an_image_are_ranked_by_the_models_scores():
         expected = [boxes[row] for row in sorted(range(len(boxes)), key=lambda row: -scores[row])]
         np.testing.assert_allclose(ranked[n, : len(boxes)], expected, rtol=1e-6)
         assert not ranked[n, len(boxes) :].any()
+
+
+def grounding_work(contrastive_size=0):
+    """(work, collator) on four images with 2 to 5 regions, of which some fit the example's box."""
+    rng, images = np.random.default_rng(1), [f"{n}" for n in range(4)]
+    samples, examples, facts = {}, [], {"width": 100, "height": 100, "types": ("other",), "boxes": 1}
+    for n, image in enumerate(images):
+        boxes = np.float32([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.4], *rng.random((n, 4)) * 0.05])
+        samples[image] = Sample(image, rng.normal(size=(n + 2, 12)).astype(np.float16), boxes, info={})
+        examples.append(Example(n, f"thing {n}", (image,), (10, 10, 50, 50) if n else (90, 90, 99, 99), facts=facts))
+    torch.manual_seed(0)
+    tokenizer = learn_tokenizer([example.text for example in examples], 200)
+    sizes = TINY.replace(
+        vocab_size=len(tokenizer), v_feature_size=12, task_tokens=20, contrastive_size=contrastive_size
+    )
+    model = TaskModel(sizes, {}).eval()
+    work = TaskPass(model, ENTITIES, Precision("float32", torch.device("cpu")), ENTITIES.token)
+    return work, TaskCollator(ENTITIES, examples, samples, tokenizer, Limits(20, 7, 12))
+
+
+def test_the_loss_of_phrases_is_one_softmax_over_the_rows():
+    """In proportion to the IoU of the rows that fit; 0 for an example that no row fits."""
+    work, collator = grounding_work()
+    batch = collator(0, np.arange(4))
+    with torch.no_grad():
+        scores = work.scores(batch).double()
+    losses = ENTITIES.head.losses(scores, batch.target)
+    assert losses[0] == 0
+    for n in range(1, 4):
+        rows = n + 3  # the image token, two boxes that fit with an IoU of 1 and 0.75, and n that do not
+        chances = scores[n, 1:3].exp() / scores[n, :rows].exp().sum()
+        expected = -(chances.log() * torch.tensor([1 / 1.75, 0.75 / 1.75])).sum()
+        torch.testing.assert_close(losses[n], expected, rtol=1e-5, atol=0)
+    assert work(batch, [4])[0].isfinite()
+    confidence = ENTITIES.head.confidence(scores[2])
+    assert confidence.sum() == pytest.approx(1) and confidence[6:].sum() == 0
+
+
+def test_the_similarity_of_text_and_region_is_added_after_contrastive_pretraining():
+    work, collator = grounding_work(contrastive_size=8)
+    batch = collator(0, np.arange(4))
+    with torch.no_grad():
+        inputs = work.inputs(batch)
+        encoded, encoder = work.model.encode(inputs), work.model.encoder
+        states = encoded.stream_states
+        texts, images = states.text_layout.pad(states.text), states.image_layout.pad(states.image)
+        plain = dataclasses.replace(ENTITIES.head, softmax=False)
+        head = work.model.logits(encoded, inputs, plain)
+        found = work.scores(batch)
+        for n in range(4):
+            length = int(inputs.text_mask[n].sum()) + 1  # with the task token
+            text = encoder.contrast.text(texts[n, :length].mean(0))
+            for row in range(n + 3):
+                region = encoder.contrast.image(torch.cat([images[n, row]] * 2))
+                cosine = torch.nn.functional.cosine_similarity(text, region, dim=0)
+                torch.testing.assert_close(found[n, row], head[n, row] + cosine / TEMPERATURE, rtol=1e-4, atol=1e-4)
+            assert (found[n, n + 3 :] < -1000).all()
 
 
 def test_broken_entities_are_told(tmp_path):
