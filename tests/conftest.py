@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; no test may wait for the network
 
+import hypothesis
 import pytest
 import torch
 from data_sets import make_dataset
@@ -20,6 +21,8 @@ PARITY = Path(__file__).parent / "parity"
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes longer than the 200 ms
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser):

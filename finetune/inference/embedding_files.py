@@ -13,12 +13,13 @@ from finetune.data.task_data import open_data
 from finetune.inference.embedder import Embedder, Embeddings
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
-from shards.images.image_files import BadImage, Record, decode_image, find_parts, read_records
+from shards.images.image_files import BadImage, Record, Unused, decode_image, find_parts, read_records
 from shards.images.source_image import image_of
 from shards.parsing.text_encoding import decode_text
 from shards.storage.dataset import open_dataset
 from shards.storage.reader import RegionReader
 from shards.storage.sample import Sample
+from shards.storage.skip_log import SHOWN
 
 
 class EmbeddedImages(NamedTuple):
@@ -58,12 +59,17 @@ def embed_images(embedder: Embedder, images: str) -> Iterator[EmbeddedImages]:
             captions = [sample.captions for sample in samples]
             yield _embed_samples(embedder, samples, captions, reader.dataset.folder)
         return
+    unused: list[Unused] = []
     for part in find_parts(images, embedder.batch_size):
-        records = read_records(part)
+        records = read_records(part, unused)
         while chosen := list(islice(records, embedder.batch_size)):
             pixels = [_pixels(record) for record in chosen]
             ids, captions = [record.id for record in chosen], [record.captions for record in chosen]
             yield EmbeddedImages(ids, captions, embedder.images(pixels), _pictures(pixels))
+    for source, reason in unused[:SHOWN]:
+        print(f"skipped {source}: {reason}")
+    if len(unused) > SHOWN:
+        print(f"{len(unused) - SHOWN} more skipped")
 
 
 def embed_retrieval(embedder: Embedder, task: Task, data: str) -> Iterator[EmbeddedImages]:

@@ -85,7 +85,9 @@ def build(desk: DemoBackend):
             with gradio.Column():
                 answer = gradio.Label(label="Answer", num_top_classes=TOP, elem_id="answer")
                 shown = gradio.Image(label="Where", height=320, buttons=["fullscreen"], elem_id="shown")
-                ranking = gradio.Gallery(label="Ranking", columns=3, visible=False, elem_id="ranking")
+                ranking = gradio.Gallery(
+                    label="Ranking", columns=3, object_fit="contain", visible=False, elem_id="ranking"
+                )
                 took = gradio.Markdown(elem_id="took")
         attention = gradio.HTML(elem_id="attention")
         one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from finetune.run_dirs.model_card import model_card
 from finetune.tasks import TASK_FILES, add_task_files_of
 from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, copy_tensors, read_facts, selection_score
-from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, read_config
+from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, existing_runs, read_config
 from pretrain.tokenizer.tokenizer import FILE as TOKENIZER
 from shards.common.errors import UserError
 from shards.common.files import read_json, whole_file, write_json
@@ -42,6 +42,7 @@ def write_model_folder(run, out, license: str | None = None) -> Path:
     if checkpoint is None:
         raise UserError(
             f"{run}: contains no run with a complete checkpoint; pretrain.convert makes a run of published weights"
+            f"{existing_runs(run)}"
         )
     if out.resolve() == run.resolve() or not _may_be_written(out):
         raise UserError(f"{out}: contains other files; use a new folder")

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import itertools
 import json
 import os
 import re
@@ -147,19 +148,30 @@ def files_below(folder, wanted: Callable[[str], bool]) -> list[str]:
 
 
 def _files_below(folder, wanted: Callable[[str], bool]) -> Iterator[str]:
+    for base, names, _ in folders_below(folder):
+        yield from (os.path.join(base, name) for name in names if wanted(name))
+
+
+def folders_below(folder) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yields (folder, file names, names of stray files and folders) of a folder and its subfolders.
+
+    Links and stray folders are treated as by files_below; the names are not sorted.
+    """
+
     def refuse(error: OSError):
         raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror})")
 
     root = os.stat(folder)
     seen = {(root.st_dev, root.st_ino)}
     for base, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        stray = [name for name in itertools.chain(folders, names) if is_stray(name)]
         folders[:] = sorted(name for name in folders if not is_stray(name))
         for name in folders[:]:
             known = os.stat(os.path.join(base, name))
             if (known.st_dev, known.st_ino) in seen:
                 folders.remove(name)
             seen.add((known.st_dev, known.st_ino))
-        yield from (os.path.join(base, name) for name in names if not is_stray(name) and wanted(name))
+        yield base, [name for name in names if not is_stray(name)], stray
 
 
 def is_utf8(name: str) -> bool:

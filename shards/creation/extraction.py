@@ -13,7 +13,6 @@ from shards.common.dist_info import ALONE, Ranks, launch_name
 from shards.common.errors import UserError
 from shards.common.files import printable
 from shards.common.folder_lock import locked_folder, owner_of
-from shards.common.image_id import is_image
 from shards.common.process_pool import run_tasks
 from shards.config import ExtractConfig
 from shards.creation.extract_shard import ShardJob, extract_in_batches, extract_shard
@@ -37,8 +36,6 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
         The data set, on the first rank; None on others that have extracted shards.
     """
     parts = find_parts(config.images, config.per_shard)
-    if os.path.isdir(config.images) and is_image(parts[0].files[0]) and (tars := [*Path(config.images).glob("*.tar")]):
-        ranks.log(f"{config.images}: {len(tars)} .tar files are ignored, because the folder contains images")
     if config.captions:
         captions = read_caption_file(config.captions, config.captions_split)
         parts, counts = with_captions(parts, captions, config.per_shard)

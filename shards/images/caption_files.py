@@ -9,6 +9,7 @@ from shards.common.files import read_json
 from shards.common.image_id import image_id
 from shards.common.untrusted_input import parse_json
 from shards.images.image_files import Part, find_images
+from shards.parsing.text_encoding import encoding_of
 
 SPLITS = ("train", "val", "test")
 _NUMBERED = re.compile(r"(.+)#\d+$")  # an image with a caption number, as in Flickr30k's 1000092795.jpg#0
@@ -120,8 +121,11 @@ def _karpathy(path: str, wanted: set[str] | None) -> dict[str, list[str]]:
 def _rows(path: str) -> Iterator[tuple[int, str, str]]:
     """Yields (line number, image, caption) of every row."""
     columns = _json_columns if path.endswith((".jsonl", ".jsonline")) else _tsv_columns
+    number = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
+        with open(path, "rb") as file:
+            encoding = encoding_of(file.read(4))
+        with open(path, encoding=encoding, newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -130,7 +134,12 @@ def _rows(path: str) -> Iterator[tuple[int, str, str]]:
                     missing = "caption" if image.strip() else "image"
                     raise UserError(f"{path}, line {number}: has no {missing}; remove it")
                 yield number, image.strip(), caption.strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeError as error:
+        raise UserError(
+            f"--captions {path}, after line {number}: is not text in UTF-8, or in UTF-16 with a byte order mark "
+            f"({error}); convert it to UTF-8"
+        ) from None
+    except OSError as error:
         raise UserError(f"--captions {path}: cannot be read ({error})") from None
 
 

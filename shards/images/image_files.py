@@ -18,10 +18,19 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.common.errors import UserError
-from shards.common.files import expand, files_below, is_remote, is_utf8, printable, refuse_special_file
+from shards.common.files import (
+    expand,
+    files_below,
+    folders_below,
+    is_remote,
+    is_utf8,
+    printable,
+    refuse_special_file,
+)
 from shards.common.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image, unread_format
 from shards.images.tar_directory import Member, Unused, read_directory, split_path
 from shards.parsing.text_encoding import decode_text
+from shards.storage.dataset import UNFINISHED
 
 MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
 
@@ -120,7 +129,12 @@ def find_parts(images: str, per_part: int, unique: bool = True) -> list[Part]:
     """
     files = _image_files(images) if os.path.isdir(images) else []
     if os.path.isdir(images) and not files and not any(Path(images).glob("*.tar")):
-        others = "".join(f"; it has {found.reason}" for found in _images_of_other_formats(images))
+        if tars := files_below(images, lambda name: name.endswith(".tar")):
+            raise UserError(
+                f"{images}: contains no images, and .tar files only in subfolders ({tars[0]}); give these as a "
+                f"pattern, for example '{images}/*/*.tar'"
+            )
+        others = "".join(f"; it has {found.reason}" for found in _unread_files(images))
         raise UserError(f"{images}: contains no images ({', '.join(SUFFIXES)}) and no .tar files{others}")
     names = files or expand(images)
     parts, hashes = [], array("q")  # ids take ten times as much memory, too much for millions of images
@@ -129,7 +143,7 @@ def find_parts(images: str, per_part: int, unique: bool = True) -> list[Part]:
         groups = (names[begin : begin + per_part] for begin in range(0, len(names), per_part))
         parts = [Part(group, len(group)) for group in groups]
         if files:
-            parts[0].ignored = _images_of_other_formats(images)
+            parts[0].ignored = _unread_files(images)
     else:
         for name in names:
             if is_remote(name) or not name.endswith(".tar"):
@@ -158,18 +172,39 @@ def _image_files(folder: str) -> list[str]:
     return sorted(found, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
 
 
-def _images_of_other_formats(folder: str) -> list[Unused]:
-    """The images of a folder and its subfolders whose names have no suffix, or that of a format that is not read."""
-    counts: Counter[str] = Counter()
-    for name in files_below(folder, lambda name: unread_format(name) is not None):
-        suffix = unread_format(name)
-        if suffix or _begins_as_image(name):
-            counts[suffix] += 1
+def _unread_files(folder: str) -> list[Unused]:
+    """The files of a folder of images and its subfolders that are not read although they may be data, by kind.
+
+    These are images whose names have no suffix, or that of a format that is not read; captions without an image; tars,
+    except region shards; images and folders with names as systems and editors give them.
+    """
+    formats: Counter[str] = Counter()
+    captions, tars, stray = [], [], []
+    for base, names, skipped in folders_below(folder):
+        images = {os.path.splitext(name)[0] for name in names if is_image(name)}
+        for name in names:
+            path, (stem, suffix) = os.path.join(base, name), os.path.splitext(name)
+            if suffix.lower() == ".txt" and stem not in images:
+                captions.append(path)
+            elif suffix == ".tar" and not {"dataset.json", UNFINISHED} & set(names):
+                tars.append(path)
+            elif (form := unread_format(name)) or (form == "" and _begins_as_image(path)):
+                formats[form] += 1
+        paths = (os.path.join(base, name) for name in skipped)
+        stray += [path for path in paths if is_image(path) or os.path.isdir(path)]
     wanted = f"convert or rename them to {', '.join(SUFFIXES)}"
-    return [
-        Unused(folder, f"{count} images {f'with the suffix .{suffix}' if suffix else 'without a suffix'}, {wanted}")
-        for suffix, count in sorted(counts.items())
+    found = [
+        f"{count} images {f'with the suffix .{form}' if form else 'without a suffix'}, {wanted}"
+        for form, count in sorted(formats.items())
     ]
+    for paths, what in (
+        (captions, ".txt files without an image of the same name"),
+        (tars, ".tar files in a folder of images; extract them separately"),
+        (stray, "artifacts of a system or an editor"),
+    ):
+        if paths:
+            found.append(f"{len(paths)} {what} ({printable(os.path.relpath(min(paths), folder))})")
+    return [Unused(folder, reason) for reason in found]
 
 
 def _begins_as_image(name: str) -> bool:
@@ -232,7 +267,9 @@ def _read_file(name: str) -> bytes | None:
 
 
 def _captions(neighbour: Callable[[str], tuple[str, bytes] | None], unused: list[Unused]) -> tuple[str, ...]:
-    """The caption next to an image: the content of KEY.txt, or `caption` in KEY.json; empty if both are blank.
+    """The captions next to an image: the content of KEY.txt, or `caption` in KEY.json, which may be a list.
+
+    They are empty if both are blank.
 
     neighbour: maps a suffix to (source, content) of the file next to the image, or None.
     """
@@ -250,8 +287,12 @@ def _captions(neighbour: Callable[[str], tuple[str, bytes] | None], unused: list
         except ValueError:
             unused.append(Unused(source, "is not valid JSON with a caption"))
             return ()
-        caption = value.get("caption") if isinstance(value, dict) else None
-        return (caption.strip(),) if isinstance(caption, str) and caption.strip() else ()
+        found = value.get("caption") if isinstance(value, dict) else None
+        captions = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(isinstance(caption, str) for caption in captions):
+            unused.append(Unused(source, "has a caption that is not a text or a list of texts"))
+            return ()
+        return tuple(text for caption in captions if (text := caption.strip()))
     return ()
 
 

@@ -7,6 +7,7 @@ Pairs (written with tensorpack): number -> msgpack, or a pickle, of the eight co
 boxes in pixels, num_boxes, image_h, image_w, image_id, caption]; "__keys__" -> the list of numbers.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.common.errors import UserError
+from shards.common.image_id import SAME_ID, image_id
 from shards.common.untrusted_input import reading
 from shards.importing.base import ListedSource, Record
 from shards.importing.image_features import BadRecord, Features
@@ -52,11 +54,34 @@ class LMDB(ListedSource):
             try:
                 listed = next((value for name in KEYS if (value := file.get(name)) is not None), None)
                 if listed is None:
-                    return [key for key in file if key not in KEYS]
+                    wanted = [key for key in file if key not in KEYS]
+                else:
+                    with reading(f"{self.path}: list of keys"):
+                        wanted = [_as_bytes(key) for key in decode(listed)]
+                    self._report_others(file, wanted)
             except Damaged as error:
                 raise UserError(f"{self.path}: is damaged ({error}); fetch it again") from None
-            with reading(f"{self.path}: list of keys"):
-                return [_as_bytes(key) for key in decode(listed)]
+        self._refuse_same_ids(wanted)
+        return wanted
+
+    def _refuse_same_ids(self, keys: list[bytes]) -> None:
+        """Raises UserError for different keys with the same image id, such as train/1 and test/1."""
+        seen: dict[str, str] = {}
+        for key in map(_shown, keys):
+            if seen.setdefault(image_id(key), key) != key:
+                image = image_id(key)
+                raise UserError(f"{self.path}, keys {seen[image]} and {key}: {SAME_ID.format(image=image)}")
+
+    def _report_others(self, file: LMDBFile, wanted: list[bytes]) -> None:
+        """Prints how many entries are not in the list of keys, as where the program that wrote it was stopped."""
+        if file.entries <= len(wanted) + 1:  # the keys are read only where there are more of them
+            return
+        known = {*KEYS, *wanted}
+        with contextlib.suppress(Damaged):  # the entries of a damaged page are reported when they are converted
+            others = [key for key in file if key not in known]
+            if others:
+                example = _shown(others[0])
+                print(f"{self.path}: {len(others)} entries are not in its list of keys and are ignored ({example})")
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name != "items"}  # parts contain their items
@@ -68,7 +93,7 @@ class LMDB(ListedSource):
                     value = file.get(key)
                 except Damaged as error:
                     value = error
-                yield Record(key.decode(errors="backslashreplace"), 1, (key, value))
+                yield Record(_shown(key), 1, (key, value))
 
     def where(self, place: str) -> str:
         return f"{self.path}, key {place}"
@@ -90,6 +115,10 @@ class LMDB(ListedSource):
 
 def _data_file(path: Path) -> Path:
     return path / "data.mdb" if path.is_dir() else path
+
+
+def _shown(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
 
 
 def _as_bytes(key) -> bytes:

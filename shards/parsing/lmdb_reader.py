@@ -28,7 +28,10 @@ class Damaged(ValueError):
 
 
 class LMDBFile:
-    """The main database of an LMDB: values by key, and sorted keys. Closed by `close` or as a context manager."""
+    """The main database of an LMDB: values by key, and sorted keys. Closed by `close` or as a context manager.
+
+    entries: number of keys, according to the header.
+    """
 
     def __init__(self, path: Path):
         try:
@@ -49,7 +52,7 @@ class LMDBFile:
         if self.page_size < 512 or self.page_size & (self.page_size - 1):
             raise Damaged(f"invalid page size of {self.page_size} bytes")
         metas.append(self._meta(self.page_size))
-        _, size, flags, self.root, last = max(metas)
+        _, size, flags, self.entries, self.root, last = max(metas)
         if flags or size != self.page_size:  # flags: another order of keys, or several values per key
             raise Damaged(f"unsupported database flags {flags}")
         needed = (last + 1) * self.page_size
@@ -59,8 +62,8 @@ class LMDBFile:
                 "again"
             )
 
-    def _meta(self, at: int) -> tuple[int, int, int, int, int]:
-        """(transaction, page size, flags, root page, last page) of one of the first two pages."""
+    def _meta(self, at: int) -> tuple[int, int, int, int, int, int]:
+        """(transaction, page size, flags, number of entries, root page, last page) of one of the first two pages."""
         if bytes(self._data[at + 16 : at + 20]) != MAGIC:
             raise Damaged("not the header of an LMDB")
         (version,) = struct.unpack_from("<I", self._data, at + 20)
@@ -68,8 +71,8 @@ class LMDBFile:
             raise Damaged(f"unsupported version {version}")
         (size,) = struct.unpack_from("<I", self._data, at + 40)
         (flags,) = struct.unpack_from("<H", self._data, at + 92)
-        root, last, transaction = struct.unpack_from("<QQQ", self._data, at + 128)
-        return transaction, size, flags, root, last
+        entries, root, last, transaction = struct.unpack_from("<QQQQ", self._data, at + 120)
+        return transaction, size, flags, entries, root, last
 
     def _page(self, number: int) -> tuple[int, int, list[int]]:
         """(offset in the file, kind, offsets of the nodes in the page) of a branch or leaf page."""

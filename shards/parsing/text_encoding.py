@@ -12,15 +12,19 @@ _MARKS = (
 )
 
 
+def encoding_of(begin: bytes) -> str:
+    """The encoding of a text by its first four bytes: that of a byte order mark, else UTF-8."""
+    return next((encoding for mark, encoding in _MARKS if begin.startswith(mark)), "utf-8")
+
+
 def decode_text(data: bytes) -> str:
     """Decodes UTF-8, UTF-16 without a byte order mark, or the encoding of a byte order mark.
 
     Raises:
         ValueError: it is none of these.
     """
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            return data.decode(encoding)
+    if (marked := encoding_of(data[:4])) != "utf-8":
+        return data.decode(marked)
     if 0 in data:  # not in UTF-8 text; in UTF-16 every second byte of Latin letters is 0
         return data.decode("utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be")
     return data.decode()

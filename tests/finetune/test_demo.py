@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import os
 import signal
 import struct
@@ -215,6 +216,15 @@ def test_a_request_under_a_foreign_name_is_refused(address):
             urllib.request.urlopen(request, timeout=10)
     request = urllib.request.Request(f"{address}/config", headers={"Host": "localhost"})
     assert urllib.request.urlopen(request, timeout=10).status == 200
+
+
+def test_galleries_show_whole_images(address):
+    page = json.load(urllib.request.urlopen(f"{address}/config", timeout=10))
+    galleries = [part["props"] for part in page["components"] if part["type"] == "gallery"]
+    assert {gallery["elem_id"]: gallery["object_fit"] for gallery in galleries} == {
+        "seen": "contain",
+        "ranking": "contain",
+    }
 
 
 def test_a_question_in_the_browser(address, look):

@@ -5,8 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune.inference.embedder import Embedder
+from finetune.inference.embedding_files import embed_images
 from finetune.inference.principal_components import principal_plane
 from finetune.pages.embedding_page import views_of
 from finetune.tasks import find_task
@@ -84,6 +86,21 @@ def test_image_files_without_captions_and_texts_without_images(embed, trained, w
     data = data_of(page)
     assert len(data["images"]) == 2 and all(image["picture"] for image in data["images"])
     assert data["texts"] == [{"text": "a red star", "image": None}, {"text": "a blue circle", "image": None}]
+
+
+def test_captions_that_cannot_be_read_are_named(tmp_path, capsys):
+    class Embedder:
+        batch_size = 1
+
+        def images(self, pixels):
+            return None
+
+    for name, text in (("1", "ein Café".encode()), ("2", b"ein Caf\xe9")):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_bytes(text)
+    found = list(embed_images(Embedder(), str(tmp_path)))
+    assert [part.captions for part in found] == [[("ein Café",)], [()]]
+    assert f"skipped {tmp_path / '2.txt'}: is not a caption in UTF-8 or UTF-16" in capsys.readouterr().out
 
 
 def test_views_of_one_kind():

@@ -247,6 +247,7 @@ def test_one_image_is_enough(tmp_path, run_command):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "in" / "dot.v2.png")
     status, out, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out")
     assert status == 0 and "1 images, 0 with captions" in out, err
+    assert out.count("for results on photographs set --detector to a trained one") == 1
     sample = RegionReader(open_dataset(str(tmp_path / "out")))[0]
     assert sample.info["id"] == "dot.v2" and sample.key == "dot_v2" and len(sample.features) >= 1
     status, _, err = run_command("pretrain.run", "--data", tmp_path / "out", "--out", tmp_path / "run")

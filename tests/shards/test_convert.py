@@ -102,6 +102,26 @@ def test_an_lmdb_without_its_keys_and_one_that_lists_too_many(tmp_path, run_comm
     assert len(reader) == 5 and "1 skipped" in said
 
 
+@pytest.mark.parametrize("keys", [b"keys", None])
+def test_two_keys_of_an_lmdb_with_one_id_are_refused(tmp_path, run_command, keys):
+    """They were an error in one shard, and in two shards one of them replaced the other."""
+    values = {key: pickle.dumps(image(0)) for key in ("test/1", "train/1", "train/2")}
+    write_lmdb(tmp_path / "a.lmdb", values, keys=keys)
+    status, _, err = run_command("shards.convert", tmp_path / "a.lmdb", "--out", tmp_path / "out", "--per_shard", 1)
+    assert status == 2 and "a.lmdb, keys test/1 and train/1: duplicate image id 1 " in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_entries_that_the_list_of_keys_lacks_are_counted(tmp_path, run_command):
+    """As where a program wrote the list first and was run again with more images."""
+    values = {f"im{n}": pickle.dumps(image(n)) for n in range(5)}
+    write_lmdb(tmp_path / "a.lmdb", values, listed=["im0", "im1"])
+    reader, said = convert(run_command, tmp_path, tmp_path / "a.lmdb")
+    assert len(reader) == 2 and "3 entries are not in its list of keys and are ignored (im2)" in said
+    write_lmdb(tmp_path / "whole.lmdb", values)
+    assert "not in its list" not in convert(run_command, tmp_path, tmp_path / "whole.lmdb", out="whole")[1]
+
+
 @pytest.mark.parametrize("form", ["msgpack", "pickle"])
 def test_the_pretraining_lmdb(tmp_path, run_command, form):
     """Captions and class distributions come along; so many classes are kept that 99% of the mass is."""

@@ -134,6 +134,8 @@ def test_only_training_makes_the_miniature_world(command, flags, elsewhere, run_
         ("predict", ("a.png", "--task", "vqa", "--text", "What?", "--run")),
         ("attention", ("--image", "1", "--task", "vqa", "--text", "What?", "--run")),
         ("demo", ("--run",)),
+        ("embed", ("--retrieval", "flickr_retrieval", "--out", "e.npz", "--run")),
+        ("share", ("--out", "shared", "--run")),
         ("report", ()),
         ("st", ("--task", "nlvr2", "--data", "WORLD", "--init")),
     ],

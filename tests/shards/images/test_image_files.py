@@ -349,9 +349,44 @@ def test_captions_that_only_the_json_has_are_read(tmp_path, tar):
     picture = encoded(Image.fromarray(RED))
     texts = {"0.json": '{"caption": " one ", "url": "u"}', "1.txt": "two", "1.json": '{"caption": "x"}'}
     texts |= {"2.json": '{"caption": null}', "3.json": '{"caption": ', "4.json": "[]"}
-    entries = [(f"{n}.png", picture) for n in range(5)] + [(name, text.encode()) for name, text in texts.items()]
-    found, (reason,) = records_of(put(tmp_path, entries, tar))
-    assert found == {"0": ("one",), "1": ("two",), "2": (), "3": (), "4": ()} and "3.json: is not valid JSON" in reason
+    texts |= {"5.json": '{"caption": ["five", " ", "six "]}', "6.json": '{"caption": ["seven", 8]}'}
+    entries = [(f"{n}.png", picture) for n in range(7)] + [(name, text.encode()) for name, text in texts.items()]
+    found, reasons = records_of(put(tmp_path, entries, tar))
+    assert found == {"0": ("one",), "1": ("two",), "2": (), "3": (), "4": (), "5": ("five", "six"), "6": ()}
+    broken, other = sorted(reasons)
+    assert "3.json: is not valid JSON" in broken and "6.json: has a caption that is not a text" in other
+
+
+def test_files_in_a_folder_that_no_image_uses_are_counted(tmp_path):
+    """Captions with other names than the images, tars next to images, and images that look like artifacts."""
+    picture = encoded(Image.fromarray(RED))
+    names = ("in/1.png", "in/sub/2.png", "in/._1.png", "in/__MACOSX/1.png", "in/.DS_Store")
+    names += (
+        "in/1.txt",
+        "in/1.png.txt",
+        "in/captions/2.TXT",
+        "in/sub/a.tar",
+        "in/regions/b.tar",
+        "in/regions/dataset.json",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture if name.endswith(".png") else b"a text")
+    found, reasons = records_of(tmp_path / "in")
+    assert found == {"1": ("a text",), "2": ()}
+    assert [reason.partition("/in: ")[2] for reason in reasons] == [
+        "2 .txt files without an image of the same name (1.png.txt)",
+        "1 .tar files in a folder of images; extract them separately (sub/a.tar)",
+        "2 artifacts of a system or an editor (._1.png)",
+    ]
+
+
+def test_tars_in_subfolders_are_asked_for_by_a_pattern(tmp_path):
+    (tmp_path / "part0").mkdir()
+    make_tar(tmp_path / "part0" / "0.tar", [("1.png", encoded(Image.fromarray(RED)))])
+    with pytest.raises(UserError, match=r"\.tar files only in subfolders .*for example '.*/\*/\*\.tar'"):
+        find_parts(str(tmp_path), 100)
+    assert records_of(f"{tmp_path}/*/*.tar") == ({"1": ()}, [])
 
 
 def put(folder, entries, tar: bool):
@@ -375,6 +410,7 @@ def test_links_to_nothing_and_names_that_are_not_utf_8_are_skipped_with_a_reason
         file.write(picture)
     flags = ("--out", tmp_path / "out", "--words", 2, "--processes", 1)
     status, out, err = run_command("shards.extract", folder, *flags)
-    assert status == 0 and "1 images, 0 with captions, in 1 shards; 2 skipped" in out, err
+    assert status == 0 and "1 images, 0 with captions, in 1 shards; 3 skipped" in out, err
+    assert "3 artifacts of a system or an editor (._1.png)" in out
     assert "0.png: is a link to a file that does not exist" in out
     assert "caf\\xe9.png: has a name that is not UTF-8" in out

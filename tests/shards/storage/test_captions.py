@@ -224,6 +224,18 @@ def test_a_mistake_in_a_file_of_captions_is_named(tmp_path, name, text, splits, 
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_captions_is_read_in_its_encoding(tmp_path, encoding):
+    (tmp_path / "a.tsv").write_text("1.jpg\tein Café\n2.jpg\tćma\n", encoding=encoding)
+    assert read_caption_file(str(tmp_path / "a.tsv")) == {"1": ("ein Café",), "2": ("ćma",)}
+
+
+def test_a_file_of_captions_in_no_known_encoding_is_refused(tmp_path):
+    (tmp_path / "a.tsv").write_text("1.jpg\tein Café\n", encoding="latin-1")
+    with pytest.raises(UserError, match=r"a\.tsv, after line 0: is not text in UTF-8, or in UTF-16 .*convert it"):
+        read_caption_file(str(tmp_path / "a.tsv"))
+
+
 def test_an_image_that_a_karpathy_file_has_twice_is_named(tmp_path):
     path = karpathy(tmp_path / "a.json")
     value = json.loads((tmp_path / "a.json").read_text())
