@@ -39,7 +39,7 @@ test: env lint
 test-slow: env
 	$(PYTEST) -m slow
 
-# With the oldest versions that pyproject.toml allows, in a clone: operators are compiled for one torch, and lie in the tree.
+# With the oldest versions that pyproject.toml allows, in a clone, because the environment and the operators are in the tree.
 # Without lint, because mypy reads the annotations of the installed torch and numpy.
 test-oldest:
 	rm -rf build/oldest

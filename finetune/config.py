@@ -45,10 +45,14 @@ def task_file_flag() -> Any:
     return flag(None, text, unset="none")
 
 
+def add_task_files(names: str | None, run=None) -> list[Task]:
+    """Makes the tasks of --task_file known. run: a run that is resumed, see add_task_file."""
+    return [add_task_file(path, run) for path in (names or "").split(",") if path]
+
+
 def chosen_tasks(config, run=None) -> list[Task]:
     """The tasks of --tasks, also those of --task_file. run: a run that is resumed, see add_task_file."""
-    for path in filter(None, (config.task_file or "").split(",")):
-        add_task_file(path, run)
+    add_task_files(config.task_file, run)
     return choose_tasks(config.tasks)
 
 
@@ -298,6 +302,11 @@ class CleanConfig:
     """Flags of finetune.clean."""
 
     data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files")
+    task_file: str | None = flag(
+        None,
+        "comma-separated TOML files that describe tasks of your own tables, to be decontaminated with the others",
+        unset="none; for --check those of the lists",
+    )
     out: str | None = flag(None, "output folder for the lists of removed images", unset="DATA/clean", written=True)
     images: str | None = flag(
         None,

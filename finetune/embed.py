@@ -1,25 +1,23 @@
 """python -m finetune.embed --run RUN --images DIR --texts FILE --out embeddings.npz: embeddings of images and texts."""
 
 from dataclasses import dataclass
-
-import numpy as np
+from importlib.util import find_spec
 
 from finetune.config import ModelFlags
 from finetune.inference.embedder import Embedder
-from finetune.inference.embedding_files import embed_all, embed_images, embed_retrieval, read_texts
+from finetune.inference.embedding_files import embed_all, embed_images, embed_retrieval, read_texts, write_arrays
 from finetune.pages.embedding_page import Thumbnails, write_plane
 from finetune.run_dirs.run_data_folder import choose_data
 from finetune.tasks import find_task
 from shards.common.cli import command, flag
 from shards.common.errors import UserError
-from shards.common.files import whole_file
 
 
 @dataclass
 class EmbedConfig(ModelFlags):
     """Flags of finetune.embed."""
 
-    out: str | None = flag(None, "the .npz file to write", unset="none", written=True)
+    out: str | None = flag(None, "the file to write, .npz or .parquet", unset="none", written=True)
     page: str | None = flag(None, "HTML file that shows the embeddings in a plane", unset="none", written=True)
     images: str | None = flag(None, "region shards, a folder of image files, or tars of images", unset="no images")
     texts: str | None = flag(None, "a text file, one text per line", unset="no texts")
@@ -45,8 +43,7 @@ def run(config: EmbedConfig) -> None:
     space = "texts and images share one space" if embedder.comparable else "texts and images have separate spaces"
     shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in arrays.items())
     if config.out:
-        with whole_file(config.out) as file:
-            np.savez(file, **arrays)
+        write_arrays(config.out, arrays)
     print(f"{config.out or 'embeddings'}: {shapes}; {space}")
     if config.page:
         write_plane(
@@ -69,8 +66,10 @@ def check(config: EmbedConfig) -> None:
         raise UserError("there is nothing to embed; give --images, --texts or both, or --retrieval")
     if not (config.out or config.page):
         raise UserError("there is nothing to write; give --out, --page or both")
-    if config.out and not config.out.endswith(".npz"):
-        raise UserError(f"--out {config.out}: should end in .npz")
+    if config.out and not config.out.endswith((".npz", ".parquet")):
+        raise UserError(f"--out {config.out}: should end in .npz or .parquet")
+    if config.out and config.out.endswith(".parquet") and find_spec("pyarrow") is None:
+        raise UserError(f"--out {config.out}: needs pyarrow; pip install pyarrow, or write .npz")
 
 
 EXAMPLES = ("python -m finetune.embed --run runs/mt --images photos/ --out photos.npz",)

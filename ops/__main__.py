@@ -1,14 +1,19 @@
-"""python -m ops: prints which implementation is in use, and runs a self-check.
+"""python -m ops: prints versions and which implementation is in use, and runs a self-check.
 
-The exit status is 1 if a self-check fails, or if torch has CUDA but the operators were not compiled for it.
+The exit status is 1 if a self-check fails, or if torch has CUDA but the operators were not compiled for it; 2 if Python
+finds a package of another project under the name of one of ours.
 """
 
+import platform
 import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from ops import attention_dropout, dropout, dropout_add_layer_norm, mask_overlapping, mask_regions, pure_torch
-from ops.registration import backends
+from ops.registration import backends, not_compiled
 
 
 def self_check(device: str) -> bool:
@@ -53,7 +58,38 @@ def check_dropout(device: str) -> bool:
     return right and all(torch.allclose(a.detach().cpu(), b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
+def versions() -> str:
+    """The versions that a bug report needs."""
+    try:
+        own = metadata.version("twelve-in-one")
+    except metadata.PackageNotFoundError:
+        own = "(not installed)"
+    return f"twelve-in-one {own}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}"
+
+
+def package_of_others() -> str:
+    """A sentence on a package that Python finds elsewhere than next to this one, or "".
+
+    All other commands use shards.common.own_packages, which this layer must not import.
+    """
+    root = Path(__file__).resolve().parents[1]
+    for name in ("shards", "pretrain", "finetune"):
+        found = find_spec(name)
+        if found and found.origin and (folder := Path(found.origin).resolve().parent).parent != root:
+            return (
+                f"{folder} is another project's package {name}, which Python finds before that of twelve-in-one in "
+                f"{root}; install twelve-in-one in an environment of its own, and run it in another directory"
+            )
+    return ""
+
+
 def main() -> int:
+    if sentence := package_of_others():
+        print(sentence, file=sys.stderr)
+        return 2
+    print(versions())
+    if not_compiled:
+        print(f"no compiled operators: {not_compiled}")
     right = True
     for device, backend in backends.items():
         if device == "CUDA" and torch.version.cuda and backend != "compiled":

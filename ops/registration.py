@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,19 +33,22 @@ DROPOUT_TYPES = (*COMPILED_TYPES, torch.float64)
 
 def _load_compiled() -> str | None:
     """Loads the extension built by setup.py; returns None, or the reason why it is missing."""
-    built = [path for suffix in EXTENSION_SUFFIXES for path in Path(__file__).parent.glob(f"_compiled{suffix}")]
-    if not built:
+    # Of several, the .abi3.so: the others are of earlier versions. A free-threaded Python builds no .abi3.so.
+    built = min(Path(__file__).parent.glob("_compiled.*so"), default=None)
+    if built is None:
         return "they were not built (no compiler, or torch was missing at installation)"
     try:
-        torch.ops.load_library(built[0])
+        torch.ops.load_library(built)
     except OSError as error:
-        return f"{built[0]} cannot be loaded ({str(error).splitlines()[0]}); install again with this version of torch"
+        return f"{built} cannot be loaded ({str(error).splitlines()[0]}); install again with this version of torch"
     return None
 
 
-def _register() -> tuple[torch.library.Library, dict[str, str]]:
-    """Registers what the extension does not define; returns the backends in use for CPU and CUDA tensors."""
-    missing = _load_compiled()
+def _register(missing: str | None) -> tuple[torch.library.Library, dict[str, str]]:
+    """Registers what the extension does not define; returns the backends in use for CPU and CUDA tensors.
+
+    missing: the reason why the extension could not be loaded, None if it was.
+    """
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     backends = {}
     for name, schema in SCHEMAS.items():
@@ -176,7 +178,8 @@ def _no_second_derivative(ctx: Any, *_: object) -> NoReturn:
     raise NotImplementedError("dropout_add_layer_norm has no second derivative")
 
 
-_library, backends = _register()
+not_compiled = _load_compiled()
+_library, backends = _register(not_compiled)
 
 
 def mask_overlapping(boxes: Tensor, seeds: Tensor, valid: Tensor | None = None, threshold: float = 0.4) -> Tensor:

@@ -8,6 +8,7 @@ import msgspec
 from finetune.annotations.official_files import scan_lines
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.task_types.base import Task
+from finetune.task_types.table_tasks import TableTask
 from pretrain.engine.run_dir import CONFIG, read_config
 from shards.common.errors import UserError
 from shards.common.files import read_json
@@ -123,7 +124,10 @@ def read_cleaned(folder, task: Task) -> CleanedTask:
     """A task's removed images, from a folder that finetune.clean has written."""
     manifest = read_manifest(folder)
     if task.name not in manifest["tasks"]:
-        raise UserError(f"--clean {folder}: does not contain {task.name}; run finetune.clean on data with this task")
+        how = " and its --task_file" if isinstance(task, TableTask) else ""
+        raise UserError(
+            f"--clean {folder}: does not contain {task.name}; run finetune.clean on data with this task{how}"
+        )
     known = manifest["tasks"][task.name]
     removed = frozenset(line.image for line in scan_lines(list_file(folder, task), Removed))
     if len(removed) != known["removed_images"]:

@@ -12,6 +12,7 @@ from finetune.decontamination.manifest import FORMAT, MANIFEST, Removed, list_fi
 from finetune.decontamination.near_duplicates import PAIRS, add_near_duplicates
 from finetune.decontamination.removal_table import TaskCount, report
 from finetune.task_types.base import Task
+from finetune.tasks import keep_task_files
 from shards.common.errors import UserError
 from shards.common.files import whole_file, write_json
 from shards.common.folder_lock import locked_folder
@@ -50,6 +51,7 @@ def _clean(config: CleanConfig, out: Path) -> str:
         "absent": found.absent,
         "tasks": {row.task.name: row.facts() for row in rows},
     }
+    keep_task_files(found.tasks, out)
     write_json(out / MANIFEST, manifest)
     return f"{text}\nlists: {out}{os.sep}; train with --clean {out} to skip these images"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from finetune.data.task_data import open_data
 from finetune.inference.embedder import Embedder, Embeddings
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
+from shards.common.files import whole_file
 from shards.images.image_files import BadImage, Record, Unused, decode_image, find_parts, read_records
 from shards.images.source_image import image_of
 from shards.parsing.text_encoding import decode_text
@@ -154,3 +155,40 @@ def _arrays_of(kind: str, found: Sequence[Embeddings], parts: bool) -> dict[str,
         arrays[f"{kind}_parts"] = np.concatenate(rows)
         arrays[f"{kind}_ends"] = np.cumsum([len(part) for part in rows])
     return arrays
+
+
+def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the arrays of embed_all to an .npz file, or to a .parquet file with a row per image and text."""
+    with whole_file(path) as file:
+        if path.endswith(".npz"):
+            np.savez(file, **arrays)
+            return
+        import pyarrow  # an optional package
+        from pyarrow import parquet
+
+        kinds = [kind for kind in ("image", "text") if f"{kind}_embeddings" in arrays]
+        parquet.write_table(pyarrow.concat_tables(_table(kind, arrays) for kind in kinds), file)
+
+
+def _table(kind: str, arrays: dict[str, np.ndarray]) -> Any:
+    """The pyarrow.Table of all images or all texts; its columns are in docs/embeddings.md. kind: "image" or "text"."""
+    import pyarrow
+
+    def lists(rows: np.ndarray) -> Any:
+        """A list of numbers per row of a matrix."""
+        rows = rows.astype(np.float32, copy=False)
+        return pyarrow.LargeListArray.from_arrays(np.arange(len(rows) + 1) * rows.shape[1], rows.ravel())
+
+    embeddings = arrays[f"{kind}_embeddings"]
+    count, none = len(embeddings), pyarrow.nulls(len(embeddings), pyarrow.string())
+    ids, texts = (arrays.get(name) for name in (("image_ids", "") if kind == "image" else ("text_images", "texts")))
+    columns = {
+        "kind": pyarrow.array([kind] * count),
+        "image": none if ids is None else pyarrow.array(ids.tolist()),
+        "text": none if texts is None else pyarrow.array(texts.tolist()),
+        "embedding": lists(embeddings),
+    }
+    if f"{kind}_parts" in arrays:
+        ends = np.concatenate([[0], arrays[f"{kind}_ends"]])
+        columns["parts"] = pyarrow.LargeListArray.from_arrays(ends, lists(arrays[f"{kind}_parts"]))
+    return pyarrow.table(columns)

@@ -114,7 +114,12 @@ class Task(ABC):
         return self.head.ranks_images or all(example.target is not None for example in examples)
 
     def photo(self, image: str) -> str:
-        """The name of an image's photo across tasks: COLLECTION:ID (see cleaning.photos)."""
+        """The name of an image's photo across tasks: COLLECTION:ID (see decontamination.image_identity).
+
+        Visual7W's images are Visual Genome's; its official files name them v7w_ID.
+        """
+        if self.images == "visual7w":
+            return f"genome:{image.removeprefix('v7w_')}"
         return f"{self.images}:{image}"
 
     def kind(self, example: Example) -> str | None:

@@ -6,7 +6,6 @@ tables (task_types.table_tasks), and nothing else.
 
 import importlib
 import pkgutil
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,8 +52,12 @@ def add_task_file(path, run=None) -> Task:
 
 
 def keep_task_files(tasks: Sequence[Task], run) -> None:
-    """Copies the TOML files of tasks into a run, which keeps its tasks by this wherever it is used."""
-    shutil.rmtree(Path(run) / TASK_FILES, ignore_errors=True)
+    """Copies the TOML files of tasks into a run, which keeps its tasks by this wherever it is used.
+
+    run: a run directory, or an output folder of finetune.clean; copies of other tasks in it are removed.
+    """
+    for path in (Path(run) / TASK_FILES).glob("*.toml"):
+        path.unlink()
     for name in [task.name for task in tasks if task.name in _own]:
         (Path(run) / TASK_FILES).mkdir(parents=True, exist_ok=True)
         with whole_file(Path(run) / TASK_FILES / f"{name}.toml", "w", encoding="utf-8") as file:

@@ -45,10 +45,6 @@ class ImageQuestions(msgspec.Struct):
 class Visual7W(PointingTask):
     """Candidates are sorted by id, so that their position does not reveal the correct one."""
 
-    def photo(self, image: str) -> str:
-        """The Visual Genome photo; the official files name it v7w_ID."""
-        return f"genome:{image.removeprefix('v7w_')}"
-
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, "dataset_v7w_pointing.json")
         boxes, images = contents(path)

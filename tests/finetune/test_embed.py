@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.embed import EmbedConfig, check
 from finetune.inference.embedder import Embedder
-from finetune.inference.embedding_files import embed_images
+from finetune.inference.embedding_files import embed_images, write_arrays
 from finetune.inference.principal_components import principal_plane
 from finetune.pages.embedding_page import views_of
 from finetune.tasks import find_task
+from shards.common.errors import UserError
 from shards.storage.dataset import open_dataset
 from shards.storage.reader import RegionReader
 
@@ -155,12 +157,40 @@ def test_a_point_shows_its_caption_its_image_and_the_line_between(plane, look):
             ("--page", "p.html", "--retrieval", "flickr_retrieval", "--images", "x"),
             "cannot be combined with --retrieval",
         ),
-        (("--out", "e.json", "--images", "x"), "--out e.json: should end in .npz"),
+        (("--out", "e.json", "--images", "x"), "--out e.json: should end in .npz or .parquet"),
     ],
 )
 def test_mistakes(contrastive, run_command, flags, complaint):
     status, _, err = run_command("finetune.embed", "--run", contrastive, *flags)
     assert status == 2 and complaint in err and "Traceback" not in err
+
+
+def test_a_table_has_a_row_per_image_and_text(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    rows = np.arange(60, dtype=np.float32).reshape(10, 6)
+    arrays = {
+        **{"image_ids": np.array(["7", "31"]), "image_embeddings": rows[:2]},
+        **{"image_parts": rows[:5], "image_ends": np.array([2, 5])},
+        **{"texts": np.array(["a star", "a disc", "ein Stern"]), "text_images": np.array(["7", "7", "31"])},
+        **{"text_embeddings": rows[2:5, :4], "text_parts": rows[5:, :4], "text_ends": np.array([1, 3, 5])},
+    }
+    write_arrays(str(tmp_path / "e.parquet"), arrays)
+    table = parquet.read_table(tmp_path / "e.parquet").to_pylist()
+    assert [(row["kind"], row["image"], row["text"]) for row in table] == [
+        *(("image", "7", None), ("image", "31", None)),
+        *(("text", "7", "a star"), ("text", "7", "a disc"), ("text", "31", "ein Stern")),
+    ]
+    assert [row["embedding"] for row in table] == [*rows[:2].tolist(), *rows[2:5, :4].tolist()]
+    assert table[1]["parts"] == rows[2:5].tolist() and table[3]["parts"] == rows[6:8, :4].tolist()
+    write_arrays(str(tmp_path / "t.parquet"), {name: arrays[name] for name in ("texts", "text_embeddings")})
+    [first, *_] = parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    assert first == {"kind": "text", "image": None, "text": "a star", "embedding": rows[2, :4].tolist()}
+
+
+def test_a_table_without_pyarrow_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("finetune.embed.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--out e\.parquet: needs pyarrow; pip install pyarrow"):
+        check(EmbedConfig(run="runs/mt", images="x", out="e.parquet"))
 
 
 def test_images_without_captions(contrastive, world, run_command, tmp_path):

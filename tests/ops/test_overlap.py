@@ -1,5 +1,7 @@
 """mask_overlapping, compiled and pure, against a double loop in exact fractions and against each other."""
 
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -194,6 +196,18 @@ def test_python_m_ops_says_what_is_in_use():
     assert done.returncode == 0 and done.stderr == ""
     assert f"CPU   {registration.backends['CPU']}; self-check passed" in done.stdout
     assert "CUDA  " in done.stdout
+    assert f"torch {torch.__version__}, Python {platform.python_version()}" in done.stdout.splitlines()[0]
+
+
+def test_the_compiled_operators_serve_later_versions_of_torch_and_python():
+    """The library uses C functions of LibTorch's stable ABI only: no C++ symbols of torch, and none of Python."""
+    library = PACKAGE / "_compiled.abi3.so"
+    if not library.exists() or not shutil.which("nm"):
+        pytest.skip("no compiled operators, or no nm to read their symbols with")
+    done = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
+    names = {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines()}
+    assert any(name.startswith("aoti_torch_") for name in names)
+    assert [name for name in names if re.search(r"2at\d|3c10|5torch|^_?Py", name)] == []
 
 
 def test_where_nothing_is_compiled_the_pure_version_serves_under_the_same_name(tmp_path):

@@ -123,6 +123,63 @@ def test_several_kinds_are_trained_together_with_others(data, images, pretrained
 GOOD = 'kind = "answers"\nimages = "coco"\n[splits]\ntrain = "a.csv"\nval = "b.jsonl"\n'
 
 
+def removed(out: Path, task: str) -> set[str]:
+    """The images that finetune.clean has listed for a task."""
+    return {json.loads(line)["image"] for line in (out / "removed" / f"{task}.jsonl").read_text().splitlines()}
+
+
+def test_a_task_file_is_decontaminated_with_the_other_tasks(data, pretrained, tmp_path):
+    """Its test images are removed from VQA's training data, and VQA's test images from its own, also under another
+    name of the images (visual7w for genome)."""
+    vqa = all_tasks()["vqa"]
+    learned, tested = (
+        list(dict.fromkeys(e.images[0] for split in splits for e in vqa.read(data / "vqa", split)))
+        for splits in (vqa.learned, vqa.tests)
+    )
+    (tmp_path / "own.toml").write_text(GOOD + 'test = "c.csv"\n')
+    (tmp_path / "seven.toml").write_text(GOOD.replace("coco", "visual7w"))
+    tables = {
+        "own/a.csv": learned[3:9] + tested[:2],
+        "own/b.jsonl": learned[9:12] + tested[1:3],
+        "own/c.csv": learned[:3],
+        "seven/a.csv": ["v7w_1", "v7w_2"],
+        "seven/b.jsonl": ["v7w_3"],
+    }
+    for name, images in tables.items():
+        write_table(data / name, [{"text": "What?", "image": image, "answer": "yes"} for image in images])
+    map_of_genome = [{"image_id": n, "coco_id": int(learned[0]) if n == 2 else None} for n in (1, 2, 3)]
+    (data / "vgqa").mkdir()
+    (data / "vgqa" / "image_data.json").write_text(json.dumps(map_of_genome))
+
+    done = run("finetune.clean", "--data", data, cwd=tmp_path)
+    assert done.returncode == 0 and "own" not in json.loads((data / "clean" / "clean.json").read_text())["tasks"]
+    train = ("finetune.st", "--task_file", "own.toml", "--data", data, "--clean", "--init", pretrained)
+    train += ("--epochs", 1, "--workers", 0)
+    done = run(*train, cwd=tmp_path)
+    assert done.returncode == 2 and "clean: does not contain own; run finetune.clean" in done.stderr
+    assert "--task_file" in done.stderr
+
+    clean = ("finetune.clean", "--data", data)
+    done = run(*clean, "--task_file", "own.toml,seven.toml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = data / "clean"
+    assert removed(out, "vqa") == set(learned[:3]) and removed(out, "own") == set(tested[:3])
+    assert removed(out, "seven") == {"v7w_2"}
+    done = run(*train, cwd=tmp_path)
+    assert done.returncode == 0 and "cleaned: 2 of 8 examples of own's train removed" in done.stdout, done.stderr
+
+    for name in ("own", "seven"):  # the lists keep copies, which the check reads
+        (tmp_path / f"{name}.toml").rename(tmp_path / f"old-{name}.toml")
+    done = run(*clean, "--check", cwd=tmp_path)
+    assert done.returncode == 0 and "no test image remains" in done.stdout, done.stdout + done.stderr
+    write_table(data / "own" / "c.csv", [{"text": "What?", "image": learned[4], "answer": "yes"}])
+    done = run(*clean, "--check", cwd=tmp_path)
+    assert done.returncode == 1 and "in the test set own test" in done.stdout, done.stdout + done.stderr
+    (tmp_path / "absent.toml").write_text(GOOD)
+    done = run(*clean, "--task_file", "absent.toml", cwd=tmp_path)
+    assert done.returncode == 2 and "absent not found; it should contain a.csv, b.jsonl" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

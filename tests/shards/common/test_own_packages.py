@@ -10,13 +10,17 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("name", ["ops", "finetune"])
-def test_a_package_of_another_project_is_named(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("ops", ["shards.inspect", "data"]), ("finetune", ["shards.inspect", "data"]), ("shards", ["ops"])],
+)
+def test_a_package_of_another_project_is_named(tmp_path, name, command):
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-m", "shards.inspect", "data"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"{tmp_path / name} is another project's package {name}" in done.stderr
 
