@@ -17,7 +17,8 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 import numpy as np
 from PIL import Image
 
-from finetune.decontamination.perceptual_hash import DIFFERENT, difference, image_hashes, near_pairs
+from finetune.decontamination.hash_search import ExactSearch
+from finetune.decontamination.perceptual_hash import DIFFERENT, difference, image_hashes
 from shards.common.cli import REQUIRED, command, flag
 from shards.images.image_files import BadImage, decode_image, find_parts, read_records
 
@@ -65,14 +66,14 @@ def run(config: Config) -> None:
     images, rng = some_images(config), np.random.default_rng(config.seed)
     grey = [image.convert("L") for image in images]
     hashes = np.stack([image_hashes(image) for image in grey])
-    twins = {frozenset(pair) for pair in near_pairs(hashes, hashes).tolist() if pair[0] != pair[1]}
+    twins = {frozenset(pair) for pair in ExactSearch(hashes).pairs(hashes).tolist() if pair[0] != pair[1]}
     twins = {pair for pair in twins if difference(*(grey[n] for n in pair)) < DIFFERENT / 5}
     print(f"{len(images)} images; {len(twins)} pairs of them are copies already, which count neither way")
     print(f"{'':<14} {'hash alone':>24}   {'and the finer comparison':>26}")
     print(f"{'':<14} {'recall':>10} {'precision':>13}   {'recall':>10} {'precision':>15}")
     for kind in KINDS:
         copies = [altered(image, kind, rng).convert("L") for image in images]
-        near = near_pairs(hashes, np.stack([image_hashes(copy) for copy in copies])).tolist()
+        near = ExactSearch(np.stack([image_hashes(copy) for copy in copies])).pairs(hashes).tolist()
         near = [(a, b) for a, b in near if frozenset((a, b)) not in twins]
         same = [(a, b) for a, b in near if difference(grey[a], copies[b]) <= DIFFERENT]
         row = []

@@ -1,19 +1,31 @@
 """python -m finetune.clean --data DIR: decontamination (Clean V&L).
 
 Finds images that are in the test set of any task and lists, for every task, the training and validation images to
-remove.
+remove; with --corpus, the test images in other training data.
 """
 
+import dataclasses
 from pathlib import Path
 
 from finetune.config import CleanConfig
+from finetune.decontamination.corpus_search import check_corpus_flags, make_fingerprint, search_corpus
 from finetune.decontamination.remove_images import clean
 from finetune.decontamination.verify import check
 from shards.common.cli import command
-from shards.world import check_data_folder
+from shards.common.dist_info import launched
+from shards.world import DEFAULT_WORLD, check_data_folder
 
 
 def run(config: CleanConfig) -> int:
+    check_corpus_flags(config)
+    if config.fingerprint:
+        print(make_fingerprint(config))
+        return 0
+    if config.corpus:
+        ranks = launched()
+        ranks.log(search_corpus(config, ranks))
+        return 0
+    config = dataclasses.replace(config, data=config.data or DEFAULT_WORLD)
     check_data_folder(config.data)
     if config.check:
         leaks = check(config.data, config.out or Path(config.data) / "clean")
@@ -26,6 +38,9 @@ def run(config: CleanConfig) -> int:
 EXAMPLES = (
     "python -m finetune.clean --data data/real",
     "python -m finetune.clean --data data/real --images images/",
+    "python -m finetune.clean --corpus 'my/{000..331}.tar' --data data/real --images images/ --out runs/clean",
+    "python -m finetune.clean --fingerprint mine.safetensors --test_images my_test/ --test_name mine",
+    "python -m finetune.clean --corpus 'my/*.tar' --known mine.safetensors",
 )
 
 

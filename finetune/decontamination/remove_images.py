@@ -9,7 +9,7 @@ from finetune.config import CleanConfig
 from finetune.decontamination.image_identity import LinkPath
 from finetune.decontamination.image_lists import ImagesOfTasks, identities, read_all, test_photos
 from finetune.decontamination.manifest import FORMAT, MANIFEST, Removed, list_file
-from finetune.decontamination.near_duplicates import PAIRS, add_near_duplicates
+from finetune.decontamination.near_duplicates import PAIRS, add_near_duplicates, image_files
 from finetune.decontamination.removal_table import TaskCount, report
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
@@ -26,12 +26,14 @@ def clean(config: CleanConfig) -> str:
 
 def _clean(config: CleanConfig, out: Path) -> str:
     found = read_all(config.data, config.processes)
-    photos, tests = identities(config.data, found), test_photos(config.data, found)
+    photos = identities(config.data, found)
+    tests = {name: sets[0] for name, sets in test_photos(config.data, found).items()}
     if not tests:
         raise UserError(f"--data {config.data}: found no test images; {'; '.join(found.absent)}")
     (out / MANIFEST).unlink(missing_ok=True)  # a manifest exists only together with complete lists
     if config.images:
-        add_near_duplicates(photos, config.images, out, set(tests), config.processes)
+        files = image_files(config.images)
+        add_near_duplicates(photos, files, out, set(tests), config.processes, config.search)
     else:
         (out / PAIRS).unlink(missing_ok=True)
     paths, rows = photos.paths_to_tests(tests), []
