@@ -1,6 +1,6 @@
 """Test images in training data: a real case, found by ids and by appearance, and the time of a large search.
 
-    python benchmarks/corpus.py --train flickr8k-train.tar --others flickr8k-dev.tar --ids esnlive_train.csv,esnlive_dev.csv
+    python benchmarks/corpus.py --train flickr8k-train.tar --others flickr8k-dev.tar --ids esnlive_dev.csv[,MORE]
 
 The test set is the photos that the e-SNLI-VE files name, which are validation images of Flickr30k. First their ids are
 searched for in the training images. Then ids are withheld: the training images are numbered, and the test images are

@@ -8,7 +8,8 @@ import dataclasses
 from pathlib import Path
 
 from finetune.config import CleanConfig
-from finetune.decontamination.corpus_search import check_corpus_flags, make_fingerprint, search_corpus
+from finetune.decontamination.corpus_search import check_corpus_flags, check_searched, make_fingerprint, search_corpus
+from finetune.decontamination.manifest import not_compared, read_manifest
 from finetune.decontamination.remove_images import clean
 from finetune.decontamination.verify import check
 from shards.common.cli import command
@@ -21,6 +22,10 @@ def run(config: CleanConfig) -> int:
     if config.fingerprint:
         print(make_fingerprint(config))
         return 0
+    if config.corpus and config.check:
+        leaks = check_searched(config)
+        print("\n".join(leaks or [NO_LEAK]))
+        return 1 if leaks else 0
     if config.corpus:
         ranks = launched()
         ranks.log(search_corpus(config, ranks))
@@ -28,13 +33,15 @@ def run(config: CleanConfig) -> int:
     config = dataclasses.replace(config, data=config.data or DEFAULT_WORLD)
     check_data_folder(config.data)
     if config.check:
-        leaks = check(config.data, config.out or Path(config.data) / "clean")
-        print("\n".join(leaks) if leaks else "no test image remains in any training or validation set")
+        out = config.out or Path(config.data) / "clean"
+        leaks = check(config.data, out)
+        print("\n".join(leaks or [NO_LEAK, *not_compared(read_manifest(out).get("without_picture", {}))]))
         return 1 if leaks else 0
     print(clean(config))
     return 0
 
 
+NO_LEAK = "no test image remains, as far as images could be compared"
 EXAMPLES = (
     "python -m finetune.clean --data data/real",
     "python -m finetune.clean --data data/real --images images/",

@@ -1,11 +1,12 @@
 """Finds test images in one part of a corpus: by names, checksums and appearance, with the evidence of each."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,12 +42,13 @@ class Chain(msgspec.Struct):
 class FoundImage(msgspec.Struct):
     """A test image in a corpus.
 
-    tests: the test sets with the photo; chains: all that was found, names first; difference: the smallest `difference`
-    to a known image of a photo in `chains`, None if either image is missing.
+    photos: a name of each test photo that it is; tests: the test sets with these; chains: all that was found, names
+    first; difference: the smallest `difference` to a known image of these photos, None if either image is missing.
     """
 
     image: str
     source: str
+    photos: tuple[str, ...]
     tests: tuple[str, ...]
     chains: tuple[Chain, ...]
     difference: float | None = None
@@ -139,10 +141,14 @@ class _Index:
         self.rows_by_photo: dict[str, list[int]] = {}
         for row, (name, sha256) in enumerate(zip(pictures.names, map(bytes, pictures.sha256), strict=True)):
             self.rows_by_sha256.setdefault(sha256, []).append(row)
-            self.rows_by_photo.setdefault(known.names[name].names[-1], []).append(row)
+            self.rows_by_photo.setdefault(known.names[name].photo, []).append(row)
         self.searched = np.flatnonzero(pictures.hashes.any(1))  # an image of one colour has no hash
         self.search = SEARCHES[search](pictures.hashes[self.searched])
         self.image = functools.lru_cache(maxsize=4096)(pictures.image)
+
+    def rows_of(self, names: Iterable[str]) -> set[int]:
+        """The rows of the known images of some photos."""
+        return {row for name in names for row in self.rows_by_photo.get(self.known.names[name].photo, ())}
 
     def near(self, hashes: np.ndarray) -> list[list[int]]:
         """The rows of the known images with near hashes, for each image. hashes: uint64 (n, 6)."""
@@ -158,84 +164,76 @@ def _index(path: str, sha256: str, search: str) -> _Index:
     return _Index(read_fingerprint(path), search)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of an image while a block is searched. image: without its picture, which may be large.
+
+    sha256: of the file, as it is in the corpus and as it was downloaded; hashes: zeros without a picture.
+    """
+
+    image: CorpusImage
+    sha256: tuple[bytes, ...]
+    thumbnail: Image.Image | None
+    hashes: np.ndarray
+
+
 def _search(job: PartJob) -> PartResult:
     index, result = _index(job.known, job.known_sha256, job.search), PartResult()
-    for block in _blocks(corpus_images(job.part, job.collection)):
-        seen = [_see(image, result) for image in block]
-        hashed = [number for number, one in enumerate(seen) if one is not None and one[1].any()]
-        near: list[list[int]] = [[] for _ in block]
-        if hashed:
-            rows = index.near(np.stack([seen[number][1] for number in hashed]))
-            for number, of_image in zip(hashed, rows, strict=True):
-                near[number] = of_image
-        for image, one, rows in zip(block, seen, near, strict=True):
-            found = _found(index, image, one and one[0], rows)
+    seen = (_see(image, result) for image in corpus_images(job.part, job.collection))
+    while block := list(itertools.islice(seen, BLOCK)):
+        hashes = np.stack([one.hashes for one in block])
+        hashed = np.flatnonzero(hashes.any(1))
+        near = dict(zip(hashed.tolist(), index.near(hashes[hashed]), strict=True))
+        for number, one in enumerate(block):
+            found = _found(index, one, near.get(number, []))
             if found:
                 result.found.append(found)
     return result
 
 
-def _blocks(images: Iterator[CorpusImage]) -> Iterator[list[CorpusImage]]:
-    while block := list(itertools.islice(images, BLOCK)):
-        yield block
-
-
-def _see(image: CorpusImage, result: PartResult) -> tuple[Image.Image, np.ndarray] | None:
-    """(thumbnail, hashes) of an image, which is counted; None if there is no picture, or it cannot be decoded."""
+def _see(image: CorpusImage, result: PartResult) -> _Seen:
+    """Decodes and counts an image."""
     result.images += 1
     result.bare += image.bare
-    if image.picture is None:
-        return None
-    try:
-        picture = grey(image.picture)
-    except BadImage as error:
-        result.unseen.append(Unseen(image.source, str(error)))
-        return None
-    result.pictures += 1
-    return thumbnail(picture), image_hashes(picture)
+    without, picture = dataclasses.replace(image, picture=None), image.picture
+    sha256 = [hashlib.sha256(picture).digest()] if isinstance(picture, bytes) else []
+    with contextlib.suppress(ValueError):  # not a checksum
+        sha256.append(bytes.fromhex(image.sha256))
+    small, hashes = None, np.zeros(len(perceptual_hash.TRIMMED), np.uint64)
+    if picture is not None:
+        try:
+            whole = grey(picture)
+            small, hashes = thumbnail(whole), image_hashes(whole)
+            result.pictures += 1
+        except BadImage as error:
+            result.unseen.append(Unseen(image.source, str(error)))
+    return _Seen(without, tuple(dict.fromkeys(sha256)), small, hashes)
 
 
-def _found(index: _Index, image: CorpusImage, own: Image.Image | None, near: list[int]) -> FoundImage | None:
+def _found(index: _Index, seen: _Seen, near: list[int]) -> FoundImage | None:
     """The evidence that an image is a test photo, or None.
 
-    own: its thumbnail; near: rows of the known images whose hashes are near.
+    near: rows of the known images whose hashes are near.
     """
-    known, chains = index.known, []
-    for name, evidence in image.names:
-        if name in known.names:
-            chains.append(_chain(known, image.id, name, evidence))
-    for row in _same_file(index, image):
-        chains.append(_chain(known, image.id, known.pictures.names[row], CHECKSUM))
-    differences = {}
-    if own is not None:
-        by_name = {row for chain in chains for row in index.rows_by_photo.get(chain.names[-1], ())}
-        differences = {row: round(difference(own, index.image(row)), 3) for row in sorted({*near, *by_name})}
+    known, image = index.known, seen.image
+    rows = [row for sha256 in seen.sha256 for row in index.rows_by_sha256.get(sha256, ())]
+    links = [(name, evidence) for name, evidence in image.names if name in known.names]
+    links += [(known.pictures.names[row], CHECKSUM) for row in rows]
+    differences: dict[int, float] = {}
+    if seen.thumbnail is not None:
+        for row in sorted({*near, *index.rows_of(name for name, _ in links)}):
+            differences[row] = round(difference(seen.thumbnail, index.image(row)), 3)
     same = sorted((value, row) for row, value in differences.items() if value <= DIFFERENT and row in near)
-    chains += [_chain(known, image.id, known.pictures.names[row], f"{LOOK} ({value})") for value, row in same]
-    if not chains:
+    links += [(known.pictures.names[row], f"{LOOK} ({value})") for value, row in same]
+    if not links:
         return None
-    chains = list({(chain.names, chain.evidence): chain for chain in chains}.values())
-    sets = {test for chain in chains for test in known.names[chain.names[-1]].sets}
-    smallest = min(
-        (
-            differences[row]
-            for chain in chains
-            for row in index.rows_by_photo.get(chain.names[-1], ())
-            if row in differences
-        ),
-        default=None,
-    )
-    return FoundImage(image.id, image.source, tuple(sorted(sets)), tuple(chains), smallest)
+    photos = tuple(sorted({known.names[name].photo for name, _ in links}))
+    tests = tuple(sorted({test for name, _ in links for test in known.names[name].sets}))
+    compared = [differences[row] for row in index.rows_of(name for name, _ in links) if row in differences]
+    chains = tuple(_chain(known, image.id, name, evidence) for name, evidence in dict.fromkeys(links))
+    return FoundImage(image.id, image.source, photos, tests, chains, min(compared, default=None))
 
 
 def _chain(known: KnownTests, image: str, name: str, evidence: str) -> Chain:
     one = known.names[name]
     return Chain((image, *one.names), (evidence, *one.evidence))
-
-
-def _same_file(index: _Index, image: CorpusImage) -> list[int]:
-    """Rows of the known images with the same bytes, as they are in the corpus or as they were downloaded."""
-    own = [hashlib.sha256(image.picture).digest()] if isinstance(image.picture, bytes) else []
-    with contextlib.suppress(ValueError):  # not a checksum
-        own.append(bytes.fromhex(image.sha256))
-    return [row for sha256 in dict.fromkeys(own) for row in index.rows_by_sha256.get(sha256, ())]

@@ -60,7 +60,7 @@ def corpus_report(counts: CorpusCounts, found: list[FoundImage], absent: list[st
         kinds = evidence_kinds(one)
         for name in one.tests:
             of_set[name].update(kinds)
-            photos[name] |= {chain.names[-1] for chain in one.chains}
+            photos[name] |= {*one.photos}
     for name, (known, pictured) in counts.sets.items():
         columns = " ".join(f"{of_set[name][kind]:>9}" for kind in COLUMNS)
         lines.append(f"{name:<28} {known:>8} {pictured:>8} {len(photos[name]):>8}   {columns}")

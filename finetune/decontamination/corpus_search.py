@@ -1,30 +1,26 @@
 """Finds the test images of known data sets in training data, and writes their evidence and the ids to exclude."""
 
 import hashlib
-import os
-from dataclasses import asdict
 from pathlib import Path
 
-import msgspec
-
 from finetune.config import CleanConfig
+from finetune.decontamination.corpus_check import check_corpus
+from finetune.decontamination.corpus_files import MANIFEST, write_results
 from finetune.decontamination.corpus_images import CorpusPart, corpus_parts
-from finetune.decontamination.corpus_part import FoundImage, PartJob, PartResult, Unseen, search_part
-from finetune.decontamination.corpus_report import CorpusCounts, corpus_report
+from finetune.decontamination.corpus_part import PartJob, PartResult, search_part
 from finetune.decontamination.fingerprint_file import read_fingerprint, write_fingerprint
 from finetune.decontamination.known_sources import tests_of_data, tests_of_images
 from finetune.decontamination.known_tests import KnownTests
 from shards.common.dist_info import ALONE, Ranks, launch_name
 from shards.common.errors import UserError
-from shards.common.excluded_ids import EXCLUDED, write_excluded
-from shards.common.files import expand, printable, read_json, whole_file, write_json
+from shards.common.files import expand, read_json, write_json
 from shards.common.folder_lock import locked_by_first, wait_for
 from shards.common.process_pool import run_tasks
 from shards.world import DEFAULT_WORLD, check_data_folder
 
 PLAN = "plan.json"  # of a running search
-MANIFEST, KNOWN, FOUND, UNSEEN, PARTS = "corpus.json", "known.safetensors", "found.jsonl", "unseen.jsonl", "parts"
-FORMAT = 1
+OUT = "runs/clean"  # without --out
+KNOWN, PARTS = "known.safetensors", "parts"
 
 
 def known_tests(config: CleanConfig) -> tuple[KnownTests, list[str]]:
@@ -82,9 +78,15 @@ def search_corpus(config: CleanConfig, ranks: Ranks = ALONE) -> str:
 
     Parts that an earlier run has finished are kept, and several ranks divide the parts.
     """
-    out, parts = Path(config.out or "runs/clean"), corpus_parts(config.corpus)
+    out, parts = Path(config.out or OUT), corpus_parts(config.corpus)
     with locked_by_first(out, "finetune.clean", ranks):
         return _search(config, parts, out, ranks)
+
+
+def check_searched(config: CleanConfig) -> list[str]:
+    """One message per known test image that remains in the corpus, see corpus_check."""
+    out = Path(config.out or OUT)
+    return check_corpus(config.corpus, out, str(out / KNOWN), config.collection, config.processes)
 
 
 def _search(config: CleanConfig, parts: list[CorpusPart], out: Path, ranks: Ranks) -> str:
@@ -111,7 +113,7 @@ def _search(config: CleanConfig, parts: list[CorpusPart], out: Path, ranks: Rank
     if others:
         results = _run(jobs, config.processes)
     (out / PLAN).unlink()
-    return _write(config, out, read_fingerprint(out / KNOWN), results, absent)
+    return write_results(out, config.corpus, results, read_fingerprint(out / KNOWN).sets(), absent)
 
 
 def _run(jobs: list[PartJob], processes: int) -> list[PartResult]:
@@ -129,25 +131,3 @@ def _plan(out: Path) -> dict:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(config: CleanConfig, out: Path, known: KnownTests, results: list[PartResult], absent: list[str]) -> str:
-    """Writes the lists, the report and at last the manifest; returns the report."""
-    found = [one for result in results for one in result.found]
-    excluded = sorted({one.image for one in found})
-    _write_lines(out / FOUND, found)
-    _write_lines(out / UNSEEN, [one for result in results for one in result.unseen])
-    write_excluded(out / EXCLUDED, excluded)
-    counts = CorpusCounts.of(config.corpus, results, len(excluded), known.sets())
-    text = corpus_report(counts, found, absent)
-    with whole_file(out / "report.txt", "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-    facts = asdict(counts) | {"corpus": printable(os.path.abspath(config.corpus)), "found": len(found)}
-    write_json(out / MANIFEST, {"format": FORMAT, "absent": absent} | facts)
-    return f"{text}\nlists: {out}{os.sep}; shards.extract and pretrain.run skip these images with --exclude {out}"
-
-
-def _write_lines(path: Path, lines: list[FoundImage] | list[Unseen]) -> None:
-    with whole_file(path) as file:
-        for line in lines:
-            file.write(msgspec.json.encode(line) + b"\n")

@@ -3,7 +3,7 @@
 A fingerprint file is a safetensors file. Its metadata has one entry, `fingerprint`, a JSON object with the format and,
 for every test set, the number of photos and of photos with an image. Its tensors:
 
-    names          uint8 (bytes,): JSON Lines in UTF-8, one line per name of a photo: name, sets, names, evidence
+    names          uint8 (bytes,): JSON Lines in UTF-8, one line per name of a photo, a KnownName with its name
     pictures       int32 (n,): the line of the photo of each image
     sha256         uint8 (n, 32): checksums of the image files
     hashes         uint64 (n, 6): perceptual hashes of the image and of its crops, see perceptual_hash.py
@@ -32,6 +32,7 @@ AGAIN = "make it again with finetune.clean --fingerprint"
 
 class _Line(msgspec.Struct):
     name: str
+    photo: str
     sets: tuple[str, ...]
     names: tuple[str, ...]
     evidence: tuple[str, ...]
@@ -40,7 +41,7 @@ class _Line(msgspec.Struct):
 def write_fingerprint(path, known: KnownTests) -> None:
     """Writes known test sets; the same sets give the same bytes."""
     row = {name: number for number, name in enumerate(known.names)}
-    lines = [_Line(name, one.sets, one.names, one.evidence) for name, one in known.names.items()]
+    lines = [_Line(name, one.photo, one.sets, one.names, one.evidence) for name, one in known.names.items()]
     names = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
     pictures = known.pictures
     arrays = {
@@ -87,4 +88,6 @@ def read_fingerprint(path) -> KnownTests:
             arrays["hashes"].astype(np.uint64, casting="safe"),
             [data[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)],
         )
-    return KnownTests({line.name: KnownName(line.sets, line.names, line.evidence) for line in lines}, pictures)
+    return KnownTests(
+        {line.name: KnownName(line.photo, line.sets, line.names, line.evidence) for line in lines}, pictures
+    )

@@ -27,7 +27,7 @@ def known_names(photos: Photos, tests: dict[str, list[str]]) -> dict[str, KnownN
     for names in _same_photo(photos, paths):
         sets = tuple(sorted({test for name in names for test in tests.get(name, ())}))
         for name in names:
-            found[name] = KnownName(sets, paths[name].names, paths[name].evidence)
+            found[name] = KnownName(min(names), sets, paths[name].names, paths[name].evidence)
     return dict(sorted(found.items()))
 
 
@@ -84,7 +84,7 @@ def tests_of_images(images: str, name: str, collection: str | None, processes: i
         place = printable(split_source(source)[1] or source)
         stated = f"{collection}:{image_id(place)}" if collection else next(iter(photo_names(place)), "")
         found = stated or f"{name}:{image_id(place)}"
-        names[found] = KnownName((name,), (found,))
+        names[found] = KnownName(found, (name,), (found,))
         return found
 
     pictures = _pictures(find_parts(images, PART), processes, photo)

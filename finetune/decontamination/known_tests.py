@@ -19,10 +19,11 @@ QUALITY = 90  # of the JPEG thumbnails, which have 1.3 KB each
 class KnownName(msgspec.Struct):
     """A name of a test photo.
 
-    sets: the test sets with the photo; names: from this name to the one in the test set; evidence: the source of the
-    link between each name and the next.
+    photo: one of the names of the photo, the same for all of them; sets: the test sets with the photo; names: from this
+    name to the one in a test set; evidence: the source of the link between each name and the next.
     """
 
+    photo: str
     sets: tuple[str, ...]
     names: tuple[str, ...]
     evidence: tuple[str, ...] = ()
@@ -64,28 +65,36 @@ class KnownTests:
         photos: dict[str, set[str]] = {}
         for known in self.names.values():
             for name in known.sets:
-                photos.setdefault(name, set()).add(known.names[-1])
-        pictured = {self.names[name].names[-1] for name in self.pictures.names}
+                photos.setdefault(name, set()).add(known.photo)
+        pictured = {self.names[name].photo for name in self.pictures.names}
         return {name: (len(photos[name]), len(photos[name] & pictured)) for name in sorted(photos)}
 
     def merged(self, other: "KnownTests") -> "KnownTests":
         """The photos of both; a name in both belongs to the test sets of both."""
-        names = dict(self.names)
-        for name, known in other.names.items():
-            before = names.get(name, known)
-            names[name] = KnownName(tuple(sorted({*before.sets, *known.sets})), before.names, before.evidence)
+        same = {known.photo: self.names[name].photo for name, known in other.names.items() if name in self.names}
+        theirs = {
+            name: msgspec.structs.replace(known, photo=same.get(known.photo, known.photo))
+            for name, known in other.names.items()
+        }
+        sets: dict[str, set[str]] = {}
+        for known in (*self.names.values(), *theirs.values()):
+            sets.setdefault(known.photo, set()).update(known.sets)
+        names = {
+            name: msgspec.structs.replace(known, sets=tuple(sorted(sets[known.photo])))
+            for name, known in sorted((theirs | self.names).items())
+        }
         present = {*zip(self.pictures.names, map(bytes, self.pictures.sha256), strict=True)}
         rows = [
             row
             for row, key in enumerate(zip(other.pictures.names, map(bytes, other.pictures.sha256), strict=True))
             if key not in present
         ]
-        mine, theirs = self.pictures, other.pictures
+        mine, added = self.pictures, other.pictures
         pictures = Pictures(
-            mine.names + [theirs.names[row] for row in rows],
-            np.concatenate([mine.sha256, theirs.sha256[rows]]),
-            np.concatenate([mine.hashes, theirs.hashes[rows]]),
-            mine.thumbnails + [theirs.thumbnails[row] for row in rows],
+            mine.names + [added.names[row] for row in rows],
+            np.concatenate([mine.sha256, added.sha256[rows]]),
+            np.concatenate([mine.hashes, added.hashes[rows]]),
+            mine.thumbnails + [added.thumbnails[row] for row in rows],
         )
         return KnownTests(names, pictures)
 

@@ -15,7 +15,10 @@ from finetune.decontamination.fingerprint_file import read_fingerprint
 from finetune.decontamination.hash_search import ExactSearch, FaissSearch
 from finetune.decontamination.image_identity import Photos
 from finetune.decontamination.known_sources import known_names
+from finetune.decontamination.known_tests import KnownName, KnownTests
+from finetune.decontamination.pretraining_data import unchecked_pretraining
 from shards.common.excluded_ids import read_excluded
+from shards.common.files import write_json
 from shards.common.image_id import photo_names
 
 
@@ -150,6 +153,47 @@ def test_a_part_that_changed_is_searched_again(corpus, tests, tmp_path, run_comm
     assert read_excluded(out) == {"000000001", "000000002", "000000003", "000010000"}
 
 
+def test_the_check_finds_a_leak_that_the_list_lacks(corpus, tests, tmp_path, run_command):
+    out, flags = tmp_path / "out", ("--corpus", corpus, "--check", "--processes", 1, "--out", tmp_path / "out")
+    assert "contains no corpus.json" in run_command("finetune.clean", *flags)[2]
+    search(run_command, corpus, tests, out)
+    status, said, _ = run_command("finetune.clean", *flags)
+    assert status == 0 and said == "no test image remains, as far as images could be compared\n"
+    ids = (out / "excluded.txt").read_text().splitlines()
+    (out / "excluded.txt").write_text("000010003\n")
+    status, said, _ = run_command("finetune.clean", *flags)
+    leaks = {line.partition(":")[0].rpartition("#")[2]: line for line in said.splitlines()}
+    assert status == 1 and {"000000001.jpg", "000000002.jpg", "flickr30k_images/1000004.jpg"} <= {*leaks}
+    assert "the same file" in leaks["000000002.jpg"] and len(leaks) <= len(ids)
+
+
+def test_excluded_images_are_neither_extracted_nor_trained_on(corpus, tests, tmp_path, run_command):
+    (corpus / "00001.tar").unlink()
+    out, regions = tmp_path / "out", tmp_path / "regions"
+    search(run_command, corpus, tests, out)
+    flags = ("--out", regions, "--exclude", out, "--words", 4, "--processes", 1)
+    status, said, err = run_command("shards.extract", corpus, *flags)
+    assert status == 0 and "1 images" in said and "3 skipped" in said, err
+    assert {line["source"].rpartition("#")[2] for line in lines(regions / "skipped.jsonl")} == {
+        "000000001.jpg",
+        "000000002.jpg",
+        "000000003.jpg",
+    }
+    status, _, err = run_command("shards.extract", corpus, "--out", regions, "--words", 4, "--processes", 1)
+    assert status == 2 and "other settings or other input (exclude)" in err
+    status, _, err = run_command("shards.extract", corpus, "--out", tmp_path / "r", "--exclude", tmp_path / "none")
+    assert status == 2 and "none: no such file; create it with finetune.clean --corpus" in err
+
+
+def test_region_shards_are_searched_by_their_ids_and_sources(corpus, tests, tmp_path, run_command):
+    (corpus / "00000.tar").unlink()
+    regions = tmp_path / "regions"
+    status, _, err = run_command("shards.extract", corpus, "--out", regions, "--words", 4, "--processes", 1)
+    assert status == 0, err
+    said = search(run_command, regions, tests, tmp_path / "out")
+    assert read_excluded(tmp_path / "out") == {"1000004"} and "3 images of the corpus have no picture" in said
+
+
 def test_several_ranks_write_what_one_writes(corpus, tests, tmp_path, run_command):
     search(run_command, corpus, tests, tmp_path / "one")
     flags = ("--corpus", corpus, "--known", tests, "--out", tmp_path / "two", "--processes", 1)
@@ -191,6 +235,12 @@ def test_all_names_of_a_photo_lead_to_all_its_test_sets():
     assert {name: one.sets for name, one in known.items()} == dict.fromkeys(
         ("coco:42", "flickr:9", "genome:7"), ("gqa test", "vqa test")
     )
+    assert {one.photo for one in known.values()} == {"coco:42"}
+    other = KnownTests({"flickr:9": KnownName("flickr:9", ("mine",), ("flickr:9",))})
+    merged = KnownTests(known).merged(other)
+    assert {one.sets for one in merged.names.values()} == {("gqa test", "mine", "vqa test")}
+    assert merged.sets() == dict.fromkeys(("gqa test", "mine", "vqa test"), (1, 0))
+    assert other.merged(KnownTests(known)).sets() == merged.sets()
     assert known["flickr:9"].names == ("flickr:9", "coco:42") and known["flickr:9"].evidence == ("instances.json",)
 
 
@@ -243,3 +293,38 @@ def test_mistakes_are_one_sentence(corpus, tests, tmp_path, run_command):
         status, _, err = run_command("finetune.clean", "--out", tmp_path / "out", "--processes", 1, *flags)
         assert status == 2 and complaint in err and "Traceback" not in err and err.count("\n") <= 2, (flags, err)
         assert not (tmp_path / "out" / "corpus.json").exists()
+
+
+def test_parquet_files_with_images_and_with_urls(tests, tmp_path, run_command):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "rows").mkdir()
+    url = "https://live.staticflickr.com/65535/1000001_0a1b2c3d4e_b.jpg"
+    images = [
+        {"bytes": jpeg(picture(3).resize((90, 70))), "path": "a.jpg"},
+        {"bytes": jpeg(picture(300)), "path": None},
+    ]
+    parquet.write_table(pyarrow.table({"image": images}), tmp_path / "rows" / "images.parquet")
+    parquet.write_table(pyarrow.table({"URL": [url, "https://example.org/1.jpg"]}), tmp_path / "rows" / "urls.parquet")
+    said = search(run_command, tmp_path / "rows", tests, tmp_path / "out")
+    assert read_excluded(tmp_path / "out") == {"a", url} and "2 images of the corpus have no picture" in said
+    (tmp_path / "rows" / "images.parquet").write_bytes(b"PAR1")
+    flags = ("--corpus", tmp_path / "rows", "--known", tests, "--out", tmp_path / "out", "--processes", 1)
+    status, _, err = run_command("finetune.clean", *flags)
+    assert status == 2 and "images.parquet: cannot be read (" in err
+
+
+def test_doctor_warns_of_pretraining_data_that_was_not_searched(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert unchecked_pretraining(run) is None
+
+    def trained(**flags) -> str | None:
+        write_json(run / "config.json", {"flags": flags | {"out": str(run)}, "model": {}, "data": {}})
+        return unchecked_pretraining(run)
+
+    assert "was not checked for test images" in trained(data=str(tmp_path), exclude=None)
+    assert "was not checked for test images" in trained(data=str(tmp_path))  # a run of an earlier version
+    write_json(out / "corpus.json", {"corpus": str(tmp_path)})
+    assert trained(data=str(tmp_path), exclude=str(out)) is None
+    write_json(out / "corpus.json", {"corpus": str(tmp_path / "another")})
+    assert "is the list of" in trained(data=str(tmp_path), exclude=str(out / "excluded.txt"))
