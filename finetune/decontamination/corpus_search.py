@@ -79,6 +79,8 @@ def search_corpus(config: CleanConfig, ranks: Ranks = ALONE) -> str:
     Parts that an earlier run has finished are kept, and several ranks divide the parts.
     """
     out, parts = Path(config.out or OUT), corpus_parts(config.corpus)
+    if ranks.rank >= len(parts):  # no part is left for this rank, and the first one does not wait for it
+        return ""
     with locked_by_first(out, "finetune.clean", ranks):
         return _search(config, parts, out, ranks)
 
