@@ -291,7 +291,7 @@ def test_doctor_warns_of_pretraining_data_that_was_not_searched(tmp_path):
     assert unchecked_pretraining(run) is None
 
     def trained(**flags) -> str | None:
-        write_json(run / "config.json", {"flags": flags | {"out": str(run)}, "model": {}, "data": {}})
+        write_json(run / "config.json", {"flags": flags | {"out": str(run)}})
         return unchecked_pretraining(run)
 
     assert "was not checked for test images" in trained(data=str(tmp_path), exclude=None)
