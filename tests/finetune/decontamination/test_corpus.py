@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_tars import jpeg, lines, picture, write_tar
-from launching import torchrun
 
+from finetune.config import CleanConfig
+from finetune.decontamination.corpus_search import search_corpus
 from finetune.decontamination.fingerprint_file import read_fingerprint
 from finetune.decontamination.hash_search import ExactSearch, FaissSearch
 from finetune.decontamination.image_identity import Photos
 from finetune.decontamination.known_sources import known_names
 from finetune.decontamination.known_tests import KnownName, KnownTests
 from finetune.decontamination.pretraining_data import unchecked_pretraining
+from shards.common.dist_info import Ranks
 from shards.common.excluded_ids import read_excluded
 from shards.common.files import write_json
 from shards.common.image_id import photo_names
@@ -167,10 +170,12 @@ def test_region_shards_are_searched_by_their_ids_and_sources(corpus, tests, tmp_
 
 
 def test_several_ranks_write_what_one_writes(corpus, tests, tmp_path, run_command):
+    """Three ranks for two parts: one of them has nothing to do."""
     search(run_command, corpus, tests, tmp_path / "one")
-    flags = ("--corpus", corpus, "--known", tests, "--out", tmp_path / "two", "--processes", 1)
-    done = torchrun(2, 0, "-m", "finetune.clean", *flags)
-    assert done.returncode == 0, done.stderr
+    config = CleanConfig(corpus=str(corpus), known=str(tests), out=str(tmp_path / "two"), processes=1)
+    with ThreadPoolExecutor() as ranks:
+        said = list(ranks.map(lambda rank: search_corpus(config, Ranks(rank, 3, rank)), range(3)))
+    assert "5 of them are test images" in said[0] and said[1:] == ["", ""]
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
