@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from finetune.decontamination.hash_search import SEARCHES
 from finetune.evaluation.grounding_consistency import THRESHOLD
 from finetune.evaluation.pos_tagger import DEFAULT
 from finetune.reporting.ablation_suites import SUITES
@@ -297,23 +298,58 @@ class EvaluateConfig(WeightsFlags):
     batch_size: int = flag(256, "examples per batch", low=1, group="speed and memory")
 
 
+HELD_OUT = ("tests", "validation")
+
+
 @dataclass
 class CleanConfig:
     """Flags of finetune.clean."""
 
-    data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files")
+    data: str | None = flag(
+        None,
+        "data folder with the tasks' official files",
+        unset=f"{DEFAULT_WORLD}; none with --known or --test_images",
+        group="tasks",
+    )
     task_file: str | None = flag(
         None,
         "comma-separated TOML files that describe tasks of your own tables, to be decontaminated with the others",
         unset="none; for --check those of the lists",
     )
-    out: str | None = flag(None, "output folder for the lists of removed images", unset="DATA/clean", written=True)
     images: str | None = flag(
         None,
         "folder with one folder of images per data set (such as coco), to find near-duplicate images too",
         unset="images are matched by their ids only",
     )
+    corpus: str | None = flag(
+        None,
+        "training data to search for test images: folder or pattern of images, tars, region shards or parquet files",
+        unset="the training data of the tasks",
+        group="other data",
+    )
+    known: str | None = flag(None, "comma-separated fingerprint files of test sets", unset="none")
+    collection: str | None = flag(
+        None,
+        "data set whose ids the names of the images of --corpus or --test_images are, such as coco, flickr or genome",
+        unset="only names that state their data set are ids",
+    )
+    held_out: str = flag("tests", "splits of the tasks to search for in --corpus", choices=HELD_OUT)
+    fingerprint: str | None = flag(
+        None, "output file for the fingerprint of the known test sets", unset="not written", written=True
+    )
+    test_images: str | None = flag(
+        None, "images of a test set of your own for --fingerprint: folder, or pattern of images or tars", unset="none"
+    )
+    test_name: str | None = flag(None, "name of the test set of --test_images", unset="required with it")
+    out: str | None = flag(
+        None,
+        "output folder for the lists of removed images",
+        unset="DATA/clean, runs/clean with --corpus",
+        written=True,
+        group="run",
+    )
     check: bool = flag(False, "only check whether test images remain in training and validation; write nothing")
+    search: str = flag("exact", "search for similar images: numpy, or the package faiss", choices=tuple(SEARCHES))
     processes: int = flag(os.cpu_count() or 1, "number of worker processes", low=1)
 
 

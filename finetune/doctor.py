@@ -4,8 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config import chosen_tasks, task_file_flag, tasks_flag
+from finetune.config import PRETRAINING, chosen_tasks, task_file_flag, tasks_flag
 from finetune.data.regions import Regions
+from finetune.decontamination.pretraining_data import unchecked_pretraining
 from finetune.prepared.prepare_data import prepare
 from finetune.reporting.data_readiness import examine, examined, report
 from shards.common.cli import command, flag
@@ -22,6 +23,7 @@ class DoctorConfig:
     min_answer_count: int | None = flag(
         None, "value of --min_answer_count of finetune.st and finetune.mt", unset="the task's", low=1
     )
+    init: str = flag(PRETRAINING, "pretraining run, whose data should have been searched for test images")
 
 
 def run(config: DoctorConfig) -> int:
@@ -34,6 +36,8 @@ def run(config: DoctorConfig) -> int:
     for task in tasks:
         findings.append(examine(task, config.data, opened, config.min_answer_count))
         print("\n".join(report(findings[-1])), flush=True)
+    if warning := unchecked_pretraining(config.init):
+        print(f"warning: {warning}")
     ready = sum(not found.gaps for found in findings)
     print(f"{ready} of {len(findings)} tasks are ready")
     return 0 if ready == len(findings) else 1

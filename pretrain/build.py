@@ -34,6 +34,7 @@ from pretrain.pretrained.hf_bert import load_bert, may_be_from_bert
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer, load_tokenizer
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
+from shards.common.excluded_ids import read_excluded
 from shards.common.files import write_json
 from shards.detectors import keep_detector
 from shards.storage.dataset import Dataset, fingerprint
@@ -109,7 +110,8 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
 
 def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
     """Opens the pairs: streams on the first rank only, local shards on every rank, with a comparison."""
-    opened = partial(open_pairs, config.data, config.validation_pairs, config.captions_per_image)
+    excluded = read_excluded(config.exclude) if config.exclude else frozenset()
+    opened = partial(open_pairs, config.data, config.validation_pairs, config.captions_per_image, excluded)
     pairs = on_first(ranks, opened)
     if not pairs.streamed:
         pairs = on_every_rank(ranks, lambda: pairs if ranks.first else opened())
@@ -281,7 +283,7 @@ def _describe(config: PretrainConfig, task: Pretraining, engine: Engine, vocabul
         held_out += f" ({images[1]} images)"
     log(
         f"{config.data}: {trained}, {held_out}"
-        + (f", {skipped} images skipped (no caption, or a caption of a validation image)" if skipped else "")
+        + (f", {skipped} images skipped (no caption, a caption of a validation image, or excluded)" if skipped else "")
     )
     if config.validation_pairs and not len(pairs.validation):
         log(

@@ -42,6 +42,11 @@ class PretrainConfig:
         unset=f"{DEFAULT_WORLD}, created if missing",
         group="data",
     )
+    exclude: str | None = flag(
+        None,
+        "file with the ids of images to exclude, one per line, or an output folder of finetune.clean --corpus",
+        unset="none",
+    )
     captions_per_image: str = flag(
         "all", "captions per image and epoch: all, or one sampled in each epoch", choices=CAPTIONS_PER_IMAGE
     )

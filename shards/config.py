@@ -25,6 +25,11 @@ class ExtractConfig:
     boxes: str | None = flag(
         None, "file of given boxes to compute features for, instead of detecting regions", unset="none"
     )
+    exclude: str | None = flag(
+        None,
+        "file with the ids of images to exclude, one per line, or an output folder of finetune.clean",
+        unset="none",
+    )
     per_shard: int = flag(1000, "images per shard, if the input is a folder", low=1)
     detector: str = flag(
         "pixels",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from finetune.annotations.official_files import scan
+from finetune.annotations.official_files import scan, scan_list
+from shards.common.image_id import photo_names
 
 # The name of a photo is its collection and its id there: coco:9, genome:2, flickr:1000092795, nlvr2:dev-850-0-img0.
 
@@ -64,4 +65,21 @@ def add_genome(photos: Photos, path: Path) -> int:
             if id is not None:
                 photos.same(f"genome:{image.image_id}", f"{collection}:{id}", path.name)
                 known += 1
+    return known
+
+
+class CocoImage(msgspec.Struct):
+    """An image record of COCO's annotations, which RefCOCO's instances.json repeats."""
+
+    id: int
+    flickr_url: str = ""
+
+
+def add_coco(photos: Photos, path: Path) -> int:
+    """Adds the links of COCO's image records to the photos on Flickr; returns the number of links."""
+    known = 0
+    for _, image in scan_list(path, "images", "image", CocoImage):
+        for name in photo_names(image.flickr_url):
+            photos.same(f"coco:{image.id}", name, path.name)
+            known += 1
     return known

@@ -1,14 +1,16 @@
 """The images of all splits of all tasks, and the identities of photos."""
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 
-from finetune.annotations.official_files import MissingFile, find_file
+from finetune.annotations.official_files import MissingFile, existing, find_file
 from finetune.annotations.reference_annotations import published_tests
-from finetune.decontamination.image_identity import Photos, add_genome
+from finetune.decontamination.image_identity import Photos, add_coco, add_genome
 from finetune.prepared.prepare_data import IMAGES, Wanted, open_prepared, prepare
 from finetune.task_types.base import Task
 from finetune.tasks import all_tasks, find_task
+from finetune.tasks.refer import INSTANCES
 from finetune.tasks.vgqa import IMAGE_DATA
 from shards.common.errors import UserError
 
@@ -57,19 +59,28 @@ def identities(data: str, found: ImagesOfTasks) -> Photos:
         add_genome(photos, path)
     elif any(task.photo("0").startswith("genome:") for task in found.tasks):
         found.absent.append(f"{path}: needed to match Visual Genome's images with those of COCO and Flickr")
+    read: set[bytes] = set()
+    for task in found.tasks:
+        for path in existing(find_file(task.folder(data), INSTANCES)) if INSTANCES in task.files else ():
+            digest = hashlib.sha256(path.read_bytes()).digest()
+            if digest not in read:  # RefCOCO and RefCOCO+ have the same file
+                add_coco(photos, path)
+            read.add(digest)
     return photos
 
 
-def test_photos(data: str, found: ImagesOfTasks) -> dict[str, str]:
-    """Name of every test photo -> "task split" that contains it.
+def test_photos(data: str, found: ImagesOfTasks, validation: bool = False) -> dict[str, list[str]]:
+    """Name of every test photo -> the test sets ("task split") that contain it.
 
     The reference implementation's lists of test photos, where the data folder has them, are included.
+
+    validation: validation splits count as tests too.
     """
-    tests: dict[str, str] = {}
+    tests: dict[str, list[str]] = {}
     for task in found.tasks:
-        for split in task.tests:
+        for split in (*task.tests, *(task.learned[1:] if validation else ())):
             for image in found.images(task, (split,)):
-                tests.setdefault(task.photo(image), f"{task.name} {split}")
-        for name in published_tests(task.folder(data)):
-            tests.setdefault(*name)
-    return tests
+                tests.setdefault(task.photo(image), []).append(f"{task.name} {split}")
+        for name, file in published_tests(task.folder(data)):
+            tests.setdefault(name, []).append(file)
+    return {name: list(dict.fromkeys(sets)) for name, sets in tests.items()}

@@ -46,6 +46,7 @@ class Manifest(msgspec.Struct):
     """The fields of clean.json that are read."""
 
     tasks: dict[str, OfTask]
+    without_picture: dict[str, tuple[int, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,18 @@ def read_manifest(folder) -> dict:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: was not written by this version of finetune.clean; run it again")
     return check_fields(manifest, Manifest, path)
+
+
+def not_compared(without_picture: dict) -> list[str]:
+    """Sentences on the images that were compared by ids only, whose copies under other ids are not known.
+
+    without_picture: the manifest's entry: task -> (number of images, number of these without an image file).
+    """
+    return [
+        f"note: {missing} of {images} images of {name} have no image file and were compared by ids only"
+        for name, (images, missing) in without_picture.items()
+        if missing
+    ]
 
 
 def list_file(folder, task: Task) -> Path:

@@ -1,6 +1,5 @@
 """Near-duplicate search: finds copies of the same photo that no map of image ids links."""
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -11,14 +10,15 @@ import msgspec
 import numpy as np
 
 from finetune.annotations.official_files import scan_lines
+from finetune.decontamination.hash_search import SEARCHES
 from finetune.decontamination.image_identity import Photos
-from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, image_hashes, near_pairs
+from finetune.decontamination.kept_results import kept_arrays
+from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, image_hashes
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
 from shards.common.files import files_below, is_utf8, printable, whole_file
 from shards.common.image_id import NOT_UTF8, SAME_ID, image_id, is_image
 from shards.common.process_pool import advance, run_tasks
-from shards.common.untrusted_input import read_arrays, reading
 from shards.images.image_files import BadImage
 
 PAIRS = "look_alikes.jsonl"
@@ -38,10 +38,11 @@ class HashJob:
 
 @dataclass
 class MatchJob:
-    """Hashes to be compared with those of all test images."""
+    """Hashes to be compared with those of all test images. search: name of the method, of hash_search.SEARCHES."""
 
     hashes: np.ndarray
     tests: np.ndarray
+    search: str
 
 
 @dataclass
@@ -70,7 +71,7 @@ def image_files(folder: str) -> dict[str, Path]:
                 raise UserError(f"{own[image]} and {path}: {SAME_ID.format(image=image)}")
             own[image] = path
             found.setdefault(photo_of[part.name](image), path)
-    _print_skipped(bad)
+    print_skipped(bad)
     if not found:
         raise UserError(f"--images {folder}: no images in {', '.join(map(str, present))}")
     return found
@@ -80,28 +81,27 @@ def hash_images(job: HashJob) -> tuple[np.ndarray, list[str]]:
     """(uint64 (n, 6) hashes, zeros for images that cannot be read; a message on each of these)."""
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.files]
     stamp = hashlib.sha256(json.dumps([str(job.files[0].parent), facts]).encode()).hexdigest()
-    if job.kept.exists():
-        with contextlib.suppress(UserError), reading(job.kept):  # a damaged cache file is computed again
-            kept = read_arrays(job.kept)
-            if str(kept["stamp"]) == stamp and kept["hashes"].shape == (len(job.files), 6):
-                advance(len(job.files))
-                return kept["hashes"].astype(np.uint64, casting="same_kind"), kept["bad"].tolist()
+    kept, earlier = kept_arrays(job.kept, stamp, lambda: _hash(job.files))
+    if earlier:
+        advance(len(job.files))
+    return kept["hashes"], kept["bad"].tolist()
+
+
+def _hash(files: list[Path]) -> dict[str, np.ndarray]:
     hashes, bad = [], []
-    for path in job.files:
+    for path in files:
         try:
             hashes.append(image_hashes(grey(path.read_bytes())))
         except BadImage as error:
             hashes.append(np.zeros(6, np.uint64))
             bad.append(f"{path}: {error}")
         advance()
-    with whole_file(job.kept) as file:
-        np.savez(file, stamp=stamp, hashes=np.stack(hashes), bad=np.array(bad, np.str_))
-    return np.stack(hashes), bad
+    return {"hashes": np.stack(hashes), "bad": np.array(bad, np.str_)}
 
 
 def match_hashes(job: MatchJob) -> np.ndarray:
-    """`near_pairs` of a block of images and all test images."""
-    found = near_pairs(job.hashes, job.tests)
+    """The near pairs of a block of images and all test images."""
+    found = SEARCHES[job.search](job.tests).pairs(job.hashes)
     advance(len(job.hashes))
     return found
 
@@ -123,19 +123,22 @@ class Pair(msgspec.Struct):
     difference: float
 
 
-def add_near_duplicates(photos: Photos, folder: str, out: Path, tests: set[str], processes: int) -> None:
+def add_near_duplicates(
+    photos: Photos, files: dict[str, Path], out: Path, tests: set[str], processes: int, search: str
+) -> None:
     """Searches all images for near-duplicates of test images, writes the pairs to OUT and links their names.
 
     Args:
         photos: the links that are extended.
-        folder: see image_files.
+        files: photo name -> image file, see image_files.
         out: output folder of finetune.clean.
         tests: names of the test photos.
         processes: number of worker processes.
+        search: name of the search method, of hash_search.SEARCHES.
     """
-    files = image_files(folder)
     print(f"hashing {len(files)} images", flush=True)
-    candidates = _candidates(files, _hash_all(list(files.values()), out / "looks", processes), tests, processes)
+    hashes = _hash_all(list(files.values()), out / "looks", processes)
+    candidates = _candidates(files, hashes, tests, processes, search)
     jobs = [
         CompareJob([(files[one], files[other]) for one, other in candidates[begin : begin + COMPARED]])
         for begin in range(0, len(candidates), COMPARED)
@@ -161,24 +164,30 @@ def _hash_all(files: list[Path], folder: Path, processes: int) -> np.ndarray:
     ]
     results = _in_order(hash_images, jobs, processes, len(files), "images")
     bad = [sentence for _, sentences in results for sentence in sentences]
-    _print_skipped(bad)
+    print_skipped(bad)
     return np.concatenate([hashes for hashes, _ in results])
 
 
-def _print_skipped(sentences: list[str]) -> None:
+def print_skipped(sentences: list[str]) -> None:
+    """Prints the first messages on images that were skipped."""
     for sentence in sentences[:SHOWN]:
         print(f"skipped {sentence}")
     if len(sentences) > SHOWN:
         print(f"skipped {len(sentences) - SHOWN} more")
 
 
-def _candidates(files: dict[str, Path], hashes: np.ndarray, tests: set[str], processes: int) -> list[tuple[str, str]]:
+def _candidates(
+    files: dict[str, Path], hashes: np.ndarray, tests: set[str], processes: int, search: str
+) -> list[tuple[str, str]]:
     """Pairs of photo names, one of them a test photo, whose hashes are near."""
     names, readable = list(files), hashes.any(1)
     others = np.flatnonzero(readable)
     tested = np.array([n for n in others.tolist() if names[n] in tests], np.int64)
     print(f"comparing {len(others)} images with {len(tested)} test images", flush=True)
-    jobs = [MatchJob(hashes[others[begin : begin + BLOCK]], hashes[tested]) for begin in range(0, len(others), BLOCK)]
+    jobs = [
+        MatchJob(hashes[others[begin : begin + BLOCK]], hashes[tested], search)
+        for begin in range(0, len(others), BLOCK)
+    ]
     found = set()
     for number, pairs in enumerate(_in_order(match_hashes, jobs, processes, len(others), "images")):
         for row, column in pairs.tolist():

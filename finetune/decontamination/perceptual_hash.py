@@ -8,7 +8,6 @@ from shards.images.image_files import decode_image
 
 SMALL = 32  # side, in pixels, of the downscaled image that is hashed
 LOW = 8  # frequencies per side in the hash: 8 x 8 = 64 bits
-NEAR = 10  # maximum Hamming distance, in bits, between hashes of the same photo
 # Crops (left, top, right, bottom), as fractions of the sides; an image has one hash per crop.
 TRIMMED = ((0.0, 0.0, 0.0, 0.0), (0.03, 0.03, 0.03, 0.03), *np.diag([0.04] * 4).tolist())
 FINE = 24  # side, in pixels, of the downscaled images in the finer comparison
@@ -16,11 +15,18 @@ BLOCKS = 4  # blocks per side; the block with the largest difference decides
 STEPS = (0.03, 0.015, 0.0075, 0.004)  # steps by which the crop of a side changes when two images are aligned
 MOST_LOST = 0.1  # maximum crop of one side when two images are aligned
 DIFFERENT = 0.5  # threshold of `difference`: images above it are not the same photo
+UNRELATED = 0.5  # correlation before alignment below which two images are not aligned; benchmarks/looks.py
+THUMBNAIL = 48  # side, in pixels, of thumbnails that can take the place of an image in `difference`
 
 
 def grey(data: bytes) -> Image.Image:
     """The greyscale image of a file's bytes; raises shards.images.image_files.BadImage if it cannot be decoded."""
     return Image.fromarray(decode_image(data)).convert("L")
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """A greyscale image stretched to THUMBNAIL x THUMBNAIL, from which `difference` computes about the same value."""
+    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
 
 
 def image_hashes(image: Image.Image) -> np.ndarray:
@@ -44,31 +50,6 @@ def _pixels(image: Image.Image, lost, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BOX, box=box), np.float32)
 
 
-def near_pairs(hashes: np.ndarray, others: np.ndarray, block: int = 1024) -> np.ndarray:
-    """Exhaustive search for near-duplicate candidates, in blocks.
-
-    Args:
-        hashes, others: uint64 (n, 6) and (m, 6), from look_hashes.
-        block: number of rows that are compared at a time.
-
-    Returns:
-        int64 (pairs, 2): row numbers of `hashes` and `others` where any hash of one image is within NEAR bits of the
-        hash of the other, uncropped image.
-    """
-    found = [np.empty((0, 2), np.int64)]
-    for begin in range(0, len(others), block):
-        theirs = others[begin : begin + block]
-        for first in range(0, len(hashes), block):
-            ours = hashes[first : first + block]
-            near = np.bitwise_count(ours[:, None, 0] ^ theirs[None, :, 0]) <= NEAR
-            for trimmed in range(1, len(TRIMMED)):
-                near |= np.bitwise_count(ours[:, None, trimmed] ^ theirs[None, :, 0]) <= NEAR
-                near |= np.bitwise_count(ours[:, None, 0] ^ theirs[None, :, trimmed]) <= NEAR
-            rows, columns = np.nonzero(near)
-            found.append(np.stack([rows + first, columns + begin], 1))
-    return np.concatenate(found)
-
-
 def difference(one: Image.Image, other: Image.Image) -> float:
     """Difference of two greyscale images after alignment, in the block where they differ most.
 
@@ -87,7 +68,7 @@ def _align(image: Image.Image, other: Image.Image) -> tuple[float, float]:
         return float((_standard(_pixels(image, lost, FINE)) * fixed).mean())
 
     best, lost = max((correlation([share] * 4), [share] * 4) for share in (0.0, 0.02, 0.04))
-    for step in STEPS:
+    for step in STEPS if best >= UNRELATED else ():
         moved = True
         while moved:
             moved = False

@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 
 from finetune.config import CleanConfig
-from finetune.decontamination.image_identity import LinkPath
+from finetune.decontamination.image_identity import LinkPath, Photos
 from finetune.decontamination.image_lists import ImagesOfTasks, identities, read_all, test_photos
-from finetune.decontamination.manifest import FORMAT, MANIFEST, Removed, list_file
-from finetune.decontamination.near_duplicates import PAIRS, add_near_duplicates
+from finetune.decontamination.manifest import FORMAT, MANIFEST, Removed, list_file, not_compared
+from finetune.decontamination.near_duplicates import PAIRS, add_near_duplicates, image_files
 from finetune.decontamination.removal_table import TaskCount, report
 from finetune.task_types.base import Task
 from finetune.tasks import keep_task_files
@@ -27,12 +27,14 @@ def clean(config: CleanConfig) -> str:
 
 def _clean(config: CleanConfig, out: Path) -> str:
     found = read_all(config.data, config.processes)
-    photos, tests = identities(config.data, found), test_photos(config.data, found)
+    photos = identities(config.data, found)
+    tests = {name: sets[0] for name, sets in test_photos(config.data, found).items()}
     if not tests:
         raise UserError(f"--data {config.data}: found no test images; {'; '.join(found.absent)}")
     (out / MANIFEST).unlink(missing_ok=True)  # a manifest exists only together with complete lists
+    files = image_files(config.images) if config.images else {}
     if config.images:
-        add_near_duplicates(photos, config.images, out, set(tests), config.processes)
+        add_near_duplicates(photos, files, out, set(tests), config.processes, config.search)
     else:
         (out / PAIRS).unlink(missing_ok=True)
     paths, rows = photos.paths_to_tests(tests), []
@@ -41,7 +43,8 @@ def _clean(config: CleanConfig, out: Path) -> str:
         removed = {image: paths[name] for image in images if (name := task.photo(image)) in paths}
         write_list(list_file(out, task), removed, images)
         rows.append(_count(task, found, set(images), set(removed)))
-    text = report(rows, found.absent)
+    unseen = _without_picture(found, photos, files)
+    text = "\n".join([report(rows, found.absent), *not_compared(unseen)])
     with whole_file(out / "report.txt", "w", encoding="utf-8") as file:
         file.write(text + "\n")
     manifest = {
@@ -49,11 +52,22 @@ def _clean(config: CleanConfig, out: Path) -> str:
         "test_photos": len(tests),
         "by_look": bool(config.images),
         "absent": found.absent,
+        "without_picture": unseen,
         "tasks": {row.task.name: row.facts() for row in rows},
     }
     keep_task_files(found.tasks, out)
     write_json(out / MANIFEST, manifest)
     return f"{text}\nlists: {out}{os.sep}; train with --clean {out} to skip these images"
+
+
+def _without_picture(found: ImagesOfTasks, photos: Photos, files: dict[str, Path]) -> dict[str, tuple[int, int]]:
+    """Task -> (number of its annotated images, of these without an image file under any name)."""
+    pictured = set(photos.paths_to_tests(dict.fromkeys(files, "")))
+    counts = {}
+    for task in found.tasks:
+        images = found.images(task, (*task.learned, *task.tests))
+        counts[task.name] = len(images), sum(task.photo(image) not in pictured for image in images)
+    return counts
 
 
 def write_list(path: Path, removed: dict[str, LinkPath], examples: dict[str, int]) -> None:

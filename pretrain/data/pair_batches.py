@@ -17,12 +17,15 @@ from pretrain.data.streaming_batches import StreamedBatches
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 from shards.common.files import is_remote
+from shards.common.image_id import image_id
 from shards.storage.dataset import Dataset as Shards
 from shards.storage.dataset import open_dataset, read_captions
 from shards.storage.epoch_order import PairNumbers, epoch_order
+from shards.storage.merged_index import load_rows, text_of
 from shards.storage.reader import RegionReader
 from shards.storage.sample import Sample
 from shards.storage.stream import open_stream, read_stream
+from shards.storage.text_lists import TextLists
 
 VALIDATION_EPOCH = -1  # so that masks and misaligned captions of validation pairs are the same in every validation
 
@@ -61,7 +64,9 @@ class Pairs:
         return member
 
 
-def open_pairs(data: str, validation_pairs: int, captions_per_image: str = "all") -> Pairs:
+def open_pairs(
+    data: str, validation_pairs: int, captions_per_image: str = "all", excluded: frozenset[str] = frozenset()
+) -> Pairs:
     """Opens region shards with captions and splits off the validation pairs.
 
     Args:
@@ -69,6 +74,7 @@ def open_pairs(data: str, validation_pairs: int, captions_per_image: str = "all"
             reads one shard.
         captions_per_image: `all`: an epoch uses every pair once; `one`: an epoch uses one caption per image, sampled in
             each epoch. The validation pairs are the same.
+        excluded: ids of images that are neither trained on nor validated on; for local shards only.
     """
     streamed = is_remote(data)
     shards, texts = open_stream(data) if streamed else (open_dataset(data), None)
@@ -76,13 +82,27 @@ def open_pairs(data: str, validation_pairs: int, captions_per_image: str = "all"
         raise UserError(
             f"{data}: has no captions; pretraining needs image-caption pairs (KEY.txt or KEY.captions.json)"
         )
-    captions = Captions(read_captions(shards) if texts is None else texts)
+    texts = read_captions(shards) if texts is None else texts
+    if excluded:
+        if streamed:
+            raise UserError(
+                f"--data {data}: --exclude needs local shards, because the ids of streamed images are not known in "
+                "advance; make the shards with shards.extract --exclude"
+            )
+        texts = _without(texts, shards, excluded)
+    captions = Captions(texts)
     among = shards.shards[0].samples if streamed else len(shards)
     trained, validation = split_pairs(captions, validation_pairs, int(captions.begins[among]))
     if not len(trained):
         raise UserError(f"{data}: all captions are empty; pretraining needs image-caption pairs")
     numbers = PairNumbers(shards.counts, captions.begins if captions_per_image == "all" else None)
     return Pairs(shards, captions, trained, validation, numbers, streamed)
+
+
+def _without(texts: TextLists, shards: Shards, excluded: frozenset[str]) -> TextLists:
+    """The captions of a data set without those of excluded images."""
+    ids = (image_id(text_of(image)) for rows in load_rows(shards.shards) for image in rows["id"].tolist())
+    return TextLists.of(() if image in excluded else own for image, own in zip(ids, texts, strict=True))
 
 
 class _LocalBatches(Dataset):

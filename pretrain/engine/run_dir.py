@@ -27,7 +27,9 @@ SEVERAL = "task_file"  # the flag of PATHS whose value may be several paths, sep
 
 # Flags of training commands that name files and folders, each with the values that are not paths.
 PATHS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("data", "out", "bert", "tokenizer", "answers", "vqa_answers", "gqa_answers", SEVERAL), ()),
+    **dict.fromkeys(
+        ("data", "exclude", "out", "bert", "tokenizer", "answers", "vqa_answers", "gqa_answers", SEVERAL), ()
+    ),
     "config": ("base", "tiny"),
     "init": ("scratch",),
     "clean": ("True", "true"),

@@ -14,16 +14,17 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shards.common.dist_info import launch_name
+from shards.common.dist_info import Ranks, launch_name
 from shards.common.errors import UserError
 from shards.common.files import naming
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system does not support locks
 NOTICE_AFTER, BETWEEN_TRIES = 5.0, 0.05  # seconds, while waiting for a lock
+PAUSE = 0.5  # seconds between checks of the progress of other ranks
 SHOWN = ("command", "process", "host", "since")
 
 
@@ -111,6 +112,26 @@ def locked_folder(folder, command: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def locked_by_first(folder, command: str, ranks: Ranks, finished: Path | None = None) -> Iterator[None]:
+    """Context manager that locks a folder for all ranks: the first rank takes the lock, and the others wait for it.
+
+    finished: a file that exists when there is nothing left to wait for.
+    """
+    if ranks.first:
+        with locked_folder(folder, command):
+            yield
+        return
+    wait_for(lambda: owner_of(folder).get("launch") == launch_name() or (finished is not None and finished.exists()))
+    yield
+
+
+def wait_for(ready: Callable[[], bool]) -> None:
+    """Waits for another rank; if a rank fails, torchrun ends all of them."""
+    while not ready():
+        time.sleep(PAUSE)
 
 
 def _locked(path: Path) -> int:

@@ -11,6 +11,18 @@ _SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})$", re.IGNORECASE)
 _COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
 # Flickr8k's file names (1000268201_693b08cb0e); Flickr30k, its Entities and SNLI-VE have the first number only.
 _FLICKR8K = re.compile(r"(\d+)_[0-9a-f]{10}$")
+# Names and URLs of photos of data sets, without the image suffix, by collection.
+_PHOTO_NAMES = (
+    ("coco", re.compile(r"(?:^|/)COCO_[a-z0-9]+_0*(\d+)$")),
+    ("coco", re.compile(r"(?:^|/)(?:train|val|test)20\d\d/0{6}0*(\d+)$")),
+    ("genome", re.compile(r"(?:^|/)VG_100K(?:_2)?/(\d+)$")),
+    ("genome", re.compile(r"(?:^|/)v7w_(\d+)$")),
+    ("nlvr2", re.compile(r"(?:^|/)((?:train|dev|test1|test2)-\d+-\d+-img[01])$")),
+    ("flickr", re.compile(r"(?:^|/)(\d+)_[0-9a-f]{10}(?:_[a-z0-9]{1,2})?$")),
+    ("flickr", re.compile(r"\bstatic\.?flickr\.com/(?:\w+/)*(\d+)_[0-9a-f]+(?:_[a-z0-9]{1,2})?$")),
+    ("flickr", re.compile(r"\bflickr\.com/photos/[^/]+/(\d+)(?:/|$)")),
+    ("flickr", re.compile(r"(?:^|/)flickr(?:30|8)k[^/]*/(?:[^/]+/)*([1-9]\d*)$", re.IGNORECASE)),
+)
 SAME_ID = (
     "duplicate image id {image} (an image id is the file name without folder and suffix, for COCO the number); remove "
     "or rename one of them, or use their folders separately"
@@ -40,3 +52,15 @@ def image_id(name: str) -> str:
     stem = _SUFFIX.sub("", name.rpartition("/")[2])
     found = _COCO.match(stem) or _FLICKR8K.match(stem)
     return found[1] if found else stem
+
+
+def photo_names(place: str) -> list[str]:
+    """The names (COLLECTION:ID) of a photo that its path, file name or URL states without doubt.
+
+    val2014/COCO_val2014_000000000042.jpg is coco:42, VG_100K_2/7.jpg genome:7, and
+    https://live.staticflickr.com/65535/1234567_0a1b2c3d4e_b.jpg?x=1 flickr:1234567. A number alone (42.jpg) has no
+    name, because every collection, and every crawl that numbers its images, has one.
+    """
+    stem = _SUFFIX.sub("", re.split(r"[?#](?=[^/]*$)", place)[0] if "://" in place else place)
+    found = (f"{collection}:{match[1]}" for collection, form in _PHOTO_NAMES if (match := form.search(stem)))
+    return list(dict.fromkeys(found))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.common.excluded_ids import read_excluded
 from shards.common.process_pool import advance, worker_pool
 from shards.common.progress_bar import progress_bar
 from shards.config import ExtractConfig
@@ -20,6 +21,7 @@ from shards.storage.sample import Sample
 from shards.storage.skip_log import note_skipped
 from shards.storage.writer import safe_key, write_shard
 
+EXCLUSION = "is excluded by --exclude"
 WINDOW = 4  # batches of images to decode ahead, from which images of similar aspect ratio are batched
 
 
@@ -74,8 +76,11 @@ def _windows(
 ) -> Iterator[Iterator[tuple[Record, object]]]:
     """Yields windows of records with their decoded images; a window is decoded while the previous one is used."""
     records, waiting = read_records(task.part, unused), None
+    excluded = read_excluded(task.config.exclude) if task.config.exclude else frozenset()
     while chosen := list(itertools.islice(records, window)):
         done(len(chosen))
+        unused += (Unused(record.source, EXCLUSION) for record in chosen if record.id in excluded)
+        chosen = [record for record in chosen if record.id not in excluded]
         if given is not None:
             chosen = [record for record in chosen if record.id in given]
         following = zip(chosen, map_all(_decoded, [record.data for record in chosen]), strict=True)

@@ -3,16 +3,16 @@
 import contextlib
 import itertools
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from shards.common.dist_info import ALONE, Ranks, launch_name
+from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
+from shards.common.excluded_ids import digest_of, read_excluded
 from shards.common.files import printable
-from shards.common.folder_lock import locked_folder, owner_of
+from shards.common.folder_lock import locked_by_first, wait_for
 from shards.common.process_pool import run_tasks
 from shards.config import ExtractConfig
 from shards.creation.extract_shard import ShardJob, extract_in_batches, extract_shard
@@ -25,8 +25,6 @@ from shards.images.image_files import BadImage, Part, decode_image, find_parts, 
 from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
 from shards.storage.index import saved_index
 from shards.storage.skip_log import is_done, list_skipped, noted
-
-PAUSE = 0.5  # seconds between checks of the progress of other ranks
 
 
 def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
@@ -43,19 +41,8 @@ def extract(config: ExtractConfig, ranks: Ranks = ALONE) -> Dataset | None:
     elif config.captions_split:
         raise UserError(f"--captions_split {config.captions_split}: needs a Karpathy file; set --captions")
     detector = make_detector(config)
-    with _locked_for_all(Path(config.out), ranks):
+    with locked_by_first(config.out, "shards.extract", ranks, Path(config.out) / "dataset.json"):
         return _extract(config, parts, detector, ranks)
-
-
-@contextlib.contextmanager
-def _locked_for_all(out: Path, ranks: Ranks) -> Iterator[None]:
-    """Context manager that locks a folder for these ranks. The first rank takes the lock; the others wait for it."""
-    if ranks.first:
-        with locked_folder(out, "shards.extract"):
-            yield
-        return
-    _wait(lambda: owner_of(out).get("launch") == launch_name() or (out / "dataset.json").exists())
-    yield
 
 
 def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks: Ranks) -> Dataset | None:
@@ -68,8 +55,9 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
         ranks.log(f"{out}: is already complete, {len(dataset)} images; nothing to do")
         return dataset
     if ranks.first and not detector.load(out):
-        detector.fit(_some_images(parts, detector.sample), out)
-    _wait(lambda: detector.load(out))
+        excluded = read_excluded(config.exclude) if config.exclude else frozenset()
+        detector.fit(_some_images(parts, detector.sample, excluded), out)
+    wait_for(lambda: detector.load(out))
     tasks = [ShardJob(part, str(out / f"regions-{number:05d}.tar"), config) for number, part in enumerate(parts)]
     done = sum(task.part.count for task in tasks if is_done(task.path))
     if done:
@@ -82,7 +70,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
         extract_in_batches(mine, detector, total if ranks.count == 1 else sum(task.part.count for task in mine))
     if not ranks.first:
         return None
-    _wait(lambda: all(is_done(task.path) for task in tasks))
+    wait_for(lambda: all(is_done(task.path) for task in tasks))
     return _finish(out, tasks, detector, plan)
 
 
@@ -105,6 +93,8 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
     if config.detector != "pixels":
         names = ("detector", "weights", "detector_config", "class_names", "precision")
         plan |= {name: absolute_path(getattr(config, name)) for name in names}
+    if config.exclude:
+        plan["exclude"] = digest_of(read_excluded(config.exclude))
     names = ("proposals", "grid", "short_side")
     plan |= {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if detector.fingerprint:
@@ -114,13 +104,7 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
     return plan
 
 
-def _wait(ready: Callable[[], bool]) -> None:
-    """Waits for another rank; if a rank fails, torchrun ends all of them."""
-    while not ready():
-        time.sleep(PAUSE)
-
-
-def _some_images(parts: list[Part], count: int) -> Iterator[np.ndarray]:
+def _some_images(parts: list[Part], count: int, excluded: frozenset[str]) -> Iterator[np.ndarray]:
     """Decoded images spread over the whole input."""
     chosen = parts[:: max(1, len(parts) // 40)]
     per_part = -(-count // len(chosen))
@@ -128,7 +112,8 @@ def _some_images(parts: list[Part], count: int) -> Iterator[np.ndarray]:
         step = max(1, part.count // per_part)
         for record in itertools.islice(read_records(part), 0, None, step):
             with contextlib.suppress(BadImage):
-                yield decode_image(record.data)
+                if record.id not in excluded:
+                    yield decode_image(record.data)
 
 
 def _finish(out: Path, tasks: list[ShardJob], detector: Detector, plan: dict) -> Dataset:
@@ -138,7 +123,8 @@ def _finish(out: Path, tasks: list[ShardJob], detector: Detector, plan: dict) ->
     if not paths:
         if plan["boxes"]:
             raise UserError(f"{plan['images'][0][0]}: {plan['boxes']} has boxes for none of the images")
-        raise UserError(f"{plan['images'][0][0]}: none of the images can be decoded")
+        reason = "can be decoded, or all are excluded by --exclude" if "exclude" in plan else "can be decoded"
+        raise UserError(f"{plan['images'][0][0]}: none of the images {reason}")
     names = {"class_names": detector.class_names} if detector.class_names else {}
     dataset = finish_dataset(
         out,

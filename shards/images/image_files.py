@@ -28,6 +28,7 @@ from shards.common.files import (
     refuse_special_file,
 )
 from shards.common.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image, unread_format
+from shards.common.untrusted_input import parse_json
 from shards.images.tar_directory import Member, Unused, read_directory, split_path
 from shards.parsing.text_encoding import decode_text
 from shards.storage.dataset import UNFINISHED
@@ -43,13 +44,15 @@ class BadImage(Exception):
 class Record:
     """One image before decoding.
 
-    data: its bytes, or the error of reading them; source: `FILE` or `TAR#MEMBER`.
+    data: its bytes, or the error of reading them; source: `FILE` or `TAR#MEMBER`; info: the content of KEY.json, if it
+    is read, such as the URL of an image of img2dataset.
     """
 
     id: str
     data: bytes | BadImage
     source: str
     captions: tuple[str, ...] = ()
+    info: dict = field(default_factory=dict)
 
 
 def decode_image(data: bytes | BadImage, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -228,18 +231,23 @@ def find_images(part: Part) -> Iterator[Found]:
             yield Found(name, printable(name), image_id(printable(name)))
 
 
-def read_records(part: Part, unused: list[Unused] | None = None) -> Iterator[Record]:
-    """Yields the Record of every image of a part, and appends ignored files among them to `unused`."""
+def read_records(part: Part, unused: list[Unused] | None = None, with_info: bool = False) -> Iterator[Record]:
+    """Yields the Record of every image of a part, and appends ignored files among them to `unused`.
+
+    with_info: also read the KEY.json of every image.
+    """
     unused = [] if unused is None else unused
     unused += part.ignored
     for name in part.files:
         if name.endswith(".tar"):
-            yield from _records_of_tar(name, part.captions, unused)
+            yield from _records_of_tar(name, part.captions, unused, with_info)
         elif part.captions is None or image_id(printable(name)) in part.captions:
-            yield _record_of_file(name, part.captions, unused)
+            yield _record_of_file(name, part.captions, unused, with_info)
 
 
-def _record_of_file(name: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused]) -> Record:
+def _record_of_file(
+    name: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused], with_info: bool
+) -> Record:
     image, source = image_id(printable(name)), printable(name)
     if not is_utf8(name):
         return Record(image, BadImage(NOT_UTF8), source)
@@ -252,7 +260,8 @@ def _record_of_file(name: str, captions: dict[str, tuple[str, ...]] | None, unus
                 return path, content
         return None
 
-    return Record(image, data, source, _captions(neighbour, unused) if captions is None else captions[image])
+    own = _captions(neighbour, unused) if captions is None else captions[image]
+    return Record(image, data, source, own, _info(neighbour) if with_info else {})
 
 
 def _read_file(name: str) -> bytes | None:
@@ -296,7 +305,19 @@ def _captions(neighbour: Callable[[str], tuple[str, bytes] | None], unused: list
     return ()
 
 
-def _records_of_tar(tar: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused]) -> Iterator[Record]:
+def _info(neighbour: Callable[[str], tuple[str, bytes] | None]) -> dict:
+    """The content of the KEY.json next to an image; empty if it is not a JSON object."""
+    try:
+        found = neighbour("json")
+        value = parse_json(decode_text(found[1]), finite=False) if found else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _records_of_tar(
+    tar: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused], with_info: bool
+) -> Iterator[Record]:
     directory = read_directory(tar)
     unused += (Unused(f"{tar}#{printable(name)}" if name else tar, reason) for name, reason in directory.unused)
     with open(tar, "rb") as file:
@@ -318,8 +339,9 @@ def _records_of_tar(tar: str, captions: dict[str, tuple[str, ...]] | None, unuse
             if not is_utf8(name):
                 yield Record(image, BadImage(NOT_UTF8), source)
                 continue
-            own = _captions(partial(neighbour, split_path(name)[0]), unused) if captions is None else captions[image]
-            yield Record(image, read(member), source, own)
+            around = partial(neighbour, split_path(name)[0])
+            own = _captions(around, unused) if captions is None else captions[image]
+            yield Record(image, read(member), source, own, _info(around) if with_info else {})
 
 
 def split_source(source: str) -> tuple[str, str]:

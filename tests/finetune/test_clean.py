@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune.annotations.official_files import scan
+from finetune.decontamination.hash_search import NEAR, ExactSearch
 from finetune.decontamination.image_identity import Photos
 from finetune.decontamination.manifest import read_cleaned
 from finetune.decontamination.near_duplicates import image_files
 from finetune.decontamination.perceptual_hash import (
     DIFFERENT,
-    NEAR,
     TRIMMED,
     difference,
     grey,
     image_hashes,
-    near_pairs,
 )
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.tasks import paper_tasks
@@ -393,7 +392,7 @@ def test_altered_copies_look_the_same_and_other_images_do_not(world, kind):
     images = [Image.open(path).convert("RGB") for path in sorted((world / "images" / "coco").glob("*.png"))[:40]]
     copies = [altered(image, kind, rng).convert("L") for image in images]
     images = [image.convert("L") for image in images]
-    found = near_pairs(np.stack(list(map(image_hashes, images))), np.stack(list(map(image_hashes, copies))))
+    found = ExactSearch(np.stack(list(map(image_hashes, copies)))).pairs(np.stack(list(map(image_hashes, images))))
     same = {(a, b) for a, b in found.tolist() if difference(images[a], copies[b]) <= DIFFERENT}
     assert all(a == b for a, b in same) and len(same) >= 39
     assert difference(images[0], images[1]) > DIFFERENT
@@ -416,7 +415,7 @@ def test_near_pairs_are_those_that_are_near(seed):
         return min(int(x ^ y).bit_count() for x, y in pairs) <= NEAR
 
     expected = {(i, j) for i in range(30) for j in range(20) if near(ours[i], theirs[j])}
-    found = near_pairs(ours, theirs, block=7).tolist()
+    found = ExactSearch(theirs, block=7).pairs(ours).tolist()
     assert {tuple(pair) for pair in found} == expected and len(found) == len(expected)
 
 

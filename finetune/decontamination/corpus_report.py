@@ -1,0 +1,89 @@
+"""The report on test images in a corpus."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from finetune.decontamination.corpus_part import CHECKSUM, LOOK, FoundImage, PartResult
+from finetune.decontamination.perceptual_hash import DIFFERENT
+
+KINDS = {"file name": "file name", "URL": "URL", "source": "file name", "--collection": "id"}
+COLUMNS = ("file name", "URL", "id", CHECKSUM, LOOK)
+
+
+@dataclass
+class CorpusCounts:
+    """Totals of a search.
+
+    sets: test set -> (photos, photos with an image), of the known test sets.
+    """
+
+    corpus: str
+    parts: int
+    images: int
+    pictures: int
+    unreadable: int
+    bare: int
+    excluded: int
+    sets: dict[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, corpus: str, results: list[PartResult], excluded: int, sets) -> "CorpusCounts":
+        return cls(
+            corpus,
+            len(results),
+            sum(result.images for result in results),
+            sum(result.pictures for result in results),
+            sum(len(result.unseen) for result in results),
+            sum(result.bare for result in results),
+            excluded,
+            sets,
+        )
+
+
+def evidence_kinds(found: FoundImage) -> set[str]:
+    """How an image was found: some of COLUMNS."""
+    first = {chain.evidence[0] for chain in found.chains}
+    kinds = {KINDS.get(evidence.partition(" ")[0], KINDS.get(evidence, "")) for evidence in first} - {""}
+    return kinds | ({CHECKSUM} & first) | ({LOOK} if any(one.startswith(f"{LOOK} (") for one in first) else set())
+
+
+def corpus_report(counts: CorpusCounts, found: list[FoundImage], absent: list[str]) -> str:
+    """The report as text: a table per test set, and what was not compared."""
+    lines = [
+        f"{counts.corpus}: {counts.images} images, {len(found)} of them are test images ({counts.excluded} ids)",
+        "",
+        f"{'test set':<28} {'photos':>8} {'images':>8} {'found':>8}   " + " ".join(f"{kind:>9}" for kind in COLUMNS),
+    ]
+    photos: dict[str, set[str]] = {name: set() for name in counts.sets}
+    of_set: dict[str, Counter[str]] = {name: Counter() for name in counts.sets}
+    for one in found:
+        kinds = evidence_kinds(one)
+        for name in one.tests:
+            of_set[name].update(kinds)
+            photos[name] |= {*one.photos}
+    for name, (known, pictured) in counts.sets.items():
+        columns = " ".join(f"{of_set[name][kind]:>9}" for kind in COLUMNS)
+        lines.append(f"{name:<28} {known:>8} {pictured:>8} {len(photos[name]):>8}   {columns}")
+    every = Counter(kind for one in found for kind in evidence_kinds(one))
+    columns = " ".join(f"{every[kind]:>9}" for kind in COLUMNS)
+    lines += [f"{'all, images of the corpus':<28} {'':>8} {'':>8} {len(found):>8}   {columns}", ""]
+    lines += [
+        "photos: in the test set; images: photos whose appearance is known; found: photos found in the corpus;",
+        "then the number of images of the corpus that were found by each kind of evidence",
+    ]
+    return "\n".join(lines + _not_compared(counts, found) + [f"not found: {what}" for what in absent])
+
+
+def _not_compared(counts: CorpusCounts, found: list[FoundImage]) -> list[str]:
+    """Sentences on what the search did not see, and therefore does not certify."""
+    without = counts.images - counts.pictures - counts.unreadable
+    unknown = sum(known - pictured for known, pictured in counts.sets.values())
+    differing = sum(one.difference is not None and one.difference > DIFFERENT for one in found)
+    facts = [
+        (without, "images of the corpus have no picture and were compared by names only"),
+        (counts.unreadable, "images of the corpus cannot be decoded and were compared by names only (unseen.jsonl)"),
+        (unknown, "photos of the test sets have no known image and were compared by names only"),
+        (counts.bare, "images of the corpus have a number as name; if it is the id of a data set, set --collection"),
+        (differing, "images were found by name or checksum, but look different; are their names ids of the data set?"),
+    ]
+    return [f"note: {number} {what}" for number, what in facts if number]

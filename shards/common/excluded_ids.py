@@ -1,0 +1,36 @@
+"""Lists of images that are excluded from training: text files with one image id per line."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from shards.common.errors import UserError
+from shards.common.files import refuse_special_file, whole_file
+from shards.common.untrusted_input import byte_lines, reading
+
+EXCLUDED = "excluded.txt"
+
+
+def write_excluded(path, ids: Iterable[str]) -> None:
+    """Writes image ids in alphabetical order, without duplicates."""
+    with whole_file(path, "w", encoding="utf-8") as file:
+        file.writelines(f"{image}\n" for image in sorted(set(ids)))
+
+
+def read_excluded(path) -> frozenset[str]:
+    """The image ids of a list, or of the `excluded.txt` in an output folder of finetune.clean.
+
+    Raises:
+        UserError: the file does not exist or is not text in UTF-8.
+    """
+    file = Path(path) / EXCLUDED if Path(path).is_dir() else Path(path)
+    refuse_special_file(file, "--exclude ")
+    if not file.exists():
+        raise UserError(f"--exclude {path}: no such file; create it with finetune.clean --corpus")
+    with reading(f"--exclude {file}", "it should be a text file with one image id per line"):
+        return frozenset(line.decode().rstrip("\r\n") for line in byte_lines(file) if line.strip())
+
+
+def digest_of(ids: frozenset[str]) -> str:
+    """SHA-256 of a list, in hexadecimal; empty lists have the empty string."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest() if ids else ""

@@ -1,0 +1,37 @@
+"""Pretraining without the images of a list: neither trained on nor in validation, and the others unchanged."""
+
+import pytest
+from data_sets import make_dataset
+
+from pretrain.data.pair_batches import open_pairs
+from shards.common.errors import UserError
+
+EXCLUDED = frozenset(("image.0.3", "image.1.0", "image.1.7", "not.here"))
+
+
+@pytest.mark.parametrize("per_image", [1, 3])
+def test_excluded_images_have_no_pairs(tmp_path, per_image):
+    make_dataset(tmp_path, (40, 30), per_image=per_image)
+    every, some = (open_pairs(str(tmp_path), 6, excluded=excluded) for excluded in (frozenset(), EXCLUDED))
+
+    def texts(pairs) -> dict[int, tuple[str, ...]]:
+        """Image number -> its captions that are used."""
+        found: dict[int, tuple[str, ...]] = {}
+        for number in sorted([*pairs.trained.tolist(), *pairs.validation.tolist()]):
+            image = int(pairs.captions.images_of(number))
+            found[image] = (*found.get(image, ()), pairs.captions[number])
+        return found
+
+    before, after = texts(every), texts(some)
+    without = {image: own for image, own in before.items() if image not in (3, 40, 47)}
+    assert set(before) - set(after) >= {3, 40, 47}
+    assert {image: after[image] for image in without.keys() & after.keys()} == {
+        image: without[image] for image in without.keys() & after.keys()
+    }
+    assert len(after) >= len(before) - 3 - 6
+
+
+def test_streams_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pretrain.data.pair_batches.open_stream", lambda data: (make_dataset(tmp_path), None))
+    with pytest.raises(UserError, match="--exclude needs local shards"):
+        open_pairs("http://example.org/a.tar", 0, excluded=EXCLUDED)
