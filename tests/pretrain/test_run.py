@@ -23,6 +23,7 @@ from pretrain.data.collate import Limits, stack
 from pretrain.data.random_choices import sample_keys
 from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
+from pretrain.engine.run_dir import RENAMED, read_config
 from pretrain.engine.step import Engine
 from pretrain.engine.stop_signals import Stop
 from pretrain.models.model_config import TINY
@@ -260,6 +261,27 @@ def test_flags_that_change_the_run_are_refused_on_resume(dataset_folder, tmp_pat
     run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
     status, _, err = run_command("pretrain.run", "--out", run, "--resume", "--lr", "0.5")
     assert status == 2 and "--lr 0.5" in err and "0.001" in err
+
+
+def test_a_run_of_the_previous_release_is_resumed_by_either_name_of_a_flag(dataset_folder, tmp_path, run_command):
+    run = tmp_path / "run"
+    flags = ["--data", dataset_folder, "--out", run, "--steps", 2, "--workers", 0, "--validation_pairs", 9]
+    status, _, err = run_command("pretrain.run", *flags, "--words", 20, "--regions", 30)
+    assert status == 0 and "use --max_tokens\n" in err and "use --max_regions\n" in err
+    (run / "result.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    before = read_config(run)
+    former = {name: former for former, name in RENAMED.items()}
+    assert {config["flags"][name] for name in former} == {20, 30}
+    config["flags"] = {former.get(name, name): value for name, value in config["flags"].items()}
+    (run / "config.json").write_text(json.dumps(config))
+    assert read_config(run) == before
+    for flag in ("--words", "--max_tokens"):
+        status, _, err = run_command("pretrain.run", "--out", run, "--resume", flag, 36)
+        assert status == 2 and f"error: --max_tokens 36: the run in {run} has 20" in err
+        (status, out, _) = run_command("pretrain.run", "--out", run, "--resume", flag, 20)
+        assert status == 0 and "resuming after step 2" in out
+        (run / "result.json").unlink()
 
 
 @pytest.mark.parametrize("file", ["captions.txt", "part-00000.tar"])
