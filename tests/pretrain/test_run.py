@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -185,25 +186,8 @@ def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_fold
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "pretrain.run",
-            "--data",
-            dataset_folder,
-            "--out",
-            run,
-            "--epochs",
-            "100000",
-            "--workers",
-            "1",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_heed_hangups,
-    )
+    flags = ("--data", dataset_folder, "--out", run, "--epochs", 100000, "--workers", 1)
+    process = fork_server.start("-m", "pretrain.run", *flags)
     try:
         until = time.time() + 120
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
@@ -235,13 +219,8 @@ def test_a_closed_terminal_leaves_a_checkpoint(dataset_folder, tmp_path):
         process.kill()
 
 
-def _heed_hangups():
-    """Under nohup, tests and what they start would ignore SIGHUP."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def _own_terminal():
-    _heed_hangups()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, tests and what they start would ignore it
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
