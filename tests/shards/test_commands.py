@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from conftest import WORLD
 from PIL import Image
 
 from shards.common.errors import UserError
@@ -466,30 +467,30 @@ def test_inspect_names_an_image_that_is_not_there(dataset_folder, run_command):
     assert status == 2 and "--image nobody" in err and "image.0.0" in err
 
 
-SMALL_WORLD = ("--pairs", 12, "--examples", 60, "--evaluation", 20, "--one_in", 100_000)
+def files_of(folder) -> list[Path]:
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+    return [file for file in files if file.parts[0] != "prepared"]
 
 
-def test_the_world_is_made_once_and_is_the_same_every_time(tmp_path, run_command):
-    for name in ("one", "two"):
-        status, _out, err = run_command("shards.world", "--out", tmp_path / name, *SMALL_WORLD)
-        assert status == 0, err
-    files = [sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*.*")) for name in ("one", "two")]
-    assert files[0] == files[1] and len(files[0]) > 400
-    for file in files[0]:
+def test_the_world_is_made_once_and_is_the_same_every_time(world, tmp_path, run_command):
+    assert run_command("shards.world", "--out", tmp_path / "one", *WORLD)[0] == 0
+    files = files_of(tmp_path / "one")
+    assert files == files_of(world) and len(files) > 400
+    for file in files:
         if file.suffix in (".tar", ".png", ".json", ".jsonl", ".gz", ".p", ".txt") and file.name != "dataset.json":
-            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+            assert (tmp_path / "one" / file).read_bytes() == (world / file).read_bytes(), file
     texts = [path.read_text().strip() for path in sorted((tmp_path / "one" / "images" / "pairs").glob("*.txt"))]
-    assert len(texts) == 12 and len(set(texts)) > 8
+    assert len(texts) == 60 and len(set(texts)) > 40
     tar = tmp_path / "one" / "regions" / "pairs" / "regions-00000.tar"
     before = tar.stat().st_mtime_ns
-    assert run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD)[0] == 0
+    assert run_command("shards.world", "--out", tmp_path / "one", *WORLD)[0] == 0
     assert tar.stat().st_mtime_ns == before
     described = (tar.parent / "dataset.json").read_text()
     as_of_version_1(tar.parent)
-    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD)
+    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *WORLD)
     assert status == 2 and "version 1 of the detector pixels" in err and "remove" in err and "Traceback" not in err
     (tar.parent / "dataset.json").write_text(described)
-    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD, "--seed", 1)
+    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *WORLD, "--seed", 1)
     assert status == 2 and "other settings" in err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

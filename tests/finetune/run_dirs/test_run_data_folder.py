@@ -99,14 +99,14 @@ def test_scores_of_a_run_whose_data_are_gone_are_not_overwritten(world, run, tmp
     assert json.loads(apart.read_text())["score"] == kept["score"]
 
 
-def test_weights_without_data_of_their_own_need_some(pretrained, tmp_path, elsewhere, run_command):
-    assert own_data(pretrained) == str(pretrained.parent / "world")
+def test_weights_without_data_of_their_own_need_some(world, pretrained, tmp_path, elsewhere, run_command):
+    assert own_data(pretrained) == str(world)
     weights = next(pretrained.glob("checkpoints/*/model.safetensors"))
     shutil.copy(weights, tmp_path / "model.safetensors")
     status, _, err = evaluate(run_command, tmp_path / "model.safetensors")
     assert status == 2 and "--data is missing: " in err and "does not name a data folder; " in err
     shutil.copytree(pretrained, tmp_path / "pairs")
-    shutil.copytree(pretrained.parent / "world" / "regions" / "pairs", tmp_path / "shards")
+    shutil.copytree(world / "regions" / "pairs", tmp_path / "shards")
     change_flags(tmp_path / "pairs", data=str(tmp_path / "shards"))
     assert own_data(tmp_path / "pairs") is None
 
