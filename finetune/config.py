@@ -71,7 +71,9 @@ class FinetuneConfig:
     )
     missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
     annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
-    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    max_regions: int | None = flag(
+        None, "maximum number of regions per image", unset="the task's", low=1, formerly="regions"
+    )
     min_answer_count: int | None = flag(
         None,
         "minimum number of training questions with an answer for it to enter the vocabulary",
@@ -158,9 +160,17 @@ class WeightsFlags:
 class ModelFlags(WeightsFlags):
     """Flags of commands that predict for image files."""
 
-    regions: str | None = flag(
-        None, "region shards whose detector is applied to image files", unset="the run's detector, or that of --data"
+    region_shards: str | None = flag(
+        None,
+        "region shards whose detector is applied to image files",
+        unset="the run's detector, or that of --data",
+        formerly="regions",
     )
+
+    @property
+    def of_model(self) -> dict:
+        """These flags alone, to pass them to another class."""
+        return {one.name: getattr(self, one.name) for one in fields(ModelFlags)}
 
 
 def answer_files(config) -> dict[str, str | None]:
@@ -275,7 +285,9 @@ class EvaluateConfig(WeightsFlags):
         unset="the task's validation split",
     )
     missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
-    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    max_regions: int | None = flag(
+        None, "maximum number of regions per image", unset="the task's", low=1, formerly="regions"
+    )
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
     submission: str | None = flag(
         None,

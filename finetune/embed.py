@@ -31,7 +31,7 @@ class EmbedConfig(ModelFlags):
 
 def run(config: EmbedConfig) -> None:
     check(config)
-    embedder = Embedder(regions=config.regions, task=config.task, batch_size=config.batch_size, **config.of_weights)
+    embedder = Embedder(task=config.task, batch_size=config.batch_size, **config.of_model)
     thumbnails = Thumbnails(config.shown if config.page else 0)
     if config.retrieval:
         images = embed_retrieval(embedder, find_task(config.retrieval), choose_data(config.run, config.data))

@@ -60,7 +60,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
     engine = _engine(config, ranks, work, from_bert)
     facts = restore_engine(engine, newest) if newest else {}
     classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
-    limits = Limits(config.words, config.regions, sizes.v_feature_size, *classes)
+    limits = Limits(config.max_tokens, config.max_regions, sizes.v_feature_size, *classes)
     collator = partial(
         Collator,
         captions=pairs.captions,
@@ -98,7 +98,7 @@ def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: 
             pairs, collator(negatives=MisalignedCaptions(pairs.captions, pairs.validation)), at_once, ranks
         ),
         frequent_word=on_first(
-            ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, tokenizer, config.words)
+            ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, tokenizer, config.max_tokens)
         ),
         device=device,
     )
@@ -185,7 +185,7 @@ def _engine(config: PretrainConfig, ranks: Ranks, work: Pass, from_bert: list[st
         return config.bert_lr_scale if name in names else 1.0
 
     optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
-    graph = (-(-config.batch_size // ranks.count), config.words) if config.cuda_graph else None
+    graph = (-(-config.batch_size // ranks.count), config.max_tokens) if config.cuda_graph else None
     return make_engine(work, optimizer, ranks, config.clip, graph=graph)
 
 
@@ -216,8 +216,9 @@ def model_config(config: PretrainConfig, shards: Dataset, tokenizer: WordPieceTo
         raise UserError(
             f"{config.config}: vocab_size is {sizes.vocab_size}, but that of the tokenizer {len(tokenizer)}"
         )
-    if sizes.max_position_embeddings < config.words:
-        raise UserError(f"--words {config.words}: exceeds max_position_embeddings, {sizes.max_position_embeddings}")
+    if sizes.max_position_embeddings < config.max_tokens:
+        limit = sizes.max_position_embeddings
+        raise UserError(f"--max_tokens {config.max_tokens}: exceeds max_position_embeddings, {limit}")
     return sizes
 
 

@@ -50,8 +50,12 @@ class PretrainConfig:
     captions_per_image: str = flag(
         "all", "captions per image and epoch: all, or one sampled in each epoch", choices=CAPTIONS_PER_IMAGE
     )
-    words: int = flag(36, "maximum number of tokens per caption, including [CLS] and [SEP]", low=3)
-    regions: int = flag(36, "maximum number of regions per image, in the order of their scores", low=1)
+    max_tokens: int = flag(
+        36, "maximum number of tokens per caption, including [CLS] and [SEP]", low=3, formerly="words"
+    )
+    max_regions: int = flag(
+        36, "maximum number of regions per image, in the order of their scores", low=1, formerly="regions"
+    )
     validation_pairs: int = flag(2000, "validation pairs, split by caption text (at most a tenth), 0 for none", low=0)
     workers: int = flag(
         min(4, max(1, (os.cpu_count() or 1) // 2)), "data loading processes, 0 to load in the main process", low=0

@@ -46,7 +46,14 @@ class ExtractConfig:
     class_names: str | None = flag(
         None, "file with the names of the detector's classes, one per line", unset="those of the detector, if any"
     )
-    regions: int | None = flag(None, "maximum number of regions per image", unset="36, 100 for x152", low=1, high=1000)
+    max_regions: int | None = flag(
+        None,
+        "maximum number of regions per image",
+        unset="36, 100 for x152",
+        low=1,
+        high=1000,
+        formerly="regions",
+    )
     proposals: str | None = flag(
         None,
         "region proposals of the detector backbone",
@@ -57,7 +64,13 @@ class ExtractConfig:
     short_side: int | None = flag(
         None, "short side in pixels to which the detector backbone resizes images", unset="its input size", low=32
     )
-    words: int = flag(256, "number of visual words, the classes of the detector pixels", low=1, high=32767)
+    visual_words: int = flag(
+        256,
+        "number of visual words, the classes of the detector pixels",
+        low=1,
+        high=32767,
+        formerly="words",
+    )
     words_file: str | None = flag(
         None, "visual_words.npz of an earlier extraction, to use the same visual words", unset="words are fitted"
     )
@@ -66,6 +79,11 @@ class ExtractConfig:
     precision: str = flag("float32", "precision of neural detectors", choices=("float32", "bf16", "fp16"))
     device: str = flag("auto", "device; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
     processes: int = flag(os.cpu_count() or 1, "worker processes", low=1)
+
+    @property
+    def regions(self) -> int | None:
+        """The former name of max_regions, for detectors of other packages."""
+        return self.max_regions
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What many tests share: the parity files, the real data where it is, and small data sets made on the spot."""
 
+import fcntl
 import functools
 import http.server
 import os
@@ -13,6 +14,7 @@ import hypothesis
 import pytest
 import torch
 from data_sets import make_dataset
+from launching import python
 from safetensors.torch import load_file
 
 from shards.storage.stream import RETRY_AFTER
@@ -40,6 +42,22 @@ def real_data():
     if not REAL_DATA.is_dir():
         pytest.skip(f"the real data is not there ({REAL_DATA})")
     return REAL_DATA
+
+
+WORLD = ("--pairs", "60", "--examples", "80", "--evaluation", "20", "--one_in", "100000")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A small world, made once for all processes of pytest-xdist. Tests only read it, except for DATA/prepared."""
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if several else base) / "world"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = python("shards.world", "--out", folder, *WORLD)  # which does nothing if it is complete
+        assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
+from fork_server import ForkedProcess
 from safetensors.torch import load_file
 
 SABOTAGE = Path(__file__).parent / "sabotage.py"
 
 
-def python(*arguments) -> subprocess.CompletedProcess:
+def python(*arguments, cwd=None) -> subprocess.CompletedProcess:
     """`python -m ARGUMENTS` in a process of one thread, to its end."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = fork_server.start("-m", *arguments, cwd=cwd)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def free_port() -> int:
@@ -24,17 +27,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(count: int, *arguments, script=("-m", "pretrain.run"), **environment) -> list[subprocess.Popen]:
+def start_ranks(count: int, *arguments, script=("-m", "pretrain.run"), **environment) -> list[ForkedProcess]:
     """`count` ranks of a command on this machine."""
     place = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
     return [
-        subprocess.Popen(
-            [sys.executable, *map(str, script), *map(str, arguments)],
-            env=os.environ | {k: str(v) for k, v in (place | {"RANK": n, "LOCAL_RANK": n} | environment).items()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        fork_server.start(*script, *arguments, **place | {"RANK": n, "LOCAL_RANK": n} | environment)
         for n in range(count)
     ]
 
@@ -52,7 +49,7 @@ def run_ranks_apart(module: str, folder, *arguments) -> list[tuple[int, str, str
     return run_ranks(2, module, folder, *arguments, script=("-c", IN_ITS_FOLDER), PYTHONPATH=os.getcwd())
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[tuple[int, str, str]]:
+def finish(processes: list[ForkedProcess], timeout: float = 180) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of every process; what does not end in time is killed, and the test fails."""
     try:
         results = [process.communicate(timeout=timeout) for process in processes]

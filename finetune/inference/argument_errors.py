@@ -1,9 +1,13 @@
-"""Error messages of the Python interface, which name arguments, and of commands that load a second run."""
+"""Names of arguments of the Python interface, in error messages too, and errors of commands that load a second run."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from finetune.config import ModelFlags
+from shards.common.cli import with_current_names
 from shards.common.errors import UserError
 
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
@@ -16,6 +20,16 @@ def naming_arguments() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(_FLAG.sub(r"\1", str(error))) from None
+
+
+def current_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that name flags of ModelFlags, by their current names; warns of former names."""
+
+    def warn(former: str, name: str) -> None:
+        text = f"{former} is deprecated and will be removed in the next release; use {name}"
+        warnings.warn(text, FutureWarning, stacklevel=5)  # of the line that calls the class
+
+    return with_current_names(ModelFlags, options, warn)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune.config import ModelFlags
 from finetune.data.task_collate import TaskBatch
 from finetune.heads.inputs import TaskInputs
-from finetune.inference.argument_errors import naming_arguments
+from finetune.inference.argument_errors import current_arguments, naming_arguments
 from finetune.inference.predictor import LazyPredictor
 from finetune.inference.pretrained_methods import PretrainedMethods
 from finetune.inference.request import ImageLike, check_text, read_image, sample_of
@@ -57,7 +57,7 @@ class Embedder(PretrainedMethods):
         task: the task whose token precedes the text, in a model with task tokens; by default the first task that the
             run was trained on.
         batch_size: inputs per forward pass.
-        options: as finetune.predict.Predictor takes them: data, regions, config, tokenizer, precision, device.
+        options: as finetune.predict.Predictor takes them: data, region_shards, config, tokenizer, precision, device.
 
     Attributes:
         run: the local path of the run or weights.
@@ -68,7 +68,7 @@ class Embedder(PretrainedMethods):
 
     def __init__(self, run: str | Path, *, task: str | None = None, batch_size: int = 64, **options: Any):
         with naming_arguments():
-            self._model = LazyPredictor(ModelFlags(run=str(run), **options))
+            self._model = LazyPredictor(ModelFlags(run=str(run), **current_arguments(options)))
             self._task = find_task(task) if task else None
         self.run = self._model.run
         self.batch_size = batch_size

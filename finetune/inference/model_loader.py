@@ -68,7 +68,7 @@ class ModelLoader:
         work = TaskPass(self._model_for(start, data), task, self.precision, start.token(task))
         positions = start.sizes.max_position_embeddings
         vocabulary = self._vocabularies.get(task.head.name)
-        return start, work, data.collator(examples, start.tokenizer, vocabulary, positions, config.regions)
+        return start, work, data.collator(examples, start.tokenizer, vocabulary, positions, config.max_regions)
 
     def _start(self, feature_size: int) -> Start:
         if feature_size not in self._starts:

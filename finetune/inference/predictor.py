@@ -13,7 +13,7 @@ from finetune.annotations.reference_annotations import answer_file
 from finetune.config import ModelFlags, answer_files
 from finetune.data.regions import Regions, region_folder
 from finetune.data.task_collate import TaskBatch
-from finetune.inference.argument_errors import naming_arguments
+from finetune.inference.argument_errors import current_arguments, naming_arguments
 from finetune.inference.decoding import Prediction, prediction
 from finetune.inference.model_loader import check_trained
 from finetune.inference.pretrained_methods import PretrainedMethods
@@ -51,7 +51,7 @@ class LazyPredictor:
     def __init__(self, flags: ModelFlags):
         run = local_model(flags.run)
         self.run, self._given = run, (flags.config, flags.tokenizer)
-        self._data, self._regions = flags.data and str(flags.data), flags.regions
+        self._data, self._regions = flags.data and str(flags.data), flags.region_shards
         warn_of_other_data(run, self._data)
         add_task_files_of(run)
         facts = read_config(run) if (Path(run) / CONFIG).exists() else {}
@@ -93,7 +93,7 @@ class LazyPredictor:
     def start(self) -> Start:
         path = self.regions / "dataset.json"
         if not path.exists():
-            raise UserError(f"{self.regions}: contains no finished region shards; give some by --regions")
+            raise UserError(f"{self.regions}: contains no finished region shards; give some by --region_shards")
         return trained_start(self.run, *self._given, read_json(path, _Width)["feature_size"])
 
     @cached_property
@@ -201,12 +201,13 @@ class Predictor(LazyPredictor, PretrainedMethods):
     Args:
         run: run directory of finetune.mt, finetune.st or pretrain.run, a file of published weights, or hf:OWNER/NAME.
         data: data folder, by default the run's.
-        regions: region shards whose detector is applied to the images, by default the run's detector.
+        region_shards: region shards whose detector is applied to the images, by default the run's detector.
         config, tokenizer: for published weights: JSON file of the model configuration, and a BERT directory, vocab.txt
             or hub name.
         vqa_answers, gqa_answers: for published weights: files of the answers in label order.
         precision: float32, bf16, fp16 or float64.
         device: cpu, cuda, or auto.
+        regions: the former name of region_shards.
 
     Raises:
         UserError: a file does not exist, cannot be read or does not match the model; the message names the argument.
@@ -216,18 +217,22 @@ class Predictor(LazyPredictor, PretrainedMethods):
         self,
         run: str | Path,
         data: str | Path | None = None,
-        regions: str | Path | None = None,
+        region_shards: str | Path | None = None,
         config: str | None = None,
         tokenizer: str | None = None,
         vqa_answers: str | Path | None = None,
         gqa_answers: str | Path | None = None,
         precision: str = "float32",
         device: str = "auto",
+        regions: str | Path | None = None,
     ):
+        with naming_arguments():
+            given = {"region_shards": region_shards, "regions": regions}
+            given = current_arguments({name: value for name, value in given.items() if value is not None})
         flags = ModelFlags(
             run=str(run),
             data=_text(data),
-            regions=_text(regions),
+            region_shards=_text(given.get("region_shards")),
             config=config,
             tokenizer=tokenizer,
             vqa_answers=_text(vqa_answers),

@@ -17,9 +17,11 @@ from finetune.tasks import TASK_FILES, add_task_files_of
 from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, copy_tensors, read_facts, selection_score
 from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, existing_runs, read_config
 from pretrain.tokenizer.tokenizer import FILE as TOKENIZER
+from shards.common.cli import with_current_names
 from shards.common.errors import UserError
 from shards.common.files import read_json, whole_file, write_json
 from shards.common.folder_lock import FolderLock
+from shards.config import ExtractConfig
 from shards.detectors import DESCRIBED
 
 CARD = "README.md"
@@ -91,7 +93,7 @@ def _may_be_written(out: Path) -> bool:
 def _remove_paths(described: Path) -> None:
     """Reduces the paths in a detector's description to file names; earlier versions also stored those of images."""
     value = read_json(described)
-    plan = value["extra"]["plan"]
+    plan = with_current_names(ExtractConfig, value["extra"]["plan"])
     names = {}
     if plan.get("weights"):
         names["weights"] = ",".join(Path(part).name for part in plan["weights"].split(","))

@@ -108,7 +108,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     states = []
     for of_task, (training, held_out) in zip(data, splits, strict=True):
         task = of_task.task
-        inputs = start.tokenizer, vocabularies.get(task.head.name), sizes.max_position_embeddings, config.regions
+        inputs = start.tokenizer, vocabularies.get(task.head.name), sizes.max_position_embeddings, config.max_regions
         size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
         states.append(
             TaskState(

@@ -104,7 +104,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
         workers=config.workers,
         accumulate=config.accumulate,
     )
-    inputs = start.tokenizer, vocabulary, sizes.max_position_embeddings, config.regions
+    inputs = start.tokenizer, vocabulary, sizes.max_position_embeddings, config.max_regions
     best = facts.get("best_score")
     training = SingleTask(
         config=config,

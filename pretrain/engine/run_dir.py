@@ -35,6 +35,9 @@ PATHS: dict[str, tuple[str, ...]] = {
     "clean": ("True", "true"),
 }
 
+# Former names of flags in config.json of runs of earlier versions -> current names.
+RENAMED = {"words": "max_tokens", "regions": "max_regions"}
+
 
 def _is_there(path: str) -> bool:
     """Whether a path exists; for a glob pattern, whether its folder exists."""
@@ -62,9 +65,12 @@ def stored_form(flags: dict) -> dict:
 
 
 def read_config(run) -> dict:
-    """Reads config.json of a run; paths in its flags and of its initial weights are relocated (`_located`)."""
+    """Reads config.json of a run. Flags have their current names; paths in them and of initial weights are relocated
+    (`_located`).
+    """
     config = read_json(Path(run) / CONFIG, Config)
-    flags, start = config.get("flags"), config.get("start")
+    config["flags"] = {RENAMED.get(name, name): value for name, value in config["flags"].items()}
+    flags, start = config["flags"], config.get("start")
     if isinstance(flags.get("out"), str):
         config["flags"] = {name: _located(value, name, run, flags["out"]) for name, value in flags.items()}
         if isinstance(start, dict):

@@ -14,7 +14,8 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import fire
 
@@ -46,6 +47,7 @@ def flag(
     written=False,
     model=False,
     group=None,
+    formerly=None,
 ):
     """A dataclass field for a flag.
 
@@ -58,9 +60,11 @@ def flag(
         written: an output path; URLs are rejected, because some writers would accept them.
         model: a path of a model, or hf:OWNER/NAME, which is downloaded and replaced by its local path.
         group: heading in --help of this flag and of those after it.
+        formerly: the name of the flag in the previous release, which is still accepted, see `with_current_names`.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
     metadata |= {"first": first, "written": written, "unset": unset, "model": model, "group": group}
+    metadata["formerly"] = formerly
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -127,6 +131,37 @@ def _check(name: str, value, rules) -> None:
         raise UserError(f"--{name} is empty; it should be a path")
     if rules.get("written") and is_remote(value):
         raise UserError(f"--{name} {value}: is a URL; it should be a local path")
+
+
+def former_names(config_type) -> dict[str, str]:
+    """Former name -> name, of the flags that were renamed in this release."""
+    renamed = [field for field in dataclasses.fields(config_type) if field.metadata.get("formerly")]
+    return {field.metadata["formerly"]: field.name for field in renamed}
+
+
+def with_current_names(
+    config_type, values: dict[str, Any], notice: Callable[[str, str], None] = lambda former, name: None
+) -> dict[str, Any]:
+    """Values by name of the flag, with former names replaced. notice: called with each former name and its new one.
+
+    Raises:
+        UserError: a flag is given by both names.
+    """
+    former, result = former_names(config_type), {}
+    for given, value in values.items():
+        name = former.get(given, given)
+        if name != given and name in values:
+            raise UserError(f"--{given} {value}: former name of --{name}, which is also given; remove one of them")
+        if name != given:
+            notice(given, name)
+        result[name] = value
+    return result
+
+
+def _print_notice(former: str, name: str) -> None:
+    """Reports a former name of a flag on the command line, on the first rank."""
+    if launched().first:
+        print(f"--{former} is deprecated and will be removed in the next release; use --{name}", file=sys.stderr)
 
 
 def build(config_type, values: dict, positional: tuple = ()):
@@ -248,6 +283,7 @@ def command(
             sys.exit(0)
         check_packages()
         positional, values = parse(argv)
+        values = with_current_names(config_type, values, _print_notice)
         values = inherit(values) | values
         sys.exit(run(build(config_type, values, positional)) or 0)
     except ErrorOnAnotherRank:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.common.cli import former_names
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 from shards.common.excluded_ids import digest_of, read_excluded
@@ -49,7 +50,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
     out, total = Path(config.out), sum(part.count for part in parts)
     plan = _plan(config, parts, detector)
     if ranks.first:
-        begin_dataset(out, plan)
+        begin_dataset(out, plan, former_names(ExtractConfig))
     if (out / "dataset.json").exists():
         dataset = open_dataset(str(out))
         ranks.log(f"{out}: is already complete, {len(dataset)} images; nothing to do")
@@ -82,9 +83,9 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
             [printable(os.path.abspath(name)) for name in (part.files[0], part.files[-1])] + [part.count]
             for part in parts
         ],
-        "regions": config.regions or (REGIONS if config.detector == "pixels" else None),
+        "max_regions": config.max_regions or (REGIONS if config.detector == "pixels" else None),
         "boxes": config.boxes and os.path.abspath(config.boxes),
-        "words": config.words,
+        "visual_words": config.visual_words,
         "words_file": config.words_file and os.path.abspath(config.words_file),
         "seed": config.seed,
     }

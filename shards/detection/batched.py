@@ -96,7 +96,7 @@ class BatchedDetector(Detector):
 
     @abstractmethod
     def regions(self, images: list[np.ndarray]) -> list[Described]:
-        """Detects regions in images, uint8 RGB (H, W, 3): at most config.regions per image, in order of scores."""
+        """Detects regions in images, uint8 RGB (H, W, 3): at most config.max_regions per image, in order of scores."""
 
     @abstractmethod
     def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:

@@ -9,6 +9,7 @@ import pkgutil
 import shutil
 from pathlib import Path
 
+from shards.common.cli import with_current_names
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.common.model_hub import HUB_NAME
@@ -63,7 +64,7 @@ def absolute_path(value: str | None) -> str | None:
 
 # Flags of shards.extract that determine the regions of an image.
 SETTINGS = (
-    *("detector", "weights", "detector_config", "class_names", "precision", "regions", "words", "seed"),
+    *("detector", "weights", "detector_config", "class_names", "precision", "max_regions", "visual_words", "seed"),
     *("proposals", "grid", "short_side"),
 )
 # What a run keeps of the description of its region shards; the names of classes are not needed to detect regions.
@@ -85,7 +86,7 @@ def keep_detector(regions, folder) -> None:
     if not (regions / "dataset.json").exists():
         return
     described = read_json(regions / "dataset.json")
-    plan = dict(described.get("extra", {}).get("plan", {}))
+    plan = with_current_names(ExtractConfig, described.get("extra", {}).get("plan", {}))
     if plan.get("command") == "shards.extract":
         plan = {name: plan[name] for name in DESCRIBED if name in plan}
         folder.mkdir(parents=True)
@@ -124,7 +125,7 @@ def detector_of(folder: Path, device: str) -> Detector:
     path = Path(folder) / "dataset.json"
     if (Path(folder) / UNFINISHED).exists() or not path.exists():
         raise UserError(f"{folder}: contains no finished region shards, whose detector is needed")
-    plan = read_json(path).get("extra", {}).get("plan", {})
+    plan = with_current_names(ExtractConfig, read_json(path).get("extra", {}).get("plan", {}))
     if plan.get("command") != "shards.extract":
         raise UserError(f"{folder}: regions were converted, without a detector; use shards made by shards.extract")
     given = {name: plan[name] for name in SETTINGS if plan.get(name) is not None}

@@ -33,8 +33,8 @@ class BackboneDetector(BatchedDetector):
         if not config.weights:
             raise UserError(f"--weights is missing: {EXPECTED}")
         self.on_grid = config.proposals == "grid"
-        if self.on_grid and config.regions:
-            raise UserError(f"--regions {config.regions}: not supported by --proposals grid; use --grid")
+        if self.on_grid and config.max_regions:
+            raise UserError(f"--max_regions {config.max_regions}: not supported by --proposals grid; use --grid")
         if config.grid and not self.on_grid:
             raise UserError(f"--grid {config.grid}: only for --proposals grid; remove it or set --proposals grid")
         backbones = load_backbones(config.weights)
@@ -58,7 +58,7 @@ class BackboneDetector(BatchedDetector):
     def _proposals(self, image: np.ndarray) -> np.ndarray:
         if self.on_grid:
             return grid_boxes(*image.shape[:2], self.config.grid or GRID)
-        return handcrafted.detect(image, self.config.regions or REGIONS)[0]
+        return handcrafted.detect(image, self.config.max_regions or REGIONS)[0]
 
     def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
         return self._pooled(images, boxes)

@@ -27,7 +27,7 @@ class PixelDetector(Detector):
 
     def __init__(self, config):
         refuse_flags(config, self.name, "weights", "detector_config", "proposals", "grid", "short_side")
-        self.config, self.words, self.regions = config, None, config.regions or REGIONS
+        self.config, self.words, self.regions = config, None, config.max_regions or REGIONS
 
     @property
     def num_classes(self) -> int:
@@ -45,7 +45,7 @@ class PixelDetector(Detector):
             ]
             if not features:
                 raise UserError(f"{config.images}: none of {self.sample} sampled images can be decoded")
-            words = fit_words(np.concatenate(features), config.words, config.seed)
+            words = fit_words(np.concatenate(features), config.visual_words, config.seed)
         words.save(folder / FILE)
 
     def load(self, folder: Path) -> bool:

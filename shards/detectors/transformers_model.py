@@ -76,7 +76,7 @@ class TransformersDetector(BatchedDetector):
 
     def _best(self, boxes: Tensor, features: Tensor, distribution: Tensor) -> Described:
         scores = distribution[:, 1:].max(1).values
-        order = scores.argsort(descending=True, stable=True)[: self.config.regions or REGIONS]
+        order = scores.argsort(descending=True, stable=True)[: self.config.max_regions or REGIONS]
         return Described(boxes[order], features[order], distribution[order])
 
 

@@ -25,7 +25,7 @@ class X152(BatchedDetector):
         sizes = DetectorConfig()
         if config.detector_config:
             sizes = DetectorConfig.of(read_json(config.detector_config), config.detector_config)
-        sizes = dataclasses.replace(sizes, regions=config.regions or sizes.regions)
+        sizes = dataclasses.replace(sizes, regions=config.max_regions or sizes.regions)
         network = build(read_state_dict(Path(config.weights)), sizes, config.weights)
         self.num_classes = sizes.classes
         self.class_names = read_class_names(config.class_names, sizes.classes)

@@ -94,8 +94,12 @@ class Dataset:
         return int(self.counts.sum())
 
 
-def begin_dataset(folder: str | Path, plan: dict[str, Any]) -> None:
+def begin_dataset(folder: str | Path, plan: dict[str, Any], former: dict[str, str] | None = None) -> None:
     """Marks `folder` as unfinished, so that it is not used as a data set before `finish_dataset`.
+
+    Args:
+        plan: settings and inputs that determine the content.
+        former: names of settings in plans of earlier versions -> their names in `plan`.
 
     Raises:
         UserError: the folder contains shards that were made with another plan.
@@ -108,6 +112,7 @@ def begin_dataset(folder: str | Path, plan: dict[str, Any]) -> None:
             stored = read_json(folder / name)
             stored = stored if name == UNFINISHED else _plan_of(stored)
             stored = stored if isinstance(stored, dict) else {}
+            stored = {(former or {}).get(key, key): value for key, value in stored.items()}
             stored = {key: _as_now(value, plan.get(key)) for key, value in stored.items()}
             if stored != plan:
                 differing = sorted(key for key in {*stored, *plan} if stored.get(key) != plan.get(key))

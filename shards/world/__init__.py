@@ -130,7 +130,7 @@ def _extract(out: Path, images: str, seed: int, words: Path | None = None, boxes
                 images=str(out / "images" / images),
                 out=str(folder),
                 boxes=str(out / "images" / f"{boxes}.jsonl") if boxes else None,
-                regions=REGIONS,
+                max_regions=REGIONS,
                 words_file=str(words) if words else None,
                 seed=seed,
             )

@@ -1,33 +1,29 @@
-"""A small world, made once for the tests of fine-tuning, short runs on it, and a browser to look at pages with."""
+"""Short runs on the small world, made once for the tests of fine-tuning, and a browser to look at pages with."""
 
 import shutil
 
 import pytest
 from launching import python
 
-SIZES = ("--pairs", "60", "--examples", "80", "--evaluation", "20", "--one_in", "100000")
+
+@pytest.fixture(scope="session")
+def runs_on_world(tmp_path_factory):
+    """The folder of the runs that several files of tests share."""
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world") / "world"
-    done = python("shards.world", "--out", folder, *SIZES)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="session")
-def pretrained(world):
-    run = world.parent / "pretrained"
+def pretrained(world, runs_on_world):
+    run = runs_on_world / "pretrained"
     done = python("pretrain.run", "--data", world, "--out", run, "--epochs", 1, "--workers", 0, "--batch_size", 20)
     assert done.returncode == 0, done.stderr
     return run
 
 
 @pytest.fixture(scope="session")
-def contrastive(world):
+def contrastive(world, runs_on_world):
     """A pretraining run of a model with a contrastive head, after a few steps."""
-    run = world.parent / "contrastive"
+    run = runs_on_world / "contrastive"
     flags = ("--contrastive", 1, "--steps", 3, "--batch_size", 20, "--workers", 0)
     done = python("pretrain.run", "--data", world, "--out", run, *flags)
     assert done.returncode == 0, done.stderr
@@ -35,9 +31,9 @@ def contrastive(world):
 
 
 @pytest.fixture(scope="session")
-def trained(world, pretrained):
+def trained(world, pretrained, runs_on_world):
     """A run of all tasks, barely trained."""
-    run = world.parent / "trained"
+    run = runs_on_world / "trained"
     done = python("finetune.mt", "--data", world, "--init", pretrained, "--workers", 0, "--iterations", 4, "--out", run)
     assert done.returncode == 0, done.stderr
     return run

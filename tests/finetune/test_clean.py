@@ -43,7 +43,7 @@ def cleaned(world, tmp_path_factory):
     from finetune.decontamination.remove_images import clean
 
     data = tmp_path_factory.mktemp("clean") / "data"
-    shutil.copytree(world, data, ignore=shutil.ignore_patterns("regions", "pairs"))
+    shutil.copytree(world, data, ignore=shutil.ignore_patterns("regions", "pairs", "prepared"))
     (data / "regions").symlink_to(world / "regions")
     path = data / "vgqa" / "image_data.json"
     records = json.loads(path.read_text())
@@ -422,7 +422,7 @@ def test_near_pairs_are_those_that_are_near(seed):
 def test_the_look_finds_what_no_map_tells(world, tmp_path, run_command):
     """Without the map, the images that the world copied from one data set to another are found by their pixels."""
     data = tmp_path / "data"
-    shutil.copytree(world, data, ignore=shutil.ignore_patterns("regions", "pairs"))
+    shutil.copytree(world, data, ignore=shutil.ignore_patterns("regions", "pairs", "prepared"))
     (data / "regions").symlink_to(world / "regions")
     assert run_command("finetune.clean", "--data", data, "--out", tmp_path / "by_map")[0] == 0
     (data / "vgqa" / "image_data.json").unlink()

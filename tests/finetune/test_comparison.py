@@ -31,9 +31,9 @@ from shards.common.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def other(world, pretrained):
+def other(world, pretrained, runs_on_world):
     """A run of some tasks, other than `trained`."""
-    run = world.parent / "other"
+    run = runs_on_world / "other"
     flags = ("--tasks", "vqa,refcoco,flickr_retrieval,nlvr2", "--iterations", 8, "--seed", 1)
     done = python("finetune.mt", "--data", world, "--init", pretrained, "--workers", 0, *flags, "--out", run)
     assert done.returncode == 0, done.stderr

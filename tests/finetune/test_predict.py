@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.inference.embedder import Embedder
 from finetune.inference.predictor import Predictor
 from finetune.inference.request import parse_boxes
 from finetune.tasks import paper_tasks
@@ -104,7 +105,7 @@ def test_errors_name_arguments(predictor, trained, tmp_path):
             predictor(*arguments)
         assert str(raised.value).startswith(complaint) and "--" not in str(raised.value)
     with pytest.raises(UserError, match=r"^run .*: "):
-        Predictor(tmp_path / "no-such-run", regions=Path(trained) / "detector")
+        Predictor(tmp_path / "no-such-run", region_shards=Path(trained) / "detector")
 
 
 def test_all_is_loaded_when_it_is_made(trained):
@@ -135,7 +136,7 @@ def test_the_command(world, trained, run_command):
         (("--task", "vqa", "--text", "a" * 10_001), "the text has 10001 characters; at most 10000"),
         (("--task", "vqa", "--text", "what \ud800?"), "a lone surrogate"),
         (("--task", "captioning", "--text", "a"), "--task captioning: should be one of vqa"),
-        (("--task", "vqa", "--text", "a", "--regions", "nowhere"), "nowhere: contains no finished region shards"),
+        (("--task", "vqa", "--text", "a", "--region_shards", "nowhere"), "nowhere: contains no finished region shards"),
     ],
 )
 def test_mistakes(world, trained, run_command, flags, complaint):
@@ -163,7 +164,24 @@ def test_a_folder_that_is_no_run(tmp_path, pretrained, world):
 def test_converted_regions_have_no_detector(trained, tmp_path):
     (tmp_path / "dataset.json").write_text('{"feature_size": 8, "extra": {"plan": {"command": "shards.convert"}}}')
     with pytest.raises(UserError, match="regions were converted, without a detector"):
-        Predictor(trained, regions=tmp_path)
+        Predictor(trained, region_shards=tmp_path)
+
+
+def test_the_former_name_of_the_region_shards_is_accepted(trained, world, run_command):
+    shards = world / "regions" / "pairs"
+    with pytest.warns(FutureWarning, match=r"^regions is deprecated .*; use region_shards$") as warned:
+        assert Predictor(trained, regions=shards).regions == shards
+    assert warned[0].filename == __file__
+    with pytest.warns(FutureWarning, match=r"; use region_shards$") as warned:
+        assert Embedder(trained, regions=str(shards))._model.regions == shards
+    assert warned[0].filename == __file__
+    with pytest.raises(UserError, match=r"^regions .*: former name of region_shards, which is also given"):
+        Predictor(trained, region_shards=shards, regions=shards)
+    path = next((world / "images" / "coco").glob("*.png"))
+    asked = ("finetune.predict", path, "--run", trained, "--task", "vqa", "--text", "What?", "--top", 3)
+    status, said, err = run_command(*asked, "--regions", shards)
+    assert status == 0 and "--regions is deprecated and will be removed in the next release; use --region_shards" in err
+    assert run_command(*asked, "--region_shards", shards) == (0, said, "")
 
 
 def test_boxes_as_text():

@@ -19,9 +19,9 @@ from shards.common.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def single(world, trained):
+def single(world, trained, runs_on_world):
     """A run of one task from the run of all, with its test evaluated."""
-    out = world.parent / "st-refcoco"
+    out = runs_on_world / "st-refcoco"
     flags = ("--task", "refcoco", "--data", world, "--workers", 0)
     done = python("finetune.st", *flags, "--init", trained, "--epochs", 2, "--out", out)
     assert done.returncode == 0, done.stderr

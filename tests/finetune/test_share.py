@@ -1,5 +1,6 @@
 """A run as one folder: equal weights and predictions wherever a command takes a run, nothing of the machine in it."""
 
+import itertools
 import json
 import shutil
 
@@ -55,8 +56,8 @@ def test_the_folder_has_no_path_of_the_machine_and_no_optimizer(shared, world, t
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "checkpoint.json"} <= names
     assert any(name.startswith("answers-") for name in names) and "detector/dataset.json" in names
     assert not any(name.endswith((".bin", ".pkl", ".pt", "training.safetensors")) for name in names)
-    for name in names:
-        assert str(world.parent).encode() not in (shared / name).read_bytes(), name
+    for folder, name in itertools.product((world.parent, trained.parent), names):
+        assert str(folder).encode() not in (shared / name).read_bytes(), name
 
 
 def test_training_starts_from_it(shared, run_command, world, tmp_path):

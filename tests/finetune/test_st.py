@@ -34,7 +34,7 @@ def st(world, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_is_trained_scored_and_submitted(st, tmp_path, run_command, world, pretrained, task):
-    status, out, err = run_command("finetune.st", *st(task, "--init", pretrained))
+    status, out, err = run_command("finetune.st", *st(task, "--init", pretrained, "--epochs", 1))
     assert (status, err) == (0, "")
     run = tmp_path / "run"
     result = json.loads((run / "result.json").read_text())

@@ -200,7 +200,7 @@ def test_reference_weights_give_the_same_maps(world, predictor, published):
     image = sorted((world / "images" / "pairs").glob("*.png"))[0]
     (own,), (given,) = (
         explain(*one.batch(one.query(NAME, "a red star", image)), one.start.tokenizer)
-        for one in (predictor, Predictor(published, data=world, regions=world / "regions" / "pairs"))
+        for one in (predictor, Predictor(published, data=world, region_shards=world / "regions" / "pairs"))
     )
     for view in VIEWS:
         np.testing.assert_allclose(given.maps[view], own.maps[view], atol=1e-5)

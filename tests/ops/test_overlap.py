@@ -103,7 +103,11 @@ def test_no_regions_and_no_images(mask, shape):
     assert mask(torch.zeros(*shape, 4), none, none, 0.4).shape == shape
 
 
-@pytest.mark.parametrize(("batch", "n"), [(14_000, 36), (1000, 100), (2, 1024), (1, 2500), (50_000, 3)])
+MANY_BOXES = [(2000, 36), (300, 100), (2, 1024), (1, 2500), (10_000, 3)]
+MORE_BOXES = [pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(14_000, 36), (1000, 100), (50_000, 3)]]
+
+
+@pytest.mark.parametrize(("batch", "n"), [*MANY_BOXES, *MORE_BOXES])
 def test_compiled_and_pure_agree_to_the_bit_on_many_boxes(batch, n):
     boxes, seeds, valid = random_case(batch, n)
     for mask in (None, valid):

@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from pretrain.data.collate import Limits, stack
 from pretrain.data.random_choices import sample_keys
 from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
+from pretrain.engine.run_dir import RENAMED, read_config
 from pretrain.engine.step import Engine
 from pretrain.engine.stop_signals import Stop
 from pretrain.models.model_config import TINY
@@ -184,25 +186,8 @@ def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_fold
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "pretrain.run",
-            "--data",
-            dataset_folder,
-            "--out",
-            run,
-            "--epochs",
-            "100000",
-            "--workers",
-            "1",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_heed_hangups,
-    )
+    flags = ("--data", dataset_folder, "--out", run, "--epochs", 100000, "--workers", 1)
+    process = fork_server.start("-m", "pretrain.run", *flags)
     try:
         until = time.time() + 120
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
@@ -234,13 +219,8 @@ def test_a_closed_terminal_leaves_a_checkpoint(dataset_folder, tmp_path):
         process.kill()
 
 
-def _heed_hangups():
-    """Under nohup, tests and what they start would ignore SIGHUP."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def _own_terminal():
-    _heed_hangups()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, tests and what they start would ignore it
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
@@ -260,6 +240,27 @@ def test_flags_that_change_the_run_are_refused_on_resume(dataset_folder, tmp_pat
     run_command("pretrain.run", "--data", dataset_folder, "--out", run, *SMALL)
     status, _, err = run_command("pretrain.run", "--out", run, "--resume", "--lr", "0.5")
     assert status == 2 and "--lr 0.5" in err and "0.001" in err
+
+
+def test_a_run_of_the_previous_release_is_resumed_by_either_name_of_a_flag(dataset_folder, tmp_path, run_command):
+    run = tmp_path / "run"
+    flags = ["--data", dataset_folder, "--out", run, "--steps", 2, "--workers", 0, "--validation_pairs", 9]
+    status, _, err = run_command("pretrain.run", *flags, "--words", 20, "--regions", 30)
+    assert status == 0 and "use --max_tokens\n" in err and "use --max_regions\n" in err
+    (run / "result.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    before = read_config(run)
+    former = {name: former for former, name in RENAMED.items()}
+    assert {config["flags"][name] for name in former} == {20, 30}
+    config["flags"] = {former.get(name, name): value for name, value in config["flags"].items()}
+    (run / "config.json").write_text(json.dumps(config))
+    assert read_config(run) == before
+    for flag in ("--words", "--max_tokens"):
+        status, _, err = run_command("pretrain.run", "--out", run, "--resume", flag, 36)
+        assert status == 2 and f"error: --max_tokens 36: the run in {run} has 20" in err
+        (status, out, _) = run_command("pretrain.run", "--out", run, "--resume", flag, 20)
+        assert status == 0 and "resuming after step 2" in out
+        (run / "result.json").unlink()
 
 
 @pytest.mark.parametrize("file", ["captions.txt", "part-00000.tar"])

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from conftest import WORLD
 from PIL import Image
 
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
 from shards.common.model_hub import PATIENCE, _answers
-from shards.detectors import detector_of
+from shards.detectors import detector_of, keep_detector
 from shards.images.source_image import image_of, source_of
 from shards.storage.dataset import open_dataset, read_captions
 from shards.storage.describe_dataset import overlapping
@@ -42,7 +43,7 @@ def draw_images(folder, count, captions=True):
 def test_a_folder_of_images_becomes_region_shards(tmp_path, run_command):
     draw_images(tmp_path / "in", 7)
     (tmp_path / "in" / "img_2.png").write_bytes(b"damaged")
-    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--per_shard", 3, "--regions", 20]
+    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--per_shard", 3, "--max_regions", 20]
     status, out, err = run_command(*flags)
     assert status == 0, err
     assert "6 images, 6 with captions, in 3 shards; 1 skipped" in out and "img_2.png" in out
@@ -86,7 +87,7 @@ def test_conceptual_captions_in_webdataset_form(tmp_path, run_command, metadata)
         write_webdataset(folder / f"{number:05d}.tar", {key: captions[key] for key in keys}, metadata)
         (folder / f"{number:05d}.parquet").write_bytes(b"PAR1")
         (folder / f"{number:05d}_stats.json").write_text('{"count": 3, "successes": 2}')
-    flags = ("--regions", 5, "--words", 4)
+    flags = ("--max_regions", 5, "--visual_words", 4)
     for given, out in ((folder, "a"), (folder / "{00000..00001}.tar", "b")):
         status, said, err = run_command("shards.extract", given, "--out", tmp_path / out, *flags)
         assert status == 0, err
@@ -110,7 +111,7 @@ def as_of_version_1(folder):
 
 def test_regions_of_another_version_of_the_detector_can_be_read_and_are_never_mixed(tmp_path, run_command):
     draw_images(tmp_path / "in", 2)
-    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--words", 4, "--processes", 1]
+    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--visual_words", 4, "--processes", 1]
     assert run_command(*flags)[0] == 0
     assert detector_of(tmp_path / "out", "cpu").name == "pixels"
     as_of_version_1(tmp_path / "out")
@@ -124,6 +125,44 @@ def test_regions_of_another_version_of_the_detector_can_be_read_and_are_never_mi
     (tmp_path / "out" / "unfinished.json").write_text(json.dumps(plan))
     status, _, err = run_command(*flags)
     assert status == 2 and "(detector_version)" in err
+
+
+FORMER = {"max_regions": "regions", "visual_words": "words"}
+
+
+def with_former_names(plan: dict) -> dict:
+    """The plan of an extraction as the previous release stored it."""
+    return {FORMER.get(name, name): value for name, value in plan.items()}
+
+
+def test_shards_of_the_previous_release_are_complete_and_have_their_detector(tmp_path, run_command):
+    draw_images(tmp_path / "in", 2)
+    command = ("shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--processes", 1)
+    status, _, err = run_command(*command, "--words", 4, "--regions", 5)
+    assert status == 0 and "use --visual_words\n" in err and "use --max_regions\n" in err
+    path = tmp_path / "out" / "dataset.json"
+    described = json.loads(path.read_text())
+    plan = described["extra"]["plan"]
+    assert (plan["visual_words"], plan["max_regions"]) == (4, 5)
+    described["extra"]["plan"] = with_former_names(plan)
+    assert described["extra"]["plan"]["regions"] == 5
+    path.write_text(json.dumps(described))
+    flags = ("--visual_words", 4, "--max_regions", 5)
+    status, said, err = run_command(*command, *flags)
+    assert (status, err) == (0, "") and "is already complete" in said
+    status, _, err = run_command(*command, "--visual_words", 3, "--max_regions", 5)
+    assert status == 2 and "other settings or other input (visual_words); use another --out" in err
+    assert detector_of(tmp_path / "out", "cpu").regions == 5
+    keep_detector(tmp_path / "out", tmp_path / "kept")
+    assert detector_of(tmp_path / "kept", "cpu").regions == 5
+    kept = json.loads((tmp_path / "kept" / "dataset.json").read_text())
+    kept["extra"]["plan"] = with_former_names(kept["extra"]["plan"])
+    (tmp_path / "kept" / "dataset.json").write_text(json.dumps(kept))  # as a run of the previous release has it
+    assert detector_of(tmp_path / "kept", "cpu").regions == 5
+    path.unlink()
+    (tmp_path / "out" / "unfinished.json").write_text(json.dumps(with_former_names(plan)))
+    status, said, _ = run_command(*command, *flags)
+    assert status == 0 and "2 images" in said
 
 
 def test_one_process_and_two_give_the_same_bytes(tmp_path, run_command):
@@ -429,30 +468,30 @@ def test_inspect_names_an_image_that_is_not_there(dataset_folder, run_command):
     assert status == 2 and "--image nobody" in err and "image.0.0" in err
 
 
-SMALL_WORLD = ("--pairs", 12, "--examples", 60, "--evaluation", 20, "--one_in", 100_000)
+def files_of(folder) -> list[Path]:
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+    return [file for file in files if file.parts[0] != "prepared"]
 
 
-def test_the_world_is_made_once_and_is_the_same_every_time(tmp_path, run_command):
-    for name in ("one", "two"):
-        status, _out, err = run_command("shards.world", "--out", tmp_path / name, *SMALL_WORLD)
-        assert status == 0, err
-    files = [sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*.*")) for name in ("one", "two")]
-    assert files[0] == files[1] and len(files[0]) > 400
-    for file in files[0]:
+def test_the_world_is_made_once_and_is_the_same_every_time(world, tmp_path, run_command):
+    assert run_command("shards.world", "--out", tmp_path / "one", *WORLD)[0] == 0
+    files = files_of(tmp_path / "one")
+    assert files == files_of(world) and len(files) > 400
+    for file in files:
         if file.suffix in (".tar", ".png", ".json", ".jsonl", ".gz", ".p", ".txt") and file.name != "dataset.json":
-            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+            assert (tmp_path / "one" / file).read_bytes() == (world / file).read_bytes(), file
     texts = [path.read_text().strip() for path in sorted((tmp_path / "one" / "images" / "pairs").glob("*.txt"))]
-    assert len(texts) == 12 and len(set(texts)) > 8
+    assert len(texts) == 60 and len(set(texts)) > 40
     tar = tmp_path / "one" / "regions" / "pairs" / "regions-00000.tar"
     before = tar.stat().st_mtime_ns
-    assert run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD)[0] == 0
+    assert run_command("shards.world", "--out", tmp_path / "one", *WORLD)[0] == 0
     assert tar.stat().st_mtime_ns == before
     described = (tar.parent / "dataset.json").read_text()
     as_of_version_1(tar.parent)
-    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD)
+    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *WORLD)
     assert status == 2 and "version 1 of the detector pixels" in err and "remove" in err and "Traceback" not in err
     (tar.parent / "dataset.json").write_text(described)
-    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *SMALL_WORLD, "--seed", 1)
+    status, _, err = run_command("shards.world", "--out", tmp_path / "one", *WORLD, "--seed", 1)
     assert status == 2 and "other settings" in err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -499,7 +538,7 @@ def nan_in_features(folder):
         (None, ["--learning_rate", 1], "--learning_rate: no such flag"),
         (None, ["--config", "huge"], "--config huge: must be base, tiny"),
         (None, ["--bert", "no/such"], "--bert no/such"),
-        (None, ["--words", 999], "--words 999: exceeds max_position_embeddings, 256"),
+        (None, ["--max_tokens", 999], "--max_tokens 999: exceeds max_position_embeddings, 256"),
     ],
 )
 def test_mistakes_in_pretraining_are_one_sentence(
@@ -522,7 +561,7 @@ def test_pipes_among_images_and_on_the_command_line_end_in_a_sentence(tmp_path, 
     """Reading one would wait for a writer for ever."""
     draw_images(tmp_path / "in", 2)
     os.mkfifo(tmp_path / "in" / "pipe.png")
-    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--words", 4, "--processes", 1]
+    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--visual_words", 4, "--processes", 1]
     status, _, err = run_command(*flags)
     assert status == 2 and "pipe.png: is a named pipe" in err
     (tmp_path / "in" / "pipe.png").rename(tmp_path / "pipe")
@@ -559,7 +598,7 @@ def test_a_source_outside_of_the_images_folders_is_not_opened(tmp_path, run_comm
     """What shards of somebody else name: any file of this machine."""
     draw_images(tmp_path / "data" / "in #1", 2, captions=False)
     draw_images(tmp_path / "private", 1)
-    flags = ["--detector", "pixels", "--words", 4, "--processes", 1]
+    flags = ["--detector", "pixels", "--visual_words", 4, "--processes", 1]
     for out in ("data/regions/in", "elsewhere"):
         assert run_command("shards.extract", tmp_path / "data" / "in #1", "--out", tmp_path / out, *flags)[0] == 0
         folder = tmp_path / out
@@ -588,5 +627,5 @@ def test_no_room_for_semaphores_names_their_place(tmp_path, run_command, monkeyp
 
     draw_images(tmp_path / "in", 1)
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", no_room)
-    status, _, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--words", 4)
+    status, _, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--visual_words", 4)
     assert status == 2 and "/dev/shm: worker processes cannot use shared memory (No space left on device)" in err

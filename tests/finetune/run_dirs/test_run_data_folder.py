@@ -15,7 +15,8 @@ from finetune.inference.predictor import Predictor
 from finetune.run_dirs.finished_runs import find_runs
 from finetune.run_dirs.run_data_folder import own_data
 from pretrain.config import PretrainConfig
-from pretrain.engine.run_dir import PATHS, read_config
+from pretrain.engine.run_dir import PATHS, RENAMED, read_config
+from shards.common.cli import former_names
 from shards.common.errors import UserError
 from shards.detectors import detector_of, keep_detector
 
@@ -98,14 +99,14 @@ def test_scores_of_a_run_whose_data_are_gone_are_not_overwritten(world, run, tmp
     assert json.loads(apart.read_text())["score"] == kept["score"]
 
 
-def test_weights_without_data_of_their_own_need_some(pretrained, tmp_path, elsewhere, run_command):
-    assert own_data(pretrained) == str(pretrained.parent / "world")
+def test_weights_without_data_of_their_own_need_some(world, pretrained, tmp_path, elsewhere, run_command):
+    assert own_data(pretrained) == str(world)
     weights = next(pretrained.glob("checkpoints/*/model.safetensors"))
     shutil.copy(weights, tmp_path / "model.safetensors")
     status, _, err = evaluate(run_command, tmp_path / "model.safetensors")
     assert status == 2 and "--data is missing: " in err and "does not name a data folder; " in err
     shutil.copytree(pretrained, tmp_path / "pairs")
-    shutil.copytree(pretrained.parent / "world" / "regions" / "pairs", tmp_path / "shards")
+    shutil.copytree(world / "regions" / "pairs", tmp_path / "shards")
     change_flags(tmp_path / "pairs", data=str(tmp_path / "shards"))
     assert own_data(tmp_path / "pairs") is None
 
@@ -239,6 +240,11 @@ def test_what_is_kept_of_a_network(tmp_path, monkeypatch):
     assert found["extra"]["plan"]["weights"] == str(tmp_path / "w.pth") and "shards" not in found
     keep_detector("nowhere", "kept")
     assert not Path("kept").exists()
+
+
+def test_every_renamed_flag_of_a_stored_run_is_known():
+    former = [former_names(config) for config in (PretrainConfig, StConfig, MtConfig)]
+    assert {former: name for names in former for former, name in names.items()} == RENAMED
 
 
 def test_every_flag_that_names_a_path_is_known():

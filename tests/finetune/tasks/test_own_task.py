@@ -2,15 +2,14 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import python
 
 from finetune.inference.predictor import Predictor
 from finetune.task_types.table_tasks import read_task_file
@@ -23,9 +22,7 @@ PAGE = (ROOT / "docs" / "own_task.md").read_text()
 
 def run(*arguments, cwd) -> subprocess.CompletedProcess:
     """A command in a process of its own: task files stay known in the process that has read them."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True)
+    done = python(*arguments, cwd=cwd)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -30,6 +30,10 @@ from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def collator_of(pairs, numbers) -> Collator:
     tokenizer = learn_tokenizer(pairs.captions.texts, 100)
     objective = Objective(mask_id=tokenizer.mask_id, ordinary_ids=tokenizer.ordinary_ids())
@@ -69,11 +73,11 @@ def numbers_by_epoch(pairs, batches, epochs=3, first_epoch=0):
 
 
 # Where the shards are, captions per image, and how many of them an epoch takes.
-SOURCES = [("local", 1, "all"), ("pipe", 1, "all"), ("http", 1, "all")]
-SOURCES += [("local", 3, "all"), ("pipe", 3, "all"), ("local", 3, "one"), ("pipe", 3, "one")]
+SOURCES = [("local", 1, "all"), ("http", 1, "all"), ("local", 3, "all"), ("pipe", 3, "one")]
+SLOW_SOURCES = [slow(("pipe", 1, "all")), slow(("pipe", 3, "all")), slow(("local", 3, "one"))]
 
 
-@pytest.fixture(params=SOURCES, ids=lambda source: "-".join(map(str, source)))
+@pytest.fixture(params=[*SOURCES, *SLOW_SOURCES], ids=lambda source: "-".join(map(str, source)))
 def pairs(request, tmp_path, http_folder):
     where, per_image, taken = request.param
     make_dataset(tmp_path, (60, 2, 37), per_image=per_image)
@@ -83,7 +87,7 @@ def pairs(request, tmp_path, http_folder):
     return open_pairs(data, 9 * per_image, taken)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, slow(1), 3])
 def test_every_training_pair_comes_once_an_epoch_in_an_order_of_its_own(pairs, workers):
     batches = batches_of(pairs, workers=workers)
     assert len(batches) == 3 * -(-len(pairs.training) // 8)
@@ -167,7 +171,7 @@ def test_the_pairs_of_an_image_are_shuffled_apart(tmp_path):
         assert (np.diff(images) == 0).mean() < 0.01
 
 
-@pytest.mark.parametrize(("workers", "first_step"), [(0, 5), (2, 7), (3, 10), (3, 13), (3, 22)])
+@pytest.mark.parametrize(("workers", "first_step"), [(0, 5), slow(2, 7), slow(3, 10), (3, 13), slow(3, 22)])
 def test_a_resume_goes_on_with_the_same_batches(pairs, workers, first_step):
     whole = batches_of(pairs, workers=workers)
     rest = batches_of(pairs, first_step=first_step, workers=workers)
@@ -219,7 +223,7 @@ def test_nothing_listens_at_the_address(tmp_path):
         open_pairs("http://127.0.0.1:9/a.tar", 9)
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (3, 2), (5, 1), (4, 0)])
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (3, 2), slow(5, 1), slow(4, 0)])
 def test_ranks_share_every_epoch_and_take_the_same_number_of_steps(pairs, ranks, workers):
     """A prime number of pairs to train on, in three shards of very different sizes."""
     of_ranks = [steps_of(pairs, ranks=ranks, rank=rank, workers=workers, accumulate=2) for rank in range(ranks)]
@@ -258,7 +262,7 @@ def test_a_run_on_streams_goes_on_with_what_is_left_on_any_layout(streamed, stop
     assert all(sorted(numbers) == streamed.training.tolist() for numbers in seen.values())
 
 
-@pytest.fixture(scope="module", params=[(1, "all"), (2, "all"), (2, "one")], ids=str)
+@pytest.fixture(scope="module", params=[slow((1, "all")), (2, "all"), (2, "one")], ids=str)
 def streamed(request, tmp_path_factory):
     folder, (per_image, taken) = tmp_path_factory.mktemp("streamed"), request.param
     make_dataset(folder, (30, 1, 22, 6), per_image=per_image)

@@ -11,9 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 from data_sets import make_dataset
+from fork_server import ForkedProcess
+from launching import python
 
 from pretrain.data.dataloader import Places, check_workers
 from pretrain.engine.checkpoint import checkpoints
@@ -23,9 +26,8 @@ from shards.storage.dataset import open_dataset
 SMALL = ["--batch_size", 8, "--log_every", 1, "--validation_pairs", 9]
 
 
-def start(*arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pretrain.run", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*arguments) -> ForkedProcess:
+    return fork_server.start("-m", "pretrain.run", *arguments)
 
 
 @contextlib.contextmanager
@@ -42,7 +44,7 @@ def training(run: Path, *arguments):
         process.kill()
 
 
-def ended(process: subprocess.Popen) -> tuple[int, str]:
+def ended(process: ForkedProcess | subprocess.Popen) -> tuple[int, str]:
     _, err = process.communicate(timeout=60)
     return process.returncode, err
 
@@ -52,7 +54,7 @@ def descendants(pid: int) -> list[int]:
     return [one for child in children for one in (child, *descendants(child))]
 
 
-def workers_of(process: subprocess.Popen, folder: Path) -> list[int]:
+def workers_of(process: ForkedProcess, folder: Path) -> list[int]:
     """Those of its processes that read shards of a folder, whichever process started them."""
     return [pid for pid in descendants(process.pid) if str(folder) in Path(f"/proc/{pid}/maps").read_text()]
 
@@ -101,8 +103,9 @@ def test_a_run_that_fails_leaves_no_worker_behind_and_ends(dataset_folder, tmp_p
     with open(dataset_folder / "part-00001.tar", "r+b") as file:
         file.seek(int(index.members[30, 0, 0]))
         file.write(b"damaged!")
-    process = start("--data", dataset_folder, "--out", tmp_path / "run", "--workers", 3, *SMALL, "--epochs", 50)
-    status, err = ended(process)
+    flags = ("--data", dataset_folder, "--out", tmp_path / "run", "--workers", 3, *SMALL, "--epochs", 50)
+    command = [sys.executable, "-m", "pretrain.run", *map(str, flags)]  # which /proc has, as of its workers
+    status, err = ended(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     assert status == 2 and "part-00001.tar: k1_00030.features.npy" in err
     assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in read_or_nothing(p)]
 
@@ -188,6 +191,7 @@ def limited(descriptors: int, *command) -> subprocess.CompletedProcess:
 def test_more_shards_than_file_descriptors(tmp_path):
     make_dataset(tmp_path / "data", (2,) * 300)
     flags = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--workers", 2, "--epochs", 3, *SMALL]
+    flags += ["--batch_size", 40]
     done = limited(256, "-m", "pretrain.run", *flags)
     assert done.returncode == 0, done.stderr
 
@@ -212,8 +216,7 @@ def test_every_file_that_a_full_disk_refuses_is_named(tmp_path, small_disk, data
     assert re.match(rf"error: {disk}/run/\S+: (the checkpoint could not|cannot) be written \(.*No space left", err)
     assert ended(start(*flags, "--out", tmp_path / "run"))[0] == 0
     for name in ("w.bin", "w.safetensors"):
-        command = ["pretrain.convert", tmp_path / "run", "--to", "published", "--out", disk / name]
-        done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
+        done = python("pretrain.convert", tmp_path / "run", "--to", "published", "--out", disk / name)
         sentence = f"error: {disk / name}: cannot be written (No space left on device)\n"
         assert (done.returncode, done.stderr) == (2, sentence)
         assert not list(disk.glob(f".{name}*"))

@@ -186,18 +186,19 @@ def test_ranks_that_read_other_shards_under_the_same_names_are_refused(tmp_path)
         make_dataset(folder, (27, 17))
         for path in (folder / "dataset.json", *folder.glob("*.npz")):
             path.unlink()
+    flags = ("--data", "data", *FLAGS, "--epochs", 1, "--out", tmp_path / "run")
     other = tmp_path / "rank1" / "data" / "part-00001.tar"
     content = bytearray(other.read_bytes())
     content[512 + 130] ^= 1  # of the features of the first sample, behind the header of the tar and of the array
     other.write_bytes(content)
-    results = run_ranks_apart("pretrain.run", tmp_path / "rank", "--data", "data", *FLAGS, "--out", tmp_path / "run")
+    results = run_ranks_apart("pretrain.run", tmp_path / "rank", *flags)
     assert [status for status, _, _ in results] == [2, 2], results
     assert [err for _, _, err in results] == [
         "",
         "error on rank 1: data: differs from the data set on the first rank; all ranks must read the same files\n",
     ]
     shutil.copy(tmp_path / "rank0" / "data" / "part-00001.tar", other)
-    results = run_ranks_apart("pretrain.run", tmp_path / "rank", "--data", "data", *FLAGS, "--out", tmp_path / "run")
+    results = run_ranks_apart("pretrain.run", tmp_path / "rank", *flags)
     assert [status for status, _, _ in results] == [0, 0], results
 
 

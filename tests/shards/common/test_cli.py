@@ -116,6 +116,47 @@ def test_help_groups_flags_in_columns_and_ends_with_examples(monkeypatch):
     assert text.endswith("examples:\n  python -m some.command --run r")
 
 
+@dataclass
+class Renamed:
+    max_regions: int = flag(36, "regions per image", low=1, formerly="regions")
+    seed: int = flag(0, "random seed")
+
+
+def run_renamed(*argv, stored=None) -> dict:
+    found = {}
+    with pytest.raises(SystemExit) as stopped:
+        inherit = {"inherit": lambda flags: stored} if stored else {}
+        command(Renamed, lambda config: found.update(asdict(config)), "some.command", "", list(argv), **inherit)
+    return found | {"status": stopped.value.code}
+
+
+def test_a_former_name_is_accepted_with_a_notice(capsys, monkeypatch):
+    assert run_renamed("--regions", "5") == {"max_regions": 5, "seed": 0, "status": 0}
+    notice = "--regions is deprecated and will be removed in the next release; use --max_regions\n"
+    assert capsys.readouterr().err == notice
+    assert run_renamed("--max_regions", "6", "--seed", "1") == {"max_regions": 6, "seed": 1, "status": 0}
+    assert capsys.readouterr().err == ""
+    assert run_renamed("--regions", "7", stored={"max_regions": 36, "seed": 2})["max_regions"] == 7
+    assert capsys.readouterr().err == notice
+    second = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 9}
+    for name, value in second.items():
+        monkeypatch.setenv(name, str(value))
+    assert run_renamed("--regions", "5")["max_regions"] == 5
+    assert capsys.readouterr().err == ""  # the first rank prints it
+
+
+def test_a_former_name_is_checked_and_not_combined_with_the_new_one(capsys):
+    assert run_renamed("--regions", "0")["status"] == 2
+    assert "error: --max_regions 0: should be 1 or more" in capsys.readouterr().err
+    assert run_renamed("--regions", "5", "--max_regions", "6")["status"] == 2
+    assert "error: --regions 5: former name of --max_regions, which is also given" in capsys.readouterr().err
+
+
+def test_help_has_no_former_names():
+    text = usage(Renamed, "some.command", "")
+    assert "--max_regions" in text and "--regions" not in text
+
+
 def test_values_from_python_are_checked_like_texts():
     assert build(Config, {"source": "x", "share": 1}).share == 1.0
     with pytest.raises(UserError, match="--batch_size"):

@@ -129,7 +129,7 @@ def test_two_extractions_into_one_folder(tmp_path):
     """Without a lock one ended, and the other waited for ever for notes that the first had taken away."""
     images_and_source(tmp_path)
     command = [sys.executable, "-m", "shards.extract", tmp_path / "images", "--out", tmp_path / "out"]
-    command = [*map(str, command), "--processes", "1", "--words", "4", "--per_shard", "1"]
+    command = [*map(str, command), "--processes", "1", "--visual_words", "4", "--per_shard", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     first = subprocess.Popen(command, **pipes)
     try:
@@ -148,7 +148,7 @@ def test_two_extractions_into_one_folder(tmp_path):
 def test_ranks_extract_into_one_folder(tmp_path):
     """The first has the lock; the other waits until it has."""
     images_and_source(tmp_path)
-    flags = [tmp_path / "images", "--out", tmp_path / "out", "--processes", 1, "--words", 4, "--per_shard", 1]
+    flags = [tmp_path / "images", "--out", tmp_path / "out", "--processes", 1, "--visual_words", 4, "--per_shard", 1]
     results = run_ranks(2, *flags, script=("-m", "shards.extract"))
     assert [status for status, _, _ in results] == [0, 0], results
     assert len(open_dataset(str(tmp_path / "out"))) == 4 and not (tmp_path / "out" / LOCK).exists()

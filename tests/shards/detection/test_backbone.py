@@ -278,7 +278,7 @@ def detector(weights, **flags):
 @pytest.mark.parametrize("make", [resnet, vit])
 def test_batched_equals_one_by_one(make, tmp_path):
     saved(make, tmp_path / "model")
-    found = detector(tmp_path / "model", short_side=64, regions=7)
+    found = detector(tmp_path / "model", short_side=64, max_regions=7)
     images = [photograph(n, *size) for n, size in enumerate([(60, 80), (80, 60), (60, 79), (64, 64), (60, 80)])]
     together = found.regions(images)
     for image, one in zip(images, together, strict=True):
@@ -519,7 +519,7 @@ def read(folder):
 
 def test_extraction_with_classes(images, tmp_path, run_command):
     saved(resnet, tmp_path / "model")
-    status, said, err = run_command(*flags(images, tmp_path / "model", tmp_path / "out", "--regions", 5))
+    status, said, err = run_command(*flags(images, tmp_path / "model", tmp_path / "out", "--max_regions", 5))
     assert status == 0 and "3 images, 3 with captions" in said, err
     reader = read(tmp_path / "out")
     assert (reader.dataset.detector, reader.dataset.num_classes, reader.dataset.feature_size) == ("backbone", 4, 24)
@@ -541,9 +541,9 @@ def test_features_of_several_backbones_are_concatenated(images, tmp_path, run_co
     saved(clip, tmp_path / "tower")
     transformers.CLIPImageProcessor(crop_size={"height": 48, "width": 48}).save_pretrained(tmp_path / "tower")
     saved(resnet, tmp_path / "convnet")
-    each = [detector(tmp_path / name, regions=5) for name in ("tower", "convnet")]
+    each = [detector(tmp_path / name, max_regions=5) for name in ("tower", "convnet")]
     weights = f"{tmp_path / 'tower'},{tmp_path / 'convnet'}"
-    both = detector(weights, regions=5)
+    both = detector(weights, max_regions=5)
     assert each[0].backbones[0].preprocessing != each[1].backbones[0].preprocessing
     assert (both.num_classes, both.class_names) == (4, list(CLASSES.values()))
     assert len({both.fingerprint, *(one.fingerprint for one in each)}) == 3
@@ -554,7 +554,7 @@ def test_features_of_several_backbones_are_concatenated(images, tmp_path, run_co
         torch.testing.assert_close(found.features, torch.cat([tower.features, convnet.features], 1))
         torch.testing.assert_close(found.distribution, convnet.distribution)
     monkeypatch.chdir(tmp_path)  # relative names are stored as absolute ones
-    status, _, err = run_command(*flags(images, "tower,convnet", tmp_path / "out", "--regions", 5))
+    status, _, err = run_command(*flags(images, "tower,convnet", tmp_path / "out", "--max_regions", 5))
     assert status == 0, err
     dataset = read(tmp_path / "out").dataset
     assert dataset.extra["plan"]["weights"] == weights and dataset.feature_size == 16 + 24
@@ -654,7 +654,7 @@ def test_weights_of_another_kind(make, complaint, images, tmp_path, run_command)
     ("more", "complaint"),
     [
         (("--grid", 4), "--grid 4: only for --proposals grid"),
-        (("--proposals", "grid", "--regions", 4), "--regions 4: not supported by --proposals grid"),
+        (("--proposals", "grid", "--max_regions", 4), "--max_regions 4: not supported by --proposals grid"),
         (("--proposals", "patches"), "--proposals patches: should be one of pixels, grid"),
         (("--detector_config", "x.json"), "--detector_config x.json: not supported by --detector backbone"),
         (("--class_names", "names.txt"), "this backbone has no classes"),
@@ -701,7 +701,7 @@ def test_imagenet_weights_find_dogs_in_photographs(package, real_data):
     }
     with_dog = [name for name, count in counts.items() if count == 5][:24]
     without = [name for name, count in counts.items() if count == 0][:24]
-    found = detector(weights, regions=12)
+    found = detector(weights, max_regions=12)
     with tarfile.open(real_data / "photos" / "flickr8k-dev.tar") as tar:
         photographs = [decode_image(tar.extractfile(name).read()) for name in with_dog + without]
     scores = [one.distribution[:, DOGS].sum(1).max().item() for one in found.regions(photographs)]

@@ -33,7 +33,7 @@ def write(path, lines):
 
 def test_given_boxes_keep_their_order_and_ids_and_are_cut_to_the_image(images, tmp_path, run_command):
     boxes = write(tmp_path / "boxes.jsonl", [*LINES, {"image_id": "gone", "boxes": [[0, 0, 1, 1]], "box_ids": [1]}])
-    flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
+    flags = ("--out", tmp_path / "out", "--visual_words", 4, "--processes", 1)
     status, out, _ = run_command("shards.extract", images, "--boxes", boxes, *flags)
     assert status == 0 and "1 of its 3 images were not found" in out and "2 images" in out
     reader = RegionReader(open_dataset(str(tmp_path / "out")))
@@ -64,7 +64,7 @@ def test_given_boxes_keep_their_order_and_ids_and_are_cut_to_the_image(images, t
 )
 def test_boxes_that_cannot_be_used_are_told_by_line(images, tmp_path, run_command, lines, complaint):
     boxes = write(tmp_path / "boxes.jsonl", lines)
-    flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
+    flags = ("--out", tmp_path / "out", "--visual_words", 4, "--processes", 1)
     status, _, err = run_command("shards.extract", images, "--boxes", boxes, *flags)
     assert status == 2 and complaint in err and "Traceback" not in err
 
@@ -73,7 +73,7 @@ def test_annotated_boxes_without_area_are_described_as_a_pixel(images, tmp_path,
     """COCO has some, which finetune.given_boxes writes and candidates of a task may be."""
     flat = [[10, 20, 10, 60], [5, 80, 50, 80], [100, 0, 100, 0], [3, 4, 30, 40]]
     boxes = write(tmp_path / "boxes.jsonl", [{"image_id": "b", "boxes": flat, "box_ids": [1, 2, 3, 4]}])
-    flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
+    flags = ("--out", tmp_path / "out", "--visual_words", 4, "--processes", 1)
     status, out, err = run_command("shards.extract", images, "--boxes", boxes, *flags)
     assert status == 0 and "3 boxes without area, which are enlarged to a width or height of one pixel" in out, err
     sample = RegionReader(open_dataset(str(tmp_path / "out")))[0]
@@ -86,6 +86,6 @@ def test_ids_of_images_may_be_file_names(images, tmp_path, run_command):
     line = LINES[1] | {"image_id": "val2014/COCO_train2014_000000000017.jpg"}
     boxes = write(tmp_path / "boxes.jsonl", [line])
     boxes.write_bytes(b"\xef\xbb\xbf" + boxes.read_bytes())
-    flags = ("--out", tmp_path / "out", "--words", 4, "--processes", 1)
+    flags = ("--out", tmp_path / "out", "--visual_words", 4, "--processes", 1)
     status, out, err = run_command("shards.extract", images, "--boxes", boxes, *flags)
     assert status == 0 and "1 images" in out, err

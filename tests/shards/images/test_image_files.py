@@ -408,7 +408,7 @@ def test_links_to_nothing_and_names_that_are_not_utf_8_are_skipped_with_a_reason
     (folder / "0.png").symlink_to(tmp_path / "nowhere.png")
     with open(os.path.join(os.fsencode(folder), b"caf\xe9.png"), "wb") as file:
         file.write(picture)
-    flags = ("--out", tmp_path / "out", "--words", 2, "--processes", 1)
+    flags = ("--out", tmp_path / "out", "--visual_words", 2, "--processes", 1)
     status, out, err = run_command("shards.extract", folder, *flags)
     assert status == 0 and "1 images, 0 with captions, in 1 shards; 3 skipped" in out, err
     assert "3 artifacts of a system or an editor (._1.png)" in out

@@ -253,8 +253,8 @@ def draw(folder, *names):
 
 
 def extract(run_command, images, out, *flags):
-    status, said, err = run_command("shards.extract", images, "--out", out, "--processes", 1, "--regions", 4, *flags)
-    return status, said, err
+    flags = ("--out", out, "--processes", 1, "--max_regions", 4, *flags)
+    return run_command("shards.extract", images, *flags)
 
 
 @pytest.mark.parametrize("tarred", [False, True])
