@@ -341,6 +341,21 @@ class AblateConfig:
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
 
 
+@dataclass(kw_only=True)
+class InterferenceConfig(WeightsFlags):
+    """Flags of finetune.interference."""
+
+    tasks: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run", group="data")
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    batches: int = flag(8, "batches per task, the sample of the intervals", low=2, group="measurement")
+    batch_size: int = flag(32, "examples per batch", low=1)
+    look_ahead: int = flag(4, "batches on which a step of every task is tried, 0 for none", low=0)
+    step: float = flag(0.001, "length of such a step, as a fraction of the norm of the shared weights", above=0)
+    groups: int = flag(4, "maximum number of sets of tasks that are proposed for training together", low=1)
+    seed: int = flag(0, "random seed of the choice of the batches")
+
+
 @dataclass
 class ConsistencyConfig:
     """Flags of finetune.consistency."""
