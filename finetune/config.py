@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from finetune.balancing import STEPS, balance_names
 from finetune.evaluation.grounding_consistency import THRESHOLD
 from finetune.evaluation.pos_tagger import DEFAULT
 from finetune.reporting.ablation_suites import SUITES
@@ -246,7 +247,15 @@ class MtConfig(FinetuneConfig):
         unset=f"1, for a small model {SMALL_LR_TOGETHER}, or {SMALL_LR} with a single task",
         above=0,
     )
-    one_step: bool = flag(False, "sum the gradients of an iteration's tasks into one optimizer step")
+    balance: str = flag(
+        STEPS,
+        "combination of an iteration's tasks; steps: an optimizer step per task, as in the paper; others: one for all, "
+        "with weights of the losses (sum, uncertainty, dwa, famo) or of the gradients",
+        choices=balance_names(),
+    )
+    balance_dtype: str = flag(
+        "float32", "dtype in which weights of the gradients keep every task's gradient", choices=("float32", "bf16")
+    )
     update_unused: bool | None = flag(
         None,
         "apply momentum and weight decay in every step also to parameters that its task does not use, as the "
