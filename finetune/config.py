@@ -331,6 +331,7 @@ class AblateConfig:
     epochs: int | None = flag(None, "epochs of each pretraining run", unset="pretrain.run's", low=1)
     lr_scale: float | None = flag(None, "factor on all tasks' learning rates", unset="finetune.mt's", above=0)
     rows: str | None = flag(None, "semicolon-separated rows of the suite", unset="all")
+    lr_scales: str = flag("4,8,16", "factors on the learning rates that --suite interference compares for each method")
     config: str | None = flag(
         None,
         "model configuration of pretraining runs, or of published weights given by --init",
