@@ -42,6 +42,7 @@ from finetune.run_dirs.init_weights import (
     choose_vocabulary,
     random_start_note,
 )
+from finetune.run_dirs.renamed_flags import renamed_flags
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
@@ -62,11 +63,8 @@ ENDLESS = 1 << 30  # epochs of a task's plan: the number of iterations ends a ru
 
 
 def flags_to_resume(flags: dict) -> dict:
-    """The stored flags of the run to resume; version 0.1 had --one_step instead of --balance sum."""
-    stored = stored_flags(flags, flags.get("out", MtConfig.out))
-    if stored.pop("one_step", False):
-        stored["balance"] = "sum"
-    return stored
+    """The stored flags of the run to resume. flags: of the command line."""
+    return renamed_flags(stored_flags(flags, flags.get("out", MtConfig.out)))
 
 
 def result(training: MultiTask, seconds: float) -> dict:
