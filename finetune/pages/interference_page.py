@@ -17,7 +17,7 @@ def write_interference_page(path: Path, summary: dict) -> None:
     body = [
         f"<h1>Interference of tasks: {escape(summary['run'])}</h1>",
         f"<p class=quiet>{flags['batches']} batches of {flags['batch_size']} training examples per task, "
-        f"{summary['seconds']:.0f} s. Point at a cell for its 95% interval.</p>",
+        f"{summary['seconds']:.0f} s. Point at a cell for its 95% interval; in italics: it contains 0.</p>",
         "<h2>Similarity of gradients</h2>",
         "<p>Cosine similarity of the gradients on the shared parameters. Blue: a small step of one task also lowers "
         "the loss of the other. Orange: it raises it. On the diagonal: the gradients of a task on two batches, "
@@ -75,10 +75,10 @@ def _cell(mean: float | None, margin: float | None, limit: float, percent: bool)
     factor, digits, unit = (100, 2, "%") if percent else (1, 2, "")
     colour, share = "var(--right)" if mean > 0 else "var(--wrong)", STRONGEST * min(1, abs(mean) / limit)
     low, high = (mean - margin, mean + margin) if margin is not None else (mean, mean)
-    known = "" if low > 0 or high < 0 else "quiet"  # grey: the interval contains 0
+    kind = "" if low > 0 or high < 0 else "uncertain"
     title = f"{factor * low:+.3f}{unit} to {factor * high:+.3f}{unit}" if margin is not None else ""
     style = f"background: color-mix(in srgb, {colour} {share:.0f}%, transparent)"
-    return f'<span class="{known}" style="{style}" title="{title}">{factor * mean:+.{digits}f}</span>'
+    return f'<span class="{kind}" style="{style}" title="{title}">{factor * mean:+.{digits}f}</span>'
 
 
 def _group_means(groups: Sequence[str], means) -> str:

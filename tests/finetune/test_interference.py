@@ -57,10 +57,10 @@ def test_one_task_and_a_run_without_heads_are_refused(trained, pretrained, run_c
     assert status == 2 and "fine-tune it on" in err
 
 
-def test_cells_are_coloured_by_sign_and_grey_if_their_interval_contains_0():
+def test_cells_are_coloured_by_sign_and_in_italics_if_their_interval_contains_0():
     summary = {"titles": ["<a>", "b"], "groups": ["G1", "G2"]}
     table = {"mean": [[None, 0.5], [-0.25, 0.1]], "margin": [[None, 0.1], [0.1, 0.2]]}
     text = matrix(summary, table, [1, 0])
     assert "&lt;a&gt;" in text and text.index(">b ") < text.index("&lt;a&gt;")
     assert "var(--right) 80%" in text and "var(--wrong) 40%" in text and 'title="+0.400 to +0.600"' in text
-    assert text.count('class="quiet"') == 1
+    assert text.count('class="uncertain"') == 1
