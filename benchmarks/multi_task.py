@@ -42,7 +42,7 @@ def examples_per_second(config: Config, one_step: bool, ranks: int) -> float:
             "tasks": config.tasks,
             "data": config.data,
             "regime": "round_robin",
-            "one_step": one_step,
+            "balance": "sum" if one_step else "steps",
             "validate_on": 2,
             "log_every": 4,
             "out": f"{folder}/run",

@@ -25,6 +25,7 @@ GROUPS = {
     "evaluation": {
         "evaluate": ("finetune.evaluate", "scores and submission files of a run"),
         "consistency": ("finetune.consistency", "grounding consistency of answers (MT-VGC)"),
+        "interference": ("finetune.interference", "which tasks help or harm each other in training"),
         "predict": ("finetune.predict", "prediction for an image file and a text"),
         "embed": ("finetune.embed", "embeddings of images and texts, also as a page"),
         "report": ("finetune.report", "tables and figures of runs"),

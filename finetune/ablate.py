@@ -5,6 +5,7 @@ from pathlib import Path
 from finetune.config import AblateConfig
 from finetune.reporting.ablation_runs import AblationRun, calls_of, prepare_suite, rows_of
 from finetune.reporting.ablation_table import write_table
+from finetune.reporting.screening import SCREENED, chosen_rows, screening_config, screening_runs
 from finetune.reporting.training_commands import Processes, TrainingCommand
 from finetune.run_dirs.result_files import MultiResult
 from pretrain.engine.distributed import CPU, connected, exiting, on_every_rank, on_first
@@ -27,7 +28,12 @@ def run(config: AblateConfig) -> int:
 
 def ablate(config: AblateConfig, ranks: Ranks) -> None:
     """One rank's part of a suite: it starts its rank of every run in sequence and waits for the other ranks."""
-    rows = rows_of(config)
+    rows, screening = rows_of(config), ""
+    if config.suite == SCREENED:
+        screened = screening_runs(config, rows)
+        complete(screening_config(config), screened, ranks)
+        rows, screening = on_first(ranks, lambda: chosen_rows(rows, screened))
+        ranks.log(screening)
     runs = [
         AblationRun(
             name, row, seed, Path(config.out) / config.suite / name.replace(" ", "_").replace(",", "") / f"seed{seed}"
@@ -35,6 +41,12 @@ def ablate(config: AblateConfig, ranks: Ranks) -> None:
         for seed in range(config.seeds)
         for name, row in rows.items()
     ]
+    config = complete(config, runs, ranks)
+    ranks.log(on_first(ranks, lambda: write_table(config, runs, screening)))
+
+
+def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> AblateConfig:
+    """Finishes those runs that are not finished; returns the flags with which runs were started."""
     config, start, finished = on_first(ranks, lambda: prepare_suite(config, runs))
     waiting = [one for one, done in zip(runs, finished, strict=True) if not done]
     ranks.log(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them already finished")
@@ -47,7 +59,7 @@ def ablate(config: AblateConfig, ranks: Ranks) -> None:
             if ranks.first:
                 score = read_json(one.out / "result.json", MultiResult)["mt_score"]
                 ranks.log(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
-    ranks.log(on_first(ranks, lambda: write_table(config, runs)))
+    return config
 
 
 def _train(calls: list[TrainingCommand], processes: Processes, ranks: Ranks) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from finetune.balancing import STEPS, balance_names
 from finetune.decontamination.hash_search import SEARCHES
 from finetune.evaluation.grounding_consistency import THRESHOLD
 from finetune.evaluation.pos_tagger import DEFAULT
@@ -261,7 +262,15 @@ class MtConfig(FinetuneConfig):
         unset=f"1, for a small model {SMALL_LR_TOGETHER}, or {SMALL_LR} with a single task",
         above=0,
     )
-    one_step: bool = flag(False, "sum the gradients of an iteration's tasks into one optimizer step")
+    balance: str = flag(
+        STEPS,
+        "combination of an iteration's tasks; steps: an optimizer step per task, as in the paper; others: one for all, "
+        "with weights of the losses (sum, uncertainty, dwa, famo) or of the gradients",
+        choices=balance_names(),
+    )
+    balance_dtype: str = flag(
+        "float32", "dtype in which weights of the gradients keep every task's gradient", choices=("float32", "bf16")
+    )
     update_unused: bool | None = flag(
         None,
         "apply momentum and weight decay in every step also to parameters that its task does not use, as the "
@@ -379,6 +388,7 @@ class AblateConfig:
     epochs: int | None = flag(None, "epochs of each pretraining run", unset="pretrain.run's", low=1)
     lr_scale: float | None = flag(None, "factor on all tasks' learning rates", unset="finetune.mt's", above=0)
     rows: str | None = flag(None, "semicolon-separated rows of the suite", unset="all")
+    lr_scales: str = flag("4,8,16", "factors on the learning rates that --suite interference compares for each method")
     config: str | None = flag(
         None,
         "model configuration of pretraining runs, or of published weights given by --init",
@@ -396,6 +406,21 @@ class AblateConfig:
     )
     precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass(kw_only=True)
+class InterferenceConfig(WeightsFlags):
+    """Flags of finetune.interference."""
+
+    tasks: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run", group="data")
+    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    max_regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    batches: int = flag(8, "batches per task, the sample of the intervals", low=2, group="measurement")
+    batch_size: int = flag(32, "examples per batch", low=1)
+    look_ahead: int = flag(4, "batches on which a step of every task is tried, 0 for none", low=0)
+    step: float = flag(0.001, "length of such a step, as a fraction of the norm of the shared weights", above=0)
+    groups: int = flag(4, "maximum number of sets of tasks that are proposed for training together", low=1)
+    seed: int = flag(0, "random seed of the choice of the batches")
 
 
 @dataclass

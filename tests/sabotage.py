@@ -32,10 +32,10 @@ def install() -> None:
             strike()
         return plain_update(engine)
 
-    plain_step = Engine.step
+    plain_public_update = Engine.update
 
-    def step(engine, number, *rest):
-        plain_step(engine, number, *rest)
+    def stop_after(engine, number, *rest):
+        plain_public_update(engine, number, *rest)
         if number + 1 == at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -47,7 +47,7 @@ def install() -> None:
     if os.environ["SABOTAGE"] == "kill_in_step":
         Engine._update = update
     elif os.environ["SABOTAGE"] == "stop_after":
-        Engine.step = step
+        Engine.update = stop_after
     else:
         pretrain.engine.checkpoint.save_file = save
 

@@ -77,11 +77,22 @@ class MultiTaskPass(nn.Module):
         self.model, self.precision = passes[0].model, passes[0].precision
         self.passes, self.scales = dict(enumerate(passes)), scales  # a plain dict, so the model is registered once
 
-    def forward(self, part: MicroBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
-        """As TaskPass.forward, with the prefix TASK/ on the names of the sums. counts: examples of each task step."""
+    def forward(
+        self, part: MicroBatch, counts: list[int], weights: list[float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor | int]]:
+        """As TaskPass.forward, with the prefix TASK/ on the names of the sums.
+
+        Args:
+            part: micro-batch of a task step.
+            counts: examples of each task step of the iteration.
+            weights: further factors on the losses of the task steps of the iteration.
+        """
         work = self.passes[part.task]
         loss, numbers = work(part.batch, [counts[part.number]])
-        return loss * self.scales[part.task], {f"{work.task.name}/{name}": v for name, v in numbers.items()}
+        loss = loss * self.scales[part.task]
+        if weights is not None:
+            loss = loss * weights[part.number]
+        return loss, {f"{work.task.name}/{name}": v for name, v in numbers.items()}
 
     def task_of(self, part: MicroBatch) -> str:
         """The name of the task that a micro-batch belongs to."""

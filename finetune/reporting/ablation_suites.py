@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from finetune.balancing import METHODS
 from finetune.evaluation.paper_results import WITHOUT_G4
 
 
@@ -45,6 +46,11 @@ SUITES: dict[str, dict[str, Row]] = {
         "aligned pairs, chosen alone": Row(pretraining={"overlap": 2.0}),
         "all pairs, chosen alone": Row(pretraining={"aligned_only": False, "overlap": 2.0}),
         "no pretraining": NOT_PRETRAINED,
+    },
+    # Screened first (reporting.screening): the table has the best of these rows.
+    "interference": {
+        "a step per task": Row(),
+        **{name: Row({"balance": name}) for name in METHODS},
     },
 }
 

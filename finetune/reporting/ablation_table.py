@@ -17,8 +17,9 @@ from pretrain.engine.run_dir import read_config
 from shards.common.files import read_json, whole_file
 
 
-def write_table(config: AblateConfig, runs: list[AblationRun]) -> str:
-    text = table(config.suite, runs)
+def write_table(config: AblateConfig, runs: list[AblationRun], screening: str = "") -> str:
+    """Writes table.txt and returns its text. screening: the scores by which rows were chosen, for its end."""
+    text = table(config.suite, runs) + (f"\n\n{screening}" if screening else "")
     path = Path(config.out) / config.suite / "table.txt"
     with whole_file(path, "w", encoding="utf-8") as file:
         file.write(text + "\n")

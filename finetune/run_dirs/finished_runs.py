@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.decontamination.manifest import is_cleaned
+from finetune.run_dirs.renamed_flags import renamed_flags
 from finetune.run_dirs.result_files import KeptScores, MultiResult, SingleResult
 from finetune.run_dirs.run_data_folder import kept_scores
 from finetune.tasks import add_task_files_of
@@ -89,7 +90,7 @@ def read_run(folder: Path) -> Run:
     kept = [read_json(path, KeptScores) for path in sorted(kept_scores(folder).glob("*.json"))]
     run = Run(
         path=folder,
-        config=config,
+        config=config | {"flags": renamed_flags(config["flags"])},
         result=None,
         training=[line for line in lines if line["kind"] == "train"],
         validation=[line for line in lines if line["kind"] == "validation"],

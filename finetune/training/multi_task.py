@@ -14,6 +14,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, mean_score, watched
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.task_types.base import Task
+from finetune.training.balanced_step import BalancedStep
 from finetune.training.task_schedulers import Regime
 from finetune.training.task_validation import SHORTER, Validation
 from pretrain.data.batch_schedule import Plan
@@ -59,7 +60,8 @@ class Iterations:
 class MultiTask(TrainingTask):
     """Training on several tasks. A step of the training loop is an iteration.
 
-    peak_lr: of the task with the lowest peak learning rate.
+    peak_lr: of the task with the lowest peak learning rate; balanced: one optimizer step for all tasks of an iteration,
+    None for one of each task.
     """
 
     config: MtConfig
@@ -70,6 +72,7 @@ class MultiTask(TrainingTask):
     places: Places
     ranks: Ranks
     device: torch.device
+    balanced: BalancedStep | None = None
 
     unit = "examples"
     shorter_validation = SHORTER
@@ -115,11 +118,15 @@ class MultiTask(TrainingTask):
         return [*examples, sum(examples)]
 
     def take(self, engine: Engine, step: int, parts: list[MicroBatch], sums: Sums, denominators: list[int]) -> None:
-        """One optimizer step per task step; with --one_step a single one for all of them."""
-        each = len(parts) if self.config.one_step else self.config.accumulate
-        for begin in range(0, len(parts), max(each, 1)):
-            of_step = parts[begin : begin + each]
-            engine.step(step * len(self.task_states) + of_step[0].number, of_step, sums, denominators)
+        """One optimizer step per task step; with --balance a single one for all of them."""
+        each = self.config.accumulate
+        by_task = [parts[begin : begin + each] for begin in range(0, len(parts), each)]
+        first = step * len(self.task_states)
+        if self.balanced is None:
+            for of_step in by_task:
+                engine.step(first + of_step[0].number, of_step, sums, denominators)
+        elif parts:
+            self.balanced.step(engine, step, first, by_task, sums, denominators)
         for part in parts[:: self.config.accumulate]:
             self.task_states[part.task].taken += 1
 
@@ -185,4 +192,5 @@ class MultiTask(TrainingTask):
         return {state.task.name: state.score for state in self.task_states}
 
     def state(self, done: int) -> dict:
-        return {"taken": {state.task.name: state.taken for state in self.task_states}, "regime": self.regime.state()}
+        facts = {"taken": {state.task.name: state.taken for state in self.task_states}, "regime": self.regime.state()}
+        return facts | ({"balance": self.balanced.method.state()} if self.balanced else {})

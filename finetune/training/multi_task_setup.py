@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from finetune.balancing import make_balance
+from finetune.balancing.base import GradientCombination
 from finetune.build import make_model, make_task_engine
 from finetune.config import (
     FREE_FLAGS,
@@ -27,6 +29,8 @@ from finetune.data.task_data import (
     same_on_every_rank,
 )
 from finetune.evaluation.scores import mean_score
+from finetune.gradients.task_gradients import TaskGradients, shared_parameters
+from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.prepared.prepare_data import for_training
 from finetune.run_dirs.init_weights import (
@@ -38,7 +42,9 @@ from finetune.run_dirs.init_weights import (
     choose_vocabulary,
     random_start_note,
 )
+from finetune.run_dirs.renamed_flags import renamed_flags
 from finetune.task_types.base import TASK_TOKENS, Task
+from finetune.training.balanced_step import BalancedStep
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
 from finetune.training.task_schedulers import find_regime
 from finetune.training.task_validation import validation_of
@@ -46,7 +52,7 @@ from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import FACTS, read_facts
 from pretrain.engine.distributed import on_every_rank, on_first
-from pretrain.engine.run_dir import check_flags
+from pretrain.engine.run_dir import check_flags, stored_flags
 from pretrain.engine.trainer import Trainer
 from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
@@ -54,6 +60,11 @@ from shards.common.errors import UserError
 from shards.common.untrusted_input import reading
 
 ENDLESS = 1 << 30  # epochs of a task's plan: the number of iterations ends a run, not the epochs
+
+
+def flags_to_resume(flags: dict) -> dict:
+    """The stored flags of the run to resume. flags: of the command line."""
+    return renamed_flags(stored_flags(flags, flags.get("out", MtConfig.out)))
 
 
 def result(training: MultiTask, seconds: float) -> dict:
@@ -137,13 +148,31 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         with reading(newest / FACTS):
             regime.restore(facts["regime"])
     places = Places(config.workers, *(of_task.regions.dataset for of_task in data))
-    training = MultiTask(config, plan, states, regime, lr, places, ranks, device)
+    balanced = balanced_step(config, model, len(tasks), ranks)
+    if newest and balanced:
+        with reading(newest / FACTS):
+            balanced.method.restore(facts["balance"])
+    training = MultiTask(config, plan, states, regime, lr, places, ranks, device, balanced)
     engine = make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
         begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions, content
         on_first(ranks, lambda: begin_run(*begun))
     _describe(training, start)
     return Trainer(config, engine, training, facts)
+
+
+def balanced_step(config: MtConfig, model: TaskModel, tasks: int, ranks: Ranks) -> BalancedStep | None:
+    """The optimizer step of --balance; None for one of each task. Says how much memory the tasks' gradients need."""
+    method = make_balance(config.balance, config.seed)
+    if method is None:
+        return None
+    gradients = None
+    if isinstance(method, GradientCombination):
+        kept = torch.bfloat16 if config.balance_dtype == "bf16" else None
+        gradients = TaskGradients(shared_parameters(model).values(), tasks, kept)
+        size = f"{gradients.bytes / 1e9:.2f} GB on each rank"
+        ranks.log(f"--balance {config.balance}: keeps the gradients of {tasks} tasks, {size}")
+    return BalancedStep(method, gradients, config.contrastive)
 
 
 def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:

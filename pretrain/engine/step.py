@@ -137,6 +137,13 @@ class Engine:
             sums: get the metric sums of the replica, and `steps` and `gradient_norm`.
             arguments: passed to the replica, such as counts over the global batch.
         """
+        self.update(number, self.backward(parts, *arguments), sums)
+
+    def backward(self, parts: list, *arguments) -> dict[str, Tensor | int]:
+        """Adds the gradients of some batches, summed over all ranks; returns this rank's metric sums of the replica.
+
+        parts, arguments: as for `step`. The gradients have the factor of the loss scaler of fp16.
+        """
         if self.graph is not None and len(parts) == 1 and self.graph.holds(parts[0]):
             added = self.graph(parts[0], *arguments)
         else:
@@ -145,6 +152,10 @@ class Engine:
             all_reduce_in_buckets([p.grad for p in self.model.parameters() if p.grad is not None], self.ranks)
         if self.used is not None:
             self.used.all_reduce(frozenset(map(self.replica.task_of, parts)))
+        return added
+
+    def update(self, number: int, added: dict[str, Tensor | int], sums: Sums) -> None:
+        """Takes step `number` with the gradients of `backward`. added: its result, which is added to the sums."""
         norm, finite = self._update()
         self.skipped.note(number, finite)
         sums.add(added | {"gradient_norm": norm, "steps": 1}, finite)

@@ -1,4 +1,4 @@
-"""Tasks, detectors, importers and regimes of other installed packages, found by their entry points.
+"""Tasks, detectors, importers, regimes and balancing methods of other installed packages, found by their entry points.
 
 A package declares them in its pyproject.toml:
 
@@ -20,7 +20,7 @@ def plugins(kind: str) -> dict[str, EntryPoint]:
     """Name -> entry point of every plug-in of a kind, not loaded.
 
     Args:
-        kind: tasks, detectors, importers or regimes.
+        kind: tasks, detectors, importers, regimes or balances.
 
     Raises:
         UserError: two packages have a plug-in of the same name.

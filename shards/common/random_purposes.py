@@ -15,6 +15,7 @@ class EpochPurpose(IntEnum):
     STREAM_BUFFER = 2
     RETRIEVAL_NEGATIVES = 3
     EXAMPLE_ORDER = 4
+    GRADIENT_ORDER = 5
 
 
 @unique

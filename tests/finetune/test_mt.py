@@ -16,7 +16,7 @@ from launching import finish, lines_of, run_ranks, start_ranks, weights_of
 
 from finetune.data.task_batches import Order
 from finetune.tasks import choose_tasks, paper_tasks
-from finetune.training.multi_task_setup import task_tokens
+from finetune.training.multi_task_setup import flags_to_resume, task_tokens
 from pretrain.data.batch_schedule import Plan
 from pretrain.engine.checkpoint import newest_checkpoint
 from pretrain.engine.step import Engine
@@ -154,11 +154,20 @@ LAYOUTS = BOTH | {"ranks": (2, 1), "parts": (1, 3)}
 
 
 @pytest.mark.parametrize(
-    ("layouts", "one_step"),
-    [(BOTH, "false"), *(pytest.param(LAYOUTS, value, marks=pytest.mark.slow) for value in ("false", "true"))],
+    ("layouts", "balance"),
+    [
+        (BOTH, "steps"),
+        (BOTH, "pcgrad"),
+        *(
+            pytest.param(LAYOUTS, name, marks=pytest.mark.slow)
+            for name in ("steps", "sum", "famo", "gradnorm", "upgrad")
+        ),
+    ],
 )
-def test_ranks_and_accumulation_change_no_number(mt, tmp_path, layouts, one_step):
-    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", 7, "--one_step", one_step]
+def test_ranks_and_accumulation_change_no_number(mt, tmp_path, layouts, balance):
+    if balance in ("pcgrad", "upgrad"):
+        pytest.importorskip("torchjd", reason="TorchJD, an extra, is not installed")
+    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", 7, "--balance", balance]
     flags += ["--update_unused", "true", "--clip", 1.0]
     for name, (ranks, parts) in {"one": (1, 1), **layouts}.items():
         results = run_ranks(ranks, *mt(*flags, "--accumulate", parts, out=name), script=MT)
@@ -167,13 +176,13 @@ def test_ranks_and_accumulation_change_no_number(mt, tmp_path, layouts, one_step
         same_numbers(tmp_path / "one", tmp_path / name)
 
 
-@pytest.mark.parametrize("one_step", ["false", pytest.param("true", marks=pytest.mark.slow)])
-def test_a_rank_without_examples_takes_part_in_every_step(world, pretrained, tmp_path, one_step):
+@pytest.mark.parametrize("balance", ["steps", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sum", "gradnorm"))])
+def test_a_rank_without_examples_takes_part_in_every_step(world, pretrained, tmp_path, balance):
     """Steps of two examples on three ranks. The answer heads, which no task uses, stay as they were drawn."""
     flags = ["--data", world, "--init", pretrained, "--workers", 0, "--log_every", 1, "--max_batch", 2]
     flags += ["--tasks", "guesswhat,nlvr2", "--precision", "float64", "--dropout", 0.1, "--iterations", 5]
     for name, ranks in (("one", 1), ("three", 3)):
-        results = run_ranks(ranks, *flags, "--one_step", one_step, "--out", tmp_path / name, script=MT)
+        results = run_ranks(ranks, *flags, "--balance", balance, "--out", tmp_path / name, script=MT)
         assert {status for status, _, _ in results} == {0}, results
     same_numbers(tmp_path / "one", tmp_path / "three")
     unused = [name for name in final_weights(tmp_path / "one") if name.startswith("heads.entailment.")]
@@ -247,13 +256,37 @@ def test_stopped_tasks_train_every_fourth_iteration_and_are_watched(mt, tmp_path
     assert lrs[13] == lrs[14] == lrs[15] == lrs[16] > lrs[17]  # it follows the iterations in which any task trained
 
 
-def test_one_step_takes_one_for_all(mt, run_command, monkeypatch):
+def test_a_balanced_iteration_takes_one_step_for_all(mt, run_command, monkeypatch):
     updates, plain = [], Engine._update
     monkeypatch.setattr(Engine, "_update", lambda engine: (updates.append(1), plain(engine))[1])
-    for name, expected in (("true", 3), ("false", 6)):
+    for name, expected in (("sum", 3), ("gradnorm", 3), ("steps", 6)):
         updates.clear()
-        run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 3, "--one_step", name, out=name))
+        run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 3, "--balance", name, out=name))
         assert len(updates) == expected
+
+
+def test_a_balanced_run_is_resumed_to_the_same_numbers_with_paused_tasks(mt, tmp_path):
+    """GradNorm has learned weights, and the losses of the first iteration, in the checkpoint."""
+    flags = ["--tasks", SOME, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6, "--balance", "gradnorm"]
+    [(status, _, err)] = run_ranks(1, *mt(*flags, out="whole"), script=MT)
+    assert status == 0, err
+    sabotage = {"SABOTAGE": "stop_after", "SABOTAGE_AT": 16 * 5 + 1, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
+    [(status, out, _)] = run_ranks(1, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
+    assert status == 130 and "stopped at step 17 of 25" in out, out
+    facts = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
+    assert set(facts["balance"]["values"]) == set(SOME.split(",")) == set(facts["balance"]["first"])
+    assert any(state["stopped"] for state in facts["regime"].values()) and len(set(facts["taken"].values())) > 1
+    [(status, _, err)] = run_ranks(1, "--out", tmp_path / "parts", "--resume", script=MT)
+    assert status == 0, err
+    for mine, other in zip(lines_of(tmp_path / "whole"), lines_of(tmp_path / "parts"), strict=True):
+        assert {k: v for k, v in mine.items() if "/" in k} == {k: v for k, v in other.items() if "/" in k}
+        assert any(key.endswith("/weight") and value != 1 for key, value in mine.items()) or mine["step"] == 1
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_of_an_earlier_version_is_resumed_with_its_single_step(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"flags": {"tasks": "g4", "one_step": True}}))
+    assert flags_to_resume({"out": str(tmp_path), "resume": "true"}) == {"tasks": "g4", "balance": "sum"}
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])

@@ -110,7 +110,7 @@ def test_runs_stand_below_the_papers_row_of_the_same_method(variant):
     assert list(tables) == ["table10", "table11"]
     names = [row.name for row in tables["table10"]]
     assert names[:4] == [
-        "one_step True, 4 iterations, not cleaned",
+        "balance sum, 4 iterations, not cleaned",
         "the paper: token per dataset",
         "token per dataset, 4 iterations, not cleaned",
         "token per dataset, 2 iterations, not cleaned",

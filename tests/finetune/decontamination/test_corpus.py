@@ -146,7 +146,7 @@ def test_excluded_images_are_neither_extracted_nor_trained_on(corpus, tests, tmp
     (corpus / "00001.tar").unlink()
     out, regions = tmp_path / "out", tmp_path / "regions"
     search(run_command, corpus, tests, out)
-    flags = ("--out", regions, "--exclude", out, "--words", 4, "--processes", 1)
+    flags = ("--out", regions, "--exclude", out, "--visual_words", 4, "--processes", 1)
     status, said, err = run_command("shards.extract", corpus, *flags)
     assert status == 0 and "1 images" in said and "3 skipped" in said, err
     assert {line["source"].rpartition("#")[2] for line in lines(regions / "skipped.jsonl")} == {
@@ -154,7 +154,7 @@ def test_excluded_images_are_neither_extracted_nor_trained_on(corpus, tests, tmp
         "000000002.jpg",
         "000000003.jpg",
     }
-    status, _, err = run_command("shards.extract", corpus, "--out", regions, "--words", 4, "--processes", 1)
+    status, _, err = run_command("shards.extract", corpus, "--out", regions, "--visual_words", 4, "--processes", 1)
     assert status == 2 and "other settings or other input (exclude)" in err
     status, _, err = run_command("shards.extract", corpus, "--out", tmp_path / "r", "--exclude", tmp_path / "none")
     assert status == 2 and "none: no such file; create it with finetune.clean --corpus" in err
@@ -163,7 +163,7 @@ def test_excluded_images_are_neither_extracted_nor_trained_on(corpus, tests, tmp
 def test_region_shards_are_searched_by_their_ids_and_sources(corpus, tests, tmp_path, run_command):
     (corpus / "00000.tar").unlink()
     regions = tmp_path / "regions"
-    status, _, err = run_command("shards.extract", corpus, "--out", regions, "--words", 4, "--processes", 1)
+    status, _, err = run_command("shards.extract", corpus, "--out", regions, "--visual_words", 4, "--processes", 1)
     assert status == 0, err
     said = search(run_command, regions, tests, tmp_path / "out")
     assert read_excluded(tmp_path / "out") == {"1000004"} and "3 images of the corpus have no picture" in said

@@ -1,0 +1,192 @@
+"""The interference of tasks: how similar their gradients are, and how a step of one changes the loss of another.
+
+A positive cosine similarity of two gradients means that a small step of one task lowers the loss of the other, too.
+The gradients of two batches of one task differ, so that no similarity can be expected to reach 1: that of a task with
+itself, on two batches, is measured as well.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
+
+from finetune.data.task_collate import TaskBatch
+from finetune.gradients.task_gradients import TaskGradients, part_of, shared_parameters
+from finetune.objective.task_pass import TaskPass
+
+
+@dataclass(frozen=True)
+class FixedBatches:
+    """A task with the batches on which it is measured, on the CPU."""
+
+    work: TaskPass
+    batches: list[TaskBatch]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measurements of T tasks on B batches each, float64.
+
+    products: part of the model -> (B, T, T), scalar products of the gradients of the mean loss; repeated: part -> (B -
+    1, T), those of a task's gradients on two consecutive batches; losses: (B, T); before: (A, T), losses of look-ahead
+    on the next batch; after: (A, T, T), after a step of the task in the second axis, of the task in the third.
+    """
+
+    products: dict[str, np.ndarray]
+    repeated: dict[str, np.ndarray]
+    losses: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def parts(self) -> list[str]:
+        return list(self.products)
+
+    def norms(self, part: str) -> np.ndarray:
+        """(B, T): norms of the gradients."""
+        return np.sqrt(np.diagonal(self.products[part], axis1=1, axis2=2))
+
+    def similarities(self, part: str) -> np.ndarray:
+        """(B, T, T): cosine similarities; on the diagonal those of a task with itself on the next batch.
+
+        NaN where a gradient is zero, and on the diagonal of the last batch.
+        """
+        norms = self.norms(part)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = self.products[part] / (norms[:, :, None] * norms[:, None, :])
+            own = self.repeated[part] / (norms[:-1] * norms[1:])
+        tasks = np.arange(norms.shape[1])
+        found[:, tasks, tasks] = np.nan
+        found[:-1, tasks, tasks] = own
+        return found
+
+    def expected_similarity(self, part: str) -> np.ndarray:
+        """(T, T): cosine similarity of the expected gradients, without the noise of the batches; diagonal 1.
+
+        Products of gradients on different batches are free of the noise's squared norm: those of two tasks estimate the
+        numerator, those of a task on two batches its squared norm. NaN where such a squared norm is not positive: the
+        batches are then too few, or too small.
+        """
+        squared = self.repeated[part].mean(0) if len(self.repeated[part]) else np.full(self.losses.shape[1], np.nan)
+        norms = np.sqrt(np.where(squared > 0, squared, np.nan))
+        found = self.products[part].mean(0) / (norms[:, None] * norms[None, :])
+        np.fill_diagonal(found, 1.0)
+        return found
+
+    def affinities(self) -> np.ndarray:
+        """(A, T, T): 1 - loss after / loss before; row: the task whose step it was, column: the task whose loss it is.
+
+        Positive: the step lowers the loss (Fifty et al. 2021, "Efficiently Identifying Task Groupings", equation 1).
+        """
+        return 1 - self.after / self.before[:, None, :]
+
+
+def mean_and_margin(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the first axis without NaN, and half the width of its confidence interval by Student's t.
+
+    The margin is NaN with fewer than two values, the mean with none.
+    """
+    count = np.isfinite(values).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(values, 0) / count
+        deviation = np.sqrt(np.nansum((values - mean) ** 2, 0) / (count - 1))
+        margin = stats.t.ppf((1 + level) / 2, np.maximum(count - 1, 1)) * deviation / np.sqrt(count)
+    return np.where(count > 0, mean, np.nan), np.where(count > 1, margin, np.nan)
+
+
+def clustered_order(similarity: np.ndarray) -> list[int]:
+    """The order of the tasks in which similar ones are neighbours: average linkage, optimal order of the leaves.
+
+    similarity: (T, T); NaN counts as 0, and the two directions of an affinity are averaged.
+    """
+    count = len(similarity)
+    if count < 3:
+        return list(range(count))
+    filled = np.nan_to_num(similarity)
+    distance = np.max(filled) - (filled + filled.T) / 2
+    np.fill_diagonal(distance, 0)
+    return hierarchy.leaves_list(
+        hierarchy.linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    ).tolist()
+
+
+def measure(
+    tasks: Sequence[FixedBatches], look_ahead: int, step: float, report: Callable[[int], None] = lambda done: None
+) -> Measured:
+    """Measures the interference of tasks that share one model, at its present weights, which are the same afterwards.
+
+    Besides the model it needs one gradient of the shared parameters per task, and for look-ahead their weights once
+    more. Dropout is off.
+
+    Args:
+        tasks: the tasks, with the same number of batches each.
+        look_ahead: number of batches on which steps are tried, 0 for none.
+        step: length of a step relative to the norm of the shared weights, the same for every task.
+        report: called with the number of batches that are done.
+    """
+    model = tasks[0].work.model.eval()
+    named = shared_parameters(model)
+    parameters, parts = list(named.values()), [part_of(name) for name in named]
+    gradients = TaskGradients(parameters, len(tasks))
+    products, repeated, losses, before, after = [], [], [], [], []
+    count = len(tasks[0].batches)
+    for number in range(count):
+        again, of_batch = [], []
+        for row, task in enumerate(tasks):
+            model.zero_grad()
+            loss = _loss(task.work, task.batches[number])
+            loss.backward()
+            of_batch.append(loss.item())
+            if number:
+                again.append(gradients.products_with(row, parts))
+            gradients.keep(row)
+        losses.append(of_batch)
+        products.append(gradients.gramians(range(len(tasks)), parts))
+        repeated += [again] if number else []
+        model.zero_grad()
+        if number < look_ahead:
+            nexts = [(task.work, task.batches[(number + 1) % count]) for task in tasks]
+            before.append(_losses(nexts))
+            after.append(_losses_after_steps(parameters, gradients, nexts, step))
+        report(number + 1)
+    size = len(tasks)
+    return Measured(
+        products={part: np.array([of[part].numpy() for of in products]) for part in products[0]},
+        repeated={
+            part: np.array([[float(of[part]) for of in again] for again in repeated]).reshape(-1, size)
+            for part in products[0]
+        },
+        losses=np.array(losses),
+        before=np.array(before).reshape(-1, size),
+        after=np.array(after).reshape(-1, size, size),
+    )
+
+
+def _loss(work: TaskPass, batch: TaskBatch) -> torch.Tensor:
+    """The mean loss of a batch."""
+    return work(batch.to(work.precision.device), [len(batch)])[0]
+
+
+@torch.no_grad()
+def _losses(of_tasks: Sequence[tuple[TaskPass, TaskBatch]]) -> list[float]:
+    return [_loss(work, batch).item() for work, batch in of_tasks]
+
+
+@torch.no_grad()
+def _losses_after_steps(parameters, gradients: TaskGradients, nexts, step: float) -> list[list[float]]:
+    """For every task the losses of all tasks after a step along its gradient."""
+    weights = [parameter.clone() for parameter in parameters]
+    length = step * torch.nn.utils.get_total_norm(weights)
+    found = []
+    for row in range(len(nexts)):
+        gradient = gradients.gradient(row)
+        factor = length / torch.nn.utils.get_total_norm(gradient)
+        for parameter, direction in zip(parameters, gradient, strict=True):
+            parameter.sub_(direction * factor)
+        found.append(_losses(nexts))
+        torch._foreach_copy_(parameters, weights)
+    return found
