@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from finetune.balancing import STEPS, balance_names
 from finetune.decontamination.hash_search import SEARCHES
@@ -226,6 +226,8 @@ class StConfig(FinetuneConfig):
 @dataclass(kw_only=True)
 class MtConfig(FinetuneConfig):
     """Flags of finetune.mt."""
+
+    REPLACED: ClassVar = {"one_step": "--balance sum"}  # flags of earlier versions
 
     tasks: str = tasks_flag("data")
     task_file: str | None = task_file_flag()

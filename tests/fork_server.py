@@ -2,7 +2,7 @@
 
 The imports take longer than what most tests do in a process. Otherwise the processes are like those of
 `python -m MODULE`, `python SCRIPT` and `python -c CODE`, except that variables which the interpreter reads at its start
-(such as PYTHONPATH) have no effect.
+have no effect, other than PYTHONPATH.
 """
 
 import atexit
@@ -126,7 +126,11 @@ def serve(requests: socket.socket) -> dict:
             if not pid:
                 for descriptor, number in ((out, 1), (err, 2)):
                     os.dup2(descriptor, number)
-                for descriptor in (out, err, status, *(other.fd for other in selector.get_map().values())):
+                inherited = [other.fd for other in selector.get_map().values() if other.fileobj is not requests]
+                # The objects, not their descriptors: collected later, they would close others with the same numbers.
+                selector.close()
+                requests.close()
+                for descriptor in (out, err, status, *inherited):
                     os.close(descriptor)
                 return json.loads(request)
             os.write(status, NUMBER.pack(pid))
@@ -150,6 +154,7 @@ def run(command: list[str], environment: dict[str, str], folder: str) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     kind, *arguments = command
     if kind == "-m":
         sys.path[0], sys.argv = folder, arguments

@@ -15,6 +15,8 @@ from finetune.task_types.base import Task
 from shards.common import counter_rng
 from shards.common.random_purposes import EpochPurpose
 
+EPOCH = 0  # whose order and negatives the batches have
+
 
 def open_fixed_batches(config: InterferenceConfig, tasks: Sequence[Task]) -> list[FixedBatches]:
     """Loads the model of a run once and collates --batches batches of every task's training split.
@@ -33,6 +35,7 @@ def open_fixed_batches(config: InterferenceConfig, tasks: Sequence[Task]) -> lis
 
 def _batches(collator: TaskCollator, config: InterferenceConfig) -> list:
     """The first examples in the order of the seed; of a task with too few of them, some are in several batches."""
-    order = counter_rng.permutation(counter_rng.key(config.seed, 0, EpochPurpose.EXAMPLE_ORDER), len(collator.examples))
+    random_key = counter_rng.key(config.seed, EPOCH, EpochPurpose.EXAMPLE_ORDER)
+    order = counter_rng.permutation(random_key, len(collator.examples))
     size = min(config.batch_size, len(order))
-    return [collator(0, numbers) for numbers in np.resize(order, (config.batches, size))]
+    return [collator(EPOCH, numbers) for numbers in np.resize(order, (config.batches, size))]

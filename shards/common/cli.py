@@ -181,6 +181,8 @@ def build(config_type, values: dict, positional: tuple = ()):
     result = {}
     for name, value in values.items():
         if name not in fields:
+            if replacement := getattr(config_type, "REPLACED", {}).get(name):
+                raise UserError(f"--{name}: no such flag any more; use {replacement}")
             close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"did you mean --{close[0]}?" if close else "see --help"
             raise UserError(f"--{name}: no such flag; {hint}")

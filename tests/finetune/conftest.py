@@ -5,6 +5,17 @@ import shutil
 import pytest
 from launching import python
 
+from finetune import tasks
+
+
+@pytest.fixture(autouse=True)
+def no_tasks_of_other_tests():
+    """A task of a TOML file is known in a process from then on."""
+    before = dict(tasks._own)
+    yield
+    tasks._own.clear()
+    tasks._own.update(before)
+
 
 @pytest.fixture(scope="session")
 def runs_on_world(tmp_path_factory):

@@ -58,7 +58,7 @@ def test_a_folder_of_images_becomes_region_shards(tmp_path, run_command):
     status, out, _ = run_command(*flags)
     assert status == 0 and "nothing to do" in out
     status, _, err = run_command(*flags[:-1], 21)
-    assert status == 2 and "other settings or other input (regions)" in err
+    assert status == 2 and "other settings or other input (max_regions)" in err
 
 
 def write_webdataset(path, captions, metadata=True):
