@@ -69,6 +69,7 @@ def differences(before: Path, after: Path) -> list[str]:
     return sorted(found)
 
 
+@fire.decorators.SetParseFns(before=str, after=str)  # fire takes 488e270 for a number
 def main(before: str, after: str = "HEAD") -> None:
     """Compares training at two commits.
 
