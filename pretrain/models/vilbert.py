@@ -201,15 +201,18 @@ class TwoStream(nn.Module):
 
     def embed(self, stream_states: StreamStates) -> tuple[Tensor, Tensor]:
         """Unit-length text and image embeddings, float32 (B, contrastive_size) each (see contrastive.py)."""
-        text_layout, image_layout = stream_states.text_layout, stream_states.image_layout
-        texts = self.contrast.embed_text(text_layout.pad(stream_states.text), text_layout.mask)
-        return texts, self.contrast.embed_image(image_layout.pad(stream_states.image), image_layout.mask)
+        layout = stream_states.image_layout
+        images = self.contrast.embed_image(layout.pad(stream_states.image), layout.mask)
+        return self._embed_texts(stream_states), images
 
     def embed_regions(self, stream_states: StreamStates) -> tuple[Tensor, Tensor]:
         """Unit-length embeddings of texts, (B, contrastive_size), and of all image rows, (B, R, contrastive_size)."""
-        text_layout, image_layout = stream_states.text_layout, stream_states.image_layout
-        texts = self.contrast.embed_text(text_layout.pad(stream_states.text), text_layout.mask)
-        return texts, self.contrast.embed_regions(image_layout.pad(stream_states.image))
+        regions = self.contrast.embed_regions(stream_states.image_layout.pad(stream_states.image))
+        return self._embed_texts(stream_states), regions
+
+    def _embed_texts(self, stream_states: StreamStates) -> Tensor:
+        layout = stream_states.text_layout
+        return self.contrast.embed_text(layout.pad(stream_states.text), layout.mask)
 
     def encode_text_alone(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None
