@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from finetune.balancing import STEPS, balance_names
 from finetune.decontamination.hash_search import SEARCHES
@@ -227,8 +227,6 @@ class StConfig(FinetuneConfig):
 class MtConfig(FinetuneConfig):
     """Flags of finetune.mt."""
 
-    REPLACED: ClassVar = {"one_step": "--balance sum"}  # flags of earlier versions
-
     tasks: str = tasks_flag("data")
     task_file: str | None = task_file_flag()
     vqa_answers: str | None = flag(
@@ -269,6 +267,8 @@ class MtConfig(FinetuneConfig):
         "combination of an iteration's tasks; steps: an optimizer step per task, as in the paper; others: one for all, "
         "with weights of the losses (sum, uncertainty, dwa, famo) or of the gradients",
         choices=balance_names(),
+        formerly="one_step",
+        former_values={True: "sum", False: STEPS},
     )
     balance_dtype: str = flag(
         "float32", "dtype in which weights of the gradients keep every task's gradient", choices=("float32", "bf16")

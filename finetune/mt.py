@@ -11,12 +11,12 @@ from finetune.decontamination.manifest import is_cleaned
 from finetune.evaluation.scores import save_values
 from finetune.reporting.multi_task_summary import describe_result
 from finetune.run_dirs.result_files import VALUES, MultiResult
-from finetune.training.multi_task_setup import build_multi_task, flags_to_resume, result
+from finetune.training.multi_task_setup import build_multi_task, result
 from finetune.training.task_schedulers import find_regime
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
 from pretrain.engine.experiment_trackers import tracker_names
 from pretrain.engine.metrics_logger import where_curves_are
-from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, read_config
+from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, read_config, stored_flags
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
 from shards.common.files import write_json
@@ -73,6 +73,6 @@ if __name__ == "__main__":
             run,
             "finetune.mt",
             "Multi-task training of one model.",
-            inherit=flags_to_resume,
+            inherit=lambda flags: stored_flags(flags, flags.get("out", MtConfig.out)),
             examples=EXAMPLES,
         )

@@ -244,7 +244,7 @@ def _content(pairs: Pairs) -> tuple[str, str]:
 
 
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
-    check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
+    check_flags(config, run, FREE_FLAGS)
     stored, facts = read_config(run).get("data") or {}, _facts(pairs)
     if "content" not in stored:  # runs of earlier versions
         facts.pop("content", None)

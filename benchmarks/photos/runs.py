@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.photos.data import FOLDS, NOT_CLEANED, PRETRAINED, Folder
 from benchmarks.photos.recipe import Recipe
 from finetune.reporting.training_commands import TrainingCommand
-from pretrain.engine.run_dir import absolute, read_config
+from pretrain.engine.run_dir import absolute
 from shards.common.errors import UserError
 
 TASKS = ("flickr_retrieval", "flickr30k_entities", "esnli_ve", "daquar")
@@ -146,7 +146,7 @@ def check_made_with(call: TrainingCommand) -> None:
     """Raises UserError for a run that was started with other flags, because the table would mix them."""
     if not call.begun:
         return
-    stored = read_config(call.out)["flags"]
+    stored = call.stored_flags
     for name, asked in call.flags.items():
         if stored.get(name, asked) not in (asked, absolute(asked, name)):
             raise UserError(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from finetune.config import ModelFlags
-from shards.common.cli import with_current_names
+from shards.common.cli import current_flags
 from shards.common.errors import UserError
 
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
@@ -25,11 +25,11 @@ def naming_arguments() -> Iterator[None]:
 def current_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments that name flags of ModelFlags, by their current names; warns of former names."""
 
-    def warn(former: str, name: str) -> None:
-        text = f"{former} is deprecated and will be removed in the next release; use {name}"
+    def warn(former: str, current: str) -> None:
+        text = f"{former} is deprecated and will be removed in the next release; use {current}"
         warnings.warn(text, FutureWarning, stacklevel=5)  # of the line that calls the class
 
-    return with_current_names(ModelFlags, options, warn)
+    return current_flags(ModelFlags, options, warn)
 
 
 @contextmanager

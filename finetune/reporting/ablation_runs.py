@@ -7,7 +7,7 @@ from finetune.config import AblateConfig
 from finetune.reporting.ablation_suites import SUITES, Row
 from finetune.reporting.training_commands import TrainingCommand
 from pretrain.config import PretrainConfig
-from pretrain.engine.run_dir import absolute, read_config
+from pretrain.engine.run_dir import absolute
 from pretrain.models.model_config import ModelConfig
 from pretrain.pretrained.find_weights import BERT, find_weights
 from pretrain.pretrained.hf_bert import bert_folder
@@ -144,7 +144,7 @@ def as_begun(runs: list[AblationRun], config: AblateConfig, start: PlainStart | 
     """
     for one in runs:
         for call in calls_of(one, config, start):
-            stored = read_config(call.out)["flags"] if call.begun else {}
+            stored = call.stored_flags if call.begun else {}
             for name, asked in call.settings.items():
                 if name in OWN_DEFAULT and call.flags.get(name, asked) is None:
                     config = replace(config, **{name: stored.get(name)})

@@ -18,7 +18,7 @@ from finetune.run_dirs.result_files import VALUES
 from finetune.task_types.base import Task
 from finetune.tasks import all_tasks, find_task, paper_tasks
 from pretrain.config import PretrainConfig
-from pretrain.engine.run_dir import CONFIG, read_config
+from pretrain.engine.run_dir import CONFIG, read_flags
 
 TABLE9 = "table9_full_dataset"
 TABLE9_COLUMNS = {  # rows of table 9 -> columns of table 10, where the names differ
@@ -166,7 +166,7 @@ def _changed(flags: dict, config: type, names: Iterable[str]) -> dict:
 def _pretraining(run: Run) -> dict:
     """Flags of the objective of a run's pretraining that differ from the defaults; empty if it is not found."""
     start = Path(run.config["start"]["run"] or "")
-    return _changed(read_config(start)["flags"], PretrainConfig, OBJECTIVE) if (start / CONFIG).is_file() else {}
+    return _changed(read_flags(start, PretrainConfig), PretrainConfig, OBJECTIVE) if (start / CONFIG).is_file() else {}
 
 
 def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:

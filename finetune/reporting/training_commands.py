@@ -10,12 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from finetune.config import FREE_FLAGS, MtConfig
+from finetune.config import FREE_FLAGS, MtConfig, StConfig
 from pretrain.config import FREE_FLAGS as PRETRAINING_FREE_FLAGS
 from pretrain.config import PretrainConfig
 from pretrain.engine.checkpoint import newest_checkpoint
+from pretrain.engine.run_dir import read_flags
 from shards.common.dist_info import Ranks
 from shards.common.errors import ErrorOnAnotherRank, UserError
+
+CONFIGS = {"pretrain.run": PretrainConfig, "finetune.mt": MtConfig, "finetune.st": StConfig}
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,16 @@ class TrainingCommand:
     @property
     def settings(self) -> dict:
         """The flags that change what is computed, including defaults of flags that are not given."""
-        if self.module == "pretrain.run":
-            config, free = PretrainConfig(**self.flags).settled(), PRETRAINING_FREE_FLAGS
-        else:
-            config, free = MtConfig(**self.flags), FREE_FLAGS
+        config, free = CONFIGS[self.module](**self.flags), FREE_FLAGS
+        if isinstance(config, PretrainConfig):
+            config, free = config.settled(), PRETRAINING_FREE_FLAGS
         found = {name: value for name, value in asdict(config).items() if name not in free}
         return {name: value for name, value in found.items() if value is not None or name in self.flags}
+
+    @property
+    def stored_flags(self) -> dict:
+        """The flags in config.json of a run that was started."""
+        return read_flags(self.out, CONFIGS[self.module])
 
     @property
     def argv(self) -> list[str]:

@@ -4,19 +4,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from finetune.config import MtConfig, StConfig
 from finetune.decontamination.manifest import is_cleaned
-from finetune.run_dirs.renamed_flags import renamed_flags
 from finetune.run_dirs.result_files import KeptScores, MultiResult, SingleResult
 from finetune.run_dirs.run_data_folder import kept_scores
 from finetune.tasks import add_task_files_of
+from pretrain.config import PretrainConfig
 from pretrain.engine.metrics_logger import read_metrics
 from pretrain.engine.result_file import Result as PretrainingResult
 from pretrain.engine.run_dir import CONFIG, RESULT, existing_runs, read_config
+from shards.common.cli import current_flags
 from shards.common.errors import UserError
 from shards.common.files import files_below, read_json
 
 METRICS = "metrics.jsonl"
 PRETRAINING, SINGLE, MULTI = "pretraining", "one task", "many tasks"  # kinds of runs
+TYPES = {  # of their flags and of result.json
+    PRETRAINING: (PretrainConfig, PretrainingResult),
+    SINGLE: (StConfig, SingleResult),
+    MULTI: (MtConfig, MultiResult),
+}
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,12 @@ def read_run(folder: Path) -> Run:
     kept = [read_json(path, KeptScores) for path in sorted(kept_scores(folder).glob("*.json"))]
     run = Run(
         path=folder,
-        config=config | {"flags": renamed_flags(config["flags"])},
+        config=config,
         result=None,
         training=[line for line in lines if line["kind"] == "train"],
         validation=[line for line in lines if line["kind"] == "validation"],
         evaluations={(scores["task"], scores["split"]): scores for scores in kept},
     )
-    kind = {PRETRAINING: PretrainingResult, SINGLE: SingleResult, MULTI: MultiResult}[run.kind]
-    return replace(run, result=read_json(result, kind)) if result.exists() else run
+    config_type, result_type = TYPES[run.kind]
+    run = replace(run, config=config | {"flags": current_flags(config_type, run.flags)})
+    return replace(run, result=read_json(result, result_type)) if result.exists() else run

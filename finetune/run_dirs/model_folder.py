@@ -17,7 +17,7 @@ from finetune.tasks import TASK_FILES, add_task_files_of
 from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, copy_tensors, read_facts, selection_score
 from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, existing_runs, read_config
 from pretrain.tokenizer.tokenizer import FILE as TOKENIZER
-from shards.common.cli import with_current_names
+from shards.common.cli import current_flags
 from shards.common.errors import UserError
 from shards.common.files import read_json, whole_file, write_json
 from shards.common.folder_lock import FolderLock
@@ -93,7 +93,7 @@ def _may_be_written(out: Path) -> bool:
 def _remove_paths(described: Path) -> None:
     """Reduces the paths in a detector's description to file names; earlier versions also stored those of images."""
     value = read_json(described)
-    plan = with_current_names(ExtractConfig, value["extra"]["plan"])
+    plan = current_flags(ExtractConfig, value["extra"]["plan"])
     names = {}
     if plan.get("weights"):
         names["weights"] = ",".join(Path(part).name for part in plan["weights"].split(","))

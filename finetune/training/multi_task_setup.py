@@ -42,7 +42,6 @@ from finetune.run_dirs.init_weights import (
     choose_vocabulary,
     random_start_note,
 )
-from finetune.run_dirs.renamed_flags import renamed_flags
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
@@ -52,7 +51,7 @@ from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
 from pretrain.engine.checkpoint import FACTS, read_facts
 from pretrain.engine.distributed import on_every_rank, on_first
-from pretrain.engine.run_dir import check_flags, stored_flags
+from pretrain.engine.run_dir import check_flags
 from pretrain.engine.trainer import Trainer
 from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
@@ -60,11 +59,6 @@ from shards.common.errors import UserError
 from shards.common.untrusted_input import reading
 
 ENDLESS = 1 << 30  # epochs of a task's plan: the number of iterations ends a run, not the epochs
-
-
-def flags_to_resume(flags: dict) -> dict:
-    """The stored flags of the run to resume. flags: of the command line."""
-    return renamed_flags(stored_flags(flags, flags.get("out", MtConfig.out)))
 
 
 def result(training: MultiTask, seconds: float) -> dict:
@@ -106,7 +100,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
     config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
     if newest:
-        check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
+        check_flags(config, run, FREE_FLAGS)
     read = zip(tasks, data, splits, strict=True)
     content = on_first(ranks, lambda: {task.name: content_of(*of_task) for task, *of_task in read})
     if newest:

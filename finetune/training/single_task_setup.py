@@ -83,7 +83,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
     if newest:
-        check_flags(dataclasses.asdict(config), run, FREE_FLAGS)
+        check_flags(config, run, FREE_FLAGS)
     content = {task.name: on_first(ranks, lambda: content_of(data, (examples, held_out)))}
     if newest:
         check_content(run, content)

@@ -13,6 +13,7 @@ import msgspec
 from pretrain.engine.checkpoint import FACTS, TRAINING, newest_checkpoint
 from pretrain.engine.distributed import on_first
 from pretrain.engine.experiment_trackers import IDENTIFIERS
+from shards.common.cli import current_flags
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.common.files import is_remote, read_json
@@ -34,9 +35,6 @@ PATHS: dict[str, tuple[str, ...]] = {
     "init": ("scratch",),
     "clean": ("True", "true"),
 }
-
-# Former names of flags in config.json of runs of earlier versions -> current names.
-RENAMED = {"words": "max_tokens", "regions": "max_regions"}
 
 
 def _is_there(path: str) -> bool:
@@ -65,17 +63,22 @@ def stored_form(flags: dict) -> dict:
 
 
 def read_config(run) -> dict:
-    """Reads config.json of a run. Flags have their current names; paths in them and of initial weights are relocated
-    (`_located`).
+    """Reads config.json of a run. Paths in flags and of initial weights are relocated (`_located`).
+
+    Flags have the names that they had when the run was made, see `read_flags`.
     """
     config = read_json(Path(run) / CONFIG, Config)
-    config["flags"] = {RENAMED.get(name, name): value for name, value in config["flags"].items()}
     flags, start = config["flags"], config.get("start")
     if isinstance(flags.get("out"), str):
         config["flags"] = {name: _located(value, name, run, flags["out"]) for name, value in flags.items()}
         if isinstance(start, dict):
             config["start"] = start | {"run": _located(start.get("run"), "init", run, flags["out"])}
     return config
+
+
+def read_flags(run, config_type) -> dict:
+    """The flags of a run by their current names. config_type: dataclass of the flags of the command that made it."""
+    return current_flags(config_type, read_config(run)["flags"])
 
 
 def _located(value, flag: str, run, out: str):
@@ -182,7 +185,7 @@ def checkpoint_to_resume(run: Path, resume: bool, ranks: Ranks) -> Path | None:
 
 
 def stored_flags(flags: dict, run) -> dict:
-    """The stored flags of the run to resume, so that they need not be repeated. flags: of the command line."""
+    """The flags of the run to resume, as stored, so that they need not be repeated. flags: of the command line."""
     path = Path(run) / CONFIG
     if str(flags.get("resume", "")).lower() != "true" or not path.exists():
         return {}
@@ -202,7 +205,7 @@ def finished_result(run: Path, newest: Path | None, config, free: set[str], rank
     def read() -> dict | None:
         if newest is None or not (run / RESULT).exists():
             return None
-        check_flags({name: value for name, value in dataclasses.asdict(config).items() if value is not None}, run, free)
+        check_flags(config, run, free, given_only=True)
         return read_json(run / RESULT, kind, finite=False)
 
     result = on_first(ranks, read)
@@ -211,11 +214,20 @@ def finished_result(run: Path, newest: Path | None, config, free: set[str], rank
     return result
 
 
-def check_flags(flags: dict, run: Path, free: set[str]) -> None:
-    """Raises UserError if a flag differs from that of the run to resume; those in `free` may differ."""
-    stored = stored_form(read_config(run)["flags"])
-    for name, value in flags.items():
-        if name not in free and stored.get(name, value) not in (value, absolute(value, name)):
+def check_flags(config, run: Path, free: set[str], given_only: bool = False) -> None:
+    """Raises UserError if a flag differs from that of the run to resume.
+
+    Args:
+        config: the flags.
+        run: the run directory.
+        free: flags that may differ.
+        given_only: whether flags that are None (not given) may differ too.
+    """
+    stored = stored_form(read_flags(run, type(config)))
+    for name, value in dataclasses.asdict(config).items():
+        if name in free or (given_only and value is None):
+            continue
+        if stored.get(name, value) not in (value, absolute(value, name)):
             raise UserError(
                 f"--{name} {value}: the run in {run} has {stored[name]}; "
                 "omit the flag to resume, or start a new run with another --out"

@@ -48,6 +48,7 @@ def flag(
     model=False,
     group=None,
     formerly=None,
+    former_values=None,
 ):
     """A dataclass field for a flag.
 
@@ -60,11 +61,12 @@ def flag(
         written: an output path; URLs are rejected, because some writers would accept them.
         model: a path of a model, or hf:OWNER/NAME, which is downloaded and replaced by its local path.
         group: heading in --help of this flag and of those after it.
-        formerly: the name of the flag in the previous release, which is still accepted, see `with_current_names`.
+        formerly: the name of the flag in an earlier release, which is still accepted, see `current_flags`.
+        former_values: former value -> value, if the flag of that name had other values.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
     metadata |= {"first": first, "written": written, "unset": unset, "model": model, "group": group}
-    metadata["formerly"] = formerly
+    metadata |= {"formerly": formerly, "former_values": former_values}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -133,35 +135,42 @@ def _check(name: str, value, rules) -> None:
         raise UserError(f"--{name} {value}: is a URL; it should be a local path")
 
 
-def former_names(config_type) -> dict[str, str]:
-    """Former name -> name, of the flags that were renamed in this release."""
-    renamed = [field for field in dataclasses.fields(config_type) if field.metadata.get("formerly")]
-    return {field.metadata["formerly"]: field.name for field in renamed}
-
-
-def with_current_names(
-    config_type, values: dict[str, Any], notice: Callable[[str, str], None] = lambda former, name: None
+def current_flags(
+    config_type, values: dict[str, Any], notice: Callable[[str, str], None] = lambda former, current: None
 ) -> dict[str, Any]:
-    """Values by name of the flag, with former names replaced. notice: called with each former name and its new one.
+    """Values by the name of their flag: former names of flags are replaced, and their values converted.
+
+    Args:
+        config_type: dataclass of the flags; `values` may contain other names too, which are not changed.
+        values: of a command line, of an earlier version's config.json, or of a call from Python.
+        notice: called with every former name and what replaces it, such as "max_regions" or "balance sum".
 
     Raises:
-        UserError: a flag is given by both names.
+        UserError: a flag is given by both names, or the former flag had no such value.
     """
-    former, result = former_names(config_type), {}
-    for given, value in values.items():
-        name = former.get(given, given)
-        if name != given and name in values:
-            raise UserError(f"--{given} {value}: former name of --{name}, which is also given; remove one of them")
-        if name != given:
-            notice(given, name)
-        result[name] = value
+    fields = dataclasses.fields(config_type)
+    renamed = {field.metadata["formerly"]: field for field in fields if field.metadata.get("formerly")}
+    result = {}
+    for name, value in values.items():
+        if name not in renamed:
+            result[name] = value
+            continue
+        current, former_values = renamed[name].name, renamed[name].metadata["former_values"]
+        if current in values:
+            raise UserError(f"--{name} {value}: former name of --{current}, which is also given; remove one of them")
+        if former_values:
+            value = _convert(name, value, type(next(iter(former_values))), optional=False)
+            _check(name, value, {"choices": tuple(former_values)})
+            value = former_values[value]
+        notice(name, f"{current} {value}" if former_values else current)
+        result[current] = value
     return result
 
 
-def _print_notice(former: str, name: str) -> None:
+def _print_notice(former: str, current: str) -> None:
     """Reports a former name of a flag on the command line, on the first rank."""
     if launched().first:
-        print(f"--{former} is deprecated and will be removed in the next release; use --{name}", file=sys.stderr)
+        print(f"--{former} is deprecated and will be removed in the next release; use --{current}", file=sys.stderr)
 
 
 def build(config_type, values: dict, positional: tuple = ()):
@@ -181,8 +190,6 @@ def build(config_type, values: dict, positional: tuple = ()):
     result = {}
     for name, value in values.items():
         if name not in fields:
-            if replacement := getattr(config_type, "REPLACED", {}).get(name):
-                raise UserError(f"--{name}: no such flag any more; use {replacement}")
             close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"did you mean --{close[0]}?" if close else "see --help"
             raise UserError(f"--{name}: no such flag; {hint}")
@@ -275,7 +282,8 @@ def command(
 
     Args:
         examples: command lines for --help.
-        inherit: maps the given flags to values of others, such as those of a run to resume.
+        inherit: maps the given flags to values of others, such as those of a run to resume, which may be an earlier
+            version's.
     """
     argv = sys.argv[1:] if argv is None else argv
     _prepare_output()
@@ -285,8 +293,8 @@ def command(
             sys.exit(0)
         check_packages()
         positional, values = parse(argv)
-        values = with_current_names(config_type, values, _print_notice)
-        values = inherit(values) | values
+        values = current_flags(config_type, values, _print_notice)
+        values = current_flags(config_type, inherit(values)) | values
         sys.exit(run(build(config_type, values, positional)) or 0)
     except ErrorOnAnotherRank:
         sys.exit(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.common.cli import former_names
+from shards.common.cli import current_flags
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 from shards.common.excluded_ids import digest_of, read_excluded
@@ -50,7 +50,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
     out, total = Path(config.out), sum(part.count for part in parts)
     plan = _plan(config, parts, detector)
     if ranks.first:
-        begin_dataset(out, plan, former_names(ExtractConfig))
+        begin_dataset(out, plan, lambda stored: current_flags(ExtractConfig, stored))
     if (out / "dataset.json").exists():
         dataset = open_dataset(str(out))
         ranks.log(f"{out}: is already complete, {len(dataset)} images; nothing to do")

@@ -9,7 +9,7 @@ import pkgutil
 import shutil
 from pathlib import Path
 
-from shards.common.cli import with_current_names
+from shards.common.cli import current_flags
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.common.model_hub import HUB_NAME
@@ -86,7 +86,7 @@ def keep_detector(regions, folder) -> None:
     if not (regions / "dataset.json").exists():
         return
     described = read_json(regions / "dataset.json")
-    plan = with_current_names(ExtractConfig, described.get("extra", {}).get("plan", {}))
+    plan = current_flags(ExtractConfig, described.get("extra", {}).get("plan", {}))
     if plan.get("command") == "shards.extract":
         plan = {name: plan[name] for name in DESCRIBED if name in plan}
         folder.mkdir(parents=True)
@@ -125,7 +125,7 @@ def detector_of(folder: Path, device: str) -> Detector:
     path = Path(folder) / "dataset.json"
     if (Path(folder) / UNFINISHED).exists() or not path.exists():
         raise UserError(f"{folder}: contains no finished region shards, whose detector is needed")
-    plan = with_current_names(ExtractConfig, read_json(path).get("extra", {}).get("plan", {}))
+    plan = current_flags(ExtractConfig, read_json(path).get("extra", {}).get("plan", {}))
     if plan.get("command") != "shards.extract":
         raise UserError(f"{folder}: regions were converted, without a detector; use shards made by shards.extract")
     given = {name: plan[name] for name in SETTINGS if plan.get(name) is not None}

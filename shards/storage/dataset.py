@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,12 +94,14 @@ class Dataset:
         return int(self.counts.sum())
 
 
-def begin_dataset(folder: str | Path, plan: dict[str, Any], former: dict[str, str] | None = None) -> None:
+def begin_dataset(
+    folder: str | Path, plan: dict[str, Any], current: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> None:
     """Marks `folder` as unfinished, so that it is not used as a data set before `finish_dataset`.
 
     Args:
         plan: settings and inputs that determine the content.
-        former: names of settings in plans of earlier versions -> their names in `plan`.
+        current: maps the settings of an earlier version's plan to their current names and values.
 
     Raises:
         UserError: the folder contains shards that were made with another plan.
@@ -111,8 +113,7 @@ def begin_dataset(folder: str | Path, plan: dict[str, Any], former: dict[str, st
         if (folder / name).exists():
             stored = read_json(folder / name)
             stored = stored if name == UNFINISHED else _plan_of(stored)
-            stored = stored if isinstance(stored, dict) else {}
-            stored = {(former or {}).get(key, key): value for key, value in stored.items()}
+            stored = current(stored) if isinstance(stored, dict) else {}
             stored = {key: _as_now(value, plan.get(key)) for key, value in stored.items()}
             if stored != plan:
                 differing = sorted(key for key in {*stored, *plan} if stored.get(key) != plan.get(key))

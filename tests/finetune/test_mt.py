@@ -15,8 +15,9 @@ import torch
 from launching import finish, lines_of, run_ranks, start_ranks, weights_of
 
 from finetune.data.task_batches import Order
+from finetune.run_dirs.finished_runs import read_run
 from finetune.tasks import choose_tasks, paper_tasks
-from finetune.training.multi_task_setup import flags_to_resume, task_tokens
+from finetune.training.multi_task_setup import task_tokens
 from pretrain.data.batch_schedule import Plan
 from pretrain.engine.checkpoint import newest_checkpoint
 from pretrain.engine.step import Engine
@@ -287,9 +288,20 @@ def test_a_balanced_run_is_resumed_to_the_same_numbers_with_paused_tasks(mt, tmp
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_of_an_earlier_version_is_resumed_with_its_single_step(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"flags": {"tasks": "g4", "one_step": True}}))
-    assert flags_to_resume({"out": str(tmp_path), "resume": "true"}) == {"tasks": "g4", "balance": "sum"}
+def test_a_run_of_an_earlier_version_is_resumed_with_its_single_step(mt, tmp_path, run_command):
+    run = tmp_path / "run"
+    status, _, err = run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2), "--one_step")
+    assert status == 0 and "--one_step is deprecated" in err and "use --balance sum\n" in err
+    config = json.loads((run / "config.json").read_text())
+    assert config["flags"].pop("balance") == "sum"
+    config["flags"] |= {"one_step": True, "regions": config["flags"].pop("max_regions")}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "result.json").unlink()
+    status, _, err = run_command("finetune.mt", "--out", run, "--resume", "--balance", "dwa")
+    assert status == 2 and f"error: --balance dwa: the run in {run} has sum" in err
+    status, out, err = run_command("finetune.mt", "--out", run, "--resume")
+    assert (status, err) == (0, "") and "resuming after iteration 2" in out
+    assert read_run(run).flags["balance"] == "sum"
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -377,7 +389,7 @@ def test_tokens_are_kept_for_what_goes_on(mt, tmp_path, run_command, world, kind
 
 
 MISTAKES = [
-    (["--one_step", "true"], "--one_step: no such flag any more; use --balance sum"),
+    (["--one_step", "true", "--balance", "dwa"], "--one_step true: former name of --balance, which is also given"),
     (["--tasks", "refcoc"], "--tasks refcoc: should be one of all, g1, g2, g3, g4, extra, vqa"),
     (["--tasks", "g4,,g1"], "--tasks : should be one of all"),
     (["--regime", "dgs"], "--regime dgs: should be one of dsg, round_robin"),

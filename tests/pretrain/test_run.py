@@ -20,11 +20,12 @@ from data_sets import make_dataset
 from safetensors.torch import load_file
 
 from pretrain import load
+from pretrain.config import PretrainConfig
 from pretrain.data.collate import Limits, stack
 from pretrain.data.random_choices import sample_keys
 from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
-from pretrain.engine.run_dir import RENAMED, read_config
+from pretrain.engine.run_dir import read_flags
 from pretrain.engine.step import Engine
 from pretrain.engine.stop_signals import Stop
 from pretrain.models.model_config import TINY
@@ -249,12 +250,12 @@ def test_a_run_of_the_previous_release_is_resumed_by_either_name_of_a_flag(datas
     assert status == 0 and "use --max_tokens\n" in err and "use --max_regions\n" in err
     (run / "result.json").unlink()
     config = json.loads((run / "config.json").read_text())
-    before = read_config(run)
-    former = {name: former for former, name in RENAMED.items()}
+    before = read_flags(run, PretrainConfig)
+    former = {"max_tokens": "words", "max_regions": "regions"}
     assert {config["flags"][name] for name in former} == {20, 30}
     config["flags"] = {former.get(name, name): value for name, value in config["flags"].items()}
     (run / "config.json").write_text(json.dumps(config))
-    assert read_config(run) == before
+    assert read_flags(run, PretrainConfig) == before
     for flag in ("--words", "--max_tokens"):
         status, _, err = run_command("pretrain.run", "--out", run, "--resume", flag, 36)
         assert status == 2 and f"error: --max_tokens 36: the run in {run} has 20" in err

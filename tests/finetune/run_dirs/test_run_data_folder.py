@@ -15,8 +15,7 @@ from finetune.inference.predictor import Predictor
 from finetune.run_dirs.finished_runs import find_runs
 from finetune.run_dirs.run_data_folder import own_data
 from pretrain.config import PretrainConfig
-from pretrain.engine.run_dir import PATHS, RENAMED, read_config
-from shards.common.cli import former_names
+from pretrain.engine.run_dir import PATHS, read_config
 from shards.common.errors import UserError
 from shards.detectors import detector_of, keep_detector
 
@@ -240,11 +239,6 @@ def test_what_is_kept_of_a_network(tmp_path, monkeypatch):
     assert found["extra"]["plan"]["weights"] == str(tmp_path / "w.pth") and "shards" not in found
     keep_detector("nowhere", "kept")
     assert not Path("kept").exists()
-
-
-def test_every_renamed_flag_of_a_stored_run_is_known():
-    former = [former_names(config) for config in (PretrainConfig, StConfig, MtConfig)]
-    assert {former: name for names in former for former, name in names.items()} == RENAMED
 
 
 def test_every_flag_that_names_a_path_is_known():

@@ -119,6 +119,7 @@ def test_help_groups_flags_in_columns_and_ends_with_examples(monkeypatch):
 @dataclass
 class Renamed:
     max_regions: int = flag(36, "regions per image", low=1, formerly="regions")
+    balance: str = flag("steps", "a method", formerly="one_step", former_values={True: "sum", False: "steps"})
     seed: int = flag(0, "random seed")
 
 
@@ -131,10 +132,15 @@ def run_renamed(*argv, stored=None) -> dict:
 
 
 def test_a_former_name_is_accepted_with_a_notice(capsys, monkeypatch):
-    assert run_renamed("--regions", "5") == {"max_regions": 5, "seed": 0, "status": 0}
+    assert run_renamed("--regions", "5") == {"max_regions": 5, "balance": "steps", "seed": 0, "status": 0}
     notice = "--regions is deprecated and will be removed in the next release; use --max_regions\n"
     assert capsys.readouterr().err == notice
-    assert run_renamed("--max_regions", "6", "--seed", "1") == {"max_regions": 6, "seed": 1, "status": 0}
+    assert run_renamed("--max_regions", "6", "--seed", "1") == {
+        "max_regions": 6,
+        "balance": "steps",
+        "seed": 1,
+        "status": 0,
+    }
     assert capsys.readouterr().err == ""
     assert run_renamed("--regions", "7", stored={"max_regions": 36, "seed": 2})["max_regions"] == 7
     assert capsys.readouterr().err == notice
@@ -152,9 +158,27 @@ def test_a_former_name_is_checked_and_not_combined_with_the_new_one(capsys):
     assert "error: --regions 5: former name of --max_regions, which is also given" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "balance"), [((), "sum"), (("true",), "sum"), (("false",), "steps")])
+def test_the_value_of_a_former_flag_is_converted(capsys, given, balance):
+    assert run_renamed("--one_step", *given)["balance"] == balance
+    assert capsys.readouterr().err.endswith(f"; use --balance {balance}\n")
+
+
+def test_a_former_flag_accepts_its_former_values_only(capsys):
+    assert run_renamed("--one_step", "sum")["status"] == 2
+    assert "error: --one_step sum: should be true or false" in capsys.readouterr().err
+
+
+def test_stored_flags_of_an_earlier_version_are_converted_without_a_notice(capsys):
+    stored = {"regions": 7, "one_step": True, "seed": 2}
+    assert run_renamed(stored=stored) == {"max_regions": 7, "balance": "sum", "seed": 2, "status": 0}
+    assert run_renamed("--balance", "dwa", "--max_regions", "8", stored=stored)["balance"] == "dwa"
+    assert capsys.readouterr().err == ""
+
+
 def test_help_has_no_former_names():
     text = usage(Renamed, "some.command", "")
-    assert "--max_regions" in text and "--regions" not in text
+    assert "--max_regions" in text and "--regions" not in text and "--one_step" not in text
 
 
 def test_values_from_python_are_checked_like_texts():
