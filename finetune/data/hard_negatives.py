@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.data.regions import Regions
 from finetune.prepared.packed_examples import PackedExamples
-from finetune.prepared.prepare_data import kept_arrays
+from finetune.prepared.prepare_data import derived_arrays
 from shards.common import counter_rng
 from shards.common.errors import UserError
 from shards.common.progress_bar import progress_bar
@@ -93,7 +93,7 @@ class Options:
         digest = hashlib.sha256("\n".join(self.images).encode()).hexdigest()
         key = {"content": "nearest", "images": digest, "regions": fingerprint(regions.dataset), "count": str(NEAREST)}
         name = f"{regions.dataset.folder.name}-{digest[:16]}.nearest"
-        found = kept_arrays(data, name, key, partial(self._nearest, regions))
+        found = derived_arrays(data, name, key, partial(self._nearest, regions))
         self.nearest = found["nearest"].reshape(len(self.images), -1)
 
     def _nearest(self, regions: Regions) -> dict[str, np.ndarray]:

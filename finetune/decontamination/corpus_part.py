@@ -18,7 +18,7 @@ from finetune.decontamination import perceptual_hash
 from finetune.decontamination.corpus_images import CorpusImage, CorpusPart, corpus_images
 from finetune.decontamination.fingerprint_file import read_fingerprint
 from finetune.decontamination.hash_search import NEAR, SEARCHES
-from finetune.decontamination.kept_results import kept_arrays, read_kept
+from finetune.decontamination.kept_results import kept_result, read_kept_result
 from finetune.decontamination.known_tests import KnownTests
 from finetune.decontamination.perceptual_hash import DIFFERENT, UNRELATED, difference, grey, image_hashes, thumbnail
 from shards.common.process_pool import advance
@@ -101,7 +101,7 @@ class PartJob:
 
     def is_done(self) -> bool:
         """Whether the result of an earlier run, or of another rank, exists."""
-        return read_kept(self.kept, self.stamp) is not None
+        return read_kept_result(self.kept, self.stamp) is not None
 
 
 def _state(name: str) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def _state(name: str) -> tuple[int, int]:
 
 def search_part(job: PartJob) -> PartResult:
     """Searches a part, or returns the result of an earlier run; in a worker process."""
-    kept, _ = kept_arrays(job.kept, job.stamp, lambda: _encode(_search(job)))
+    kept, _ = kept_result(job.kept, job.stamp, lambda: _encode(_search(job)))
     advance(job.part.bytes)
     return _decode(kept)
 

@@ -14,7 +14,7 @@ STAMP = "stamp"
 Arrays = dict[str, np.ndarray]
 
 
-def kept_arrays(path: Path, stamp: str, make: Callable[[], Arrays]) -> tuple[Arrays, bool]:
+def kept_result(path: Path, stamp: str, make: Callable[[], Arrays]) -> tuple[Arrays, bool]:
     """The arrays of an earlier run, or those that `make` computes, which are written to `path`.
 
     Args:
@@ -23,7 +23,7 @@ def kept_arrays(path: Path, stamp: str, make: Callable[[], Arrays]) -> tuple[Arr
     Returns:
         The arrays, and whether they are of an earlier run.
     """
-    found = read_kept(path, stamp)
+    found = read_kept_result(path, stamp)
     if found is not None:
         return found, True
     arrays = make()
@@ -32,7 +32,7 @@ def kept_arrays(path: Path, stamp: str, make: Callable[[], Arrays]) -> tuple[Arr
     return arrays, False
 
 
-def read_kept(path: Path, stamp: str) -> Arrays | None:
+def read_kept_result(path: Path, stamp: str) -> Arrays | None:
     """The arrays of an earlier run; None if there are none with this stamp."""
     if path.exists():
         with contextlib.suppress(UserError, FileNotFoundError), reading(path):

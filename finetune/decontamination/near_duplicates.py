@@ -12,7 +12,7 @@ import numpy as np
 from finetune.annotations.official_files import scan_lines
 from finetune.decontamination.hash_search import SEARCHES
 from finetune.decontamination.image_identity import Photos
-from finetune.decontamination.kept_results import kept_arrays
+from finetune.decontamination.kept_results import kept_result
 from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, image_hashes
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
@@ -81,7 +81,7 @@ def hash_images(job: HashJob) -> tuple[np.ndarray, list[str]]:
     """(uint64 (n, 6) hashes, zeros for images that cannot be read; a message on each of these)."""
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.files]
     stamp = hashlib.sha256(json.dumps([str(job.files[0].parent), facts]).encode()).hexdigest()
-    kept, earlier = kept_arrays(job.kept, stamp, lambda: _hash(job.files))
+    kept, earlier = kept_result(job.kept, stamp, lambda: _hash(job.files))
     if earlier:
         advance(len(job.files))
     return kept["hashes"], kept["bad"].tolist()

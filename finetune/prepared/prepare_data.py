@@ -32,7 +32,7 @@ from shards.common.process_pool import advance, run_tasks
 FOLDER = "prepared"
 EXAMPLES, IMAGES, ANSWERS = "examples", "images", "answers"
 WORTH_PROCESSES = 1 << 26  # bytes of official files; fewer are read before other processes have started
-KEPT = 8  # files of a kind of computed arrays, see kept_arrays
+KEPT = 8  # files of a kind of derived arrays, see derived_arrays
 READERS = ("finetune/annotations", "finetune/metrics", "finetune/prepared", "shards/common", "shards/parsing")
 
 Arrays = dict[str, np.ndarray]
@@ -113,7 +113,7 @@ def open_examples(data, task: Task, split: str) -> PackedExamples:
     return open_prepared(data, Wanted(task, EXAMPLES, split))
 
 
-def kept_arrays(data, name: str, key: dict[str, str], compute: Callable[[], Arrays]) -> Arrays:
+def derived_arrays(data, name: str, key: dict[str, str], compute: Callable[[], Arrays]) -> Arrays:
     """Arrays that are computed once and kept with the prepared data.
 
     Of the files with the same suffix, only the KEPT that were used last are kept: every change of the training images

@@ -23,8 +23,8 @@ from finetune.prepared.prepare_data import (
     IMAGES,
     KEPT,
     Wanted,
+    derived_arrays,
     for_training,
-    kept_arrays,
     open_prepared,
     places,
     prepare,
@@ -410,7 +410,7 @@ def private() -> int:
 
 def number_of(data, number: int, key: str = "") -> int:
     """The content of a file of computed arrays, which is `number` if it has to be computed."""
-    arrays = kept_arrays(data, f"set-{number}.nearest", {"key": key}, lambda: {"number": np.array([number])})
+    arrays = derived_arrays(data, f"set-{number}.nearest", {"key": key}, lambda: {"number": np.array([number])})
     return int(arrays["number"][0])
 
 
@@ -433,8 +433,8 @@ def test_an_interrupted_computation_leaves_no_file(data):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kept_arrays(data, "set.nearest", {}, interrupted)
+        derived_arrays(data, "set.nearest", {}, interrupted)
     place = places(data)[0]
     assert not place.exists() or not [path for path in place.iterdir() if "nearest" in path.name]
-    assert kept_arrays(data, "set.nearest", {}, lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
-    kept_arrays(data, "set.nearest", {}, interrupted)  # found
+    assert derived_arrays(data, "set.nearest", {}, lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+    derived_arrays(data, "set.nearest", {}, interrupted)  # found
