@@ -3,15 +3,11 @@
 Error messages name the file and the record.
 """
 
-import codecs
 import csv
-import itertools
-import mmap
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Generic, TypeVar, get_args, get_origin
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -19,10 +15,12 @@ from finetune.annotations.source_files import note_read, note_search
 from shards.common.errors import UserError
 from shards.common.files import is_stray, refuse_special_file
 from shards.common.untrusted_input import byte_lines, is_number, parse_json, reading, reason_of, shown
+from shards.parsing.json_records import BROKEN, decode_file, explained, read_list, text_begin
+from shards.parsing.json_records import take as take  # for the readers of tasks
+from shards.parsing.json_records import take_all as take_all
 from shards.parsing.safe_pickle import unpickle
 
 Kind = TypeVar("Kind")
-BROKEN = (msgspec.DecodeError, ValueError, RecursionError)  # errors of decoding
 
 
 class MissingFile(UserError):
@@ -30,14 +28,12 @@ class MissingFile(UserError):
 
 
 def scan(path, kind: type[Kind]) -> Kind:
-    """Decodes a .json file as `kind`, a msgspec type. Fields that it does not declare are skipped, to save memory."""
+    """Decodes a .json file as `kind`, see json_records.decode_file."""
     refuse_special_file(path)
     note_read(path)
     try:
-        with reading(path, "download it again"), open(path, "rb") as file:
-            # Not closed here: msgspec.Raw records that are decoded later refer to the mapped memory.
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            return msgspec.json.decode(data[_text_begin(data) :], type=kind)
+        with reading(path, "download it again"):
+            return decode_file(path, kind)
     except FileNotFoundError:
         raise _missing(path) from None
 
@@ -70,44 +66,17 @@ def scan_records(path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
 
 
 def scan_list(path, key: str | None, name: str, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
-    """(location for messages, record) of every record of a list in a .json file.
-
-    Args:
-        path: the file.
-        key: of the list in the file's object; None if the file is the list.
-        name: of a record, for its location.
-        kind: msgspec struct with the fields that are needed; others are skipped.
-    """
-    try:
-        records = _raw_list(path, key)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: has invalid content ({reason_of(error)}); download it again") from None
-    except BROKEN as error:
-        raise UserError(f"{path}: is not valid JSON ({reason_of(error)}); download it again") from None
-    decoder = msgspec.json.Decoder(kind)
-    for number, record in enumerate(records):
-        try:
-            value = decoder.decode(record)
-        except BROKEN as error:
-            raise _explained(bytes(record), kind, f"{path}, {name} {number}", error) from None
-        yield f"{path}, {name} {number}", value
+    """(location for messages, record) of every record of a list in a .json file; see json_records.read_list."""
+    return official(path, read_list(path, key, name, kind))
 
 
-def _raw_list(path, key: str | None) -> list[msgspec.Raw]:
-    refuse_special_file(path)
+def official(path, records: Iterator[Kind]) -> Iterator[Kind]:
+    """The records that a reader of shards.parsing yields from an official file, which is noted as read."""
     note_read(path)
     try:
-        with reading(path, "download it again", error=ValueError), open(path, "rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        yield from records
     except FileNotFoundError:
         raise _missing(path) from None
-    data = data[_text_begin(data) :]
-    if key is None:
-        return msgspec.json.decode(data, type=list[msgspec.Raw])
-    found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    if key not in found:
-        raise UserError(f"{path}: has no {key}; it has {_names(found) or 'nothing'}")
-    return msgspec.json.decode(found[key], type=list[msgspec.Raw])
 
 
 def scan_lines(path, kind: type[Kind]) -> Iterator[Kind]:
@@ -122,43 +91,8 @@ def scan_located_lines(path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
         try:
             value = decoder.decode(line)
         except BROKEN as error:
-            raise _explained(line, kind, where, error) from None
+            raise explained(line, kind, where, error) from None
         yield where, value
-
-
-def _explained(text: bytes, kind, where: str, error: Exception) -> UserError:
-    """The error of a record that does not have the fields of `kind`, with the key and the value."""
-    try:
-        _check_fields(parse_json(text), kind, where)
-    except UserError as found:
-        return found
-    except ValueError as found:
-        return UserError(f"{where}: is not valid JSON ({reason_of(found)}); download the file again")
-    return UserError(f"{where}: cannot be read ({reason_of(error)}); download the file again")
-
-
-def _check_fields(value, kind, where: str) -> None:
-    """Raises UserError if a parsed value lacks a field of a struct, or has one of another type, also in lists of it."""
-    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
-        return
-    for field in msgspec.structs.fields(kind):
-        name, parts = field.encode_name, get_args(field.type)
-        if field.required or (isinstance(value, dict) and name in value):
-            item = take(value, name, _plain_types(field.type), where)
-            for number, one in enumerate(item if isinstance(item, list) else ()):
-                _check(one, f"a value of {name}", _plain_types(parts[0]), where)
-                _check_fields(one, parts[0], f"{where}, {name} {number}")
-            _check_fields(item, field.type, f"{where}, {name}")
-
-
-def _plain_types(kind) -> tuple[type, ...]:
-    """The types that a parsed JSON value of a msgspec type can have."""
-    if isinstance(kind, UnionType):
-        return tuple(dict.fromkeys(plain for part in get_args(kind) for plain in _plain_types(part)))
-    plain = get_origin(kind) or kind
-    if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
-        return (dict,)
-    return (int, float) if plain is float else (plain,)
 
 
 def read_annotations(path):
@@ -240,14 +174,9 @@ def _lines(path) -> Iterator[tuple[str, bytes]]:
         if line is None:
             return
         number += 1
-        line = line[_text_begin(line) if number == 1 else 0 :]
+        line = line[text_begin(line) if number == 1 else 0 :]
         if line.strip():
             yield f"{path}, line {number}", line
-
-
-def _text_begin(data) -> int:
-    """Offset of the text in the bytes of a file: after the byte order mark, if any."""
-    return len(codecs.BOM_UTF8) if bytes(data[: len(codecs.BOM_UTF8)]) == codecs.BOM_UTF8 else 0
 
 
 def find_file(folder: Path, name: str) -> Path:
@@ -323,40 +252,6 @@ def read_pickled_list(path) -> list:
     if not isinstance(value, list):
         raise UserError(f"{path}: should be a pickled list of records and is a {type(value).__name__}")
     return value
-
-
-def take(record, key: str, kind, where: str):
-    """record[key]. Raises UserError if it is missing or not of type `kind` (a type, or a tuple of types)."""
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: should be an object with {key} and is a {type(record).__name__}")
-    if key not in record:
-        raise UserError(f"{where}: has no {key}; it has {_names(record) or 'nothing'}")
-    value = record[key]
-    _check(value, key, kind, where)
-    return value
-
-
-def _names(record: dict) -> str:
-    """Keys for a message, at most 20."""
-    names = sorted(str(key)[:30] for key in itertools.islice(record, 20))
-    return ", ".join(names) + (", ..." if len(record) > 20 else "")
-
-
-def take_all(record, key: str, kind, where: str) -> list:
-    """record[key], a list. Raises UserError if one of its values is not of type `kind`."""
-    values = take(record, key, list, where)
-    for value in values:
-        _check(value, f"a value of {key}", kind, where)
-    return values
-
-
-def _check(value, name: str, kind, where: str) -> None:
-    """Raises UserError for a value that is not of type `kind`, and for a number that is infinite or exceeds 64 bits."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise UserError(f"{where}: {name} is {shown(value)}; should be {names}")
-    if isinstance(value, int | float) and not isinstance(value, bool) and not is_number(value):
-        raise UserError(f"{where}: {name} is {shown(value)}; should be a finite number of at most 64 bits")
 
 
 def corners(values: list, key: str, where: str) -> tuple[float, float, float, float]:

@@ -5,36 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, find_files, scan_list, unique
+from finetune.annotations.official_files import find_file, find_files, official, unique
 from finetune.annotations.reference_annotations import captions
 from finetune.annotations.source_files import once
 from finetune.heads.retrieval_head import RetrievalHead
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
-from shards.common.image_id import image_id
+from shards.parsing.karpathy_file import read_karpathy
 
 PLACES = (1, 5, 10)
 AT_ONCE = 1000  # images that an evaluation ranks, as in COCO's usual protocol
-
-
-class Sentence(msgspec.Struct):
-    """A caption."""
-
-    id: int = msgspec.field(name="sentid")
-    raw: str
-
-
-class CaptionedImage(msgspec.Struct):
-    """The fields of an image record."""
-
-    split: str
-    sentences: list[Sentence]
-    cocoid: int | str | None = None
-    filename: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +66,8 @@ class Retrieval(Task):
 
     def _images(self, path: Path, split: str) -> list[tuple[str, list[tuple[int, str]]]]:
         """(image, [(id, text) of its captions]) of a split of the official file."""
-        wanted = {"train": ("train", "restval"), "val": ("val",), "val5k": ("val",)}.get(split, ("test",))
-        return [(name, sentences) for of, name, sentences in karpathy_images(path) if of in wanted]
+        wanted = {"train": "train", "val": "val", "val5k": "val"}.get(split, "test")
+        return [(name, sentences) for of, name, sentences in karpathy_images(path) if of == wanted]
 
     def scores(self, examples: Sequence[Example], predictions: np.ndarray) -> dict[str, np.ndarray]:
         """R@k: image retrieval, per caption; TR@k: text retrieval, per image. Ties count as wrong."""
@@ -106,11 +89,11 @@ class Retrieval(Task):
 def karpathy_images(path: Path) -> list[tuple[str, str, list[tuple[int, str]]]]:
     """(split, image, [(id, text) of its captions]) of every image of an official file."""
     images = []
-    for where, image in scan_list(path, "images", "image", CaptionedImage):
-        if image.cocoid is None and image.filename is None:
-            raise UserError(f"{where}: has neither cocoid nor filename; download the file again")
-        name = image_id(image.filename) if image.cocoid is None else str(image.cocoid)
-        images.append((image.split, name, [(sentence.id, sentence.raw) for sentence in image.sentences]))
+    for image in official(path, read_karpathy(path)):
+        sentences = [(sentence.sentid, sentence.raw) for sentence in image.sentences]
+        if any(number is None for number, _ in sentences):
+            raise UserError(f"{image.where}: has a sentence without sentid; download the file again")
+        images.append((image.split, image.id, sentences))
     return images
 
 

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 
 from shards.common.errors import UserError
-from shards.common.files import read_json
 from shards.common.image_id import image_id
-from shards.common.untrusted_input import parse_json
+from shards.common.untrusted_input import parse_json, reason_of
 from shards.images.image_files import Part, find_images
+from shards.parsing.karpathy_file import read_karpathy
 from shards.parsing.text_encoding import encoding_of
 
 SPLITS = ("train", "val", "test")
@@ -26,7 +26,10 @@ def read_caption_file(path: str, splits: str | None = None) -> dict[str, tuple[s
     """
     wanted = _wanted(path, splits)
     if path.endswith(".json"):
-        found = _karpathy(path, wanted)
+        try:
+            found = _karpathy(path, wanted)
+        except FileNotFoundError as error:
+            raise UserError(f"--captions {path}: cannot be read ({reason_of(error)})") from None
     else:
         found, places = {}, {}
         for number, name, caption in _rows(path):
@@ -95,26 +98,14 @@ def _wanted(path: str, splits: str | None) -> set[str] | None:
 
 
 def _karpathy(path: str, wanted: set[str] | None) -> dict[str, list[str]]:
-    value = read_json(path)
-    images = value.get("images") if isinstance(value, dict) else None
-    if not isinstance(images, list):
-        raise UserError(f"{path}: has no list of images; --captions reads Karpathy files (.json), .jsonl and TSV")
     found: dict[str, list[str]] = {}
-    for number, image in enumerate(images):
-        where = f"{path}, image {number}"
-        try:
-            split = image["split"]
-            name = str(image["cocoid"]) if "cocoid" in image else image_id(image["filename"])
-            captions = [sentence["raw"].strip() for sentence in image["sentences"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: should have filename, split and sentences with raw texts ({error!r})") from None
+    for image in read_karpathy(path):
+        captions = [sentence.raw.strip() for sentence in image.sentences]
         if not all(captions):
-            raise UserError(f"{where}: has an empty caption; remove it")
-        if name in found:
-            raise UserError(f"{where}: duplicate image {name}; remove one of them")
-        found[name] = captions
-        if wanted is not None and ("train" if split == "restval" else split) not in wanted:
-            found[name] = []
+            raise UserError(f"{image.where}: has an empty caption; remove it")
+        if image.id in found:
+            raise UserError(f"{image.where}: duplicate image {image.id}; remove one of them")
+        found[image.id] = captions if wanted is None or image.split in wanted else []
     return {name: captions for name, captions in found.items() if captions}
 
 

@@ -467,6 +467,10 @@ def test_fields_that_only_some_uses_need_are_named_where_they_are_missing(tmp_pa
     spoil(tmp_path / "dataset_coco.json", lambda value: [value["images"][1].pop(key) for key in ("cocoid", "filename")])
     with pytest.raises(UserError, match="image 1: has neither cocoid nor filename"):
         find_task("coco_retrieval").read(tmp_path, "val")
+    files.karpathy(tmp_path / "dataset_coco.json")
+    spoil(tmp_path / "dataset_coco.json", lambda value: value["images"][1]["sentences"][2].pop("sentid"))
+    with pytest.raises(UserError, match="image 1: has a sentence without sentid"):
+        find_task("coco_retrieval").read(tmp_path, "val")
     for split in ("train2014", "val2014"):
         files.vqa(tmp_path, split=split)
     path = tmp_path / "v2_mscoco_val2014_annotations.json"
