@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.looks import KINDS, altered
 from finetune.decontamination.hash_search import SEARCHES
-from finetune.decontamination.known_tests import describe
+from finetune.decontamination.known_tests import image_fingerprint
 from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, image_hashes, thumbnail
 from shards.common.cli import REQUIRED, command, flag
 from shards.common.errors import UserError
@@ -77,7 +77,7 @@ def run(config: Config) -> None:
         raise UserError(f"--train {config.train}: contains none of the photos of --ids")
 
     began = time.process_time()
-    described = [describe(record) for record in train]
+    described = [image_fingerprint(record) for record in train]
     seconds_hash = per_item(time.process_time() - began, len(train))
     readable = [n for n, one in enumerate(described) if one.hashes is not None]
     hashes = np.stack([described[n].hashes for n in readable])

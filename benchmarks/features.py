@@ -1,6 +1,6 @@
 """The steps of converting features: base64 by pybase64 and float16 by torch, compared with the usual functions.
 
-python benchmarks/features.py [--regions 36] [--width 2048]
+python benchmarks/features.py [--region_count 36] [--width 2048]
 """
 
 import base64
@@ -25,14 +25,15 @@ REPEATS = 100
 class Config:
     """Flags of this benchmark."""
 
-    regions: int = flag(36, "of an image", low=1)
-    width: int = flag(2048, "of a region's features", low=1)
+    region_count: int = flag(36, "number of regions of an image", low=1, formerly="regions")
+    width: int = flag(2048, "number of features of a region", low=1)
 
 
 def run(config: Config) -> None:
     torch.set_num_threads(1)  # as in a worker process of shards.convert
     rng = np.random.default_rng(0)
-    features = np.maximum(rng.standard_normal((config.regions, config.width), np.float32), 0)  # like outputs of a ReLU
+    drawn = rng.standard_normal((config.region_count, config.width), np.float32)
+    features = np.maximum(drawn, 0)  # like outputs of a ReLU
     text = base64.b64encode(features.tobytes())
     for title, ways in {
         "base64": {

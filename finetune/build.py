@@ -17,7 +17,7 @@ from pretrain.engine.trainer import restore_engine
 from pretrain.models.execution import set_execution
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.precision import Precision
-from pretrain.pretrained.find_weights import describe
+from pretrain.pretrained.find_weights import describe_keys
 from pretrain.pretrained.hf_bert import may_be_from_bert
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
@@ -50,7 +50,7 @@ def make_model(
     model = TaskModel(sizes, answers, [task.head for task in tasks])
     set_execution(model.encoder, config)
     if start is not None:
-        sentence = on_first(ranks, lambda: describe(*start.load(model)))
+        sentence = on_first(ranks, lambda: describe_keys(*start.load(model)))
         if sentence:
             ranks.log(f"{start.path}: {sentence}")
     if not config.bert_lr_scale:

@@ -11,7 +11,7 @@ from finetune.config import CleanConfig, add_task_files
 from finetune.decontamination.corpus_search import check_corpus_flags, check_searched, make_fingerprint, search_corpus
 from finetune.decontamination.manifest import not_compared, read_manifest
 from finetune.decontamination.remove_images import clean
-from finetune.decontamination.verify import check
+from finetune.decontamination.verify import find_leaks
 from finetune.tasks import add_task_files_of
 from shards.common.cli import command
 from shards.common.dist_info import launched
@@ -41,7 +41,7 @@ def run(config: CleanConfig) -> int:
     out = config.out or Path(config.data) / "clean"
     if config.check:
         add_task_files_of(out)
-        leaks = check(config.data, out)
+        leaks = find_leaks(config.data, out)
         print("\n".join(leaks or [NO_LEAK, *not_compared(read_manifest(out).get("without_picture", {}))]))
         return 1 if leaks else 0
     print(clean(config))

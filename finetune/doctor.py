@@ -8,7 +8,7 @@ from finetune.config import PRETRAINING, chosen_tasks, task_file_flag, tasks_fla
 from finetune.data.regions import Regions
 from finetune.decontamination.pretraining_data import unchecked_pretraining
 from finetune.prepared.prepare_data import prepare
-from finetune.reporting.data_readiness import examine, examined, report
+from finetune.reporting.data_readiness import examine, examined, readiness_lines
 from shards.common.cli import command, flag
 from shards.world import DEFAULT_WORLD, check_data_folder
 
@@ -35,7 +35,7 @@ def run(config: DoctorConfig) -> int:
     findings = []
     for task in tasks:
         findings.append(examine(task, config.data, opened, config.min_answer_count))
-        print("\n".join(report(findings[-1])), flush=True)
+        print("\n".join(readiness_lines(findings[-1])), flush=True)
     if warning := unchecked_pretraining(config.init):
         print(f"warning: {warning}")
     ready = sum(not found.gaps for found in findings)

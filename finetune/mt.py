@@ -11,7 +11,7 @@ from finetune.decontamination.manifest import is_cleaned
 from finetune.evaluation.scores import save_values
 from finetune.reporting.multi_task_summary import describe_result
 from finetune.run_dirs.result_files import VALUES, MultiResult
-from finetune.training.multi_task_setup import build_multi_task, result
+from finetune.training.multi_task_setup import build_multi_task, result_of
 from finetune.training.task_schedulers import find_regime
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
 from pretrain.engine.experiment_trackers import tracker_names
@@ -49,7 +49,7 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
         for state in training.task_states:
             if state.score is None:  # the last process was stopped between its last checkpoint and its result
                 training.score(state)
-        finished = result(training, time.perf_counter() - began)
+        finished = result_of(training, time.perf_counter() - began)
         if ranks.first:
             save_values(out / VALUES, training.scores())
             write_json(out / RESULT, finished)

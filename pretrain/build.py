@@ -44,7 +44,7 @@ BETAS, EPSILON = (0.9, 0.98), 1e-8
 FROM_BERT = "from_bert"  # key of config.json: the names of the parameters initialised from --bert
 
 
-def prepare(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: Path | None) -> Trainer:
+def build_pretraining(config: PretrainConfig, ranks: Ranks, device: torch.device, newest: Path | None) -> Trainer:
     """Opens the data, builds or restores the model, and prepares the run directory.
 
     Args:
@@ -310,11 +310,11 @@ def region_shards(data: str | None) -> str:
     return str(pairs_folder(data)) if is_world(data) else data
 
 
-def result(trainer: Trainer, scores: dict, seconds: float) -> dict:
+def result_of(trainer: Trainer, scores: dict, seconds: float) -> dict:
     """The content of result.json of a finished run.
 
     Args:
-        trainer: what `prepare` returned.
+        trainer: what `build_pretraining` returned.
         scores: the last validation scores.
         seconds: wall time of the process that finished it.
     """

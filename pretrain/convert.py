@@ -5,7 +5,7 @@ import torch
 from pretrain.config import ConvertConfig
 from pretrain.models.vilbert import TwoStream
 from pretrain.pretrained.export import write_published, write_run
-from pretrain.pretrained.find_weights import BERT, RUN, describe, find_weights, take_weights
+from pretrain.pretrained.find_weights import BERT, RUN, describe_keys, find_weights, take_weights
 from shards.common.cli import command
 from shards.common.errors import UserError
 
@@ -25,7 +25,7 @@ def run(config: ConvertConfig) -> None:
     encoder = {name: value for name, value in weights.items() if name.startswith("encoder.")}
     take_weights(torch.nn.ModuleDict({"encoder": TwoStream(found.sizes)}), encoder, config.source, ())
     if unexpected:
-        print(f"{config.source}: {describe([], unexpected)}")
+        print(f"{config.source}: {describe_keys([], unexpected)}")
     (write_run if config.to == "run" else write_published)(config, found, weights)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.build import prepare, region_shards, result
+from pretrain.build import build_pretraining, region_shards, result_of
 from pretrain.config import FREE_FLAGS, PretrainConfig, check_contrastive, loss_terms
 from pretrain.engine import cuda_graph
 from pretrain.engine.checkpoint import newest_checkpoint, read_facts
@@ -47,12 +47,12 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int
     newest = checkpoint_to_resume(out, config.resume, ranks)
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, Result)
     if finished is None:
-        trainer = prepare(config, ranks, device, newest)
+        trainer = build_pretraining(config, ranks, device, newest)
         status, scores = trainer.run()
         if status:
             return status
         scores = scores or read_facts(newest_checkpoint(out))["scores"]
-        finished = result(trainer, scores, time.perf_counter() - began)
+        finished = result_of(trainer, scores, time.perf_counter() - began)
         if ranks.first:
             write_json(out / RESULT, finished)
     if finished["validation"]:

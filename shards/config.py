@@ -71,8 +71,11 @@ class ExtractConfig:
         high=32767,
         formerly="words",
     )
-    words_file: str | None = flag(
-        None, "visual_words.npz of an earlier extraction, to use the same visual words", unset="words are fitted"
+    visual_words_file: str | None = flag(
+        None,
+        "visual_words.npz of an earlier extraction, to use the same visual words",
+        unset="visual words are fitted",
+        formerly="words_file",
     )
     seed: int = flag(0, "random seed for fitting the visual words of the detector pixels")
     batch_size: int = flag(8, "images per batch, for neural detectors", low=1, group="speed and memory")

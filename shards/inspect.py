@@ -8,7 +8,7 @@ from shards.common.errors import UserError
 from shards.common.files import whole_file
 from shards.images.draw_regions import draw
 from shards.storage.dataset import checksum_errors, open_dataset
-from shards.storage.describe_dataset import describe, number_of
+from shards.storage.describe_dataset import describe_dataset, number_of
 from shards.storage.reader import RegionReader
 
 
@@ -34,7 +34,7 @@ def run(config: InspectConfig) -> None:
     except KeyError:
         first = reader[0].info.get("id", reader[0].key)
         raise UserError(f"--image {config.image}: no such image id in {config.data} (the first is {first})") from None
-    print(describe(config.data, reader))
+    print(describe_dataset(config.data, reader))
     if config.check:
         print(f"checksums   all {len(dataset.shards)} correct")
     sample = reader[number]

@@ -6,7 +6,7 @@ import numpy as np
 
 from finetune.decontamination.image_identity import Photos
 from finetune.decontamination.image_lists import identities, read_all, test_photos
-from finetune.decontamination.known_tests import Described, KnownName, KnownTests, Pictures, describe_part
+from finetune.decontamination.known_tests import ImageFingerprint, KnownName, KnownTests, Pictures, fingerprint_part
 from finetune.decontamination.near_duplicates import image_files, print_skipped
 from shards.common.errors import UserError
 from shards.common.files import printable
@@ -93,8 +93,8 @@ def tests_of_images(images: str, name: str, collection: str | None, processes: i
 
 def _pictures(parts: list[Part], processes: int, photo: Callable[[str], str]) -> Pictures:
     """The images of test photos. photo: maps the source of an image to the name of its photo."""
-    jobs = dict(run_tasks(describe_part, parts, processes, sum(part.count for part in parts), "images"))
-    rows: list[tuple[str, Described]] = []
+    jobs = dict(run_tasks(fingerprint_part, parts, processes, sum(part.count for part in parts), "images"))
+    rows: list[tuple[str, ImageFingerprint]] = []
     bad: list[str] = []
     for number in range(len(parts)):
         for found in jobs[number]:

@@ -99,7 +99,7 @@ class KnownTests:
         return KnownTests(names, pictures)
 
 
-class Described(NamedTuple):
+class ImageFingerprint(NamedTuple):
     """An image file of a test set. Without hashes and thumbnail if it cannot be decoded, for the reason `bad`."""
 
     source: str
@@ -109,21 +109,22 @@ class Described(NamedTuple):
     bad: str
 
 
-def describe_part(part: Part) -> list[Described]:
-    """Describes all images of a part, in a worker process."""
+def fingerprint_part(part: Part) -> list[ImageFingerprint]:
+    """The fingerprints of all images of a part, in a worker process."""
     found = []
     for record in read_records(part):
-        found.append(describe(record))
+        found.append(image_fingerprint(record))
         advance()
     return found
 
 
-def describe(record: Record) -> Described:
+def image_fingerprint(record: Record) -> ImageFingerprint:
     """Checksum, hashes and thumbnail of an image."""
     try:
         image = grey(record.data)
     except BadImage as error:
-        return Described(record.source, b"", None, b"", str(error))
+        return ImageFingerprint(record.source, b"", None, b"", str(error))
     file = io.BytesIO()
     thumbnail(image).save(file, "JPEG", quality=QUALITY)
-    return Described(record.source, hashlib.sha256(record.data).digest(), image_hashes(image), file.getvalue(), "")
+    sha256 = hashlib.sha256(record.data).digest()
+    return ImageFingerprint(record.source, sha256, image_hashes(image), file.getvalue(), "")

@@ -37,7 +37,7 @@ class TaskCount:
         }
 
 
-def report(rows: list[TaskCount], absent: list[str]) -> str:
+def removal_report(rows: list[TaskCount], absent: list[str]) -> str:
     """The tables as text, with notes on the paper's numbers and on files that were not found (`absent`).
 
     The average and the total are over the paper's tasks, as in the paper.

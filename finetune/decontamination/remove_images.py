@@ -10,7 +10,7 @@ from finetune.decontamination.image_identity import LinkPath, Photos
 from finetune.decontamination.image_lists import ImagesOfTasks, identities, read_all, test_photos
 from finetune.decontamination.manifest import FORMAT, MANIFEST, Removed, list_file, not_compared
 from finetune.decontamination.near_duplicates import PAIRS, add_near_duplicates, image_files
-from finetune.decontamination.removal_table import TaskCount, report
+from finetune.decontamination.removal_table import TaskCount, removal_report
 from finetune.task_types.base import Task
 from finetune.tasks import keep_task_files
 from shards.common.errors import UserError
@@ -44,7 +44,7 @@ def _clean(config: CleanConfig, out: Path) -> str:
         write_list(list_file(out, task), removed, images)
         rows.append(_count(task, found, set(images), set(removed)))
     unseen = _without_picture(found, photos, files)
-    text = "\n".join([report(rows, found.absent), *not_compared(unseen)])
+    text = "\n".join([removal_report(rows, found.absent), *not_compared(unseen)])
     with whole_file(out / "report.txt", "w", encoding="utf-8") as file:
         file.write(text + "\n")
     manifest = {

@@ -15,7 +15,7 @@ from shards.common.progress_bar import progress_bar
 SHOWN = 20  # leaks that are printed per split
 
 
-def check(data: str, folder) -> list[str]:
+def find_leaks(data: str, folder) -> list[str]:
     """One message per leak; an empty list if there are no leaks.
 
     Examples are read as in training, with the lists of `folder` applied. Names of the same photo are the connected

@@ -18,7 +18,7 @@ from finetune.inference.predictions import predict
 from finetune.inference.progress import TimeLeft
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
-from finetune.run_dirs.run_data_folder import kept_scores, place_of
+from finetune.run_dirs.run_data_folder import evaluations_folder, place_of
 from finetune.task_types.base import FurtherScores, Task
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_metadata import run_metadata
@@ -58,7 +58,7 @@ def pool_splits(config: EvaluateConfig, task: Task, parts: dict[str, Evaluated])
 
 
 def _scores_file(config: EvaluateConfig, task: Task, split: str) -> Path:
-    return place_of(kept_scores(config.run), f"{task.name}-{split}.json", config.run, config.data)
+    return place_of(evaluations_folder(config.run), f"{task.name}-{split}.json", config.run, config.data)
 
 
 def _facts(config: EvaluateConfig, task: Task, split: str) -> dict:

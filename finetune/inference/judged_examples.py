@@ -74,7 +74,7 @@ def _judged(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator
                 yield prediction(work.task, row, scene, vocabulary, TOP), one
 
 
-def choose(scored: Sequence[JudgedExample], count: int) -> list[JudgedExample]:
+def choose_examples(scored: Sequence[JudgedExample], count: int) -> list[JudgedExample]:
     """The `count` most confident wrong predictions, then `count` correct ones spread over all confidences; both in
     descending order of confidence."""
     by_confidence = sorted(scored, key=lambda one: (-one.prediction.confidence[0], one.number))

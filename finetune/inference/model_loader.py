@@ -16,7 +16,7 @@ from finetune.run_dirs.run_data_folder import choose_data
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import choose_device, on_every_rank
 from pretrain.models.precision import Precision
-from pretrain.pretrained.find_weights import RUN, describe
+from pretrain.pretrained.find_weights import RUN, describe_keys
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 
@@ -84,7 +84,7 @@ class ModelLoader:
         if self._model is None or known.keys() != self._vocabularies.keys():
             heads = [data.task.head, *(task.head for task in start.tasks)]
             self._model = TaskModel(start.sizes, {name: len(answers) for name, answers in known.items()}, heads)
-            sentence = describe(*start.load(self._model))
+            sentence = describe_keys(*start.load(self._model))
             if start.weights.kind != RUN:
                 self.ranks.log(f"{self.config.run}: {sentence}")
             self._model.to(self.device, self.precision.weights)

@@ -38,7 +38,7 @@ class SharedPair:
     found: float
 
 
-def choose(pairs: Sequence[SharedPair], count: int) -> tuple[list[SharedPair], list[SharedPair]]:
+def choose_pairs(pairs: Sequence[SharedPair], count: int) -> tuple[list[SharedPair], list[SharedPair]]:
     """(both correct, one correct and one wrong): at most `count` of each, one per image, most shared words first."""
     by_words = sorted(pairs, key=lambda pair: (-len(pair.words), pair.image, pair.question, pair.expression))
     agreeing = [pair for pair in by_words if min(pair.answered, pair.found) == 1]
@@ -54,7 +54,7 @@ def _distinct(pairs: list[SharedPair]) -> list[SharedPair]:
 
 def write_pairs(path: Path, pairs: Sequence[SharedPair], regions: Regions, count: int) -> None:
     """Writes the page with at most `count` pairs of each kind."""
-    agreeing, differing = choose(pairs, count)
+    agreeing, differing = choose_pairs(pairs, count)
     parts = ["<h1>Grounding consistency</h1>"]
     parts.append("<p>Boxes: <b class=right>ground truth</b>, <b class=wrong>prediction</b>.</p>")
     for title, chosen in (("Answer and box correct", agreeing), ("Only one of them correct", differing)):

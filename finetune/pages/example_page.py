@@ -14,7 +14,15 @@ from finetune.heads.grounding_head import image_size
 from finetune.inference.attention_maps import explain
 from finetune.inference.decoding import Prediction
 from finetune.inference.expression_grounding import expression_boxes
-from finetune.inference.judged_examples import RIGHT, JudgedExample, OpenedTask, choose, judge, kind_of, load_examples
+from finetune.inference.judged_examples import (
+    RIGHT,
+    JudgedExample,
+    OpenedTask,
+    choose_examples,
+    judge,
+    kind_of,
+    load_examples,
+)
 from finetune.inference.model_loader import ModelLoader
 from finetune.objective.task_pass import TaskPass
 from finetune.pages.attention_page import attention_page
@@ -87,7 +95,7 @@ def judge_task(
     opened = load_examples(loader, task, split, amounts.examples)
     judged = judge(opened.work, opened.collator, amounts.batch_size)
     cards = []
-    for one in choose(judged, amounts.count):
+    for one in choose_examples(judged, amounts.count):
         page = folder and f"{folder}/{task.name}-{one.number}.html"
         cards.append(card_with_attention(loader.config.run, opened, one, out, page))
     return JudgedCards(task, len(judged), sum(one.value > RIGHT for one in judged), cards)

@@ -116,7 +116,7 @@ def _regions(folder: Path, opened: dict[Path, Regions | str]) -> Regions | str:
     return opened[folder]
 
 
-def report(found: Finding) -> list[str]:
+def readiness_lines(found: Finding) -> list[str]:
     """The lines of a task in the table."""
     paper, state = paper_samples(found.task), "ready" if not found.gaps else "with gaps" if found.rows else "not ready"
     lines = [f"{found.task.name}: {state}"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from finetune.config import MtConfig, StConfig
 from finetune.decontamination.manifest import is_cleaned
-from finetune.run_dirs.result_files import KeptScores, MultiResult, SingleResult
-from finetune.run_dirs.run_data_folder import kept_scores
+from finetune.run_dirs.result_files import EvaluationScores, MultiResult, SingleResult
+from finetune.run_dirs.run_data_folder import evaluations_folder
 from finetune.tasks import add_task_files_of
 from pretrain.config import PretrainConfig
 from pretrain.engine.metrics_logger import read_metrics
@@ -94,7 +94,7 @@ def read_run(folder: Path) -> Run:
     lines, bad = read_metrics(folder / METRICS) if (folder / METRICS).exists() else ([], 0)
     if bad:
         print(f"{folder / METRICS}: skipped {bad} unreadable lines")
-    kept = [read_json(path, KeptScores) for path in sorted(kept_scores(folder).glob("*.json"))]
+    kept = [read_json(path, EvaluationScores) for path in sorted(evaluations_folder(folder).glob("*.json"))]
     run = Run(
         path=folder,
         config=config,

@@ -38,7 +38,7 @@ class MultiResult(msgspec.Struct):
     mt_interval: Interval | None = None
 
 
-class KeptScores(msgspec.Struct):
+class EvaluationScores(msgspec.Struct):
     """A file of scores that finetune.evaluate has written."""
 
     task: str

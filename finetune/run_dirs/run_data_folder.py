@@ -76,7 +76,7 @@ def results_folder(run) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def kept_scores(run) -> Path:
+def evaluations_folder(run) -> Path:
     """The folder of the scores of a run's evaluations."""
     return results_folder(run) / "scores"
 

@@ -61,7 +61,7 @@ from shards.common.untrusted_input import reading
 ENDLESS = 1 << 30  # epochs of a task's plan: the number of iterations ends a run, not the epochs
 
 
-def result(training: MultiTask, seconds: float) -> dict:
+def result_of(training: MultiTask, seconds: float) -> dict:
     """The contents of result.json of a finished run. seconds: wall time of the process that finished it."""
     scores = training.scores()
     mean, interval = mean_score(scores)

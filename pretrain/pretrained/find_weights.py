@@ -225,7 +225,7 @@ def take_weights(model: nn.Module, weights: dict[str, Tensor], where: str, may_b
     return missing
 
 
-def describe(missing: list[str], unexpected: list[str]) -> str:
+def describe_keys(missing: list[str], unexpected: list[str]) -> str:
     """Formats missing and unexpected keys; empty if there are none."""
     lacks = f"missing keys, initialised randomly: {listed(missing)}" if missing else ""
     return "; ".join(filter(None, (lacks, f"unexpected keys, ignored: {listed(unexpected)}" if unexpected else "")))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.models.vilbert import TwoStream
-from pretrain.pretrained.find_weights import BERT, describe, find_weights, take_weights
+from pretrain.pretrained.find_weights import BERT, describe_keys, find_weights, take_weights
 from pretrain.pretrained.hf_bert import MISSING_IN_BERT
 from shards.common.model_hub import local_model
 
@@ -59,7 +59,7 @@ def _load(path: str | Path, config: str | None, build: Callable[[ModelConfig, di
     weights, unexpected = found.read()
     model = build(found.sizes, weights)
     missing = take_weights(model, weights, str(path), MISSING_IN_BERT if found.kind == BERT else ())
-    sentence = describe(missing, unexpected)
+    sentence = describe_keys(missing, unexpected)
     if sentence:
         warnings.warn(f"{path}: {sentence}", stacklevel=3)
     return model.eval()

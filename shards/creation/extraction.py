@@ -86,7 +86,7 @@ def _plan(config: ExtractConfig, parts: list[Part], detector: Detector) -> dict:
         "max_regions": config.max_regions or (REGIONS if config.detector == "pixels" else None),
         "boxes": config.boxes and os.path.abspath(config.boxes),
         "visual_words": config.visual_words,
-        "words_file": config.words_file and os.path.abspath(config.words_file),
+        "visual_words_file": config.visual_words_file and os.path.abspath(config.visual_words_file),
         "seed": config.seed,
     }
     if config.captions:

@@ -51,8 +51,9 @@ class BatchedDetector(Detector):
         self.autocast = PRECISIONS[config.precision]
         if self.autocast is torch.float16 and self.device.type == "cpu":
             raise UserError("--precision fp16: needs a GPU; use bf16 or float32 on a CPU")
-        if config.words_file:
-            raise UserError(f"--words_file {config.words_file}: only for --detector pixels; remove one of them")
+        if config.visual_words_file:
+            given = f"--visual_words_file {config.visual_words_file}"
+            raise UserError(f"{given}: only for --detector pixels; remove one of them")
 
     def fit(self, images, folder: Path) -> None:
         if not self.num_classes:

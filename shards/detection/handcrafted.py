@@ -330,7 +330,7 @@ def _inside(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.concatenate([low, high], 1)
 
 
-def describe(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def crop_features(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Features float32 (N, FEATURES) of boxes (N, 4) in pixels: colour, shape and texture of each crop.
 
     They include the size of a box but not its position, which the model gets as location.

@@ -35,12 +35,12 @@ class PixelDetector(Detector):
 
     def fit(self, images, folder: Path) -> None:
         config = self.config
-        if config.words_file:
-            words = load_words(config.words_file)
+        if config.visual_words_file:
+            words = load_words(config.visual_words_file)
         else:
             print(f"fitting visual words on up to {self.sample} images")
             features = [
-                handcrafted.describe(image, handcrafted.detect(image, self.regions)[0])
+                handcrafted.crop_features(image, handcrafted.detect(image, self.regions)[0])
                 for image in itertools.islice(images, self.sample)
             ]
             if not features:
@@ -58,7 +58,7 @@ class PixelDetector(Detector):
         return self.describe(images, boxes)
 
     def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
-        features = [handcrafted.describe(image, of_image) for image, of_image in zip(images, boxes, strict=True)]
+        features = [handcrafted.crop_features(image, of_image) for image, of_image in zip(images, boxes, strict=True)]
         return [Found(b, f, *self.words.classify(f)) for b, f in zip(boxes, features, strict=True)]
 
 

@@ -14,7 +14,7 @@ from shards.storage.sample import Sample, check_values
 OVERLAP = 0.4  # IoU; the default of pretrain.run
 
 
-def describe(name: str, reader: RegionReader) -> str:
+def describe_dataset(name: str, reader: RegionReader) -> str:
     """The summary of a data set, as text. name: folder or pattern of its shards, as given."""
     dataset = reader.dataset
     sampled = [reader[int(i)] for i in np.linspace(0, len(reader) - 1, min(len(reader), 1000))]

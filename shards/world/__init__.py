@@ -131,7 +131,7 @@ def _extract(out: Path, images: str, seed: int, words: Path | None = None, boxes
                 out=str(folder),
                 boxes=str(out / "images" / f"{boxes}.jsonl") if boxes else None,
                 max_regions=REGIONS,
-                words_file=str(words) if words else None,
+                visual_words_file=str(words) if words else None,
                 seed=seed,
             )
         )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune.annotations.answers import vqa_accuracy
 from finetune.evaluation.grounding_consistency import ImageAgreement, both_forms, consistency, shared_words
 from finetune.evaluation.pos_tagger import make_tagger
-from finetune.pages.consistency_page import SharedPair, choose
+from finetune.pages.consistency_page import SharedPair, choose_pairs
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
 
@@ -144,10 +144,10 @@ def pair(name: str, words: str, answered: float, found: float) -> SharedPair:
 def test_pairs_that_share_most_come_first_and_an_image_once():
     pairs = [pair("1", "a", 1, 1), pair("1", "ab", 1, 1), pair("2", "abc", 1, 1), pair("3", "abcd", 1, 0)]
     pairs += [pair("4", "a", 0, 1), pair("5", "abcdef", 0, 0), pair("6", "abcdef", 0.3, 0)]
-    agreeing, differing = choose(pairs, 2)
+    agreeing, differing = choose_pairs(pairs, 2)
     assert [(p.image, len(p.words)) for p in agreeing] == [("2", 3), ("1", 2)]
     assert [p.image for p in differing] == ["3", "4"]
-    assert choose(pairs, 1)[0] == agreeing[:1]
+    assert choose_pairs(pairs, 1)[0] == agreeing[:1]
 
 
 @pytest.fixture(scope="module")

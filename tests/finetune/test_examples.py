@@ -10,7 +10,7 @@ import pytest
 from finetune.config import EvaluateConfig
 from finetune.evaluation.scores import score_task
 from finetune.inference.decoding import Prediction
-from finetune.inference.judged_examples import JudgedExample, choose, judge, kind_of
+from finetune.inference.judged_examples import JudgedExample, choose_examples, judge, kind_of
 from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.tasks import paper_tasks
@@ -55,9 +55,9 @@ def test_the_surest_mistakes_come_first_and_the_right_ones_are_spread():
 
     given = [said(n, share, value) for n, (share, value) in enumerate([(0.2, 0), (0.9, 0), (0.9, 0.3), (0.5, 0)])]
     given += [said(10 + n, n / 10, 1.0) for n in range(5)]
-    assert [one.number for one in choose(given, 3)] == [1, 2, 3, 14, 12, 10]
-    assert [one.number for one in choose(given, 100)] == [1, 2, 3, 0, 14, 13, 12, 11, 10]
-    assert choose([], 3) == []
+    assert [one.number for one in choose_examples(given, 3)] == [1, 2, 3, 14, 12, 10]
+    assert [one.number for one in choose_examples(given, 100)] == [1, 2, 3, 0, 14, 13, 12, 11, 10]
+    assert choose_examples([], 3) == []
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def with_boxes(world, tmp_path, run_command):
     folder = data / "regions" / "refcoco_boxes"
     assert status == 0 and f"shards.extract IMAGES --boxes {lines} --out {folder}" in out
     words = world / "regions" / "pairs" / "visual_words.npz"
-    flags = ("--boxes", lines, "--out", folder, "--words_file", words, "--processes", 1)
+    flags = ("--boxes", lines, "--out", folder, "--visual_words_file", words, "--processes", 1)
     status, _, err = run_command("shards.extract", world / "images" / "coco", *flags)
     assert status == 0, err
     return data

@@ -127,7 +127,7 @@ def test_regions_of_another_version_of_the_detector_can_be_read_and_are_never_mi
     assert status == 2 and "(detector_version)" in err
 
 
-FORMER = {"max_regions": "regions", "visual_words": "words"}
+FORMER = {"max_regions": "regions", "visual_words": "words", "visual_words_file": "words_file"}
 
 
 def with_former_names(plan: dict) -> dict:

@@ -12,7 +12,7 @@ import pytest
 
 from finetune.annotations.official_files import MissingFile
 from finetune.annotations.source_files import recording
-from finetune.reporting.data_readiness import examine, report
+from finetune.reporting.data_readiness import examine, readiness_lines
 from finetune.reporting.downloads import DataSet, Place, download_of, download_table, image_downloads
 from finetune.tasks import all_tasks, paper_tasks
 
@@ -100,6 +100,6 @@ def test_what_a_task_states_itself(tmp_path):
         TASKS["nlvr2"], name="nlvr3", files=("train.json", "dev.json"), downloads={"train.json": "https://a.org/x.zip"}
     )
     assert hash(task) == hash(dataclasses.replace(task, downloads={})) and "a.org" not in repr(task)
-    lines = report(examine(task, str(tmp_path), {}))
+    lines = readiness_lines(examine(task, str(tmp_path), {}))
     assert "  not found: train.json; see https://a.org/x.zip" in lines
     assert "  not found: dev.json; no place to download it is known" in lines

@@ -20,7 +20,7 @@ from data_sets import make_samples
 from finetune.annotations.boxes import iou
 from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
-from finetune.decontamination.removal_table import TaskCount, report
+from finetune.decontamination.removal_table import TaskCount, removal_report
 from finetune.evaluation.scores import TaskScore, mean_score, table_row
 from finetune.inference.predictions import predict
 from finetune.metrics.wordnet import find_nouns, read_nouns
@@ -533,7 +533,7 @@ def test_cleanings_average_and_total_are_of_the_papers_tasks():
         return TaskCount(task, 100, 10, removed, {split: (1000, 1000 - removed) for split in task.learned})
 
     rows = [count("snli_ve", 10), count("refcoco", 20)]
-    alone, more = (report(of, []).splitlines() for of in (rows, [*rows, count("daquar", 90)]))
+    alone, more = (removal_report(of, []).splitlines() for of in (rows, [*rows, count("daquar", 90)]))
     assert [line for line in more if not line.startswith("DAQUAR")] == alone
     assert sum(line.startswith("DAQUAR") for line in more) == 2
     assert next(line for line in alone if line.startswith("average")).split()[-1] == "15.00%"

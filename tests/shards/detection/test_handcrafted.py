@@ -56,7 +56,7 @@ def test_any_image_has_regions_inside_it(image, limit):
     assert 1 <= len(boxes) <= limit and len(scores) == len(boxes)
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [width, height]).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
-    features = handcrafted.describe(image, boxes)
+    features = handcrafted.crop_features(image, boxes)
     assert features.shape == (len(boxes), handcrafted.FEATURES) and np.isfinite(features).all()
 
 
@@ -65,7 +65,7 @@ def test_a_uniform_image_has_regions(shape):
     boxes, _ = handcrafted.detect(np.full((*shape, 3), 90, np.uint8))
     assert len(boxes) == 36 or min(shape) == 1
     assert len(boxes) > 0 and (boxes >= 0).all() and (boxes[:, 2:] <= shape[::-1]).all()
-    assert np.isfinite(handcrafted.describe(np.full((*shape, 3), 90, np.uint8), boxes)).all()
+    assert np.isfinite(handcrafted.crop_features(np.full((*shape, 3), 90, np.uint8), boxes)).all()
 
 
 def test_the_same_image_gives_the_same_regions():
@@ -78,7 +78,7 @@ def test_the_same_image_gives_the_same_regions():
 def test_a_descriptor_does_not_know_where_the_crop_lies():
     image = np.full((60, 80, 3), 128, np.uint8)
     image[10:20, 10:22] = image[35:45, 50:62] = (200, 30, 30)
-    features = handcrafted.describe(image, np.array([[8, 8, 24, 22], [48, 33, 64, 47]]))
+    features = handcrafted.crop_features(image, np.array([[8, 8, 24, 22], [48, 33, 64, 47]]))
     np.testing.assert_allclose(features[0], features[1], atol=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_colour_shape_and_size_tell_crops_apart():
     image[20:40, 140:160] = (200, 30, 30)
     image[20:30, 140:150] = 128
     boxes = np.array([[15, 15, 45, 45], [75, 15, 105, 45], [135, 15, 165, 45]])
-    red, blue, bitten = handcrafted.describe(image, boxes)
+    red, blue, bitten = handcrafted.crop_features(image, boxes)
     assert np.linalg.norm(red - blue) > 1 and np.linalg.norm(red - bitten) > 1
 
 

@@ -393,7 +393,7 @@ def test_two_ranks_share_the_shards(flags, tmp_path, run_command):
             ("--detector", "no/such-model"),
             "should be pixels, x152, backbone, or an object-detection model of transformers",
         ),
-        (("--words_file", "x.npz"), "only for --detector pixels"),
+        (("--visual_words_file", "x.npz"), "only for --detector pixels"),
     ],
 )
 def test_mistakes(flags, tmp_path, run_command, more, complaint):

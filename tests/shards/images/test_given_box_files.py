@@ -43,7 +43,7 @@ def test_given_boxes_keep_their_order_and_ids_and_are_cut_to_the_image(images, t
     expected = np.float32([[0.1, 0.25, 0.5, 0.75], [0, 0, 1, 30.5 / 80]])
     np.testing.assert_allclose(sample.boxes, expected, atol=1e-6)
     image = np.asarray(Image.open(images / "COCO_train2014_000000000017.png"))
-    described = handcrafted.describe(image, np.float32([[10, 20, 50, 60], [0, 0, 100, 30.5]]))
+    described = handcrafted.crop_features(image, np.float32([[10, 20, 50, 60], [0, 0, 100, 30.5]]))
     np.testing.assert_allclose(sample.features, described, atol=2e-3)
 
 
