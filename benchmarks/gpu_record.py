@@ -612,7 +612,7 @@ def task_batch(task, size: int, seed: int):
     head = task.head
     rows_per_example = OPTIONS if head.ranks_images else head.images
     regions, config = 100 if ON_GPU else 10, model_config()
-    rows = random_batch(size * rows_per_example, config, task.words, regions, task.words / 2, seed)
+    rows = random_batch(size * rows_per_example, config, task.max_tokens, regions, task.max_tokens / 2, seed)
     rows.input_ids = rows.input_ids[:, : int(rows.lengths.max())]
     generator, candidates, others = torch.Generator().manual_seed(seed), None, None
     if head.has_candidates:

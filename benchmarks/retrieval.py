@@ -71,7 +71,7 @@ def make_work(config: Config) -> tuple[TaskPass, TaskCollator]:
     regions = {str(n): Sample(str(n), features[n], boxes[n], info=size) for n in range(config.images)}
     examples = [Example(n, text, (str(n % config.images),)) for n, text in enumerate(texts)]
     task, tokenizer = find_task("coco_retrieval"), learn_tokenizer(texts, 2000)
-    collator = TaskCollator(task, examples, regions, tokenizer, Limits(task.words, REGIONS, sizes.v_feature_size))
+    collator = TaskCollator(task, examples, regions, tokenizer, Limits(task.max_tokens, REGIONS, sizes.v_feature_size))
     model = TaskModel(sizes, {}).eval().to(device)
     return TaskPass(model, task, Precision(config.precision, device), task.token), collator
 

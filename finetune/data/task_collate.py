@@ -135,8 +135,8 @@ class TaskCollator:
         if self.annotated is not None and samples:
             more = [self._sample(self.annotated, image) for _, image in texts_images]
             samples = [joined(sample, other, limits) for sample, other in zip(samples, more, strict=True)]
-            limits = replace(limits, regions=max(len(sample.boxes) for sample in samples))
-        ids = self.tokenizer.encode([text for text, _ in texts_images], self.limits.words)
+            limits = replace(limits, max_regions=max(len(sample.boxes) for sample in samples))
+        ids = self.tokenizer.encode([text for text, _ in texts_images], self.limits.max_tokens)
         candidates, others = self._given_boxes(chosen) if self.boxes is not None else (None, None)
         rows = self._stack(samples, ids, limits, self._keys(epoch, numbers, len(samples)))
         target = self._target(chosen, samples, rows, candidates)
@@ -181,7 +181,7 @@ class TaskCollator:
         candidates, others = [], []
         for example in chosen:
             sample = self.boxes[example.images[0]]
-            check_sample(sample, replace(self.limits, regions=len(sample.boxes)))
+            check_sample(sample, replace(self.limits, max_regions=len(sample.boxes)))
             scored = rows_of_boxes(sample, example.candidate_ids, example.candidates)
             room = max(0, self.task.max_boxes - len(scored))
             rest = np.setdiff1d(np.arange(len(sample.boxes)), scored)[:room]
@@ -191,7 +191,7 @@ class TaskCollator:
 
     def _stack_boxes(self, samples: list[Sample]) -> Batch:
         most = max((len(sample.boxes) for sample in samples), default=1)
-        return self._stack(samples, [[0]] * len(samples), replace(self.limits, regions=most))
+        return self._stack(samples, [[0]] * len(samples), replace(self.limits, max_regions=most))
 
     def _target(self, chosen: list[Example], samples: list[Sample], rows: Batch, candidates: Batch | None):
         """The targets, or None if an example has none; retrieval's follow from its options."""
@@ -203,7 +203,6 @@ class TaskCollator:
 
 def joined(sample: Sample, more: Sample, limits: Limits) -> Sample:
     """A sample's regions, cut to the limit, followed by all regions of another sample."""
-    features, boxes = (
-        np.concatenate([getattr(sample, name)[: limits.regions], getattr(more, name)]) for name in ("features", "boxes")
-    )
-    return replace(sample, features=features, boxes=boxes)
+    count = limits.max_regions
+    features = np.concatenate([sample.features[:count], more.features])
+    return replace(sample, features=features, boxes=np.concatenate([sample.boxes[:count], more.boxes]))

@@ -90,7 +90,7 @@ class TaskData:
             examples=examples,
             regions=self.regions,
             tokenizer=tokenizer,
-            limits=Limits(min(self.task.words, positions), regions or self.task.regions, self.feature_size),
+            limits=Limits(min(self.task.max_tokens, positions), regions or self.task.max_regions, self.feature_size),
             boxes=self.boxes if candidates else None,
             annotated=self.boxes if training and not candidates else None,
             vocabulary=vocabulary,

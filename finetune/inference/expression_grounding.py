@@ -36,13 +36,13 @@ def expression_boxes(
     if task is None or work.task.head.finds_regions:
         return None
     expressions = [Example(0, example.text, (image,)) for example in examples for image in example.images]
-    words = min(task.words, start.sizes.max_position_embeddings)
+    max_tokens = min(task.max_tokens, start.sizes.max_position_embeddings)
     grounding = TaskCollator(
         task=task,
         examples=expressions,
         regions=collator.regions,
         tokenizer=collator.tokenizer,
-        limits=replace(collator.limits, words=words),
+        limits=replace(collator.limits, max_tokens=max_tokens),
     )
     batch = grounding(0, np.arange(len(expressions)))
     scores = TaskPass(work.model, task, work.precision, start.token(task)).scores(batch.to(work.precision.device))

@@ -61,7 +61,7 @@ def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[Judge
 @torch.no_grad()
 def _judged(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[tuple[Prediction, object]]:
     """(prediction, the same in the form of `Task.scores`) of every example."""
-    limit, vocabulary = collator.limits.regions, collator.vocabulary
+    limit, vocabulary = collator.limits.max_regions, collator.vocabulary
     with in_order(collator, batch_size, 0, ALONE) as batches:
         for part, batch in batches:
             scores = work.scores(batch.to(work.precision.device)).cpu()

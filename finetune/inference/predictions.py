@@ -91,7 +91,7 @@ def _best(
 ) -> np.ndarray:
     """float64 (examples, ...): the predictions for this rank's share in numbers (see Head.best), zeros elsewhere."""
     count = len(collator.examples)
-    found = np.zeros((count, *work.task.head.prediction_shape(collator.limits.regions)))
+    found = np.zeros((count, *work.task.head.prediction_shape(collator.limits.max_regions)))
     first, last = share(count, ranks.count, ranks.rank)
     with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
         for part, batch in batches:

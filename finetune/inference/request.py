@@ -61,12 +61,13 @@ class Query:
             Example(number, self.text, images, candidates=tuple(map(as_box, self.boxes)), candidate_ids=ids)
             for number, images in enumerate(own)
         ]
+        max_tokens = min(self.task.max_tokens, sizes.max_position_embeddings)
         return TaskCollator(
             task=self.task,
             examples=examples,
             regions=dict(zip(keys, self.samples, strict=True)),
             tokenizer=tokenizer,
-            limits=Limits(min(self.task.words, sizes.max_position_embeddings), self.task.regions, sizes.v_feature_size),
+            limits=Limits(max_tokens, self.task.max_regions, sizes.v_feature_size),
             boxes={"0": self.candidates} if self.candidates is not None else None,
         )
 

@@ -168,7 +168,7 @@ def card_of(task: Task, collator: TaskCollator, one: JudgedExample, page: str | 
         expected_box=tuple(np.array(box) / side) if box is not None else None,
         images=[image_of(regions[image], regions.dataset.folder)[0] for image in shown],
         names=shown,
-        regions=regions[shown[0]].boxes[: collator.limits.regions],
+        regions=regions[shown[0]].boxes[: collator.limits.max_regions],
         attention=page,
     )
 

@@ -55,12 +55,12 @@ class Task(ABC):
             do not include such tasks.
         token: number of the task token.
         head: its kind of answer; tasks with the same head share its weights.
-        words: maximum number of tokens.
+        max_tokens: maximum number of tokens of a text, including [CLS] and [SEP].
         batch_size, lr: hyperparameters of single-task training.
         images: name of the region shards of its images.
         splits: all splits, training first, validation second.
         tests: splits that together are the test set.
-        regions: maximum number of regions per image.
+        max_regions: maximum number of regions per image.
         files: names of the official files.
         downloads: name of an official file -> where it can be downloaded, for finetune.doctor; needed for tasks that
             are not in the table of finetune/reporting/downloads.toml.
@@ -74,13 +74,13 @@ class Task(ABC):
     group: str
     token: int
     head: Head
-    words: int
+    max_tokens: int
     batch_size: int
     lr: float
     images: str
     splits: tuple[str, ...]
     tests: tuple[str, ...] = ()
-    regions: int = 100
+    max_regions: int = 100
     files: tuple[str, ...] = ()
     # Not in the hash, for which a dict has none, nor in the representation, on which prepared examples depend.
     downloads: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)

@@ -222,7 +222,7 @@ def read_task_file(path: str | Path, free_token: int) -> TableTask:
         "title": known.title or name,
         "group": GROUP,
         "token": known.token or free_token,
-        "words": known.max_tokens,
+        "max_tokens": known.max_tokens,
         "batch_size": known.batch_size,
         "lr": known.lr,
         "images": known.images,

@@ -159,7 +159,7 @@ TASKS = (
         group="extra",
         token=14,
         head=GroundingHead(ranked=True, softmax=True),
-        words=20,
+        max_tokens=20,
         batch_size=256,
         lr=2e-5,
         images="flickr",

@@ -132,7 +132,7 @@ def _references(path: Path) -> list:
     return read_pickled_list(path)
 
 
-_SETTINGS = {"group": "G3", "head": GroundingHead(), "words": 20, "batch_size": 256, "lr": 2e-5, "images": "coco"}
+_SETTINGS = {"group": "G3", "head": GroundingHead(), "max_tokens": 20, "batch_size": 256, "lr": 2e-5, "images": "coco"}
 _UNC = {"splits": ("train", "val", "testA", "testB"), "tests": ("testA", "testB"), "files": ("refs(unc).p", INSTANCES)}
 _UMD = {"splits": ("train", "val", "test"), "tests": ("test",), "files": ("refs(umd).p", INSTANCES)}
 

@@ -136,7 +136,7 @@ def caption_ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     return (scores >= best).sum(0) - np.bincount(own[mine >= best[own]], minlength=len(best))
 
 
-_SETTINGS = {"group": "G2", "head": RetrievalHead(), "words": 30, "batch_size": 128, "lr": 2e-5}
+_SETTINGS = {"group": "G2", "head": RetrievalHead(), "max_tokens": 30, "batch_size": 128, "lr": 2e-5}
 _FOLDS = tuple(f"fold{n}" for n in range(5))
 
 TASKS = (

@@ -20,14 +20,14 @@ class Limits:
     """The input sizes of the model.
 
     Attributes:
-        words: maximum number of tokens per caption, including [CLS] and [SEP].
-        regions: maximum number of regions per image; the first ones, which have the highest scores, are used.
+        max_tokens: maximum number of tokens per caption, including [CLS] and [SEP].
+        max_regions: maximum number of regions per image; the first ones, which have the highest scores, are used.
         feature_size: D.
         num_classes, per_region: number of classes, and of stored classes per region; both 0 without a class target.
     """
 
-    words: int
-    regions: int
+    max_tokens: int
+    max_regions: int
     feature_size: int
     num_classes: int = 0
     per_region: int = 0
@@ -43,7 +43,7 @@ def check_sample(sample: Sample, limits: Limits) -> None:
             f"{name} has features of size {sample.features.shape[1]}, the model expects {limits.feature_size}; "
             "use shards of one detector"
         )
-    if not finite(sample.features[: limits.regions]):
+    if not finite(sample.features[: limits.max_regions]):
         raise UserError(f"{name} has features that are NaN or infinite in float16; extract it again")
     check_values(sample)
     if limits.num_classes:
@@ -59,7 +59,7 @@ def check_sample(sample: Sample, limits: Limits) -> None:
 
 def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, limits: Limits) -> Batch:
     """Pads samples that passed check_sample, and their token ids, to a batch, which may be empty."""
-    counts = [min(len(sample.features), limits.regions) for sample in samples]
+    counts = [min(len(sample.features), limits.max_regions) for sample in samples]
     length, regions = max(map(len, token_ids), default=2), max(counts, default=1)
     size, per_region = len(samples), limits.per_region
     input_ids = np.zeros((size, length), np.int64)
@@ -138,7 +138,7 @@ class Collator:
         chosen = own.copy()
         for row in np.flatnonzero(misaligned).tolist():
             chosen[row] = self.negatives.partner(int(own[row]), int(keys[row]))
-        token_ids = self.tokenizer.encode([self.captions[number] for number in chosen.tolist()], self.limits.words)
+        token_ids = self.tokenizer.encode([self.captions[number] for number in chosen.tolist()], self.limits.max_tokens)
         batch = stack(samples, token_ids, keys, misaligned, self.limits)
         if self.objective.compares_pairs:
             batch.image_ids = torch.from_numpy(self.captions.images_of(own))

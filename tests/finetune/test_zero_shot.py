@@ -47,7 +47,7 @@ def slow(world, pretrained):
     with torch.no_grad():
         for row, example in enumerate(examples):
             for column, image in enumerate(images):
-                inputs = pair_inputs(pretrained, model, example.text, regions[image], task.words, task.regions)
+                inputs = pair_inputs(pretrained, model, example.text, regions[image], task.max_tokens, task.max_regions)
                 logits[row, column] = model.alignment(model.encoder.fuse(model.encoder(*inputs)))[0].numpy()
     return examples, images, logits
 
@@ -176,7 +176,9 @@ def test_attention_is_the_pretrained_models(world, pretrained, name):
     maps = AttentionMaps()
     with torch.no_grad():
         sample = Regions(world / "regions" / task.images)[example.images[0]]
-        model.encoder(*pair_inputs(pretrained, model, example.text, sample, task.words, task.regions), maps=maps)
+        model.encoder(
+            *pair_inputs(pretrained, model, example.text, sample, task.max_tokens, task.max_regions), maps=maps
+        )
     assert found.words[0] == "[CLS]" and f"[{name}]" not in found.words
     for view, weights in found.maps.items():
         expected = torch.stack(getattr(maps, VIEWS[view]))[:, 0].numpy()
@@ -212,7 +214,9 @@ def test_prediction_ranks_images_by_the_alignment_head(world, predictor, pretrai
     odds = []
     with torch.no_grad():
         for sample in predictor.query(NAME, "a red star", *images).samples:
-            inputs = pair_inputs(pretrained, model, "a red star", sample, TASKS[NAME].words, TASKS[NAME].regions)
+            inputs = pair_inputs(
+                pretrained, model, "a red star", sample, TASKS[NAME].max_tokens, TASKS[NAME].max_regions
+            )
             aligned, misaligned = model.alignment(model.encoder.fuse(model.encoder(*inputs)))[0].tolist()
             odds.append(aligned - misaligned)
     assert found.numbers == np.argsort(odds)[::-1].tolist() and predictor.tasks == ["coco_retrieval", NAME]

@@ -86,7 +86,7 @@ def slow_scores(model, collator, example) -> list[float]:
     features = np.concatenate([regions.features.astype(np.float64).mean(0, keepdims=True), features])
     boxes = np.concatenate([[[0, 0, 1, 1]], regions.boxes, given.boxes]).astype(np.float32)
     area = (boxes[:, 2:3] - boxes[:, :1]) * (boxes[:, 3:] - boxes[:, 1:2])
-    ids = torch.tensor(collator.tokenizer.encode([example.text], task.words))
+    ids = torch.tensor(collator.tokenizer.encode([example.text], task.max_tokens))
     inputs = TaskInputs(
         input_ids=ids,
         text_mask=torch.ones_like(ids, dtype=torch.bool),

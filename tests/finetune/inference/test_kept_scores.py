@@ -148,7 +148,7 @@ def test_scores_of_another_ranking_are_not_used(opened, expected, place, change)
     elif change == "examples":
         assert not KeptScores(place, work, replace(collator, examples=collator.examples[5:]), BATCH, ALONE).done
     elif change == "limits":
-        limits = replace(collator.limits, regions=2)
+        limits = replace(collator.limits, max_regions=2)
         assert not KeptScores(place, work, replace(collator, limits=limits), BATCH, ALONE).done
     else:
         bias = work.model.heads["retrieval"].bias.data

@@ -24,7 +24,7 @@ TASKS = all_tasks()
 def test_the_twelve_tasks_are_those_of_the_papers_table():
     """Task token, words, batch size and learning rate of table 8."""
     tasks = paper_tasks().values()
-    table = {task.name: (task.group, task.token, task.words, task.batch_size, task.lr) for task in tasks}
+    table = {task.name: (task.group, task.token, task.max_tokens, task.batch_size, task.lr) for task in tasks}
     assert table == {
         "vqa": ("G1", 1, 23, 128, 4e-5),
         "vgqa": ("G1", 2, 26, 128, 4e-5),

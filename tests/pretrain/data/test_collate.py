@@ -16,7 +16,7 @@ from shards.common.errors import UserError
 from shards.storage.dataset import open_dataset, read_captions
 from shards.storage.reader import RegionReader
 
-LIMITS = Limits(words=10, regions=4, feature_size=12, num_classes=9, per_region=3)
+LIMITS = Limits(max_tokens=10, max_regions=4, feature_size=12, num_classes=9, per_region=3)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pretrain.objective.token_term import TokenTerm
 SIZES = TINY.replace(
     vocab_size=40, v_feature_size=12, v_target_size=9, hidden_size=32, v_hidden_size=32, bi_hidden_size=32
 )
-LIMITS = Limits(words=20, regions=36, feature_size=12, num_classes=9, per_region=3)
+LIMITS = Limits(max_tokens=20, max_regions=36, feature_size=12, num_classes=9, per_region=3)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_caption_of_one_word_and_an_image_with_one_region(model):
 def test_regression_of_features_is_the_mean_squared_error(model):
     objective = make_objective(terms=(TokenTerm(), FeatureTerm(), AlignmentTerm()))
     model.regions = type(model.regions)(SIZES, 12)
-    batch = make_batch(objective, classes=0, limits=Limits(words=20, regions=36, feature_size=12))
+    batch = make_batch(objective, classes=0, limits=Limits(max_tokens=20, max_regions=36, feature_size=12))
     inputs = objective.mask(batch)
     losses = objective.losses(model, batch, inputs)
     encoded = model.encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)
