@@ -55,7 +55,7 @@ def _register(missing: str | None) -> tuple[torch.library.Library, dict[str, str
         if missing:
             library.define(name + schema)
         for device in ("CPU", "CUDA"):
-            compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", device)
+            compiled = _has_kernel(name, device)
             backends[device] = "compiled" if compiled else "pure torch"
             if not compiled:
                 library.impl(name, getattr(pure_torch, name), device)
@@ -69,6 +69,14 @@ def _register(missing: str | None) -> tuple[torch.library.Library, dict[str, str
         f"; not compiled: {missing}" if missing else "",
     )
     return library, backends
+
+
+def _has_kernel(name: str, device: str) -> bool:
+    try:
+        torch.library.get_kernel(f"{NAMESPACE}::{name}", device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _fakes() -> dict[str, Callable[..., Any]]:
