@@ -392,7 +392,8 @@ def page(records: list[Path]) -> str:
     Raises:
         UserError: no record found, or one is invalid (see read).
     """
-    from benchmarks.gpu_record import STAGES, WAYS
+    from benchmarks.gpu_record import STAGES
+    from benchmarks.gpu_stages.pretraining_step import WAYS
 
     devices = read(records)
     if not devices:

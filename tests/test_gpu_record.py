@@ -94,12 +94,12 @@ def test_every_stage_with_lines_has_expected_keys_and_an_identity(benchmark_modu
 
 def test_useful_flops_are_those_of_the_matrix_products(benchmark_module):
     """Against torch's counter, with full images and captions of one length, attention counted apart."""
-    record = benchmark_module("gpu_record")
+    step = benchmark_module("gpu_stages.pretraining_step")
     from benchmarks.pairs import random_batch
     from pretrain.models.model_config import TINY
     from pretrain.objective.pretraining_loss import Objective
 
-    engine = record.make_engine("float32", 0.0, torch.device("cpu"))
+    engine = step.make_engine("float32", 0.0, torch.device("cpu"))
     batch = random_batch(4, TINY, words=12, mean_length=10**6)
     assert (batch.lengths == 12).all() and batch.valid.all()
     objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, TINY.vocab_size))
@@ -109,7 +109,7 @@ def test_useful_flops_are_those_of_the_matrix_products(benchmark_module):
         engine.replica(batch, [batch.word_count, batch.region_count, len(batch)])[0].backward()
     counts = counter.get_flop_counts()["Global"]
     matrices = sum(n for operator, n in counts.items() if str(operator) in ("aten.mm", "aten.addmm"))
-    expected = record.useful_flops(TINY, batch.token_count, batch.image_rows, batch.word_count, batch.region_count)
+    expected = step.useful_flops(TINY, batch.token_count, batch.image_rows, batch.word_count, batch.region_count)
     assert matrices == pytest.approx(expected, rel=0.05)
 
 
@@ -259,8 +259,8 @@ def scaling(benchmark_module):
 
 def test_every_parameter_has_a_gradient(benchmark_module, scaling):
     """The predictions count the gradients of all parameters."""
-    record = benchmark_module("gpu_record")
-    engine, batch = record.make_engine("float32", 0.0, torch.device("cpu")), record.pretraining_batches(1, 4)[0]
+    step = benchmark_module("gpu_stages.pretraining_step")
+    engine, batch = step.make_engine("float32", 0.0, torch.device("cpu")), step.pretraining_batches(1, 4)[0]
     engine.replica(batch, [batch.word_count, batch.region_count, len(batch)])[0].backward()
     assert all(parameter.grad is not None for parameter in engine.model.parameters())
     assert scaling.gradient_numbers() == 239_023_229

@@ -1,0 +1,1 @@
+"""The stages of benchmarks/gpu_record.py: each is a function that adds lines to a Record."""
