@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from shards.common.untrusted_input import check_packed
-from shards.parsing.safe_pickle import ARRAYS, Refused, unpickle_at
+from shards.parsing.pickle_arrays import ARRAYS, Refused
+from shards.parsing.safe_pickle import unpickle_at
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before torch 1.6
 PROTOCOL = 1001
