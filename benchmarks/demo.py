@@ -67,16 +67,18 @@ def run(config: Config) -> None:
     print(f"{'imports alone':<22} {median(base):7.2f} s   1.00x")
     print(f"{'start, until served':<22} {median(started):7.2f} s  {median(started) / median(base):5.2f}x\n")
     uploads = Uploads(10, 25, 10)
-    desk = DemoBackend(Predictor(config.run), uploads)
+    backend = DemoBackend(Predictor(config.run), uploads)
     print(f"{'task':<22} {'model':>7} {'answer':>9}")
-    for title, task in desk.tasks.items():
-        text, files, boxes = desk.example(title)
-        desk.ask(title, text, files, boxes)
-        images = [uploads.read(file)[0] for file in files or desk.pool(task)]
+    for title, task in backend.tasks.items():
+        text, files, boxes = backend.example(title)
+        backend.ask(title, text, files, boxes)
+        images = [uploads.read(file)[0] for file in files or backend.pool(task)]
         given = [tuple(map(float, box.split(","))) for box in boxes.split(";")] if boxes else []
-        query = desk.predictor.query(task.name, text, *images, boxes=given)
-        model = median(timed(lambda query=query: desk.predictor.answer(query)) for _ in range(config.repeats))
-        whole = median(timed(lambda asked=(title, text, files, boxes): desk.ask(*asked)) for _ in range(config.repeats))
+        query = backend.predictor.query(task.name, text, *images, boxes=given)
+        model = median(timed(lambda query=query: backend.predictor.answer(query)) for _ in range(config.repeats))
+        whole = median(
+            timed(lambda asked=(title, text, files, boxes): backend.ask(*asked)) for _ in range(config.repeats)
+        )
         print(f"{title:<22} {model:7.3f} {whole:7.3f} s  {whole / model:5.1f}x")
     uploads.close()
 

@@ -1,6 +1,6 @@
 """Builds the model and the training engine of one or more tasks from a run's flags."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from finetune.config import BETAS, EPSILON
 from finetune.models.task_model import TaskModel
-from finetune.run_dirs.init_weights import Start, Vocabularies
+from finetune.run_dirs.init_weights import DEFAULTS, Start, Vocabularies, choose_start
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import on_first
 from pretrain.engine.optimizer import make_optimizer
@@ -21,6 +21,24 @@ from pretrain.pretrained.find_weights import describe_keys
 from pretrain.pretrained.hf_bert import may_be_from_bert
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
+
+
+def choose_model(
+    config, newest: Path | None, texts: Iterable[str], feature_size: int, ranks: Ranks, runs: tuple[str, ...] = DEFAULTS
+) -> tuple[Start, ModelConfig]:
+    """(initial weights, or those of the run to resume; their model configuration with the dropout of the flags).
+
+    Args:
+        config: flags of finetune.st or finetune.mt.
+        newest: the checkpoint to resume from, or None.
+        texts: training texts, for a learned tokenizer.
+        feature_size: feature size of the region shards.
+        ranks: the processes of the run.
+        runs: default run directories of --init.
+    """
+    asked = (str(Path(config.out)), None, None) if newest else (config.init, config.config, config.tokenizer)
+    start = on_first(ranks, lambda: choose_start(*asked, texts, feature_size, runs=runs))
+    return start, start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
 
 
 def make_model(

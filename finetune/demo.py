@@ -7,7 +7,7 @@ from finetune.config import ModelFlags
 from finetune.inference.image_upload import Uploads
 from finetune.inference.predictor import LazyPredictor
 from finetune.pages.demo_backend import DemoBackend
-from finetune.pages.demo_page import STYLE, build
+from finetune.pages.demo_page import STYLE, demo_page
 from finetune.pages.host_check import OwnHost
 from shards.common.cli import command, flag
 from shards.common.errors import UserError
@@ -38,7 +38,7 @@ def run(config: DemoConfig) -> None:
         raise UserError(f"--images {config.images}: should be a folder of image files")
     predictor = LazyPredictor(config)
     uploads = Uploads(config.megabytes, config.megapixels, config.seconds)
-    page = build(DemoBackend(predictor, uploads, files, config.ranked)).queue(max_size=32)
+    page = demo_page(DemoBackend(predictor, uploads, files, config.ranked)).queue(max_size=32)
     _ = predictor.model, predictor.detector  # load them before the first request
     try:
         page.launch(

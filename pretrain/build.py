@@ -59,6 +59,24 @@ def build_pretraining(config: PretrainConfig, ranks: Ranks, device: torch.device
     work, from_bert = _work(config, ranks, device, sizes, tokenizer, newest)
     engine = _engine(config, ranks, work, from_bert)
     facts = restore_engine(engine, newest) if newest else {}
+    task = _training_task(config, ranks, device, pairs, tokenizer, work, sizes, facts)
+    if not newest:
+        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, tokenizer, device, from_bert))
+    _describe(config, task, engine, len(tokenizer))
+    return Trainer(config, engine, task, facts)
+
+
+def _training_task(
+    config: PretrainConfig,
+    ranks: Ranks,
+    device: torch.device,
+    pairs: Pairs,
+    tokenizer: WordPieceTokenizer,
+    work: Pass,
+    sizes: ModelConfig,
+    facts: dict,
+) -> Pretraining:
+    """The batches, schedule and validation of a run. facts: checkpoint.json of the checkpoint to resume from, or {}."""
     classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
     limits = Limits(config.max_tokens, config.max_regions, sizes.v_feature_size, *classes)
     collator = partial(
@@ -83,7 +101,7 @@ def build_pretraining(config: PretrainConfig, ranks: Ranks, device: torch.device
     )
     hard = config.negatives == "hard"
     at_once = -(-config.batch_size // (ranks.count * config.accumulate))
-    task = Pretraining(
+    return Pretraining(
         plan=plan,
         peak_lr=config.lr,
         save_every=config.save_every,
@@ -102,10 +120,6 @@ def build_pretraining(config: PretrainConfig, ranks: Ranks, device: torch.device
         ),
         device=device,
     )
-    if not newest:
-        on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, tokenizer, device, from_bert))
-    _describe(config, task, engine, len(tokenizer))
-    return Trainer(config, engine, task, facts)
 
 
 def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:

@@ -1,10 +1,12 @@
 """The web page of finetune.demo."""
 
 import html
+from collections.abc import Callable
 from pathlib import Path
 
 from finetune.pages.demo_backend import CANDIDATES, TOP, DemoBackend
 from finetune.pages.html_page import need
+from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.images.image_files import SUFFIXES
 
@@ -16,39 +18,16 @@ INDEPENDENT = "Answer (a confidence for each choice on its own; they do not add 
 RANKED = "Answer (probabilities among the ranked images)"
 
 
-def build(desk: DemoBackend):
-    """The gradio page."""
+def demo_page(backend: DemoBackend):
+    """The page, a gradio.Blocks."""
     try:
         import gradio
     except ImportError as error:
         raise need("demo", "gradio", error) from None
 
-    def with_errors(function, outputs: int = 1):
-        """Wraps a function so that a UserError is shown as one message on the page, and its outputs stay as they are.
-
-        A raised gradio.Error would also mark each output as failed.
-        """
-
-        def call(*values):
-            try:
-                return function(*values)
-            except UserError as error:
-                gradio.Warning(str(error), title="Error")
-                return gradio.skip() if outputs == 1 else (gradio.skip(),) * outputs
-
-        return call
-
-    def labels(task):
-        """(label of the text field, example text, label of the image field)."""
-        head = task.head
-        images = f"{head.images} images, the left one first" if head.images > 1 else "an image"
-        if head.ranks_images:
-            images = f"two or more images; without any, {len(desk.pool(task))} images of the data are ranked"
-        return head.input_label, head.input_example, f"Images: {images}"
-
     def choose(title):
-        task = desk.tasks[title]
-        label, instance, images = labels(task)
+        task = backend.tasks[title]
+        label, instance, images = _labels(backend, task)
         return (
             gradio.update(label=label, placeholder=instance, value=""),
             gradio.update(label=images, value=None),
@@ -56,25 +35,25 @@ def build(desk: DemoBackend):
         )
 
     def preview(files):
-        return [(desk.uploads.read(file)[0], Path(file).name) for file in files or ()]
+        return [(backend.uploads.read(file)[0], Path(file).name) for file in files or ()]
 
     def ask(title, text, files, boxes):
-        answer = desk.ask(title, text, files, boxes)
+        answer = backend.ask(title, text, files, boxes)
         confidence = dict(zip(answer.prediction.choices, answer.prediction.confidence, strict=True))
         frame = f'<iframe class="attention" sandbox="allow-scripts" srcdoc="{html.escape(answer.attention)}"></iframe>'
         ranking = gradio.update(value=answer.ranking, visible=bool(answer.ranking))
         found = gradio.update(value=confidence, label=RANKED if answer.ranking else INDEPENDENT)
         return found, answer.shown, ranking, f"{answer.seconds:.2f} s", frame
 
-    first = next(iter(desk.tasks.values()))
-    label, instance, images = labels(first)
+    first = next(iter(backend.tasks.values()))
+    label, instance, images = _labels(backend, first)
     candidates = f"Candidates: x1,y1,x2,y2; ... in pixels (empty: {CANDIDATES} detected regions)"
     kinds = [f".{suffix}" for suffix in SUFFIXES]
-    with gradio.Blocks(title=desk.predictor.run, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gradio.Markdown(f"## Ask `{desk.predictor.run}`")
+    with gradio.Blocks(title=backend.predictor.run, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gradio.Markdown(f"## Ask `{backend.predictor.run}`")
         with gradio.Row():
             with gradio.Column():
-                task = gradio.Dropdown(list(desk.tasks), value=first.title, label="Task", elem_id="task")
+                task = gradio.Dropdown(list(backend.tasks), value=first.title, label="Task", elem_id="task")
                 text = gradio.Textbox(label=label, placeholder=instance, elem_id="text")
                 files = gradio.File(label=images, file_count="multiple", file_types=kinds, height=140, elem_id="files")
                 boxes = gradio.Textbox(label=candidates, visible=first.head.has_candidates, elem_id="boxes")
@@ -92,8 +71,33 @@ def build(desk: DemoBackend):
         attention = gradio.HTML(elem_id="attention")
         one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
         task.change(choose, task, [text, files, boxes], **one_at_a_time)
-        files.change(with_errors(preview), files, seen, **one_at_a_time)
-        example.click(with_errors(desk.example, 3), task, [text, files, boxes], **one_at_a_time)
+        files.change(_with_errors(gradio, preview), files, seen, **one_at_a_time)
+        example.click(_with_errors(gradio, backend.example, 3), task, [text, files, boxes], **one_at_a_time)
         inputs, outputs = [task, text, files, boxes], [answer, shown, ranking, took, attention]
-        gradio.on([go.click, text.submit], with_errors(ask, len(outputs)), inputs, outputs, **one_at_a_time)
+        gradio.on([go.click, text.submit], _with_errors(gradio, ask, len(outputs)), inputs, outputs, **one_at_a_time)
     return page
+
+
+def _with_errors(gradio, function: Callable, outputs: int = 1) -> Callable:
+    """Wraps a function so that a UserError is shown as one message on the page, and its outputs stay as they are.
+
+    A raised gradio.Error would also mark each output as failed.
+    """
+
+    def call(*values):
+        try:
+            return function(*values)
+        except UserError as error:
+            gradio.Warning(str(error), title="Error")
+            return gradio.skip() if outputs == 1 else (gradio.skip(),) * outputs
+
+    return call
+
+
+def _labels(backend: DemoBackend, task: Task) -> tuple[str, str, str]:
+    """(label of the text field, example text, label of the image field)."""
+    head = task.head
+    images = f"{head.images} images, the left one first" if head.images > 1 else "an image"
+    if head.ranks_images:
+        images = f"two or more images; without any, {len(backend.pool(task))} images of the data are ranked"
+    return head.input_label, head.input_example, f"Images: {images}"

@@ -54,22 +54,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         found.gaps.append(f"no folder {names}: it should contain the official files of {task.title}")
         return found
     regions = _regions(region_folder(data, task.images), opened)
-    boxes = _regions(region_folder(data, f"{task.name}_boxes"), opened) if task.head.has_candidates else None
-    lost: dict[str, list[str]] = {}  # split -> images without regions
-    for split in task.splits:
-        needed = split in task.splits[:2]  # training and validation; the other splits are optional
-        try:
-            counts = count_examples(task, data, split, whole=needed)
-        except UserError as error:
-            if needed:
-                found.gaps.append(f"{split}: {error}")
-            else:
-                found.absent.append(split)
-            continue
-        images = {image for of_example in counts for image in of_example}
-        lost[split] = [image for image in images if image not in regions] if isinstance(regions, Regions) else []
-        covered = len(images) - len(lost[split]) if isinstance(regions, Regions) else None
-        found.rows.append((split, counts.total(), len(images), covered))
+    lost = _examine_splits(found, data, regions)
     if task.head.has_vocabulary and task.splits[0] in lost:  # its training annotations can be read
         try:
             found.answers = len(training_answers(task, data, min_answer_count, log=lambda _: None))
@@ -84,13 +69,37 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
             sentence = f"{split}: {len(images)} images without regions in {where}, such as {min(images)}"
             hint = "extract or convert them into a subfolder, or skip their examples with --missing skip"
             (found.gaps if split in task.splits[:2] else found.absent).append(f"{sentence}; {hint}")
-    if isinstance(boxes, str):
+    if task.head.has_candidates:
         out = region_folder(data, f"{task.name}_boxes")
-        found.gaps.append(
-            f"{boxes}: python -m finetune.given_boxes --task {task.name} --data {data} --out boxes.jsonl, "
-            f"then shards.extract IMAGES --boxes boxes.jsonl --out {out}"
-        )
+        if isinstance(boxes := _regions(out, opened), str):
+            found.gaps.append(
+                f"{boxes}: python -m finetune.given_boxes --task {task.name} --data {data} --out boxes.jsonl, "
+                f"then shards.extract IMAGES --boxes boxes.jsonl --out {out}"
+            )
     return found
+
+
+def _examine_splits(found: Finding, data: str, regions: Regions | str) -> dict[str, list[str]]:
+    """Adds a row for every split that can be read; returns the images without regions of each.
+
+    regions: of the task's images, or an error message.
+    """
+    task, lost = found.task, {}
+    for split in task.splits:
+        needed = split in task.splits[:2]  # training and validation; the other splits are optional
+        try:
+            counts = count_examples(task, data, split, whole=needed)
+        except UserError as error:
+            if needed:
+                found.gaps.append(f"{split}: {error}")
+            else:
+                found.absent.append(split)
+            continue
+        images = {image for of_example in counts for image in of_example}
+        lost[split] = [image for image in images if image not in regions] if isinstance(regions, Regions) else []
+        covered = len(images) - len(lost[split]) if isinstance(regions, Regions) else None
+        found.rows.append((split, counts.total(), len(images), covered))
+    return lost
 
 
 def count_examples(task: Task, data, split: str, whole: bool) -> Counter[tuple[str, ...]]:

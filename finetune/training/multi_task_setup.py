@@ -8,7 +8,7 @@ import torch
 
 from finetune.balancing import make_balance
 from finetune.balancing.base import GradientCombination
-from finetune.build import make_model, make_task_engine
+from finetune.build import choose_model, make_model, make_task_engine
 from finetune.config import (
     FREE_FLAGS,
     HEAD_LR,
@@ -32,20 +32,20 @@ from finetune.evaluation.scores import mean_score
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
+from finetune.prepared.packed_examples import PackedExamples
 from finetune.prepared.prepare_data import for_training
 from finetune.run_dirs.init_weights import (
     Start,
     Vocabularies,
     begin_run,
     check_content,
-    choose_start,
     choose_vocabulary,
     random_start_note,
 )
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
-from finetune.training.task_schedulers import find_regime
+from finetune.training.task_schedulers import Regime, find_regime
 from finetune.training.task_validation import validation_of
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import Places
@@ -81,22 +81,10 @@ def result_of(training: MultiTask, seconds: float) -> dict:
 
 def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> Trainer:
     """Reads data and weights of a new or resumed run. newest: the checkpoint to resume from, or None."""
-    run, shared = Path(config.out), {}
-
-    def opened() -> tuple[list[TaskData], list]:
-        data = [open_data(t, config.data, config.missing, config.annotated_boxes, shared, config.clean) for t in tasks]
-        check_same_width(*(of_task.regions for of_task in data))
-        return data, [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.log) for of_task in data]
-
-    wanted = [one for task in tasks for one in for_training(task)]
-    prepare_on_every_machine(config.data, wanted, ranks)
-    data, splits = on_every_rank(ranks, opened)
-    for of_task, of_splits in zip(data, splits, strict=True):
-        same_on_every_rank(of_task, of_splits, ranks)
+    run = Path(config.out)
+    data, splits = _open_tasks(config, tasks, ranks)
     texts = (example.text for training, _ in splits for example in training)
-    asked = (str(run), None, None) if newest else (config.init, config.config, config.tokenizer)
-    start = on_first(ranks, lambda: choose_start(*asked, texts, data[0].feature_size, runs=(PRETRAINING,)))
-    sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
+    start, sizes = choose_model(config, newest, texts, data[0].feature_size, ranks, runs=(PRETRAINING,))
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
     config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
     if newest:
@@ -111,41 +99,26 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     model = make_model(config, tasks, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_facts(newest) if newest else {}
     states = []
-    for of_task, (training, held_out) in zip(data, splits, strict=True):
+    for of_task, of_splits in zip(data, splits, strict=True):
         task = of_task.task
+        task_pass = TaskPass(model, task, precision, tokens.get(task.name), config.contrastive)
         inputs = start.tokenizer, vocabularies.get(task.head.name), sizes.max_position_embeddings, config.max_regions
         size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
-        states.append(
-            TaskState(
-                work=TaskPass(model, task, precision, tokens.get(task.name), config.contrastive),
-                training=of_task.collator(training, *inputs, config.seed),
-                validation=validation_of(of_task, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
-                plan=Plan(len(training), size, ENDLESS, ranks=ranks, accumulate=config.accumulate),
-                taken=facts.get("taken", {}).get(task.name, 0),
-            )
-        )
+        taken = facts.get("taken", {}).get(task.name, 0)
+        states.append(_task_state(config, task_pass, of_task, of_splits, inputs, size, taken, ranks))
     longest = max(state.plan.steps_per_epoch for state in states)
     updated = update_unused(sizes) if config.update_unused is None else config.update_unused
     plan = Iterations(facts.get("step", 0), config.iterations or config.epochs * longest, longest)
     lr = min(task.lr for task in tasks) * config.lr_scale
     work = MultiTaskPass([state.work for state in states], [t.lr * config.lr_scale / lr for t in tasks])
-    regime = find_regime(config.regime)(
-        names=tuple(task.name for task in tasks),
-        groups=tuple(task.group for task in tasks),
-        sizes=tuple(state.plan.pairs for state in states),
-        iterations=plan.total_steps,
-        gap=config.gap,
-        first_phase=config.first_phase,
-        seed=config.seed,
-    )
+    regime = _regime(config, states, plan.total_steps)
+    places = Places(config.workers, *(of_task.regions.dataset for of_task in data))
+    balanced = balanced_step(config, model, len(tasks), ranks)
     if newest:
         with reading(newest / FACTS):
             regime.restore(facts["regime"])
-    places = Places(config.workers, *(of_task.regions.dataset for of_task in data))
-    balanced = balanced_step(config, model, len(tasks), ranks)
-    if newest and balanced:
-        with reading(newest / FACTS):
-            balanced.method.restore(facts["balance"])
+            if balanced:
+                balanced.method.restore(facts["balance"])
     training = MultiTask(config, plan, states, regime, lr, places, ranks, device, balanced)
     engine = make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
@@ -153,6 +126,67 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         on_first(ranks, lambda: begin_run(*begun))
     _describe(training, start)
     return Trainer(config, engine, training, facts)
+
+
+def _open_tasks(
+    config: MtConfig, tasks: list[Task], ranks: Ranks
+) -> tuple[list[TaskData], list[tuple[PackedExamples, PackedExamples]]]:
+    """The data of all tasks, with their training and validation examples, equal on all ranks."""
+    shared: dict = {}
+
+    def opened() -> tuple[list[TaskData], list[tuple[PackedExamples, PackedExamples]]]:
+        data = [open_data(t, config.data, config.missing, config.annotated_boxes, shared, config.clean) for t in tasks]
+        check_same_width(*(of_task.regions for of_task in data))
+        return data, [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.log) for of_task in data]
+
+    prepare_on_every_machine(config.data, [one for task in tasks for one in for_training(task)], ranks)
+    data, splits = on_every_rank(ranks, opened)
+    for of_task, of_splits in zip(data, splits, strict=True):
+        same_on_every_rank(of_task, of_splits, ranks)
+    return data, splits
+
+
+def _task_state(
+    config: MtConfig,
+    work: TaskPass,
+    data: TaskData,
+    splits: tuple[PackedExamples, PackedExamples],
+    inputs: tuple,
+    size: int,
+    taken: int,
+    ranks: Ranks,
+) -> TaskState:
+    """The state of one task.
+
+    Args:
+        work: its pass.
+        data: its data.
+        splits: its training and validation examples.
+        inputs: tokenizer, vocabulary and limits, see TaskData.collator.
+        size: its batch size.
+        taken: number of its steps before this process.
+    """
+    training, held_out = splits
+    return TaskState(
+        work=work,
+        training=data.collator(training, *inputs, config.seed),
+        validation=validation_of(data, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
+        plan=Plan(len(training), size, ENDLESS, ranks=ranks, accumulate=config.accumulate),
+        taken=taken,
+    )
+
+
+def _regime(config: MtConfig, states: list[TaskState], iterations: int) -> Regime:
+    """The task scheduling strategy of --regime at its first iteration."""
+    return find_regime(config.regime)(
+        names=tuple(state.task.name for state in states),
+        groups=tuple(state.task.group for state in states),
+        sizes=tuple(state.plan.pairs for state in states),
+        iterations=iterations,
+        gap=config.gap,
+        first_phase=config.first_phase,
+        seed=config.seed,
+    )
 
 
 def balanced_step(config: MtConfig, model: TaskModel, tasks: int, ranks: Ranks) -> BalancedStep | None:

@@ -8,7 +8,7 @@ import torch
 
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Example
-from finetune.build import make_model, make_task_engine
+from finetune.build import choose_model, make_model, make_task_engine
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, epochs
 from finetune.data.task_data import TaskData, content_of, open_data, prepare_on_every_machine, same_on_every_rank
 from finetune.objective.task_pass import TaskPass
@@ -18,7 +18,6 @@ from finetune.run_dirs.init_weights import (
     Start,
     begin_run,
     check_content,
-    choose_start,
     choose_vocabulary,
     random_start_note,
 )
@@ -63,23 +62,10 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
     newest: the checkpoint to resume from, or None.
     """
     run = Path(config.out)
-    if config.annotated_boxes and not task.head.finds_regions:
-        raise UserError(f"--annotated_boxes: applies to referring expressions only, not to {task.name}")
-    train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
-
-    def opened() -> tuple[TaskData, tuple[PackedExamples, PackedExamples]]:
-        data = open_data(task, config.data, config.missing, config.annotated_boxes, clean=config.clean)
-        return data, data.splits(train_split, validation_split, config.validate_on, ranks.log)
-
-    wanted = [Wanted(task, EXAMPLES, split) for split in (train_split, validation_split)]
-    prepare_on_every_machine(config.data, wanted, ranks)
-    data, (examples, held_out) = on_every_rank(ranks, opened)
-    same_on_every_rank(data, (examples, held_out), ranks)
+    data, (examples, held_out) = _open_task(config, task, ranks)
     texts = (example.text for example in examples)
-    asked = (str(run), None, None) if newest else (config.init, config.config, config.tokenizer)
-    start = on_first(ranks, lambda: choose_start(*asked, texts, data.feature_size))
+    start, sizes = choose_model(config, newest, texts, data.feature_size, ranks)
     kind = read_config(run)["start"]["kind"] if newest else start.kind
-    sizes = start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
     if newest:
@@ -122,6 +108,23 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
         on_first(ranks, lambda: begin_run(*begun))
     _describe(training, task, kind, start, examples, held_out)
     return Trainer(config, engine, training, facts), kind
+
+
+def _open_task(config: StConfig, task: Task, ranks: Ranks) -> tuple[TaskData, tuple[PackedExamples, PackedExamples]]:
+    """The data of the task, with its training and validation examples, equal on all ranks."""
+    if config.annotated_boxes and not task.head.finds_regions:
+        raise UserError(f"--annotated_boxes: applies to referring expressions only, not to {task.name}")
+    train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
+
+    def opened() -> tuple[TaskData, tuple[PackedExamples, PackedExamples]]:
+        data = open_data(task, config.data, config.missing, config.annotated_boxes, clean=config.clean)
+        return data, data.splits(train_split, validation_split, config.validate_on, ranks.log)
+
+    wanted = [Wanted(task, EXAMPLES, split) for split in (train_split, validation_split)]
+    prepare_on_every_machine(config.data, wanted, ranks)
+    data, splits = on_every_rank(ranks, opened)
+    same_on_every_rank(data, splits, ranks)
+    return data, splits
 
 
 def result_of(trainer: Trainer, kind: str, seconds: float) -> dict:
