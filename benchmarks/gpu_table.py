@@ -39,7 +39,7 @@ files in `benchmarks/records` by `python benchmarks/gpu_record.py --table docs/g
 measurements, run `benchmarks/gpu_record.sh` in the root of the repository on a machine with a GPU, torch and nvcc; copy
 `gpu-record/record.jsonl` to `benchmarks/records/NAME-YYYY-MM-DD.jsonl` and generate the page again.
 
-All data and all weights are random, so losses say nothing about the quality of a model. Figures have three significant
+All data and all weights are random, so losses do not show the quality of a model. Figures have three significant
 digits. If a result was recorded more than once on the same device, the page has the last one. A dash means that the
 record does not contain the figure. A table has a column "commit" where its rows are from different commits."""
 

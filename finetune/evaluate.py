@@ -60,7 +60,7 @@ def run(config: EvaluateConfig) -> None:
 
 
 def _splits(task: Task, asked: str | None) -> tuple[str, ...]:
-    """The splits of a task that a value of --split stands for."""
+    """The splits of a task that a value of --split names."""
     if asked == TESTS:
         return task.reported
     if asked is not None:

@@ -67,7 +67,7 @@ class Head(ABC):
         """A new layer. answers: size of the answer vocabulary; 0 for heads without one."""
 
     def logits(self, layer: nn.Module, encoder: TwoStream, encoded: Encoded, inputs: TaskInputs) -> Tensor:
-        """The scores before any sigmoid or softmax, (examples, choices) unless a subclass says otherwise.
+        """The scores before any sigmoid or softmax, (examples, choices) unless a subclass documents another shape.
 
         Args:
             layer: the layer of this head.

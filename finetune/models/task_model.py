@@ -32,7 +32,7 @@ class TaskModel(nn.Module):
     tasks, whether they choose among regions or among candidate boxes.
 
     answers: heads with an answer vocabulary and their numbers of answers, such as {"vqa": 3129, "gqa": 1533}; heads:
-    heads of the tasks beside the paper's.
+    heads of the tasks in addition to the paper's.
     """
 
     def __init__(self, config: ModelConfig, answers: Mapping[str, int], heads: Iterable[Head] = ()):

@@ -1,4 +1,4 @@
-"""The screening of --suite interference: every method is run shortly at several learning rates, and the best go on.
+"""The screening of --suite interference: short runs of every method at several learning rates, to choose the best.
 
 Screening runs have a seed that no table uses, so that the choice of methods and learning rates does not favour them in
 the table.
@@ -18,7 +18,7 @@ from shards.common.files import read_json
 SCREENED = "interference"  # the suite
 SEED = 1000
 ITERATIONS = 150
-KEPT = 4  # methods beside the paper's way in the table
+KEPT = 4  # methods in the table in addition to the paper's
 WITHOUT = {"tasks": "g1,g2,g3"}  # flags of a run without the group that harms the others in the paper
 
 

@@ -106,7 +106,7 @@ def find_task(name: str) -> Task:
 def choose_tasks(names: str, flag: str = "--tasks") -> list[Task]:
     """The tasks of a comma-separated list of tasks and groups, such as "refcoco,g1", without duplicates.
 
-    "all" stands for the paper's twelve tasks; further tasks are chosen by their name or group.
+    "all" is the paper's twelve tasks; further tasks are chosen by their name or group.
     """
     tasks, chosen = all_tasks(), set()
     groups = {"all": set(paper_tasks())}

@@ -190,7 +190,7 @@ def _regime(config: MtConfig, states: list[TaskState], iterations: int) -> Regim
 
 
 def balanced_step(config: MtConfig, model: TaskModel, tasks: int, ranks: Ranks) -> BalancedStep | None:
-    """The optimizer step of --balance; None for one of each task. Says how much memory the tasks' gradients need."""
+    """The optimizer step of --balance; None for one of each task. Logs how much memory the tasks' gradients need."""
     method = make_balance(config.balance, config.seed)
     if method is None:
         return None
