@@ -26,7 +26,7 @@ from pretrain.models.model_config import read_model_config
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
-from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.pretraining_pass import PretrainingPass
 from shards.common.cli import command, flag
 from shards.common.dist_info import ALONE
 
@@ -75,7 +75,7 @@ def peak(config: Config, choice: Choice) -> int:
     objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
     precision = Precision(choice.precision, device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
-    work = Pass(model, objective.to(device), precision)
+    work = PretrainingPass(model, objective.to(device), precision)
     engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
     for step, size in enumerate((1, config.batch_size // choice.accumulate)):
         batch = random_batch(size, sizes)

@@ -33,7 +33,7 @@ from pretrain.models.model_config import read_model_config
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
-from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.pretraining_pass import PretrainingPass
 from pretrain.objective.region_term import class_distribution
 from shards.common.cli import command, flag
 from shards.common.dist_info import ALONE
@@ -114,7 +114,7 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def matrix_work(work: Pass, batch: Batch) -> int:
+def matrix_work(work: PretrainingPass, batch: Batch) -> int:
     """FLOPs of the matrix products of one forward and backward pass; on a GPU without attention (about 1%)."""
     with FlopCounterMode(display=False) as counter:
         masked_positions_loss(work.objective, work.model, batch).backward()
@@ -127,7 +127,7 @@ def whole_step(config: Config, batch: Batch, model: PretrainingModel, objective:
     device = torch.device(config.device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
     precision = Precision("bf16", device)
-    work = Pass(model, objective, precision)
+    work = PretrainingPass(model, objective, precision)
     engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
     counts, number = (batch.word_count, batch.region_count, len(batch)), iter(range(10**6))
     step = waiting_for(device, lambda: engine.step(next(number), [batch], Sums(), counts))

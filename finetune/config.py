@@ -447,40 +447,40 @@ class ConsistencyConfig:
     workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
 
 
-def small(sizes: ModelConfig) -> bool:
+def is_small(sizes: ModelConfig) -> bool:
     """Whether a model is smaller than BERT base, for which table 8's hyperparameters were chosen."""
     return sizes.hidden_size < BASE_SIZE
 
 
-def epochs(sizes: ModelConfig) -> int:
+def default_epochs(sizes: ModelConfig) -> int:
     """Default number of epochs of single-task training: the paper's, or that of a small model."""
-    return SMALL_EPOCHS if small(sizes) else EPOCHS
+    return SMALL_EPOCHS if is_small(sizes) else EPOCHS
 
 
-def lr_scale(sizes: ModelConfig, tasks: int = 1) -> float:
+def default_lr_scale(sizes: ModelConfig, tasks: int = 1) -> float:
     """Default factor on table 8's learning rates. tasks: number of tasks that are trained together."""
-    if not small(sizes):
+    if not is_small(sizes):
         return 1
     return SMALL_LR_TOGETHER if tasks > 1 else SMALL_LR
 
 
-def update_unused(sizes: ModelConfig) -> bool:
+def default_update_unused(sizes: ModelConfig) -> bool:
     """Default of --update_unused: whether parameters that a step's task does not use are updated in it too."""
-    return not small(sizes)
+    return not is_small(sizes)
 
 
-def batch_size(task: Task, sizes: ModelConfig) -> int:
+def default_batch_size(task: Task, sizes: ModelConfig) -> int:
     """Default batch size: table 8's; for a small model half of it, at most SMALL_BATCH; for retrieval half of that
     again, because a retrieval example is four image-text pairs."""
-    if not small(sizes):
+    if not is_small(sizes):
         return task.batch_size
     return min(task.batch_size // 2, SMALL_BATCH) // (2 if task.head.ranks_images else 1)
 
 
 def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int, float, float]:
     """(batch size, peak learning rate, peak learning rate of the new heads) of single-task training."""
-    lr = config.lr or task.lr * lr_scale(sizes)
-    return config.batch_size or batch_size(task, sizes), lr, lr / task.lr * HEAD_LR
+    lr = config.lr or task.lr * default_lr_scale(sizes)
+    return config.batch_size or default_batch_size(task, sizes), lr, lr / task.lr * HEAD_LR
 
 
 # Flags that may change when a run is resumed: they do not change what is computed.

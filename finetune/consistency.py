@@ -7,7 +7,7 @@ from finetune.config import ConsistencyConfig
 from finetune.data.regions import Regions, region_folder
 from finetune.evaluation.grounding_consistency import both_forms
 from finetune.evaluation.pos_tagger import make_tagger
-from finetune.inference.consistency_of_runs import agreements, grounding_runs, images_of_splits, judge
+from finetune.inference.consistency_of_runs import agreements, grounding_runs, images_of_splits, judge_images
 from finetune.pages.consistency_page import SHOWN, shared_pairs, write_pairs
 from finetune.reporting.consistency_table import forms_of, render, stored_row, titles, warn_if_not_cleaned
 from finetune.run_dirs.run_data_folder import choose_data, place_of, results_folder, warn_of_other_data
@@ -33,8 +33,8 @@ def _run(config: ConsistencyConfig, out: Path) -> None:
     runs = grounding_runs(config)
     asked_of = images_of_splits(config, "vqa", config.questions)
     pointed_at = set().union(*(images_of_splits(config, task, config.expressions) for task in runs))
-    asked = judge(config, config.run, "vqa", config.questions, pointed_at)
-    found = {task: judge(config, path, task, config.expressions, asked_of) for task, path in runs.items()}
+    asked = judge_images(config, config.run, "vqa", config.questions, pointed_at)
+    found = {task: judge_images(config, path, task, config.expressions, asked_of) for task, path in runs.items()}
     images = {find_task(task).title: agreements(asked, [judged], tagger) for task, judged in found.items()}
     if len(found) > 1:
         images["both"] = agreements(asked, list(found.values()), tagger)

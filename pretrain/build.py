@@ -12,7 +12,7 @@ from pretrain.config import FREE_FLAGS, PretrainConfig, loss_terms
 from pretrain.data.batch_schedule import Plan, Stage
 from pretrain.data.caption_pairs import MisalignedCaptions
 from pretrain.data.collate import Collator, Limits
-from pretrain.data.dataloader import Places
+from pretrain.data.dataloader import WorkerStatus
 from pretrain.data.pair_batches import Pairs, ValidationBatches, open_pairs
 from pretrain.engine.checkpoint import best_checkpoint
 from pretrain.engine.distributed import DIFFERENT_DATA, on_every_rank, on_first, same_everywhere
@@ -27,8 +27,8 @@ from pretrain.models.model_config import CONFIGS, ModelConfig, read_model_config
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
-from pretrain.objective.pretraining_pass import Pass
-from pretrain.objective.pretraining_task import Pretraining
+from pretrain.objective.pretraining_pass import PretrainingPass
+from pretrain.objective.pretraining_task import PretrainingTask
 from pretrain.objective.validation import most_frequent_word
 from pretrain.pretrained.hf_bert import load_bert, may_be_from_bert
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer, load_tokenizer
@@ -72,10 +72,10 @@ def _training_task(
     device: torch.device,
     pairs: Pairs,
     tokenizer: WordPieceTokenizer,
-    work: Pass,
+    work: PretrainingPass,
     sizes: ModelConfig,
     facts: dict,
-) -> Pretraining:
+) -> PretrainingTask:
     """The batches, schedule and validation of a run. facts: checkpoint.json of the checkpoint to resume from, or {}."""
     classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
     limits = Limits(config.max_tokens, config.max_regions, sizes.v_feature_size, *classes)
@@ -101,7 +101,7 @@ def _training_task(
     )
     hard = config.negatives == "hard"
     at_once = -(-config.batch_size // (ranks.count * config.accumulate))
-    return Pretraining(
+    return PretrainingTask(
         plan=plan,
         peak_lr=config.lr,
         save_every=config.save_every,
@@ -111,7 +111,7 @@ def _training_task(
             negatives=None if hard else MisalignedCaptions(pairs.captions, pairs.trained),
             draw_captions=pairs.one_caption,
         ),
-        places=Places(config.workers, pairs.shards),
+        worker_status=WorkerStatus(config.workers, pairs.shards),
         validation=ValidationBatches(
             pairs, collator(negatives=MisalignedCaptions(pairs.captions, pairs.validation)), at_once, ranks
         ),
@@ -156,7 +156,7 @@ def _work(
     sizes: ModelConfig,
     tokenizer: WordPieceTokenizer,
     newest,
-) -> tuple[Pass, list[str]]:
+) -> tuple[PretrainingPass, list[str]]:
     """Builds the model, with its loss, on the device; returns also the names of parameters initialised from BERT."""
     torch.manual_seed(config.seed)
     terms = loss_terms(config)
@@ -189,10 +189,10 @@ def _work(
         predict_overlapped=config.predict_overlapped,
         terms=terms,
     )
-    return Pass(model, objective, precision), from_bert
+    return PretrainingPass(model, objective, precision), from_bert
 
 
-def _engine(config: PretrainConfig, ranks: Ranks, work: Pass, from_bert: list[str]) -> Engine:
+def _engine(config: PretrainConfig, ranks: Ranks, work: PretrainingPass, from_bert: list[str]) -> Engine:
     names = set(from_bert)
 
     def scale(name: str) -> float:
@@ -287,7 +287,7 @@ def _begin_run(
     write_json(run / CONFIG, facts)
 
 
-def _describe(config: PretrainConfig, task: Pretraining, engine: Engine, vocabulary_size: int) -> None:
+def _describe(config: PretrainConfig, task: PretrainingTask, engine: Engine, vocabulary_size: int) -> None:
     pairs, plan, ranks = task.pairs, task.plan, engine.ranks
     log = ranks.log
     images = [len(np.unique(pairs.captions.images_of(side))) for side in (pairs.trained, pairs.validation)]

@@ -12,7 +12,7 @@ from pretrain.models.model_config import TINY
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
-from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.pretraining_pass import PretrainingPass
 from shards.common.dist_info import ALONE
 
 BETAS, EPSILON, SIZES = (0.9, 0.98), 1e-8, TINY.replace(vocab_size=40, v_feature_size=12, v_target_size=9)
@@ -40,7 +40,7 @@ def make_engine(precision="float32", dropout=0.1, kind="adamw", prepare=lambda m
     optimizer = make_optimizer(model, 1e-3, BETAS, EPSILON, 0.01, kind=kind)
     # A scale that fits from the first step on; torch's own begins too high and skips a few steps to find it.
     scaler = torch.amp.GradScaler("cpu", init_scale=64) if precision == "fp16" else how.scaler()
-    return Engine(Pass(model, OBJECTIVE, how), model, optimizer, how, scaler, ALONE, 1.0)
+    return Engine(PretrainingPass(model, OBJECTIVE, how), model, optimizer, how, scaler, ALONE, 1.0)
 
 
 def part_of(batch, rows):

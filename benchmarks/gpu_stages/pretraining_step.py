@@ -58,7 +58,7 @@ def make_engine(
     from pretrain.models.layers import narrow_hidden_states
     from pretrain.models.pretraining_heads import PretrainingModel
     from pretrain.objective.pretraining_loss import Objective
-    from pretrain.objective.pretraining_pass import Pass
+    from pretrain.objective.pretraining_pass import PretrainingPass
     from shards.common.dist_info import ALONE
 
     sizes = model_config() if dropout is None else model_config().with_dropout(dropout)
@@ -70,7 +70,7 @@ def make_engine(
     how = Precision(precision, device)
     objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
-    engine = Engine(Pass(model, objective.to(device), how), model, optimizer, how, how.scaler(), ALONE, 1.0)
+    engine = Engine(PretrainingPass(model, objective.to(device), how), model, optimizer, how, how.scaler(), ALONE, 1.0)
     if graph:
         if not ON_GPU:
             cuda_graph.capture = lambda function: function

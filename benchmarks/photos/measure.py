@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.photos.data import Counts
 from benchmarks.photos.runs import RETRIEVAL, TASKS, Plan
 from benchmarks.photos.scoring import BATCH, SPLIT
-from finetune.config import MT_EPOCHS, EvaluateConfig, batch_size
+from finetune.config import MT_EPOCHS, EvaluateConfig, default_batch_size
 from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.reporting.training_commands import TrainingCommand
@@ -127,7 +127,7 @@ def describe(plan: Plan, counts: Counts, rates: Rates) -> str:
     ranked = captions_dev * flickr["dev"]
     if rerank:
         ranked = min(ranked, (captions_dev + flickr["dev"]) * rerank)
-    steps = sum(batch_size(find_task(name), sizes) for name in TASKS)
+    steps = sum(default_batch_size(find_task(name), sizes) for name in TASKS)
     lines = [
         f"Flickr8k: {flickr['train']} photographs to train on, {flickr['val']} to choose checkpoints by, "
         f"{flickr['dev']} of the development part; {flickr['removed']} of other development parts removed",

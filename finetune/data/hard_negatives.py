@@ -76,7 +76,7 @@ def _bar(total: int, desc: str):
     return progress_bar(total=total, unit=" images", desc=desc, disable=total < WORTH_A_BAR)
 
 
-class Options:
+class RetrievalNegatives:
     """The three negatives of each caption: a random caption, a random image, and a caption of a similar image.
 
     They are a function of (seed, epoch, number of the example). The nearest images are kept in the data folder.

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from finetune.data.task_collate import TaskBatch, TaskCollator
 from pretrain.data.batch_schedule import Plan, share
-from pretrain.data.dataloader import Loader, Places, check_workers, loading
+from pretrain.data.dataloader import Loader, WorkerStatus, check_workers, loading
 from shards.common import counter_rng
 from shards.common.dist_info import Ranks
 from shards.common.random_purposes import EpochPurpose
@@ -50,21 +50,21 @@ class MicroBatch:
 class _MicroBatches(Dataset):
     """Micro-batches by request."""
 
-    def __init__(self, collators: list[TaskCollator], places: Places):
-        self.collators, self.places = collators, places
+    def __init__(self, collators: list[TaskCollator], status: WorkerStatus):
+        self.collators, self.status = collators, status
 
     def __getitem__(self, request: Request) -> MicroBatch:
         task, number, epoch, examples = request
         collator = self.collators[task]
-        _note(self.places, collator, examples, task)
+        _note(self.status, collator, examples, task)
         return MicroBatch(task, number, collator(epoch, examples))
 
 
-def _note(places: Places, collator: TaskCollator, numbers: np.ndarray, task: int = 0) -> None:
+def _note(status: WorkerStatus, collator: TaskCollator, numbers: np.ndarray, task: int = 0) -> None:
     """Records the shard of the first example's first image, for the error message if the data worker dies."""
     if len(numbers):
         first = collator.examples[int(numbers[0])].images[0]
-        places.note(collator.regions.shard_of(first), task)
+        status.note(collator.regions.shard_of(first), task)
 
 
 @dataclass
@@ -99,10 +99,10 @@ class Order:
 class MicroBatchReader:
     """Reads micro-batches of several tasks with one set of data workers, which persist between calls."""
 
-    def __init__(self, collators: list[TaskCollator], places: Places, workers: int, accumulate: int, pin: bool):
+    def __init__(self, collators: list[TaskCollator], status: WorkerStatus, workers: int, accumulate: int, pin: bool):
         self.requests, self.accumulate = _Requests(), accumulate
-        dataset = _MicroBatches(collators, places)
-        self.loader = Loader(dataset, workers, places, accumulate, pin, self.requests, lasting=True)
+        dataset = _MicroBatches(collators, status)
+        self.loader = Loader(dataset, workers, status, accumulate, pin, self.requests, lasting=True)
 
     def read(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[list[MicroBatch]]:
         """This rank's micro-batches of each iteration.
@@ -130,11 +130,11 @@ class MicroBatchReader:
 
 
 def task_steps(
-    collator: TaskCollator, plan: Plan, seed: int, places: Places, pin: bool = False
+    collator: TaskCollator, plan: Plan, seed: int, status: WorkerStatus, pin: bool = False
 ) -> Iterator[list[TaskBatch]]:
     """This rank's micro-batches of every step of one task, from plan.first_step on, prefetched by data workers."""
     steps = ([(0, step)] for step in range(plan.first_step, plan.total_steps))
-    with contextlib.closing(MicroBatchReader([collator], places, plan.workers, plan.accumulate, pin)) as reader:
+    with contextlib.closing(MicroBatchReader([collator], status, plan.workers, plan.accumulate, pin)) as reader:
         for parts in reader.read([Order(plan, seed)], steps):
             yield [part.batch for part in parts]
 
@@ -153,18 +153,18 @@ def in_order(
     slices = [slice(begin, min(begin + batch_size, last)) for begin in range(first, last, batch_size)]
     workers = min(workers, len(slices) // WORTH_A_WORKER)
     requests = [(0, np.arange(part.start, part.stop)) for part in slices]
-    places = Places(workers, *([collator.regions.dataset] if workers else []))
-    with check_workers(places):
-        batches = loading(_InOrder(collator, places), workers, places, pin=pin, sampler=requests)
+    status = WorkerStatus(workers, *([collator.regions.dataset] if workers else []))
+    with check_workers(status):
+        batches = loading(_InOrder(collator, status), workers, status, pin=pin, sampler=requests)
         yield zip(slices, batches, strict=True)
 
 
 class _InOrder(Dataset):
-    def __init__(self, collator: TaskCollator, places: Places):
-        self.collator, self.places = collator, places
+    def __init__(self, collator: TaskCollator, status: WorkerStatus):
+        self.collator, self.status = collator, status
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> TaskBatch:
         epoch, numbers = request
-        if self.places.paths:
-            _note(self.places, self.collator, numbers)
+        if self.status.paths:
+            _note(self.status, self.collator, numbers)
         return self.collator(epoch, numbers)

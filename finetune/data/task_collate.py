@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Example
-from finetune.data.hard_negatives import Options
+from finetune.data.hard_negatives import RetrievalNegatives
 from finetune.data.regions import SamplesById, rows_of_boxes
 from finetune.heads.inputs import TaskInputs
 from finetune.task_types.base import Task
@@ -112,7 +112,7 @@ class TaskCollator:
         boxes: regions of the images' given boxes, for tasks with candidates.
         annotated: annotated boxes that are added to each image's regions.
         vocabulary: answers, for answer heads.
-        options: negatives of retrieval in training; without it, each caption and its image are one row.
+        negatives: those of retrieval in training; without it, each caption and its image are one row.
         seed: random seed of dropout.
     """
 
@@ -124,7 +124,7 @@ class TaskCollator:
     boxes: SamplesById | None = None
     annotated: SamplesById | None = None
     vocabulary: AnswerVocabulary | None = None
-    options: Options | None = None
+    negatives: RetrievalNegatives | None = None
     seed: int = 0
 
     def __call__(self, epoch: int, numbers: np.ndarray) -> TaskBatch:
@@ -144,9 +144,9 @@ class TaskCollator:
 
     def _rows(self, epoch: int, number: int) -> list[tuple[str, str]]:
         example = self.examples[number]
-        if self.options is None:
+        if self.negatives is None:
             return [(example.text, image) for image in example.images]
-        caption, image, hard = self.options.draw(epoch, number)
+        caption, image, hard = self.negatives.draw(epoch, number)
         own = example.images[0]
         return [
             (example.text, own),
@@ -194,8 +194,8 @@ class TaskCollator:
         return self._stack(samples, [[0]] * len(samples), replace(self.limits, max_regions=most))
 
     def _target(self, chosen: list[Example], samples: list[Sample], rows: Batch, candidates: Batch | None):
-        """The targets, or None if an example has none; retrieval's follow from its options."""
-        if self.options is None and any(example.target is None for example in chosen):
+        """The targets, or None if an example has none; retrieval's follow from its negatives."""
+        if self.negatives is None and any(example.target is None for example in chosen):
             return None
         scored = rows.valid.shape[1] + 1 if candidates is None else candidates.valid.shape[1]
         return self.task.head.targets(chosen, samples, scored, self.vocabulary)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Example
-from finetune.data.hard_negatives import Options
+from finetune.data.hard_negatives import RetrievalNegatives
 from finetune.data.regions import Regions, region_folder, with_regions
 from finetune.data.task_collate import TaskCollator
 from finetune.decontamination.manifest import CleanedTask, clean_folder, read_cleaned
@@ -84,7 +84,8 @@ class TaskData:
             seed: random seed of retrieval's negatives and of dropout in training; None in evaluation.
         """
         training, candidates = seed is not None, self.task.head.has_candidates
-        options = Options(examples, self.regions, seed, self.root) if training and self.task.head.ranks_images else None
+        draws = training and self.task.head.ranks_images
+        negatives = RetrievalNegatives(examples, self.regions, seed, self.root) if draws else None
         return TaskCollator(
             task=self.task,
             examples=examples,
@@ -94,7 +95,7 @@ class TaskData:
             boxes=self.boxes if candidates else None,
             annotated=self.boxes if training and not candidates else None,
             vocabulary=vocabulary,
-            options=options,
+            negatives=negatives,
             seed=seed or 0,
         )
 

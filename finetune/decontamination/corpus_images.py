@@ -11,7 +11,7 @@ from shards.common.files import expand, files_below, is_remote, printable
 from shards.common.image_id import SUFFIXES, is_image, photo_names
 from shards.images.image_files import BadImage, Part, read_records
 from shards.images.tar_directory import read_directory
-from shards.storage.index import saved_index, scan
+from shards.storage.index import saved_index, scan_tar
 from shards.storage.sample import MEMBERS
 
 PART = 500  # image files per part
@@ -120,7 +120,7 @@ def _urls(info: dict) -> list[str]:
 def _region_samples(tar: str, collection: str | None) -> Iterator[CorpusImage]:
     """The samples of a region shard, which has ids and the names of the image files, but no images."""
     try:
-        index = saved_index(tar) or scan(tar)
+        index = saved_index(tar) or scan_tar(tar)
     except UserError as error:
         if "no region features" not in str(error):
             raise

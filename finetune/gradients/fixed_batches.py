@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.config import InterferenceConfig
-from finetune.data.hard_negatives import Options
+from finetune.data.hard_negatives import RetrievalNegatives
 from finetune.data.task_collate import TaskCollator
 from finetune.gradients.interference_measurement import FixedBatches
 from finetune.inference.model_loader import ModelLoader
@@ -27,8 +27,8 @@ def open_fixed_batches(config: InterferenceConfig, tasks: Sequence[Task]) -> lis
     for task in tasks:
         _, work, collator = loader.open(task, task.splits[0])
         if task.head.ranks_images:
-            options = Options(collator.examples, collator.regions, config.seed, Path(config.data))
-            collator = replace(collator, options=options)
+            negatives = RetrievalNegatives(collator.examples, collator.regions, config.seed, Path(config.data))
+            collator = replace(collator, negatives=negatives)
         opened.append(FixedBatches(work, _batches(collator, config)))
     return opened
 

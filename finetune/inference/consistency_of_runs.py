@@ -66,7 +66,7 @@ def images_of_splits(config: ConsistencyConfig, name: str, splits: str) -> set[s
     return found
 
 
-def judge(config: ConsistencyConfig, path: str, name: str, splits: str, images: set[str]) -> JudgedTask:
+def judge_images(config: ConsistencyConfig, path: str, name: str, splits: str, images: set[str]) -> JudgedTask:
     """A run's predictions for a task's examples on these images, with their accuracy."""
     task = find_task(name)
 

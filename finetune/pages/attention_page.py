@@ -12,7 +12,7 @@ from finetune.inference.expression_grounding import expression_boxes
 from finetune.inference.predictor import LazyPredictor
 from finetune.inference.request import Query
 from finetune.pages.bertviz_views import head_views, libraries
-from finetune.pages.html_page import data_block, fill, picture, render_page
+from finetune.pages.html_page import data_block, fill_template, picture, render_page
 
 STEPS = 65535  # integer that encodes an attention weight of 1 on the page
 
@@ -49,7 +49,7 @@ def attention_page(
         for number, explanation in enumerate(explanations if lines else ())
         for view, html in head_views(explanation).items()
     ]
-    body = fill("attention.html", TITLE=title, TEXT=text)
+    body = fill_template("attention.html", TITLE=title, TEXT=text)
     return render_page(
         title,
         body + (libraries() if lines else "") + data_block("data", data) + "".join(templates),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from finetune.inference.attention_maps import Explanation
-from finetune.pages.html_page import need
+from finetune.pages.html_page import missing_packages
 
 VIEWS = ("S->S", "S->I", "I->S")  # I->I would have tens of thousands of lines
 DIGITS = 4  # decimals of a weight
@@ -22,7 +22,7 @@ def libraries() -> str:
         from mpld3 import urls
         from xstatic.pkg import jquery
     except ImportError as error:
-        raise need("pages", "mpld3 and XStatic-jQuery", error) from None
+        raise missing_packages("pages", "mpld3 and XStatic-jQuery", error) from None
     files = Path(jquery.BASE_DIR) / "jquery.min.js", Path(urls.D3_LOCAL)
     codes = [file.read_text(encoding="utf-8") for file in files]
     return "".join(f"<script>{code}</script>\n" for code in (*codes, LOADER))
@@ -33,7 +33,7 @@ def head_views(explanation: Explanation) -> dict[str, str]:
     try:
         from bertviz import head_view
     except ImportError as error:
-        raise need("pages", "bertviz", error) from None
+        raise missing_packages("pages", "bertviz", error) from None
     sides = {"S": explanation.words, "I": explanation.rows}
     views = {}
     for view in VIEWS:

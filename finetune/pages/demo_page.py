@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.pages.demo_backend import CANDIDATES, TOP, DemoBackend
-from finetune.pages.html_page import need
+from finetune.pages.html_page import missing_packages
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.images.image_files import SUFFIXES
@@ -23,7 +23,7 @@ def demo_page(backend: DemoBackend):
     try:
         import gradio
     except ImportError as error:
-        raise need("demo", "gradio", error) from None
+        raise missing_packages("demo", "gradio", error) from None
 
     def choose(title):
         task = backend.tasks[title]

@@ -7,7 +7,7 @@ import numpy as np
 
 from finetune.inference.embedding_files import EmbeddedImages
 from finetune.inference.principal_components import Plane, principal_plane
-from finetune.pages.html_page import data_block, fill, picture, write_page
+from finetune.pages.html_page import data_block, fill_template, picture, write_page
 
 LONG_SIDE = 160  # pixels of a thumbnail
 KINDS = ("image", "text")
@@ -98,7 +98,7 @@ def write_plane(
         "views": [_described(view, rows) for view in views_of(embeddings, comparable)],
     }
     counted = f"{len(data['images'])} of {len(images)} images and {len(data['texts'])} of {len(texts)} texts"
-    body = fill("embeddings.html", TITLE=title, SHOWN=counted)
+    body = fill_template("embeddings.html", TITLE=title, SHOWN=counted)
     scripts = ["elements.js", "embeddings.js"]
     write_page(path, title, body + data_block("data", data), styles=["embeddings.css"], scripts=scripts)
 

@@ -26,7 +26,7 @@ from finetune.inference.judged_examples import (
 from finetune.inference.model_loader import ModelLoader
 from finetune.objective.task_pass import TaskPass
 from finetune.pages.attention_page import attention_page
-from finetune.pages.html_page import data_block, fill, picture, write_page
+from finetune.pages.html_page import data_block, fill_template, picture, write_page
 from finetune.run_dirs.init_weights import Start
 from finetune.task_types.base import Task
 from shards.common.files import whole_file
@@ -106,7 +106,7 @@ def write_examples(path: Path, title: str, judged: Sequence[JudgedCards]) -> Non
     cards = [card for of in judged for card in of.cards]
     cards.sort(key=lambda card: (card.right, -card.prediction.confidence[0]))
     data = {"pictures": pictures_of(cards), "cards": [described(card) for card in cards]}
-    body = fill("examples.html", TITLE=title, SUMMARY="; ".join(map(str, judged)))
+    body = fill_template("examples.html", TITLE=title, SUMMARY="; ".join(map(str, judged)))
     scripts = ["elements.js", "cards.js", "examples.js"]
     write_page(path, title, body + data_block("data", data), styles=["examples.css"], scripts=scripts)
 

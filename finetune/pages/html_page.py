@@ -29,8 +29,8 @@ def write_page(path, title: str, body: str, styles: Sequence[str] = (), scripts:
 
 def render_page(title: str, body: str, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> str:
     """The HTML of a page; see write_page."""
-    style = "".join(read(name) for name in ("page.css", *styles))
-    code = "".join(f"<script>{read(name)}</script>\n" for name in scripts)
+    style = "".join(page_file(name) for name in ("page.css", *styles))
+    code = "".join(f"<script>{page_file(name)}</script>\n" for name in scripts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -38,14 +38,14 @@ def render_page(title: str, body: str, styles: Sequence[str] = (), scripts: Sequ
     )
 
 
-def read(name: str) -> str:
+def page_file(name: str) -> str:
     """The text of a file of this folder."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def fill(name: str, **texts: str) -> str:
+def fill_template(name: str, **texts: str) -> str:
     """The template NAME of this folder, with escaped texts for its placeholders."""
-    return string.Template(read(name)).substitute({place: escape(text) for place, text in texts.items()})
+    return string.Template(page_file(name)).substitute({place: escape(text) for place, text in texts.items()})
 
 
 def data_block(name: str, value) -> str:
@@ -64,7 +64,7 @@ def picture(image: np.ndarray | Image.Image, long_side: int = LONG_SIDE) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def need(extra: str, packages: str, error: ImportError) -> UserError:
+def missing_packages(extra: str, packages: str, error: ImportError) -> UserError:
     """The error for missing packages of an extra."""
     return UserError(f"this page needs {packages} ({error}); install with pip install 'twelve-in-one[{extra}]'")
 

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from contextlib import contextmanager
 
-from finetune.pages.html_page import escape, need
+from finetune.pages.html_page import escape, missing_packages
 
 # matplotlib draws in these placeholder colours, which are replaced by CSS variables (page.css).
 INK, LINE = "#010101", "#020202"
@@ -47,7 +47,7 @@ def drawing(width: float, height: float, rows: int = 1, columns: int = 1, **opti
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise need("pages", "matplotlib", error) from None
+        raise missing_packages("pages", "matplotlib", error) from None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)

@@ -22,7 +22,7 @@ import numpy as np
 from finetune.annotations.official_files import existing, find_file
 from finetune.annotations.source_files import SourceFiles, reading_once, recording
 from finetune.prepared.packed_examples import PackedExamples
-from finetune.prepared.prepared_file import MappedArrays, is_current, load, save
+from finetune.prepared.prepared_file import MappedArrays, is_current, load_arrays, save_arrays
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.common.files import files_below
@@ -128,7 +128,7 @@ def derived_arrays(data, name: str, key: dict[str, str], compute: Callable[[], A
 
     def loaded() -> MappedArrays | None:
         for place in places(data):
-            if (mapped := load(place / name, key, Path(data))) is not None:
+            if (mapped := load_arrays(place / name, key, Path(data))) is not None:
                 with contextlib.suppress(OSError):  # a folder of others
                     os.utime(place / name)
                 return mapped
@@ -137,7 +137,7 @@ def derived_arrays(data, name: str, key: dict[str, str], compute: Callable[[], A
     def make(place: Path | None) -> Arrays:
         arrays = compute()
         if place is not None:
-            save(place / name, key, Path(data), SourceFiles(), arrays)
+            save_arrays(place / name, key, Path(data), SourceFiles(), arrays)
             files = sorted(place.glob(f"*{Path(name).suffix}"), key=lambda path: path.stat().st_mtime_ns)
             for path in files[:-KEPT]:
                 path.unlink()
@@ -205,16 +205,16 @@ def _make(data, wanted: Wanted, place: Path | None) -> Arrays:
     with recording() as used:
         arrays = wanted.read(folder)
     if place is not None and used.read:
-        save(wanted.file(place), wanted.key(), folder, used, arrays)
+        save_arrays(wanted.file(place), wanted.key(), folder, used, arrays)
     return arrays
 
 
 def _load(data, wanted: Wanted) -> MappedArrays | None:
-    return next((mapped for of in _files(data, wanted) if (mapped := load(*of)) is not None), None)
+    return next((mapped for of in _files(data, wanted) if (mapped := load_arrays(*of)) is not None), None)
 
 
 def _files(data, wanted: Wanted) -> Iterator[tuple[Path, dict[str, str], Path]]:
-    """The arguments of `load` for each file that may contain the data."""
+    """The arguments of `load_arrays` for each file that may contain the data."""
     return ((wanted.file(place), wanted.key(), wanted.task.folder(data)) for place in places(data))
 
 

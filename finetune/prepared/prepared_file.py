@@ -79,7 +79,9 @@ def _arrays(path: Path, header: Header, data: memoryview) -> MappedArrays:
     return MappedArrays(path, header.sha256, arrays)
 
 
-def save(path: Path, key: dict[str, str], folder: Path, used: SourceFiles, arrays: dict[str, np.ndarray]) -> None:
+def save_arrays(
+    path: Path, key: dict[str, str], folder: Path, used: SourceFiles, arrays: dict[str, np.ndarray]
+) -> None:
     """Writes a file atomically.
 
     Args:
@@ -137,10 +139,10 @@ def _parts(arrays: dict[str, np.ndarray], places: dict[str, Array]):
         end = places[name].offset + values.nbytes
 
 
-def load(path: Path, key: dict[str, str], folder: Path) -> MappedArrays | None:
+def load_arrays(path: Path, key: dict[str, str], folder: Path) -> MappedArrays | None:
     """The arrays of a file; None if it does not exist, is damaged, or must be made again.
 
-    The parameters are those of `save`.
+    The parameters are those of `save_arrays`.
     """
     found = _open(path, key, folder)
     if found is None:
@@ -152,7 +154,7 @@ def load(path: Path, key: dict[str, str], folder: Path) -> MappedArrays | None:
 
 
 def is_current(path: Path, key: dict[str, str], folder: Path) -> bool:
-    """Whether `load` returns arrays, unless they are damaged, which is not checked."""
+    """Whether `load_arrays` returns arrays, unless they are damaged, which is not checked."""
     return _open(path, key, folder) is not None
 
 

@@ -45,7 +45,7 @@ def table(suite: str, runs: list[AblationRun]) -> str:
     lines = [f"{suite}: means of {seeds} {'seeds' if seeds > 1 else 'seed'}, validation{mark}", render_rows(rows), ""]
     lines.append(f"difference of the MT score from {full!r}, over the tasks of both")
     for name in list(by_row)[1:]:
-        difference, (low, high), p = compare(by_row[name], by_row[full])
+        difference, (low, high), p = compare_rows(by_row[name], by_row[full])
         lines.append(f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
     lines.append("interval: 95%, paired bootstrap over images; p: paired t-test over tasks and seeds")
     if note := ranking_note(*(result["tasks"] for of_row in results.values() for result in of_row)):
@@ -53,7 +53,7 @@ def table(suite: str, runs: list[AblationRun]) -> str:
     return "\n".join(lines)
 
 
-def compare(row: list[AblationRun], full: list[AblationRun]) -> tuple[float, tuple[float, float], float]:
+def compare_rows(row: list[AblationRun], full: list[AblationRun]) -> tuple[float, tuple[float, float], float]:
     """(difference of the mean score over the shared tasks, its 95% interval, p of a paired t-test).
 
     The test is over tasks and seeds. The interval is a paired bootstrap over images, with all their examples, of the

@@ -18,7 +18,7 @@ from finetune.training.balanced_step import BalancedStep
 from finetune.training.task_schedulers import Regime
 from finetune.training.task_validation import SHORTER, Validation
 from pretrain.data.batch_schedule import Plan
-from pretrain.data.dataloader import Places
+from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.step import Engine, Sums
 from pretrain.engine.training_task import Evaluation, TrainingTask
 from shards.common.dist_info import Ranks
@@ -69,7 +69,7 @@ class MultiTask(TrainingTask):
     task_states: list[TaskState]
     regime: Regime
     peak_lr: float
-    places: Places
+    worker_status: WorkerStatus
     ranks: Ranks
     device: torch.device
     balanced: BalancedStep | None = None
@@ -93,7 +93,7 @@ class MultiTask(TrainingTask):
         collators = [state.training for state in self.task_states]
         orders = [Order(state.plan, self.config.seed) for state in self.task_states]
         taken, iteration = [state.taken for state in self.task_states], self.plan.first_step
-        reader = MicroBatchReader(collators, self.places, self.config.workers, self.config.accumulate, pin)
+        reader = MicroBatchReader(collators, self.worker_status, self.config.workers, self.config.accumulate, pin)
         with contextlib.closing(reader):
             while iteration < self.plan.total_steps:
                 until = next(done for done in count(iteration + 1) if self.due(done) or self._last(done))

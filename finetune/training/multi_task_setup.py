@@ -15,10 +15,10 @@ from finetune.config import (
     PRETRAINING,
     MtConfig,
     answer_files,
-    batch_size,
     check_answer_files,
-    lr_scale,
-    update_unused,
+    default_batch_size,
+    default_lr_scale,
+    default_update_unused,
 )
 from finetune.data.task_data import (
     TaskData,
@@ -48,7 +48,7 @@ from finetune.training.multi_task import Iterations, MultiTask, TaskState
 from finetune.training.task_schedulers import Regime, find_regime
 from finetune.training.task_validation import validation_of
 from pretrain.data.batch_schedule import Plan
-from pretrain.data.dataloader import Places
+from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.checkpoint import FACTS, read_facts
 from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags
@@ -86,7 +86,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     texts = (example.text for training, _ in splits for example in training)
     start, sizes = choose_model(config, newest, texts, data[0].feature_size, ranks, runs=(PRETRAINING,))
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
-    config = dataclasses.replace(config, lr_scale=config.lr_scale or lr_scale(sizes, len(tasks)))
+    config = dataclasses.replace(config, lr_scale=config.lr_scale or default_lr_scale(sizes, len(tasks)))
     if newest:
         check_flags(config, run, FREE_FLAGS)
     read = zip(tasks, data, splits, strict=True)
@@ -103,23 +103,23 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         task = of_task.task
         task_pass = TaskPass(model, task, precision, tokens.get(task.name), config.contrastive)
         inputs = start.tokenizer, vocabularies.get(task.head.name), sizes.max_position_embeddings, config.max_regions
-        size = min(batch_size(task, sizes), config.max_batch or task.batch_size)
+        size = min(default_batch_size(task, sizes), config.max_batch or task.batch_size)
         taken = facts.get("taken", {}).get(task.name, 0)
         states.append(_task_state(config, task_pass, of_task, of_splits, inputs, size, taken, ranks))
     longest = max(state.plan.steps_per_epoch for state in states)
-    updated = update_unused(sizes) if config.update_unused is None else config.update_unused
+    updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
     plan = Iterations(facts.get("step", 0), config.iterations or config.epochs * longest, longest)
     lr = min(task.lr for task in tasks) * config.lr_scale
     work = MultiTaskPass([state.work for state in states], [t.lr * config.lr_scale / lr for t in tasks])
     regime = _regime(config, states, plan.total_steps)
-    places = Places(config.workers, *(of_task.regions.dataset for of_task in data))
+    worker_status = WorkerStatus(config.workers, *(of_task.regions.dataset for of_task in data))
     balanced = balanced_step(config, model, len(tasks), ranks)
     if newest:
         with reading(newest / FACTS):
             regime.restore(facts["regime"])
             if balanced:
                 balanced.method.restore(facts["balance"])
-    training = MultiTask(config, plan, states, regime, lr, places, ranks, device, balanced)
+    training = MultiTask(config, plan, states, regime, lr, worker_status, ranks, device, balanced)
     engine = make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
         begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions, content

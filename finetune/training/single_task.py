@@ -13,7 +13,7 @@ from finetune.evaluation.scores import describe_scores, watched
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.training.task_validation import SHORTER, Validation
 from pretrain.data.batch_schedule import Plan
-from pretrain.data.dataloader import Places
+from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.training_task import Evaluation, TrainingTask
 from shards.common.dist_info import Ranks
 
@@ -30,7 +30,7 @@ class SingleTask(TrainingTask):
     work: TaskPass
     training: TaskCollator
     validation: Validation
-    places: Places
+    worker_status: WorkerStatus
     ranks: Ranks
     device: torch.device
     best: float = -np.inf
@@ -48,7 +48,9 @@ class SingleTask(TrainingTask):
         return self.plan.steps_per_epoch
 
     def batches(self) -> Iterator[list[TaskBatch]]:
-        return task_steps(self.training, self.plan, self.config.seed, self.places, pin=self.device.type == "cuda")
+        return task_steps(
+            self.training, self.plan, self.config.seed, self.worker_status, pin=self.device.type == "cuda"
+        )
 
     def denominators(self, parts: list[TaskBatch]) -> list[int]:
         return [sum(map(len, parts))]

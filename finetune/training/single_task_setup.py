@@ -9,7 +9,7 @@ import torch
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Example
 from finetune.build import choose_model, make_model, make_task_engine
-from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, epochs
+from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, default_epochs
 from finetune.data.task_data import TaskData, content_of, open_data, prepare_on_every_machine, same_on_every_rank
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
@@ -26,7 +26,7 @@ from finetune.tasks import add_task_file, all_tasks, find_task
 from finetune.training.single_task import SingleTask
 from finetune.training.task_validation import validation_of
 from pretrain.data.batch_schedule import Plan
-from pretrain.data.dataloader import Places
+from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
 from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags, read_config
@@ -67,7 +67,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
     start, sizes = choose_model(config, newest, texts, data.feature_size, ranks)
     kind = read_config(run)["start"]["kind"] if newest else start.kind
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
-    config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or epochs(sizes))
+    config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or default_epochs(sizes))
     if newest:
         check_flags(config, run, FREE_FLAGS)
     content = {task.name: on_first(ranks, lambda: content_of(data, (examples, held_out)))}
@@ -98,7 +98,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
         work=work,
         training=data.collator(examples, *inputs, config.seed),
         validation=validation_of(data, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
-        places=Places(config.workers, data.regions.dataset),
+        worker_status=WorkerStatus(config.workers, data.regions.dataset),
         ranks=ranks,
         device=device,
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),

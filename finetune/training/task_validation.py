@@ -8,7 +8,7 @@ import torch
 
 from finetune.annotations.example import Example
 from finetune.config import RANKED_CAPTIONS
-from finetune.data.hard_negatives import Options
+from finetune.data.hard_negatives import RetrievalNegatives
 from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData
@@ -63,8 +63,8 @@ def validation_of(
     if not data.task.head.ranks_images:
         return Validation(data.collator(examples, *inputs), None)
     ranked = data.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
-    options = Options(examples, data.regions, seed, data.root)
-    return Validation(ranked, replace(ranked, examples=examples, options=options))
+    negatives = RetrievalNegatives(examples, data.regions, seed, data.root)
+    return Validation(ranked, replace(ranked, examples=examples, negatives=negatives))
 
 
 def four_way_right(

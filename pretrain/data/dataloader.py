@@ -42,7 +42,7 @@ class Loader:
         self,
         dataset,
         workers: int,
-        places: "Places",
+        status: "WorkerStatus",
         parts: int = 1,
         pin: bool = False,
         sampler=None,
@@ -61,7 +61,7 @@ class Loader:
             prefetch_factor=ahead if workers else None,
             persistent_workers=lasting and workers > 0,
             pin_memory=pin,
-            worker_init_fn=partial(_start_worker, sharing, places),
+            worker_init_fn=partial(_start_worker, sharing, status),
             generator=torch.Generator(),  # leaves the state of the global generator unchanged
         )
 
@@ -80,9 +80,9 @@ class Loader:
             raise failure from None
 
 
-def loading(dataset, workers: int, places: "Places", parts: int = 1, pin: bool = False, sampler=None) -> Iterator:
+def loading(dataset, workers: int, status: "WorkerStatus", parts: int = 1, pin: bool = False, sampler=None) -> Iterator:
     """One pass of a Loader."""
-    return iter(Loader(dataset, workers, places, parts, pin, sampler))
+    return iter(Loader(dataset, workers, status, parts, pin, sampler))
 
 
 def _choose_sharing(descriptors: int) -> str:
@@ -151,10 +151,10 @@ def _raised(item):
     return item
 
 
-def _start_worker(sharing: str, places: "Places", _) -> None:
+def _start_worker(sharing: str, status: "WorkerStatus", _) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the training process handles them
-    sys.excepthook = partial(_end_of_thread, places)
+    sys.excepthook = partial(_end_of_thread, status)
     multiprocessing.queues.Queue._on_queue_feeder_error = _deliver_failure
     torch.multiprocessing.set_sharing_strategy(sharing)
     torch.set_num_threads(1)
@@ -171,7 +171,7 @@ def _deliver_failure(queue: multiprocessing.queues.Queue, error: Exception, item
     queue.put((number, _cannot_share(error) or UserError(f"a data worker cannot send its batch ({error})")))
 
 
-def _end_of_thread(places: "Places", kind, error, trace) -> None:
+def _end_of_thread(status: "WorkerStatus", kind, error, trace) -> None:
     """Ends a worker whose thread for sending file descriptors has failed.
 
     Python's thread would retry forever, and the training process would wait. Nothing is printed if the training process
@@ -180,7 +180,7 @@ def _end_of_thread(places: "Places", kind, error, trace) -> None:
     if issubclass(kind, ConnectionError | EOFError):
         return
     if isinstance(error, OSError) and _cannot_share(error):
-        places.note_failure(error.errno)
+        status.note_failure(error.errno)
         os._exit(1)
     sys.__excepthook__(kind, error, trace)
 
@@ -192,7 +192,7 @@ def _end_workers() -> None:
             child.kill()
 
 
-class Places:
+class WorkerStatus:
     """The shard that every data worker is reading, and the error that ended it, in shared memory.
 
     Attributes:
@@ -251,13 +251,13 @@ class _Death:
     signal: str | None = None
 
     @classmethod
-    def behind(cls, error: BaseException, places: Places) -> "_Death | None":
+    def behind(cls, error: BaseException, status: WorkerStatus) -> "_Death | None":
         """The death of a worker that caused an error; None for another cause."""
         if isinstance(error, ConnectionError | EOFError):  # torch may not have received SIGCHLD yet
             try:
-                pids = places.dead()
+                pids = status.dead()
             except RuntimeError as noticed:
-                return cls.behind(noticed, places)
+                return cls.behind(noticed, status)
             return cls(pids) if pids else None
         return cls.of(error)
 
@@ -272,7 +272,7 @@ class _Death:
 
 
 @contextlib.contextmanager
-def check_workers(places: Places):
+def check_workers(status: WorkerStatus):
     """Context manager that ends the data workers at exit, and raises UserError, with the shard, if one has died.
 
     torch may raise its error about a dead worker anywhere in the block; if a batch is being received from the worker, a
@@ -281,13 +281,13 @@ def check_workers(places: Places):
     try:
         yield
     except BaseException as error:
-        death = _Death.behind(error, places)
+        death = _Death.behind(error, status)
         # The frames of the error would keep the loader and its workers alive until the interpreter waits for them.
         traceback.clear_frames(error.__traceback__)
         if death is None:
             raise
-        shards = ", ".join(places.read_by(death.pids))
-        raise places.failure() or UserError(
+        shards = ", ".join(status.read_by(death.pids))
+        raise status.failure() or UserError(
             f"a data worker {f'was killed ({death.signal})' if death.signal else 'died'} "
             f"{f'while reading {shards}' if shards else 'before it read anything'}; the file may be truncated, or "
             f"memory{f' (for example {SHARED})' if death.signal == 'Bus error' else ''} may be exhausted: use fewer "

@@ -12,7 +12,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.batch_schedule import Plan, share
 from pretrain.data.caption_pairs import Captions, split_pairs
 from pretrain.data.collate import Collator
-from pretrain.data.dataloader import Places, loading
+from pretrain.data.dataloader import WorkerStatus, loading
 from pretrain.data.streaming_batches import StreamedBatches
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
@@ -108,8 +108,8 @@ def _without(texts: TextLists, shards: Shards, excluded: frozenset[str]) -> Text
 class _LocalBatches(Dataset):
     """Batches by (epoch, pair numbers)."""
 
-    def __init__(self, reader: RegionReader, numbers: PairNumbers, collator: Collator, places: Places):
-        self.reader, self.numbers, self.collator, self.places = reader, numbers, collator, places
+    def __init__(self, reader: RegionReader, numbers: PairNumbers, collator: Collator, worker_status: WorkerStatus):
+        self.reader, self.numbers, self.collator, self.worker_status = reader, numbers, collator, worker_status
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         epoch, numbers = request
@@ -117,7 +117,7 @@ class _LocalBatches(Dataset):
         return self.collator(epoch, numbers, [self._read(sample) for sample in samples])
 
     def _read(self, number: int) -> Sample | UserError:
-        self.places.note(self.reader.shard_of(number))
+        self.worker_status.note(self.reader.shard_of(number))
         return _sample_or_error(self.reader, number)
 
 
@@ -146,21 +146,21 @@ class _Requests:
 
 
 def training_steps(
-    pairs: Pairs, collator: Collator, plan: Plan, places: Places, pin: bool = False
+    pairs: Pairs, collator: Collator, plan: Plan, worker_status: WorkerStatus, pin: bool = False
 ) -> Iterator[list[Batch]]:
     """This rank's batches of every step from plan.first_step, one per accumulation step, prefetched by data workers."""
     if pairs.streamed:
         each = plan.steps_per_epoch
         starts = [plan.first_step, *range((plan.first_step // each + 1) * each, plan.total_steps, each)]
         epochs = (
-            StreamedBatches(pairs.shards, pairs.numbers, pairs.member, collator, plan, step, places.note)
+            StreamedBatches(pairs.shards, pairs.numbers, pairs.member, collator, plan, step, worker_status.note)
             for step in starts
         )
-        loaders = (loading(epoch, plan.workers, places, plan.accumulate, pin) for epoch in epochs)
+        loaders = (loading(epoch, plan.workers, worker_status, plan.accumulate, pin) for epoch in epochs)
     else:
-        local = _LocalBatches(RegionReader(pairs.shards), pairs.numbers, collator, places)
+        local = _LocalBatches(RegionReader(pairs.shards), pairs.numbers, collator, worker_status)
         requests = _Requests(pairs, collator.seed, plan)
-        loaders = iter([loading(local, plan.workers, places, plan.accumulate, pin, requests)])
+        loaders = iter([loading(local, plan.workers, worker_status, plan.accumulate, pin, requests)])
     for batches in loaders:
         while parts := list(islice(batches, plan.accumulate)):
             yield parts

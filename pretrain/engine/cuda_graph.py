@@ -142,7 +142,7 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
 
 
 class GraphedPass:
-    """Forward and backward pass of `work` (see pretraining_pass.Pass) over batches, through one CUDA graph.
+    """Forward and backward pass of `work` (see pretraining_pass.PretrainingPass) over batches, through one CUDA graph.
 
     The gradients are buffers of the graph, which each call overwrites; they must not be replaced or set to None.
 
@@ -163,7 +163,7 @@ class GraphedPass:
         return self.capacities is None or self.capacities.hold(batch)
 
     def __call__(self, batch: Batch, counts: list[int]) -> dict[str, Tensor]:
-        """Computes the gradients and returns metric sums (see pretraining_pass.Pass), which the next call
+        """Computes the gradients and returns metric sums (see pretraining_pass.PretrainingPass), which the next call
         overwrites."""
         if self.capacities is None:
             self._prepare(batch)

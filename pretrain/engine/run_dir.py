@@ -67,7 +67,7 @@ def read_config(run) -> dict:
 
     Flags have the names that they had when the run was made, see `read_flags`.
     """
-    config = read_json(Path(run) / CONFIG, Config)
+    config = read_json(Path(run) / CONFIG, ConfigFields)
     flags, start = config["flags"], config.get("start")
     if isinstance(flags.get("out"), str):
         config["flags"] = {name: _located(value, name, run, flags["out"]) for name, value in flags.items()}
@@ -116,14 +116,14 @@ def existing_runs(path) -> str:
     return f"; existing runs: {', '.join(runs[:LISTED])}{more}" if runs else ""
 
 
-class Began(msgspec.Struct):
+class StartFields(msgspec.Struct):
     """The fields of a fine-tuning run's `start`."""
 
     kind: str
     run: str | None = None
 
 
-class Made(msgspec.Struct):
+class MadeFields(msgspec.Struct):
     """The fields of a run's `made` that reports show."""
 
     python: str
@@ -135,13 +135,13 @@ class Made(msgspec.Struct):
     commit: str | None = None
 
 
-class Samples(msgspec.Struct):
+class DataFields(msgspec.Struct):
     """The field of a pretraining run's `data` that reports show."""
 
     samples: int
 
 
-class Config(msgspec.Struct):
+class ConfigFields(msgspec.Struct):
     """The fields of config.json that are validated, for all kinds of runs."""
 
     flags: dict[str, Any]
@@ -149,10 +149,10 @@ class Config(msgspec.Struct):
     tasks: list[str] = []
     tokens: dict[str, int] = {}
     heads: dict[str, int] = {}
-    start: Began | None = None
+    start: StartFields | None = None
     from_bert: list[str] = []
-    made: Made | None = None
-    data: Samples | None = None
+    made: MadeFields | None = None
+    data: DataFields | None = None
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ class Trainer:
         seen = 0  # samples, in this process
         finished = False
         engine.model.train()
-        with contextlib.closing(batches), check_workers(task.places), saving:
+        with contextlib.closing(batches), check_workers(task.worker_status), saving:
             ready, agreed = on_device(batches, task.device), None
             while not finished:
                 with clock.waiting():
@@ -257,7 +257,7 @@ class Saving:
         return self.writer is not None and 0 < self.minutes * 60 <= time.monotonic() - self.last
 
     def save(self, done: int, facts: dict, selection: float | None) -> None:
-        """Starts writing a checkpoint after `done` steps. facts: for checkpoint.json, in addition to the engine's state."""
+        """Starts writing a checkpoint after `done` steps. facts: for checkpoint.json, with the engine's state."""
         engine = self.engine
         engine.skipped.check(wait=True)
         facts = facts | engine.state()

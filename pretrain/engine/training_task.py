@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from pretrain.data.dataloader import Places
+from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.step import Engine, Sums
 
 
@@ -54,7 +54,7 @@ class TrainingTask(ABC):
         plan: the steps.
         peak_lr: peak learning rate.
         save_every: steps between two checkpoints.
-        places: the data workers' shards.
+        worker_status: the data workers' shards.
         device: device of the model.
     """
 
@@ -64,7 +64,7 @@ class TrainingTask(ABC):
     plan: Steps
     peak_lr: float
     save_every: int
-    places: Places
+    worker_status: WorkerStatus
     device: torch.device
 
     @abstractmethod

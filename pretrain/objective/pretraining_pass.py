@@ -9,7 +9,7 @@ from pretrain.objective.masking import MaskedInputs
 from pretrain.objective.pretraining_loss import Losses, Objective
 
 
-class Pass(nn.Module):
+class PretrainingPass(nn.Module):
     """Masking, model and losses as one module, for DistributedDataParallel and Engine."""
 
     def __init__(self, model: PretrainingModel, objective: Objective, precision: Precision):

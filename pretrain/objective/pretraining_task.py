@@ -8,19 +8,19 @@ import torch
 from pretrain.data.batch import Batch
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.collate import Collator
-from pretrain.data.dataloader import Places
+from pretrain.data.dataloader import WorkerStatus
 from pretrain.data.pair_batches import Pairs, ValidationBatches, training_steps
 from pretrain.engine.training_task import Evaluation, TrainingTask
-from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.pretraining_pass import PretrainingPass
 from pretrain.objective.validation import describe_scores, validate
 
 
 @dataclass
-class Pretraining(TrainingTask):
+class PretrainingTask(TrainingTask):
     """Pretraining of one model.
 
     Attributes:
-        pairs, collator, places: the training pairs, and how and by which data workers they become batches.
+        pairs, collator, worker_status: the training pairs, and how and by which data workers they become batches.
         validation: batches of the validation pairs; of length 0 without them.
         frequent_word: id of the most frequent token, whose share is the chance level of masked tokens.
     """
@@ -28,10 +28,10 @@ class Pretraining(TrainingTask):
     plan: Plan
     peak_lr: float
     save_every: int
-    work: Pass
+    work: PretrainingPass
     pairs: Pairs
     collator: Collator
-    places: Places
+    worker_status: WorkerStatus
     validation: ValidationBatches
     frequent_word: int
     device: torch.device
@@ -40,7 +40,7 @@ class Pretraining(TrainingTask):
     shorter_validation = "--validation_pairs takes fewer pairs, --save_every validates less often"
 
     def batches(self) -> Iterator[list[Batch]]:
-        return training_steps(self.pairs, self.collator, self.plan, self.places, pin=self.device.type == "cuda")
+        return training_steps(self.pairs, self.collator, self.plan, self.worker_status, pin=self.device.type == "cuda")
 
     def denominators(self, parts: list[Batch]) -> list[int]:
         """Number of predicted tokens, predicted regions, and pairs."""

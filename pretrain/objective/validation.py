@@ -7,7 +7,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.pair_batches import ValidationBatches
 from pretrain.engine.distributed import all_reduce_sum
 from pretrain.objective.loss_term import COUNTS, PAIRS, WORDS, LossTerm
-from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.pretraining_pass import PretrainingPass
 from shards.common.errors import ErrorOnAnotherRank, UserError
 
 
@@ -22,7 +22,7 @@ def most_frequent_word(captions, numbers, tokenizer, limit: int, at_most: int = 
 
 
 @torch.no_grad()
-def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> dict:
+def validate(work: PretrainingPass, batches: ValidationBatches, device, frequent: int) -> dict:
     """Losses and accuracies on the validation pairs of all ranks, in evaluation mode.
 
     `alignment_chance` is the share of the more frequent label; `word_chance` is the accuracy of predicting `frequent`,
@@ -50,7 +50,7 @@ def validate(work: Pass, batches: ValidationBatches, device, frequent: int) -> d
     }
 
 
-def _of_batch(work: Pass, batch: Batch, frequent: int, names: tuple[str, ...]) -> torch.Tensor:
+def _of_batch(work: PretrainingPass, batch: Batch, frequent: int, names: tuple[str, ...]) -> torch.Tensor:
     """The sums of these names over one batch, float64, on the CPU."""
     inputs, losses = work.losses(batch)
     chances = {"misaligned": batch.misaligned.sum(), "frequent": (inputs.word_labels == frequent).sum()}

@@ -103,7 +103,7 @@ def split_name(name: str) -> tuple[str, str]:
     return (name[: -len(suffix) - 1], suffix) if suffix else (name, "")
 
 
-def scan(tar_path) -> ShardIndex:
+def scan_tar(tar_path) -> ShardIndex:
     """Builds the index of a tar from its headers; image ids are the keys, because reading every .json is slow."""
     rows: dict[str, np.ndarray] = {}
     for name, offset, size in read_headers(tar_path):
@@ -128,7 +128,7 @@ def load_index(tar_path) -> ShardIndex:
     tar_path = Path(tar_path)
     index = saved_index(tar_path)
     if index is None:
-        index = scan(tar_path)
+        index = scan_tar(tar_path)
         with contextlib.suppress(OSError):
             index.save()
     return index

@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.world import expressions, questions, statements
 from shards.world.captions import make_caption
-from shards.world.language import one
+from shards.world.language import choose
 from shards.world.pools import Picture
 from shards.world.scenes import HEIGHT, WIDTH, bounding_box
 
@@ -281,7 +281,7 @@ def guesswhat(splits: Splits, counts: dict[str, int]) -> tuple[dict, list[dict]]
                     games.append(
                         {
                             "id": next(key),
-                            "status": one(("success",) * 8 + ("failure", "incomplete"), rng),
+                            "status": choose(("success",) * 8 + ("failure", "incomplete"), rng),
                             "image": {"id": picture.id, "width": WIDTH, "height": HEIGHT, "file_name": picture.file},
                             "objects": objects,
                             "object_id": objects[number]["id"],
@@ -332,7 +332,7 @@ def snli_ve(splits: Splits, counts: dict[str, int]) -> dict:
             rng = picture.rng(11)
             premise = make_caption(list(picture.things), picture.rng(5))
             for number in range(count):
-                label = one(statements.LABELS, rng)
+                label = choose(statements.LABELS, rng)
                 texts = (statements.make_hypothesis(list(picture.things), label, rng) for _ in range(WHITE_SPACE))
                 text = next((t for t in texts if t), None)
                 if text is not None:

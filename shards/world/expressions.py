@@ -8,8 +8,8 @@ from shards.world.language import (
     RELATIONS,
     VALUES,
     attributes_of,
+    choose,
     matching,
-    one,
     related,
     singling_out,
     words,
@@ -21,7 +21,7 @@ ENDS = {"left": ("x", -1), "right": ("x", 1), "top": ("y", -1), "bottom": ("y", 
 
 def by_place(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
     """ "left star", "the star on the right": the outermost object with some attributes (RefCOCO)."""
-    names = one((("kind",), ("colour",), ("kind", "colour"), ()), rng)
+    names = choose((("kind",), ("colour",), ("kind", "colour"), ()), rng)
     rivals = [thing for thing in matching(things, attributes_of(target, names)) if thing is not target]
     if not rivals:
         return None
@@ -29,7 +29,7 @@ def by_place(things: list[Thing], target: Thing, rng: np.random.Generator) -> st
     for place in rng.permutation(len(ENDS)):
         end, (axis, sign) = list(ENDS.items())[place]
         if all(sign * (getattr(target, axis) - getattr(rival, axis)) > CLEAR for rival in rivals):
-            return one((f"{end} {what}", f"the {what} on the {end}", f"{what} at the {end}"), rng)
+            return choose((f"{end} {what}", f"the {what} on the {end}", f"{what} at the {end}"), rng)
     return None
 
 
@@ -39,27 +39,27 @@ def by_look(things: list[Thing], target: Thing, rng: np.random.Generator) -> str
     if known is None:
         return None
     what = words(known, rng)
-    return one((what, f"the {what}", f"{what} please"), rng)
+    return choose((what, f"the {what}", f"{what} please"), rng)
 
 
 def by_neighbour(things: list[Thing], target: Thing, rng: np.random.Generator) -> str | None:
     """ "the red star that is left of a blue ring": a clause with a second object, if possible (RefCOCOg)."""
     others = [thing for thing in things if thing is not target]
     for place in rng.permutation(len(others)):
-        other, names = others[place], one((("kind",), ("colour",), ("size", "kind")), rng)
+        other, names = others[place], choose((("kind",), ("colour",), ("size", "kind")), rng)
         known = singling_out(things, other, rng)
         rivals = matching(things, attributes_of(target, names))
         for relation in rng.permutation(list(RELATIONS)):
             right = [thing for thing in rivals if thing is not other and related(thing, relation, other) is not False]
             if known and right == [target] and related(target, relation, other):
                 what = f"the {words(attributes_of(target, names), rng)}"
-                where = f"{one(RELATIONS[relation], rng)} the {words(known, rng)}"
-                return one((f"{what} that is {where}", f"{what} which lies {where}", f"{what} {where}"), rng)
+                where = f"{choose(RELATIONS[relation], rng)} the {words(known, rng)}"
+                return choose((f"{what} that is {where}", f"{what} which lies {where}", f"{what} {where}"), rng)
     known = singling_out(things, target, rng)
     if known is None:
         return None
     more = known | attributes_of(target, ("colour", "kind"))
-    return f"{one(('the', 'one'), rng)} {words(more, rng)} in this picture"
+    return f"{choose(('the', 'one'), rng)} {words(more, rng)} in this picture"
 
 
 def expression(things: list[Thing], target: Thing, style: str, rng: np.random.Generator) -> str | None:
@@ -76,7 +76,7 @@ def which(things: list[Thing], target: Thing, rng: np.random.Generator) -> str |
     if phrase is None:
         return None
     phrase = phrase.removeprefix("the ").removeprefix("one ").removesuffix(" please").removesuffix(" in this picture")
-    return one((f"Which is the {phrase}?", f"Which one is the {phrase}?", f"Which object is the {phrase}?"), rng)
+    return choose((f"Which is the {phrase}?", f"Which one is the {phrase}?", f"Which object is the {phrase}?"), rng)
 
 
 def dialogue(things: list[Thing], target: Thing, rng: np.random.Generator) -> list[tuple[str, str]] | None:
@@ -105,14 +105,14 @@ def dialogue(things: list[Thing], target: Thing, rng: np.random.Generator) -> li
 def _binary(left: list[Thing], rng: np.random.Generator):
     """(question, function thing -> answer) about an attribute or the position of one of the remaining objects."""
     if rng.random() < 0.8:
-        name = one(NAMES, rng)
-        value = getattr(one(left, rng), name) if rng.random() < 0.9 else one(VALUES[name], rng)
+        name = choose(NAMES, rng)
+        value = getattr(choose(left, rng), name) if rng.random() < 0.9 else choose(VALUES[name], rng)
         if (name, value) != ("pattern", "plain"):
             what = words({name: value}, rng)
             what = ("an " if what[0] in "aeiou" else "a ") + what
             return f"Is it {what}?", lambda thing: getattr(thing, name) == value
-    side = one(("left", "right", "upper", "lower"), rng)
-    text = one((f"Is it in the {side} half?", f"Is it on the {side} side of the picture?"), rng)
+    side = choose(("left", "right", "upper", "lower"), rng)
+    text = choose((f"Is it in the {side} half?", f"Is it on the {side} side of the picture?"), rng)
 
     def test(thing: Thing) -> bool | None:
         offset = thing.x - WIDTH / 2 if side in ("left", "right") else thing.y - HEIGHT / 2

@@ -14,7 +14,7 @@ ANY = ("thing", "shape", "object")  # nouns if the kind is not mentioned
 Attributes = dict[str, str]
 
 
-def one(options, rng: np.random.Generator):
+def choose(options, rng: np.random.Generator):
     """A uniformly random option."""
     return options[int(rng.integers(len(options)))]
 
@@ -50,12 +50,12 @@ def words(attributes: Attributes, rng: np.random.Generator, plural: bool = False
     """ "small striped red ring", with synonyms, and "thing" or similar if the kind is not mentioned."""
     parts = []
     if "size" in attributes:
-        parts.append(one(SIZES[attributes["size"]], rng))
+        parts.append(choose(SIZES[attributes["size"]], rng))
     if attributes.get("pattern", "plain") != "plain":
-        parts.append(one(PATTERN_WORDS[attributes["pattern"]], rng))
+        parts.append(choose(PATTERN_WORDS[attributes["pattern"]], rng))
     if "colour" in attributes:
         parts.append(attributes["colour"])
-    noun = one(NOUNS[attributes["kind"]] if "kind" in attributes else ANY, rng)
+    noun = choose(NOUNS[attributes["kind"]] if "kind" in attributes else ANY, rng)
     parts.append(plural_of(noun) if plural else noun)
     return " ".join(parts)
 
@@ -66,7 +66,7 @@ def plural_of(noun: str) -> str:
     return noun + "s"
 
 
-def a(phrase: str) -> str:
+def with_article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 

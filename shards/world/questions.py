@@ -12,12 +12,12 @@ from shards.world.language import (
     RELATIONS,
     VALUES,
     Attributes,
-    a,
     attributes_of,
+    choose,
     matching,
-    one,
     related,
     singling_out,
+    with_article,
     words,
 )
 from shards.world.scenes import Thing
@@ -71,18 +71,18 @@ def select(known: Attributes) -> Program:
 
 def verify(thing: str, name: str, value: str, program: Program) -> Question:
     """A question whether the thing identified by a phrase and a program has its actual value; the answer is yes."""
-    text = f"Is the {thing} {a(value) if name == 'kind' else value}?"
+    text = f"Is the {thing} {with_article(value) if name == 'kind' else value}?"
     step = (f"verify {OFFICIAL.get(name, name)}", value)
     return Question(text, "yes", "yes/no", "verify", "attr", (*program, step))
 
 
 def ask_colour(things: list[Thing], rng: np.random.Generator) -> Question | None:
-    target = one(things, rng)
+    target = choose(things, rng)
     known = singling_out(things, target, rng, without=("colour",))
     if known is None:
         return None
     thing = words(known, rng)
-    text = one(
+    text = choose(
         (f"What color is the {thing}?", f"What is the color of the {thing}?", f"Which color has the {thing}?"), rng
     )
     program = select(known)
@@ -91,12 +91,12 @@ def ask_colour(things: list[Thing], rng: np.random.Generator) -> Question | None
 
 
 def ask_shape(things: list[Thing], rng: np.random.Generator) -> Question | None:
-    target = one(things, rng)
+    target = choose(things, rng)
     known = singling_out(things, target, rng, without=("kind",))
     if known is None:
         return None
     thing = words(known, rng)
-    text = one((f"What shape is the {thing}?", f"What is the {thing}?", f"Which shape has the {thing}?"), rng)
+    text = choose((f"What shape is the {thing}?", f"What is the {thing}?", f"Which shape has the {thing}?"), rng)
     program = select(known)
     entailed = verify(thing, "kind", target.kind, program)
     return Question(text, target.kind, "other", "query", "cat", (*program, ("query", "name")), (entailed,))
@@ -104,28 +104,28 @@ def ask_shape(things: list[Thing], rng: np.random.Generator) -> Question | None:
 
 def ask_neighbour(things: list[Thing], rng: np.random.Generator) -> Question | None:
     """Asks for the only object on one side of another one."""
-    target, relation = one(things, rng), one(tuple(RELATIONS), rng)
+    target, relation = choose(things, rng), choose(tuple(RELATIONS), rng)
     known = singling_out(things, target, rng)
     sides = [related(thing, relation, target) for thing in things if thing is not target]
     found = [thing for thing in things if thing is not target and related(thing, relation, target)]
     if known is None or None in sides or len(found) != 1:
         return None
-    place = f"{one(RELATIONS[relation], rng)} the {words(known, rng)}"
+    place = f"{choose(RELATIONS[relation], rng)} the {words(known, rng)}"
     program = (*select(known), ("relate", f"thing,{OPPOSITES[relation]},s"))
     if rng.random() < 0.5:
         text, name, asked = f"What color is the thing {place}?", "colour", "color"
     else:
-        text, name, asked = one((f"What is {place}?", f"Which shape is {place}?"), rng), "kind", "name"
+        text, name, asked = choose((f"What is {place}?", f"Which shape is {place}?"), rng), "kind", "name"
     answer = getattr(found[0], name)
     entailed = verify(f"thing {place}", name, answer, program)
     return Question(text, answer, "other", "query", "rel", (*program, ("query", asked)), (entailed,))
 
 
 def ask_number(things: list[Thing], rng: np.random.Generator) -> Question:
-    name = one(("kind", "colour", "size"), rng)
-    known = {name: getattr(one(things, rng), name) if rng.random() < 0.85 else one(VALUES[name], rng)}
+    name = choose(("kind", "colour", "size"), rng)
+    known = {name: getattr(choose(things, rng), name) if rng.random() < 0.85 else choose(VALUES[name], rng)}
     what = words(known, rng, plural=True)
-    text = one(
+    text = choose(
         (f"How many {what} are there?", f"How many {what} are in the picture?", f"What number of {what} is here?"), rng
     )
     return Question(text, str(len(matching(things, known))), "number", "query")
@@ -133,20 +133,24 @@ def ask_number(things: list[Thing], rng: np.random.Generator) -> Question:
 
 def ask_presence(things: list[Thing], rng: np.random.Generator) -> Question:
     known, there = present_or_not(things, rng)
-    what = a(words(known, rng))
-    text = one((f"Is there {what}?", f"Is there {what} in the picture?", f"Do you see {what}?"), rng)
+    what = with_article(words(known, rng))
+    text = choose((f"Is there {what}?", f"Is there {what} in the picture?", f"Do you see {what}?"), rng)
     program = (*select(known), ("exist", "?"))
     return Question(text, "yes" if there else "no", "yes/no", "verify", "obj", program)
 
 
 def present_or_not(things: list[Thing], rng: np.random.Generator) -> tuple[Attributes, bool]:
     """Two attributes, and whether an object has both; in half of the cases none has, though each may occur."""
-    first = attributes_of(one(things, rng), one((("kind", "colour"), ("kind", "pattern"), ("colour", "size")), rng))
+    first = attributes_of(
+        choose(things, rng), choose((("kind", "colour"), ("kind", "pattern"), ("colour", "size")), rng)
+    )
     if rng.random() < 0.5:
         return first, True
     for _ in range(20):
-        name = one(tuple(first), rng)
-        changed = first | {name: getattr(one(things, rng), name) if rng.random() < 0.6 else one(VALUES[name], rng)}
+        name = choose(tuple(first), rng)
+        changed = first | {
+            name: getattr(choose(things, rng), name) if rng.random() < 0.6 else choose(VALUES[name], rng)
+        }
         if not matching(things, changed):
             return changed, False
     return first, True
@@ -157,11 +161,11 @@ def ask_relation(things: list[Thing], rng: np.random.Generator) -> Question | No
         return None
     first, second = (things[int(n)] for n in rng.permutation(len(things))[:2])
     known = [singling_out(things, thing, rng) for thing in (first, second)]
-    relation = one(tuple(RELATIONS), rng)
+    relation = choose(tuple(RELATIONS), rng)
     true = related(first, relation, second)
     if None in known or true is None:
         return None
-    one_phrase, place, other_phrase = words(known[0], rng), one(RELATIONS[relation], rng), words(known[1], rng)
+    one_phrase, place, other_phrase = words(known[0], rng), choose(RELATIONS[relation], rng), words(known[1], rng)
     answer, opposite = "yes" if true else "no", OPPOSITES[relation]
     program, reverse = (
         (*select(subject), ("verify rel", f"thing,{side},o"))
@@ -178,14 +182,14 @@ def ask_comparison(things: list[Thing], rng: np.random.Generator) -> Question | 
 
     Only asked if both a true and a false question are possible, so that the words do not reveal the answer.
     """
-    name, wording, true = one(("kind", "colour"), rng), one(tuple(_COMPARED), rng), bool(rng.random() < 0.5)
+    name, wording, true = choose(("kind", "colour"), rng), choose(tuple(_COMPARED), rng), bool(rng.random() < 0.5)
     counts = {value: len(matching(things, {name: value})) for value in {getattr(thing, name) for thing in things}}
-    counts[one([value for value in VALUES[name] if value not in counts], rng)] = 0
+    counts[choose([value for value in VALUES[name] if value not in counts], rng)] = 0
     pairs = [(first, second) for first in sorted(counts) for second in sorted(counts) if first != second]
     fitting = [[p for p in pairs if _COMPARED[wording](counts[p[0]], counts[p[1]]) == truth] for truth in (False, True)]
     if not all(fitting):
         return None
-    values = one(fitting[true], rng)
+    values = choose(fitting[true], rng)
     first, second = (words({name: value}, rng, plural=True) for value in values)
     link = "as" if wording == "as many" else "than"
     text, answer = f"Are there {wording} {first} {link} {second}?", "yes" if true else "no"
@@ -201,15 +205,15 @@ _COMPARED = {
 
 
 def ask_choice(things: list[Thing], rng: np.random.Generator) -> Question | None:
-    target, name = one(things, rng), one(("colour", "kind"), rng)
+    target, name = choose(things, rng), choose(("colour", "kind"), rng)
     known = singling_out(things, target, rng, without=(name,))
     if known is None:
         return None
     right = getattr(target, name)
-    options = [right, one([value for value in VALUES[name] if value != right], rng)]
+    options = [right, choose([value for value in VALUES[name] if value != right], rng)]
     first, second = (options[int(n)] for n in rng.permutation(2))
     if name == "kind":
-        first, second = a(first), a(second)
+        first, second = with_article(first), with_article(second)
     thing, program = words(known, rng), select(known)
     step = (f"choose {'name' if name == 'kind' else 'color'}", "|".join(options))
     return Question(
@@ -227,7 +231,7 @@ def ask_choice(things: list[Thing], rng: np.random.Generator) -> Question | None
 def ask_both(things: list[Thing], rng: np.random.Generator) -> Question:
     """Asks whether two kinds of objects are present, joined by "and" or "or"."""
     (one_known, one_there), (two_known, two_there) = present_or_not(things, rng), present_or_not(things, rng)
-    first, second = a(words(one_known, rng)), a(words(two_known, rng))
+    first, second = with_article(words(one_known, rng)), with_article(words(two_known, rng))
     if rng.random() < 0.5:
         true, text = one_there and two_there, f"Are there both {first} and {second}?"
     else:
@@ -263,12 +267,12 @@ def people_say(question: Question, rng: np.random.Generator, people: int = 10) -
             if question.kind == "yes/no":
                 answer = "no" if answer == "yes" else "yes"
             elif question.kind == "number":
-                answer = str(max(0, int(answer) + one((-1, 1), rng)))
+                answer = str(max(0, int(answer) + choose((-1, 1), rng)))
             else:
-                answer = one(VALUES["kind" if answer in VALUES["kind"] else "colour"], rng)
+                answer = choose(VALUES["kind" if answer in VALUES["kind"] else "colour"], rng)
         elif luck < 0.25 and answer in NOUNS:
-            answer = one(NOUNS[answer], rng)
+            answer = choose(NOUNS[answer], rng)
         elif luck < 0.3 and question.kind == "other":
-            answer = a(answer).capitalize() if answer in NOUNS else f"{answer}."
+            answer = with_article(answer).capitalize() if answer in NOUNS else f"{answer}."
         answers.append(answer)
     return answers

@@ -21,7 +21,7 @@ from finetune.evaluation.scores import CLUSTERS
 from finetune.models.task_model import TaskModel
 from finetune.reporting.ablation_runs import AblationRun, PlainStart, as_begun, calls_of, plain_start, prepare_suite
 from finetune.reporting.ablation_suites import PAPER_TABLES, SUITES, Row
-from finetune.reporting.ablation_table import compare
+from finetune.reporting.ablation_table import compare_rows
 from finetune.reporting.ablation_table import table as tabulate
 from finetune.run_dirs.init_weights import choose_start
 from pretrain.config import PretrainConfig
@@ -373,7 +373,7 @@ def test_rows_are_compared_image_by_image(tmp_path):
         gain = {name: np.repeat(of, repeat) for name, of in gains.items()}
         base = {name: np.full(len(of), 0.3) for name, of in gain.items()}
         row = [made_run(folder / "row", 0, {name: base[name] + gain[name] for name in "ab"}, per_image)]
-        difference, (low, high), _ = compare(row, [made_run(folder / "full", 0, base, per_image)])
+        difference, (low, high), _ = compare_rows(row, [made_run(folder / "full", 0, base, per_image)])
         assert difference == pytest.approx(np.mean([of.mean() for of in gains.values()]))
         widths.append(high - low)
     assert widths[0] == pytest.approx(widths[1]) and widths[1] == pytest.approx(widths[2] * 10**0.5, rel=0.1)
@@ -384,7 +384,7 @@ def test_runs_of_earlier_versions_have_intervals_over_examples_and_a_warning(tmp
     for run in runs:
         np.savez(run.out / "values.npz", a=np.load(run.out / "values.npz")["a"])
     with pytest.warns(UserWarning, match="no image clusters of a .* intervals are over examples and too narrow"):
-        assert compare(*([run] for run in runs)) == (0.0, (0.0, 0.0), 1.0)
+        assert compare_rows(*([run] for run in runs)) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_rows_are_compared_example_by_example(tmp_path):
@@ -396,9 +396,9 @@ def test_rows_are_compared_example_by_example(tmp_path):
         for row, gain in (("full", 0.0), ("row", 0.02)):
             values = {name: value + gain * (rng.random(500) < 0.9) for name, value in base.items()}
             rows[row].append(made_run(tmp_path / row / str(seed), seed, values))
-    difference, (low, high), p = compare(rows["row"], rows["full"])
+    difference, (low, high), p = compare_rows(rows["row"], rows["full"])
     assert difference == pytest.approx(0.018, abs=0.001) and 0.016 < low < difference < high < 0.02 and p < 1e-6
     values = {row: [np.load(one.out / "values.npz") for one in runs] for row, runs in rows.items()}
     a, b = ([of_run[name].mean() for of_run in values[row] for name in "abcd"] for row in ("row", "full"))
     assert p == pytest.approx(stats.ttest_rel(a, b).pvalue)
-    assert compare(rows["full"], rows["full"]) == (0.0, (0.0, 0.0), 1.0)
+    assert compare_rows(rows["full"], rows["full"]) == (0.0, (0.0, 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""Hard negatives, the options of training, and evaluation that works nothing out twice."""
+"""Hard negatives, the negatives of training, and evaluation that works nothing out twice."""
 
 import math
 import shutil
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from finetune.annotations.example import Example
 from finetune.config import RANKED_CAPTIONS
 from finetune.data import hard_negatives
-from finetune.data.hard_negatives import Options, mean_features, nearest_images
+from finetune.data.hard_negatives import RetrievalNegatives, mean_features, nearest_images
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData
@@ -73,21 +73,21 @@ def examples(regions):
     return PackedExamples.of(Example(n, text, (image,)) for n, (image, text) in pairs)
 
 
-def options_of(examples, regions, seed: int) -> Options:
-    return Options(examples, regions, seed, regions.dataset.folder.parent)
+def negatives_of(examples, regions, seed: int) -> RetrievalNegatives:
+    return RetrievalNegatives(examples, regions, seed, regions.dataset.folder.parent)
 
 
 def test_options_are_of_other_images_and_follow_from_seed_and_epoch(regions, examples):
-    options = options_of(examples, regions, 1)
+    negatives = negatives_of(examples, regions, 1)
     seen = set()
     for epoch in range(40):
         for number, example in enumerate(examples):
-            caption, image, hard = options.draw(epoch, number)
+            caption, image, hard = negatives.draw(epoch, number)
             assert image != example.images[0]
             assert examples[caption].images != example.images and examples[hard].images != example.images
             seen.add((number, caption, image))
-    assert options.draw(3, 5) == options_of(examples, regions, 1).draw(3, 5)
-    assert [options.draw(e, 5) for e in range(9)] != [options_of(examples, regions, 2).draw(e, 5) for e in range(9)]
+    assert negatives.draw(3, 5) == negatives_of(examples, regions, 1).draw(3, 5)
+    assert [negatives.draw(e, 5) for e in range(9)] != [negatives_of(examples, regions, 2).draw(e, 5) for e in range(9)]
     assert len(seen) > 900  # of 27 examples in 40 epochs: hardly two draws are the same
     assert {image for number, _, image in seen if number == 0} == set(regions.numbers) - set(examples[0].images)
 
@@ -95,28 +95,28 @@ def test_options_are_of_other_images_and_follow_from_seed_and_epoch(regions, exa
 def test_hard_captions_are_of_the_nearest_images(regions, examples, monkeypatch):
     monkeypatch.setattr("finetune.data.hard_negatives.NEAREST", 2)
     monkeypatch.setattr("finetune.data.hard_negatives.nearest_images.__defaults__", (2,))
-    options = options_of(examples, regions, 0)
-    means = np.stack([regions[image].features.astype(float).mean(0) for image in options.images])
+    negatives = negatives_of(examples, regions, 0)
+    means = np.stack([regions[image].features.astype(float).mean(0) for image in negatives.images])
     for number in range(len(examples)):
-        own = options.images.index(examples[number].images[0])
+        own = negatives.images.index(examples[number].images[0])
         near = np.argsort(((means - means[own]) ** 2).sum(1))[1:3]
-        drawn = {examples[options.draw(epoch, number)[2]].images[0] for epoch in range(30)}
-        assert drawn == {options.images[place] for place in near}
+        drawn = {examples[negatives.draw(epoch, number)[2]].images[0] for epoch in range(30)}
+        assert drawn == {negatives.images[place] for place in near}
 
 
 def test_nearest_images_are_searched_once_per_regions_and_images(tmp_path, regions, examples, monkeypatch):
-    first, calls = options_of(examples, regions, 0), []
+    first, calls = negatives_of(examples, regions, 0), []
     search = hard_negatives.nearest_images
     monkeypatch.setattr(hard_negatives, "nearest_images", lambda means: calls.append(len(means)) or search(means))
-    assert np.array_equal(options_of(examples, regions, 1).nearest, first.nearest) and not calls
-    fewer = options_of(examples[:10], regions, 0)
+    assert np.array_equal(negatives_of(examples, regions, 1).nearest, first.nearest) and not calls
+    fewer = negatives_of(examples[:10], regions, 0)
     assert calls == [5] and fewer.nearest.shape == (5, 4) and fewer.nearest.max() < 5
     make_dataset(tmp_path / "again" / "regions", (13,), features=11)
     shutil.move(tmp_path / "prepared", tmp_path / "again")
     other = Regions(tmp_path / "again" / "regions")
     assert other.numbers == regions.numbers
     means = np.stack([other[image].features.astype(np.float32).mean(0) for image in first.images])
-    assert np.array_equal(options_of(examples, other, 0).nearest, search(means)) and calls == [5, 13]
+    assert np.array_equal(negatives_of(examples, other, 0).nearest, search(means)) and calls == [5, 13]
 
 
 def test_mean_features_are_in_the_order_of_the_images_whatever_the_order_of_reading(regions, monkeypatch, capsys):
@@ -136,7 +136,7 @@ def test_mean_features_are_in_the_order_of_the_images_whatever_the_order_of_read
 
 def test_one_image_has_nothing_to_be_told_from(regions, examples):
     with pytest.raises(UserError, match="retrieval needs examples of at least two images"):
-        options_of(examples[:2], regions, 0)
+        negatives_of(examples[:2], regions, 0)
 
 
 def make_work(examples, regions, precision="float32", contrastive_size=0, **options):
@@ -228,7 +228,7 @@ def test_ranks_divide_the_images(regions, examples, batch_size):
 
 
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
-    work, collator = make_work(examples, regions, options=options_of(examples, regions, 0))
+    work, collator = make_work(examples, regions, negatives=negatives_of(examples, regions, 0))
     batch = collator(2, np.array([4, 9]))
     assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target.shape == (2, 2)
     one = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)(0, np.array([4, 9]))
@@ -250,7 +250,7 @@ def test_the_contrastive_loss_compares_the_captions_and_images_of_a_batch(region
     assert captions[4].images == captions[5].images
     captions[20] = replace(captions[20], text=captions[9].text.upper() + " ")
     packed = PackedExamples.of(captions)
-    work, collator = make_work(packed, regions, contrastive_size=16, options=options_of(packed, regions, 0))
+    work, collator = make_work(packed, regions, contrastive_size=16, negatives=negatives_of(packed, regions, 0))
     batch = collator(0, numbers)
     plain_loss, plain = TaskPass(work.model, work.task, work.precision, work.token)(batch, [4])
     assert "contrastive" not in plain
@@ -270,10 +270,10 @@ def test_the_contrastive_loss_compares_the_captions_and_images_of_a_batch(region
 
 
 def test_the_contrastive_loss_of_one_example_is_nothing_and_needs_its_head(regions, examples):
-    work, collator = make_work(examples, regions, contrastive_size=16, options=options_of(examples, regions, 0))
+    work, collator = make_work(examples, regions, contrastive_size=16, negatives=negatives_of(examples, regions, 0))
     work.contrastive = 1.0
     assert work(collator(0, np.array([3])), [1])[1]["contrastive"].item() == 0
-    work, collator = make_work(examples, regions, options=options_of(examples, regions, 0))
+    work, collator = make_work(examples, regions, negatives=negatives_of(examples, regions, 0))
     work.contrastive = 1.0
     assert "contrastive" not in work(collator(0, np.array([3, 9])), [2])[1]
 
@@ -284,7 +284,7 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
     """27 captions in batches of 4, a slow version in the test, and the same negatives in every validation."""
     for module in ("finetune.inference.predictions", "pretrain.engine.distributed"):
         monkeypatch.setattr(f"{module}.all_reduce_sum", lambda values, ranks: values)
-    work, collator = make_work(examples, regions, options=options_of(examples, regions, 5))
+    work, collator = make_work(examples, regions, negatives=negatives_of(examples, regions, 5))
     plain = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)
 
     def score(caption: str, image: str) -> float:
@@ -293,7 +293,7 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
     expected = []
     for number, example in enumerate(examples):
         own = example.images[0]
-        other, image, hard = collator.options.draw(0, number)
+        other, image, hard = collator.negatives.draw(0, number)
         wrong = [score(examples[other].text, own), score(example.text, image), score(examples[hard].text, own)]
         expected.append(score(example.text, own) > max(wrong))
     work.model.train()

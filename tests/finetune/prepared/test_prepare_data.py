@@ -258,7 +258,7 @@ def save_again_and_again(path: Path, arrays: list[dict]) -> None:
     """Never ends: writes a file and removes it, in turn."""
     while True:
         for one in arrays:
-            prepared_file.save(path, {}, path.parent, prepare_data.recording().__enter__(), one)
+            prepared_file.save_arrays(path, {}, path.parent, prepare_data.recording().__enter__(), one)
 
 
 def test_a_killed_process_leaves_no_file_that_is_taken_for_whole(tmp_path):
@@ -271,7 +271,7 @@ def test_a_killed_process_leaves_no_file_that_is_taken_for_whole(tmp_path):
         time.sleep(rng.uniform(0, 0.08))
         process.kill()
         process.join()
-        mapped = prepared_file.load(path, {}, tmp_path)
+        mapped = prepared_file.load_arrays(path, {}, tmp_path)
         assert path.exists() == (mapped is not None)
         if mapped is not None:
             value = mapped.arrays["data"][0]

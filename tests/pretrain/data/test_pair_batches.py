@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pretrain.data.batch_schedule import Plan, share
 from pretrain.data.caption_pairs import MisalignedCaptions
 from pretrain.data.collate import Collator, Limits
-from pretrain.data.dataloader import Places
+from pretrain.data.dataloader import WorkerStatus
 from pretrain.data.pair_batches import ValidationBatches, open_pairs, training_steps
 from pretrain.data.random_choices import sample_keys
 from pretrain.data.streaming_batches import StreamedBatches, reader_order
@@ -53,7 +53,7 @@ def steps_of(pairs, ranks=1, rank=0, batch_size=8, epochs=3, skip_bad=False, **o
     collator = dataclasses.replace(
         collator_of(pairs, pairs.trained), skip_bad=skip_bad, draw_captions=pairs.one_caption
     )
-    return list(training_steps(pairs, collator, plan, Places(plan.workers, pairs.shards)))
+    return list(training_steps(pairs, collator, plan, WorkerStatus(plan.workers, pairs.shards)))
 
 
 def batches_of(pairs, **options):

@@ -144,14 +144,14 @@ def test_a_rank_without_a_pair_has_no_gradient(on_rows):
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_real_graph_on_a_gpu_gives_the_numbers_of_eager_steps(precision):
     from pretrain.models.precision import Precision
-    from pretrain.objective.pretraining_pass import Pass
+    from pretrain.objective.pretraining_pass import PretrainingPass
 
     def run(graph):
         engine, losses = make_engine("float32", dropout=0.2), []
         engine.model.to("cuda")
         engine.precision = Precision(precision, torch.device("cuda:0"))
         engine.scaler = engine.precision.scaler()
-        engine.replica = Pass(engine.model, OBJECTIVE.to("cuda"), engine.precision)
+        engine.replica = PretrainingPass(engine.model, OBJECTIVE.to("cuda"), engine.precision)
         if graph:
             engine.graph = GraphedPass(engine.replica, 12, 20, engine.scaler.scale)
         for number in range(3):

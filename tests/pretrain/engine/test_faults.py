@@ -18,7 +18,7 @@ from data_sets import make_dataset
 from fork_server import ForkedProcess
 from launching import python
 
-from pretrain.data.dataloader import Places, check_workers
+from pretrain.data.dataloader import WorkerStatus, check_workers
 from pretrain.engine.checkpoint import checkpoints
 from shards.common.errors import UserError
 from shards.storage.dataset import open_dataset
@@ -71,14 +71,14 @@ def test_a_data_worker_that_is_killed_is_reported_with_its_shard(dataset_folder,
 
 def test_a_connection_that_breaks_with_a_worker_is_told_from_any_other(dataset_folder):
     """What comes before torch has noticed, where the worker ends while a batch is being fetched from it."""
-    places = Places(1, open_dataset(str(dataset_folder)))
+    status = WorkerStatus(1, open_dataset(str(dataset_folder)))
     worker = multiprocessing.Process(target=time.sleep, args=(100,), daemon=True)
     worker.start()
-    places.table[0] = torch.tensor([worker.pid, 1])
-    with pytest.raises(ConnectionResetError), check_workers(places):
+    status.table[0] = torch.tensor([worker.pid, 1])
+    with pytest.raises(ConnectionResetError), check_workers(status):
         raise ConnectionResetError
     worker.kill()
-    with pytest.raises(UserError, match=r"a data worker died while reading .*part-00001\.tar"), check_workers(places):
+    with pytest.raises(UserError, match=r"a data worker died while reading .*part-00001\.tar"), check_workers(status):
         raise ConnectionResetError
 
 

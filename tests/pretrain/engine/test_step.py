@@ -19,7 +19,7 @@ from pretrain.engine.optimizer import OPTIMIZERS, optimizer_state, restore_optim
 from pretrain.engine.step import IN_A_ROW, Skipped, Sums
 from pretrain.models.layers import FeedForward
 from pretrain.models.precision import Precision
-from pretrain.objective.pretraining_pass import Pass
+from pretrain.objective.pretraining_pass import PretrainingPass
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 
@@ -348,7 +348,7 @@ def test_a_step_never_waits_for_the_gpu():
     engine.model.to("cuda")
     engine.precision = Precision("bf16", torch.device("cuda"))
     engine.scaler = engine.precision.scaler()
-    engine.replica = Pass(engine.model, OBJECTIVE.to("cuda"), engine.precision)
+    engine.replica = PretrainingPass(engine.model, OBJECTIVE.to("cuda"), engine.precision)
     counts, sums = (batch.word_count, batch.region_count, len(batch)), Sums()
     engine.step(0, [batch], sums, counts)
     torch.cuda.set_sync_debug_mode("error")
