@@ -26,7 +26,7 @@ def current_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments that name flags of ModelFlags, by their current names; warns of former names."""
 
     def warn(former: str, current: str) -> None:
-        text = f"{former} is deprecated and will be removed in the next release; use {current}"
+        text = f"{former} is deprecated and will be removed after version 1; use {current}"
         warnings.warn(text, FutureWarning, stacklevel=5)  # of the line that calls the class
 
     return current_flags(ModelFlags, options, warn)

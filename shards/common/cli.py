@@ -170,7 +170,7 @@ def current_flags(
 def _print_notice(former: str, current: str) -> None:
     """Reports a former name of a flag on the command line, on the first rank."""
     if launched().first:
-        print(f"--{former} is deprecated and will be removed in the next release; use --{current}", file=sys.stderr)
+        print(f"--{former} is deprecated and will be removed after version 1; use --{current}", file=sys.stderr)
 
 
 def build(config_type, values: dict, positional: tuple = ()):

@@ -180,7 +180,7 @@ def test_the_former_name_of_the_region_shards_is_accepted(trained, world, run_co
     path = next((world / "images" / "coco").glob("*.png"))
     asked = ("finetune.predict", path, "--run", trained, "--task", "vqa", "--text", "What?", "--top", 3)
     status, said, err = run_command(*asked, "--regions", shards)
-    assert status == 0 and "--regions is deprecated and will be removed in the next release; use --region_shards" in err
+    assert status == 0 and "--regions is deprecated and will be removed after version 1; use --region_shards" in err
     assert run_command(*asked, "--region_shards", shards) == (0, said, "")
 
 

@@ -1,4 +1,4 @@
-"""Hard negatives, the negatives of training, and evaluation that works nothing out twice."""
+"""Hard negatives, the random negatives of training, and evaluation that computes nothing twice."""
 
 import math
 import shutil

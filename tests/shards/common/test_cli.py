@@ -133,7 +133,7 @@ def run_renamed(*argv, stored=None) -> dict:
 
 def test_a_former_name_is_accepted_with_a_notice(capsys, monkeypatch):
     assert run_renamed("--regions", "5") == {"max_regions": 5, "balance": "steps", "seed": 0, "status": 0}
-    notice = "--regions is deprecated and will be removed in the next release; use --max_regions\n"
+    notice = "--regions is deprecated and will be removed after version 1; use --max_regions\n"
     assert capsys.readouterr().err == notice
     assert run_renamed("--max_regions", "6", "--seed", "1") == {
         "max_regions": 6,
