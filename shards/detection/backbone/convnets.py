@@ -36,11 +36,14 @@ class Convolution(nn.Conv2d):
         self.same = same
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.same:
-            (size, _), (stride, _) = self.kernel_size, self.stride
-            below, right = (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[-2:])
-            x = F.pad(x, (right // 2, right - right // 2, below // 2, below - below // 2))
-        return super().forward(x)
+        if not self.same:
+            return super().forward(x)
+        # F.pad would copy the map. Instead, both sides are padded like the right and bottom, and a first row and column
+        # of zeros in the kernel make up for a pixel too many at the left and top.
+        (size, _), (stride, _) = self.kernel_size, self.stride
+        rows, columns = (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[-2:])
+        weight = F.pad(self.weight, (columns % 2, 0, rows % 2, 0)) if rows % 2 or columns % 2 else self.weight
+        return F.conv2d(x, weight, self.bias, self.stride, (-(-rows // 2), -(-columns // 2)), groups=self.groups)
 
 
 class InvertedResidual(nn.Module):
@@ -55,7 +58,7 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x
         for convolution in self.convolutions[:-1]:
-            out = F.relu6(convolution(out))
+            out = F.relu6(convolution(out), inplace=True)
         out = self.convolutions[-1](out)
         return out + x if self.residual else out
 
@@ -159,7 +162,7 @@ def _mobilenet(tensors: _StateDict, stem: Names, stages: list[list[list[Names]]]
     """MobileNetV2 or EfficientNet-Lite. stages: names of the convolutions, by stage and block."""
     if len(stages) != len(STAGE_STRIDES):
         raise UserError(f"{tensors.where}: has {len(stages)} stages, not 7; --weights should be {KNOWN}")
-    layers = [tensors.convolution(*stem, stride=2), nn.ReLU6()]
+    layers = [tensors.convolution(*stem, stride=2), nn.ReLU6(inplace=True)]
     for stride, blocks in zip(STAGE_STRIDES, stages, strict=True):
         for number, (*expansion, depthwise, projection) in enumerate(blocks):
             convolutions = [tensors.convolution(*names) for names in expansion]
@@ -167,7 +170,7 @@ def _mobilenet(tensors: _StateDict, stem: Names, stages: list[list[list[Names]]]
             convolutions.append(tensors.convolution(*depthwise, stride=1 if number else stride, width=width))
             convolutions.append(tensors.convolution(*projection))
             layers.append(InvertedResidual(convolutions))
-    return nn.Sequential(*layers, tensors.convolution(*head), nn.ReLU6())
+    return nn.Sequential(*layers, tensors.convolution(*head), nn.ReLU6(inplace=True))
 
 
 def _in_stages(blocks: list) -> list[list]:
