@@ -7,10 +7,12 @@ finds a package of another project under the name of one of ours.
 import platform
 import sys
 from importlib import metadata
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
+
+from ops.own_packages import DISTRIBUTION, check_packages
+
+check_packages()  # again, as another project may have replaced ops/__init__.py, which does this
 
 from ops import attention_dropout, dropout, dropout_add_layer_norm, mask_overlapping, mask_regions, pure_torch
 from ops.registration import backends, not_compiled
@@ -61,32 +63,13 @@ def check_dropout(device: str) -> bool:
 def versions() -> str:
     """The versions that a bug report needs."""
     try:
-        own = metadata.version("twelve-in-one")
+        own = metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         own = "(not installed)"
-    return f"twelve-in-one {own}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}"
-
-
-def package_of_others() -> str:
-    """A sentence on a package that Python finds elsewhere than next to this one, or "".
-
-    All other commands use shards.common.own_packages, which this layer must not import.
-    """
-    root = Path(__file__).resolve().parents[1]
-    for name in ("shards", "pretrain", "finetune"):
-        found = find_spec(name)
-        if found and found.origin and (folder := Path(found.origin).resolve().parent).parent != root:
-            return (
-                f"{folder} is another project's package {name}, which Python finds before that of twelve-in-one in "
-                f"{root}; install twelve-in-one in an environment of its own, and run it in another directory"
-            )
-    return ""
+    return f"{DISTRIBUTION} {own}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}"
 
 
 def main() -> int:
-    if sentence := package_of_others():
-        print(sentence, file=sys.stderr)
-        return 2
     print(versions())
     if not_compiled:
         print(f"no compiled operators: {not_compiled}")

@@ -3,7 +3,11 @@
 `__all__` is the public interface; its names are loaded on first use, because most commands need only some of them.
 """
 
+from pathlib import Path
+from runpy import run_path
 from typing import TYPE_CHECKING
+
+run_path(str(Path(__file__).parents[1] / "ops" / "own_packages.py"))["check_packages"]()
 
 from shards.common.lazy_names import lazy_names
 

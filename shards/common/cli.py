@@ -23,7 +23,6 @@ from shards.common.dist_info import ALONE, launched
 from shards.common.errors import ErrorOnAnotherRank, UserError
 from shards.common.files import is_remote, refuse_special_file
 from shards.common.model_hub import local_model
-from shards.common.own_packages import check_packages
 from shards.common.untrusted_input import LARGEST
 
 _YES = {"true", "yes", "1", "on"}
@@ -291,7 +290,6 @@ def command(
         if "--help" in argv or "-h" in argv:
             print(usage(config_type, name, summary, examples), flush=True)
             sys.exit(0)
-        check_packages()
         positional, values = parse(argv)
         values = current_flags(config_type, values, _print_notice)
         values = current_flags(config_type, inherit(values)) | values
