@@ -68,8 +68,17 @@ wheel: env
 
 env: $(VENV)/installed
 
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 11):
+    found = ".".join(map(str, sys.version_info[:2]))
+    sys.exit("$(PYTHON) is Python " + found + "; Python 3.11 or newer is needed, such as: make PYTHON=python3.11 ...")
+endef
+export CHECK_PYTHON
+
 # torch first and alone: what comes after builds and resolves against it.
 $(VENV)/installed: $(REQUIREMENTS) setup.py pyproject.toml $(wildcard ops/csrc/*)
+	@$(PYTHON) -c "$$CHECK_PYTHON"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' $(REQUIREMENTS))
 	$(BIN)/python -m pip install --quiet -r $(REQUIREMENTS)

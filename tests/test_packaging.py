@@ -31,6 +31,23 @@ def test_the_oldest_versions_are_those_that_are_allowed():
         assert Version(version) == Version(bound or tested[name]), name
 
 
+def test_every_extra_is_documented():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [described] = re.findall(r"^- Extras.*?(?=^- )", (ROOT / "docs/install.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert set(project["optional-dependencies"]) <= set(re.findall(r"`(\w+)`", described))
+
+
+def test_make_names_a_python_that_is_too_old_before_it_installs_anything(tmp_path):
+    python = tmp_path / "python3.10"
+    code = "import sys; sys.version_info = (3, 10, 13); exec(sys.argv[1])"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c "{code}" "$2"\n')
+    python.chmod(0o755)
+    command = ("make", "env", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{python} is Python 3.10; Python 3.11 or newer is needed" in done.stderr
+    assert "venv" not in done.stdout and not (tmp_path / "venv").exists()
+
+
 def run(*command, cwd, **environment):
     environment = os.environ | {name: str(value) for name, value in environment.items()}
     done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, env=environment)
