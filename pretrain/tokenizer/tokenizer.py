@@ -11,7 +11,7 @@ from pretrain.tokenizer.common_words import CHARACTERS, COMMON_WORDS
 from pretrain.tokenizer.wordpiece import INSIDE, learn_vocabulary
 from shards.common.errors import UserError
 from shards.common.files import whole_file
-from shards.common.model_hub import only_local, unreachable
+from shards.common.model_hub import load_failure, only_local
 from shards.common.untrusted_input import reading
 
 FILE = "tokenizer.json"
@@ -95,7 +95,7 @@ def load_bert_tokenizer(name: str, flag: str = "--bert") -> WordPieceTokenizer:
             tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, local_files_only=only_local(name))
     except Exception as error:  # from the hub, transformers, and tokenizers, which raises bare Exception
         kind = "contains no readable tokenizer" if path.exists() else "is neither a directory nor available on the hub"
-        raise UserError(f"{flag} {name}: {kind} ({str(error).splitlines()[0]}{unreachable(name)})") from None
+        raise UserError(f"{flag} {name}: {kind} ({load_failure(error, name)})") from None
     return WordPieceTokenizer(tokenizer.backend_tokenizer, f"{flag} {name}")
 
 

@@ -46,6 +46,11 @@ def _answers(address: str) -> bool:
     return answered.is_set()
 
 
+def load_failure(error: Exception, name) -> str:
+    """Why a library could not load a model: the first line of its error, and whether the hub was not reachable."""
+    return _first_line(error).rstrip(".") + unreachable(name)
+
+
 def unreachable(name) -> str:
     """Suffix of the error message for a missing model if the hub was not reachable; otherwise empty."""
     return "" if os.path.isdir(name) or not only_local(name) else "; the hub does not answer, its cache was searched"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shards.common.box_iou import iou
 from shards.common.errors import UserError
-from shards.common.model_hub import only_local, unreachable
+from shards.common.model_hub import load_failure, only_local
 from shards.detection.base import refuse_flags
 from shards.detection.batched import BatchedDetector, Described, read_class_names
 
@@ -35,9 +35,8 @@ class TransformersDetector(BatchedDetector):
             self.model = AutoModelForObjectDetection.from_pretrained(self.name, **local).eval().to(self.device)
             self.processor = AutoImageProcessor.from_pretrained(self.name, **local)
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0] + unreachable(self.name)
             kinds = "pixels, x152, backbone, or an object-detection model of transformers"
-            raise UserError(f"--detector {self.name}: should be {kinds} ({reason})") from None
+            raise UserError(f"--detector {self.name}: should be {kinds} ({load_failure(error, self.name)})") from None
         labels = self.model.config.id2label
         self.num_classes = len(labels) + 1
         self.class_names = ["background", *(str(labels[number]) for number in sorted(labels))]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shards.common.errors import UserError
 from shards.common.files import read_json
-from shards.common.model_hub import only_local, unreachable
+from shards.common.model_hub import load_failure, only_local
 from shards.detection.backbone.convnets import KNOWN, build_convnet
 from shards.detection.backbone.preprocessing import SHORT_SIDE, Preprocessing, of_processor, settings_of
 from shards.parsing.tensor_files import read_state_dict
@@ -101,9 +101,7 @@ def _of_transformers(name: str) -> Backbone:
         model, loaded = kind.from_pretrained(name, output_loading_info=True, **local)
         preprocessing = _preprocessing_of(name, config)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason += unreachable(name)
-        raise UserError(f"--weights {name}: should be {EXPECTED} ({reason})") from None
+        raise UserError(f"--weights {name}: should be {EXPECTED} ({load_failure(error, name)})") from None
     missing = [key for key in loaded["missing_keys"] if "pooler" not in key]
     if missing:
         raise UserError(f"--weights {name}: missing keys {', '.join(sorted(missing)[:3])}; should be {EXPECTED}")
