@@ -17,6 +17,7 @@ from data_sets import make_dataset
 from launching import python
 from safetensors.torch import load_file
 
+from shards.common import process_pool
 from shards.storage.stream import RETRY_AFTER
 
 PARITY = Path(__file__).parent / "parity"
@@ -64,6 +65,20 @@ def world(tmp_path_factory):
 def short_waits(monkeypatch):
     """Streams that break off are tried again as often, but sooner."""
     monkeypatch.setattr("shards.storage.stream.RETRY_AFTER", (0.01,) * len(RETRY_AFTER))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers():
+    """Pools fork their workers, because importing what they need takes longer than most tasks of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_pool, "START_METHOD", "fork")
+        yield
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch):
+    """Pools start their workers as they do outside of the tests: what these need must be picklable and importable."""
+    monkeypatch.setattr(process_pool, "START_METHOD", "spawn")
 
 
 @pytest.fixture

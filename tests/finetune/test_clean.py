@@ -142,6 +142,7 @@ def test_why_it_is_removed(cleaned):
     assert {len(line["names"]) for _, line in paths} >= {1, 2}
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_twice_gives_the_same_bytes(cleaned, run_command):
     data, _ = cleaned
     before = {path: path.read_bytes() for path in (data / "clean").rglob("*") if path.is_file()}
