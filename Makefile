@@ -31,7 +31,8 @@ photos: env
 	$(BIN)/python -m benchmarks.photos $(PHOTOS) --weights $(WEIGHTS) --bert $(BERT) $(FLAGS)
 
 # One thread a process: the tests start processes of their own, and threads that wait for each other would slow them all.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# worksteal: neighbouring tests, which share fixtures, run in one process, and none is idle at the end.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: env lint
 	$(PYTEST)

@@ -17,6 +17,7 @@ from data_sets import make_dataset
 from launching import python
 from safetensors.torch import load_file
 
+from shards.common import process_pool
 from shards.storage.stream import RETRY_AFTER
 
 PARITY = Path(__file__).parent / "parity"
@@ -48,22 +49,48 @@ WORLD = ("--pairs", "60", "--examples", "80", "--evaluation", "20", "--one_in", 
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """A small world, made once for all processes of pytest-xdist. Tests only read it, except for DATA/prepared."""
-    several = "PYTEST_XDIST_WORKER" in os.environ
+def made_once(tmp_path_factory):
+    """made_once(NAME, MODULE, *FLAGS): the folder that a command makes, once for all processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if several else base) / "world"
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = python("shards.world", "--out", folder, *WORLD)  # which does nothing if it is complete
-        assert done.returncode == 0, done.stderr
-    return folder
+    place = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, module: str, *flags) -> Path:
+        folder, complete = place / name, place / f"{name}.complete"
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not complete.exists():
+                done = python(module, *flags, "--out", folder)
+                assert done.returncode == 0, done.stderr
+                complete.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def world(made_once):
+    """A small world. Tests only read it, except for DATA/prepared."""
+    return made_once("world", "shards.world", *WORLD)
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     """Streams that break off are tried again as often, but sooner."""
     monkeypatch.setattr("shards.storage.stream.RETRY_AFTER", (0.01,) * len(RETRY_AFTER))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers():
+    """Pools fork their workers, because importing what they need takes longer than most tasks of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_pool, "START_METHOD", "fork")
+        yield
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch):
+    """Pools start their workers as they do outside of the tests: what these need must be picklable and importable."""
+    monkeypatch.setattr(process_pool, "START_METHOD", "spawn")
 
 
 @pytest.fixture

@@ -23,9 +23,12 @@ import time
 import types
 from pathlib import Path
 
-# Commands whose imports the server does in advance, and modules that these import when they need them.
+# Commands whose imports the server does in advance, and libraries that these import, some when they need them.
 COMMANDS = ("shards.world", "shards.extract", "pretrain.run", "finetune.st", "finetune.mt", "finetune.evaluate")
-LATER = ("torch._dynamo", "torch.distributed", "torch.utils.data")
+LIBRARIES = (
+    *("torch._dynamo", "torch.distributed", "torch.utils.data", "transformers", "scipy.ndimage", "scipy.stats"),
+    *("tensorboardX", "webdataset", "fire", "msgspec"),
+)
 LARGEST = 1 << 17  # bytes of a request, which has the command and its environment
 NUMBER = struct.Struct("i")  # a process id or an exit status
 
@@ -76,25 +79,27 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
-def start(*command, cwd=None, **environment) -> ForkedProcess:
+def start(*command, cwd=None, libraries_only=False, **environment) -> ForkedProcess:
     """Starts `python *command` with one thread, where the command begins with -m, -c or the path of a script.
 
-    environment: variables in addition to those of this process.
+    Args:
+        libraries_only: the process has not imported this repository; it may import a copy of it.
+        environment: variables in addition to those of this process.
     """
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()}
     request = {"command": list(map(str, command)), "environment": variables, "folder": str(cwd or os.getcwd())}
     begins, ends = zip(*(os.pipe() for _ in range(3)), strict=True)
-    socket.send_fds(_server(), [json.dumps(request).encode()], ends)
+    socket.send_fds(_server(libraries_only), [json.dumps(request).encode()], ends)
     for end in ends:
         os.close(end)
     return ForkedProcess(*begins)
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """The connection to the server, which ends with this process."""
+def _server(libraries_only: bool) -> socket.socket:
+    """The connection to a server, which ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, __file__, str(theirs.fileno())]
+    command = [sys.executable, __file__, str(theirs.fileno()), *(() if libraries_only else COMMANDS)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdout=subprocess.DEVNULL)
     theirs.close()
@@ -170,9 +175,12 @@ def run(command: list[str], environment: dict[str, str], folder: str) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()  # not this folder, whose names hide those of the packages
-    for name in (*COMMANDS, *LATER):
+    commands = sys.argv[2:]
+    for name in (*commands, *LIBRARIES):
         importlib.import_module(name)
-    for name in COMMANDS:
+    for name in commands:
         del sys.modules[name]  # a command is run as the main module
+    if commands:
+        importlib.import_module("shards.common.process_pool").START_METHOD = "fork"  # as in the tests' own process
     gc.freeze()
     run(**serve(socket.socket(fileno=int(sys.argv[1]))))

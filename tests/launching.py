@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 SABOTAGE = Path(__file__).parent / "sabotage.py"
 
 
-def python(*arguments, cwd=None) -> subprocess.CompletedProcess:
-    """`python -m ARGUMENTS` in a process of one thread, to its end."""
-    process = fork_server.start("-m", *arguments, cwd=cwd)
+def python(*arguments, **options) -> subprocess.CompletedProcess:
+    """`python -m ARGUMENTS` in a process of one thread, to its end. options: those of fork_server.start."""
+    process = fork_server.start("-m", *arguments, **options)
     out, err = process.communicate()
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 

@@ -98,28 +98,19 @@ number: int = Predictor.from_pretrained("runs/mt")("vqa", "What color is the sta
 """
 
 
-@pytest.fixture
-def check(tmp_path):
-    """mypy --strict for a file in an environment where the packages are installed in editable mode."""
+def test_a_users_typed_code_passes_and_its_mistakes_are_found(tmp_path):
+    """mypy --strict for both files in an environment where the packages are installed in editable mode."""
     pytest.importorskip("mypy")
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     packages = sysconfig.get_path("purelib", vars={"base": str(environment)})
     Path(packages, "installed.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
-
-    def run(text):
-        (tmp_path / "user.py").write_text(text)
-        options = ("--strict", "--python-executable", environment / "bin/python")
-        command = (sys.executable, "-m", "mypy", *options, "user.py")
-        clean = {name: value for name, value in os.environ.items() if name not in ("MYPYPATH", "PYTHONPATH")}
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean)
-        return done.stdout + done.stderr
-
-    return run
-
-
-def test_a_users_typed_code_passes_and_its_mistakes_are_found(check):
-    assert check(USER).startswith("Success")
-    out = check(MISTAKES)
-    lines = [line.split(":")[1] for line in out.splitlines() if ": error:" in line]
-    assert lines == ["5", "6", "7", "8"], out
+    (tmp_path / "user.py").write_text(USER)
+    (tmp_path / "mistakes.py").write_text(MISTAKES)
+    options = ("--strict", "--python-executable", environment / "bin/python")
+    command = (sys.executable, "-m", "mypy", *options, "user.py", "mistakes.py")
+    clean = {name: value for name, value in os.environ.items() if name not in ("MYPYPATH", "PYTHONPATH")}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean)
+    places = [line.split(":")[:2] for line in done.stdout.splitlines() if ": error:" in line]
+    assert places == [["mistakes.py", str(number)] for number in (5, 6, 7, 8)], done.stdout + done.stderr
+    assert "checked 2 source files" in done.stdout

@@ -11,6 +11,7 @@ from shards.common.errors import UserError
 from shards.common.progress_bar import progress_bar
 
 LARGEST_ARRAY = 1 << 24  # bytes, about the size of the largest array of one image
+START_METHOD = "spawn"  # a forked process may wait for a lock that a thread of its parent held
 
 _counter = None
 
@@ -53,7 +54,7 @@ def _naming_semaphores():
 @contextlib.contextmanager
 def worker_pool(processes: int, counter=None):
     """A pool of processes that ignore interrupts; raises UserError if a process is killed."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START_METHOD)
     with _naming_semaphores():
         pool = concurrent.futures.ProcessPoolExecutor(
             max_workers=processes, mp_context=context, initializer=begin_worker, initargs=(counter,)
@@ -79,7 +80,7 @@ def run_tasks(function, tasks: list, processes: int, total: int | None, unit: st
         done: initial value of the progress bar.
     """
     with _naming_semaphores():
-        counter = multiprocessing.get_context("spawn").Value("q", done)
+        counter = multiprocessing.get_context(START_METHOD).Value("q", done)
     scaled = unit == "B"
     bar = progress_bar(total=total, initial=done, unit=unit if scaled else f" {unit}", unit_scale=scaled)
     with worker_pool(max(1, min(processes, len(tasks))), counter) as pool, contextlib.closing(bar):

@@ -1,9 +1,9 @@
 """Short runs on the small world, made once for the tests of fine-tuning, and a browser to look at pages with."""
 
+import json
 import shutil
 
 import pytest
-from launching import python
 
 from finetune import tasks
 
@@ -18,36 +18,35 @@ def no_tasks_of_other_tests():
 
 
 @pytest.fixture(scope="session")
-def runs_on_world(tmp_path_factory):
-    """The folder of the runs that several files of tests share."""
-    return tmp_path_factory.mktemp("runs")
+def pretrained(world, made_once):
+    flags = ("--epochs", 1, "--batch_size", 20, "--workers", 0)
+    return made_once("pretrained", "pretrain.run", "--data", world, *flags)
 
 
 @pytest.fixture(scope="session")
-def pretrained(world, runs_on_world):
-    run = runs_on_world / "pretrained"
-    done = python("pretrain.run", "--data", world, "--out", run, "--epochs", 1, "--workers", 0, "--batch_size", 20)
-    assert done.returncode == 0, done.stderr
-    return run
+def narrow(world, pretrained, made_once, tmp_path_factory):
+    """A pretraining run of a smaller model, for tests that train much and need no good scores."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32, "t_biattention_id": (1,)}
+    sizes |= {"v_hidden_size": 32, "v_num_hidden_layers": 1, "v_intermediate_size": 32, "v_biattention_id": (0,)}
+    sizes |= {"bi_hidden_size": 32}
+    config = tmp_path_factory.mktemp("narrow") / "narrow.json"
+    config.write_text(json.dumps(json.loads((pretrained / "config.json").read_text())["model"] | sizes))
+    flags = ("--config", config, "--steps", 2, "--batch_size", 20, "--workers", 0)
+    return made_once("narrow", "pretrain.run", "--data", world, *flags)
 
 
 @pytest.fixture(scope="session")
-def contrastive(world, runs_on_world):
+def contrastive(world, made_once):
     """A pretraining run of a model with a contrastive head, after a few steps."""
-    run = runs_on_world / "contrastive"
     flags = ("--contrastive", 1, "--steps", 3, "--batch_size", 20, "--workers", 0)
-    done = python("pretrain.run", "--data", world, "--out", run, *flags)
-    assert done.returncode == 0, done.stderr
-    return run
+    return made_once("contrastive", "pretrain.run", "--data", world, *flags)
 
 
 @pytest.fixture(scope="session")
-def trained(world, pretrained, runs_on_world):
+def trained(world, pretrained, made_once):
     """A run of all tasks, barely trained."""
-    run = runs_on_world / "trained"
-    done = python("finetune.mt", "--data", world, "--init", pretrained, "--workers", 0, "--iterations", 4, "--out", run)
-    assert done.returncode == 0, done.stderr
-    return run
+    flags = ("--init", pretrained, "--workers", 0, "--iterations", 4)
+    return made_once("trained", "finetune.mt", "--data", world, *flags)
 
 
 @pytest.fixture(scope="module")

@@ -142,16 +142,8 @@ def begin(call, **flags) -> None:
 NO_PRETRAINING = [SUITES["table10"]["no CC pretraining"]]
 
 
-@pytest.fixture(scope="module")
-def narrow(world, pretrained, tmp_path_factory):
-    """(a pretraining run of a model that is neither tiny nor base, its sizes)."""
-    folder = tmp_path_factory.mktemp("narrow")
-    sizes = json.loads((pretrained / "config.json").read_text())["model"] | {"hidden_size": 64, "v_hidden_size": 96}
-    write_json(folder / "narrow.json", sizes)
-    flags = ("--data", world, "--epochs", 1, "--workers", 0, "--batch_size", 30, "--config", folder / "narrow.json")
-    done = python("pretrain.run", *flags, "--out", folder / "run")
-    assert done.returncode == 0, done.stderr
-    return folder / "run", json.loads((folder / "run" / "config.json").read_text())["model"]
+def sizes_of(run) -> dict:
+    return json.loads((run / "config.json").read_text())["model"]
 
 
 def started(start: PlainStart, feature_size: int, seed=0) -> tuple[ModelConfig, dict]:
@@ -165,7 +157,7 @@ def started(start: PlainStart, feature_size: int, seed=0) -> tuple[ModelConfig, 
 
 
 def test_without_pretraining_a_model_of_the_same_size_is_random(narrow, tmp_path):
-    run, sizes = narrow
+    run, sizes = narrow, sizes_of(narrow)
     config = AblateConfig(suite="table10", init=str(run), out=str(tmp_path))
     start = plain_start(config, NO_PRETRAINING)
     assert start.flags["init"] == "scratch" and "random weights, model configuration of" in start.text
@@ -179,7 +171,7 @@ def test_without_pretraining_a_model_of_the_same_size_is_random(narrow, tmp_path
 
 @pytest.mark.parametrize("named", [True, False], ids=["--bert", "of the pretraining"])
 def test_without_pretraining_a_model_of_the_same_size_has_berts_weights(narrow, tmp_path, named):
-    run, sizes = narrow
+    run, sizes = narrow, sizes_of(narrow)
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     torch.manual_seed(7)
     bert = BertModel(BertConfig(**{name: sizes[name] for name in (*names, "max_position_embeddings")}))
@@ -216,7 +208,7 @@ def test_a_bert_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
 
 
 def test_flags_without_a_use_and_weights_that_are_not_there_are_refused(narrow, tmp_path):
-    config = AblateConfig(suite="table11", init=str(narrow[0]), out=str(tmp_path), bert="bert")
+    config = AblateConfig(suite="table11", init=str(narrow), out=str(tmp_path), bert="bert")
     with pytest.raises(UserError, match="--bert bert: none of the rows of table11 are initialised from a BERT"):
         plain_start(config, [Row()])
     with pytest.raises(UserError, match="--init nowhere: no such file"):
@@ -230,7 +222,7 @@ def test_a_row_without_pretraining_is_not_mixed_with_another_size(narrow, pretra
     init, row = tmp_path / "init", NO_PRETRAINING[0]
     run = AblationRun("no CC pretraining", row, 0, tmp_path / "table10" / "seed0")
     config = AblateConfig(suite="table10", init=str(init), out=str(tmp_path), data=str(tmp_path))
-    shutil.copytree(narrow[0], init)
+    shutil.copytree(narrow, init)
     prepare_suite(config, [run])
     shutil.rmtree(init)
     shutil.copytree(pretrained, init)
@@ -240,7 +232,7 @@ def test_a_row_without_pretraining_is_not_mixed_with_another_size(narrow, pretra
     begin(calls_of(run, config, start)[0])
     assert prepare_suite(config, [run])[1] == start
     shutil.rmtree(init)
-    shutil.copytree(narrow[0], init)
+    shutil.copytree(narrow, init)
     with pytest.raises(UserError, match=r"model\.json: model configuration differs from --init .*; give another --out"):
         prepare_suite(config, [run])
 

@@ -419,6 +419,7 @@ def test_near_pairs_are_those_that_are_near(seed):
     assert {tuple(pair) for pair in found} == expected and len(found) == len(expected)
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_the_look_finds_what_no_map_tells(world, tmp_path, run_command):
     """Without the map, the images that the world copied from one data set to another are found by their pixels."""
     data = tmp_path / "data"

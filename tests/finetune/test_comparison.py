@@ -31,13 +31,10 @@ from shards.common.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def other(world, pretrained, runs_on_world):
+def other(world, pretrained, made_once):
     """A run of some tasks, other than `trained`."""
-    run = runs_on_world / "other"
     flags = ("--tasks", "vqa,refcoco,flickr_retrieval,nlvr2", "--iterations", 8, "--seed", 1)
-    done = python("finetune.mt", "--data", world, "--init", pretrained, "--workers", 0, *flags, "--out", run)
-    assert done.returncode == 0, done.stderr
-    return run
+    return made_once("other", "finetune.mt", "--data", world, "--init", pretrained, "--workers", 0, *flags)
 
 
 def evaluated(run, world, task):

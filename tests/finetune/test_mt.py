@@ -25,14 +25,15 @@ from pretrain.engine.step import Engine
 SABOTAGE = Path(__file__).parents[1] / "sabotage.py"
 MT = ("-m", "finetune.mt")
 SOME = "gqa,flickr_retrieval,refcoco,guesswhat,nlvr2"  # every kind of head but one
+THREE = "gqa,refcoco,nlvr2"  # with epochs of five, four and four steps
 
 
 @pytest.fixture
-def mt(world, pretrained, tmp_path):
+def mt(world, narrow, tmp_path):
     """The flags of a short run."""
 
     def flags(*more, out="run"):
-        flags = ["--data", world, "--init", pretrained, "--workers", 0, "--max_batch", 20, "--log_every", 1]
+        flags = ["--data", world, "--init", narrow, "--workers", 0, "--max_batch", 20, "--log_every", 1]
         return [*flags, "--out", tmp_path / out, *more]
 
     return flags
@@ -155,21 +156,21 @@ LAYOUTS = BOTH | {"ranks": (2, 1), "parts": (1, 3)}
 
 
 @pytest.mark.parametrize(
-    ("layouts", "balance"),
+    ("layouts", "balance", "iterations"),
     [
-        (BOTH, "steps"),
-        (BOTH, "pcgrad"),
+        (BOTH, "steps", 5),  # the second epoch of most tasks begins with the fifth iteration
+        (BOTH, "pcgrad", 2),
         *(
-            pytest.param(LAYOUTS, name, marks=pytest.mark.slow)
-            for name in ("steps", "sum", "famo", "gradnorm", "upgrad")
+            pytest.param(LAYOUTS, name, 7, marks=pytest.mark.slow)
+            for name in ("steps", "sum", "famo", "gradnorm", "pcgrad", "upgrad")
         ),
     ],
 )
-def test_ranks_and_accumulation_change_no_number(mt, tmp_path, layouts, balance):
+def test_ranks_and_accumulation_change_no_number(mt, tmp_path, layouts, balance, iterations):
     if balance in ("pcgrad", "upgrad"):
         pytest.importorskip("torchjd", reason="TorchJD, an extra, is not installed")
-    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", 7, "--balance", balance]
-    flags += ["--update_unused", "true", "--clip", 1.0]
+    flags = ["--tasks", SOME, "--precision", "float64", "--dropout", 0.1, "--iterations", iterations]
+    flags += ["--balance", balance, "--update_unused", "true", "--clip", 1.0]
     for name, (ranks, parts) in {"one": (1, 1), **layouts}.items():
         results = run_ranks(ranks, *mt(*flags, "--accumulate", parts, out=name), script=MT)
         assert {status for status, _, _ in results} == {0}, results
@@ -178,9 +179,9 @@ def test_ranks_and_accumulation_change_no_number(mt, tmp_path, layouts, balance)
 
 
 @pytest.mark.parametrize("balance", ["steps", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sum", "gradnorm"))])
-def test_a_rank_without_examples_takes_part_in_every_step(world, pretrained, tmp_path, balance):
+def test_a_rank_without_examples_takes_part_in_every_step(world, narrow, tmp_path, balance):
     """Steps of two examples on three ranks. The answer heads, which no task uses, stay as they were drawn."""
-    flags = ["--data", world, "--init", pretrained, "--workers", 0, "--log_every", 1, "--max_batch", 2]
+    flags = ["--data", world, "--init", narrow, "--workers", 0, "--log_every", 1, "--max_batch", 2]
     flags += ["--tasks", "guesswhat,nlvr2", "--precision", "float64", "--dropout", 0.1, "--iterations", 5]
     for name, ranks in (("one", 1), ("three", 3)):
         results = run_ranks(ranks, *flags, "--balance", balance, "--out", tmp_path / name, script=MT)
@@ -191,9 +192,9 @@ def test_a_rank_without_examples_takes_part_in_every_step(world, pretrained, tmp
     assert unused and all(torch.equal(one[name], three[name]) for name in unused)
 
 
-def test_attention_on_packed_rows_changes_no_number(mt, tmp_path):
+def test_attention_on_packed_rows_changes_no_number(mt, pretrained, tmp_path):
     """As on a GPU, for all twelve tasks with dropout; GuessWhat's texts are too long for it and are padded."""
-    flags = ("--precision", "float64", "--dropout", 0.1, "--iterations", 2, "--validate_on", 8)
+    flags = ("--init", pretrained, "--precision", "float64", "--dropout", 0.1, "--iterations", 2, "--validate_on", 8)
     played = (Path(__file__).parents[1] / "graph_on_cpu.py", "finetune.mt")
     for name, script in (("padded", MT), ("packed", played)):
         [(status, _, err)] = run_ranks(1, *mt(*flags, out=name), script=script)
@@ -208,13 +209,21 @@ def test_attention_on_packed_rows_changes_no_number(mt, tmp_path):
     assert all(torch.allclose(padded[key], value, atol=1e-9) for key, value in packed.items())
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_path, ranks):
+def stop_in_iteration(number: int, tasks: str) -> dict:
+    """Variables of sabotage.py that stop a run after the first task of an iteration."""
+    at = (number - 1) * len(tasks.split(",")) + 1
+    return {"SABOTAGE": "stop_after", "SABOTAGE_AT": at, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "ranks"), [(THREE, 2), *(pytest.param(SOME, ranks, marks=pytest.mark.slow) for ranks in (1, 2))]
+)
+def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_path, tasks, ranks):
     """Stopped between two tasks of an iteration, after some have stopped and some go on."""
-    flags = ["--tasks", SOME, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6, "--update_unused", "true"]
+    flags = ["--tasks", tasks, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6, "--update_unused", "true"]
     whole = run_ranks(ranks, *mt(*flags, out="whole"), script=MT)
     assert {status for status, _, _ in whole} == {0}, whole
-    sabotage = {"SABOTAGE": "stop_after", "SABOTAGE_AT": 16 * 5 + 1, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
+    sabotage = stop_in_iteration(17, tasks)
     stopped = run_ranks(ranks, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
     assert {status for status, _, _ in stopped} == {130}, stopped
     assert "stopped at step 17 of 25" in stopped[0][1]
@@ -268,14 +277,14 @@ def test_a_balanced_iteration_takes_one_step_for_all(mt, run_command, monkeypatc
 
 def test_a_balanced_run_is_resumed_to_the_same_numbers_with_paused_tasks(mt, tmp_path):
     """GradNorm has learned weights, and the losses of the first iteration, in the checkpoint."""
-    flags = ["--tasks", SOME, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6, "--balance", "gradnorm"]
+    flags = ["--tasks", THREE, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6, "--balance", "gradnorm"]
     [(status, _, err)] = run_ranks(1, *mt(*flags, out="whole"), script=MT)
     assert status == 0, err
-    sabotage = {"SABOTAGE": "stop_after", "SABOTAGE_AT": 16 * 5 + 1, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
+    sabotage = stop_in_iteration(17, THREE)
     [(status, out, _)] = run_ranks(1, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
     assert status == 130 and "stopped at step 17 of 25" in out, out
     facts = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
-    assert set(facts["balance"]["values"]) == set(SOME.split(",")) == set(facts["balance"]["first"])
+    assert set(facts["balance"]["values"]) == set(THREE.split(",")) == set(facts["balance"]["first"])
     assert any(state["stopped"] for state in facts["regime"].values()) and len(set(facts["taken"].values())) > 1
     [(status, _, err)] = run_ranks(1, "--out", tmp_path / "parts", "--resume", script=MT)
     assert status == 0, err

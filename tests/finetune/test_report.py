@@ -19,12 +19,10 @@ from shards.common.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def single(world, trained, runs_on_world):
+def single(world, trained, made_once):
     """A run of one task from the run of all, with its test evaluated."""
-    out = runs_on_world / "st-refcoco"
     flags = ("--task", "refcoco", "--data", world, "--workers", 0)
-    done = python("finetune.st", *flags, "--init", trained, "--epochs", 2, "--out", out)
-    assert done.returncode == 0, done.stderr
+    out = made_once("st-refcoco", "finetune.st", *flags, "--init", trained, "--epochs", 2)
     done = python("finetune.evaluate", *flags, "--run", out, "--split", "testA")
     assert done.returncode == 0, done.stderr
     return out
@@ -39,7 +37,7 @@ def variant(trained, tmp_path):
 
     def make(name: str, iterations=4, start="ST", without=(), **flags):
         folder = tmp_path / name
-        shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoints"))
+        shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoints", "scores"))
         config, result = (json.loads((folder / file).read_text()) for file in ("config.json", "result.json"))
         config["flags"] = {name: value for name, value in config["flags"].items() if name not in without} | flags
         config["start"]["kind"] = start
@@ -80,7 +78,7 @@ def test_runs_are_found_behind_links(trained, tmp_path):
 
 def test_a_bad_byte_in_the_metrics_costs_a_line(trained, tmp_path, capsys):
     """Not the report, and not the lines behind it."""
-    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "scores"))
     known, path = read_run(trained), tmp_path / "run" / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")
     assert known.training[0]["step"] <= known.validation[-1]["step"]

@@ -1,16 +1,14 @@
 """The worked examples of docs/extending_training.md: a term of the pretraining loss, an optimizer, a logged value."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from data_sets import make_dataset
+from launching import lines_of, python
 from safetensors.torch import load_file
 
 from pretrain.engine.checkpoint import newest_checkpoint
@@ -40,9 +38,7 @@ def code(tmp_path):
 
 
 def run(code: Path, *command) -> str:
-    environment = os.environ | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-m", *map(str, command)]
-    done = subprocess.run(argv, cwd=code, env=environment, capture_output=True, text=True)
+    done = python(*command, cwd=code, libraries_only=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,39 +49,33 @@ def pretrain(code: Path, out: str, *flags) -> tuple[str, list[dict]]:
     return said, [json.loads(line) for line in (code / out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_term_of_the_loss_is_trained_logged_and_resumed(code):
+def test_a_term_of_the_loss_and_an_optimizer_are_used_logged_and_resumed(code):
     (code / "pretrain" / "objective" / "regression_term.py").write_text(EXAMPLES[0])
     config = code / "pretrain" / "config.py"
     config.write_text("from pretrain.objective.regression_term import RegressionTerm\n" + config.read_text())
     insert(config, example1="    contrastive: float = flag(\n", example2="    return tuple(terms)\n")
+    optimizers = code / "pretrain" / "engine" / "optimizer.py"
+    anchors = "# Name -> function of (parameter groups", '    "apex": nvidia_apex.fused_adam,\n'
+    insert(optimizers, example3=anchors[0], example4=anchors[1])
     (code / "data").mkdir()
     make_dataset(code / "data", counts=(60,))
-    said, lines = pretrain(code, "with", "--regression", 0.5)
+    flags = ("--regression", 0.5, "--optimizer", "nadamw")
+    said, lines = pretrain(code, "with", *flags)
     assert "feature regression" in said
     for line in lines:
         parts = [line["loss_words"], line["loss_regions"], line["loss_alignment"], 0.5 * line["loss_regression"]]
         assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)
     weights = load_file(newest_checkpoint(code / "with") / "model.safetensors")
     assert weights["extra.regression.bias"].abs().min() > 0  # it begins at zero
-    assert "nothing to do" in pretrain(code, "with", "--regression", 0.5, "--resume")[0]
+    state = load_file(newest_checkpoint(code / "with") / "training.safetensors")
+    assert torch.is_nonzero(state["mu_product/words.bias"])
+    assert "nothing to do" in pretrain(code, "with", *flags, "--resume")[0]
     assert all("loss_regression" not in line for line in pretrain(code, "without")[1])
 
 
-def test_an_optimizer_is_used_and_its_state_is_stored(code):
-    optimizers = code / "pretrain" / "engine" / "optimizer.py"
-    anchors = "# Name -> function of (parameter groups", '    "apex": nvidia_apex.fused_adam,\n'
-    insert(optimizers, example3=anchors[0], example4=anchors[1])
-    (code / "data").mkdir()
-    make_dataset(code / "data", counts=(60,))
-    pretrain(code, "run", "--optimizer", "nadamw")
-    state = load_file(newest_checkpoint(code / "run") / "training.safetensors")
-    assert torch.is_nonzero(state["mu_product/words.bias"])
-
-
-def test_a_value_is_logged(code, tmp_path):
+def test_a_value_is_logged(code, tmp_path, world):
     insert(code / "finetune" / "objective" / "task_pass.py", example5='            "examples": len(batch),\n')
-    world, out = tmp_path / "world", tmp_path / "st"
-    run(code, "shards.world", "--out", world, "--pairs", 60, "--examples", 60, "--evaluation", 20)
-    run(code, "finetune.st", "--task", "refcoco", "--data", world, "--init", "none", "--epochs", 1, "--out", out)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["logits"] > 0 for line in lines if line["kind"] == "train")
+    flags = ("--task", "refcoco", "--data", world, "--init", "none", "--epochs", 1, "--workers", 0)
+    run(code, "finetune.st", *flags, "--out", tmp_path / "st", "--log_every", 1)
+    lines = lines_of(tmp_path / "st")
+    assert len(lines) > 1 and all(line["logits"] > 0 for line in lines)

@@ -112,6 +112,7 @@ def test_two_keys_of_an_lmdb_with_one_id_are_refused(tmp_path, run_command, keys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_entries_that_the_list_of_keys_lacks_are_counted(tmp_path, run_command):
     """As where a program wrote the list first and was run again with more images."""
     values = {f"im{n}": pickle.dumps(image(n)) for n in range(5)}

@@ -128,6 +128,7 @@ def test_a_part_that_changed_is_searched_again(corpus, tests, tmp_path, run_comm
     assert read_excluded(out) == {"000000001", "000000002", "000000003", "000010000"}
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_the_check_finds_a_leak_that_the_list_lacks(corpus, tests, tmp_path, run_command):
     out, flags = tmp_path / "out", ("--corpus", corpus, "--check", "--processes", 1, "--out", tmp_path / "out")
     assert "contains no corpus.json" in run_command("finetune.clean", *flags)[2]

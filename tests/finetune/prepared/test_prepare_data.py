@@ -106,6 +106,7 @@ def test_prepared_examples_of_the_miniature_world_are_those_of_the_readers(world
     assert check_all(tmp_path / "copy") > 30
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_several_processes_make_what_one_makes(data, monkeypatch):
     monkeypatch.setattr(prepare_data, "WORTH_PROCESSES", 0)
     wanted, said = [one for name in ("vqa", "gqa", "refcoco") for one in for_training(find_task(name))], []

@@ -141,8 +141,8 @@ def test_only_training_makes_the_miniature_world(command, flags, elsewhere, run_
     ],
 )
 def test_a_missing_run_lists_those_that_exist(command, flags, world, trained, elsewhere, run_command):
-    shutil.copytree(trained, elsewhere / "runs" / "demo" / "mt")
-    shutil.copytree(trained, elsewhere / "runs" / "st-vqa")
+    shutil.copytree(trained, elsewhere / "runs" / "demo" / "mt", ignore=shutil.ignore_patterns("scores"))
+    shutil.copytree(trained, elsewhere / "runs" / "st-vqa", ignore=shutil.ignore_patterns("scores"))
     flags = [world if flag == "WORLD" else flag for flag in flags]
     status, _, err = run_command(f"finetune.{command}", *flags, "runs/mt")
     assert status == 2 and "runs/mt" in err and "Traceback" not in err, err

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import python
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,9 +59,7 @@ def installed(tmp_path):
 
 
 def command(*arguments, site: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(line, cwd=site.parent, env=environment, capture_output=True, text=True)
+    return python(*arguments, cwd=site.parent, libraries_only=True, PYTHONPATH=f"{site}{os.pathsep}{ROOT}")
 
 
 def test_a_task_of_another_package_is_trained(world, pretrained, tmp_path, installed):
@@ -103,9 +102,7 @@ def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained,
     data = make_data(world, tmp_path / "data")
 
     def run(name: str, *flags) -> str:
-        command = [sys.executable, "-m", name, "--data", data, *flags]
-        environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = python(name, "--data", data, *flags, cwd=tmp_path, libraries_only=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -1,10 +1,9 @@
 """Hundreds of shards with few file descriptors: random access and streaming, with data workers."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import fork_server
 import numpy as np
 from data_sets import make_samples
 
@@ -36,9 +35,9 @@ def test_every_sample_is_read_once(tmp_path):
         write_shard(path, [sample])
     finish_dataset(tmp_path, paths, detector="random", num_classes=9, extra={})
     tests = Path(__file__).parents[2]
-    argv = [sys.executable, "-c", READ, tmp_path, tests.parent, tests, Path(__file__).parent]
-    child = subprocess.run(list(map(str, argv)), capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
+    child = fork_server.start("-c", READ, tmp_path, tests.parent, tests, Path(__file__).parent)
+    out, err = child.communicate()
+    assert child.returncode == 0, err
     sums = sorted(float(one.features.astype(np.float64).sum()) for one in samples)
-    for kind, found in json.loads(child.stdout.splitlines()[-1]).items():
+    for kind, found in json.loads(out.splitlines()[-1]).items():
         np.testing.assert_allclose(sorted(found), sums, atol=1e-6, err_msg=kind)

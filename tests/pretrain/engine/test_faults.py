@@ -45,7 +45,7 @@ def training(run: Path, *arguments):
 
 
 def ended(process: ForkedProcess | subprocess.Popen) -> tuple[int, str]:
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     return process.returncode, err
 
 
@@ -170,7 +170,7 @@ def small_memory():
 
 @pytest.mark.parametrize("sharing", ["descriptors", "files"])
 def test_a_small_shared_memory_is_one_sentence_and_no_workers_need_none(tmp_path, small_memory, sharing):
-    make_dataset(tmp_path / "data", (60, 37), features=20_000)  # a batch of 8 pairs has about 2 MB
+    make_dataset(tmp_path / "data", (24, 16), features=20_000)  # a batch of 8 pairs has about 2 MB
     flags = ["-m", "pretrain.run", "--data", tmp_path / "data", "--epochs", 1, *SMALL, "--batch_size", 16]
     limit = ["sh", "-c", f'ulimit -n {256 if sharing == "files" else 4096} && exec "$@"', "sh"]
     done = small_memory(1, *limit, sys.executable, *flags, "--out", tmp_path / "a", "--workers", 2)
@@ -182,25 +182,33 @@ def test_a_small_shared_memory_is_one_sentence_and_no_workers_need_none(tmp_path
         assert done.returncode == 0, done.stderr
 
 
-def limited(descriptors: int, *command) -> subprocess.CompletedProcess:
-    """A command that may have so many file descriptors, to its end."""
-    command = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", sys.executable, *map(str, command)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+LIMITED = """
+import resource, runpy, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+del sys.argv[:2]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def limited(descriptors: int, *command) -> tuple[int, str]:
+    """(status, stderr) of a command that may have so many file descriptors."""
+    return ended(fork_server.start("-c", LIMITED, descriptors, *command))
 
 
 def test_more_shards_than_file_descriptors(tmp_path):
     make_dataset(tmp_path / "data", (2,) * 300)
     flags = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--workers", 2, "--epochs", 3, *SMALL]
     flags += ["--batch_size", 40]
-    done = limited(256, "-m", "pretrain.run", *flags)
-    assert done.returncode == 0, done.stderr
+    status, err = limited(256, "pretrain.run", *flags)
+    assert status == 0, err
 
 
 def test_too_few_descriptors_for_the_workers_are_one_sentence(tmp_path, dataset_folder):
     flags = ["--data", dataset_folder, "--out", tmp_path / "run", "--workers", 24, "--epochs", 1, *SMALL]
-    done = limited(64, "-m", "pretrain.run", *flags)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    sentence = done.stderr.splitlines()[-1]  # torch warns of so many workers
+    status, err = limited(64, "pretrain.run", *flags)
+    assert status == 2 and "Traceback" not in err, err
+    sentence = err.splitlines()[-1]  # torch warns of so many workers
     assert (
         "too many open files" in sentence
         and "the limit of this process is 64)" in sentence

@@ -1,13 +1,11 @@
 """The worked example of docs/adding_a_detector.md: a detector is one new file."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from launching import python
 from PIL import Image
 
 from shards.storage.dataset import open_dataset
@@ -36,9 +34,7 @@ def test_the_documented_detector_extracts_and_is_trained_on(tmp_path):
         (tmp_path / "images" / f"{number}.txt").write_text(caption)
 
     def run(name: str, *flags) -> str:
-        environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", name, *map(str, flags)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = python(name, *flags, cwd=tmp_path, libraries_only=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
