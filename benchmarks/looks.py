@@ -1,29 +1,34 @@
 """Precision and recall of near-duplicate detection, on altered copies of images.
 
-    python benchmarks/looks.py --images data/world/images/coco [--count 300]
+    python benchmarks/looks.py --images data/world/images/coco [--count 300] [--weights FILE]
 
 Each image is altered in several ways, and every original is compared with every copy. The baselines are the perceptual
-hash alone, whose recall the finer comparison should keep while it increases the precision, and, if the package
-imagehash is installed, its pHash and dHash within the same number of bits.
+hash alone, whose recall the finer comparison should keep while it increases the precision; if the package imagehash is
+installed, its pHash and dHash within the same number of bits; and with --weights, the embeddings of a vision backbone.
 """
 
 import io
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from finetune.decontamination.hash_search import NEAR, ExactSearch
 from finetune.decontamination.perceptual_hash import DIFFERENT, difference, image_hashes
 from shards.common.cli import REQUIRED, command, flag
+from shards.config import ExtractConfig
+from shards.detectors import make_detector
 from shards.images.image_files import BadImage, decode_image, find_parts, read_records
 
 KINDS = ("resized", "recompressed", "cropped", "grey")  # what the search is made for: sides are cropped by up to 5%
 BEYOND = ("cropped 10%", "mirrored", "text", "border", "rotated 3°", "colours")
+Method = Callable[[list[Image.Image]], np.ndarray]  # copies -> bool (originals, copies): which are the same photo
 
 
 @dataclass
@@ -33,6 +38,9 @@ class Config:
     images: str = flag(REQUIRED, "folder of images, or tars in the layout of img2dataset")
     count: int = flag(300, "number of images, spread over all", low=2)
     seed: int = flag(0, "random seed of the alterations")
+    weights: str | None = flag(
+        None, "weights of a vision backbone whose embeddings are compared, see shards.extract", unset="none"
+    )
 
 
 def some_images(config: Config) -> list[Image.Image]:
@@ -79,20 +87,54 @@ def altered(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Im
     return image.convert("L")
 
 
-def other_hashes() -> dict:
+def imagehash_methods(images: list[Image.Image]) -> dict[str, Method]:
     """The hash functions of imagehash, by name; empty if it is not installed."""
     try:
         import imagehash
     except ImportError:
         print("imagehash is not installed (pip install ImageHash): its hashes are not compared")
         return {}
-    return {"imagehash pHash": imagehash.phash, "imagehash dHash": imagehash.dhash}
+
+    def near(function) -> Method:
+        known = bits_of(function, images)
+        return lambda copies: np.bitwise_count(known[:, None] ^ bits_of(function, copies)[None]) <= NEAR
+
+    return {"imagehash pHash": near(imagehash.phash), "imagehash dHash": near(imagehash.dhash)}
 
 
 def bits_of(function, images: list[Image.Image]) -> np.ndarray:
     """uint64 (images,): the hashes of imagehash."""
     packed = [np.packbits(function(image).hash.ravel()) for image in images]
     return np.array([int.from_bytes(one.tobytes(), "big") for one in packed], np.uint64)
+
+
+def embedding_method(images: list[Image.Image], weights: str, twins: set[frozenset[int]]) -> Method:
+    """Compares mean features of a vision backbone by their cosine.
+
+    The threshold is the largest cosine of two different originals, so that no two of these are paired.
+
+    Args:
+        twins: pairs of originals that are copies.
+    """
+    flags = ExtractConfig(images="", out="", detector="backbone", weights=weights, device="cpu")
+    detector = make_detector(flags)
+
+    @torch.no_grad()
+    def embeddings(images: list[Image.Image]) -> np.ndarray:
+        """float32 (images, D), of length 1."""
+        wholes = [np.float32([[0, 0, *image.size]]) for image in images]
+        pairs = zip(images, wholes, strict=True)
+        features = torch.cat([detector.of_boxes([np.asarray(image)], [box])[0].features for image, box in pairs])
+        return torch.nn.functional.normalize(features.float()).numpy()
+
+    known = embeddings(images)
+    cosines = known @ known.T
+    np.fill_diagonal(cosines, -1)
+    for one, other in map(tuple, twins):
+        cosines[one, other] = cosines[other, one] = -1
+    threshold = cosines.max()
+    print(f"embeddings: threshold of the cosine {threshold:.3f}")
+    return lambda copies: known @ embeddings(copies).T > threshold
 
 
 def scores(found: list[tuple[int, int]], count: int) -> tuple[float, float]:
@@ -108,10 +150,11 @@ def run(config: Config) -> None:
     twins = {frozenset(pair) for pair in ExactSearch(hashes).pairs(hashes).tolist() if pair[0] != pair[1]}
     twins = {pair for pair in twins if difference(*(grey[n] for n in pair)) < DIFFERENT / 5}
     print(f"{len(images)} images; {len(twins)} pairs of them are copies already, which count neither way")
-    others = other_hashes()
+    others = imagehash_methods(images)
+    if config.weights:
+        others["embeddings"] = embedding_method(images, config.weights, twins)
     methods = ("hash alone", "and comparison", *others)
     print(f"{'recall, precision':<18}" + "".join(f"{name:>18}" for name in methods))
-    known = {name: bits_of(function, images) for name, function in others.items()}
     for kind in (*KINDS, *BEYOND):
         made = [altered(image, kind, rng).convert("RGB") for image in images]
         copies = [copy.convert("L") for copy in made]
@@ -119,9 +162,9 @@ def run(config: Config) -> None:
         near = [(a, b) for a, b in near if frozenset((a, b)) not in twins]
         same = [(a, b) for a, b in near if difference(grey[a], copies[b]) <= DIFFERENT]
         row = [near, same]
-        for name, function in others.items():
-            close = np.bitwise_count(known[name][:, None] ^ bits_of(function, made)[None]) <= NEAR
-            row.append([(a, b) for a, b in np.argwhere(close).tolist() if frozenset((a, b)) not in twins])
+        for method in others.values():
+            found = np.argwhere(method(made)).tolist()
+            row.append([(a, b) for a, b in found if frozenset((a, b)) not in twins])
         cells = (scores(found, len(images)) for found in row)
         print(f"{kind:<18}" + "".join(f"{recall:>10.1%}{precision:>8.1%}" for recall, precision in cells), flush=True)
 

@@ -6,7 +6,8 @@ Synthetic annotations of all twelve data sets (those of benchmarks/clean.py: fiv
 shards of their images, with narrow features, are written first. Then, each in processes of its own: the time until
 the first iteration's batches have been read, the private memory of a rank without imported libraries, the peak memory
 of all processes together, and how many examples of each task a data worker reads per second. "parsed" reads the
-official files in every process; "cold" makes the prepared files first; "warm" finds them.
+official files in every process; "cold" makes the prepared files first; "warm" finds them. At last the whole time and
+the peak memory of finetune.doctor, finetune.clean and finetune.evaluate, which evaluates a new model on NLVR2.
 """
 
 import sys
@@ -37,6 +38,8 @@ from shards.storage.writer import write_shard
 
 WIDTH, PER_SHARD = 8, 20_000  # width of the features, images per shard
 SECONDS = 1.0  # for the examples per second of a task
+# Flags of a run whose model finetune.evaluate scores on all validation examples of a task.
+BRIEFLY = {"tasks": "nlvr2", "init": "scratch", "iterations": 1, "max_batch": 8, "validate_on": 8, "device": "cpu"}
 PROBE = "import sys; from benchmarks.real_size import probe; probe(*sys.argv[1:])"
 
 
@@ -213,9 +216,17 @@ def run(config: Config) -> None:
                 print(f"  {task:<16} {rate:9.0f} examples/s {rate / parsed['rates'][task]:6.2f}x")
         files = sum(path.stat().st_size for path in (data / "prepared").iterdir())
         print(f"prepared files: {files / 1e9:.2f} GB")
-        for module, flags in (("finetune.doctor", ()), ("finetune.clean", ("--out", f"{name}/clean"))):
+        trained = f"{name}/run"
+        flags = {"data": data, "out": trained} | BRIEFLY
+        measured("-m", "finetune.mt", *(f"--{key}={value}" for key, value in flags.items()))
+        commands = {
+            "finetune.doctor": (),
+            "finetune.clean": ("--out", f"{name}/clean"),
+            "finetune.evaluate": ("--run", trained, "--device", "cpu"),
+        }
+        for module, more in commands.items():
             for title in ("first", "second"):
-                seconds, most, _ = measured("-m", module, "--data", str(data), *flags)
+                seconds, most, _ = measured("-m", module, "--data", str(data), *more)
                 print(f"{module}, {title:<12} {seconds:7.1f} s   {most / 1e9:6.2f} GB", flush=True)
 
 

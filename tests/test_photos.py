@@ -453,7 +453,8 @@ def test_the_baseline_finds_images_by_what_their_words_mean():
         boxes = np.tile(np.float32([0, 0, 1, 1]), (2, 1))
         regions[f"{number}"] = Sample(f"{number}", features.astype(np.float16), boxes, info={})
         examples += [Example(f"{number}-{word}", f"a {word}", (f"{number}",)) for word in named]
-    scores = linear.linear_retrieval(regions, examples[:200], examples[200:220], examples[220:])
+    pooled = linear.pooled_features(regions, regions)
+    scores = linear.linear_retrieval(pooled, examples[:200], examples[200:220], examples[220:])
     for example, row in zip(examples[220:], scores, strict=True):
         best = f"{110 + row.argmax()}"
         assert any(other.images == (best,) and other.text == example.text for other in examples)

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.photos import measure, table
 from benchmarks.photos.data import Folder, make_data
-from benchmarks.photos.linear_baseline import linear_retrieval
+from benchmarks.photos.linear_baseline import linear_retrieval, pooled_features
 from benchmarks.photos.recipe import DEFAULT_RECIPE, Recipe, read_recipe
 from benchmarks.photos.runs import ABLATIONS, MAIN_ROWS, RETRIEVAL, ROWS, TASKS, Plan, Scored, check_made_with
 from benchmarks.photos.scoring import SPLIT, Scores, blind_retrieval, load_scores, score_run, scores_file
@@ -124,7 +124,8 @@ def linear_scores(folder: Folder) -> Scores:
         task = find_task(RETRIEVAL)
         data = open_data(task, str(folder.fold(0)), "stop", clean="true")
         train, val, dev = (list(data.examples(split)) for split in (*task.splits[:2], SPLIT))
-        predictions = linear_retrieval(data.regions, train, val, dev)
+        pooled = pooled_features(data.regions, (example.images[0] for example in (*train, *val, *dev)))
+        predictions = linear_retrieval(pooled, train, val, dev)
         metrics = {name: of for name, of in task.scores(dev, predictions).items() if len(of) == len(dev)}
         images = np.array([example.images[0] for example in dev])
         blind, chance = blind_retrieval(task, dev, predictions), 1 / len(set(images.tolist()))

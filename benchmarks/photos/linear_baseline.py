@@ -6,7 +6,7 @@ words. Both are projected by CCA, and images are ranked by cosine similarity.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,26 +107,38 @@ def _root(covariance: np.ndarray, ridge: float) -> np.ndarray:
     return linalg.cholesky(covariance + added * np.eye(len(covariance)), lower=True)
 
 
-def pooled_features(regions: SamplesById, images: Sequence[str]) -> np.ndarray:
-    """float64 (images, 2 D): mean and maximum over the regions of each image."""
-    found = (regions[image].features.astype(np.float64) for image in images)
-    return np.stack([np.concatenate([features.mean(0), features.max(0)]) for features in found])
+def pooled_features(regions: SamplesById, images: Iterable[str]) -> dict[str, np.ndarray]:
+    """Image -> float64 (2 D,): mean and maximum over its regions."""
+    found = ((image, regions[image].features.astype(np.float64)) for image in dict.fromkeys(images))
+    return {image: np.concatenate([features.mean(0), features.max(0)]) for image, features in found}
 
 
 def linear_retrieval(
-    regions: SamplesById, train: Sequence[Example], val: Sequence[Example], dev: Sequence[Example]
+    pooled: Mapping[str, np.ndarray],
+    train: Sequence[Example],
+    val: Sequence[Example],
+    dev: Sequence[Example],
+    ridges: Sequence[float] = RIDGES,
 ) -> np.ndarray:
-    """float64 (captions, images): scores on dev of a baseline fitted on train, with the ridge selected on val."""
-    parts = [list(dict.fromkeys(example.images[0] for example in part)) for part in (train, val, dev)]
-    pooled = [pooled_features(regions, images) for images in parts]
-    mean, spread = pooled[0].mean(0), pooled[0].std(0) + 1e-6
-    pooled = [(features - mean) / spread for features in pooled]
+    """float64 (captions, images): scores on dev of a baseline fitted on train.
+
+    Args:
+        pooled: see pooled_features.
+        train, val, dev: captions with their images.
+        ridges: values of the ridge of images, of which the best on val is selected.
+    """
+    parts = [
+        np.stack([pooled[image] for image in dict.fromkeys(example.images[0] for example in part)])
+        for part in (train, val, dev)
+    ]
+    mean, spread = parts[0].mean(0), parts[0].std(0) + 1e-6
+    parts = [(features - mean) / spread for features in parts]
     words = Words.of([example.text for example in train])
     texts = [words.rows([example.text for example in part]) for part in (train, val, dev)]
     own = own_images(train)
-    fitted = [canonical_projections(pooled[0], texts[0], own, ridge) for ridge in RIDGES]
-    best = max(fitted, key=lambda projections: _mean_inverse_rank(projections.scores(pooled[1], texts[1]), val))
-    return best.scores(pooled[2], texts[2])
+    fitted = [canonical_projections(parts[0], texts[0], own, ridge) for ridge in ridges]
+    best = max(fitted, key=lambda projections: _mean_inverse_rank(projections.scores(parts[1], texts[1]), val))
+    return best.scores(parts[2], texts[2])
 
 
 def _mean_inverse_rank(scores: np.ndarray, examples: Sequence[Example]) -> float:

@@ -20,12 +20,12 @@ from finetune.decontamination.fingerprint_file import read_fingerprint
 from finetune.decontamination.hash_search import NEAR, SEARCHES
 from finetune.decontamination.kept_results import kept_result, read_kept_result
 from finetune.decontamination.known_tests import KnownTests
-from finetune.decontamination.perceptual_hash import DIFFERENT, UNRELATED, difference, grey, image_hashes, thumbnail
+from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, image_hashes, thumbnail
 from shards.common.process_pool import advance
 from shards.images.image_files import BadImage
 
 BLOCK = 256  # images that are searched for at a time; their thumbnails are in memory
-VERSION = 1  # of what is computed from a part; raise it when results change
+VERSION = 2  # of what is computed from a part; raise it when results change
 CHECKSUM, LOOK = "SHA-256", "look"
 
 
@@ -95,7 +95,7 @@ class PartJob:
     def stamp(self) -> str:
         """A hash of everything that the result depends on."""
         files = [(str(Path(name).absolute()), *_state(name)) for name in self.part.files]
-        settings = (VERSION, NEAR, DIFFERENT, UNRELATED, perceptual_hash.TRIMMED)
+        settings = (VERSION, NEAR, DIFFERENT, perceptual_hash.TRIMMED)
         facts = [files, self.part.files, self.known_sha256, self.collection, repr(settings)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

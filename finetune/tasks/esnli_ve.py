@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_csv
+from finetune.annotations.official_files import find_file, read_csv, take
 from finetune.heads.classification_head import ClassificationHead
-from finetune.tasks.snli_ve import VisualEntailment
+from finetune.tasks.snli_ve import Pair, VisualEntailment
 
 SPLITS = ("train", "dev", "test")
 
@@ -17,7 +17,11 @@ class ExplainedEntailment(VisualEntailment):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"esnlive_{split}.csv")
-        return self.pairs(path, read_csv(path), ("Flickr30kID",), "hypothesis")
+        return self.pairs(path, ((where, _pair(row, where)) for where, row in read_csv(path)))
+
+
+def _pair(row: dict, where: str) -> Pair:
+    return Pair(*(take(row, column, str, where) for column in ("pairID", "gold_label", "hypothesis", "Flickr30kID")))
 
 
 TASKS = (

@@ -4,13 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_lines, take, unique
+from finetune.annotations.official_files import find_file, scan_located_lines, unique
 from finetune.heads.classification_head import PairClassificationHead
 from finetune.task_types.classification import LabelTask
 from shards.common.errors import UserError
+
+
+class Sentence(msgspec.Struct):
+    """The fields of a sentence about two images."""
+
+    identifier: str
+    label: str
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -20,16 +29,14 @@ class NLVR2(LabelTask):
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"{split}.json")
         examples = []
-        for where, record in read_lines(path):
-            identifier = take(record, "identifier", str, where)
-            if identifier.count("-") != 3:
-                raise UserError(f"{where}: identifier is {identifier!r}; should be SPLIT-SET-PAIR-SENTENCE")
-            pair, _, _ = identifier.rpartition("-")
-            label = take(record, "label", str, where)
-            if label not in self.labels:
-                raise UserError(f"{where}: label is {label!r}; should be {' or '.join(self.labels)}")
+        for where, record in scan_located_lines(path, Sentence):
+            if record.identifier.count("-") != 3:
+                raise UserError(f"{where}: identifier is {record.identifier!r}; should be SPLIT-SET-PAIR-SENTENCE")
+            if record.label not in self.labels:
+                raise UserError(f"{where}: label is {record.label!r}; should be {' or '.join(self.labels)}")
+            pair, _, _ = record.identifier.rpartition("-")
             images = (f"{pair}-img0", f"{pair}-img1")
-            examples.append(Example(identifier, take(record, "sentence", str, where), images, self.labels.index(label)))
+            examples.append(Example(record.identifier, record.sentence, images, self.labels.index(record.label)))
         unique((example.id for example in examples), str(path))
         return examples
 

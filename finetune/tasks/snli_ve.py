@@ -5,17 +5,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_lines, take, unique
+from finetune.annotations.official_files import find_file, scan_located_lines, unique
 from finetune.heads.classification_head import ClassificationHead
 from finetune.task_types.classification import LabelTask
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
 
 NO_LABEL = "-"  # the annotators disagreed; such pairs are skipped
-IMAGE_KEYS = ("Flickr30K_ID", "Flikr30kID")  # the second one in older files, with .jpg
+
+
+class Pair(msgspec.Struct):
+    """The fields of a pair of an image and a hypothesis."""
+
+    id: str = msgspec.field(name="pairID")
+    label: str = msgspec.field(name="gold_label")
+    hypothesis: str = msgspec.field(name="sentence2")
+    image: str | int | None = msgspec.field(name="Flickr30K_ID", default=None)
+    image_of_older_files: str | int | None = msgspec.field(name="Flikr30kID", default=None)
 
 
 @dataclass(frozen=True)
@@ -24,30 +34,27 @@ class VisualEntailment(LabelTask):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, f"snli_ve_{split}.jsonl")
-        return self.pairs(path, read_lines(path), IMAGE_KEYS, "sentence2")
+        return self.pairs(path, scan_located_lines(path, Pair))
 
-    def pairs(
-        self, path: Path, records: Iterable[tuple[str, dict]], image_keys: tuple[str, ...], hypothesis: str
-    ) -> list[Example]:
-        """The pairs of an image and a hypothesis that have a label.
+    def pairs(self, path: Path, records: Iterable[tuple[str, Pair]]) -> list[Example]:
+        """The examples of the pairs of an image and a hypothesis that have a label.
 
         Args:
             path: official file.
-            records: (location for messages, record) of all its pairs.
-            image_keys: possible keys of the image in a record.
-            hypothesis: key of the hypothesis in a record.
+            records: (location for messages, pair) of all its pairs.
         """
         examples = []
-        for where, record in records:
-            label = take(record, "gold_label", str, where)
-            if label == NO_LABEL:
+        for where, pair in records:
+            if pair.label == NO_LABEL:
                 continue
-            if label not in self.labels:
-                raise UserError(f"{where}: gold_label is {label!r}; should be {', '.join(self.labels)} or {NO_LABEL}")
-            key = next((key for key in image_keys if key in record), image_keys[0])
-            image = image_id(str(take(record, key, (str, int), where)))
-            text = take(record, hypothesis, str, where)
-            examples.append(Example(take(record, "pairID", str, where), text, (image,), self.labels.index(label)))
+            if pair.label not in self.labels:
+                labels = ", ".join(self.labels)
+                raise UserError(f"{where}: gold_label is {pair.label!r}; should be {labels} or {NO_LABEL}")
+            image = pair.image_of_older_files if pair.image is None else pair.image
+            if image is None:
+                raise UserError(f"{where}: has no Flickr30K_ID; download the file again")
+            target = self.labels.index(pair.label)
+            examples.append(Example(pair.id, pair.hypothesis, (image_id(str(image)),), target))
         unique((example.id for example in examples), str(path))
         return examples
 

@@ -112,7 +112,7 @@ def begin_dataset(
     for name in (UNFINISHED, "dataset.json"):
         if (folder / name).exists():
             stored = read_json(folder / name)
-            stored = stored if name == UNFINISHED else _plan_of(stored)
+            stored = stored if name == UNFINISHED else plan_of(stored)
             stored = current(stored) if isinstance(stored, dict) else {}
             stored = {key: _as_now(value, plan.get(key)) for key, value in stored.items()}
             if stored != plan:
@@ -132,7 +132,7 @@ def _as_now(stored: object, now: object) -> object:
     return stored
 
 
-def _plan_of(described: object) -> object:
+def plan_of(described: object) -> object:
     """The plan in the content of dataset.json, or None."""
     extra = described.get("extra") if isinstance(described, dict) else None
     return extra.get("plan") if isinstance(extra, dict) else None

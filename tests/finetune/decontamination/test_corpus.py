@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import official_files
 import pytest
 from image_tars import jpeg, lines, picture, write_tar
 
@@ -17,6 +18,7 @@ from finetune.decontamination.image_identity import Photos
 from finetune.decontamination.known_sources import known_names
 from finetune.decontamination.known_tests import KnownName, KnownTests
 from finetune.decontamination.pretraining_data import unchecked_pretraining
+from pretrain.data.collate import Collator
 from shards.common.dist_info import Ranks
 from shards.common.excluded_ids import read_excluded
 from shards.common.files import write_json
@@ -159,6 +161,63 @@ def test_excluded_images_are_neither_extracted_nor_trained_on(corpus, tests, tmp
     assert status == 2 and "other settings or other input (exclude)" in err
     status, _, err = run_command("shards.extract", corpus, "--out", tmp_path / "r", "--exclude", tmp_path / "none")
     assert status == 2 and "none: no such file; create it with finetune.clean --corpus" in err
+
+
+def caption(number: int) -> str:
+    """A caption of words that every tokenizer has, different for every number below 32."""
+    return " ".join(f"{number:05b}".replace("0", "a").replace("1", "b"))
+
+
+@pytest.fixture
+def batches(monkeypatch) -> tuple[set[str], set[str]]:
+    """The images and the captions of all batches of pretraining runs in this process."""
+    images, captions, collate = set(), set(), Collator.__call__
+
+    def noted(self, epoch, numbers, samples):
+        batch = collate(self, epoch, numbers, samples)
+        images.update(sample.info["id"] for sample in samples)
+        rows = zip(batch.input_ids.tolist(), batch.lengths.tolist(), strict=True)
+        captions.update(self.tokenizer.backend.decode(ids[1 : length - 1]) for ids, length in rows)
+        return batch
+
+    monkeypatch.setattr(Collator, "__call__", noted)
+    return images, captions
+
+
+def test_excluded_images_are_in_no_batch(tests, tmp_path, batches, run_command):
+    """From the search to training, with the list given to the extraction, to pretraining, or to neither."""
+    copies = {0: jpeg(picture(2).resize((120, 100)), 60), 7: jpeg(picture(3).convert("L")), 11: jpeg(picture(4))}
+    members = {}
+    for number in range(16):
+        members[f"{number:09d}.jpg"] = copies.get(number) or jpeg(picture(100 + number))
+        members[f"{number:09d}.txt"] = caption(number).encode()
+    members["000000005.json"] = b'{"url": "https://live.staticflickr.com/65535/1000001_0a1b2c3d4e_b.jpg"}'
+    corpus, out = tmp_path / "pairs", tmp_path / "out"
+    corpus.mkdir()
+    write_tar(corpus / "00000.tar", members)
+    search(run_command, corpus, tests, out)
+    excluded = {f"{number:09d}" for number in (*copies, 5)}
+    kept = {f"{number:09d}" for number in range(16)} - excluded
+    assert read_excluded(out) == excluded
+
+    without, every = tmp_path / "without", tmp_path / "every"
+    for regions, flags in ((without, ("--exclude", out)), (every, ())):
+        flags += ("--visual_words", 4, "--processes", 1)
+        status, _, err = run_command("shards.extract", corpus, "--out", regions, *flags)
+        assert status == 0, err
+    official_files.nlvr2(tmp_path / "official" / "nlvr2")
+    images, captions = batches
+    for number, (regions, flags) in enumerate(((without, ()), (every, ("--exclude", out)), (every, ()))):
+        images.clear(), captions.clear()
+        run, cleaned = tmp_path / f"run{number}", number < 2
+        flags += ("--epochs", 2, "--batch_size", 4, "--workers", 0, "--validation_pairs", 2)
+        status, _, err = run_command("pretrain.run", "--data", regions, "--out", run, *flags)
+        assert status == 0, err
+        assert images == (kept if cleaned else kept | excluded)
+        assert captions <= {caption(int(image)) for image in images}  # misaligned captions take the place of some
+        assert any(caption(int(image)) in captions for image in excluded) != cleaned
+        doctor = ("finetune.doctor", "--data", tmp_path / "official", "--tasks", "nlvr2", "--init", run)
+        assert ("warning: " in run_command(*doctor)[1]) != cleaned
 
 
 def test_region_shards_are_searched_by_their_ids_and_sources(corpus, tests, tmp_path, run_command):
@@ -306,3 +365,15 @@ def test_doctor_warns_of_pretraining_data_that_was_not_searched(tmp_path):
     assert trained(data=str(tmp_path), exclude=str(out)) is None
     write_json(out / "corpus.json", {"corpus": str(tmp_path / "another")})
     assert "is the list of" in trained(data=str(tmp_path), exclude=str(out / "excluded.txt"))
+    (tmp_path / "another").mkdir()
+    another = str(tmp_path / "another" / "0.tar")
+    plan = {"command": "shards.extract", "images": [[another, another, 8]]}
+    write_json(tmp_path / "dataset.json", {"extra": {"plan": plan}})
+    assert trained(data=str(tmp_path), exclude=str(out)) is None  # the images of these region shards were searched
+    write_json(out / "corpus.json", {"corpus": f"{tmp_path}/another/{{0..1}}.tar"})
+    assert "is the list of" in trained(data=str(tmp_path), exclude=str(out))  # files that no longer exist
+    for number in range(2):
+        write_tar(tmp_path / "another" / f"{number}.tar", {})
+    assert trained(data=str(tmp_path), exclude=str(out)) is None
+    write_json(tmp_path / "dataset.json", {"extra": {"plan": plan | {"exclude": "0a1b"}}})
+    assert trained(data=str(tmp_path)) is None

@@ -176,6 +176,24 @@ def test_snli_ve(tmp_path):
     assert examples[0].text == "The sisters are hugging 0."
 
 
+def test_broken_pairs_of_snli_ve_are_told_by_line_and_key(tmp_path):
+    files.snli_ve(tmp_path)
+    path = tmp_path / "snli_ve_dev.jsonl"
+    whole = path.read_text()
+    for old, new, complaint in (
+        ('"gold_label": "neutral"', '"gold_label": "maybe"', "line 2: gold_label is 'maybe'; should be contradiction"),
+        ('"gold_label": "neutral"', '"label": "neutral"', "line 2: has no gold_label; it has Flickr30K_ID"),
+        ('"Flikr30kID"', '"image"', "line 1: has no Flickr30K_ID; download the file again"),
+        ('"Flickr30K_ID": "4705552913"', '"Flickr30K_ID": 4.5', "line 2: Flickr30K_ID is 4.5; should be str or int"),
+        ('"sentence2": "The sisters are hugging 2."', '"sentence2": null', "line 3: sentence2 is None; should be str"),
+    ):
+        path.write_text(whole.replace(old, new, 1))
+        with pytest.raises(UserError, match=rf"snli_ve_dev\.jsonl, {re.escape(complaint)}"):
+            TASKS["snli_ve"].read(tmp_path, "dev")
+    path.write_text(whole.replace('"Flickr30K_ID": "4705552913"', '"Flickr30K_ID": 4705552913'))
+    assert len(TASKS["snli_ve"].read(tmp_path, "dev")) == 3
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     class Harmful:
         def __reduce__(self):
