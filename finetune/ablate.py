@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from finetune.config import AblateConfig
-from finetune.reporting.ablation_runs import AblationRun, calls_of, prepare_suite, rows_of
+from finetune.reporting.ablation_runs import AblationRun, calls_of, check_tasks, own_share, prepare_suite, rows_of
 from finetune.reporting.ablation_table import write_table
 from finetune.reporting.screening import SCREENED, chosen_rows, screening_config, screening_runs
 from finetune.reporting.training_commands import Processes, TrainingCommand
@@ -29,10 +29,12 @@ def run(config: AblateConfig) -> int:
 def ablate(config: AblateConfig, ranks: Ranks) -> None:
     """One rank's part of a suite: it starts its rank of every run in sequence and waits for the other ranks."""
     rows, screening = rows_of(config), ""
+    on_first(ranks, lambda: check_tasks(config, rows))
     if config.suite == SCREENED:
         screened = screening_runs(config, rows)
-        complete(screening_config(config), screened, ranks)
-        rows, screening = on_first(ranks, lambda: chosen_rows(rows, screened))
+        if complete(screening_config(config), screened, ranks) is None:
+            return
+        rows, screening = on_first(ranks, lambda: chosen_rows(config, rows, screened))
         ranks.log(screening)
     runs = [
         AblationRun(
@@ -42,14 +44,21 @@ def ablate(config: AblateConfig, ranks: Ranks) -> None:
         for name, row in rows.items()
     ]
     config = complete(config, runs, ranks)
-    ranks.log(on_first(ranks, lambda: write_table(config, runs, screening)))
+    if config is not None:
+        ranks.log(on_first(ranks, lambda: write_table(config, runs, screening)))
 
 
-def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> AblateConfig:
-    """Finishes those runs that are not finished; returns the flags with which runs were started."""
+def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> AblateConfig | None:
+    """Finishes this machine's share of the runs that are not finished.
+
+    Returns:
+        The flags with which runs were started; None if runs of other shares are not finished.
+    """
     config, start, finished = on_first(ranks, lambda: prepare_suite(config, runs))
-    waiting = [one for one, done in zip(runs, finished, strict=True) if not done]
-    ranks.log(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them already finished")
+    own = own_share(config, len(runs))
+    waiting = [runs[place] for place in own if not finished[place]]
+    others = finished.count(False) - len(waiting)
+    ranks.log(f"{config.suite}: {len(runs)} runs, {finished.count(True)} of them already finished")
     if start is not None:
         ranks.log(start.text)
     processes = Processes(config.jobs, ranks)
@@ -59,6 +68,9 @@ def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> Abl
             if ranks.first:
                 score = read_json(one.out / "result.json", MultiResult)["mt_score"]
                 ranks.log(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
+    if others:
+        ranks.log(f"{others} runs of other shares are not finished; copy their results here and repeat this command")
+        return None
     return config
 
 

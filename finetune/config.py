@@ -34,11 +34,12 @@ TASK_TOKEN_KINDS = ("dataset", "head", "none")  # one task token per task, one p
 # Factors on table 8's learning rates for a small model: single-task and multi-task training (docs/results.md).
 SMALL_LR, SMALL_LR_TOGETHER = 4, 8
 SMALL_BATCH = 64  # a small model has half of table 8's batch size, at most this
+ALL = "all"  # value of --tasks: the paper's twelve
 
 
 def tasks_flag(group: str | None = None) -> Any:
     """The flag --tasks of commands for several tasks. group: as for `flag`."""
-    return flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve", group=group)
+    return flag(ALL, "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve", group=group)
 
 
 def task_file_flag() -> Any:
@@ -397,7 +398,10 @@ class AblateConfig:
     suite: str = flag(REQUIRED, "ablation", choices=tuple(SUITES))
     seeds: int = flag(3, "runs per row, with seeds from 0", low=1)
     jobs: int = flag(1, "number of parallel runs, which share the machine's cores (1 under torchrun)", low=1)
+    share: str = flag("1/1", "part of the runs that this machine trains: K/N for the K-th of N machines")
     data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
+    tasks: str = tasks_flag()
+    task_file: str | None = task_file_flag()
     init: str = flag(PRETRAINING, "pretraining run for all rows that do not define their own initial weights")
     out: str = flag("runs/ablate", "folder for the runs; finished runs in it are kept", written=True)
     iterations: int | None = flag(None, "iterations of each run", unset="finetune.mt's", low=1)
