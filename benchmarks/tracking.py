@@ -44,7 +44,7 @@ def run(config: Config) -> None:
             "tasks": config.tasks,
             "data": config.data,
             "regime": "round_robin",
-            "validate_on": 2,
+            "validate_on": 16,
             "log_every": 1,
             "track": True,
             "track_every": EVERY,
