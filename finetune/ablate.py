@@ -3,17 +3,15 @@
 from pathlib import Path
 
 from finetune.config import AblateConfig
-from finetune.reporting.ablation_runs import AblationRun, calls_of, prepare_suite, rows_of
+from finetune.reporting.ablation_runs import AblationRun, check_tasks, rows_of
 from finetune.reporting.ablation_table import write_table
+from finetune.reporting.complete_runs import complete
 from finetune.reporting.screening import SCREENED, chosen_rows, screening_config, screening_runs
-from finetune.reporting.training_commands import Processes, TrainingCommand
-from finetune.run_dirs.result_files import MultiResult
-from pretrain.engine.distributed import CPU, connected, exiting, on_every_rank, on_first
+from pretrain.engine.distributed import CPU, connected, exiting, on_first
 from pretrain.engine.run_dir import locked_run
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
 from shards.common.errors import UserError
-from shards.common.files import read_json
 
 
 def run(config: AblateConfig) -> int:
@@ -29,10 +27,12 @@ def run(config: AblateConfig) -> int:
 def ablate(config: AblateConfig, ranks: Ranks) -> None:
     """One rank's part of a suite: it starts its rank of every run in sequence and waits for the other ranks."""
     rows, screening = rows_of(config), ""
+    on_first(ranks, lambda: check_tasks(config, rows))
     if config.suite == SCREENED:
         screened = screening_runs(config, rows)
-        complete(screening_config(config), screened, ranks)
-        rows, screening = on_first(ranks, lambda: chosen_rows(rows, screened))
+        if complete(screening_config(config), screened, ranks) is None:
+            return
+        rows, screening = on_first(ranks, lambda: chosen_rows(config, rows, screened))
         ranks.log(screening)
     runs = [
         AblationRun(
@@ -42,30 +42,8 @@ def ablate(config: AblateConfig, ranks: Ranks) -> None:
         for name, row in rows.items()
     ]
     config = complete(config, runs, ranks)
-    ranks.log(on_first(ranks, lambda: write_table(config, runs, screening)))
-
-
-def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> AblateConfig:
-    """Finishes those runs that are not finished; returns the flags with which runs were started."""
-    config, start, finished = on_first(ranks, lambda: prepare_suite(config, runs))
-    waiting = [one for one, done in zip(runs, finished, strict=True) if not done]
-    ranks.log(f"{config.suite}: {len(runs)} runs, {len(runs) - len(waiting)} of them already finished")
-    if start is not None:
-        ranks.log(start.text)
-    processes = Processes(config.jobs, ranks)
-    with processes.threads(config.jobs) as pool:
-        done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
-        for number, (one, _) in enumerate(zip(waiting, done, strict=True), 1):
-            if ranks.first:
-                score = read_json(one.out / "result.json", MultiResult)["mt_score"]
-                ranks.log(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
-    return config
-
-
-def _train(calls: list[TrainingCommand], processes: Processes, ranks: Ranks) -> None:
-    """Runs the commands of one run, which resume if they were interrupted before."""
-    for call in calls:
-        on_every_rank(ranks, lambda call=call: processes.call(call))
+    if config is not None:
+        ranks.log(on_first(ranks, lambda: write_table(config, runs, screening)))
 
 
 EXAMPLES = ("python -m finetune.ablate --suite table10 --seeds 1",)

@@ -34,11 +34,12 @@ TASK_TOKEN_KINDS = ("dataset", "head", "none")  # one task token per task, one p
 # Factors on table 8's learning rates for a small model: single-task and multi-task training (docs/results.md).
 SMALL_LR, SMALL_LR_TOGETHER = 4, 8
 SMALL_BATCH = 64  # a small model has half of table 8's batch size, at most this
+ALL = "all"  # value of --tasks: the paper's twelve
 
 
 def tasks_flag(group: str | None = None) -> Any:
     """The flag --tasks of commands for several tasks. group: as for `flag`."""
-    return flag("all", "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve", group=group)
+    return flag(ALL, "comma-separated tasks or groups (g1 to g4, extra, own); all: the paper's twelve", group=group)
 
 
 def task_file_flag() -> Any:
@@ -244,6 +245,14 @@ class MtConfig(FinetuneConfig):
         group="model",
     )
     task_token: str = flag("dataset", "task tokens: one per data set, one per head, or none", choices=TASK_TOKEN_KINDS)
+    groups: str | None = flag(
+        None,
+        "train sets of tasks in a run each: auto for those that the affinities of --together propose, or sets such as "
+        "'g1,g2;g3;g4'",
+        unset="all tasks in one run",
+        group="sets of tasks",
+    )
+    together: str = flag("runs/mt", "with --groups: run of all tasks together, with which the sets are compared")
     regime: str = flag(
         "dsg", "task scheduling strategy; dsg: dynamic stop-and-go", choices=regime_names(), group="schedule"
     )
@@ -271,7 +280,13 @@ class MtConfig(FinetuneConfig):
         former_values={True: "sum", False: STEPS},
     )
     balance_dtype: str = flag(
-        "float32", "dtype in which weights of the gradients keep every task's gradient", choices=("float32", "bf16")
+        "float32",
+        "dtype in which --track and weights of the gradients keep every task's gradient",
+        choices=("float32", "bf16"),
+    )
+    track: bool = flag(False, "log how similar the gradients of the tasks are during training")
+    track_every: int | None = flag(
+        None, "iterations between two such records", unset="as many as keep their cost below 3%", low=1
     )
     update_unused: bool | None = flag(
         None,
@@ -279,7 +294,7 @@ class MtConfig(FinetuneConfig):
         "reference implementation does",
         unset="true for base-sized models",
     )
-    out: str = flag("runs/mt", "run directory", written=True, group="run")
+    out: str = flag("runs/mt", "run directory; with --groups a folder for several", written=True, group="run")
     save_every: int | None = flag(
         None, "iterations between two checkpoints", unset="an epoch of the longest task", low=1
     )
@@ -383,7 +398,10 @@ class AblateConfig:
     suite: str = flag(REQUIRED, "ablation", choices=tuple(SUITES))
     seeds: int = flag(3, "runs per row, with seeds from 0", low=1)
     jobs: int = flag(1, "number of parallel runs, which share the machine's cores (1 under torchrun)", low=1)
+    share: str = flag("1/1", "part of the runs that this machine trains: K/N for the K-th of N machines")
     data: str = flag(DEFAULT_WORLD, "data folder with the tasks' official files and the regions of their images")
+    tasks: str = tasks_flag()
+    task_file: str | None = task_file_flag()
     init: str = flag(PRETRAINING, "pretraining run for all rows that do not define their own initial weights")
     out: str = flag("runs/ablate", "folder for the runs; finished runs in it are kept", written=True)
     iterations: int | None = flag(None, "iterations of each run", unset="finetune.mt's", low=1)
@@ -415,13 +433,18 @@ class InterferenceConfig(WeightsFlags):
     """Flags of finetune.interference."""
 
     tasks: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run", group="data")
-    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
-    max_regions: int | None = flag(None, "maximum number of regions per image", unset="the task's", low=1)
+    clean: str | None = flag(
+        None, "decontamination: DATA/clean or another output folder of finetune.clean", unset="the run's"
+    )
+    missing: str | None = flag(
+        None, "handling of examples whose image has no regions", choices=("stop", "skip"), unset="the run's"
+    )
+    max_regions: int | None = flag(None, "maximum number of regions per image", unset="the run's", low=1)
     batches: int = flag(8, "batches per task, the sample of the intervals", low=2, group="measurement")
     batch_size: int = flag(32, "examples per batch", low=1)
     look_ahead: int = flag(4, "batches on which a step of every task is tried, 0 for none", low=0)
     step: float = flag(0.001, "length of such a step, as a fraction of the norm of the shared weights", above=0)
-    groups: int = flag(4, "maximum number of sets of tasks that are proposed for training together", low=1)
+    max_sets: int = flag(4, "maximum number of sets of tasks that are proposed for training together", low=1)
     seed: int = flag(0, "random seed of the choice of the batches")
 
 
@@ -486,5 +509,5 @@ def batch_and_lr(config: StConfig, task: Task, sizes: ModelConfig) -> tuple[int,
 # Flags that may change when a run is resumed: they do not change what is computed.
 FREE_FLAGS = {
     *("resume", "out", "workers", "accumulate", "activation_checkpointing", "compile"),
-    *("log_every", "log_to", "save_minutes"),
+    *("log_every", "log_to", "save_minutes", "track", "track_every"),
 }

@@ -4,9 +4,11 @@ import dataclasses
 import time
 
 from finetune.config import InterferenceConfig
-from finetune.gradients.fixed_batches import open_fixed_batches
+from finetune.gradients.fixed_batches import as_trained, open_fixed_batches
 from finetune.gradients.interference_measurement import measure
+from finetune.gradients.measured_sets import FOLDER, NUMBERS
 from finetune.gradients.task_gradients import shared_parameters
+from finetune.gradients.tracked_gradients import read_tracked
 from finetune.pages.interference_page import write_interference_page
 from finetune.reporting.interference_summary import render_summary, summarise, write_measurements
 from finetune.run_dirs.init_weights import read_tasks
@@ -17,18 +19,18 @@ from shards.common.cli import command
 from shards.common.errors import UserError
 from shards.common.folder_lock import locked_folder
 
-NUMBERS, ARRAYS, PAGE = "interference.json", "interference.npz", "interference.html"
+ARRAYS, PAGE = "interference.npz", "interference.html"
 
 
 def run(config: InterferenceConfig) -> None:
     """Measures similarities and affinities, and writes numbers and page."""
     add_task_files_of(config.run)
     warn_of_other_data(config.run, config.data)
-    config = dataclasses.replace(config, data=choose_data(config.run, config.data))
+    config = as_trained(dataclasses.replace(config, data=choose_data(config.run, config.data)))
     tasks = choose_tasks(config.tasks) if config.tasks else read_tasks(config.run)
     if len(tasks) < 2:
         raise UserError(f"--tasks {tasks[0].name}: interference is between tasks; name at least two")
-    folder = results_folder(config.run) / "interference"
+    folder = results_folder(config.run) / FOLDER
     path = place_of(folder, NUMBERS, config.run, config.data)
     with locked_folder(path.parent, "finetune.interference"):
         opened, began = open_fixed_batches(config, tasks), time.perf_counter()
@@ -40,9 +42,10 @@ def run(config: InterferenceConfig) -> None:
         measured = measure(
             opened, config.look_ahead, config.step, lambda done: print(f"batch {done} of {config.batches}", flush=True)
         )
-        summary = summarise(config, tasks, measured, time.perf_counter() - began)
+        tracked = read_tracked(config.run, [task.name for task in tasks])
+        summary = summarise(config, tasks, measured, tracked, time.perf_counter() - began)
         write_measurements(path, path.with_name(ARRAYS), summary, measured)
-        write_interference_page(path.with_name(PAGE), summary)
+        write_interference_page(path.with_name(PAGE), summary, tracked)
     print(render_summary(summary))
     print(f"numbers: {path} and {ARRAYS}; page: {path.with_name(PAGE)}")
 

@@ -1,11 +1,12 @@
 """The difference of two models on the same examples, and whether it could be due to the sample of examples."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 
-from finetune.evaluation.bootstrap import bootstrap_interval
+from finetune.evaluation.bootstrap import bootstrap_interval, bootstrap_means, interval_of
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,27 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """
     differing = only_first + only_second
     return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+
+
+def mean_difference(
+    ours: Sequence[Mapping[str, np.ndarray]],
+    theirs: Sequence[Mapping[str, np.ndarray]],
+    clusters: Mapping[str, np.ndarray | None],
+) -> tuple[float, tuple[float, float], float]:
+    """The difference of two methods' mean scores over the tasks of both.
+
+    Args:
+        ours, theirs: of every run (one per seed, in the same order), task -> scores of its examples.
+        clusters: task -> number of the cluster of each example.
+
+    Returns:
+        The difference; its 95% interval, a paired bootstrap over images, with all their examples, of the differences
+        averaged over seeds; p of a paired t-test over tasks and seeds, NaN for a single task and seed.
+    """
+    names = [name for name in ours[0] if name in theirs[0]]
+    differences = {name: np.mean([a[name] - b[name] for a, b in zip(ours, theirs, strict=True)], 0) for name in names}
+    draws = [bootstrap_means(of, clusters[name], seed=n) for n, (name, of) in enumerate(differences.items())]
+    mean = float(np.mean([values.mean() for values in differences.values()]))
+    a, b = ([values[name].mean() for values in of_method for name in names] for of_method in (ours, theirs))
+    p = 1.0 if np.array_equal(a, b) else float(ttest_rel(a, b).pvalue) if len(a) > 1 else np.nan
+    return mean, interval_of(np.mean(draws, 0)), p

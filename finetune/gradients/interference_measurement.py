@@ -6,7 +6,7 @@ itself, on two batches, is measured as well.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -130,39 +130,68 @@ def measure(
     """
     model = tasks[0].work.model.eval()
     named = shared_parameters(model)
-    parameters, parts = list(named.values()), [part_of(name) for name in named]
+    parameters = list(named.values())
     gradients = TaskGradients(parameters, len(tasks))
-    products, repeated, losses, before, after = [], [], [], [], []
-    count = len(tasks[0].batches)
-    for number in range(count):
-        again, of_batch = [], []
-        for row, task in enumerate(tasks):
-            model.zero_grad()
-            loss = _loss(task.work, task.batches[number])
-            loss.backward()
-            of_batch.append(loss.item())
-            if number:
-                again.append(gradients.products_with(row, parts))
-            gradients.keep(row)
-        losses.append(of_batch)
-        products.append(gradients.gramians(range(len(tasks)), parts))
-        repeated += [again] if number else []
+    before, after, count = [], [], len(tasks[0].batches)
+
+    def loss_and_gradients(row: int, number: int) -> float:
+        model.zero_grad()
+        loss = _loss(tasks[row].work, tasks[row].batches[number])
+        loss.backward()
+        return loss.item()
+
+    def try_steps(number: int) -> None:
         model.zero_grad()
         if number < look_ahead:
             nexts = [(task.work, task.batches[(number + 1) % count]) for task in tasks]
             before.append(_losses(nexts))
             after.append(_losses_after_steps(parameters, gradients, nexts, step))
         report(number + 1)
-    size = len(tasks)
+
+    measured = gradient_products(count, len(tasks), gradients, list(map(part_of, named)), loss_and_gradients, try_steps)
+    shape = len(before), len(tasks)
+    return replace(measured, before=np.reshape(before, shape), after=np.reshape(after, (*shape, len(tasks))))
+
+
+def gradient_products(
+    batches: int,
+    tasks: int,
+    gradients: TaskGradients,
+    parts: Sequence[str],
+    loss_and_gradients: Callable[[int, int], float],
+    after_batch: Callable[[int], None] = lambda number: None,
+) -> Measured:
+    """The scalar products of the tasks' gradients on each of their batches, without steps of look-ahead.
+
+    Args:
+        batches, tasks: their numbers.
+        gradients: room for a gradient of every task.
+        parts: the part of the model of every parameter.
+        loss_and_gradients: function that replaces the gradients of the parameters by those of (task, batch) and returns
+            the loss.
+        after_batch: called with the number of a batch when `gradients` has those of all tasks on it.
+    """
+    products, repeated, losses = [], [], []
+    for number in range(batches):
+        again, of_batch = [], []
+        for row in range(tasks):
+            of_batch.append(loss_and_gradients(row, number))
+            if number:
+                again.append(gradients.products_with(row, parts))
+            gradients.keep(row)
+        losses.append(of_batch)
+        products.append(gradients.gramians(range(tasks), parts))
+        repeated += [again] if number else []
+        after_batch(number)
     return Measured(
         products={part: np.array([of[part].numpy() for of in products]) for part in products[0]},
         repeated={
-            part: np.array([[float(of[part]) for of in again] for again in repeated]).reshape(-1, size)
+            part: np.array([[float(of[part]) for of in again] for again in repeated]).reshape(-1, tasks)
             for part in products[0]
         },
         losses=np.array(losses),
-        before=np.array(before).reshape(-1, size),
-        after=np.array(after).reshape(-1, size, size),
+        before=np.empty((0, tasks)),
+        after=np.empty((0, tasks, tasks)),
     )
 
 

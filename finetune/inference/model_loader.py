@@ -1,6 +1,7 @@
 """Loads a run or other weights for inference on a task."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.annotations.example import Example
@@ -19,6 +20,20 @@ from pretrain.models.precision import Precision
 from pretrain.pretrained.find_weights import RUN, describe_keys
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What distinguishes the batches of training from those of inference.
+
+    clean: decontamination, see open_data; annotated_boxes: whether the annotated boxes are among the regions; seed: of
+    retrieval's negatives; contrastive: weight of the contrastive term in the loss.
+    """
+
+    clean: str | None
+    annotated_boxes: bool
+    seed: int
+    contrastive: float
 
 
 class ModelLoader:
@@ -40,7 +55,11 @@ class ModelLoader:
         self._vocabularies: Vocabularies = {}
 
     def open(
-        self, task: Task, split: str | None = None, choose: Callable[[TaskData], Sequence[Example]] | None = None
+        self,
+        task: Task,
+        split: str | None = None,
+        choose: Callable[[TaskData], Sequence[Example]] | None = None,
+        training: TrainingInputs | None = None,
     ) -> tuple[Start, TaskPass, TaskCollator]:
         """Opens a task.
 
@@ -48,15 +67,17 @@ class ModelLoader:
             task: the task.
             split: its split, by default that of the flags, or else the task's validation split.
             choose: function from the task's data to the examples; None for the examples of the split.
+            training: for batches as in training; None for those of inference.
 
         Returns:
             (description of the weights, model on its device, collator of the examples).
         """
         config, ranks = self.config, self.ranks
+        annotated, clean = (training.annotated_boxes, training.clean) if training else (False, None)
 
         def opened() -> tuple[TaskData, PackedExamples]:
             folder = choose_data(config.run, config.data)
-            data = open_data(task, folder, config.missing, opened=self._regions)
+            data = open_data(task, folder, config.missing, annotated, self._regions, clean)
             if choose:
                 return data, PackedExamples.of(choose(data))
             return data, data.examples(split or config.split or task.splits[1], ranks.log)
@@ -65,10 +86,11 @@ class ModelLoader:
         same_on_every_rank(data, (examples,), ranks)
         start = self._start(data.feature_size)
         check_trained(start, task)
-        work = TaskPass(self._model_for(start, data), task, self.precision, start.token(task))
-        positions = start.sizes.max_position_embeddings
-        vocabulary = self._vocabularies.get(task.head.name)
-        return start, work, data.collator(examples, start.tokenizer, vocabulary, positions, config.max_regions)
+        contrastive = training.contrastive if training else 0.0
+        work = TaskPass(self._model_for(start, data), task, self.precision, start.token(task), contrastive)
+        vocabulary, positions = self._vocabularies.get(task.head.name), start.sizes.max_position_embeddings
+        inputs = start.tokenizer, vocabulary, positions, config.max_regions
+        return start, work, data.collator(examples, *inputs, training.seed if training else None)
 
     def _start(self, feature_size: int) -> Start:
         if feature_size not in self._starts:

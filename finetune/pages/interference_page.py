@@ -4,13 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.gradients.task_gradients import ALL, PARTS
+from finetune.gradients.tracked_gradients import Tracked
 from finetune.pages.html_page import escape, html_table, write_page
+from finetune.pages.interference_plots import norms_over_training, similarity_over_training
 
 STRONGEST = 80  # percent of colour in the cell with the largest absolute value
 
 
-def write_interference_page(path: Path, summary: dict) -> None:
-    """Writes the page of a summary (reporting.interference_summary.summarise)."""
+def write_interference_page(path: Path, summary: dict, tracked: Tracked | None) -> None:
+    """Writes the page of a summary (reporting.interference_summary.summarise).
+
+    tracked: the records of the same tasks during training, or None.
+    """
     groups, flags, parts = summary["groups"], summary["flags"], summary["parts"]
     by_group = sorted(range(len(groups)), key=lambda task: groups[task])
     whole = parts[ALL]
@@ -45,7 +50,26 @@ def write_interference_page(path: Path, summary: dict) -> None:
             matrix(summary, summary["affinity"], by_group, percent=True),
         ]
     body += ["<h2>Losses and norms of gradients</h2>", _norms(summary, by_group)]
+    if tracked is not None:
+        body += _over_training(summary, tracked, by_group)
     write_page(path, "Interference of tasks", "\n".join(body), styles=["interference.css"])
+
+
+def _over_training(summary: dict, tracked: Tracked, by_group: Sequence[int]) -> list[str]:
+    steps, parts = tracked.steps, summary["tracked"]["parts"]
+    found = [
+        "<h2>Over training</h2>",
+        f"<p>Similarity of gradients after {len(steps)} numbers of iterations, {steps[0]} to {steps[-1]}, on the same "
+        f"{tracked.norm[ALL].shape[1]} batches each time. Intervals are about the choice of the batches.</p>",
+        similarity_over_training(tracked, summary["titles"], summary["groups"], "similarity-over-training"),
+        norms_over_training(tracked, summary["titles"], "norms-over-training"),
+        "<h3>Mean over training</h3>",
+        matrix(summary, parts[ALL]["similarity"], by_group),
+    ]
+    for part in (part for part in PARTS if part in parts):
+        title = f"<h3>Mean over training, {part} layers</h3>"
+        found += [title, matrix(summary, parts[part]["similarity"], by_group)]
+    return found
 
 
 def matrix(summary: dict, table: dict, order: Sequence[int], percent: bool = False, limit: float = 0.0) -> str:

@@ -3,12 +3,23 @@
 from collections.abc import Sequence
 
 from finetune.evaluation.scores import FOUR_WAY
-from finetune.pages.vector_plots import DASHES, INK, LINE, MARKERS, SERIES, drawing, percent_axis, plot, whole_steps
+from finetune.pages.vector_plots import (
+    COLUMNS,
+    DASHES,
+    INK,
+    LINE,
+    MARKERS,
+    SERIES,
+    drawing,
+    legend,
+    panels,
+    percent_axis,
+    plot,
+    whole_steps,
+)
 from finetune.reporting.paper_layout import Cell, marked, paper_gap_scores
 from finetune.run_dirs.finished_runs import Run
 from finetune.tasks import find_task
-
-COLUMNS = 4  # panels per row
 
 
 def stop_and_go(run: Run, name: str) -> str:
@@ -16,7 +27,7 @@ def stop_and_go(run: Run, name: str) -> str:
     tasks = run.config["tasks"]
     rows = -(-len(tasks) // COLUMNS)
     with drawing(11, 2.1 * rows + 0.5, rows, COLUMNS, sharex=True) as (figure, axes):
-        for axis, task in _panels(axes, tasks):
+        for axis, task in panels(axes, tasks):
             points = validated(run, f"{task}/")
             if points:
                 axis.plot(*zip(*points, strict=True), "-o", color=SERIES[0], label="validation score")
@@ -26,7 +37,7 @@ def stop_and_go(run: Run, name: str) -> str:
             axis.set_title(find_task(task).title)
             percent_axis(axis, [score for _, score in points])
             whole_steps(axis)
-        _legend(figure, axes)
+        legend(figure, axes)
         figure.supxlabel("iteration", fontsize=9)
         return plot(figure, name, f"Figure 6, top: validation scores of every task of {run.name}; shaded: task paused.")
 
@@ -86,7 +97,7 @@ def together_and_alone(multi: Run | None, single: Sequence[Run], name: str) -> s
     kinds = list(dict.fromkeys(kind for of in of_task.values() for kind, _, _ in of))
     rows = -(-len(of_task) // COLUMNS)
     with drawing(11, 2.1 * rows + 0.6, rows, min(COLUMNS, len(of_task))) as (figure, axes):
-        for axis, task in _panels(axes, list(of_task)):
+        for axis, task in panels(axes, list(of_task)):
             values = []
             for kind, run, prefix in of_task[task]:
                 style, key = kinds.index(kind) % len(SERIES), f"{prefix}score"
@@ -100,7 +111,7 @@ def together_and_alone(multi: Run | None, single: Sequence[Run], name: str) -> s
             axis.set_title(find_task(task).title)
             percent_axis(axis, values)
             whole_steps(axis)
-        _legend(figure, axes)
+        legend(figure, axes)
         figure.supxlabel("step (single-task) or iteration (multi-task)", fontsize=9)
         return plot(figure, name, "Figure 7: training and validation scores in single-task and multi-task training.")
 
@@ -141,24 +152,5 @@ def pretraining(run: Run, name: str) -> str:
             axis.set_xlabel("step")
             whole_steps(axis, 6)
         percent_axis(axes[0, 1], [0, 1])
-        _legend(figure, axes)
+        legend(figure, axes)
         return plot(figure, name, f"Pretraining of {run.name}: the terms of the loss.")
-
-
-def _panels(axes, names: Sequence[str]):
-    """(axes, name) of each panel; unused axes are removed."""
-    for number, axis in enumerate(axes.flat):
-        if number < len(names):
-            axis.tick_params(labelbottom=number + axes.shape[1] >= len(names))
-            yield axis, names[number]
-        else:
-            axis.remove()
-
-
-def _legend(figure, axes) -> None:
-    """One legend for all panels, without duplicate labels."""
-    found = {}
-    for axis in axes.flat:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(len(found), 6))

@@ -12,6 +12,7 @@ SERIES = ("#030301", "#030302", "#030303", "#030304")
 PLACES = {INK: "currentColor", LINE: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
+COLUMNS = 4  # panels per row
 DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # distinguishable without colours
 
 STYLE = {
@@ -85,3 +86,22 @@ def whole_steps(axes, count: int = 4) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(count, integer=True))
+
+
+def panels(axes, names: Sequence[str]):
+    """(axes, name) of each panel; unused axes are removed."""
+    for number, axis in enumerate(axes.flat):
+        if number < len(names):
+            axis.tick_params(labelbottom=number + axes.shape[1] >= len(names))
+            yield axis, names[number]
+        else:
+            axis.remove()
+
+
+def legend(figure, axes) -> None:
+    """One legend for all panels, without duplicate labels."""
+    found = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(len(found), 6))

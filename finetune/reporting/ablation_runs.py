@@ -1,13 +1,15 @@
 """The runs of an ablation: their commands, their initial weights, and the flags with which they were started."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.config import AblateConfig
+from finetune.config import ALL, AblateConfig, chosen_tasks
 from finetune.reporting.ablation_suites import SUITES, Row
 from finetune.reporting.training_commands import TrainingCommand
+from finetune.run_dirs.result_files import VALUES
 from pretrain.config import PretrainConfig
-from pretrain.engine.run_dir import absolute
+from pretrain.engine.run_dir import CONFIG, RESULT, absolute, read_config
 from pretrain.models.model_config import ModelConfig
 from pretrain.pretrained.find_weights import BERT, find_weights
 from pretrain.pretrained.hf_bert import bert_folder
@@ -15,6 +17,7 @@ from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.world import complete_world, pairs_folder
 
+KEPT = (CONFIG, VALUES)  # files of a finished run that the table needs, beside its result
 OWN_DEFAULT = ("lr_scale", "epochs")  # flags of which a run keeps the default value of the time when it was started
 
 
@@ -65,6 +68,32 @@ def rows_of(config: AblateConfig) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if name in (full, *names)}
 
 
+def check_tasks(config: AblateConfig, rows: Mapping[str, Row]) -> None:
+    """Raises UserError for rows without G4 if none or all of the tasks belong to it."""
+    if any(row.without_g4 for row in rows.values()) and not has_both(config):
+        raise UserError(f"--tasks {config.tasks}: rows without G4 need tasks of G4 and of other groups")
+
+
+def tasks_of(row: Row, config: AblateConfig) -> str:
+    """The value of --tasks of a row's runs."""
+    if not row.without_g4:
+        return config.tasks
+    return "g1,g2,g3" if config.tasks == ALL else ",".join(t.name for t in chosen_tasks(config) if t.group != "G4")
+
+
+def has_both(config: AblateConfig) -> bool:
+    """Whether some of the tasks belong to G4, and others do not."""
+    return len({task.group == "G4" for task in chosen_tasks(config)}) == 2
+
+
+def own_share(config: AblateConfig, count: int) -> range:
+    """The places of this machine's part of `count` runs. Raises UserError for a --share that is none."""
+    part, _, parts = config.share.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--share {config.share}: should be K/N, such as 1/2 and 2/2 on two machines")
+    return range(int(part) - 1, count, int(parts))
+
+
 def prepare_suite(config: AblateConfig, runs: list[AblationRun]) -> tuple[AblateConfig, PlainStart | None, list[bool]]:
     """(flags with which runs were started, initial weights of rows without pretraining, which runs are finished)."""
     complete_world(config.data)
@@ -72,6 +101,7 @@ def prepare_suite(config: AblateConfig, runs: list[AblationRun]) -> tuple[Ablate
     if any(one.row.pretraining is not None for one in runs) and not pairs.is_dir():
         raise UserError(f"{pairs}: no such folder; --suite {config.suite} needs region shards with captions there")
     start = plain_start(config, [one.row for one in runs])
+    check_same_inputs([one.out for one in runs if calls_of(one, config, start)[-1].begun])
     config = as_begun(runs, config, start)
     if start is not None and start.sizes is not None:
         path, sizes = Path(start.flags["config"]), start.sizes.to_dict()
@@ -81,6 +111,32 @@ def prepare_suite(config: AblateConfig, runs: list[AblationRun]) -> tuple[Ablate
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, sizes)
     return config, start, [one.finished for one in runs]
+
+
+def check_same_inputs(outs: Iterable[Path]) -> None:
+    """Checks runs that may have been copied here from other machines.
+
+    Raises:
+        UserError: files of a run are missing, or runs that should have the same data or initial weights do not.
+    """
+    seen: dict[tuple, tuple[Path, object]] = {}
+    for out in outs:
+        if (out / RESULT).exists() and (missing := [name for name in KEPT if not (out / name).exists()]):
+            raise UserError(
+                f"{out}: has {RESULT} without {missing[0]}; copy {', '.join((*KEPT, RESULT))} of it together"
+            )
+        config = read_config(out)
+        start = config.get("start") or {}
+        found = {("data of", name): digest for name, digest in config.get("content", {}).items()}
+        if start.get("sha256"):
+            found["initial weights", start.get("run")] = start["sha256"]
+        for what, digest in found.items():
+            other, known = seen.setdefault(what, (out, digest))
+            if known != digest:
+                raise UserError(
+                    f"{out}: {' '.join(map(str, what))} differ from those of {other}; copy them from one machine to "
+                    "the others, and remove the runs that had other ones"
+                )
 
 
 def plain_start(config: AblateConfig, rows: list[Row]) -> PlainStart | None:
@@ -114,8 +170,8 @@ def plain_start(config: AblateConfig, rows: list[Row]) -> PlainStart | None:
 def calls_of(one: AblationRun, config: AblateConfig, start: PlainStart | None) -> list[TrainingCommand]:
     """The commands of a run, in order: pretraining, if the row has its own, and multi-task training."""
     machine = {"precision": config.precision, "device": config.device, "seed": one.seed}
-    names = ("data", "iterations", "lr_scale", "clean")
-    flags = {name: getattr(config, name) for name in names} | machine
+    names = ("data", "task_file", "iterations", "lr_scale", "clean")
+    flags = {name: getattr(config, name) for name in names} | {"tasks": tasks_of(one.row, config)} | machine
     if not one.row.pretrained:
         return [TrainingCommand("finetune.mt", flags | start.flags | one.row.flags, one.out)]
     if one.row.pretraining is None:

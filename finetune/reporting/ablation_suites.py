@@ -10,11 +10,13 @@ from finetune.evaluation.paper_results import WITHOUT_G4
 class Row:
     """A row of an ablation table.
 
-    flags: of finetune.mt; pretraining: flags of the row's own pretraining run, None to use the common one; pretrained:
-    false for a row that starts from a BERT or random weights with the same model configuration.
+    flags: of finetune.mt; without_g4: train without the tasks of G4; pretraining: flags of the row's own pretraining
+    run, None to use the common one; pretrained: false for a row that starts from a BERT or random weights with the same
+    model configuration.
     """
 
     flags: dict = field(default_factory=dict)
+    without_g4: bool = False
     pretraining: dict | None = None
     pretrained: bool = True
 
@@ -35,10 +37,10 @@ SUITES: dict[str, dict[str, Row]] = {
     },
     "table11": {gap: Row({"gap": int(gap)}) for gap in ("4", "1", "8", "16")},
     "table12": {
-        "AT without G4": Row({"tasks": "g1,g2,g3"}),
+        "AT without G4": Row(without_g4=True),
         "AT": Row(),
-        "AT without G4, no task token": Row({"tasks": "g1,g2,g3", "task_token": "none"}),
-        "AT without G4, no stop-and-go": Row({"tasks": "g1,g2,g3", "regime": "round_robin"}),
+        "AT without G4, no task token": Row({"task_token": "none"}, without_g4=True),
+        "AT without G4, no stop-and-go": Row({"regime": "round_robin"}, without_g4=True),
     },
     "pretraining": {
         "aligned pairs, overlap": Row(pretraining={}),

@@ -3,17 +3,18 @@
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
-from finetune.config import AblateConfig
+from finetune.balancing import STEPS
+from finetune.config import AblateConfig, MtConfig
 from finetune.decontamination.manifest import NOT_CLEANED, is_cleaned
-from finetune.evaluation.bootstrap import bootstrap_means, interval_of
+from finetune.evaluation.paired_test import mean_difference
 from finetune.evaluation.paper_results import paper_row
 from finetune.evaluation.scores import load_values, mean_row, ranking_note, render_rows
 from finetune.reporting.ablation_runs import AblationRun
 from finetune.reporting.ablation_suites import PAPER_TABLES
+from finetune.reporting.screening import without_g4
 from finetune.run_dirs.result_files import VALUES, MultiResult
-from pretrain.engine.run_dir import read_config
+from pretrain.engine.run_dir import read_config, read_flags
 from shards.common.files import read_json, whole_file
 
 
@@ -45,12 +46,31 @@ def table(suite: str, runs: list[AblationRun]) -> str:
     lines = [f"{suite}: means of {seeds} {'seeds' if seeds > 1 else 'seed'}, validation{mark}", render_rows(rows), ""]
     lines.append(f"difference of the MT score from {full!r}, over the tasks of both")
     for name in list(by_row)[1:]:
-        difference, (low, high), p = compare_rows(by_row[name], by_row[full])
-        lines.append(f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
+        lines.append(_difference(name, by_row[name], by_row[full]))
+    pairs = [(name, without_g4(name)) for name in by_row if without_g4(name) in by_row]
+    if pairs:
+        lines.append("difference of the MT score by training with G4, over the other tasks")
+    for name, without in pairs:
+        lines.append(_difference(name, by_row[name], by_row[without]))
     lines.append("interval: 95%, paired bootstrap over images; p: paired t-test over tasks and seeds")
+    lines += ["", "cost of a run: means over seeds", *(_cost(name, by_row[name], results[name]) for name in results)]
     if note := ranking_note(*(result["tasks"] for of_row in results.values() for result in of_row)):
         lines.append(note)
     return "\n".join(lines)
+
+
+def _difference(name: str, row: list[AblationRun], other: list[AblationRun]) -> str:
+    difference, (low, high), p = compare_rows(row, other)
+    return f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}"
+
+
+def _cost(name: str, runs: list[AblationRun], results: list[dict]) -> str:
+    """Optimizer steps, task steps (batches of one task), and time of a row's runs."""
+    balance = read_flags(runs[0].out, MtConfig).get("balance", STEPS)
+    batches = np.mean([sum(of["steps"] for of in result["tasks"].values()) for result in results])
+    steps = batches if balance == STEPS else np.mean([result["iterations"] for result in results])
+    seconds = np.mean([result["seconds"] for result in results])
+    return f"{name:<32} {steps:9.0f} optimizer steps  {batches:9.0f} task steps  {seconds:9.0f} s"
 
 
 def compare_rows(row: list[AblationRun], full: list[AblationRun]) -> tuple[float, tuple[float, float], float]:
@@ -59,13 +79,5 @@ def compare_rows(row: list[AblationRun], full: list[AblationRun]) -> tuple[float
     The test is over tasks and seeds. The interval is a paired bootstrap over images, with all their examples, of the
     differences averaged over seeds.
     """
-    kept = [[load_values(one.out / VALUES) for one in runs] for runs in (row, full)]
-    ours, theirs = ([values for values, _ in of_row] for of_row in kept)
-    clusters = kept[0][0][1]
-    names = [name for name in ours[0] if name in theirs[0]]
-    differences = {name: np.mean([a[name] - b[name] for a, b in zip(ours, theirs, strict=True)], 0) for name in names}
-    draws = [bootstrap_means(of, clusters[name], seed=n) for n, (name, of) in enumerate(differences.items())]
-    mean = float(np.mean([values.mean() for values in differences.values()]))
-    a, b = ([values[name].mean() for values in of_row for name in names] for of_row in (ours, theirs))
-    p = float(stats.ttest_rel(a, b).pvalue) if not np.array_equal(a, b) else 1.0
-    return mean, interval_of(np.mean(draws, 0)), p
+    ours, theirs = ([load_values(one.out / VALUES) for one in runs] for runs in (row, full))
+    return mean_difference([values for values, _ in ours], [values for values, _ in theirs], ours[0][1])

@@ -11,6 +11,7 @@ from finetune.config import InterferenceConfig
 from finetune.gradients.interference_measurement import Measured, clustered_order, mean_and_margin
 from finetune.gradients.task_gradients import ALL
 from finetune.gradients.task_groups import propose_groups
+from finetune.gradients.tracked_gradients import Tracked
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_metadata import run_metadata
@@ -20,8 +21,18 @@ from shards.common.files import whole_file, write_json
 SHOWN = 5  # pairs at each end, in the text
 
 
-def summarise(config: InterferenceConfig, tasks: Sequence[Task], measured: Measured, seconds: float) -> dict:
-    """The content of interference.json; see docs/interference.md. A number that is not known is None."""
+def summarise(
+    config: InterferenceConfig, tasks: Sequence[Task], measured: Measured, tracked: Tracked | None, seconds: float
+) -> dict:
+    """The content of interference.json; see docs/interference.md. A number that is not known is None.
+
+    Args:
+        config: flags.
+        tasks: the tasks that were measured.
+        measured: at the weights of the run.
+        tracked: during its training, None if it was not.
+        seconds: that the measurement took.
+    """
 
     def table(values: np.ndarray) -> dict:
         mean, margin = mean_and_margin(values)
@@ -37,7 +48,7 @@ def summarise(config: InterferenceConfig, tasks: Sequence[Task], measured: Measu
     }
     names = [task.name for task in tasks]
     affinity = mean_and_margin(measured.affinities() if len(measured.before) else measured.similarities(ALL))[0]
-    flags = ("batches", "batch_size", "look_ahead", "step", "groups", "seed", "precision")
+    flags = ("clean", "batches", "batch_size", "look_ahead", "step", "max_sets", "seed", "precision")
     return {
         "run": config.run,
         "data": os.path.abspath(config.data),
@@ -46,9 +57,19 @@ def summarise(config: InterferenceConfig, tasks: Sequence[Task], measured: Measu
         "groups": [task.group for task in tasks],
         "clustered": clustered_order(mean_and_margin(measured.similarities(ALL))[0]),
         "parts": parts,
-        "sets": [[names[task] for task in members] for members in propose_groups(affinity, config.groups)],
+        "sets": [[names[task] for task in members] for members in propose_groups(affinity, config.max_sets)],
         "loss": table(measured.losses),
         "affinity": table(measured.affinities()) if len(measured.before) else None,
+        "tracked": None
+        if tracked is None
+        else {
+            "steps": tracked.steps,
+            "seconds": tracked.seconds,
+            "parts": {
+                part: {"similarity": table(tracked.over_training(part)), "norm": table(tracked.norm[part].mean(0))}
+                for part in tracked.similarity
+            },
+        },
         "flags": {name: getattr(config, name) for name in flags},
         "seconds": round(seconds, 1),
         "made": run_metadata(choose_device(config.device, ALONE)),
@@ -79,7 +100,10 @@ def render_summary(summary: dict) -> str:
         lines.append("relative decrease of a task's loss by a step of another task, with 95% intervals")
         affinities = _pairs(summary["affinity"], directed=True)
         lines += [f"  {titles[i]} on {titles[j]}: {_shown(*value, '%')}" for i, j, *value in _ends(affinities)]
-    lines.append(f"proposed sets of tasks, at most {summary['flags']['groups']}, by {_measure(summary)}")
+    if summary["tracked"]:
+        steps, took = summary["tracked"]["steps"], summary["tracked"]["seconds"]
+        lines.append(f"{len(steps)} records of --track, after iterations {steps[0]} to {steps[-1]}, took {took:.1f} s")
+    lines.append(f"proposed sets of tasks, at most {summary['flags']['max_sets']}, by {_measure(summary)}")
     lines += [f"  python -m finetune.mt --tasks {','.join(members)}" for members in summary["sets"]]
     return "\n".join(lines)
 

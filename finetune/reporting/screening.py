@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import AblateConfig
-from finetune.reporting.ablation_runs import AblationRun
+from finetune.reporting.ablation_runs import AblationRun, has_both
 from finetune.reporting.ablation_suites import Row
 from finetune.run_dirs.result_files import MultiResult
 from shards.common.errors import UserError
@@ -19,7 +19,6 @@ SCREENED = "interference"  # the suite
 SEED = 1000
 ITERATIONS = 150
 KEPT = 4  # methods in the table in addition to the paper's
-WITHOUT = {"tasks": "g1,g2,g3"}  # flags of a run without the group that harms the others in the paper
 
 
 def screening_runs(config: AblateConfig, rows: Mapping[str, Row]) -> list[AblationRun]:
@@ -48,12 +47,21 @@ def screening_config(config: AblateConfig) -> AblateConfig:
     return replace(config, iterations=min(ITERATIONS, config.iterations or ITERATIONS))
 
 
-def chosen_rows(rows: Mapping[str, Row], runs: Sequence[AblationRun]) -> tuple[dict[str, Row], str]:
+def without_g4(name: str) -> str:
+    """The name of a method's row without G4, which harms the other groups in the paper."""
+    return f"{name}, without G4"
+
+
+def chosen_rows(
+    config: AblateConfig, rows: Mapping[str, Row], runs: Sequence[AblationRun]
+) -> tuple[dict[str, Row], str]:
     """(rows of the table, the scores of the screening as text).
 
-    The rows are the first one and the KEPT best others, each at its best learning rate, with all tasks and without G4.
+    The rows are the first one and the KEPT best others, each at its best learning rate, with all tasks and, if some of
+    the tasks are of G4 and others are not, without G4.
 
     Args:
+        config: flags.
         rows: the rows that were screened; the first one is the paper's way.
         runs: the finished runs of `screening_runs`, in their order.
     """
@@ -67,7 +75,8 @@ def chosen_rows(rows: Mapping[str, Row], runs: Sequence[AblationRun]) -> tuple[d
     first, *others = best
     kept = [first, *sorted(others, key=lambda name: -best[name][0])[:KEPT]]
     table = {name: best[name][1] for name in kept}
-    table |= {f"{name}, without G4": replace(row, flags=row.flags | WITHOUT) for name, row in table.items()}
+    if has_both(config):
+        table |= {without_g4(name): replace(row, without_g4=True) for name, row in table.items()}
     lines = [f"screening, seed {SEED}: MT scores"]
     lines += [f"  {one.name:<40} {score:7.2%}" for one, score in zip(runs, scores, strict=True)]
     return table, "\n".join([*lines, f"in the table: {', '.join(kept)}"])

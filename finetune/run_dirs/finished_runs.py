@@ -10,14 +10,13 @@ from finetune.run_dirs.result_files import EvaluationScores, MultiResult, Single
 from finetune.run_dirs.run_data_folder import evaluations_folder
 from finetune.tasks import add_task_files_of
 from pretrain.config import PretrainConfig
-from pretrain.engine.metrics_logger import read_metrics
+from pretrain.engine.metrics_logger import METRICS, read_metrics
 from pretrain.engine.result_file import Result as PretrainingResult
 from pretrain.engine.run_dir import CONFIG, RESULT, existing_runs, read_config
 from shards.common.cli import current_flags
 from shards.common.errors import UserError
 from shards.common.files import files_below, read_json
 
-METRICS = "metrics.jsonl"
 PRETRAINING, SINGLE, MULTI = "pretraining", "one task", "many tasks"  # kinds of runs
 TYPES = {  # of their flags and of result.json
     PRETRAINING: (PretrainConfig, PretrainingResult),
@@ -75,8 +74,8 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
     """The runs in these directories and below them, each once."""
     folders: dict[Path, None] = {}
     for path in map(Path, paths):
-        below = [path] if (path / CONFIG).exists() else sorted(Path(file).parent for file in _configs(path))
-        below = [folder for folder in below if (folder / METRICS).exists()]
+        below = [path] if (path / METRICS).exists() else sorted(Path(file).parent for file in _configs(path))
+        below = [folder for folder in below if (folder / CONFIG).exists() and (folder / METRICS).exists()]
         if not below:
             hint = f"give run directories of pretrain.run, finetune.mt, st or ablate{existing_runs(path)}"
             raise UserError(f"{path}: contains no run; {hint}")

@@ -18,7 +18,7 @@ from finetune.prepared.prepare_data import ANSWERS, Wanted, open_prepared
 from finetune.run_dirs.run_data_folder import check_exists
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.tasks import add_task_files_of, find_task, keep_task_files, paper_tasks
-from pretrain.engine.checkpoint import best_checkpoint
+from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_facts
 from pretrain.engine.run_dir import CONFIG, DETECTOR, absolute, clear_run, read_config, stored_form
 from pretrain.engine.run_metadata import run_metadata
 from pretrain.models.model_config import ModelConfig, read_model_config
@@ -57,6 +57,11 @@ class Start:
     def path(self) -> str | None:
         """The path of the weights as given by the user; None from scratch."""
         return self.weights.path if self.weights else None
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 of the weights of a run; None of other weights."""
+        return read_facts(self.weights.file)["sha256"][MODEL] if self.weights and self.weights.kind == RUN else None
 
     @property
     def heads(self) -> dict[str, int]:
@@ -316,7 +321,7 @@ def begin_run(
             "model": sizes.to_dict(),
             "tasks": [task.name for task in tasks],
             "tokens": tokens,
-            "start": {"kind": start.kind, "run": absolute(start.path, "init")},
+            "start": {"kind": start.kind, "run": absolute(start.path, "init"), "sha256": start.digest},
             "content": content,
             "made": run_metadata(device),
         },

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pretrain.engine.run_dir import CONFIG, RUNS, existing_runs, read_config
+from finetune.config import FinetuneConfig
+from pretrain.engine.run_dir import CONFIG, RUNS, existing_runs, read_config, read_flags
 from shards.common.errors import UserError
 from shards.common.files import read_json
 from shards.common.model_hub import name_in_cache
@@ -29,6 +30,11 @@ def own_data(run) -> str | None:
         return data
     shards = Path(data) if Path(data).is_dir() else Path(data).parent
     return str(shards.parent.parent) if shards.parent.name == "regions" else None
+
+
+def training_flags(run) -> dict[str, Any]:
+    """The flags with which a run was trained; empty if they are not known, as for published weights."""
+    return read_flags(run, FinetuneConfig) if (Path(run) / CONFIG).exists() else {}
 
 
 def choose_data(run, data: str | None) -> str:

@@ -12,9 +12,11 @@ from finetune.config import MtConfig
 from finetune.data.task_batches import MicroBatch, MicroBatchReader, Order
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, mean_score, watched
+from finetune.gradients.tracked_gradients import KIND
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.task_types.base import Task
 from finetune.training.balanced_step import BalancedStep
+from finetune.training.gradient_tracker import GradientTracker
 from finetune.training.task_schedulers import Regime
 from finetune.training.task_validation import SHORTER, Validation
 from pretrain.data.batch_schedule import Plan
@@ -61,7 +63,8 @@ class MultiTask(TrainingTask):
     """Training on several tasks. A step of the training loop is an iteration.
 
     peak_lr: of the task with the lowest peak learning rate; balanced: one optimizer step for all tasks of an iteration,
-    None for one of each task.
+    None for one of each task; tracker: of the gradients' similarity, with --track;
+    earlier_seconds: wall time of the run's earlier processes.
     """
 
     config: MtConfig
@@ -73,12 +76,20 @@ class MultiTask(TrainingTask):
     ranks: Ranks
     device: torch.device
     balanced: BalancedStep | None = None
+    tracker: GradientTracker | None = None
+    earlier_seconds: float = 0.0
 
     unit = "examples"
     shorter_validation = SHORTER
 
     def __post_init__(self):
+        self.began = time.perf_counter()
         self.numbers = {state.task.name: number for number, state in enumerate(self.task_states)}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, in all its processes, without steps after a checkpoint that was resumed."""
+        return self.earlier_seconds + time.perf_counter() - self.began
 
     def training_tasks(self, iteration: int) -> list[int]:
         """The numbers of the tasks that train in an iteration, in order."""
@@ -177,6 +188,12 @@ class MultiTask(TrainingTask):
         main = [f"{name.removesuffix('/score')} {v:.1%}" for name, v in values.items() if name.endswith("/score")]
         return Evaluation(values, ", ".join(main), values.get("mt_score"), seconds)
 
+    def further_line(self, engine: Engine, done: int) -> tuple[str, dict] | None:
+        """The record of the tasks' gradients, at the interval of --track and after the last iteration."""
+        if self.tracker is None or (done % self.tracker.every and not self._last(done)):
+            return None
+        return KIND, self.tracker.record(engine, self.device)
+
     def validations(self) -> dict[str, int]:
         """Of each task one per epoch of its own, and one at the end."""
         total = self.plan.total_steps
@@ -192,5 +209,9 @@ class MultiTask(TrainingTask):
         return {state.task.name: state.score for state in self.task_states}
 
     def state(self, done: int) -> dict:
-        facts = {"taken": {state.task.name: state.taken for state in self.task_states}, "regime": self.regime.state()}
+        facts = {
+            "taken": {state.task.name: state.taken for state in self.task_states},
+            "regime": self.regime.state(),
+            "seconds": self.seconds,
+        }
         return facts | ({"balance": self.balanced.method.state()} if self.balanced else {})

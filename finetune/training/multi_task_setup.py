@@ -20,6 +20,7 @@ from finetune.config import (
     default_lr_scale,
     default_update_unused,
 )
+from finetune.data.task_collate import TaskBatch
 from finetune.data.task_data import (
     TaskData,
     check_same_width,
@@ -29,6 +30,7 @@ from finetune.data.task_data import (
     same_on_every_rank,
 )
 from finetune.evaluation.scores import mean_score
+from finetune.gradients.fixed_batches import fixed_batches, fixed_size
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
@@ -44,6 +46,7 @@ from finetune.run_dirs.init_weights import (
 )
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
+from finetune.training.gradient_tracker import BATCHES, EXAMPLES, GradientTracker, default_interval
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
 from finetune.training.task_schedulers import Regime, find_regime
 from finetune.training.task_validation import validation_of
@@ -61,8 +64,8 @@ from shards.common.untrusted_input import reading
 ENDLESS = 1 << 30  # epochs of a task's plan: the number of iterations ends a run, not the epochs
 
 
-def result_of(training: MultiTask, seconds: float) -> dict:
-    """The contents of result.json of a finished run. seconds: wall time of the process that finished it."""
+def result_of(training: MultiTask) -> dict:
+    """The contents of result.json of a finished run."""
     scores = training.scores()
     mean, interval = mean_score(scores)
     return {
@@ -75,7 +78,7 @@ def result_of(training: MultiTask, seconds: float) -> dict:
         "groups": {g: mean_score(scores, g)[0] for g in sorted({score.group for score in scores.values()})},
         "mt_score": mean,
         "mt_interval": interval,
-        "seconds": round(seconds, 1),
+        "seconds": round(training.seconds, 1),
     }
 
 
@@ -119,7 +122,8 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
             regime.restore(facts["regime"])
             if balanced:
                 balanced.method.restore(facts["balance"])
-    training = MultiTask(config, plan, states, regime, lr, worker_status, ranks, device, balanced)
+    tracker, earlier = gradient_tracker(config, states, plan, balanced, ranks), facts.get("seconds", 0.0)
+    training = MultiTask(config, plan, states, regime, lr, worker_status, ranks, device, balanced, tracker, earlier)
     engine = make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
         begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions, content
@@ -196,11 +200,50 @@ def balanced_step(config: MtConfig, model: TaskModel, tasks: int, ranks: Ranks) 
         return None
     gradients = None
     if isinstance(method, GradientCombination):
-        kept = torch.bfloat16 if config.balance_dtype == "bf16" else None
-        gradients = TaskGradients(shared_parameters(model).values(), tasks, kept)
-        size = f"{gradients.bytes / 1e9:.2f} GB on each rank"
-        ranks.log(f"--balance {config.balance}: keeps the gradients of {tasks} tasks, {size}")
+        gradients = _kept_gradients(config, model, tasks)
+        ranks.log(f"--balance {config.balance}: {_memory(gradients, tasks)}")
     return BalancedStep(method, gradients, config.contrastive)
+
+
+def check_tracking(config: MtConfig, tasks: list[Task]) -> None:
+    """Raises UserError if --track has nothing to compare, or its interval no effect."""
+    if config.track and len(tasks) < 2:
+        raise UserError(f"--track true: compares the gradients of tasks, and --tasks {config.tasks} is only one")
+    if config.track_every and not config.track:
+        raise UserError(f"--track_every {config.track_every}: has no effect without --track true")
+
+
+def gradient_tracker(
+    config: MtConfig, states: list[TaskState], plan: Iterations, balanced: BalancedStep | None, ranks: Ranks
+) -> GradientTracker | None:
+    """The tracker of --track, None without the flag. It uses the memory for gradients of `balanced`, if it has some."""
+    if not config.track:
+        return None
+    counts = [fixed_size(state.training, EXAMPLES) for state in states]
+    of_record, of_iteration = BATCHES * sum(counts), sum(state.plan.batch_size for state in states)
+    every = config.track_every or default_interval(of_record, of_iteration, plan.total_steps)
+
+    def read() -> list[list[TaskBatch]]:
+        return [fixed_batches(state.training, config.seed, BATCHES, EXAMPLES, ranks) for state in states]
+
+    batches = on_every_rank(ranks, read)
+    gradients = balanced.gradients if balanced else None
+    if gradients is None:
+        gradients = _kept_gradients(config, states[0].work.model, len(states))
+    ranks.log(
+        f"--track: every {every} iterations {of_record} examples, {of_record / every / of_iteration:.1%} of those of "
+        f"training with all tasks; {_memory(gradients, len(states))}"
+    )
+    return GradientTracker(every, batches, counts, gradients)
+
+
+def _kept_gradients(config: MtConfig, model: TaskModel, tasks: int) -> TaskGradients:
+    dtype = torch.bfloat16 if config.balance_dtype == "bf16" else None
+    return TaskGradients(shared_parameters(model).values(), tasks, dtype)
+
+
+def _memory(gradients: TaskGradients, tasks: int) -> str:
+    return f"keeps the gradients of {tasks} tasks, {gradients.bytes / 1e9:.2f} GB on each rank"
 
 
 def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:

@@ -15,6 +15,8 @@ from shards.common.errors import UserError
 from shards.common.files import naming, whole_file
 from shards.common.untrusted_input import check_fields, parse_json
 
+METRICS = "metrics.jsonl"
+
 
 def duration(seconds: float) -> str:
     """75 -> 1:15, 4000 -> 1:06:40."""
@@ -56,7 +58,7 @@ class RunLog:
     """
 
     def __init__(self, run, first_step: int, log_to: str | None = TENSORBOARD, flags: dict | None = None):
-        self.path = Path(run) / "metrics.jsonl"
+        self.path = Path(run) / METRICS
         names = tracker_names(log_to)
         self._cut(first_step)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()

@@ -33,6 +33,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     ),
     "config": ("base", "tiny"),
     "init": ("scratch",),
+    "together": (),
     "clean": ("True", "true"),
 }
 
@@ -121,6 +122,7 @@ class StartFields(msgspec.Struct):
 
     kind: str
     run: str | None = None
+    sha256: str | None = None
 
 
 class MadeFields(msgspec.Struct):
@@ -147,6 +149,7 @@ class ConfigFields(msgspec.Struct):
     flags: dict[str, Any]
     model: dict[str, Any] = {}
     tasks: list[str] = []
+    sets: list[list[str]] = []
     tokens: dict[str, int] = {}
     heads: dict[str, int] = {}
     start: StartFields | None = None

@@ -148,6 +148,7 @@ class Trainer:
                 last = done == plan.total_steps
                 if done % config.log_every == 0 or last:
                     training_log.training(done, lr, self.bad_samples, clock)
+                training_log.further(done)
                 found = None
                 if task.due(done) or last:
                     found = training_log.validation(done)

@@ -57,6 +57,12 @@ class TrainingLog:
             + (f"  {skipped} steps skipped: gradients not finite" if skipped else "")
         )
 
+    def further(self, done: int) -> None:
+        """Logs what the task measures besides, see TrainingTask.further_line."""
+        line = self.task.further_line(self.engine, done)
+        if line is not None and self.log is not None:
+            self.log.write(done, *line)
+
     def validation(self, done: int) -> Evaluation | None:
         """Validates, and logs the scores and the time that it took."""
         began, plan = time.perf_counter(), self.task.plan

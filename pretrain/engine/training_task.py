@@ -102,6 +102,10 @@ class TrainingTask(ABC):
     def evaluate(self, done: int) -> Evaluation | None:
         """Validates after `done` steps; None without validation data."""
 
+    def further_line(self, engine: Engine, done: int) -> tuple[str, dict] | None:
+        """(kind, values) of a line of the log of its own after `done` steps, equal on all ranks; None for no line."""
+        return None
+
     def validations(self) -> dict[str, int]:
         """How often a whole run validates, by part (see Evaluation.seconds); "" for one without parts."""
         return {"": -(-self.plan.total_steps // self.save_every)}

@@ -19,7 +19,16 @@ from finetune.config import AblateConfig, MtConfig
 from finetune.evaluation.paper_results import paper_row
 from finetune.evaluation.scores import CLUSTERS
 from finetune.models.task_model import TaskModel
-from finetune.reporting.ablation_runs import AblationRun, PlainStart, as_begun, calls_of, plain_start, prepare_suite
+from finetune.reporting.ablation_runs import (
+    AblationRun,
+    PlainStart,
+    as_begun,
+    calls_of,
+    check_same_inputs,
+    own_share,
+    plain_start,
+    prepare_suite,
+)
 from finetune.reporting.ablation_suites import PAPER_TABLES, SUITES, Row
 from finetune.reporting.ablation_table import compare_rows
 from finetune.reporting.ablation_table import table as tabulate
@@ -298,6 +307,88 @@ def test_pretraining_of_other_flags_is_not_gone_on_with(tmp_path, name):
     assert as_begun([run], config, None) == replace(config, epochs=20)
     with pytest.raises(UserError, match=f"pretrain: was run with --{name} "):
         as_begun([run], replace(config, **{name: 9 if name == "epochs" else "other"}), None)
+
+
+def test_copied_runs_with_other_inputs_or_without_their_files_are_refused(tmp_path):
+    outs, started = [tmp_path / name / "mt" for name in "abc"], {"kind": "ST", "run": "weights", "sha256": "1"}
+    for out in outs:
+        write_json(out / "config.json", {"flags": {}, "content": {"vqa": ["x"]}, "start": started})
+        write_json(out / "result.json", {})
+        (out / "values.npz").touch()
+    check_same_inputs(outs)
+    other = {"flags": {}, "content": {"vqa": ["y"], "gqa": ["z"]}, "start": started}
+    write_json(outs[1] / "config.json", other)
+    with pytest.raises(UserError, match=r"b.mt: data of vqa differ from those of .*a.mt; copy them from one machine"):
+        check_same_inputs(outs)
+    write_json(outs[1] / "config.json", {"flags": {}, "start": started | {"sha256": "2"}})
+    with pytest.raises(UserError, match=r"b.mt: initial weights weights differ from those of"):
+        check_same_inputs(outs)
+    write_json(outs[1] / "config.json", {"flags": {}, "start": {"kind": "ST", "run": "others", "sha256": "2"}})
+    check_same_inputs(outs)
+    (outs[2] / "values.npz").unlink()
+    with pytest.raises(
+        UserError, match=r"c.mt: has result.json without values.npz; copy config.json, values.npz, result"
+    ):
+        check_same_inputs(outs)
+
+
+def test_shares_have_every_run_once():
+    for parts in (1, 3):
+        shares = [own_share(AblateConfig(suite="table10", share=f"{k}/{parts}"), 8) for k in range(1, parts + 1)]
+        assert sorted(place for share in shares for place in share) == list(range(8))
+    for share in ("0/2", "3/2", "2", "a/b", "1/0"):
+        with pytest.raises(UserError, match=f"--share {share}: should be K/N"):
+            own_share(AblateConfig(suite="table10", share=share), 8)
+
+
+def test_rows_without_g4_need_tasks_of_it_and_others(world, run_command, tmp_path):
+    flags = ("--suite", "table12", "--data", world, "--out", tmp_path, "--tasks", "g1,g3")
+    status, _, err = run_command("finetune.ablate", *flags)
+    assert status == 2 and "--tasks g1,g3: rows without G4 need tasks of G4 and of other groups" in err
+
+
+@pytest.mark.slow
+def test_methods_against_interference_are_compared_on_two_machines(world, pretrained, tmp_path, run_command):
+    """Each trains its share; the second one gets the small files of the first one's runs, in a folder elsewhere."""
+    small = ("config.json", "result.json", "values.npz")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "world").symlink_to(world)
+        (tmp_path / name / "pretrain").symlink_to(pretrained)
+
+    def ablate(machine: str, share: str) -> tuple[int, str, str]:
+        folder = tmp_path / machine
+        flags = ["--suite", "interference", "--rows", "sum", "--tasks", "refcoco,nlvr2", "--lr_scales", "4,8"]
+        flags += ["--seeds", 1, "--iterations", 2, "--data", folder / "world", "--init", folder / "pretrain"]
+        return run_command("finetune.ablate", *flags, "--out", folder / "ablate", "--share", share)
+
+    status, out, err = ablate("a", "1/2")
+    assert (status, err) == (0, "") and "interference: 4 runs, 0 of them already finished" in out
+    assert "2 runs of other shares are not finished; copy their results here and repeat this command" in out
+    for path in [path for path in (tmp_path / "a" / "ablate").rglob("*") if path.name in small]:
+        place = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    shutil.rmtree(tmp_path / "a")
+    status, out, err = ablate("b", "1/1")
+    assert (status, err) == (0, "") and "interference: 4 runs, 2 of them already finished" in out
+    table = (tmp_path / "b" / "ablate" / "interference" / "table.txt").read_text()
+    assert "in the table: a step per task, sum" in table and table.count("learning rate x") == 4
+    assert "difference of the MT score by training with G4, over the other tasks\na step per task " in table
+    rows = [line.split() for line in table.partition("cost of a run")[2].splitlines()]
+    steps = {" ".join(row[:-8]): (int(row[-8]), int(row[-5])) for row in rows if row[-1:] == ["s"]}
+    assert steps == {
+        "a step per task": (4, 4),
+        "sum": (2, 4),
+        "a step per task, without G4": (2, 2),
+        "sum, without G4": (2, 2),
+    }
+    seeds = {
+        json.loads(path.read_text())["flags"]["seed"] for path in (tmp_path / "b").rglob("screening/*/mt/config.json")
+    }
+    assert seeds == {1000} and not (tmp_path / "b" / "ablate" / "interference" / "sum" / "seed1000").exists()
+    status, again, _ = ablate("b", "1/1")
+    assert status == 0 and "interference: 4 runs, 4 of them already finished" in again and table in again
 
 
 ABLATE = ("-m", "finetune.ablate")

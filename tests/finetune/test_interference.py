@@ -4,8 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from finetune.config import InterferenceConfig
+from finetune.decontamination.manifest import read_cleaned
+from finetune.gradients import fixed_batches
 from finetune.pages.interference_page import matrix
+from finetune.tasks import choose_tasks
+from shards.common.files import write_json
 
 SOME = "flickr_retrieval,refcoco,nlvr2"
 SMALL = ("--tasks", SOME, "--batches", 2, "--batch_size", 4, "--look_ahead", 1)
@@ -43,11 +49,54 @@ def test_numbers_and_arrays_are_of_the_same_measurement(measured):
     assert summary["affinity"]["mean"][0][1] == pytest.approx(1 - arrays["after"][0, 0, 1] / arrays["before"][0, 1])
 
 
+def test_records_of_training_are_summarised_with_intervals_over_the_batches(measured):
+    tracked = json.loads((measured / "interference.json").read_text())["tracked"]
+    lines = [json.loads(line) for line in (measured.parent / "metrics.jsonl").read_text().splitlines()]
+    records = [line for line in lines if line["kind"] == "gradients"]
+    assert tracked["steps"] == [line["step"] for line in records] == [2, 4]
+    one, other = (records[0]["tasks"].index(name) for name in ("refcoco", "nlvr2"))
+    values = [[of_batch[one][other] for of_batch in line["parts"]["text"]["similarity"]] for line in records]
+    of_batches = np.mean(values, 0)  # over training
+    table = tracked["parts"]["text"]["similarity"]
+    assert table["mean"][1][2] == pytest.approx(of_batches.mean())
+    low, high = stats.t.interval(0.95, 3, of_batches.mean(), stats.sem(of_batches))
+    assert table["margin"][1][2] == pytest.approx((high - low) / 2)
+
+
 def test_the_page_has_all_matrices_and_fits_a_phone(measured, look):
     page = look(measured / "interference.html")
-    assert page.locator(".matrix").count() == 8  # clustered, by group, means of groups, expected, 3 parts, look-ahead
+    # Clustered, by group, means of groups, expected, 3 parts, look-ahead; means over training of the whole and 3 parts.
+    assert page.locator(".matrix").count() == 8 + 4
+    assert page.locator("figure.plot").count() == 2
     assert page.locator(".matrix").first.locator("td").count() == 9
     assert page.excess_on_a_phone() <= 0 and page.problems == []
+
+
+def test_batches_are_those_of_the_runs_training(world, trained, tmp_path, run_command, monkeypatch):
+    """Without the images that --clean removed from it, with its limit of regions, and with its loss."""
+    assert run_command("finetune.clean", "--data", world, "--out", tmp_path / "clean")[0] == 0
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in trained.iterdir():
+        (run / path.name).symlink_to(path)
+    config = json.loads((trained / "config.json").read_text())
+    own = {"clean": str(tmp_path / "clean"), "max_regions": 7, "contrastive": 0.25}
+    (run / "config.json").unlink()
+    write_json(run / "config.json", config | {"flags": config["flags"] | own})
+    used = []
+    plain = fixed_batches.fixed_batches
+    monkeypatch.setattr(fixed_batches, "fixed_batches", lambda of, *rest: (used.append(of), plain(of, *rest))[1])
+    flags = fixed_batches.as_trained(InterferenceConfig(run=str(run), data=str(world), batches=2, batch_size=4))
+    assert (flags.clean, flags.missing, flags.max_regions) == (own["clean"], "stop", 7)
+    opened = fixed_batches.open_fixed_batches(flags, choose_tasks("refcoco,nlvr2,flickr_retrieval"))
+    removed = 0
+    for collator in used:
+        images = {image for example in collator.examples for image in example.images}
+        of_task = read_cleaned(tmp_path / "clean", collator.task).images
+        assert images.isdisjoint(of_task)
+        removed += len(of_task)
+    assert removed > 0 and all(of.batches[0].rows.valid.shape[1] <= 7 for of in opened)
+    assert {of.work.contrastive for of in opened} == {0.25}
 
 
 def test_one_task_and_a_run_without_heads_are_refused(trained, pretrained, run_command):

@@ -297,6 +297,68 @@ def test_a_balanced_run_is_resumed_to_the_same_numbers_with_paused_tasks(mt, tmp
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+TRACK = ("--track", "true", "--track_every", 2)
+
+
+def records_of(run) -> list[dict]:
+    """The records of --track, without the time that they took."""
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines_of(run, "gradients")]
+
+
+@pytest.mark.parametrize("balance", ["steps", "gradnorm"])
+def test_tracking_changes_no_number_of_training(mt, tmp_path, run_command, balance):
+    """Also where its gradients are kept in the memory of those of the method."""
+    flags = ["--tasks", SOME, "--dropout", 0.1, "--iterations", 5, "--balance", balance, "--validate_on", 8]
+    run_command("finetune.mt", *mt(*flags, out="plain"))
+    status, out, err = run_command("finetune.mt", *mt(*flags, *TRACK, out="tracked"))
+    assert (status, err) == (0, "") and "--track: every 2 iterations" in out
+    assert same_weights(tmp_path / "plain", tmp_path / "tracked")
+    names = {
+        kind: [lines_of(tmp_path / name, kind) for name in ("plain", "tracked")] for kind in ("train", "validation")
+    }
+    for plain, tracked in names.values():
+        for one, other in zip(plain, tracked, strict=True):
+            assert {k: v for k, v in one.items() if "/" in k} == {k: v for k, v in other.items() if "/" in k}
+    records = records_of(tmp_path / "tracked")
+    assert [line["step"] for line in records] == [2, 4, 5] and records_of(tmp_path / "plain") == []
+    parts = records[0]["parts"]
+    assert np.shape(parts["all"]["similarity"]) == (4, 5, 5) and np.shape(parts["image"]["norm"]) == (4, 5)
+    assert parts["all"] != records[1]["parts"]["all"]
+
+
+def test_a_killed_run_has_the_same_records(mt, tmp_path):
+    """Killed after a record that is later than its checkpoint."""
+    flags = ["--tasks", "g4", "--dropout", 0.1, "--iterations", 6, "--save_every", 3, "--validate_on", 8, *TRACK]
+    [(status, _, err)] = run_ranks(1, *mt(*flags, out="whole"), script=MT)
+    assert status == 0, err
+    sabotage = {
+        "SABOTAGE": "kill_in_step",
+        "SABOTAGE_AT": 2 * 4 + 1,
+        "SABOTAGE_RANK": 0,
+        "SABOTAGE_ONCE": tmp_path / "once",
+    }
+    [(status, _, _)] = run_ranks(1, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
+    assert status == -signal.SIGKILL and [line["step"] for line in records_of(tmp_path / "parts")] == [2, 4]
+    [(status, out, err)] = run_ranks(1, "--out", tmp_path / "parts", "--resume", script=MT)
+    assert status == 0 and "resuming after iteration 3" in out, err
+    assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
+    assert [line["step"] for line in records_of(tmp_path / "whole")] == [2, 4, 6]
+
+
+def test_records_do_not_depend_on_the_number_of_ranks(mt, tmp_path):
+    """In float64; three ranks have different numbers of the eight examples of a batch."""
+    flags = ["--tasks", "refcoco,nlvr2", "--precision", "float64", "--iterations", 2, "--validate_on", 8, *TRACK]
+    for name, ranks in (("one", 1), ("three", 3)):
+        results = run_ranks(ranks, *mt(*flags, out=name), script=MT)
+        assert {status for status, _, _ in results} == {0}, results
+    [one], [three] = (records_of(tmp_path / name) for name in ("one", "three"))
+    np.testing.assert_allclose(one["loss"], three["loss"], rtol=1e-4)
+    for part, found in one["parts"].items():
+        for what, value in found.items():
+            other = np.array(three["parts"][part][what], float)
+            np.testing.assert_allclose(np.array(value, float), other, rtol=1e-4, equal_nan=True)
+
+
 def test_a_run_of_an_earlier_version_is_resumed_with_its_single_step(mt, tmp_path, run_command):
     run = tmp_path / "run"
     status, _, err = run_command("finetune.mt", *mt("--tasks", "g4", "--iterations", 2), "--one_step")
@@ -407,6 +469,11 @@ MISTAKES = [
     (["--gap", 0], "--gap 0: should be 1 or more"),
     (["--data", "nowhere", "--tasks", "g4"], "nowhere/nlvr2: no such folder"),
     (["--init", "nowhere"], "--init nowhere: no such file or directory"),
+    (
+        ["--tasks", "nlvr2", "--track", "true"],
+        "--track true: compares the gradients of tasks, and --tasks nlvr2 is only",
+    ),
+    (["--tasks", "g4", "--track_every", 5], "--track_every 5: has no effect without --track true"),
     (["--tasks", "g4", "--gqa_answers", "x.json"], "--gqa_answers x.json: none of the tasks uses this answer"),
 ]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.config import AblateConfig
-from finetune.reporting.ablation_runs import calls_of
+from finetune.reporting.ablation_runs import AblationRun, calls_of
 from finetune.reporting.ablation_suites import SUITES
 from finetune.reporting.screening import SEED, chosen_rows, screening_config, screening_runs
 from shards.common.errors import UserError
@@ -44,12 +44,14 @@ def test_the_four_best_methods_and_the_papers_way_are_in_the_table(config):
         return best.get(name, 0.3) + 0.01 * better
 
     finish(runs, score)
-    rows, text = chosen_rows(ROWS, runs)
+    rows, text = chosen_rows(config, ROWS, runs)
     kept = ["a step per task", "famo", "nash", "pcgrad", "upgrad"]
     assert list(rows) == kept + [f"{name}, without G4" for name in kept]
     assert rows["famo"].flags == {"balance": "famo", "lr_scale": 8}
     assert rows["a step per task"].flags == {"lr_scale": 8}
-    assert rows["nash, without G4"].flags == {"balance": "nash", "lr_scale": 4, "tasks": "g1,g2,g3"}
+    nash = AblationRun("nash", rows["nash, without G4"], 0, runs[0].folder)
+    flags = calls_of(nash, config, None)[0].flags
+    assert (flags["balance"], flags["lr_scale"], flags["tasks"]) == ("nash", 4, "g1,g2,g3")
     assert all(f"{name}, learning rate x {scale}" in text for name in names for scale in (4, 8))
     assert "91.00%" in text and text.endswith("in the table: a step per task, famo, nash, pcgrad, upgrad")
 
@@ -59,3 +61,17 @@ def test_a_factor_that_is_not_a_number_above_0_is_refused(config, scales):
     config.lr_scales = scales
     with pytest.raises(UserError, match="comma-separated numbers above 0"):
         screening_runs(config, ROWS)
+
+
+def test_tasks_without_g4_are_chosen_among_the_tasks_of_the_suite(config):
+    runs = screening_runs(config, ROWS)
+    finish(runs, lambda one: 0.5)
+    config.tasks = "vqa,refcoco,nlvr2"
+    rows, _ = chosen_rows(config, ROWS, runs)
+    of_row = {
+        name: calls_of(AblationRun(name, row, 0, runs[0].folder), config, None)[0].flags for name, row in rows.items()
+    }
+    assert of_row["sum"]["tasks"] == "vqa,refcoco,nlvr2" and of_row["sum, without G4"]["tasks"] == "vqa,refcoco"
+    for tasks in ("vqa,refcoco", "nlvr2"):  # all of them, or none
+        config.tasks = tasks
+        assert not any("without G4" in name for name in chosen_rows(config, ROWS, runs)[0])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from slow_balancing import TOLERANCES, slow_method
 from tiny_tasks import NAMES, tiny_parts, tiny_pass, tiny_tasks
 
 from finetune.balancing import METHODS, make_balance
@@ -15,6 +16,7 @@ from finetune.training.balanced_step import BalancedStep
 from pretrain.engine.step import Sums
 from shards.common.dist_info import ALONE
 
+RATE = 0.01  # of gradient descent
 OF_TORCHJD = {"pcgrad", "cagrad", "aligned", "upgrad", "config"}
 
 
@@ -72,6 +74,38 @@ def test_an_update_is_the_weighted_sum_of_whole_gradients(name, halves):
     logged = sums.reading(ALONE)
     for n, weight in zip(NAMES, weights.tolist(), strict=True):
         assert logged[f"{n}/weight"] / logged[f"{n}/examples"] == pytest.approx(weight, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_updates_are_those_of_a_slow_version_on_whole_vectors(name):
+    """Three iterations of gradient descent on two tasks, for which the order of PCGrad does not matter."""
+    tasks, engine, balanced = setup(name, count=2, sgd=True)
+    reference = tiny_tasks(2, dropout=0.1)
+    model, slow = reference[0].model, slow_method(name, 2)
+    shared, tolerance = shared_parameters(model), TOLERANCES.get(name, 1e-6)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = RATE
+    for seed in range(3):
+        take(balanced, engine, tasks, seed)
+        rows, losses = slow_gradients(reference, seed)
+        vectors = torch.stack([torch.cat([row[n].flatten() for n in shared]) for row in rows])
+        losses = torch.tensor(losses, dtype=torch.float64)
+        combined, of_heads = slow.direction(losses, vectors)
+        parts = dict(zip(shared, combined.split([p.numel() for p in shared.values()]), strict=True))
+        with torch.no_grad():
+            for n, p in model.named_parameters():
+                step = (
+                    parts[n].view_as(p)
+                    if n in shared
+                    else sum(w * row[n] for w, row in zip(of_heads, rows, strict=True))
+                )
+                p.sub_(RATE * step)
+        slow.after(losses, torch.tensor(slow_gradients(reference, seed)[1], dtype=torch.float64))
+    start = dict(tiny_tasks(2)[0].model.named_parameters())
+    for n, p in engine.model.named_parameters():
+        expected = dict(model.named_parameters())[n] - start[n]
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(p - start[n], expected, rtol=0, atol=10 * tolerance * scale + 1e-12)
 
 
 def run(name: str | None, count: int, steps: int = 4):
