@@ -27,7 +27,15 @@ from shards.common.files import (
     printable,
     refuse_special_file,
 )
-from shards.common.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image, unread_format
+from shards.common.image_id import (
+    NOT_UTF8,
+    SAME_ID,
+    SUFFIXES,
+    image_id,
+    is_image,
+    printable_id,
+    unread_format,
+)
 from shards.common.untrusted_input import parse_json
 from shards.images.tar_directory import Member, Unused, read_directory, split_path
 from shards.parsing.text_encoding import decode_text
@@ -226,9 +234,9 @@ def find_images(part: Part) -> Iterator[Found]:
     for name in part.files:
         if name.endswith(".tar"):
             for member in read_directory(name).images:
-                yield Found(name, f"{name}#{printable(member)}", image_id(printable(member)))
+                yield Found(name, f"{name}#{printable(member)}", printable_id(member))
         else:
-            yield Found(name, printable(name), image_id(printable(name)))
+            yield Found(name, printable(name), printable_id(name))
 
 
 def read_records(part: Part, unused: list[Unused] | None = None, with_info: bool = False) -> Iterator[Record]:
@@ -241,14 +249,14 @@ def read_records(part: Part, unused: list[Unused] | None = None, with_info: bool
     for name in part.files:
         if name.endswith(".tar"):
             yield from _records_of_tar(name, part.captions, unused, with_info)
-        elif part.captions is None or image_id(printable(name)) in part.captions:
+        elif part.captions is None or printable_id(name) in part.captions:
             yield _record_of_file(name, part.captions, unused, with_info)
 
 
 def _record_of_file(
     name: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused], with_info: bool
 ) -> Record:
-    image, source = image_id(printable(name)), printable(name)
+    image, source = printable_id(name), printable(name)
     if not is_utf8(name):
         return Record(image, BadImage(NOT_UTF8), source)
     if (data := _read_file(name)) is None:
@@ -333,7 +341,7 @@ def _records_of_tar(
             return f"{tar}#{printable(name)}", read(member)
 
         for name, member in directory.images.items():
-            image, source = image_id(printable(name)), f"{tar}#{printable(name)}"
+            image, source = printable_id(name), f"{tar}#{printable(name)}"
             if captions is not None and image not in captions:
                 continue
             if not is_utf8(name):
@@ -353,6 +361,7 @@ def split_source(source: str) -> tuple[str, str]:
 def read_source(source: str) -> bytes:
     """The bytes of an image from the source of a Record; UserError if it no longer exists."""
     name, member = split_source(source)
+    refuse_special_file(name)
     try:
         if member:
             with tarfile.open(name, "r:") as tar:
