@@ -23,6 +23,7 @@ from finetune.task_types.answering import AnsweringTask
 from finetune.task_types.base import Task
 from finetune.task_types.classification import LabelTask
 from shards.common.errors import UserError
+from shards.common.files import refuse_special_file
 from shards.common.image_id import image_id
 from shards.common.untrusted_input import is_number, reason_of, shown
 
@@ -207,6 +208,7 @@ def read_task_file(path: str | Path, free_token: int) -> TableTask:
         UserError: the file does not exist or does not describe a task.
     """
     path = Path(path)
+    refuse_special_file(path)
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
         known = msgspec.convert(value, TaskFile)

@@ -214,6 +214,9 @@ def expand(pattern: str, suffix: str = ".tar") -> list[str]:
     """Expands a path, a glob, a brace pattern or a folder (to its files with `suffix`) to a list of files.
 
     In URLs only braces are expanded, and existence is not checked.
+
+    Raises:
+        UserError: nothing is found, or a pipe or device.
     """
     if not pattern:
         raise UserError("the path is empty; use a path, a folder or a pattern such as a-{0..3}.tar")
@@ -231,11 +234,12 @@ def expand(pattern: str, suffix: str = ".tar") -> list[str]:
                 raise UserError(f"{part}: the folder contains no {suffix} files")
             names += found
         elif os.path.exists(part):
-            refuse_special_file(part)
             names.append(part)
         else:
             found = sorted(glob.glob(part))
             if not found:
                 raise UserError(f"{part}: no such file or folder")
             names += found
+    for name in names:
+        refuse_special_file(name)
     return names

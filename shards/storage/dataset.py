@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from shards.common.errors import UserError
-from shards.common.files import expand, read_json, whole_file, write_json
+from shards.common.files import expand, read_json, refuse_special_file, whole_file, write_json
 from shards.common.folder_lock import LOCK
 from shards.common.untrusted_input import LARGEST, shown
 from shards.storage.index import ShardIndex, load_index
@@ -349,6 +349,7 @@ def _captions_file(dataset: Dataset) -> TextLists | None:
     path = dataset.folder / "captions.txt"
     if not path.exists() or not (dataset.folder / "dataset.json").exists():
         return None
+    refuse_special_file(path)
     with contextlib.suppress(UnicodeDecodeError):
         whole = read_dataset(dataset.folder)
         lines = TextLists.of_lines(np.fromfile(path, np.uint8), whole.has_several_captions)
