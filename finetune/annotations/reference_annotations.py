@@ -15,9 +15,8 @@ import numpy as np
 from finetune.annotations.answers import ORDER, read_vocabulary
 from finetune.annotations.official_files import find_file, read_lines, read_pickled_list, take, take_all
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file
 from shards.common.image_id import image_id, photo_names
-from shards.common.untrusted_input import is_number, reading, shown
+from shards.common.untrusted_input import is_number, reading, refuse_special_file, shown
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from pretrain.data.collate import Limits
 from pretrain.models.model_config import ModelConfig
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file
-from shards.common.untrusted_input import LARGEST_SIDE, is_number
+from shards.common.untrusted_input import LARGEST_SIDE, is_number, refuse_special_file
 from shards.detection.base import Found
 from shards.images.image_files import BadImage, decode_image
 from shards.storage.sample import Sample

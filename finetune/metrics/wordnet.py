@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetune.annotations.official_files import read_text
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file
+from shards.common.untrusted_input import refuse_special_file
 
 DATA, INDEX, EXCEPTIONS = FILES = ("data.noun", "index.noun", "noun.exc")
 DEBIAN = "/usr/share/wordnet"  # folder of Debian's package wordnet-base

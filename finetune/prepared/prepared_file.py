@@ -18,7 +18,8 @@ import numpy as np
 from finetune.annotations.official_files import existing, find_file, find_files
 from finetune.annotations.source_files import FileState, SourceFiles, checksum, file_state
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file, whole_file
+from shards.common.files import whole_file
+from shards.common.untrusted_input import refuse_special_file
 
 MAGIC = b"12in1-prepared-1"
 ALIGNED = 64

@@ -26,8 +26,8 @@ from pretrain.engine.distributed import broadcast, on_first
 from pretrain.engine.optimizer import optimizer_state, restore_optimizer
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
-from shards.common.files import read_json, refuse_special_file, write_json
-from shards.common.untrusted_input import reading
+from shards.common.files import read_json, write_json
+from shards.common.untrusted_input import reading, refuse_special_file
 
 MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoint.json"
 COPIED = 2**20  # bytes that are copied at a time

@@ -12,8 +12,8 @@ from tensorboardX.summary import scalar
 
 from pretrain.engine.experiment_trackers import TENSORBOARD, Trackers, tracker_names
 from shards.common.errors import UserError
-from shards.common.files import naming, refuse_special_file, whole_file
-from shards.common.untrusted_input import check_fields, parse_json
+from shards.common.files import naming, whole_file
+from shards.common.untrusted_input import check_fields, parse_json, refuse_special_file
 
 
 def duration(seconds: float) -> str:

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from pretrain.tokenizer.common_words import CHARACTERS, COMMON_WORDS
 from pretrain.tokenizer.wordpiece import INSIDE, learn_vocabulary
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file, whole_file
+from shards.common.files import whole_file
 from shards.common.model_hub import only_local, unreachable
-from shards.common.untrusted_input import reading
+from shards.common.untrusted_input import reading, refuse_special_file
 
 FILE = "tokenizer.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -8,14 +8,13 @@ import itertools
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import braceexpand
 
 from shards.common.errors import UserError
-from shards.common.untrusted_input import check_fields, parse_json, reason_of
+from shards.common.untrusted_input import check_fields, parse_json, reason_of, refuse_special_file
 
 _REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
@@ -116,17 +115,6 @@ def _open_temporary(path: Path, mode: str, options: dict):
     except OSError as error:
         error.filename = str(path)  # for the message: the user knows the file, not its temporary name
         raise
-
-
-def refuse_special_file(path, where: str = "") -> None:
-    """Raises UserError for pipes, sockets and devices, because reading them may block. where: prefix of the message."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # the file does not exist, or the name is invalid
-        return
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket or a device"
-        raise UserError(f"{where}{path}: is {kind}; give a file")
 
 
 def is_stray(path: str) -> bool:

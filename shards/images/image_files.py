@@ -2,10 +2,8 @@
 
 import io
 import itertools
-import json
 import os
 import re
-import tarfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +23,6 @@ from shards.common.files import (
     is_remote,
     is_utf8,
     printable,
-    refuse_special_file,
 )
 from shards.common.image_id import (
     NOT_UTF8,
@@ -36,10 +33,11 @@ from shards.common.image_id import (
     printable_id,
     unread_format,
 )
-from shards.common.untrusted_input import parse_json
+from shards.common.untrusted_input import parse_json, refuse_special_file
 from shards.images.tar_directory import Member, Unused, read_directory, split_path
 from shards.parsing.text_encoding import decode_text
 from shards.storage.dataset import UNFINISHED
+from shards.storage.index import read_headers
 
 MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
 
@@ -300,7 +298,7 @@ def _captions(neighbour: Callable[[str], tuple[str, bytes] | None], unused: list
     if found := neighbour("json"):
         source, data = found
         try:
-            value = json.loads(decode_text(data))
+            value = parse_json(decode_text(data), finite=False)
         except ValueError:
             unused.append(Unused(source, "is not valid JSON with a caption"))
             return ()
@@ -363,9 +361,11 @@ def read_source(source: str) -> bytes:
     name, member = split_source(source)
     refuse_special_file(name)
     try:
-        if member:
-            with tarfile.open(name, "r:") as tar:
-                return tar.extractfile(member).read()
-        return Path(name).read_bytes()
-    except (OSError, KeyError, tarfile.TarError) as error:
+        if not member:
+            return Path(name).read_bytes()
+        offset, size = {printable(found): place for found, *place in read_headers(name)}[member]
+        with open(name, "rb") as tar:
+            tar.seek(offset)
+            return tar.read(size)
+    except (OSError, KeyError) as error:
         raise UserError(f"{source}: the image cannot be read ({error})") from None

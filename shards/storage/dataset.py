@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from shards.common.errors import UserError
-from shards.common.files import expand, read_json, refuse_special_file, whole_file, write_json
+from shards.common.files import expand, read_json, whole_file, write_json
 from shards.common.folder_lock import LOCK
-from shards.common.untrusted_input import LARGEST, shown
+from shards.common.untrusted_input import LARGEST, refuse_special_file, shown
 from shards.storage.index import ShardIndex, load_index
 from shards.storage.merged_index import load_rows
 from shards.storage.sample import KINDS, MEMBERS, SEVERAL, captions_of, read_npy

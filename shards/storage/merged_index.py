@@ -19,7 +19,8 @@ from typing import Protocol
 import numpy as np
 
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file, whole_file
+from shards.common.files import whole_file
+from shards.common.untrusted_input import refuse_special_file
 from shards.storage.index import ShardIndex, load_index
 from shards.storage.sample import MEMBERS
 
