@@ -45,7 +45,7 @@ class Query:
     @property
     def size(self) -> tuple[float, float]:
         """(width, height) of the first image, in the pixels of `boxes`."""
-        return float(self.samples[0].info["width"]), float(self.samples[0].info["height"])
+        return self.samples[0].side("width"), self.samples[0].side("height")
 
     @property
     def scene(self) -> Scene:

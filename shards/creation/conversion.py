@@ -84,7 +84,7 @@ def _shard(out: Path, number: int) -> Path:
 
 
 def _shards(out: Path) -> list[Path]:
-    """The shards in the order of the source; there are none for parts without a record."""
+    """The shards in the order of the source; parts without a record have none."""
     return sorted(out.glob("regions-*.tar"))
 
 

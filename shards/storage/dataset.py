@@ -111,8 +111,7 @@ def begin_dataset(
         (folder / UNFINISHED).unlink()
     for name in (UNFINISHED, "dataset.json"):
         if (folder / name).exists():
-            stored = read_json(folder / name)
-            stored = stored if name == UNFINISHED else _plan_of(stored)
+            stored = read_json(folder / name) if name == UNFINISHED else plan_of(folder)
             stored = current(stored) if isinstance(stored, dict) else {}
             stored = {key: _as_now(value, plan.get(key)) for key, value in stored.items()}
             if stored != plan:
@@ -132,10 +131,24 @@ def _as_now(stored: object, now: object) -> object:
     return stored
 
 
-def _plan_of(described: object) -> object:
-    """The plan in the content of dataset.json, or None."""
-    extra = described.get("extra") if isinstance(described, dict) else None
-    return extra.get("plan") if isinstance(extra, dict) else None
+class Extra(msgspec.Struct):
+    """The fields of `extra` in dataset.json that are validated."""
+
+    plan: dict[str, Any] = {}
+    class_names: list[str] = []
+
+
+class Described(msgspec.Struct):
+    """The fields of dataset.json that are validated where a data set is not opened."""
+
+    extra: Extra = msgspec.field(default_factory=Extra)
+
+
+def plan_of(folder: str | Path) -> dict[str, Any]:
+    """The plan in the dataset.json of a folder; empty if it has none."""
+    described = read_json(Path(folder) / "dataset.json", Described)
+    plan: dict[str, Any] = described.get("extra", {}).get("plan", {})
+    return plan
 
 
 def finish_dataset(
@@ -327,8 +340,10 @@ def checked(fields: Fields) -> Fields:
     for name, value in vars(fields).items():
         if isinstance(value, int) and not 0 <= value < LARGEST:
             raise ValueError(f"{name} is {shown(value)}")
-    if isinstance(fields, Dataset) and not fields.shards:
-        raise ValueError("it lists no shards")
+    if isinstance(fields, Dataset):
+        msgspec.convert(fields.extra, Extra)
+        if not fields.shards:
+            raise ValueError("it lists no shards")
     return fields
 
 
