@@ -13,8 +13,16 @@ import msgspec
 
 from finetune.annotations.source_files import note_read, note_search
 from shards.common.errors import UserError
-from shards.common.files import is_stray, refuse_special_file
-from shards.common.untrusted_input import byte_lines, is_number, parse_json, reading, reason_of, shown
+from shards.common.files import is_stray
+from shards.common.untrusted_input import (
+    byte_lines,
+    is_number,
+    parse_json,
+    reading,
+    reason_of,
+    refuse_special_file,
+    shown,
+)
 from shards.parsing.json_records import BROKEN, decode_file, explained, read_list, text_begin
 from shards.parsing.json_records import take as take  # for the readers of tasks
 from shards.parsing.json_records import take_all as take_all

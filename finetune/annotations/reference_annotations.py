@@ -15,8 +15,8 @@ import numpy as np
 from finetune.annotations.answers import ORDER, read_vocabulary
 from finetune.annotations.official_files import find_file, read_lines, read_pickled_list, take, take_all
 from shards.common.errors import UserError
-from shards.common.image_id import image_id
-from shards.common.untrusted_input import is_number, reading, shown
+from shards.common.image_id import image_id, photo_names
+from shards.common.untrusted_input import is_number, reading, refuse_special_file, shown
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def captions(path: Path) -> Iterator[tuple[str, list[str]]]:
     """(image id, captions) of a retrieval file. Ids of Flickr images are the numbers in their paths."""
     for where, record in read_lines(path):
         file = take(record, "img_path", str, where)
-        image = str(take(record, "id", (int, str), where)) if Path(file).name.startswith("COCO_") else image_id(file)
+        coco = any(name.startswith("coco:") for name in photo_names(file))
+        image = str(take(record, "id", (int, str), where)) if coco else image_id(file)
         yield image, take_all(record, "sentences", str, where)
 
 
@@ -88,6 +89,7 @@ def published_tests(folder: Path) -> Iterator[tuple[str, str]]:
     for collection in ("coco", "genome", "flickr"):
         path = find_file(folder, f"cache/{collection}_test_ids.npy")
         if path.exists():
+            refuse_special_file(path)
             with reading(path, "it should be an array of image ids"):
                 ids = np.load(path, allow_pickle=False)
                 if ids.dtype.kind not in "iuSU":

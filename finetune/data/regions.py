@@ -88,7 +88,7 @@ def rows_of_boxes(sample: Sample, box_ids: tuple[str, ...], boxes: Sequence[Box]
 
 
 def _rows_by_place(sample: Sample, boxes: Sequence[Box]) -> np.ndarray:
-    size = np.array([sample.info["width"], sample.info["height"]] * 2)
+    size = np.array([sample.side("width"), sample.side("height")] * 2)
     wanted = np.array(boxes).clip(0, size)
     distance = np.abs(sample.boxes[None] * size - wanted[:, None]).max(-1)
     for box, away in zip(boxes, distance.min(1), strict=True):

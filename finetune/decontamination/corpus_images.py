@@ -1,6 +1,5 @@
 """The images of training data in any form: tars, folders, region shards, parquet files."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from finetune.decontamination.parquet_rows import parquet_rows
 from shards.common.errors import UserError
 from shards.common.files import expand, files_below, is_remote, printable
 from shards.common.image_id import SUFFIXES, is_image, photo_names
+from shards.common.untrusted_input import parse_json
 from shards.images.image_files import BadImage, Part, read_records
 from shards.images.tar_directory import read_directory
 from shards.storage.index import saved_index, scan_tar
@@ -141,7 +141,7 @@ def _region_samples(tar: str, collection: str | None) -> Iterator[CorpusImage]:
 
 def _object(data: bytes) -> dict:
     try:
-        value = json.loads(data)
+        value = parse_json(data, finite=False)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -22,8 +22,8 @@ from safetensors.numpy import save
 from finetune.decontamination.known_tests import KnownName, KnownTests, Pictures
 from finetune.decontamination.perceptual_hash import TRIMMED
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file, whole_file
-from shards.common.untrusted_input import reading
+from shards.common.files import whole_file
+from shards.common.untrusted_input import reading, refuse_special_file
 
 FORMAT = 1
 KEY = "fingerprint"

@@ -52,6 +52,15 @@ class CompareJob:
     pairs: list[tuple[Path, Path]]
 
 
+def _why_not_read(path: Path) -> str:
+    """The reason not to read a file; empty if it can be read."""
+    if not path.exists():
+        return "is a broken link"
+    if not path.is_file():
+        return "is a named pipe or a device"
+    return "" if is_utf8(str(path)) else NOT_UTF8
+
+
 def image_files(folder: str) -> dict[str, Path]:
     """Photo name -> file, for every image in FOLDER/NAME, where NAME is the name of the tasks' region shards."""
     photo_of = {task.images: task.photo for task in all_tasks().values()}
@@ -63,8 +72,8 @@ def image_files(folder: str) -> dict[str, Path]:
     for part in present:
         own: dict[str, Path] = {}
         for path in map(Path, files_below(part, is_image)):
-            if not is_utf8(str(path)) or not path.exists():
-                bad.append(f"{printable(path)}: {NOT_UTF8 if path.exists() else 'is a broken link'}")
+            if reason := _why_not_read(path):
+                bad.append(f"{printable(path)}: {reason}")
                 continue
             image = image_id(path.name)
             if image in own:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.common.errors import UserError
-from shards.common.files import printable, refuse_special_file
+from shards.common.files import printable
 from shards.common.image_id import image_id
-from shards.common.untrusted_input import reading
+from shards.common.untrusted_input import reading, refuse_special_file
 
 ID_COLUMNS = ("key", "__key__", "id", "image_id")
 BATCH = 256  # rows

@@ -42,9 +42,9 @@ def unchecked_pretraining(run) -> str | None:
 
 def _extraction(data: str) -> dict:
     """The settings with which shards.extract made region shards; empty for other data."""
-    path = (Path(data) if Path(data).is_dir() else Path(data).parent) / "dataset.json"
-    plan = plan_of(read_json(path)) if path.exists() else None
-    return plan if isinstance(plan, dict) and plan.get("command") == "shards.extract" else {}
+    folder = Path(data) if Path(data).is_dir() else Path(data).parent
+    plan = plan_of(folder) if (folder / "dataset.json").exists() else {}
+    return plan if plan.get("command") == "shards.extract" else {}
 
 
 def _contains(corpus: str, files: list[str]) -> bool:

@@ -78,7 +78,7 @@ def image_size(example: Example, sample: Sample) -> tuple[float, float]:
         UserError: the two have different aspect ratios, for example because an image was rotated by its EXIF
             orientation after it had been annotated; boxes of one are then elsewhere in the other.
     """
-    width, height = (float(example.facts.get(side) or sample.info[side]) for side in ("width", "height"))
+    width, height = (float(example.facts.get(side) or sample.side(side)) for side in ("width", "height"))
     in_shard = sample.info.get("width", width), sample.info.get("height", height)
     ratio = width * in_shard[1] / (height * in_shard[0])
     if not 1 / SAME_RATIO < ratio < SAME_RATIO:

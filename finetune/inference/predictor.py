@@ -160,7 +160,7 @@ class LazyPredictor:
         pixels = [np.asarray(image_of(sample, regions.dataset.folder)[0].convert("RGB")) for sample in samples]
         candidates = Regions(region_folder(self.data, f"{found.name}_boxes"))[ids[0]] if boxes else None
         if candidates is not None:
-            candidates.info = {side: candidates.info[side] for side in ("width", "height")}
+            candidates.info = {side: candidates.side(side) for side in ("width", "height")}
         return Query(found, text, list(ids), pixels, samples, boxes, candidates)
 
     def _asked(self, task: str, text: str, images: int, boxes: bool) -> Task:

@@ -15,7 +15,7 @@ from pretrain.data.collate import Limits
 from pretrain.models.model_config import ModelConfig
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.errors import UserError
-from shards.common.untrusted_input import LARGEST_SIDE, is_number
+from shards.common.untrusted_input import LARGEST_SIDE, is_number, refuse_special_file
 from shards.detection.base import Found
 from shards.images.image_files import BadImage, decode_image
 from shards.storage.sample import Sample
@@ -45,7 +45,7 @@ class Query:
     @property
     def size(self) -> tuple[float, float]:
         """(width, height) of the first image, in the pixels of `boxes`."""
-        return float(self.samples[0].info["width"]), float(self.samples[0].info["height"])
+        return self.samples[0].side("width"), self.samples[0].side("height")
 
     @property
     def scene(self) -> Scene:
@@ -111,6 +111,8 @@ def read_image(image: ImageLike) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _rgb(image)
     name = "the image" if isinstance(image, bytes) else image
+    if not isinstance(image, bytes):
+        refuse_special_file(image)
     try:
         return decode_image(image if isinstance(image, bytes) else Path(image).read_bytes())
     except BadImage as error:

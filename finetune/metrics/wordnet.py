@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune.annotations.official_files import read_text
 from shards.common.errors import UserError
+from shards.common.untrusted_input import refuse_special_file
 
 DATA, INDEX, EXCEPTIONS = FILES = ("data.noun", "index.noun", "noun.exc")
 DEBIAN = "/usr/share/wordnet"  # folder of Debian's package wordnet-base
@@ -45,6 +46,7 @@ class Nouns:
 
     def __init__(self, folder: Path):
         self._path = folder / DATA
+        refuse_special_file(self._path)
         self._data = self._path.read_bytes()
         self._senses = {}
         for where, line in read_text(folder / INDEX):

@@ -19,6 +19,7 @@ from finetune.annotations.official_files import existing, find_file, find_files
 from finetune.annotations.source_files import FileState, SourceFiles, checksum, file_state
 from shards.common.errors import UserError
 from shards.common.files import whole_file
+from shards.common.untrusted_input import refuse_special_file
 
 MAGIC = b"12in1-prepared-1"
 ALIGNED = 64
@@ -166,6 +167,7 @@ def _open(path: Path, key: dict[str, str], folder: Path) -> tuple[Header, memory
 
 def _read_header(path: Path) -> tuple[Header, memoryview] | None:
     """(header, bytes of the arrays) of a file of the right length, else None."""
+    refuse_special_file(path)
     try:
         with open(path, "rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -24,7 +24,7 @@ from finetune.task_types.base import Task
 from finetune.task_types.classification import LabelTask
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
-from shards.common.untrusted_input import is_number, reason_of, shown
+from shards.common.untrusted_input import is_number, reason_of, refuse_special_file, shown
 
 GROUP = "own"  # group of these tasks, for --task and --tasks
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -207,12 +207,13 @@ def read_task_file(path: str | Path, free_token: int) -> TableTask:
         UserError: the file does not exist or does not describe a task.
     """
     path = Path(path)
+    refuse_special_file(path)
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
         known = msgspec.convert(value, TaskFile)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; it should be a TOML file that describes a task") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:  # ValueError: also of TOML
         raise UserError(f"{path}: does not describe a task ({reason_of(error)}); see docs/own_task.md") from None
     name, labels = path.stem, tuple(known.labels)
     if problem := _problem(name, known):

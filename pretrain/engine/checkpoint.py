@@ -27,7 +27,7 @@ from pretrain.engine.optimizer import optimizer_state, restore_optimizer
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
-from shards.common.untrusted_input import reading
+from shards.common.untrusted_input import reading, refuse_special_file
 
 MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoint.json"
 COPIED = 2**20  # bytes that are copied at a time
@@ -214,6 +214,7 @@ def read_facts(path: Path) -> dict:
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors in one file of a checkpoint, after verifying its checksum."""
+    refuse_special_file(path / name)
     with reading(path / name):
         _check_sum(path, name, _sha256(path / name))
         return load_file(path / name)
@@ -225,6 +226,7 @@ def copy_tensors(path: Path, name: str, out: BinaryIO) -> None:
     Raises:
         UserError: the file was damaged; what was written should not be used.
     """
+    refuse_special_file(path / name)
     digest = hashlib.sha256()
     with open(path / name, "rb") as file:
         while block := file.read(COPIED):

@@ -13,7 +13,7 @@ from tensorboardX.summary import scalar
 from pretrain.engine.experiment_trackers import TENSORBOARD, Trackers, tracker_names
 from shards.common.errors import UserError
 from shards.common.files import naming, whole_file
-from shards.common.untrusted_input import check_fields, parse_json
+from shards.common.untrusted_input import check_fields, parse_json, refuse_special_file
 
 METRICS = "metrics.jsonl"
 
@@ -37,6 +37,7 @@ def read_metrics(path: Path) -> tuple[list[dict], int]:
 
     A last line without a newline is ignored: the run may be writing it, or was killed while writing it.
     """
+    refuse_special_file(path)
     lines, bad = [], 0
     *whole, _ = path.read_bytes().split(b"\n")
     for line in whole:

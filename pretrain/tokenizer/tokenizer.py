@@ -12,7 +12,7 @@ from pretrain.tokenizer.wordpiece import INSIDE, learn_vocabulary
 from shards.common.errors import UserError
 from shards.common.files import whole_file
 from shards.common.model_hub import load_failure, only_local
-from shards.common.untrusted_input import reading
+from shards.common.untrusted_input import reading, refuse_special_file
 
 FILE = "tokenizer.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -66,6 +66,7 @@ class WordPieceTokenizer:
 def load_tokenizer(folder) -> WordPieceTokenizer:
     """Loads the tokenizer.json of a run or of a BERT."""
     path = Path(folder) / FILE
+    refuse_special_file(path)
     try:
         return WordPieceTokenizer(Tokenizer.from_file(str(path)), str(path))
     except UserError:
@@ -88,6 +89,7 @@ def load_bert_tokenizer(name: str, flag: str = "--bert") -> WordPieceTokenizer:
 
     bare = path.is_dir() and not (path / "tokenizer_config.json").exists()
     words = path / "vocab.txt" if bare else path
+    refuse_special_file(words, f"{flag} ")
     try:
         if words.is_file():
             tokenizer = BertTokenizerFast(str(words))

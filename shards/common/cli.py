@@ -21,9 +21,9 @@ import fire
 
 from shards.common.dist_info import ALONE, launched
 from shards.common.errors import ErrorOnAnotherRank, UserError
-from shards.common.files import is_remote, refuse_special_file
+from shards.common.files import is_remote
 from shards.common.model_hub import local_model
-from shards.common.untrusted_input import LARGEST
+from shards.common.untrusted_input import LARGEST, refuse_special_file
 
 _YES = {"true", "yes", "1", "on"}
 _NO = {"false", "no", "0", "off"}

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file, whole_file
-from shards.common.untrusted_input import byte_lines, reading
+from shards.common.files import whole_file
+from shards.common.untrusted_input import byte_lines, reading, refuse_special_file
 
 EXCLUDED = "excluded.txt"
 

@@ -8,14 +8,13 @@ import itertools
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import braceexpand
 
 from shards.common.errors import UserError
-from shards.common.untrusted_input import check_fields, parse_json, reason_of
+from shards.common.untrusted_input import check_fields, parse_json, reason_of, refuse_special_file
 
 _REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
@@ -118,17 +117,6 @@ def _open_temporary(path: Path, mode: str, options: dict):
         raise
 
 
-def refuse_special_file(path, where: str = "") -> None:
-    """Raises UserError for pipes, sockets and devices, because reading them may block. where: prefix of the message."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # the file does not exist, or the name is invalid
-        return
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket or a device"
-        raise UserError(f"{where}{path}: is {kind}; give a file")
-
-
 def is_stray(path: str) -> bool:
     """Whether a file is an artifact of a system or an editor: ._1.jpg, .ipynb_checkpoints/1.jpg, __MACOSX/1.jpg.
 
@@ -214,6 +202,9 @@ def expand(pattern: str, suffix: str = ".tar") -> list[str]:
     """Expands a path, a glob, a brace pattern or a folder (to its files with `suffix`) to a list of files.
 
     In URLs only braces are expanded, and existence is not checked.
+
+    Raises:
+        UserError: nothing is found, or a pipe or device.
     """
     if not pattern:
         raise UserError("the path is empty; use a path, a folder or a pattern such as a-{0..3}.tar")
@@ -231,11 +222,12 @@ def expand(pattern: str, suffix: str = ".tar") -> list[str]:
                 raise UserError(f"{part}: the folder contains no {suffix} files")
             names += found
         elif os.path.exists(part):
-            refuse_special_file(part)
             names.append(part)
         else:
             found = sorted(glob.glob(part))
             if not found:
                 raise UserError(f"{part}: no such file or folder")
             names += found
+    for name in names:
+        refuse_special_file(name)
     return names

@@ -2,6 +2,8 @@
 
 import re
 
+from shards.common.files import printable
+
 SUFFIXES = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "bmp", "gif", "tif", "tiff")
 # Suffixes of image formats that are not read; such files are counted.
 OTHER_FORMATS = {"heic", "heif", "jp2", "jxl", "pbm", "pgm", "ppm", "tga", "psd", "svg"}
@@ -43,15 +45,25 @@ def unread_format(name: str) -> str | None:
     return suffix.lower() if suffix.lower() in OTHER_FORMATS else None
 
 
+def _with_slashes(path: str) -> str:
+    return path.replace("\\", "/")
+
+
 def image_id(name: str) -> str:
     """The id of an image, as used in annotations, from its path, its file name or an id.
 
     It is the last part of the path without the image suffix, and for file names of COCO and Flickr8k the number:
-    VG_100K_2/2.jpg, ./2.jpg and 2 have the id 2; val2014/COCO_val2014_000000000042.jpg has 42; a.b is unchanged.
+    VG_100K_2/2.jpg, ./2.jpg and 2 have the id 2; val2014/COCO_val2014_000000000042.jpg has 42; a.b is unchanged. The
+    backslashes of Windows paths separate folders too.
     """
-    stem = _SUFFIX.sub("", name.rpartition("/")[2])
+    stem = _SUFFIX.sub("", _with_slashes(name).rpartition("/")[2])
     found = _COCO.match(stem) or _FLICKR8K.match(stem)
     return found[1] if found else stem
+
+
+def printable_id(name: str) -> str:
+    """The id of an image from a file name that may contain bytes that are not UTF-8 (see files.printable)."""
+    return printable(image_id(name))
 
 
 def photo_names(place: str) -> list[str]:
@@ -61,6 +73,7 @@ def photo_names(place: str) -> list[str]:
     https://live.staticflickr.com/65535/1234567_0a1b2c3d4e_b.jpg?x=1 flickr:1234567. A number alone (42.jpg) has no
     name, because every collection, and every crawl that numbers its images, has one.
     """
-    stem = _SUFFIX.sub("", re.split(r"[?#](?=[^/]*$)", place)[0] if "://" in place else place)
+    place = re.split(r"[?#](?=[^/]*$)", place)[0] if "://" in place else _with_slashes(place)
+    stem = _SUFFIX.sub("", place)
     found = (f"{collection}:{match[1]}" for collection, form in _PHOTO_NAMES if (match := form.search(stem)))
     return list(dict.fromkeys(found))

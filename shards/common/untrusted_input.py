@@ -1,11 +1,13 @@
 """Helpers for reading untrusted files: error messages for exceptions of libraries, memory limits, JSON and numbers."""
 
 import contextlib
+import errno
 import gzip
 import json
 import os
 import re
 import reprlib
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,12 +148,25 @@ def most_bytes(size: int) -> int:
     return EXPANSION * size + ALLOWANCE
 
 
+def refuse_special_file(path, where: str = "") -> None:
+    """Raises UserError for pipes, sockets and devices, because reading them may block. where: prefix of the message."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # the file does not exist, or the name is invalid
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket or a device"
+        raise UserError(f"{where}{path}: is {kind}; give a file")
+
+
 def byte_lines(path) -> Iterator[bytes]:
     """Yields the lines of a file; a .gz is decompressed in pieces, up to a limit.
 
     Raises:
+        UserError: a pipe or a device.
         OSError, EOFError, zlib.error, ValueError: see `reading`.
     """
+    refuse_special_file(path)
     packed = str(path).endswith(".gz")
     left = most_bytes(os.path.getsize(path)) if packed else None
     with gzip.open(path) if packed else open(path, "rb") as file:
@@ -173,9 +188,10 @@ def check_packed(path) -> None:
 
 def read_arrays(path) -> dict[str, np.ndarray]:
     """Reads a .npz without pickles; UserError for a damaged file, FileNotFoundError for a missing one."""
+    refuse_special_file(path)
     with reading(path):
         if not Path(path).is_file():
-            raise FileNotFoundError(path)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         check_packed(path)
         with np.load(path, allow_pickle=False) as file:
             return dict(file)

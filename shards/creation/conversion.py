@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shards.common.errors import UserError
@@ -16,7 +16,7 @@ from shards.importing.base import Record, Source
 from shards.importing.image_features import BadRecord, Features, Shape, sample_of, shape_of
 from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
 from shards.storage.index import saved_index
-from shards.storage.skip_log import is_done, list_skipped, note_skipped, noted
+from shards.storage.skip_log import is_done, list_skipped, note_skipped, noted, reopen
 from shards.storage.writer import write_shard
 
 SAMPLED = 32  # records, spread over the source, that determine feature size and classes
@@ -24,13 +24,19 @@ SAMPLED = 32  # records, spread over the source, that determine feature size and
 
 @dataclass
 class ConversionJob:
-    """A part of the source to convert. number: number of its shard; None if the part is the whole source."""
+    """A part of the source to convert.
+
+    Attributes:
+        number: number of its shard; None if the part is the whole source.
+        known: shard -> ids of images that earlier shards have.
+    """
 
     source: Source
     part: object
     number: int | None
     shape: Shape
     config: ConvertConfig
+    known: dict[Path, frozenset[str]] = field(default_factory=dict)
 
 
 def convert(config: ConvertConfig) -> Dataset:
@@ -62,7 +68,39 @@ def _convert(config: ConvertConfig, source: Source, out: Path) -> Dataset:
     ]
     for _ in run_tasks(convert_part, tasks, config.processes, source.total, source.unit):
         pass
+    if known := _ids_of_earlier_shards(out):
+        for path in known:
+            reopen(path)
+        again = [
+            replace(task, known=known) for task in tasks if task.number is None or _shard(out, task.number) in known
+        ]
+        for _ in run_tasks(convert_part, again, config.processes, None, source.unit):
+            pass
     return _finish(config, source, out, plan, shape)
+
+
+def _shard(out: Path, number: int) -> Path:
+    return out / f"regions-{number:05d}.tar"
+
+
+def _shards(out: Path) -> list[Path]:
+    """The shards in the order of the source; parts without a record have none."""
+    return sorted(out.glob("regions-*.tar"))
+
+
+def _ids_of_earlier_shards(out: Path) -> dict[Path, frozenset[str]]:
+    """Shard -> ids of its images that earlier shards have; without shards that have none of these.
+
+    Parts are converted independently, so that a duplicate is noticed there only within a part.
+    """
+    seen: set[str] = set()
+    known = {}
+    for path in _shards(out):
+        ids = saved_index(path).ids.tolist()
+        if found := seen.intersection(ids):
+            known[path] = frozenset(found)
+        seen.update(ids)
+    return known
 
 
 def _shape(source: Source, on_bad_row: str) -> Shape:
@@ -103,17 +141,17 @@ def convert_part(task: ConversionJob) -> None:
             return
         config = task.config
         run = itertools.chain([first], itertools.islice(records, config.per_shard - 1 if task.number is None else None))
-        path = Path(config.out) / f"regions-{number:05d}.tar"
+        path = _shard(Path(config.out), number)
         if is_done(path):
             for record in run:
                 advance(record.amount)
             continue
         skipped: list[dict] = []
-        write_shard(path, _samples(task, run, skipped))
+        write_shard(path, _samples(task, run, task.known.get(path, frozenset()), skipped))
         note_skipped(path, skipped)
 
 
-def _samples(task: ConversionJob, records, skipped: list[dict]):
+def _samples(task: ConversionJob, records, known: frozenset[str], skipped: list[dict]):
     source, shown = task.source, os.path.relpath(task.source.path, task.config.out)
     keys = set()
     for record in records:
@@ -122,6 +160,8 @@ def _samples(task: ConversionJob, records, skipped: list[dict]):
             sample = sample_of(_parse(source, record.raw), task.shape, shown)
             if sample.key in keys:
                 raise BadRecord(f"duplicate key {sample.key}")
+            if sample.info["id"] in known:
+                raise BadRecord(f"duplicate image id {sample.info['id']}")
         except BadRecord as error:
             where = source.where(record.place)
             if task.config.on_bad_row == "stop":
@@ -133,7 +173,7 @@ def _samples(task: ConversionJob, records, skipped: list[dict]):
 
 
 def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape: Shape) -> Dataset:
-    made = sorted(out.glob("regions-*.tar"))
+    made = _shards(out)
     skipped = noted(made)
     indexes = [saved_index(path) for path in made]
     paths = [path for path, index in zip(made, indexes, strict=True) if len(index)]
@@ -142,9 +182,6 @@ def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape:
     extra = {"plan": plan, "skipped": len(skipped)}
     dataset = finish_dataset(out, paths, detector=source.detector, num_classes=shape.num_classes, extra=extra)
     skips = list_skipped(out, made, skipped, "where")
-    duplicates = len(dataset) - len({image for index in indexes for image in index.ids.tolist()})
-    if duplicates:
-        print(f"{out}: {duplicates} duplicate images; the last one of each is used")
     captions = f", {dataset.count_of_captions}" if dataset.captions else ""
     classes = f"{shape.kept} of {shape.num_classes} classes per region" if shape.num_classes else "no classes"
     print(f"{out}: {len(dataset)} images in {len(paths)} shards{captions}, {classes}{skips}")

@@ -14,9 +14,10 @@ from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.common.model_hub import HUB_NAME
 from shards.common.plugins import load_plugin, package_of, plugins
+from shards.common.untrusted_input import check_fields
 from shards.config import ExtractConfig
 from shards.detection.base import Detector
-from shards.storage.dataset import UNFINISHED
+from shards.storage.dataset import UNFINISHED, plan_of
 
 OF_TRANSFORMERS = "transformers_model"  # module for all other names
 SIZES = "detector_config.json"  # sizes of the detector x152, in a folder of keep_detector
@@ -85,8 +86,7 @@ def keep_detector(regions, folder) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if not (regions / "dataset.json").exists():
         return
-    described = read_json(regions / "dataset.json")
-    plan = current_flags(ExtractConfig, described.get("extra", {}).get("plan", {}))
+    described, plan = read_json(regions / "dataset.json"), current_flags(ExtractConfig, plan_of(regions))
     if plan.get("command") == "shards.extract":
         plan = {name: plan[name] for name in DESCRIBED if name in plan}
         folder.mkdir(parents=True)
@@ -102,7 +102,7 @@ def keep_detector(regions, folder) -> None:
 
 def check_version(folder: Path, detector: Detector | type[Detector], remedy: str) -> None:
     """Raises UserError for region shards made by another version of the detector. remedy: what to do."""
-    plan = read_json(Path(folder) / "dataset.json").get("extra", {}).get("plan", {})
+    plan = plan_of(folder)
     if plan.get("command") == "shards.extract" and plan.get("detector", "pixels") == detector.name:
         version = plan.get("detector_version", 1)
         if version != detector.version:
@@ -125,10 +125,11 @@ def detector_of(folder: Path, device: str) -> Detector:
     path = Path(folder) / "dataset.json"
     if (Path(folder) / UNFINISHED).exists() or not path.exists():
         raise UserError(f"{folder}: contains no finished region shards, whose detector is needed")
-    plan = current_flags(ExtractConfig, read_json(path).get("extra", {}).get("plan", {}))
+    plan = current_flags(ExtractConfig, plan_of(folder))
     if plan.get("command") != "shards.extract":
         raise UserError(f"{folder}: regions were converted, without a detector; use shards made by shards.extract")
     given = {name: plan[name] for name in SETTINGS if plan.get(name) is not None}
+    check_fields({"images": "", "out": "", **given}, ExtractConfig, path)
     if (Path(folder) / SIZES).exists():
         given["detector_config"] = str(Path(folder) / SIZES)
     detector = make_detector(ExtractConfig(images="", out=str(folder), device=device, **given))

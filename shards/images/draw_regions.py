@@ -34,7 +34,8 @@ def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[
         colour = COLOURS[number % len(COLOURS)]
         pen.rectangle(box, outline=colour, width=2 if number < 12 else 1)
         if number < 12:
-            label = f"{number} {_class_of(sample, number, names)}" if names else str(number)
+            named = names and sample.class_ids is not None
+            label = f"{number} {_class_of(sample, number, names)}" if named else str(number)
             pen.text((box[0] + 3, box[1] + 1), label, fill=colour, stroke_width=1, stroke_fill="white")
     return (
         image,
@@ -44,7 +45,9 @@ def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[
 
 def _class_of(sample: Sample, region: int, names: list[str]) -> str:
     """The name and probability of the most probable class of a region except the background."""
+    known = dict(enumerate(names))
     pairs = zip(sample.class_ids[region].tolist(), sample.class_probs[region].tolist(), strict=True)
-    others = (pair for pair in pairs if names[pair[0]].strip("_").lower() != BACKGROUND)
-    number, share = next(others, (0, 0.0))
-    return f"{names[number]} {share:.0%}"
+    found = ((known.get(number, f"class {number}"), share) for number, share in pairs)
+    others = (pair for pair in found if pair[0].strip("_").lower() != BACKGROUND)
+    name, share = next(others, (names[0], 0.0))
+    return f"{name} {share:.0%}"

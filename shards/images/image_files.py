@@ -2,10 +2,8 @@
 
 import io
 import itertools
-import json
 import os
 import re
-import tarfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,13 +23,21 @@ from shards.common.files import (
     is_remote,
     is_utf8,
     printable,
-    refuse_special_file,
 )
-from shards.common.image_id import NOT_UTF8, SAME_ID, SUFFIXES, image_id, is_image, unread_format
-from shards.common.untrusted_input import parse_json
+from shards.common.image_id import (
+    NOT_UTF8,
+    SAME_ID,
+    SUFFIXES,
+    image_id,
+    is_image,
+    printable_id,
+    unread_format,
+)
+from shards.common.untrusted_input import parse_json, refuse_special_file
 from shards.images.tar_directory import Member, Unused, read_directory, split_path
 from shards.parsing.text_encoding import decode_text
 from shards.storage.dataset import UNFINISHED
+from shards.storage.index import read_headers
 
 MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
 
@@ -226,9 +232,9 @@ def find_images(part: Part) -> Iterator[Found]:
     for name in part.files:
         if name.endswith(".tar"):
             for member in read_directory(name).images:
-                yield Found(name, f"{name}#{printable(member)}", image_id(printable(member)))
+                yield Found(name, f"{name}#{printable(member)}", printable_id(member))
         else:
-            yield Found(name, printable(name), image_id(printable(name)))
+            yield Found(name, printable(name), printable_id(name))
 
 
 def read_records(part: Part, unused: list[Unused] | None = None, with_info: bool = False) -> Iterator[Record]:
@@ -241,14 +247,14 @@ def read_records(part: Part, unused: list[Unused] | None = None, with_info: bool
     for name in part.files:
         if name.endswith(".tar"):
             yield from _records_of_tar(name, part.captions, unused, with_info)
-        elif part.captions is None or image_id(printable(name)) in part.captions:
+        elif part.captions is None or printable_id(name) in part.captions:
             yield _record_of_file(name, part.captions, unused, with_info)
 
 
 def _record_of_file(
     name: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused], with_info: bool
 ) -> Record:
-    image, source = image_id(printable(name)), printable(name)
+    image, source = printable_id(name), printable(name)
     if not is_utf8(name):
         return Record(image, BadImage(NOT_UTF8), source)
     if (data := _read_file(name)) is None:
@@ -292,7 +298,7 @@ def _captions(neighbour: Callable[[str], tuple[str, bytes] | None], unused: list
     if found := neighbour("json"):
         source, data = found
         try:
-            value = json.loads(decode_text(data))
+            value = parse_json(decode_text(data), finite=False)
         except ValueError:
             unused.append(Unused(source, "is not valid JSON with a caption"))
             return ()
@@ -333,7 +339,7 @@ def _records_of_tar(
             return f"{tar}#{printable(name)}", read(member)
 
         for name, member in directory.images.items():
-            image, source = image_id(printable(name)), f"{tar}#{printable(name)}"
+            image, source = printable_id(name), f"{tar}#{printable(name)}"
             if captions is not None and image not in captions:
                 continue
             if not is_utf8(name):
@@ -353,10 +359,13 @@ def split_source(source: str) -> tuple[str, str]:
 def read_source(source: str) -> bytes:
     """The bytes of an image from the source of a Record; UserError if it no longer exists."""
     name, member = split_source(source)
+    refuse_special_file(name)
     try:
-        if member:
-            with tarfile.open(name, "r:") as tar:
-                return tar.extractfile(member).read()
-        return Path(name).read_bytes()
-    except (OSError, KeyError, tarfile.TarError) as error:
+        if not member:
+            return Path(name).read_bytes()
+        offset, size = {printable(found): place for found, *place in read_headers(name)}[member]
+        with open(name, "rb") as tar:
+            tar.seek(offset)
+            return tar.read(size)
+    except (OSError, KeyError) as error:
         raise UserError(f"{source}: the image cannot be read ({error})") from None

@@ -1,16 +1,27 @@
 """The source images of samples, opened only inside the folders of their data set."""
 
 import functools
+import math
 import os
 from pathlib import Path
 
+import msgspec
 from PIL import Image
 
 from shards.common.errors import UserError
-from shards.common.files import read_json
 from shards.common.image_id import is_image
-from shards.images.image_files import BadImage, decode_image, read_source, split_source
+from shards.common.untrusted_input import check_fields
+from shards.images.image_files import MAX_PIXELS, BadImage, decode_image, read_source, split_source
+from shards.storage.dataset import plan_of
 from shards.storage.sample import Sample
+
+BLANK = 640  # pixels, sides of a blank image for a sample without them
+
+
+class Extracted(msgspec.Struct):
+    """The inputs of an extraction in its plan: (first image, last image, number of images) of every part."""
+
+    images: list[tuple[str, str, int]] = []
 
 
 def source_of(sample: Sample, folder: Path) -> str:
@@ -43,8 +54,8 @@ def _image_folders(folder: Path, version: int) -> list[Path]:
     folder = Path(os.path.abspath(folder))
     found = [folder, *(above.parent for above in folder.parents[:2] if above.name == "regions")]
     if version:
-        plan = read_json(folder / "dataset.json").get("extra", {}).get("plan", {})
-        read = [Path(name) for first, last, _ in plan.get("images", []) for name in (first, last)]
+        described = check_fields(plan_of(folder), Extracted, folder / "dataset.json")
+        read = [Path(os.path.abspath(name)) for first, last, _ in described.get("images", []) for name in (first, last)]
         found += dict.fromkeys(path.parent for path in read)
         common = Path(os.path.commonpath(read)) if read else folder
         if common != Path(common.anchor) and common not in read:
@@ -53,9 +64,14 @@ def _image_folders(folder: Path, version: int) -> list[Path]:
 
 
 def image_of(sample: Sample, folder: Path) -> tuple[Image.Image, str]:
-    """(source image of a sample, ""), or (blank image of its size, error message). folder: folder of the shards."""
+    """(source image of a sample, ""), or (blank image, error message). folder: folder of the shards.
+
+    The blank image has the size of the sample's image, or its aspect ratio if that has more than MAX_PIXELS.
+    """
     try:
         source = source_of(sample, folder)
         return Image.fromarray(decode_image(read_source(source))), ""
     except (UserError, BadImage) as error:
-        return Image.new("RGB", (sample.info.get("width", 640), sample.info.get("height", 640)), "white"), str(error)
+        sides = [sample.info.get(side, BLANK) for side in ("width", "height")]
+        scale = min(1.0, math.sqrt(MAX_PIXELS / math.prod(sides)))
+        return Image.new("RGB", tuple(max(1, int(side * scale)) for side in sides), "white"), str(error)

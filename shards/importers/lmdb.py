@@ -10,13 +10,14 @@ boxes in pixels, num_boxes, image_h, image_w, image_id, caption]; "__keys__" -> 
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from shards.common.errors import UserError
-from shards.common.image_id import SAME_ID, image_id
+from shards.common.image_id import SAME_ID, printable_id
 from shards.common.untrusted_input import reading
 from shards.importing.base import ListedSource, Record
 from shards.importing.image_features import BadRecord, Features
@@ -66,11 +67,12 @@ class LMDB(ListedSource):
 
     def _refuse_same_ids(self, keys: list[bytes]) -> None:
         """Raises UserError for different keys with the same image id, such as train/1 and test/1."""
-        seen: dict[str, str] = {}
-        for key in map(_shown, keys):
-            if seen.setdefault(image_id(key), key) != key:
-                image = image_id(key)
-                raise UserError(f"{self.path}, keys {seen[image]} and {key}: {SAME_ID.format(image=image)}")
+        seen: dict[str, bytes] = {}
+        for key in keys:
+            image = printable_id(os.fsdecode(key))
+            if seen.setdefault(image, key) != key:
+                both = f"{_shown(seen[image])} and {_shown(key)}"
+                raise UserError(f"{self.path}, keys {both}: {SAME_ID.format(image=image)}")
 
     def _report_others(self, file: LMDBFile, wanted: list[bytes]) -> None:
         """Prints how many entries are not in the list of keys, as where the program that wrote it was stopped."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.common.errors import UserError
 from shards.common.files import files_below, is_utf8, printable
-from shards.common.image_id import NOT_UTF8, SAME_ID, image_id
+from shards.common.image_id import NOT_UTF8, SAME_ID, printable_id
 from shards.common.untrusted_input import reading
 from shards.importing.base import ListedSource, Record
 from shards.importing.image_features import BadRecord, Features
@@ -47,7 +47,7 @@ class NPY(ListedSource):
         for name in self.items:
             file = str(self.path / name)
             if file.removesuffix(".npy") + INFO in infos:
-                image = image_id(printable(os.path.basename(file).removesuffix(".npy")))
+                image = printable_id(os.path.basename(file).removesuffix(".npy"))
                 if image in seen:
                     raise UserError(f"{seen[image]} and {file}: {SAME_ID.format(image=image)}")
                 seen[image] = file
@@ -67,8 +67,6 @@ class NPY(ListedSource):
         file = self.path / raw
         if not is_utf8(raw):
             raise BadRecord(NOT_UTF8)
-        if file.exists() and not file.is_file():
-            raise BadRecord(f"{file.name} is a named pipe or a device")
         value = read(file)
         key = file.name.removesuffix(".npy")
         if value.dtype != object:
@@ -84,6 +82,8 @@ class NPY(ListedSource):
 
 def read(path: Path) -> np.ndarray:
     """Reads a .npy file; a pickle in it may only contain plain values and arrays."""
+    if path.exists() and not path.is_file():
+        raise BadRecord(f"{path.name} is a named pipe, a device or a folder")
     with reading(path.name, hint="", error=BadRecord):
         data = path.read_bytes()
         file = io.BytesIO(data)

@@ -17,8 +17,16 @@ import numpy as np
 import pybase64
 
 from shards.common.errors import UserError
-from shards.common.files import files_below, refuse_special_file
-from shards.common.untrusted_input import EXPANSION, LARGEST_SIDE, LONGEST_LINE, most_bytes, reading, whole_number
+from shards.common.files import files_below
+from shards.common.untrusted_input import (
+    EXPANSION,
+    LARGEST_SIDE,
+    LONGEST_LINE,
+    most_bytes,
+    reading,
+    refuse_special_file,
+    whole_number,
+)
 from shards.importing.base import Record, Source
 from shards.importing.image_features import BadRecord, Features
 from shards.importing.record_parsing import text_of

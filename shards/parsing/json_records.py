@@ -10,8 +10,7 @@ from typing import TypeVar, get_args, get_origin
 import msgspec
 
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file
-from shards.common.untrusted_input import is_number, parse_json, reason_of, shown
+from shards.common.untrusted_input import is_number, parse_json, reason_of, refuse_special_file, shown
 
 Kind = TypeVar("Kind")
 BROKEN = (msgspec.DecodeError, ValueError, RecursionError)  # errors of decoding

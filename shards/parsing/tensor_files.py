@@ -6,8 +6,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shards.common.errors import UserError
-from shards.common.files import refuse_special_file
-from shards.common.untrusted_input import reading
+from shards.common.untrusted_input import reading, refuse_special_file
 from shards.parsing.torch_save import load_torch_file
 
 WRAPPERS = ("model_state_dict", "state_dict", "model")  # keys of training scripts for a state dict

@@ -14,7 +14,7 @@ import numpy as np
 from shards.common.errors import UserError
 from shards.common.files import expand, read_json, whole_file, write_json
 from shards.common.folder_lock import LOCK
-from shards.common.untrusted_input import LARGEST, shown
+from shards.common.untrusted_input import LARGEST, refuse_special_file, shown
 from shards.storage.index import ShardIndex, load_index
 from shards.storage.merged_index import load_rows
 from shards.storage.sample import KINDS, MEMBERS, SEVERAL, captions_of, read_npy
@@ -111,8 +111,7 @@ def begin_dataset(
         (folder / UNFINISHED).unlink()
     for name in (UNFINISHED, "dataset.json"):
         if (folder / name).exists():
-            stored = read_json(folder / name)
-            stored = stored if name == UNFINISHED else plan_of(stored)
+            stored = read_json(folder / name) if name == UNFINISHED else plan_of(folder)
             stored = current(stored) if isinstance(stored, dict) else {}
             stored = {key: _as_now(value, plan.get(key)) for key, value in stored.items()}
             if stored != plan:
@@ -132,10 +131,24 @@ def _as_now(stored: object, now: object) -> object:
     return stored
 
 
-def plan_of(described: object) -> object:
-    """The plan in the content of dataset.json, or None."""
-    extra = described.get("extra") if isinstance(described, dict) else None
-    return extra.get("plan") if isinstance(extra, dict) else None
+class Extra(msgspec.Struct):
+    """The fields of `extra` in dataset.json that are validated."""
+
+    plan: dict[str, Any] = {}
+    class_names: list[str] = []
+
+
+class Described(msgspec.Struct):
+    """The fields of dataset.json that are validated where a data set is not opened."""
+
+    extra: Extra = msgspec.field(default_factory=Extra)
+
+
+def plan_of(folder: str | Path) -> dict[str, Any]:
+    """The plan in the dataset.json of a folder; empty if it has none."""
+    described = read_json(Path(folder) / "dataset.json", Described)
+    plan: dict[str, Any] = described.get("extra", {}).get("plan", {})
+    return plan
 
 
 def finish_dataset(
@@ -327,8 +340,10 @@ def checked(fields: Fields) -> Fields:
     for name, value in vars(fields).items():
         if isinstance(value, int) and not 0 <= value < LARGEST:
             raise ValueError(f"{name} is {shown(value)}")
-    if isinstance(fields, Dataset) and not fields.shards:
-        raise ValueError("it lists no shards")
+    if isinstance(fields, Dataset):
+        msgspec.convert(fields.extra, Extra)
+        if not fields.shards:
+            raise ValueError("it lists no shards")
     return fields
 
 
@@ -349,6 +364,7 @@ def _captions_file(dataset: Dataset) -> TextLists | None:
     path = dataset.folder / "captions.txt"
     if not path.exists() or not (dataset.folder / "dataset.json").exists():
         return None
+    refuse_special_file(path)
     with contextlib.suppress(UnicodeDecodeError):
         whole = read_dataset(dataset.folder)
         lines = TextLists.of_lines(np.fromfile(path, np.uint8), whole.has_several_captions)

@@ -8,14 +8,15 @@ created by a scan of the tar's headers.
 import contextlib
 import posixpath
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from shards.common.errors import UserError
-from shards.common.files import is_stray, refuse_special_file, whole_file
-from shards.common.untrusted_input import read_arrays, reading
+from shards.common.files import is_stray, whole_file
+from shards.common.untrusted_input import read_arrays, reading, reason_of, refuse_special_file, shown
 from shards.storage.sample import MEMBERS, SEVERAL
 
 
@@ -61,6 +62,33 @@ def index_path(tar_path) -> Path:
     return Path(tar_path).with_suffix(".index.npz")
 
 
+@contextlib.contextmanager
+def tar_errors() -> Iterator[None]:
+    """Context manager that turns what tarfile raises for a damaged tar, any exception, into tarfile.ReadError.
+
+    UserError, OSError and tarfile's own errors are not changed.
+    """
+    try:
+        yield
+    except (UserError, OSError, tarfile.TarError):
+        raise
+    except Exception as error:
+        raise tarfile.ReadError(reason_of(error)) from None
+
+
+def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yields the entries of a tar whose data is stored in one piece.
+
+    Raises:
+        tarfile.ReadError: an entry has a negative size, which would lead tarfile back to earlier entries for ever, or
+            is sparse, so that it has fewer bytes than its size.
+    """
+    for entry in tar:
+        if entry.size < 0 or entry.issparse():
+            raise tarfile.ReadError(f"{shown(entry.name)} has a negative size or holes (tar --sparse)")
+        yield entry
+
+
 def read_headers(tar_path):
     """Yields (name, offset of the data, size) for every file in a local tar.
 
@@ -71,9 +99,9 @@ def read_headers(tar_path):
     """
     refuse_special_file(tar_path)
     try:
-        with tarfile.open(tar_path, "r:") as tar:
+        with tar_errors(), tarfile.open(tar_path, "r:") as tar:
             end, links = 0, []
-            for member in tar:
+            for member in tar_entries(tar):
                 if member.isfile():
                     yield member.name, member.offset_data, member.size
                 elif member.islnk():
@@ -129,7 +157,7 @@ def load_index(tar_path) -> ShardIndex:
     index = saved_index(tar_path)
     if index is None:
         index = scan_tar(tar_path)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):  # UserError: the disk is full
             index.save()
     return index
 
@@ -137,6 +165,7 @@ def load_index(tar_path) -> ShardIndex:
 def saved_index(tar_path) -> ShardIndex | None:
     """The index next to the tar; None if it is missing, damaged, or for a tar of another size."""
     path = index_path(tar_path)
+    refuse_special_file(path)
     try:
         size = Path(tar_path).stat().st_size
     except OSError as error:

@@ -20,6 +20,7 @@ import numpy as np
 
 from shards.common.errors import UserError
 from shards.common.files import whole_file
+from shards.common.untrusted_input import refuse_special_file
 from shards.storage.index import ShardIndex, load_index
 from shards.storage.sample import MEMBERS
 
@@ -128,6 +129,7 @@ def _digest(shards: Sequence[Shard]) -> bytes:
 
 def _mapped(path: Path, digest: bytes, count: int) -> np.ndarray | None:
     """The rows in a file; None if it does not exist, is incomplete, or belongs to other tars."""
+    refuse_special_file(path)
     try:
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

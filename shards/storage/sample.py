@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.common.errors import BadSample
+from shards.common.errors import BadSample, UserError
 from shards.common.untrusted_input import LARGEST_SIDE, is_number, parse_json, reading
 from shards.parsing.text_encoding import decode_text
 
@@ -51,6 +51,12 @@ class Sample:
     info: dict[str, Any] = field(default_factory=dict)
     captions: tuple[str, ...] = ()
     shard: str = ""
+
+    def side(self, name: str) -> float:
+        """The width or height of the image in pixels; UserError if the .json member lacks it."""
+        if name not in self.info:
+            raise UserError(f"{self.shard}: {self.key} has no {name} in its .json; extract the images again")
+        return float(self.info[name])
 
 
 def _npy(array: np.ndarray, dtype: str) -> bytes:
@@ -142,11 +148,13 @@ def captions_of(members: Mapping[str, Member], errors: str = "strict") -> tuple[
     return tuple(text for text in map(str.strip, texts) if text)
 
 
-def _check_info(info: Any) -> None:
-    """Raises ValueError for a .json member with values of unexpected types."""
+def _check_info(info: Any, regions: int) -> None:
+    """Raises ValueError for a .json member with values of unexpected types, or not one box id per region."""
     if not isinstance(info, dict) or not isinstance(info.get("source", ""), str):
         raise ValueError
     if not isinstance(info.get("id", ""), str | int) or not isinstance(info.get("box_ids", []), list):
+        raise ValueError
+    if "box_ids" in info and len(info["box_ids"]) != regions:
         raise ValueError
     if not all(is_number(info.get(side, 1), 1, LARGEST_SIDE) for side in ("width", "height")):
         raise ValueError
@@ -195,7 +203,7 @@ def decode(key: str, members: Mapping[str, Member], where: str) -> Sample:
     try:
         info = parse_json(bytes(members["json"])) if "json" in members else {}
         captions = captions_of(members)
-        _check_info(info)
+        _check_info(info, len(features))
     except ValueError:
         raise BadSample(f"{where}: {key} has a .json, .txt or .{SEVERAL} member that cannot be read") from None
     return Sample(key, features, boxes, class_ids, class_probs, info, captions, where)

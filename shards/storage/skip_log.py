@@ -20,6 +20,11 @@ def is_done(shard) -> bool:
     return Path(shard).exists() and _note(shard).exists() and saved_index(shard) is not None
 
 
+def reopen(shard) -> None:
+    """Marks a shard as not finished, so that it is made again."""
+    _note(shard).unlink()
+
+
 def noted(shards) -> list[dict]:
     """The skipped images of these shards."""
     return [line for shard in shards for line in read_json(_note(shard))]

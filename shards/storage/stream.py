@@ -23,7 +23,7 @@ from shards.common.random_purposes import EpochPurpose
 from shards.common.untrusted_input import parse_json
 from shards.storage.dataset import Dataset, Shard, checked, described_dataset, is_readable, normalised
 from shards.storage.epoch_order import PairNumbers
-from shards.storage.index import split_name
+from shards.storage.index import split_name, tar_entries, tar_errors
 from shards.storage.sample import Sample, decode
 from shards.storage.text_lists import TextLists
 
@@ -123,7 +123,7 @@ def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sa
                 yield sample
                 number, failures = number + 1, 0
             break
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, OSError) as error:
             if failures == len(RETRY_AFTER):
                 raise UserError(_broken(url, number, error)) from None
             wait = RETRY_AFTER[failures]
@@ -150,7 +150,7 @@ def _reason(url: str, error: OSError) -> str:
 
 
 def _read_once(url: str, begin: int, end: int | None) -> Iterator[Sample]:
-    with _open(url) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+    with tar_errors(), _open(url) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for number, (key, members) in enumerate(_group(tar, begin, url)):
             if end is not None and number >= end:
                 return
@@ -165,7 +165,7 @@ def _group(tar, begin: int, url: str):
         UserError: members of a sample are not adjacent, which a stream does not support.
     """
     key, members, number, ended = None, {}, 0, set()
-    for entry in tar:
+    for entry in tar_entries(tar):
         entry_key, suffix = split_name(entry.name)
         if not entry.isfile() or not suffix or is_stray(entry.name):
             continue

@@ -220,6 +220,11 @@ def test_the_page(page, look, trained):
     ]
     table = opened.locator("h3", has_text="Table 10").locator("xpath=following-sibling::div[1]")
     assert table.locator("tbody tr").count() == len(paper_table("table10_ablations")["rows"]) + 1
+    headings = [one.locator("th").all_inner_texts() for one in opened.locator("thead").all()]
+    assert ["run", "tasks", "initial weights", "steps", "time", "validation"] in headings
+    assert ["run", "started", "code", "software", "hardware"] in headings
+    assert ["", "training", "validation", "training in the paper"] in headings
+    assert next(line for line in headings if "AT" in line or "AT, not cleaned" in line)[-1] == "split of these runs"
     own = table.locator("tr.own td span").first.inner_text()
     assert own == f"{100 * json.loads((trained / 'result.json').read_text())['tasks']['vqa']['score']:.2f}"
     assert "refcoco" in opened.locator("details").first.evaluate("e => e.parentNode.textContent")

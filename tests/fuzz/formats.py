@@ -108,6 +108,10 @@ def make_tsv_gz(folder: Path) -> None:
 
 def make_shards(folder: Path) -> None:
     make_dataset(folder, (4, 3), per_image=2)
+    path = folder / "dataset.json"
+    plan = {"command": "shards.extract", "images": [[str(folder / "a.png"), str(folder / "b.png"), 7]]}
+    extra = {"plan": plan, "class_names": ["background", "cat", "dog"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extra": extra}))
 
 
 def make_tars(folder: Path) -> None:

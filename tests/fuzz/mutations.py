@@ -84,7 +84,22 @@ def inside(data: bytes, random) -> bytes:
     return file.getvalue()
 
 
-MUTATIONS = (flipped, cut, hole, doubled, other_value, other_value, other_number, other_encoding, packed, inside)
+def other_header(data: bytes, random) -> bytes:
+    """Flipped bits in a header of a tar, with the checksum that fits them; in other files, anywhere."""
+    places = [at for at in range(0, len(data) - 511, 512) if data[at + 257 : at + 262] == b"ustar"]
+    if not places:
+        return flipped(data, random)
+    at = places[int(random.integers(len(places)))]
+    header = bytearray(flipped(data[at : at + 512], random))
+    header[148:156] = b" " * 8  # the checksum is computed with spaces in its field
+    header[148:156] = b"%06o\0 " % sum(header)
+    return data[:at] + bytes(header) + data[at + 512 :]
+
+
+MUTATIONS = (
+    *(flipped, cut, hole, doubled, other_value, other_value, other_number, other_encoding, other_header),
+    *(packed, inside),
+)
 
 
 def mutated(data: bytes, random) -> bytes:

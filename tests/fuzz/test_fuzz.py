@@ -93,6 +93,17 @@ def test_some_mutations(tmp_path, name):
     try_seeds(name, range(QUICK), tmp_path)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_pipe_in_place_of_any_file(tmp_path, name):
+    """Opening one waits for a program that writes to it, for ever."""
+    for number in range(len(sample(name, tmp_path / "whole"))):
+        folder = tmp_path / f"{number}"
+        file = sample(name, folder)[number]
+        file.unlink()
+        os.mkfifo(file)
+        check(name, folder, tmp_path / "log")
+
+
 JSON = ("shards", "run", "clean", "boxes", "answers", "vqa", "vgqa", "gqa", "retrieval", "refcoco", "visual7w", "nlvr2")
 
 

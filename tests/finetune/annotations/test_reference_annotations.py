@@ -9,6 +9,7 @@ import pytest
 
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.official_files import find_file
+from finetune.annotations.reference_annotations import captions
 from finetune.data.regions import Regions, rows_of_boxes
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
@@ -169,6 +170,14 @@ def made_of(folder, ids, width=4):
     ]
     folder.mkdir(parents=True)
     write_shard(folder / "regions-00000.tar", samples)
+
+
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_images_of_captions_are_found_by_paths_of_any_system(tmp_path, separator):
+    paths = {"9": ("val2014", "COCO_val2014_000000000042.jpg"), "8": ("flickr30k-images", "1000092795.jpg")}
+    lines = [{"id": id, "img_path": separator.join(parts), "sentences": ["a"]} for id, parts in paths.items()]
+    (tmp_path / "a.jsonline").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert list(captions(tmp_path / "a.jsonline")) == [("9", ["a"]), ("1000092795", ["a"])]
 
 
 def info(name: str) -> dict:

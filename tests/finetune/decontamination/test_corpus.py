@@ -254,6 +254,7 @@ def test_a_folder_of_images_and_ids_of_a_collection(tests, tmp_path, run_command
 def test_names_state_their_collection():
     assert photo_names("http://images.cocodataset.org/val2014/COCO_val2014_000000000042.jpg") == ["coco:42"]
     assert photo_names("train2017/000000581929.jpg") == ["coco:581929"]
+    assert photo_names("train2017\\000000581929.jpg") == ["coco:581929"]
     assert photo_names("https://cs.stanford.edu/people/rak248/VG_100K_2/7.jpg") == ["genome:7"]
     assert photo_names("http://farm9.staticflickr.com/8035/8024364858_9c41dc1666_z.jpg") == ["flickr:8024364858"]
     assert photo_names("https://www.flickr.com/photos/some_one/8024364858/in/album") == ["flickr:8024364858"]

@@ -362,10 +362,11 @@ def test_a_gqa_question_without_an_answer_is_named_where_all_have_one(tmp_path):
     assert [example.target for example in find_task("gqa").read(tmp_path, "test")].count(None) == 1
 
 
-def test_ids_with_folders_and_suffixes_are_those_of_the_regions(tmp_path):
+@pytest.mark.parametrize("place", ["images/2354786.jpg", "images\\2354786.jpg"])
+def test_ids_with_folders_and_suffixes_are_those_of_the_regions(tmp_path, place):
     files.gqa(tmp_path)
     path = tmp_path / "train_balanced_questions.json"
-    path.write_text(path.read_text().replace('"2354786"', '"images/2354786.jpg"'))
+    path.write_text(path.read_text().replace('"2354786"', json.dumps(place)))
     task = find_task("gqa")
     assert {example.images for example in task.read(tmp_path, "train")} == {("2354786",), ("n161313",)}
     assert set(task.image_counts(tmp_path, "train")) == {("2354786",), ("n161313",)}

@@ -9,6 +9,9 @@ import pytest
 from data_sets import make_dataset, make_samples
 
 from shards.common.errors import UserError
+from shards.detectors import detector_of
+from shards.images.draw_regions import draw
+from shards.images.source_image import image_of
 from shards.storage.dataset import open_dataset
 from shards.storage.index import index_path
 from shards.storage.reader import RegionReader
@@ -66,6 +69,7 @@ def header(text: str) -> bytes:
         ("json", json.dumps({"id": 1, "width": "wide"}).encode()),
         ("json", json.dumps({"id": 1, "source": ["a"]}).encode()),
         ("json", b'{"width": 1e999}'),
+        ("json", json.dumps({"box_ids": ["one id", "for", "two regions"]}).encode()),
         ("json", b'{"id": "\\ud800"}'),
     ],
 )
@@ -112,7 +116,11 @@ def test_an_index_that_lies_is_made_again(tmp_path, changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"shards": []}, {"captions": "many"}, {"feature_size": -1}, {"extra": [1]}, {"shards": [{"path": 7}]}]
+    "changes",
+    [
+        *({"shards": []}, {"captions": "many"}, {"feature_size": -1}, {"extra": [1]}, {"shards": [{"path": 7}]}),
+        *({"extra": {"plan": [1]}}, {"extra": {"class_names": "cat"}}, {"extra": {"class_names": [1]}}),
+    ],
 )
 def test_fields_of_dataset_json_are_checked(tmp_path, changes):
     make_dataset(tmp_path, (3,))
@@ -120,3 +128,48 @@ def test_fields_of_dataset_json_are_checked(tmp_path, changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(UserError, match=r"dataset\.json: does not have the fields of a data set"):
         open_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("plan", [{"images": 5}, {"images": [["a.png"]]}, {"images": [["a.png", "/x/b.png", 1]]}])
+def test_a_plan_of_other_images_opens_none(tmp_path, plan):
+    make_dataset(tmp_path, (3,))
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extra": {"plan": plan}}))
+    sample = RegionReader(open_dataset(str(tmp_path)))[0]
+    sample.info["source"] = "/c/1.png"
+    image, why = image_of(sample, tmp_path)
+    assert image.size == (100, 80) and ("has invalid content" in why or "is outside of the folders" in why)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_regions", "many"), ("detector", 7), ("visual_words", None)])
+def test_settings_of_a_detector_are_checked(tmp_path, name, value):
+    make_dataset(tmp_path, (3,))
+    path = tmp_path / "dataset.json"
+    plan = {"command": "shards.extract", name: value}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extra": {"plan": plan}}))
+    with pytest.raises(UserError, match=r"has invalid content.*\$\.\w+|was made with version 1"):
+        detector_of(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("info", [{"width": 1_000_000, "height": 1_000_000}, {"width": 640.5, "height": 3}, {}])
+def test_a_blank_image_is_small_whatever_size_is_stated(tmp_path, monkeypatch, info):
+    monkeypatch.setattr("shards.images.source_image.MAX_PIXELS", 1000)
+    [sample] = make_samples(1)
+    sample.info = info
+    image, why = image_of(sample, tmp_path)
+    assert why and 1 <= image.width * image.height <= 1000
+
+
+def test_classes_without_a_name_are_numbered(tmp_path):
+    [sample] = make_samples(1, regions=(2, 2))
+    draw(sample, tmp_path, ["background"])
+    sample.class_ids = sample.class_probs = None
+    draw(sample, tmp_path, ["background", "cat"])
+
+
+def test_a_size_that_is_missing_is_named():
+    [sample] = make_samples(1)
+    sample.info = {"width": 5}
+    assert sample.side("width") == 5
+    with pytest.raises(UserError, match=r"has no height in its \.json"):
+        sample.side("height")
