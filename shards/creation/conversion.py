@@ -14,7 +14,7 @@ from shards.config import ConvertConfig
 from shards.importers import open_source
 from shards.importing.base import Record, Source
 from shards.importing.image_features import BadRecord, Features, Shape, sample_of, shape_of
-from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
+from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset, remove_empty_shards
 from shards.storage.index import saved_index
 from shards.storage.skip_log import is_done, list_skipped, note_skipped, noted, reopen
 from shards.storage.writer import write_shard
@@ -175,8 +175,7 @@ def _samples(task: ConversionJob, records, known: frozenset[str], skipped: list[
 def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape: Shape) -> Dataset:
     made = _shards(out)
     skipped = noted(made)
-    indexes = [saved_index(path) for path in made]
-    paths = [path for path, index in zip(made, indexes, strict=True) if len(index)]
+    paths = remove_empty_shards(made)
     if not paths:
         raise UserError(f"{source.path}: contains no valid image; {skipped[0]['where']}: {skipped[0]['reason']}")
     extra = {"plan": plan, "skipped": len(skipped)}

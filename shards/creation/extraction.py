@@ -23,8 +23,7 @@ from shards.detectors.pixels import REGIONS
 from shards.images.caption_files import read_caption_file, with_captions
 from shards.images.given_box_files import read_given_boxes
 from shards.images.image_files import BadImage, Part, decode_image, find_parts, read_records
-from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset
-from shards.storage.index import saved_index
+from shards.storage.dataset import Dataset, begin_dataset, finish_dataset, open_dataset, remove_empty_shards
 from shards.storage.skip_log import is_done, list_skipped, noted
 
 
@@ -119,7 +118,7 @@ def _some_images(parts: list[Part], count: int, excluded: frozenset[str]) -> Ite
 
 def _finish(out: Path, tasks: list[ShardJob], detector: Detector, plan: dict) -> Dataset:
     made = [task.path for task in tasks]
-    skipped, paths = noted(made), [path for path in made if len(saved_index(path))]
+    skipped, paths = noted(made), remove_empty_shards(made)
     bad_images = sum("id" in line for line in skipped)
     if not paths:
         if plan["boxes"]:

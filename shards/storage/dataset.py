@@ -15,7 +15,7 @@ from shards.common.errors import UserError
 from shards.common.files import expand, read_json, whole_file, write_json
 from shards.common.folder_lock import LOCK
 from shards.common.untrusted_input import LARGEST, refuse_special_file, shown
-from shards.storage.index import ShardIndex, load_index
+from shards.storage.index import ShardIndex, index_path, load_index
 from shards.storage.merged_index import load_rows
 from shards.storage.sample import KINDS, MEMBERS, SEVERAL, captions_of, read_npy
 from shards.storage.text_lists import TextLists
@@ -149,6 +149,21 @@ def plan_of(folder: str | Path) -> dict[str, Any]:
     described = read_json(Path(folder) / "dataset.json", Described)
     plan: dict[str, Any] = described.get("extra", {}).get("plan", {})
     return plan
+
+
+def remove_empty_shards(shards: Iterable[str | Path]) -> list[Path]:
+    """Removes shards without samples, all of whose images were skipped, and returns the others.
+
+    dataset.json does not list them, and a folder with unlisted shards cannot be opened.
+    """
+    kept = []
+    for path in map(Path, shards):
+        if len(load_index(path)):
+            kept.append(path)
+        else:
+            path.unlink()
+            index_path(path).unlink(missing_ok=True)
+    return kept
 
 
 def finish_dataset(

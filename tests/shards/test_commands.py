@@ -426,6 +426,19 @@ def test_official_parts_of_a_tsv(tmp_path, run_command, given, packed):
     assert sorted(reader[n].info["id"] for n in range(len(reader))) == expected
 
 
+@pytest.mark.parametrize("damaged", [(0, 1), (2, 3)])
+def test_a_shard_all_of_whose_images_are_skipped_is_removed(tmp_path, run_command, damaged):
+    draw_images(tmp_path / "in", 5, captions=False)
+    for number in damaged:
+        (tmp_path / "in" / f"img_{number}.png").write_bytes(b"damaged")
+    flags = ["shards.extract", tmp_path / "in", "--out", tmp_path / "out", "--per_shard", 2]
+    status, out, err = run_command(*flags)
+    assert status == 0 and "3 images" in out and "in 2 shards; 2 skipped" in out, err
+    assert len(open_dataset(str(tmp_path / "out"))) == 3
+    assert len([*(tmp_path / "out").glob("*.tar")]) == len([*(tmp_path / "out").glob("regions-*.npz")]) == 2
+    assert "nothing to do" in run_command(*flags)[1]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_image_in_two_parts_of_a_tsv_is_converted_once(tmp_path, run_command, packed, processes):
