@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy.fft import dctn
 
 from shards.images.image_files import decode_image
@@ -22,6 +22,7 @@ MOST_LOST = 0.1  # maximum crop of one side when two images are aligned
 MOST_SHEARED = 0.1  # maximum shift of a side along itself; a photo of 4:3 that is rotated by 4 degrees has 0.09
 OUTSIDE = -1e6  # value of pixels outside of an image
 DIFFERENT = 0.5  # threshold of `difference`: images above it are not the same photo
+BLUR = ImageFilter.GaussianBlur(1)  # of thumbnails; otherwise sharp edges differ that are a part of a pixel apart
 THUMBNAIL = 48  # side, in pixels, of thumbnails that can take the place of an image in `difference`
 
 
@@ -65,7 +66,7 @@ def difference(one: Image.Image, other: Image.Image) -> float:
     in one shape are equal in almost all blocks.
     """
     small = [thumbnail(image) for image in (one, other)]
-    first, second = (Image.fromarray(_standard(np.asarray(image, np.float32))) for image in small)
+    first, second = (Image.fromarray(_standard(np.asarray(image.filter(BLUR), np.float32))) for image in small)
     aligned = max((_align(first, second), _align(second, first)), key=lambda found: found[0])
     blocks = np.sort(aligned[1])[::-1]
     return float(blocks[0 if any(map(_is_diagram, small)) else COVERED])
