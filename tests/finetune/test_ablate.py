@@ -67,7 +67,8 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
         write_json(of_row.out / "config.json", config | {"flags": config["flags"] | {"clean": "True"}})
         cleaned.append(of_row)
     assert tabulate("table12", cleaned).startswith("table12: means of 1 seed, validation\n")
-    [mine] = [line for line in table.splitlines() if line.startswith("AT without G4 ")]
+    mine, cost = [line for line in table.splitlines() if line.startswith("AT without G4 ")]
+    assert "10 optimizer steps" in cost
     result = json.loads((tmp_path / "table12" / "AT_without_G4" / "seed0" / "mt" / "result.json").read_text())
     assert mine.split()[-1] == f"{100 * result['mt_score']:.2f}" and len(result["tasks"]) == 10
     status, out, _ = run_command("finetune.ablate", *flags)

@@ -215,8 +215,11 @@ def test_the_compiled_operators_serve_later_versions_of_torch_and_python():
 
 
 def test_where_nothing_is_compiled_the_pure_version_serves_under_the_same_name(tmp_path):
-    """A copy of the package without the extension, in a process of its own."""
+    """A copy without the extension, in a process of its own, next to copies of the packages that ops looks for."""
     shutil.copytree(PACKAGE, tmp_path / "ops", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    for name in ("shards", "pretrain", "finetune"):
+        (tmp_path / name).mkdir()
+        shutil.copy(PACKAGE.parent / name / "__init__.py", tmp_path / name)
     script = (
         "import logging; logging.basicConfig(level=logging.INFO); import ops, torch; "
         "from ops import registration; print(ops.__file__, registration.backends); "

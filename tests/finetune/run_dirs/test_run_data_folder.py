@@ -242,7 +242,7 @@ def test_what_is_kept_of_a_network(tmp_path, monkeypatch):
 
 
 def test_every_flag_that_names_a_path_is_known():
-    names = {"task", "tasks", "train_split", "validation_split", "log_to"}  # texts that are no paths
+    names = {"task", "tasks", "groups", "train_split", "validation_split", "log_to"}  # texts that are no paths
     for config in (StConfig, MtConfig, PretrainConfig):
         texts = {one.name for one in fields(config) if "str" in str(one.type) and not one.metadata.get("choices")}
         assert texts - names <= set(PATHS), config
