@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, ttest_rel
@@ -55,25 +56,41 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
+class MeanDifference(NamedTuple):
+    """The difference of two methods' mean scores over several tasks.
+
+    Attributes:
+        mean: first - second.
+        interval: its 95% interval, by a paired bootstrap over images of the differences averaged over seeds.
+        p_value: of a paired t-test over tasks and seeds; None for a single task and seed.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    p_value: float | None
+
+    def line(self, name: str) -> str:
+        """A line of a table."""
+        low, high = self.interval
+        p = "no t-test of one value" if self.p_value is None else f"p = {self.p_value:.3f}"
+        return f"{name:<32} {self.mean:+7.2%}  ({low:+.2%} to {high:+.2%})  {p}"
+
+
 def mean_difference(
     ours: Sequence[Mapping[str, np.ndarray]],
     theirs: Sequence[Mapping[str, np.ndarray]],
     clusters: Mapping[str, np.ndarray | None],
-) -> tuple[float, tuple[float, float], float]:
-    """The difference of two methods' mean scores over the tasks of both.
+) -> MeanDifference:
+    """The difference of two methods' mean scores over the tasks of both, each image with all its examples.
 
     Args:
         ours, theirs: of every run (one per seed, in the same order), task -> scores of its examples.
         clusters: task -> number of the cluster of each example.
-
-    Returns:
-        The difference; its 95% interval, a paired bootstrap over images, with all their examples, of the differences
-        averaged over seeds; p of a paired t-test over tasks and seeds, NaN for a single task and seed.
     """
     names = [name for name in ours[0] if name in theirs[0]]
     differences = {name: np.mean([a[name] - b[name] for a, b in zip(ours, theirs, strict=True)], 0) for name in names}
     draws = [bootstrap_means(of, clusters[name], seed=n) for n, (name, of) in enumerate(differences.items())]
     mean = float(np.mean([values.mean() for values in differences.values()]))
     a, b = ([values[name].mean() for values in of_method for name in names] for of_method in (ours, theirs))
-    p = 1.0 if np.array_equal(a, b) else float(ttest_rel(a, b).pvalue) if len(a) > 1 else np.nan
-    return mean, interval_of(np.mean(draws, 0)), p
+    p = 1.0 if np.array_equal(a, b) else float(ttest_rel(a, b).pvalue) if len(a) > 1 else None
+    return MeanDifference(mean, interval_of(np.mean(draws, 0)), p)

@@ -7,7 +7,7 @@ import numpy as np
 from finetune.balancing import STEPS
 from finetune.config import AblateConfig, MtConfig
 from finetune.decontamination.manifest import NOT_CLEANED, is_cleaned
-from finetune.evaluation.paired_test import mean_difference
+from finetune.evaluation.paired_test import MeanDifference, mean_difference
 from finetune.evaluation.paper_results import paper_row
 from finetune.evaluation.scores import load_values, mean_row, ranking_note, render_rows
 from finetune.reporting.ablation_runs import AblationRun
@@ -46,22 +46,17 @@ def table(suite: str, runs: list[AblationRun]) -> str:
     lines = [f"{suite}: means of {seeds} {'seeds' if seeds > 1 else 'seed'}, validation{mark}", render_rows(rows), ""]
     lines.append(f"difference of the MT score from {full!r}, over the tasks of both")
     for name in list(by_row)[1:]:
-        lines.append(_difference(name, by_row[name], by_row[full]))
+        lines.append(compare_rows(by_row[name], by_row[full]).line(name))
     pairs = [(name, without_g4(name)) for name in by_row if without_g4(name) in by_row]
     if pairs:
         lines.append("difference of the MT score by training with G4, over the other tasks")
     for name, without in pairs:
-        lines.append(_difference(name, by_row[name], by_row[without]))
+        lines.append(compare_rows(by_row[name], by_row[without]).line(name))
     lines.append("interval: 95%, paired bootstrap over images; p: paired t-test over tasks and seeds")
     lines += ["", "cost of a run: means over seeds", *(_cost(name, by_row[name], results[name]) for name in results)]
     if note := ranking_note(*(result["tasks"] for of_row in results.values() for result in of_row)):
         lines.append(note)
     return "\n".join(lines)
-
-
-def _difference(name: str, row: list[AblationRun], other: list[AblationRun]) -> str:
-    difference, (low, high), p = compare_rows(row, other)
-    return f"{name:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}"
 
 
 def _cost(name: str, runs: list[AblationRun], results: list[dict]) -> str:
@@ -73,11 +68,7 @@ def _cost(name: str, runs: list[AblationRun], results: list[dict]) -> str:
     return f"{name:<32} {steps:9.0f} optimizer steps  {batches:9.0f} task steps  {seconds:9.0f} s"
 
 
-def compare_rows(row: list[AblationRun], full: list[AblationRun]) -> tuple[float, tuple[float, float], float]:
-    """(difference of the mean score over the shared tasks, its 95% interval, p of a paired t-test).
-
-    The test is over tasks and seeds. The interval is a paired bootstrap over images, with all their examples, of the
-    differences averaged over seeds.
-    """
+def compare_rows(row: list[AblationRun], full: list[AblationRun]) -> MeanDifference:
+    """The difference of two rows over the tasks of both."""
     ours, theirs = ([load_values(one.out / VALUES) for one in runs] for runs in (row, full))
     return mean_difference([values for values, _ in ours], [values for values, _ in theirs], ours[0][1])

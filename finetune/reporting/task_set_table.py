@@ -58,8 +58,7 @@ def differences(config: MtConfig, outs: list[Path]) -> list[str]:
         difference = (sets[name] - whole[name]).mean()
         lines.append(f"{titles[name]:<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})")
     shared = {name: sets[name] for name in names}
-    difference, (low, high), p = mean_difference([shared], [whole], clusters)
-    lines.append(f"{'mean of these tasks':<32} {difference:+7.2%}  ({low:+.2%} to {high:+.2%})  p = {p:.3f}")
+    lines.append(mean_difference([shared], [whole], clusters).line("mean of these tasks"))
     if other := _other_flags(together, outs):
         lines.append(f"flags of the sets that differ from those of {together}: {', '.join(other)}")
     return lines

@@ -471,6 +471,12 @@ def test_runs_of_earlier_versions_have_intervals_over_examples_and_a_warning(tmp
         assert compare_rows(*([run] for run in runs)) == (0.0, (0.0, 0.0), 1.0)
 
 
+def test_one_task_and_seed_have_no_t_test(tmp_path):
+    one, other = ([made_run(tmp_path / name, 0, {"a": np.full(9, value)})] for name, value in (("x", 0.5), ("y", 0.25)))
+    line = compare_rows(one, other).line("x")
+    assert " ".join(line.split()) == "x +25.00% (+25.00% to +25.00%) no t-test of one value"
+
+
 def test_rows_are_compared_example_by_example(tmp_path):
     """An effect far smaller than the spread of examples shows, because the same examples are paired."""
     rng = np.random.default_rng(0)
