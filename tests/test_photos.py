@@ -529,6 +529,12 @@ def tiny_recipe(folder: Path, vocabulary: int) -> Path:
     return folder / "recipe.json"
 
 
+def test_an_unfinished_run_is_not_scored(plan):
+    for row, stage in (("zero-shot", "pretrain"), ("AT", "finetune")):
+        with pytest.raises(UserError, match=f"is not finished; run the stage {stage} before score"):
+            photos("__main__").score(next(iter(plan.scored(row))), plan, row)
+
+
 @pytest.mark.slow
 def test_from_tars_to_the_table(source, tmp_path):
     tiny_resnet(tmp_path / "resnet.pth")

@@ -112,7 +112,14 @@ def train(calls: list, jobs: int) -> None:
 
 
 def score(scored: Scored, plan: Plan, row: str) -> Scores:
-    """Computes the scores of a row; retrieval of ablations uses one caption per image."""
+    """Computes the scores of a row; retrieval of ablations uses one caption per image.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    if not scored.call.finished:
+        stage = "pretrain" if scored.call.module == "pretrain.run" else "finetune"
+        raise UserError(f"{scored.call.out}: is not finished; run the stage {stage} before score")
     data = plan.folder.fold(scored.fold)
     return score_run(scored.call.out, scored.task, data, row in ABLATIONS, plan.recipe.score)
 
