@@ -8,56 +8,31 @@ Every run trains on the same batches (round robin).
 
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
-import json
-
+from benchmarks.training_runs import MultiTaskFlags, multi_task_metrics
 from shards.common.cli import command, flag
-from shards.common.errors import UserError
-from shards.world import DEFAULT_WORLD, complete_world
+from shards.world import complete_world
 
 
 @dataclass
-class Config:
+class Config(MultiTaskFlags):
     """Flags of this benchmark."""
 
     iterations: int = flag(24, "iterations per run", low=8)
-    init: str = flag("runs/pretrain", "run with initial weights, or scratch")
-    tasks: str = flag("all", "comma-separated names or groups of tasks")
-    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
     ranks: int = flag(2, "number of ranks of the distributed runs", low=2)
 
 
 def examples_per_second(config: Config, one_step: bool, ranks: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        flags = {
-            "iterations": config.iterations,
-            "init": config.init,
-            "tasks": config.tasks,
-            "data": config.data,
-            "regime": "round_robin",
-            "balance": "sum" if one_step else "steps",
-            "validate_on": 2,
-            "log_every": 4,
-            "out": f"{folder}/run",
-        }
-        threads = str(max(1, (os.cpu_count() or 1) // ranks))
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-        done = subprocess.run(
-            [sys.executable, *launcher, "-m", "finetune.mt", *(f"--{name}={value}" for name, value in flags.items())],
-            env=os.environ | {"OMP_NUM_THREADS": threads},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise UserError(done.stderr.strip().splitlines()[-1])
-        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    balance = "sum" if one_step else "steps"
+    flags = {"iterations": config.iterations, "balance": balance, "validate_on": 2, "log_every": 4}
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    lines = multi_task_metrics(config, flags, launcher, {"OMP_NUM_THREADS": threads})
     rates = [line["samples_per_second"] for line in lines if line["kind"] == "train"]
     return statistics.median(rates[1:])
 

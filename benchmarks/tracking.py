@@ -6,55 +6,33 @@ Trains once on the miniature world, every task in every iteration, with a record
 """
 
 import itertools
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
+from benchmarks.training_runs import MultiTaskFlags, multi_task_metrics
 from finetune.gradients.tracked_gradients import KIND
 from finetune.training.gradient_tracker import BATCHES, EXAMPLES, default_interval
 from shards.common.cli import command, flag
-from shards.common.errors import UserError
-from shards.world import DEFAULT_WORLD, complete_world
+from shards.world import complete_world
 
 EVERY = 4  # iterations between two records
 
 
 @dataclass
-class Config:
+class Config(MultiTaskFlags):
     """Flags of this benchmark."""
 
     iterations: int = flag(12, "iterations", low=8)
-    init: str = flag("runs/pretrain", "run with initial weights, or scratch")
-    tasks: str = flag("all", "comma-separated names or groups of tasks")
-    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
 
 
 def run(config: Config) -> None:
     complete_world(config.data)
-    with tempfile.TemporaryDirectory() as folder:
-        flags = {
-            "iterations": config.iterations,
-            "init": config.init,
-            "tasks": config.tasks,
-            "data": config.data,
-            "regime": "round_robin",
-            "validate_on": 16,
-            "log_every": 1,
-            "track": True,
-            "track_every": EVERY,
-            "out": f"{folder}/run",
-        }
-        command_line = [sys.executable, "-m", "finetune.mt", *(f"--{name}={value}" for name, value in flags.items())]
-        done = subprocess.run(command_line, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(done.stderr.strip().splitlines()[-1])
-        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    flags = {"iterations": config.iterations, "validate_on": 16, "log_every": 1, "track": True, "track_every": EVERY}
+    lines = multi_task_metrics(config, flags)
     records = [line for line in lines if line["kind"] == KIND]
     training = [line for line in lines if line["kind"] == "train"]
     examples = training[0]["samples"]
