@@ -40,7 +40,7 @@ class AblationRun:
 
     @property
     def finished(self) -> bool:
-        return (self.out / "result.json").exists()
+        return (self.out / RESULT).exists()
 
 
 @dataclass(frozen=True)

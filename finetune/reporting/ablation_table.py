@@ -14,7 +14,7 @@ from finetune.reporting.ablation_runs import AblationRun
 from finetune.reporting.ablation_suites import PAPER_TABLES
 from finetune.reporting.screening import without_g4
 from finetune.run_dirs.result_files import VALUES, MultiResult
-from pretrain.engine.run_dir import read_config, read_flags
+from pretrain.engine.run_dir import RESULT, read_config, read_flags
 from shards.common.files import read_json, whole_file
 
 
@@ -32,9 +32,7 @@ def table(suite: str, runs: list[AblationRun]) -> str:
     by_row: dict[str, list[AblationRun]] = {}
     for one in runs:
         by_row.setdefault(one.name, []).append(one)
-    results = {
-        name: [read_json(one.out / "result.json", MultiResult) for one in of_row] for name, of_row in by_row.items()
-    }
+    results = {name: [read_json(one.out / RESULT, MultiResult) for one in of_row] for name, of_row in by_row.items()}
     rows = {name: mean_row([result["tasks"] for result in of_row]) for name, of_row in results.items()}
     mark = ""
     if suite in PAPER_TABLES:

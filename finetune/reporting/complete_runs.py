@@ -5,6 +5,7 @@ from finetune.reporting.ablation_runs import AblationRun, calls_of, own_share, p
 from finetune.reporting.training_commands import Processes, TrainingCommand
 from finetune.run_dirs.result_files import MultiResult
 from pretrain.engine.distributed import on_every_rank, on_first
+from pretrain.engine.run_dir import RESULT
 from shards.common.dist_info import Ranks
 from shards.common.files import read_json
 
@@ -27,7 +28,7 @@ def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> Abl
         done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
         for number, (one, _) in enumerate(zip(waiting, done, strict=True), 1):
             if ranks.first:
-                score = read_json(one.out / "result.json", MultiResult)["mt_score"]
+                score = read_json(one.out / RESULT, MultiResult)["mt_score"]
                 ranks.log(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
     if others:
         ranks.log(f"{others} runs of other shares are not finished; copy their results here and repeat this command")

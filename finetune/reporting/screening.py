@@ -12,6 +12,7 @@ from finetune.config import AblateConfig
 from finetune.reporting.ablation_runs import AblationRun, has_both
 from finetune.reporting.ablation_suites import Row
 from finetune.run_dirs.result_files import MultiResult
+from pretrain.engine.run_dir import RESULT
 from shards.common.errors import UserError
 from shards.common.files import read_json
 
@@ -65,7 +66,7 @@ def chosen_rows(
         rows: the rows that were screened; the first one is the paper's way.
         runs: the finished runs of `screening_runs`, in their order.
     """
-    scores = [read_json(one.out / "result.json", MultiResult)["mt_score"] for one in runs]
+    scores = [read_json(one.out / RESULT, MultiResult)["mt_score"] for one in runs]
     each = len(runs) // len(rows)
     best: dict[str, tuple[float, Row]] = {}
     for number, name in enumerate(rows):

@@ -14,7 +14,7 @@ from finetune.config import FREE_FLAGS, MtConfig, StConfig
 from pretrain.config import FREE_FLAGS as PRETRAINING_FREE_FLAGS
 from pretrain.config import PretrainConfig
 from pretrain.engine.checkpoint import newest_checkpoint
-from pretrain.engine.run_dir import read_flags
+from pretrain.engine.run_dir import RESULT, read_flags
 from shards.common.dist_info import Ranks
 from shards.common.errors import ErrorOnAnotherRank, UserError
 
@@ -35,7 +35,7 @@ class TrainingCommand:
 
     @property
     def finished(self) -> bool:
-        return (self.out / "result.json").exists()
+        return (self.out / RESULT).exists()
 
     @property
     def settings(self) -> dict:

@@ -12,6 +12,7 @@ from shards.world.language import (
     matching,
     related,
     singling_out,
+    with_article,
     words,
 )
 from shards.world.scenes import HEIGHT, WIDTH, Thing
@@ -108,8 +109,7 @@ def _binary(left: list[Thing], rng: np.random.Generator):
         name = choose(NAMES, rng)
         value = getattr(choose(left, rng), name) if rng.random() < 0.9 else choose(VALUES[name], rng)
         if (name, value) != ("pattern", "plain"):
-            what = words({name: value}, rng)
-            what = ("an " if what[0] in "aeiou" else "a ") + what
+            what = with_article(words({name: value}, rng))
             return f"Is it {what}?", lambda thing: getattr(thing, name) == value
     side = choose(("left", "right", "upper", "lower"), rng)
     text = choose((f"Is it in the {side} half?", f"Is it on the {side} side of the picture?"), rng)
