@@ -32,6 +32,7 @@ from pretrain.objective.pretraining_task import PretrainingTask
 from pretrain.objective.validation import most_frequent_word
 from pretrain.pretrained.hf_bert import load_bert, may_be_from_bert
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer, load_tokenizer
+from shards.common.counted import counted
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.common.excluded_ids import read_excluded
@@ -133,7 +134,7 @@ def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
     readers = ranks.count * max(config.workers, 1)
     if pairs.streamed and len(pairs.shards.shards) < readers:
         ranks.log(
-            f"{len(pairs.shards.shards)} shards for {readers} readers (ranks x workers): "
+            f"{counted(len(pairs.shards.shards), 'shard')} for {counted(readers, 'reader')} (ranks x workers): "
             "several readers will open the same shard; use more, smaller shards or fewer --workers to reduce traffic"
         )
     return pairs
@@ -172,7 +173,7 @@ def _work(
         from_bert = on_first(
             ranks, lambda: load_bert(model, config.bert)
         )  # make_engine broadcasts the weights to the other ranks
-        ranks.log(f"{len(from_bert)} parameters of the text stream initialised from {config.bert}")
+        ranks.log(f"{counted(len(from_bert), 'parameter')} of the text stream initialised from {config.bert}")
     if not config.bert_lr_scale:
         for name in from_bert:
             model.get_parameter(name).requires_grad_(False)
@@ -294,12 +295,11 @@ def _describe(config: PretrainConfig, task: PretrainingTask, engine: Engine, voc
     skipped = len(pairs.shards) - sum(images)
     trained, held_out = f"{len(pairs.training)} training pairs", f"{len(pairs.validation)} validation pairs"
     if pairs.shards.has_several_captions:
-        trained += f" per epoch ({len(pairs.trained)} captions of {images[0]} images)"
-        held_out += f" ({images[1]} images)"
-    log(
-        f"{config.data}: {trained}, {held_out}"
-        + (f", {skipped} images skipped (no caption, a caption of a validation image, or excluded)" if skipped else "")
-    )
+        trained += f" per epoch ({counted(len(pairs.trained), 'caption')} of {counted(images[0], 'image')})"
+        held_out += f" ({counted(images[1], 'image')})"
+    if skipped:
+        held_out += f", {counted(skipped, 'image')} skipped (no caption, a caption of a validation image, or excluded)"
+    log(f"{config.data}: {trained}, {held_out}")
     if config.validation_pairs and not len(pairs.validation):
         log(
             "no validation: it needs at least 20 pairs that share neither image nor caption"
@@ -311,7 +311,8 @@ def _describe(config: PretrainConfig, task: PretrainingTask, engine: Engine, voc
         f"vocabulary size {vocabulary_size}, on {task.device}"
     )
     if ranks.count > 1 or plan.accumulate > 1:
-        log(f"{plan.batch_size} pairs per step: {ranks.count} ranks x {plan.accumulate} accumulation steps")
+        accumulated = counted(plan.accumulate, "accumulation step")
+        log(f"{plan.batch_size} pairs per step: {counted(ranks.count, 'rank')} x {accumulated}")
     if plan.first_step:
         log(f"resuming after step {plan.first_step}")
 

@@ -24,6 +24,7 @@ from finetune.annotations.source_files import SourceFiles, reading_once, recordi
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.prepared.prepared_file import MappedArrays, is_current, load_arrays, save_arrays
 from finetune.task_types.base import Task
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import files_below
 from shards.common.folder_lock import FolderLock
@@ -181,7 +182,7 @@ def prepare(data, wanted: Sequence[Wanted], processes: int, log=print) -> None:
             return
         groups = sorted(by_task.values(), key=lambda group: -_source_bytes(data, group))
         jobs, parts = [(data, group, place) for group in groups], sum(map(len, groups))
-        log(f"reading the annotations of {len(groups)} tasks into {place}{os.sep}, once")
+        log(f"reading the annotations of {counted(len(groups), 'task')} into {place}{os.sep}, once")
         for number, seconds in run_tasks(_make_all, jobs, processes, parts, "parts"):
             names = ", ".join(f"{one.split} {one.content}" for one in groups[number])
             log(f"{groups[number][0].task.name}: {names} in {seconds:.0f} s")

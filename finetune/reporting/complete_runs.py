@@ -6,6 +6,7 @@ from finetune.reporting.training_commands import Processes, TrainingCommand
 from finetune.run_dirs.result_files import MultiResult
 from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import RESULT
+from shards.common.counted import counted
 from shards.common.dist_info import Ranks
 from shards.common.files import read_json
 
@@ -20,7 +21,7 @@ def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> Abl
     own = own_share(config, len(runs))
     waiting = [runs[place] for place in own if not finished[place]]
     others = finished.count(False) - len(waiting)
-    ranks.log(f"{config.suite}: {len(runs)} runs, {finished.count(True)} of them already finished")
+    ranks.log(f"{config.suite}: {counted(len(runs), 'run')}, {finished.count(True)} of them already finished")
     if start is not None:
         ranks.log(start.text)
     processes = Processes(config.jobs, ranks)

@@ -57,6 +57,7 @@ from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags
 from pretrain.engine.trainer import Trainer
 from pretrain.models.precision import Precision
+from shards.common.counted import counted
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.common.untrusted_input import reading
@@ -243,7 +244,7 @@ def _kept_gradients(config: MtConfig, model: TaskModel, tasks: int) -> TaskGradi
 
 
 def _memory(gradients: TaskGradients, tasks: int) -> str:
-    return f"keeps the gradients of {tasks} tasks, {gradients.bytes / 1e9:.2f} GB on each rank"
+    return f"keeps the gradients of {counted(tasks, 'task')}, {gradients.bytes / 1e9:.2f} GB on each rank"
 
 
 def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
@@ -279,7 +280,7 @@ def _vocabularies(
 def _describe(training: MultiTask, start: Start) -> None:
     log, plan, config = training.ranks.log, training.plan, training.config
     log(
-        f"{len(training.task_states)} tasks, regime {config.regime}, from {start.path or 'scratch'}, "
+        f"{counted(len(training.task_states), 'task')}, regime {config.regime}, from {start.path or 'scratch'}, "
         f"on {training.device}"
     )
     if not plan.first_step and (note := random_start_note(start, config.init, (PRETRAINING,))):
@@ -288,9 +289,10 @@ def _describe(training: MultiTask, start: Start) -> None:
         log(
             f"{state.task.title:<20} {state.plan.pairs} training examples, "
             f"{len(state.validation)} validation examples, "
-            f"{state.plan.steps_per_epoch} steps per epoch, batch size {state.plan.batch_size}"
+            f"{counted(state.plan.steps_per_epoch, 'step')} per epoch, batch size {state.plan.batch_size}"
         )
     epochs = math.ceil(plan.total_steps / plan.steps_per_epoch)
-    log(f"{plan.total_steps} iterations, {epochs} epochs of the longest task; peak learning rate {training.peak_lr:g}")
+    length = f"{counted(plan.total_steps, 'iteration')}, {counted(epochs, 'epoch')} of the longest task"
+    log(f"{length}; peak learning rate {training.peak_lr:g}")
     if plan.first_step:
         log(f"resuming after iteration {plan.first_step}")

@@ -32,6 +32,7 @@ from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags, read_config
 from pretrain.engine.trainer import Trainer
 from pretrain.models.precision import Precision
+from shards.common.counted import counted
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 
@@ -176,7 +177,7 @@ def _describe(
         log(note)
     log(
         f"{len(examples)} training examples, {len(held_out)} validation examples, "
-        f"{plan.steps_per_epoch} steps per epoch"
+        f"{counted(plan.steps_per_epoch, 'step')} per epoch"
     )
     log(f"batch size {plan.batch_size}, peak learning rate {config.lr:g}, on {training.device}")
     if plan.first_step:

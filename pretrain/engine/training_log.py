@@ -9,6 +9,7 @@ import torch
 from pretrain.engine.metrics_logger import Clock, RunLog, duration
 from pretrain.engine.step import Engine, Sums
 from pretrain.engine.training_task import Evaluation, TrainingTask
+from shards.common.counted import counted
 
 # A validation that takes a larger share of a run, and more seconds in total, is reported.
 LARGE, LONG = 0.05, 300.0
@@ -54,7 +55,7 @@ class TrainingLog:
         self.ranks.log(
             f"step {done}/{plan.total_steps}  {task.describe(values)}  "
             f"{rates['samples_per_second']:.0f} {task.unit}/s  {duration(left)} left"
-            + (f"  {skipped} steps skipped: gradients not finite" if skipped else "")
+            + (f"  {counted(skipped, 'step')} skipped: gradients not finite" if skipped else "")
         )
 
     def further(self, done: int) -> None:

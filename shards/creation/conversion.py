@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.folder_lock import locked_folder
 from shards.common.process_pool import advance, run_tasks
@@ -59,7 +60,7 @@ def _convert(config: ConvertConfig, source: Source, out: Path) -> Dataset:
     begin_dataset(out, plan)
     if (out / "dataset.json").exists():
         dataset = open_dataset(str(out))
-        print(f"{out}: is already complete, {len(dataset)} images; nothing to do")
+        print(f"{out}: is already complete, {counted(len(dataset), 'image')}; nothing to do")
         return dataset
     parts = source.parts(config.per_shard)
     tasks = [
@@ -183,5 +184,5 @@ def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape:
     skips = list_skipped(out, made, skipped, "where")
     captions = f", {dataset.count_of_captions}" if dataset.captions else ""
     classes = f"{shape.kept} of {shape.num_classes} classes per region" if shape.num_classes else "no classes"
-    print(f"{out}: {len(dataset)} images in {len(paths)} shards{captions}, {classes}{skips}")
+    print(f"{out}: {counted(len(dataset), 'image')} in {counted(len(paths), 'shard')}{captions}, {classes}{skips}")
     return dataset

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.common.cli import current_flags
+from shards.common.counted import counted
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 from shards.common.excluded_ids import digest_of, read_excluded
@@ -52,7 +53,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
         begin_dataset(out, plan, lambda stored: current_flags(ExtractConfig, stored))
     if (out / "dataset.json").exists():
         dataset = open_dataset(str(out))
-        ranks.log(f"{out}: is already complete, {len(dataset)} images; nothing to do")
+        ranks.log(f"{out}: is already complete, {counted(len(dataset), 'image')}; nothing to do")
         return dataset
     if ranks.first and not detector.load(out):
         excluded = read_excluded(config.exclude) if config.exclude else frozenset()
@@ -135,10 +136,11 @@ def _finish(out: Path, tasks: list[ShardJob], detector: Detector, plan: dict) ->
     )
     if plan["boxes"] and len(dataset) + bad_images < len(read_given_boxes(plan["boxes"])):
         given = len(read_given_boxes(plan["boxes"]))
-        print(f"{plan['boxes']}: {given - len(dataset) - bad_images} of its {given} images were not found")
+        print(f"{plan['boxes']}: {given - len(dataset) - bad_images} of its {counted(given, 'image')} were not found")
     flat = sum(given.flat for given in read_given_boxes(plan["boxes"]).values()) if plan["boxes"] else 0
     if flat:
-        print(f"{plan['boxes']}: {flat} boxes without area, which are enlarged to a width or height of one pixel")
+        print(f"{plan['boxes']}: {counted(flat, 'box')} without area, enlarged to a width or height of one pixel")
     skips = list_skipped(out, made, skipped, "source")
-    print(f"{out}: {len(dataset)} images, {dataset.count_of_captions}, in {len(paths)} shards{skips}")
+    in_shards = f"in {counted(len(paths), 'shard')}{skips}"
+    print(f"{out}: {counted(len(dataset), 'image')}, {dataset.count_of_captions}, {in_shards}")
     return dataset

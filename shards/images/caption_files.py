@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
 from shards.common.untrusted_input import parse_json, reason_of
@@ -68,11 +69,11 @@ def with_captions(parts: list[Part], captions: dict[str, tuple[str, ...]], per_p
             f"{parts[0].files[0]}: --captions has captions for none of the images; it has captions for image "
             f"{next(iter(captions))}, for example, but not for {next(find_images(parts[0])).id}"
         )
-    counts = f"{sum(len(captions[image]) for image in matched)} captions of {len(matched)} images"
+    counts = f"{counted(sum(len(captions[image]) for image in matched), 'caption')} of {counted(len(matched), 'image')}"
     if len(captions) > len(matched):
-        counts += f"; {len(captions) - len(matched)} images of the file not found"
+        counts += f"; {counted(len(captions) - len(matched), 'image')} of the file not found"
     if total > len(matched):
-        counts += f"; {total - len(matched)} images without captions skipped"
+        counts += f"; {counted(total - len(matched), 'image')} without captions skipped"
     rows = [(file, image, captions[image]) for image, file in matched.items()]
     if rows[0][0].endswith(".tar"):
         groups = [list(group) for _, group in itertools.groupby(rows, key=lambda one: one[0])]

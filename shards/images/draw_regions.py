@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from shards.common.counted import counted
 from shards.images.source_image import image_of
 from shards.storage.sample import Sample
 
@@ -39,7 +40,7 @@ def draw(sample: Sample, folder: Path, names: list[str] | None = None) -> tuple[
             pen.text((box[0] + 3, box[1] + 1), label, fill=colour, stroke_width=1, stroke_fill="white")
     return (
         image,
-        f"{sample.info.get('id', sample.key)}: {len(sample.boxes)} regions, {width} x {height}{note}",
+        f"{sample.info.get('id', sample.key)}: {counted(len(sample.boxes), 'region')}, {width} x {height}{note}",
     )
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import (
     expand,
@@ -203,7 +204,7 @@ def _unread_files(folder: str) -> list[Unused]:
         stray += [path for path in paths if is_image(path) or os.path.isdir(path)]
     wanted = f"convert or rename them to {', '.join(SUFFIXES)}"
     found = [
-        f"{count} images {f'with the suffix .{form}' if form else 'without a suffix'}, {wanted}"
+        f"{counted(count, 'image')} {f'with the suffix .{form}' if form else 'without a suffix'}, {wanted}"
         for form, count in sorted(formats.items())
     ]
     for paths, what in (

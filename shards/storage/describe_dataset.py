@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 
 from shards.common.box_iou import iou
+from shards.common.counted import counted
 from shards.common.image_id import image_id
 from shards.storage.dataset import read_captions
 from shards.storage.reader import RegionReader
@@ -35,7 +36,7 @@ def describe_dataset(name: str, reader: RegionReader) -> str:
         f"features    {dataset.feature_size} numbers per region",
         f"classes     {classes}",
         f"regions     {regions.min()} to {regions.max()} per image, {regions.mean():.1f} on average "
-        f"(over {len(sampled)} images)",
+        f"(over {counted(len(sampled), 'image')})",
         f"overlap     {overlapping(sampled):.1f} others overlap a region with an IoU of at least {OVERLAP}, on average",
     ]
     if dataset.num_classes:

@@ -233,7 +233,7 @@ def test_the_real_caption_tars(tmp_path, real_data, run_command):
         for member in list(tar)[:120]:
             part.addfile(member, tar.extractfile(member))
     status, out, err = run_command("shards.extract", tmp_path / "in.tar", "--out", tmp_path / "out")
-    assert status == 0 and "40 images, 40 with captions, in 1 shards" in out, err
+    assert status == 0 and "40 images, 40 with captions, in 1 shard" in out, err
     reader = RegionReader(open_dataset(str(tmp_path / "out")))
     assert reader[0].captions == ("Each grey box contains atleast one yellow object touching the edge",)
     assert (reader[0].info["width"], reader[0].info["height"]) == (400, 100)
@@ -289,7 +289,7 @@ def test_one_image_is_enough(tmp_path, run_command):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (1, 1), "red").save(tmp_path / "in" / "dot.v2.png")
     status, out, err = run_command("shards.extract", tmp_path / "in", "--out", tmp_path / "out")
-    assert status == 0 and "1 images, 0 with captions" in out, err
+    assert status == 0 and "1 image, 0 with captions" in out, err
     assert out.count("for results on photographs set --detector to a trained one") == 1
     sample = RegionReader(open_dataset(str(tmp_path / "out")))[0]
     assert sample.info["id"] == "dot.v2" and sample.key == "dot_v2" and len(sample.features) >= 1
@@ -365,7 +365,7 @@ def test_a_bad_row_is_named_and_skipped_only_on_request(tmp_path, run_command, b
     assert status == 2 and "f.tsv, line 2" in err and words in err and "--on_bad_row skip" in err
     assert not (tmp_path / "out" / "dataset.json").exists()
     status, out, err = run_command(*flags, tmp_path / "out", "--on_bad_row", "skip")
-    assert status == 0 and "2 images in 1 shards" in out and "1 skipped" in out and "f.tsv, line 2: " in out
+    assert status == 0 and "2 images in 1 shard" in out and "1 skipped" in out and "f.tsv, line 2: " in out
     (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
     assert words in json.loads(line)["reason"]
 
@@ -390,7 +390,7 @@ def test_a_bad_row_may_be_anywhere_in_a_tsv(tmp_path, run_command, bad, words, p
     status, _, err = run_command(*flags)
     assert status == 2 and f"f.tsv, line {place + 1}: {words if 'wide' in words else ''}" in err and words in err
     status, out, err = run_command(*flags, "--on_bad_row", "skip")
-    assert status == 0 and "40 images in 1 shards" in out and f"skipped {tmp_path}/f.tsv, line {place + 1}: " in out
+    assert status == 0 and "40 images in 1 shard" in out and f"skipped {tmp_path}/f.tsv, line {place + 1}: " in out
 
 
 def test_a_tsv_whose_first_hundred_rows_are_bad(tmp_path, run_command):
@@ -403,7 +403,7 @@ def test_a_tsv_whose_first_hundred_rows_are_bad(tmp_path, run_command):
 def test_blank_lines_are_no_end(tmp_path, run_command):
     (tmp_path / "f.tsv").write_text(f"\n{row('a')}\n\n{row('b')}\n\n")
     status, out, err = run_command("shards.convert", tmp_path / "f.tsv", "--out", tmp_path / "out")
-    assert status == 0 and "2 images in 1 shards" in out and "skipped" not in out, err
+    assert status == 0 and "2 images in 1 shard" in out and "skipped" not in out, err
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -287,7 +287,7 @@ def test_shapes_sums_and_units_count(tmp_path, run_command, changes, reason):
     status, _, err = run_command(*flags)
     assert status == 2 and f"mmf/bad.npy: {reason}" in err
     status, out, _ = run_command(*flags, "--on_bad_row", "skip")
-    assert status == 0 and "2 images in 1 shards" in out and "1 skipped" in out
+    assert status == 0 and "2 images in 1 shard" in out and "1 skipped" in out
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def images(tmp_path):
 def test_a_model_by_its_directory(model, images, tmp_path, run_command):
     flags = ("shards.extract", images, "--detector", model, "--device", "cpu", "--processes", 1, "--batch_size", 2)
     status, said, err = run_command(*flags, "--max_regions", 5, "--out", tmp_path / "out")
-    assert status == 0 and "3 images, 0 with captions, in 1 shards" in said, err
+    assert status == 0 and "3 images, 0 with captions, in 1 shard" in said, err
     dataset = open_dataset(str(tmp_path / "out"))
     assert (dataset.num_classes, dataset.feature_size, dataset.detector) == (4, 16, str(model))
     assert dataset.extra["class_names"] == ["background", "cat", "dog", "tree"]

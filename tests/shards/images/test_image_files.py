@@ -117,13 +117,13 @@ def test_images_of_other_formats_are_counted(tmp_path):
     (tmp_path / "LICENSE").write_text("all rights")
     parts, unused = find_parts(str(tmp_path), per_part=1), []
     assert [record.id for part in parts for record in read_records(part, unused)] == ["1", "2", "3"]
-    counted = ["1 images without a suffix", "1 images with the suffix .heic", "1 images with the suffix .ppm"]
+    counted = ["1 image without a suffix", "1 image with the suffix .heic", "1 image with the suffix .ppm"]
     assert [found.reason.partition(",")[0] for found in unused] == counted
     chosen, _ = with_captions(parts, {"1": ("one",)}, 100)
     assert len([*read_records(chosen[0], unused)]) == 1 and len(unused) == 2 * len(counted)
     for name in ("1.jpg", "2.jfif", "3.JPE"):
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=r"contains no images .*; it has 1 images without a suffix"):
+    with pytest.raises(UserError, match=r"contains no images .*; it has 1 image without a suffix"):
         find_parts(str(tmp_path), 100)
 
 
@@ -415,7 +415,7 @@ def test_links_to_nothing_and_names_that_are_not_utf_8_are_skipped_with_a_reason
             file.write(picture)
     flags = ("--out", tmp_path / "out", "--visual_words", 2, "--processes", 1)
     status, out, err = run_command("shards.extract", folder, *flags)
-    assert status == 0 and "1 images, 0 with captions, in 1 shards; 4 skipped" in out, err
+    assert status == 0 and "1 image, 0 with captions, in 1 shard; 4 skipped" in out, err
     assert "3 artifacts of a system or an editor (._1.png)" in out
     assert "0.png: is a link to a file that does not exist" in out
     assert "caf\\xe9.png: has a name that is not UTF-8" in out and "ol\\xe9.png: has a name" in out

@@ -272,8 +272,8 @@ def test_extraction_takes_the_captions_of_a_file(tmp_path, run_command, tarred):
     source = tmp_path / "in.tar" if tarred else images
     status, said, err = extract(run_command, source, tmp_path / "out", "--captions", tmp_path / "rows.tsv")
     assert status == 0, err
-    assert "4 captions of 2 images; 1 images of the file not found; 2 images without captions skipped" in said
-    assert "2 images, 2 with 4 captions, in 1 shards" in said
+    assert "4 captions of 2 images; 1 image of the file not found; 2 images without captions skipped" in said
+    assert "2 images, 2 with 4 captions, in 1 shard" in said
     dataset = open_dataset(str(tmp_path / "out"))
     assert read_captions(dataset) == [both(1), both(2)]
     assert [RegionReader(dataset)[n].key.rpartition("/")[2] for n in (0, 1)] == ["1", "2"]
@@ -327,7 +327,7 @@ def test_photographs_with_five_captions_each(tmp_path, run_command, real_data):
             (tmp_path / "in" / entry.name).write_bytes(tar.extractfile(entry).read())
     flags = ("--captions", photos / "dataset_flickr8k.json", "--captions_split", "val")
     status, said, err = extract(run_command, tmp_path / "in", tmp_path / "out", *flags)
-    assert status == 0 and "40 images, 40 with 200 captions, in 1 shards" in said, err
+    assert status == 0 and "40 images, 40 with 200 captions, in 1 shard" in said, err
     flags = ("--data", tmp_path / "out", "--out", tmp_path / "run", "--epochs", 1, "--workers", 0, "--device", "cpu")
     status, said, err = run_command("pretrain.run", *flags, "--validation_pairs", 20, "--captions_per_image", "one")
     counts = "36 training pairs per epoch (180 captions of 36 images), 20 validation pairs (4 images)"
