@@ -1,7 +1,7 @@
 """python -m shards.world --out data/world: creates the miniature world, with annotations and region shards."""
 
 from shards.common.cli import command
-from shards.world import WorldConfig, make_world
+from shards.world.creation import WorldConfig, make_world
 
 
 def run(config: WorldConfig) -> None:

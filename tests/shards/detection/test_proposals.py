@@ -13,7 +13,7 @@ import pytest
 from shards.common.box_iou import iou
 from shards.common.errors import UserError
 from shards.detection import handcrafted
-from shards.world import REGIONS
+from shards.world.creation import REGIONS
 from shards.world.scenes import KINDS
 
 
