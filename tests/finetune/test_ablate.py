@@ -426,7 +426,7 @@ def test_a_failure_under_torchrun_is_said_once_and_ends_all(world, tmp_path):
     assert "--jobs 2: under torchrun every run uses all ranks" in results[0][2]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sigterm_stops_the_run_that_is_under_way_with_a_checkpoint(world, pretrained, tmp_path, ranks):
     flags = ["--suite", "table11", "--data", world, "--init", pretrained, "--iterations", 5000, "--seeds", 1]
     processes = start_ranks(ranks, *flags, "--out", tmp_path, "--rows", "4", script=ABLATE)

@@ -17,6 +17,11 @@ KERNELS = ("overlap_cuda.cu", "regions_cuda.cu", "dropout_cuda.cu", "layer_norm_
 TYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of Number in number.h
 ALL_TYPES = (*TYPES, torch.float64)
 
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)<<<([^,]+), ([^,]+), 0, (.+?)>>>\((.*?)\);", re.DOTALL)
 
 
@@ -45,7 +50,7 @@ def emulated(tmp_path_factory):
     return call
 
 
-@pytest.mark.parametrize(("batch", "n"), [(9, 36), (5, 100), (2, 300), (3, 1)])
+@pytest.mark.parametrize(("batch", "n"), [(9, 36), slow(5, 100), slow(2, 300), (3, 1)])
 def test_the_overlap_kernel_gives_the_bits_of_the_cpu(emulated, batch, n):
     boxes, seeds, valid = random_case(batch, n)
     found = emulated("overlap", batch, n, 0.4, tensors=(boxes, seeds, valid), dtype=torch.bool).view(batch, n)
@@ -93,19 +98,19 @@ FLOAT, HALF, BFLOAT, DOUBLE = ALL_TYPES
 @pytest.mark.parametrize(
     ("n", "h", "x", "residual", "out", "p"),
     [
-        (37, 128, BFLOAT, BFLOAT, BFLOAT, 0.1),  # one warp for a row in backward
+        slow(37, 128, BFLOAT, BFLOAT, BFLOAT, 0.1),  # one warp for a row in backward
         (37, 256, FLOAT, FLOAT, FLOAT, 0.1),
         (21, 264, HALF, HALF, HALF, 0.5),  # three warps
-        (21, 768, BFLOAT, FLOAT, BFLOAT, 0.1),
+        slow(21, 768, BFLOAT, FLOAT, BFLOAT, 0.1),
         (21, 772, FLOAT, FLOAT, BFLOAT, 0.1),  # four warps
-        (21, 1024, BFLOAT, BFLOAT, FLOAT, 0.1),
-        (21, 768, FLOAT, None, FLOAT, 0.1),
+        slow(21, 1024, BFLOAT, BFLOAT, FLOAT, 0.1),
+        slow(21, 768, FLOAT, None, FLOAT, 0.1),
         (21, 768, BFLOAT, BFLOAT, BFLOAT, 0.0),
-        (1, 1024, HALF, FLOAT, HALF, 0.1),
+        slow(1, 1024, HALF, FLOAT, HALF, 0.1),
         (20, 7, FLOAT, FLOAT, FLOAT, 0.1),  # kernels of any width
-        (20, 1030, BFLOAT, FLOAT, BFLOAT, 0.1),
-        (20, 64, FLOAT, BFLOAT, HALF, 0.1),
-        (20, 64, DOUBLE, DOUBLE, DOUBLE, 0.1),
+        slow(20, 1030, BFLOAT, FLOAT, BFLOAT, 0.1),
+        slow(20, 64, FLOAT, BFLOAT, HALF, 0.1),
+        slow(20, 64, DOUBLE, DOUBLE, DOUBLE, 0.1),
         (20, 64, DOUBLE, None, DOUBLE, 0.0),
     ],
 )

@@ -184,7 +184,10 @@ def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_fold
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
     run = tmp_path / "run"
     flags = ("--data", dataset_folder, "--out", run, "--epochs", 100000, "--workers", 1)

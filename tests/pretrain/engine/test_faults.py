@@ -168,7 +168,7 @@ def small_memory():
     return run
 
 
-@pytest.mark.parametrize("sharing", ["descriptors", "files"])
+@pytest.mark.parametrize("sharing", ["descriptors", pytest.param("files", marks=pytest.mark.slow)])
 def test_a_small_shared_memory_is_one_sentence_and_no_workers_need_none(tmp_path, small_memory, sharing):
     make_dataset(tmp_path / "data", (24, 16), features=20_000)  # a batch of 8 pairs has about 2 MB
     flags = ["-m", "pretrain.run", "--data", tmp_path / "data", "--epochs", 1, *SMALL, "--batch_size", 16]

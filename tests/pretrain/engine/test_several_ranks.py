@@ -115,9 +115,8 @@ def test_two_ranks_stop_and_go_on_as_if_they_had_not(small, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(
-    ("fault", "rank"), [pytest.param("kill_in_step", 1, marks=pytest.mark.slow), ("kill_in_save", 0)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "rank"), [("kill_in_step", 1), ("kill_in_save", 0)])
 def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_the_same(small, tmp_path, fault, rank):
     """SIGKILL in the middle of a step, and in the middle of writing a checkpoint, under torchrun."""
     flags = [*small, "--epochs", 3, "--save_every", 4, "--dropout", 0.1]

@@ -58,9 +58,9 @@ def masked_by(seed: int):
 
 @pytest.mark.parametrize(("precision", "near"), [("float64", 1e-5), ("bf16", 0.03), ("fp16", 0.01)])
 def test_every_precision_follows_float32(precision, near):
-    """By the median over five masks: at some, 25 steps blow up the rounding of either to several times as much."""
+    """By the median over three masks: at some, 25 steps blow up the rounding of either to several times as much."""
     furthest = []
-    for seed in range(5):
+    for seed in range(3):
         losses = take(make_engine(precision, dropout=0), masked_by(seed), 25)
         furthest.append(max(abs(a - b) / max(b, 1) for a, b in zip(losses, in_float32(seed), strict=True)))
         assert losses[-1] < 0.1 * losses[0]
