@@ -1,9 +1,11 @@
 """What many tests share: the parity files, the real data where it is, and small data sets made on the spot."""
 
+import contextlib
 import fcntl
 import functools
 import http.server
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -116,6 +118,31 @@ def run_command(monkeypatch, capfd):
         return stopped.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture
+def ending(monkeypatch):
+    """Ends training in this process; steps count from 0.
+
+    `with ending(before=N):` as a kill would, in place of step N: nothing is saved. `with ending(after=N):` by Ctrl-C.
+    """
+    from pretrain.engine.step import Engine
+
+    @contextlib.contextmanager
+    def patched(before: int | None = None, after: int | None = None):
+        def step(engine, number, *rest):
+            if number == before:
+                raise KeyboardInterrupt
+            plain(engine, number, *rest)
+            if number == after:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        plain = Engine.step
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "step", step)
+            yield
+
+    return patched
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from pretrain.data.random_choices import sample_keys
 from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
 from pretrain.engine.run_dir import read_flags
-from pretrain.engine.step import Engine
 from pretrain.engine.stop_signals import Stop
 from pretrain.models.model_config import TINY
 from pretrain.models.pretraining_heads import PretrainingModel
@@ -86,22 +85,14 @@ def test_a_run_leaves_all_that_it_should(dataset_folder, tmp_path, run_command):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(
-    dataset_folder, tmp_path, run_command, workers, monkeypatch
+    dataset_folder, tmp_path, run_command, workers, ending
 ):
     flags = ["--data", dataset_folder, *SMALL, "--workers", workers, "--dropout", 0.1]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_command("pretrain.run", *flags, "--out", whole)[0] == 0
-    plain = Engine.step
-
-    def interrupt_at_14(engine, number, *rest):
-        plain(engine, number, *rest)
-        if number == 13:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Engine, "step", interrupt_at_14)
-    status, out, _ = run_command("pretrain.run", *flags, "--out", parts)
+    with ending(after=13):
+        status, out, _ = run_command("pretrain.run", *flags, "--out", parts)
     assert status == 130 and "stopped at step 14" in out
-    monkeypatch.setattr(Engine, "step", plain)
     assert run_command("pretrain.run", "--out", parts, "--resume", "--workers", workers)[0] == 0
     assert losses_of(parts) == losses_of(whole)
     one, two = (load_file(run / "checkpoints" / "step-00000033" / MODEL) for run in (whole, parts))
@@ -113,7 +104,7 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_steps_in_place_of_epochs(dataset_folder, tmp_path, run_command, monkeypatch, http_folder, streamed):
+def test_steps_in_place_of_epochs(dataset_folder, tmp_path, run_command, ending, http_folder, streamed):
     """Schedule, validation and a resume are those of a run of 17 steps, of which an epoch has 11."""
     data = f"{http_folder(dataset_folder)}/part-{{00000..00001}}.tar" if streamed else dataset_folder
     flags = ["--data", data, "--steps", 17, "--batch_size", 8, "--log_every", 1, "--save_every", 5, "--workers", 0]
@@ -127,16 +118,8 @@ def test_steps_in_place_of_epochs(dataset_folder, tmp_path, run_command, monkeyp
     result = json.loads((whole / "result.json").read_text())
     per_epoch = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])["epoch"]
     assert result["steps"] == 17 and result["epochs"] == pytest.approx(17 * per_epoch, abs=1e-3)
-    plain = Engine.step
-
-    def interrupt_at_13(engine, number, *rest):
-        plain(engine, number, *rest)
-        if number == 12:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Engine, "step", interrupt_at_13)
-    assert run_command("pretrain.run", *flags, "--out", parts)[0] == 130
-    monkeypatch.setattr(Engine, "step", plain)
+    with ending(after=12):
+        assert run_command("pretrain.run", *flags, "--out", parts)[0] == 130
     status, _, err = run_command("pretrain.run", "--out", parts, "--resume", "--steps", 18)
     assert status == 2 and "--steps 18: the run in" in err
     assert run_command("pretrain.run", "--out", parts, "--resume")[0] == 0
@@ -164,21 +147,13 @@ def test_a_run_that_validates_on_nothing_says_so(tmp_path, run_command):
     assert "no validation" not in out
 
 
-def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_folder, tmp_path, run_command, monkeypatch):
+def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_folder, tmp_path, run_command, ending):
     """Lines after steps 5, 10, ...; the process is killed in step 13, and the last checkpoint is that of step 12."""
     flags = ["--data", dataset_folder, *SMALL, "--log_every", 5, "--save_every", 3]
     assert run_command("pretrain.run", *flags, "--out", tmp_path / "whole")[0] == 0
-    plain = Engine.step
-
-    def killed_at_13(engine, number, *rest):
-        if number == 13:
-            raise KeyboardInterrupt
-        plain(engine, number, *rest)
-
-    monkeypatch.setattr(Engine, "step", killed_at_13)
-    assert run_command("pretrain.run", *flags, "--out", tmp_path / "parts")[0] == 130
+    with ending(before=13):
+        assert run_command("pretrain.run", *flags, "--out", tmp_path / "parts")[0] == 130
     assert checkpoints(tmp_path / "parts")[-1].name == "step-00000012"
-    monkeypatch.setattr(Engine, "step", plain)
     assert run_command("pretrain.run", "--out", tmp_path / "parts", "--resume")[0] == 0
     assert sorted(losses_of(tmp_path / "whole")) == [5, 10, 15, 20, 25, 30, 33]
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
@@ -186,7 +161,7 @@ def test_a_line_of_the_log_covers_the_steps_before_a_checkpoint_too(dataset_fold
 
 @pytest.mark.parametrize(
     ("sent", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow)],
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGHUP, 143)],
 )
 def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, sent, status):
     run = tmp_path / "run"
@@ -205,6 +180,7 @@ def test_a_signal_ends_the_process_with_a_checkpoint(dataset_folder, tmp_path, s
     assert "use --resume to continue" in out and len(checkpoints(run)) == 1
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_leaves_a_checkpoint(dataset_folder, tmp_path):
     """The connection to a remote machine broke: all processes get SIGHUP, and nothing can be printed any more."""
     run, (ours, theirs) = tmp_path / "run", pty.openpty()
@@ -331,7 +307,7 @@ def test_small_and_prime_data_sets(tmp_path, run_command, count):
         assert status == 0 and "run directory:" in out
 
 
-def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
+def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command, ending):
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     words = [
@@ -378,13 +354,10 @@ def test_pretraining_from_a_bert(dataset_folder, tmp_path, run_command):
 
     frozen = tmp_path / "frozen"  # stopped before its end and resumed: still without a change
     flags[3], flags[-1] = frozen, 0
-    assert run_command("pretrain.run", *flags, "--save_every", 10)[0] == 0
-    for path in checkpoints(frozen):
-        if path.name != "step-00000010":
-            shutil.rmtree(path)
-    (frozen / "result.json").unlink()
-    status, _, err = run_command("pretrain.run", "--out", frozen, "--resume")
-    assert status == 0, err
+    with ending(before=12):
+        assert run_command("pretrain.run", *flags, "--save_every", 10)[0] == 130
+    status, out, err = run_command("pretrain.run", "--out", frozen, "--resume")
+    assert status == 0 and "resuming after step 10" in out, err
     original = BertModel.from_pretrained(bert).state_dict()
     trained = load(frozen).state_dict()
     assert torch.equal(trained["text_embedding.word.weight"], original["embeddings.word_embeddings.weight"])

@@ -219,6 +219,7 @@ def test_what_is_begun_on_two_ranks_goes_on_with_one_and_with_three(small, tmp_p
         assert all(mine[name] == pytest.approx(other[name], rel=1e-9) for name in NAMES)
 
 
+@pytest.mark.slow
 def test_a_scheduler_stops_torchrun_and_the_run_has_a_checkpoint(small, tmp_path):
     """SIGTERM to torchrun, which hands it on to its ranks."""
     run = tmp_path / "run"
