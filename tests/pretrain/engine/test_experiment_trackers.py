@@ -11,7 +11,6 @@ import pytest
 from launching import SABOTAGE, finish, start_ranks
 
 from pretrain.engine.metrics_logger import RunLog
-from pretrain.engine.step import Engine
 
 FLAGS = ["--epochs", 1, "--batch_size", 8, "--log_every", 2, "--workers", 0, "--validation_pairs", 9]
 ALL = "wandb,trackio,mlflow"
@@ -83,20 +82,13 @@ def trackers(monkeypatch):
 
 
 def test_trackers_get_the_metrics_and_a_resumed_run_continues_theirs(
-    dataset_folder, tmp_path, run_command, trackers, monkeypatch
+    dataset_folder, tmp_path, run_command, trackers, ending
 ):
-    run, plain = tmp_path / "run", Engine.step
-
-    def interrupt_at_5(engine, number, *rest):
-        plain(engine, number, *rest)
-        if number == 4:
-            os.kill(os.getpid(), 2)
-
-    monkeypatch.setattr(Engine, "step", interrupt_at_5)
+    run = tmp_path / "run"
     flags = (*FLAGS, "--data", dataset_folder, "--out", run, "--log_to", f"tensorboard,{ALL}")
-    status, out, err = run_command("pretrain.run", *flags)
+    with ending(after=4):
+        status, out, err = run_command("pretrain.run", *flags)
     assert status == 130, err
-    monkeypatch.setattr(Engine, "step", plain)
     status, out, err = run_command("pretrain.run", "--out", run, "--resume")
     assert status == 0 and "tensorboard --logdir" in out, err
     expected = numbers_of(run)
