@@ -8,7 +8,14 @@ import dataclasses
 from pathlib import Path
 
 from finetune.config import CleanConfig, add_task_files
-from finetune.decontamination.corpus_search import check_corpus_flags, check_searched, make_fingerprint, search_corpus
+from finetune.decontamination.corpus_files import notes_of_search
+from finetune.decontamination.corpus_search import (
+    OUT,
+    check_corpus_flags,
+    check_searched,
+    make_fingerprint,
+    search_corpus,
+)
 from finetune.decontamination.manifest import not_compared, read_manifest
 from finetune.decontamination.remove_images import clean
 from finetune.decontamination.verify import find_leaks
@@ -32,7 +39,7 @@ def run(config: CleanConfig) -> int:
         return 0
     if config.corpus and config.check:
         leaks = check_searched(config)
-        print("\n".join(leaks or [NO_LEAK]))
+        print("\n".join(leaks or [NO_LEAK, *notes_of_search(Path(config.out or OUT))]))
         return 1 if leaks else 0
     if config.corpus:
         ranks = launched()

@@ -38,10 +38,11 @@ def elsewhere() -> str | None:
         found = find_spec(name)
         if found is None or found.origin is None:
             return f"the package {name} is missing in {ROOT}; {ADVICE}"
-        folder = Path(found.origin).resolve().parent
-        if folder.parent != ROOT:
+        origin = Path(found.origin).resolve()
+        if origin != ROOT / name / "__init__.py":
+            place = origin.parent if origin.name == "__init__.py" else origin  # a file NAME.py is a module, too
             return (
-                f"{folder} is another project's package {name}, which Python finds before that of twelve-in-one in "
+                f"{place} is another project's package {name}, which Python finds before that of twelve-in-one in "
                 f"{ROOT}; {ADVICE}, and run it in another directory"
             )
     return None

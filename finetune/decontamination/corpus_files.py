@@ -1,15 +1,15 @@
 """The files that a search of a corpus writes: evidence, the ids to exclude, the report and a manifest."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import msgspec
 
 from finetune.decontamination.corpus_part import FoundImage, PartResult, Unseen
-from finetune.decontamination.corpus_report import CorpusCounts, corpus_report
+from finetune.decontamination.corpus_report import CorpusCounts, corpus_report, not_compared
 from shards.common.excluded_ids import EXCLUDED, write_excluded
-from shards.common.files import printable, whole_file, write_json
+from shards.common.files import printable, read_json, whole_file, write_json
 
 MANIFEST, FOUND, UNSEEN, REPORT = "corpus.json", "found.jsonl", "unseen.jsonl", "report.txt"
 FORMAT = 1
@@ -37,6 +37,12 @@ def write_results(
     facts = asdict(counts) | {"corpus": printable(os.path.abspath(corpus)), "found": len(found)}
     write_json(out / MANIFEST, {"format": FORMAT, "absent": absent} | facts)
     return f"{text}\nlists: {out}{os.sep}; shards.extract and pretrain.run skip these images with --exclude {out}"
+
+
+def notes_of_search(out: Path) -> list[str]:
+    """Sentences on what the search that wrote an output folder did not see."""
+    facts = read_json(out / MANIFEST, CorpusCounts)
+    return not_compared(CorpusCounts(**{field.name: facts[field.name] for field in fields(CorpusCounts)}))
 
 
 def _write_lines(path: Path, lines: list[FoundImage] | list[Unseen]) -> None:

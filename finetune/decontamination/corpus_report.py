@@ -75,15 +75,20 @@ def corpus_report(counts: CorpusCounts, found: list[FoundImage], absent: list[st
 
 
 def _not_compared(counts: CorpusCounts, found: list[FoundImage]) -> list[str]:
-    """Sentences on what the search did not see, and therefore does not certify."""
+    """Sentences on what the search did not see, and on what it found by names that may not be those of the images."""
+    differing = sum(one.difference is not None and one.difference > DIFFERENT for one in found)
+    doubtful = "images were found by name or checksum, but look different; are their names ids of the data set?"
+    return not_compared(counts) + ([f"note: {differing} {doubtful}"] if differing else [])
+
+
+def not_compared(counts: CorpusCounts) -> list[str]:
+    """Sentences on what a search did not see, and therefore does not certify."""
     without = counts.images - counts.pictures - counts.unreadable
     unknown = sum(known - pictured for known, pictured in counts.sets.values())
-    differing = sum(one.difference is not None and one.difference > DIFFERENT for one in found)
     facts = [
         (without, "images of the corpus have no picture and were compared by names only"),
         (counts.unreadable, "images of the corpus cannot be decoded and were compared by names only (unseen.jsonl)"),
         (unknown, "photos of the test sets have no known image and were compared by names only"),
         (counts.bare, "images of the corpus have a number as name; if it is the id of a data set, set --collection"),
-        (differing, "images were found by name or checksum, but look different; are their names ids of the data set?"),
     ]
     return [f"note: {number} {what}" for number, what in facts if number]

@@ -8,11 +8,12 @@ from finetune.decontamination.corpus_check import check_corpus
 from finetune.decontamination.corpus_files import MANIFEST, write_results
 from finetune.decontamination.corpus_images import CorpusPart, corpus_parts
 from finetune.decontamination.corpus_part import PartJob, PartResult, search_part
-from finetune.decontamination.fingerprint_file import read_fingerprint, write_fingerprint
+from finetune.decontamination.fingerprint_file import read_checked_fingerprint, read_fingerprint, write_fingerprint
 from finetune.decontamination.known_sources import tests_of_data, tests_of_images
 from finetune.decontamination.known_tests import KnownTests
 from shards.common.dist_info import ALONE, Ranks, launch_name
 from shards.common.errors import UserError
+from shards.common.excluded_ids import EXCLUDED
 from shards.common.files import expand, read_json, write_json
 from shards.common.folder_lock import locked_by_first, wait_for
 from shards.common.process_pool import run_tasks
@@ -28,7 +29,7 @@ def known_tests(config: CleanConfig) -> tuple[KnownTests, list[str]]:
     known, absent = KnownTests(), []
     for pattern in config.known.split(",") if config.known else ():
         for path in expand(pattern, ".safetensors"):
-            known = known.merged(read_fingerprint(path))
+            known = known.merged(read_checked_fingerprint(path))
     if config.test_images:
         own = tests_of_images(config.test_images, config.test_name, config.collection, config.processes)
         known = known.merged(own)
@@ -94,8 +95,8 @@ def check_searched(config: CleanConfig) -> list[str]:
 def _search(config: CleanConfig, parts: list[CorpusPart], out: Path, ranks: Ranks) -> str:
     absent: list[str] = []
     if ranks.first:
-        for name in (MANIFEST, PLAN):
-            (out / name).unlink(missing_ok=True)  # a manifest exists only together with complete lists
+        for name in (MANIFEST, PLAN, EXCLUDED):
+            (out / name).unlink(missing_ok=True)  # they exist only together with complete lists
         known, absent = known_tests(config)
         write_fingerprint(out / KNOWN, known)
         write_json(out / PLAN, {"launch": launch_name(), "known": _sha256(out / KNOWN)})

@@ -59,11 +59,23 @@ def write_fingerprint(path, known: KnownTests) -> None:
         file.write(save(arrays, metadata))
 
 
+def read_checked_fingerprint(path) -> KnownTests:
+    """Reads a fingerprint file of unknown origin; also raises UserError for a thumbnail that is no image."""
+    known = read_fingerprint(path)
+    with reading(path, AGAIN):
+        for row in range(len(known.pictures)):
+            try:
+                known.pictures.image(row)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+    return known
+
+
 def read_fingerprint(path) -> KnownTests:
     """Reads a fingerprint file.
 
     Raises:
-        UserError: it does not exist, is damaged, or is not a fingerprint file.
+        UserError: it does not exist, is damaged, or is not a fingerprint file. Thumbnails are not decoded.
     """
     refuse_special_file(path)
     if not Path(path).is_file():
@@ -82,6 +94,8 @@ def read_fingerprint(path) -> KnownTests:
         shapes = {"pictures": (count,), "sha256": (count, 32), "hashes": (count, len(TRIMMED))}
         if any(arrays[name].shape != shape for name, shape in shapes.items()) or (count and ends[-1] != len(data)):
             raise ValueError("its tensors have inconsistent sizes")
+        if count and arrays["pictures"].min() < 0:
+            raise ValueError("it contains a negative number of a photo")
         pictures = Pictures(
             [lines[number].name for number in arrays["pictures"].tolist()],
             arrays["sha256"].astype(np.uint8, casting="safe"),

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from finetune.decontamination.perceptual_hash import TRIMMED, grey, image_hashes, thumbnail
+from finetune.decontamination.perceptual_hash import THUMBNAIL, TRIMMED, grey, image_hashes, thumbnail
+from shards.common.errors import UserError
 from shards.common.process_pool import advance
-from shards.images.image_files import BadImage, Part, Record, read_records
+from shards.images.image_files import BadImage, Part, Record, decode_image, read_records
 
 QUALITY = 90  # of the JPEG thumbnails, which have 1.3 KB each
 
@@ -49,8 +50,11 @@ class Pictures:
         return len(self.names)
 
     def image(self, row: int) -> Image.Image:
-        """The greyscale thumbnail of an image."""
-        return Image.open(io.BytesIO(self.thumbnails[row])).convert("L")
+        """The greyscale thumbnail of an image. Raises UserError if it is damaged or larger than a thumbnail."""
+        try:
+            return Image.fromarray(decode_image(self.thumbnails[row], THUMBNAIL**2)).convert("L")
+        except BadImage as error:
+            raise UserError(f"the thumbnail of {self.names[row]} {error}") from None
 
 
 @dataclass

@@ -119,10 +119,10 @@ def read_manifest(folder) -> dict:
 def not_compared(without_picture: dict) -> list[str]:
     """Sentences on the images that were compared by ids only, whose copies under other ids are not known.
 
-    without_picture: the manifest's entry: task -> (number of images, number of these without an image file).
+    without_picture: the manifest's entry: task -> (number of images, number of these without a readable image file).
     """
     return [
-        f"note: {missing} of {images} images of {name} have no image file and were compared by ids only"
+        f"note: {missing} of {images} images of {name} have no readable image file and were compared by ids only"
         for name, (images, missing) in without_picture.items()
         if missing
     ]

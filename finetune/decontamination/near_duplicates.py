@@ -134,8 +134,11 @@ class Pair(msgspec.Struct):
 
 def add_near_duplicates(
     photos: Photos, files: dict[str, Path], out: Path, tests: set[str], processes: int, search: str
-) -> None:
+) -> set[str]:
     """Searches all images for near-duplicates of test images, writes the pairs to OUT and links their names.
+
+    Returns the names of the photos whose files were compared; those that cannot be decoded were not, nor were images of
+    one colour.
 
     Args:
         photos: the links that are extended.
@@ -163,6 +166,7 @@ def add_near_duplicates(
             file.write(msgspec.json.encode(pair) + b"\n")
             photos.same(pair.one, pair.other, f"look ({pair.difference})")
     print(f"{len(pairs)} of {len(candidates)} candidate pairs are near-duplicates", flush=True)
+    return {name for name, compared in zip(files, hashes.any(1).tolist(), strict=True) if compared}
 
 
 def _hash_all(files: list[Path], folder: Path, processes: int) -> np.ndarray:

@@ -32,9 +32,10 @@ def _clean(config: CleanConfig, out: Path) -> str:
     if not tests:
         raise UserError(f"--data {config.data}: found no test images; {'; '.join(found.absent)}")
     (out / MANIFEST).unlink(missing_ok=True)  # a manifest exists only together with complete lists
-    files = image_files(config.images) if config.images else {}
+    compared: set[str] = set()
     if config.images:
-        add_near_duplicates(photos, files, out, set(tests), config.processes, config.search)
+        files = image_files(config.images)
+        compared = add_near_duplicates(photos, files, out, set(tests), config.processes, config.search)
     else:
         (out / PAIRS).unlink(missing_ok=True)
     paths, rows = photos.paths_to_tests(tests), []
@@ -43,7 +44,7 @@ def _clean(config: CleanConfig, out: Path) -> str:
         removed = {image: paths[name] for image in images if (name := task.photo(image)) in paths}
         write_list(list_file(out, task), removed, images)
         rows.append(_count(task, found, set(images), set(removed)))
-    unseen = _without_picture(found, photos, files)
+    unseen = _without_picture(found, photos, compared)
     text = "\n".join([removal_report(rows, found.absent), *not_compared(unseen)])
     with whole_file(out / "report.txt", "w", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -60,9 +61,9 @@ def _clean(config: CleanConfig, out: Path) -> str:
     return f"{text}\nlists: {out}{os.sep}; train with --clean {out} to skip these images"
 
 
-def _without_picture(found: ImagesOfTasks, photos: Photos, files: dict[str, Path]) -> dict[str, tuple[int, int]]:
-    """Task -> (number of its annotated images, of these without an image file under any name)."""
-    pictured = set(photos.paths_to_tests(dict.fromkeys(files, "")))
+def _without_picture(found: ImagesOfTasks, photos: Photos, compared: set[str]) -> dict[str, tuple[int, int]]:
+    """Task -> (number of its annotated images, of these without a compared image file under any name)."""
+    pictured = set(photos.paths_to_tests(dict.fromkeys(compared, "")))
     counts = {}
     for task in found.tasks:
         images = found.images(task, (*task.learned, *task.tests))

@@ -1,6 +1,7 @@
 """Image ids: one definition for extraction, captions, given boxes, conversion, tasks and decontamination."""
 
 import re
+from urllib.parse import unquote
 
 from shards.common.files import printable
 
@@ -25,6 +26,7 @@ _PHOTO_NAMES = (
     ("flickr", re.compile(r"\bflickr\.com/photos/[^/]+/(\d+)(?:/|$)")),
     ("flickr", re.compile(r"(?:^|/)flickr(?:30|8)k[^/]*/(?:[^/]+/)*([1-9]\d*)$", re.IGNORECASE)),
 )
+_URL = re.compile(r"\w+://[^?#&]+")  # without parameters
 SAME_ID = (
     "duplicate image id {image} (an image id is the file name without folder and suffix, for COCO the number); remove "
     "or rename one of them, or use their folders separately"
@@ -70,10 +72,14 @@ def photo_names(place: str) -> list[str]:
     """The names (COLLECTION:ID) of a photo that its path, file name or URL states without doubt.
 
     val2014/COCO_val2014_000000000042.jpg is coco:42, VG_100K_2/7.jpg genome:7, and
-    https://live.staticflickr.com/65535/1234567_0a1b2c3d4e_b.jpg?x=1 flickr:1234567. A number alone (42.jpg) has no
-    name, because every collection, and every crawl that numbers its images, has one.
+    https://live.staticflickr.com/65535/1234567_0a1b2c3d4e_b.jpg?x=1 flickr:1234567, also as a parameter of the URL of a
+    proxy. A number alone (42.jpg) has no name, because every collection, and every crawl that numbers its images, has
+    one.
     """
-    place = re.split(r"[?#](?=[^/]*$)", place)[0] if "://" in place else _with_slashes(place)
-    stem = _SUFFIX.sub("", place)
-    found = (f"{collection}:{match[1]}" for collection, form in _PHOTO_NAMES if (match := form.search(stem)))
+    if "://" in place:
+        places = [re.split(r"[?#](?=[^/]*$)", place)[0], *_URL.findall(unquote(place))]
+    else:
+        places = [_with_slashes(place)]
+    stems = [_SUFFIX.sub("", each) for each in places]
+    found = (f"{of}:{match[1]}" for stem in stems for of, form in _PHOTO_NAMES if (match := form.search(stem)))
     return list(dict.fromkeys(found))

@@ -7,9 +7,11 @@ import shutil
 from collections import Counter
 
 import numpy as np
+import official_files
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from image_tars import picture
 from PIL import Image
 
 from finetune.annotations.official_files import scan
@@ -369,6 +371,28 @@ def test_photos_that_cannot_be_compared_are_named(tmp_path, capfd):
     assert image_files(str(tmp_path)) == {"coco:1": folder / "1.jpg"}
     said = capfd.readouterr().out
     assert "2.jpg: is a broken link" in said and "caf\\xe9.jpg: has a name that is not UTF-8" in said
+
+
+def test_images_that_were_not_compared_are_counted(tmp_path, run_command):
+    """By the report and the check: without an image file, and with one that cannot be decoded."""
+    for split in ("train", "test1"):
+        official_files.nlvr2(tmp_path / "data" / "nlvr2", split)
+    folder = tmp_path / "images" / "nlvr2"
+    folder.mkdir(parents=True)
+    names = {image for split in ("train", "test1") for of in images_of("nlvr2", tmp_path, split) for image in of}
+    for number, name in enumerate(sorted(names)[1:]):
+        picture(number).save(folder / f"{name}.png")
+    damaged = folder / f"{max(names)}.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    note = f"note: 2 of {len(names)} images of nlvr2 have no readable image file and were compared by ids only"
+    flags = ("--data", tmp_path / "data", "--processes", 1)
+    for more in (("--images", tmp_path / "images"), ("--check",)):
+        status, said, err = run_command("finetune.clean", *flags, *more)
+        assert status == 0 and note in said.splitlines(), (said, err)
+
+
+def images_of(name: str, place, split: str):
+    return TASKS[name].image_counts(place / "data" / name, split)
 
 
 def altered(image: Image.Image, kind: str, rng) -> Image.Image:

@@ -51,6 +51,18 @@ def test_a_package_of_another_project_is_named(other, name, command):
     assert done.stderr.startswith(f"error: {folder / name} is another project's package {name}, ")
 
 
+def test_a_file_of_the_same_name_is_named(tmp_path):
+    """A user's script in the directory of the command, also in a folder of the clone."""
+    clone, script = tmp_path / "clone", tmp_path / "clone" / "scratch" / "shards.py"
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    script.parent.mkdir()
+    script.write_text("")
+    done = run("-m", "finetune.mt", "--help", paths=[script.parent, clone], cwd=script.parent)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"error: {script} is another project's package shards, ")
+
+
 def test_in_python_it_is_an_import_error(other):
     folder = other("shards")
     done = run("-c", "from finetune import Predictor", paths=[folder, ROOT], cwd=folder)

@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import official_files
 import pytest
+import webdataset
 from image_tars import jpeg, lines, picture, write_tar
 
 from finetune.config import CleanConfig
 from finetune.decontamination.corpus_search import search_corpus
-from finetune.decontamination.fingerprint_file import read_fingerprint
+from finetune.decontamination.fingerprint_file import read_fingerprint, write_fingerprint
 from finetune.decontamination.hash_search import ExactSearch, FaissSearch
 from finetune.decontamination.image_identity import Photos
 from finetune.decontamination.known_sources import known_names
@@ -20,7 +22,8 @@ from finetune.decontamination.known_tests import KnownName, KnownTests
 from finetune.decontamination.pretraining_data import unchecked_pretraining
 from pretrain.data.collate import Collator
 from shards.common.dist_info import Ranks
-from shards.common.excluded_ids import read_excluded
+from shards.common.errors import UserError
+from shards.common.excluded_ids import not_excluded, read_excluded
 from shards.common.files import write_json
 from shards.common.image_id import photo_names
 
@@ -122,6 +125,18 @@ def test_a_second_run_and_an_interrupted_one_write_the_same_bytes(corpus, tests,
     assert content(out) == before
 
 
+def test_an_interrupted_search_leaves_no_list_of_an_earlier_one(corpus, tests, tmp_path, run_command):
+    """Training with the ids of an earlier search would include images that were added to the corpus since then."""
+    out = tmp_path / "out"
+    search(run_command, corpus, tests, out)
+    write_tar(corpus / "00002.tar", {"000020000.jpg": jpeg(picture(0))})
+    (corpus / "00003.tar").write_bytes(b"damaged")
+    flags = ("--corpus", corpus, "--known", tests, "--out", out, "--processes", 1)
+    assert run_command("finetune.clean", *flags)[0] == 2
+    with pytest.raises(UserError, match="no such file; create it with finetune"):
+        read_excluded(out)
+
+
 def test_a_part_that_changed_is_searched_again(corpus, tests, tmp_path, run_command):
     out = tmp_path / "out"
     search(run_command, corpus, tests, out)
@@ -136,7 +151,10 @@ def test_the_check_finds_a_leak_that_the_list_lacks(corpus, tests, tmp_path, run
     assert "contains no corpus.json" in run_command("finetune.clean", *flags)[2]
     search(run_command, corpus, tests, out)
     status, said, _ = run_command("finetune.clean", *flags)
-    assert status == 0 and said == "no test image remains, as far as images could be compared\n"
+    assert status == 0 and said.startswith(
+        "no test image remains, as far as images could be compared\nnote: 1 images of"
+    )
+    assert "cannot be decoded" in said and "6 images of the corpus have a number as name" in said
     ids = (out / "excluded.txt").read_text().splitlines()
     (out / "excluded.txt").write_text("000010003\n")
     status, said, _ = run_command("finetune.clean", *flags)
@@ -220,6 +238,20 @@ def test_excluded_images_are_in_no_batch(tests, tmp_path, batches, run_command):
         assert ("warning: " in run_command(*doctor)[1]) != cleaned
 
 
+def test_a_webdataset_pipeline_skips_excluded_images(tests, tmp_path, run_command):
+    """Also those whose names have dots or capitals, which webdataset makes parts of its fields."""
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    names = ("000000000.jpg", "a/b.c.JPG", "a/x.d.jpg", "D.E.jpg", "000000004.jpg")
+    pictures = (picture(0), picture(1), picture(100), picture(2).resize((90, 70)), picture(101))
+    corpus.mkdir()
+    write_tar(corpus / "0.tar", {name: jpeg(image) for name, image in zip(names, pictures, strict=True)})
+    search(run_command, corpus, tests, out)
+    assert read_excluded(out) == {"000000000", "b.c", "D.E"}
+    kept = webdataset.WebDataset(str(corpus / "0.tar"), shardshuffle=False).select(not_excluded(out))
+    assert [sample["__key__"] for sample in kept] == ["a/x", "000000004"]
+    assert len(pickle.loads(pickle.dumps(not_excluded(out))).args[0]) == 3  # for workers that are spawned
+
+
 def test_region_shards_are_searched_by_their_ids_and_sources(corpus, tests, tmp_path, run_command):
     (corpus / "00000.tar").unlink()
     regions = tmp_path / "regions"
@@ -261,6 +293,9 @@ def test_names_state_their_collection():
     assert photo_names("1000268201_693b08cb0e.jpg") == ["flickr:1000268201"]
     assert photo_names("flickr30k-images/36979.jpg") == ["flickr:36979"]
     assert photo_names("dev-850-0-img0.png") == ["nlvr2:dev-850-0-img0"]
+    flickr = "http%3A%2F%2Ffarm9.staticflickr.com%2F8035%2F8024364858_9c41dc1666_z.jpg"
+    assert photo_names(f"https://proxy.example.org/fetch?w=640&src={flickr}&q=80") == ["flickr:8024364858"]
+    assert photo_names("https://example.org/i?u=http://a.org/val2014/COCO_val2014_000000000042.jpg&w=9") == ["coco:42"]
     for nothing in ("42.jpg", "000000000042.jpg", "00000/000000042.jpg", "https://example.org/1234567.jpg", ""):
         assert photo_names(nothing) == []
 
@@ -305,6 +340,13 @@ def test_faiss_finds_what_the_exact_search_finds(seed):
     assert len(expected) > 100 and FaissSearch(theirs).pairs(ours).tolist() == expected.tolist()
 
 
+def save_fingerprint(path: Path, other: Path, alter) -> None:
+    """Writes another fingerprint with altered thumbnails."""
+    known = read_fingerprint(other)
+    known.pictures.thumbnails = [alter(thumbnail) for thumbnail in known.pictures.thumbnails]
+    write_fingerprint(path, known)
+
+
 def test_mistakes_are_one_sentence(corpus, tests, tmp_path, run_command):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
@@ -313,7 +355,11 @@ def test_mistakes_are_one_sentence(corpus, tests, tmp_path, run_command):
     cut.write_bytes((corpus / "00000.tar").read_bytes()[:3000])
     (tmp_path / "damaged.safetensors").write_bytes(tests.read_bytes()[:500])
     known = ("--known", tests)
+    save_fingerprint(tmp_path / "cut.safetensors", tests, lambda thumbnail: thumbnail[:200])
+    save_fingerprint(tmp_path / "large.safetensors", tests, lambda _: jpeg(picture(0)))
     for flags, complaint in (
+        (("--corpus", corpus, "--known", tmp_path / "cut.safetensors"), "the thumbnail of flickr:1000000 cannot be"),
+        (("--corpus", corpus, "--known", tmp_path / "large.safetensors"), "the thumbnail of flickr:1000000 has 180 x"),
         (("--corpus", tmp_path / "nowhere", *known), "nowhere: no such file or folder"),
         (("--corpus", tmp_path / "empty", *known), "contains no images ("),
         (("--corpus", tmp_path / "texts", *known), "a.tar: contains neither images ("),
