@@ -62,6 +62,11 @@ def main() -> int:
             sys.stderr.close()
             return 128 + signal.SIGPIPE
         return 0
+    if name == "--version":
+        from ops.own_packages import DISTRIBUTION, own_version  # here, because ops imports torch
+
+        print(f"{DISTRIBUTION} {own_version() or '(not installed)'}")
+        return 0
     module = commands.get(name) or (name if name in commands.values() else None)
     if module is None:
         print(f"twelve-in-one {name}: no such command; it should be one of {', '.join(commands)}", file=sys.stderr)

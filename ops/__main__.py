@@ -6,11 +6,10 @@ finds a package of another project under the name of one of ours.
 
 import platform
 import sys
-from importlib import metadata
 
 import torch
 
-from ops.own_packages import DISTRIBUTION, check_packages
+from ops.own_packages import DISTRIBUTION, check_packages, own_version
 
 check_packages()  # again, as another project may have replaced ops/__init__.py, which does this
 
@@ -62,10 +61,7 @@ def check_dropout(device: str) -> bool:
 
 def versions() -> str:
     """The versions that a bug report needs."""
-    try:
-        own = metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        own = "(not installed)"
+    own = own_version() or "(not installed)"
     return f"{DISTRIBUTION} {own}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}"
 
 

@@ -32,6 +32,14 @@ def check_packages() -> None:
     raise ImportError(problem)
 
 
+def own_version() -> str | None:
+    """The installed version of the toolkit; None for a checkout that was not installed."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def elsewhere() -> str | None:
     """A sentence on a package that Python finds elsewhere than next to this one, or nowhere."""
     for name in PACKAGES:

@@ -4,21 +4,19 @@ import datetime
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from ops.own_packages import own_version
 from shards.common.dist_info import launched
-
-PACKAGE = "twelve-in-one"
 
 
 def run_metadata(device: torch.device) -> dict:
     """Start time, versions and hardware of a run. commit: None if the code is not in a git checkout."""
     return {
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "version": _version(),
+        "version": own_version(),
         "commit": commit(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -26,13 +24,6 @@ def run_metadata(device: torch.device) -> dict:
         "threads": None if device.type == "cuda" else torch.get_num_threads(),
         "ranks": launched().count,
     }
-
-
-def _version() -> str | None:
-    try:
-        return metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:  # a checkout that was not installed
-        return None
 
 
 def commit(folder: Path) -> str | None:

@@ -17,9 +17,27 @@ MOST, MOST_LAYERS = 1_000_000, 1000  # upper bounds on sizes, and on layer count
 class ModelConfig:
     """Model sizes; keys without a prefix belong to the text stream, v_ to the image stream, bi_ to co-attention.
 
-    The defaults are those of bert_base_6layer_6conect.json of the reference implementation, which lacks these keys:
+    The defaults are those of bert_base_6layer_6conect.json of the reference implementation, which lacks the last four.
+    An instance with impossible sizes raises UserError.
 
     Attributes:
+        vocab_size: number of tokens of the tokenizer.
+        hidden_size, v_hidden_size: size of the hidden states, a multiple of the number of heads.
+        num_hidden_layers, v_num_hidden_layers: self-attention layers of the stream.
+        num_attention_heads, v_num_attention_heads: heads of these layers.
+        intermediate_size, v_intermediate_size: hidden size of their feed-forward part.
+        hidden_dropout_prob, v_hidden_dropout_prob: dropout on the outputs of layers and on embeddings.
+        attention_probs_dropout_prob, v_attention_probs_dropout_prob: dropout on attention probabilities.
+        max_position_embeddings: maximum number of tokens of a text.
+        type_vocab_size: number of segments of a text.
+        initializer_range: standard deviation of the initial weights.
+        v_feature_size: size of region features.
+        v_target_size: number of region classes; of the paper's detector 1,601 with the background.
+        bi_hidden_size: size of the co-attention layers and of the pooled vectors.
+        bi_num_attention_heads: heads of the co-attention layers.
+        t_biattention_id, v_biattention_id: for each co-attention layer, in ascending order, how many layers of the
+            text stream and of the image stream come before it.
+        fusion_method: "mul" or "sum", how the two pooled vectors are fused.
         fusion_dropout_prob: dropout on the fused vector, a constant in the reference implementation.
         task_tokens: number of task tokens in the text embedding; 0 for a model without them.
         v_feature_dropout: dropout on region features before they are embedded.
@@ -82,10 +100,12 @@ class ModelConfig:
         return self.replace(**dict.fromkeys(names, probability))
 
     def to_dict(self) -> dict[str, Any]:
+        """The values by name, as JSON has them: tuples are lists."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return values
 
     def replace(self, **changes: Any) -> "ModelConfig":
+        """A copy with other values."""
         return dataclasses.replace(self, **changes)
 
 

@@ -186,7 +186,12 @@ class TwoStream(nn.Module):
         return self.finish(StreamStates(text, text_layout, image, image_layout, sample_keys), maps)
 
     def finish(self, stream_states: StreamStates, maps: AttentionMaps | None = None) -> Encoded:
-        """Runs the first co-attention layer and all later blocks, and adds dropout keys for the heads."""
+        """Runs the first co-attention layer and all later blocks, and adds dropout keys for the heads.
+
+        Args:
+            stream_states: both streams before that layer, of one batch.
+            maps: collects the attention probabilities of these blocks.
+        """
         encoded = self.join(
             stream_states.text, stream_states.text_layout, stream_states.image, stream_states.image_layout, maps
         )
@@ -200,7 +205,10 @@ class TwoStream(nn.Module):
         return encoded
 
     def embed(self, stream_states: StreamStates) -> tuple[Tensor, Tensor]:
-        """Unit-length text and image embeddings, float32 (B, contrastive_size) each (see contrastive.py)."""
+        """Unit-length text and image embeddings, float32 (B, contrastive_size) each (see contrastive.py).
+
+        Only models with a contrastive head (contrastive_size above 0) have them.
+        """
         layout = stream_states.image_layout
         images = self.contrast.embed_image(layout.pad(stream_states.image), layout.mask)
         return self._embed_texts(stream_states), images
@@ -217,7 +225,13 @@ class TwoStream(nn.Module):
     def encode_text_alone(
         self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None
     ) -> tuple[Tensor, Layout]:
-        """The text stream before the first co-attention layer, which is independent of the image; with its layout."""
+        """The text stream before the first co-attention layer, which is independent of the image.
+
+        Args: those of `forward` with the same names.
+
+        Returns:
+            Hidden states, packed (tokens, h_t) or padded (B, L, h_t), and their layout, which tells which.
+        """
         if task_ids is not None:
             text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
             text_count = text_count and text_count + len(task_ids)
@@ -229,14 +243,26 @@ class TwoStream(nn.Module):
     def encode_image_alone(
         self, features, locations, image_mask, image_count=None, maps=None, sample_keys=None, image_positions=None
     ) -> tuple[Tensor, Layout]:
-        """The image stream before the first co-attention layer, which is independent of the text; with its layout."""
+        """The image stream before the first co-attention layer, which is independent of the text.
+
+        Args: those of `forward` with the same names.
+
+        Returns:
+            Hidden states, packed (regions, h_v) or padded (B, R, h_v), and their layout, which tells which.
+        """
         keys = _position_keys(sample_keys, IMAGE, image_mask, image_positions)
         image_layout = lay_out(image_mask, image_count, keys)
         image = self.image_embedding(image_layout.pack(features), image_layout.pack(locations), image_layout.row_keys)
         return self._run(self.steps[: self._first], None, None, image, image_layout, maps)[1], image_layout
 
     def join(self, text: Tensor, text_layout: Layout, image: Tensor, image_layout: Layout, maps=None) -> Encoded:
-        """Runs the first co-attention layer and all later blocks on the states before it."""
+        """Runs the first co-attention layer and all later blocks on the states before it.
+
+        Args:
+            text, text_layout: of `encode_text_alone`.
+            image, image_layout: of `encode_image_alone`, of a batch of the same size.
+            maps: collects the attention probabilities of these blocks.
+        """
         text, image = self._run(self.steps[self._first :], text, text_layout, image, image_layout, maps)
         text, image = text_layout.pad(text), image_layout.pad(image)
         return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
@@ -260,7 +286,7 @@ class TwoStream(nn.Module):
         return text, image
 
     def fuse(self, encoded: Encoded) -> Tensor:
-        """Fuses the two pooled vectors by product or sum, with dropout: (B, bi_hidden_size)."""
+        """Fuses the two pooled vectors by product or sum (fusion_method), with dropout: (B, bi_hidden_size)."""
         if self.config.fusion_method == "sum":
             fused = encoded.pooled_text + encoded.pooled_image
         else:

@@ -36,12 +36,25 @@ def test_a_command_is_what_its_module_is():
         assert "shards.inspect" in ours.stdout or "no-such-folder" in ours.stderr
 
 
+def test_the_overview_needs_no_torch():
+    check = "import sys; from finetune.__main__ import overview; overview(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
 def test_the_overview_names_all(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["twelve-in-one", *arguments])
     assert main() == 0
     out = capsys.readouterr().out
     assert all(f"(python -m {module})" in out for module in MODULES)
+
+
+def test_the_version_is_the_installed_one(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["twelve-in-one", "--version"])
+    monkeypatch.setattr("ops.own_packages.own_version", lambda: "0.7.1")
+    assert main() == 0 and capsys.readouterr().out == "twelve-in-one 0.7.1\n"
+    monkeypatch.setattr("ops.own_packages.own_version", lambda: None)
+    assert main() == 0 and capsys.readouterr().out == "twelve-in-one (not installed)\n"
 
 
 def test_an_unknown_command_is_answered_with_those_that_exist(monkeypatch, capsys):
