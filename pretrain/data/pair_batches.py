@@ -37,6 +37,7 @@ class Pairs:
     Attributes:
         trained, validation: caption numbers, int64, ascending.
         numbers: pair numbers of an epoch, one per image or one per caption.
+        excluded: number of images that were left out.
     """
 
     shards: Shards
@@ -45,6 +46,7 @@ class Pairs:
     validation: np.ndarray
     numbers: PairNumbers
     streamed: bool
+    excluded: int = 0
 
     @property
     def one_caption(self) -> bool:
@@ -89,20 +91,20 @@ def open_pairs(
                 f"--data {data}: --exclude needs local shards, because the ids of streamed images are not known in "
                 "advance; make the shards with shards.extract --exclude"
             )
-        texts = _without(texts, shards, excluded)
+        used = [image not in excluded for image in _image_ids(shards)]
+        texts = TextLists.of(own if kept else () for kept, own in zip(used, texts, strict=True))
     captions = Captions(texts)
     among = shards.shards[0].samples if streamed else len(shards)
     trained, validation = split_pairs(captions, validation_pairs, int(captions.begins[among]))
     if not len(trained):
         raise UserError(f"{data}: all captions are empty; pretraining needs image-caption pairs")
     numbers = PairNumbers(shards.counts, captions.begins if captions_per_image == "all" else None)
-    return Pairs(shards, captions, trained, validation, numbers, streamed)
+    return Pairs(shards, captions, trained, validation, numbers, streamed, used.count(False) if excluded else 0)
 
 
-def _without(texts: TextLists, shards: Shards, excluded: frozenset[str]) -> TextLists:
-    """The captions of a data set without those of excluded images."""
-    ids = (image_id(text_of(image)) for rows in load_rows(shards.shards) for image in rows["id"].tolist())
-    return TextLists.of(() if image in excluded else own for image, own in zip(ids, texts, strict=True))
+def _image_ids(shards: Shards) -> Iterator[str]:
+    """The image ids of local shards, in order."""
+    return (image_id(text_of(image)) for rows in load_rows(shards.shards) for image in rows["id"].tolist())
 
 
 class _LocalBatches(Dataset):

@@ -31,6 +31,22 @@ def test_excluded_images_have_no_pairs(tmp_path, per_image):
     assert len(after) >= len(before) - 3 - 6
 
 
+def test_a_run_says_how_many_listed_images_it_has(tmp_path, run_command):
+    """A list with other ids would leave out nothing without a word."""
+    make_dataset(tmp_path / "data", (40, 30))
+    flags = ("--data", tmp_path / "data", "--steps", 1, "--batch_size", 4, "--workers", 0)
+    for name, ids, said in (
+        ("some", ("image.0.3", "image.1.7", "not.here"), "2 images left out, of 3 in the list"),
+        ("none", ("not.here",), "0 images left out, of 1 in the list"),
+    ):
+        (tmp_path / name).write_text("".join(f"{image}\n" for image in ids))
+        status, out, err = run_command(
+            "pretrain.run", *flags, "--exclude", tmp_path / name, "--out", tmp_path / f"run-{name}"
+        )
+        assert status == 0 and f"--exclude {tmp_path / name}: {said}" in out, err
+        assert ("another form" in out) == (name == "none")
+
+
 def test_streams_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("pretrain.data.pair_batches.open_stream", lambda data: (make_dataset(tmp_path), None))
     with pytest.raises(UserError, match="--exclude needs local shards"):
