@@ -137,6 +137,9 @@ def test_official_files_come_first(world, published, tmp_path):
         ({"labels": [10**6], "scores": [1.0]}, r"labels \[1000000\] should be numbers below"),
         ({"labels": [0], "scores": []}, "labels and scores should be lists of the same length"),
         ({"labels": None}, "labels is None; should be list"),
+        ({"labels": [0], "scores": [2.0]}, r"scores \[2\.0\] should be numbers between 0 and 1"),
+        ({"labels": [0], "scores": [-1.0]}, r"scores \[-1\.0\] should be numbers between 0 and 1"),
+        ({"labels": [0], "scores": ["1"]}, r"scores \['1'\] should be numbers between 0 and 1"),
     ],
 )
 def test_targets_that_are_broken(published, tmp_path, change, complaint):
