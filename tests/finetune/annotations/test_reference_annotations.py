@@ -197,6 +197,15 @@ def test_regions_of_several_folders(tmp_path):
         Regions(tmp_path / "coco")
 
 
+def test_regions_of_one_image_in_two_folders_are_refused(tmp_path):
+    """Their features may be of different images: COCO's and Visual Genome's have the same numbers."""
+    made_of(tmp_path / "coco" / "test", ["c", "COCO_val2014_000000000042"])
+    made_of(tmp_path / "coco" / "trainval", ["a", "42"])
+    shards = (f"{folder}/regions-00000\\.tar" for folder in ("test", "trainval"))
+    with pytest.raises(UserError, match=f"{' and .*'.join(shards)}: duplicate image id 42; keep one"):
+        Regions(tmp_path / "coco")
+
+
 def test_published_boxes_are_known_by_where_they_lie(tmp_path):
     made_of(tmp_path / "boxes", ["a"])
     sample = Regions(tmp_path / "boxes")["a"]
