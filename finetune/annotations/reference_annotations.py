@@ -45,8 +45,10 @@ def questions(folder: Path, *splits: str) -> dict[int | str, Question]:
             if question in found:
                 raise UserError(f"{where}: duplicate question_id {question}")
             labels, scores = (take(record, name, list, where) for name in ("labels", "scores"))
-            if len(labels) != len(scores) or not all(map(is_number, scores)):
+            if len(labels) != len(scores):
                 raise UserError(f"{where}: labels and scores should be lists of the same length")
+            if not all(is_number(score, 0, 1) for score in scores):
+                raise UserError(f"{where}: scores {shown(scores)} should be numbers between 0 and 1")
             if not all(isinstance(label, int) and 0 <= label < len(vocabulary) for label in labels):
                 raise UserError(f"{where}: labels {shown(labels)} should be numbers below {len(vocabulary)}")
             text = take(record, "question", str, where) if "question" in record else None

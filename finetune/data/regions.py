@@ -26,7 +26,7 @@ class Regions:
     def __init__(self, folder):
         self.dataset = _open(Path(folder))
         self.reader = RegionReader(self.dataset)
-        self.numbers = self.reader.plain_numbers()
+        self.numbers = self.reader.plain_numbers(unique=True)
 
     def __contains__(self, image: str) -> bool:
         return image in self.numbers

@@ -13,6 +13,7 @@ import msgspec
 from finetune.annotations.example import Example
 from finetune.annotations.official_files import RecordFile, find_file
 from finetune.task_types.base import FurtherScores
+from shards.common.image_id import image_id
 
 WITH_FILES = ("val", "testdev")  # splits with {split}_all_questions.json and {split}_choices.json
 QUERYING = ("exist", "query: name", "choose name")  # operations that do not count as reasoning steps
@@ -159,5 +160,5 @@ def entailed_questions(path: Path, right: dict[str, bool]) -> tuple[list[list[st
         for id in ids:
             if id not in right and id not in further:
                 found = records[id]
-                further[id] = Example(id, found.question, (str(found.image),), {found.answer: 1.0})
+                further[id] = Example(id, found.question, (image_id(str(found.image)),), {found.answer: 1.0})
     return entailed, list(further.values())

@@ -111,6 +111,10 @@ class GQA(AnsweringTask):
     def right_answers(self, folder: Path) -> list[str]:
         return [answer for example in read_trainval(folder) for answer in example.target]
 
+    def answer_form(self, answer: str) -> str:
+        """As annotated: the official accuracy compares texts, and VQA's normal form of t-shirt is t shirt."""
+        return answer
+
     def kind(self, example: Example) -> str | None:
         return example.facts["type"]
 

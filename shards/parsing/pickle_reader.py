@@ -2,10 +2,14 @@
 
 from struct import unpack_from
 
+import numpy as np
+
 from shards.parsing.pickle_arrays import Array, Dtype, Refused
 
 LATEST = 5  # maximum protocol
 MEMO = 1 << 24  # maximum index of a memo entry
+COPIED = 16  # maximum bytes that calls make per byte of the pickle; an array of objects takes 8 for the shortest ones
+ALLOWANCE = 1 << 20  # bytes that calls may make in addition
 KEYS = frozenset({str, int, bytes, float, bool, type(None)})  # types whose hash does not recurse
 
 
@@ -23,14 +27,16 @@ class PickleReader:
         called: placeholders that can be called.
         encoding: encoding of Python 2 strings.
         outside: function from a persistent id to a placeholder; None to reject persistent ids.
+        made: bytes that calls have made so far. A call of a few bytes can copy a large value of the memo.
     """
 
     def __init__(self, data, allowed: dict, called: tuple, encoding: str, at: int = 0, outside=None):
         self.data, self.allowed, self.called, self.encoding = data, allowed, called, encoding
-        self.at, self.outside = at, outside
+        self.at, self.begin, self.outside = at, at, outside
         self.stack: list = []
         self.memo: list = []
         self.marks: list[int] = []
+        self.made = 0
 
     def load(self):
         """Reads the value. Frequent opcodes are handled here for speed, the others in _OTHERS."""
@@ -212,7 +218,19 @@ class PickleReader:
             raise Refused("it has an array with invalid arguments") from None
         if isinstance(value, Array):
             value.place = len(self.memo)
+        self._count(value)
         self.stack.append(value)
+
+    def _count(self, value) -> None:
+        """Counts the bytes of a value that a call has made."""
+        if isinstance(value, np.ndarray):
+            self.made += value.nbytes
+        elif isinstance(value, bytes | str):
+            self.made += len(value)
+        elif isinstance(value, tuple | dict):
+            self.made += 8 * len(value)
+        if self.made > ALLOWANCE + COPIED * (self.at - self.begin):
+            raise Refused("it copies the same values too many times")
 
     def _build(self) -> None:
         state, value = self.stack.pop(), self.stack[-1]
@@ -220,6 +238,7 @@ class PickleReader:
             value.set_state(state)
         elif isinstance(value, Array):
             self.stack[-1] = value.of_state(state)
+            self._count(self.stack[-1])
             if value.place < len(self.memo) and self.memo[value.place] is value:
                 self.memo[value.place] = self.stack[-1]
         elif type(value) is not dict or self.outside is None:  # torch sets an irrelevant state of dictionaries

@@ -57,7 +57,8 @@ def _tensor(storage, offset, size, stride, *_) -> _Tensor:
     if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
         raise Refused("it has a tensor without a size")
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-    if math.prod(size) and last >= storage.count:
+    # With a stride of 0 a large tensor fits into a small storage, and the first operation would need memory for it.
+    if math.prod(size) > storage.count or (math.prod(size) and last >= storage.count):
         raise Refused("it has a tensor that is larger than its storage")
     return _Tensor(storage, offset, tuple(size), tuple(stride))
 

@@ -97,9 +97,17 @@ class RegionReader:
             return True
         return False
 
-    def plain_numbers(self) -> dict[str, int]:
-        """Sample numbers by the id used in annotations (image_id.image_id)."""
-        return {image_id(image): number for number, image in enumerate(self._ids())}
+    def plain_numbers(self, unique: bool = False) -> dict[str, int]:
+        """Sample numbers by the id used in annotations (image_id.image_id).
+
+        unique: raise UserError for two samples with the same id, of which the last is found otherwise.
+        """
+        numbers = {image_id(image): number for number, image in enumerate(self._ids())}
+        if unique and len(numbers) < len(self):
+            image, number = next((i, n) for n, i in enumerate(map(image_id, self._ids())) if numbers[i] != n)
+            first, second = (self.dataset.shards[self.shard_of(n)].path for n in (number, numbers[image]))
+            raise UserError(f"{first} and {second}: duplicate image id {image}; keep one of the two images")
+        return numbers
 
     def number_of(self, image: str) -> int:
         """The number of the sample with this image id; KeyError if it does not exist."""

@@ -137,6 +137,9 @@ def test_official_files_come_first(world, published, tmp_path):
         ({"labels": [10**6], "scores": [1.0]}, r"labels \[1000000\] should be numbers below"),
         ({"labels": [0], "scores": []}, "labels and scores should be lists of the same length"),
         ({"labels": None}, "labels is None; should be list"),
+        ({"labels": [0], "scores": [2.0]}, r"scores \[2\.0\] should be numbers between 0 and 1"),
+        ({"labels": [0], "scores": [-1.0]}, r"scores \[-1\.0\] should be numbers between 0 and 1"),
+        ({"labels": [0], "scores": ["1"]}, r"scores \['1'\] should be numbers between 0 and 1"),
     ],
 )
 def test_targets_that_are_broken(published, tmp_path, change, complaint):
@@ -191,6 +194,15 @@ def test_regions_of_several_folders(tmp_path):
     assert all(name in regions and regions[name].info["id"] == name for name in "abc") and "d" not in regions
     made_of(tmp_path / "coco" / "other", ["d"], width=3)
     with pytest.raises(UserError, match="other has feature size 3 and test 4"):
+        Regions(tmp_path / "coco")
+
+
+def test_regions_of_one_image_in_two_folders_are_refused(tmp_path):
+    """Their features may be of different images: COCO's and Visual Genome's have the same numbers."""
+    made_of(tmp_path / "coco" / "test", ["c", "COCO_val2014_000000000042"])
+    made_of(tmp_path / "coco" / "trainval", ["a", "42"])
+    shards = (f"{folder}/regions-00000\\.tar" for folder in ("test", "trainval"))
+    with pytest.raises(UserError, match=f"{' and .*'.join(shards)}: duplicate image id 42; keep one"):
         Regions(tmp_path / "coco")
 
 

@@ -8,6 +8,7 @@ import pytest
 from official_files import dump
 
 from finetune.evaluation.scores import breakdown_of
+from finetune.metrics.gqa_metrics import entailed_questions
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
 
@@ -160,6 +161,13 @@ def test_metrics_are_the_official_ones(tmp_path, split, seed):
     text = f"consistency {expected['consistency']:.2f}%, validity {expected['validity']:.2f}%"
     assert further.describe(scores).startswith(text) and further.absent == ""
     assert further.describe(scores).endswith(f"distribution {expected['distribution']:.2f} (lower is better)")
+
+
+def test_images_of_entailed_questions_have_the_ids_of_the_regions(tmp_path):
+    asked = {"question": "Is it red?", "answer": "yes"}
+    dump(tmp_path / "all.json", {"1": asked | {"imageId": "5", "entailed": ["2"]}, "2": asked | {"imageId": "5.jpg"}})
+    _, further = entailed_questions(tmp_path / "all.json", {"1": True})
+    assert [example.images for example in further] == [("5",)]
 
 
 def test_entailed_questions_without_a_prediction_do_not_count(tmp_path):

@@ -90,6 +90,20 @@ def test_gqa(tmp_path):
     assert TASKS["gqa"].vocabulary(tmp_path).answers == ["blue", "yes"]
 
 
+def test_gqas_answers_are_as_annotated(tmp_path):
+    files.gqa(tmp_path)
+    path = tmp_path / "train_balanced_questions.json"
+    path.write_text(path.read_text().replace('"blue"', '"t-shirt"'))
+    files.gqa(tmp_path, "val", first=50)
+    task = TASKS["gqa"]
+    vocabulary = task.vocabulary(tmp_path)
+    assert vocabulary.answers == ["blue", "t-shirt", "yes"]
+    examples = task.read(tmp_path, "train")
+    assert all(vocabulary.target(example.target).sum() == 1 for example in examples)
+    predicted = [vocabulary.answers[vocabulary.target(example.target).argmax()] for example in examples]
+    assert task.scores(examples, predicted)["accuracy"].tolist() == [1, 1, 1]
+
+
 def test_retrieval(tmp_path):
     files.karpathy(tmp_path / "dataset_coco.json")
     train, val, test = (TASKS["coco_retrieval"].read(tmp_path, split) for split in ("train", "val", "test"))

@@ -28,6 +28,17 @@ def array(code: bytes, shape: bytes, content: bytes, state: bytes = b"(I3\nS'<'\
     return ARRAY + b"(I1\n(" + shape + b"t" + kind(code, state) + b"I00\n" + content + b"tb."
 
 
+def many_copies(what: bytes, call: bytes) -> bytes:
+    """A list of a value, memo 0, the text latin1, memo 1, and 500 results of a call that copies them."""
+    return b"\x80\x02](" + what + b"q\x00" + b"X\x06\x00\x00\x00latin1q\x01" + call * 500 + b"e."
+
+
+LONG = 1 << 20
+OBJECTS = (
+    b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01J"
+    + struct.pack("<i", LONG >> 3)
+    + b"\x85cnumpy\ndtype\nU\x02O8K\x00K\x01\x87R\x89h\x00tb"
+)
 HOSTILE = {
     "object flag cleared": array(b"O8", b"I1\n", b"S'12345678'\n", b"(I3\nS'|'\nNNNI-1\nI-1\nI0\ntb"),
     "object flag cleared by an old state": array(b"O8", b"I1\n", b"S'12345678'\n", b"(I2\nS'|'\nNNNI-1\nI-1\ntb"),
@@ -49,6 +60,10 @@ HOSTILE = {
     "memo of two gigabytes": b"Nr\xff\xff\xff\x07.",
     "memo of sixteen gigabytes": b"Nr\xff\xff\xff\x7f.",
     "memo by a number in text": b"Np2000000000\n.",
+    "half a gigabyte of one text": many_copies(
+        b"X" + struct.pack("<I", LONG) + b"a" * LONG, b"c_codecs\nencode\nh\x00h\x01\x86R"
+    ),
+    "half a gigabyte of one list": many_copies(b"](" + b"N" * (LONG >> 3) + b"e", OBJECTS),
     "text of four gigabytes": b"\x80\x02X\xff\xff\xff\xff.",
     "text of more than there is": b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b".",
     "bytes of more than there is": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b".",

@@ -88,6 +88,15 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
+def test_a_large_tensor_of_one_number_is_refused(tmp_path, zipped):
+    """Its first operation would take gigabytes."""
+    one = torch.zeros(1).expand(2**33)
+    torch.save({"a": one}, tmp_path / "w.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="it has a tensor that is larger than its storage"):
+        read_state_dict(tmp_path / "w.bin")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
 def test_damaged_files_are_read_or_refused(tmp_path, zipped):
     file, random = io.BytesIO(), np.random.default_rng(zipped)
     torch.save(weights(), file, _use_new_zipfile_serialization=zipped)
