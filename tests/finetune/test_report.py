@@ -350,3 +350,16 @@ def test_ticks_of_a_narrow_range_have_different_labels():
         figure.canvas.draw()
         labels = [label.get_text() for label in axes[0, 0].get_yticklabels()]
     assert len(labels) > 2 and len(set(labels)) == len(labels) and all(label.endswith("%") for label in labels)
+
+
+@pytest.mark.parametrize("steps", [[6], [6, 7], [1, 1000]])
+def test_ticks_of_steps_are_integers(steps):
+    pytest.importorskip("matplotlib")
+    from finetune.pages.vector_plots import drawing, whole_steps
+
+    with drawing(3, 2) as (figure, axes):
+        axes[0, 0].plot(steps, steps, "o")
+        whole_steps(axes[0, 0])
+        figure.canvas.draw()
+        ticks = axes[0, 0].get_xticks()
+    assert len(ticks) and all(tick == int(tick) for tick in ticks)
