@@ -37,7 +37,7 @@ def train_together(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
         if finished is not None:
             if ranks.first:
                 describe_result(finished, is_cleaned(read_config(out)))
-            ranks.log(f"the run is in {out}{os.sep}{where_curves_are(config.log_to, out)}")
+            ranks.log(f"run directory: {out}{os.sep}{where_curves_are(config.log_to, out)}")
     return status
 
 

@@ -49,7 +49,7 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
             write_json(out / RESULT, result)
     scores, step = describe_scores(result["validation"]), result["best_step"]
     ranks.log(f"{task.title}, {result['kind']}: {scores}, best at step {step}")
-    ranks.log(f"the run is in {out}{os.sep}{where_curves_are(config.log_to, out)}")
+    ranks.log(f"run directory: {out}{os.sep}{where_curves_are(config.log_to, out)}")
     return 0
 
 

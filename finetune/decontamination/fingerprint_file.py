@@ -89,7 +89,7 @@ def read_fingerprint(path) -> KnownTests:
         decoder = msgspec.json.Decoder(_Line)
         lines = [decoder.decode(line) for line in arrays["names"].tobytes().splitlines()]
         ends, data = arrays["thumbnail_ends"], arrays["thumbnails"].tobytes()
-        begins = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        begins = np.concatenate([[0], ends])[:-1].astype(np.int64)
         count = len(ends)
         shapes = {"pictures": (count,), "sha256": (count, 32), "hashes": (count, len(TRIMMED))}
         if any(arrays[name].shape != shape for name, shape in shapes.items()) or (count and ends[-1] != len(data)):

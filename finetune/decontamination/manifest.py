@@ -121,6 +121,8 @@ def not_compared(without_picture: dict) -> list[str]:
 
     without_picture: the manifest's entry: task -> (number of images, number of these without a readable image file).
     """
+    if without_picture and all(missing == images for images, missing in without_picture.values()):
+        return ["note: images were compared by ids only; --images FOLDER also compares their content"]
     return [
         f"note: {missing} of {images} images of {name} have no readable image file and were compared by ids only"
         for name, (images, missing) in without_picture.items()

@@ -1,6 +1,7 @@
 """The report page: tables and figures in the paper's layout, and metadata of the runs."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,10 +58,18 @@ def _overview(runs: Sequence[Run]) -> str:
         steps = run.training[-1]["step"] if run.training else 0
         titles = [find_task(task).title for task in run.config.get("tasks", [])] or [PAIRS]
         what = titles[0] if len(titles) == 1 else f"{len(titles)} tasks"
-        began = "" if run.kind == PRETRAINING else f"{run.start}, from {run.config['start']['run'] or 'scratch'}"
         time = duration(run.result["seconds"]) if run.result else "not finished"
-        rows.append([escape(run.name), escape(what), escape(began), f"{steps:,}", time, _outcome(run)])
+        rows.append([escape(run.name), escape(what), escape(start_of(run)), f"{steps:,}", time, _outcome(run)])
     return html_table(["run", "tasks", "initial weights", "steps", "time", "validation"], rows)
+
+
+def start_of(run: Run) -> str:
+    """Kind of the initial weights, and where they are; relative to the working directory, like the names of runs."""
+    source = run.kind != PRETRAINING and run.config["start"]["run"]
+    if not source:
+        return "" if run.kind == PRETRAINING else run.start
+    inside = os.path.isabs(source) and Path(source).is_relative_to(Path.cwd())
+    return f"{run.start}, from {os.path.relpath(source) if inside else source}"
 
 
 def _outcome(run: Run) -> str:

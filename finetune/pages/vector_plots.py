@@ -85,7 +85,8 @@ def whole_steps(axes, count: int = 4) -> None:
     """Limits the x axis to about `count` ticks at integers."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(count, integer=True))
+    # With the two ticks that it makes by default, those of a single step would not be integers.
+    axes.xaxis.set_major_locator(MaxNLocator(count, integer=True, min_n_ticks=1))
 
 
 def panels(axes, names: Sequence[str]):

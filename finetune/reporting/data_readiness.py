@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune.annotations.official_files import MissingFile
 from finetune.data.regions import Regions, region_folder
 from finetune.evaluation.paper_results import paper_samples
 from finetune.prepared.prepare_data import IMAGES, Wanted, for_training, open_examples, open_prepared
@@ -18,9 +19,8 @@ class Finding:
     """The result of checking a task.
 
     rows: (split, examples, images, images with regions) of each split; answers: size of the answer vocabulary; gaps:
-    messages on what prevents training, with the fix; missing: official files that were not found; absent: optional
-    splits that were not found, or whose images have no regions; archives: of the images, with places to download them,
-    if there are no regions.
+    messages on what prevents training, with the fix; missing: official files that were not found; absent: messages on
+    optional splits that cannot be used; archives: of the images, with places to download them, if there are no regions.
     """
 
     task: Task
@@ -90,10 +90,8 @@ def _examine_splits(found: Finding, data: str, regions: Regions | str) -> dict[s
         try:
             counts = count_examples(task, data, split, whole=needed)
         except UserError as error:
-            if needed:
-                found.gaps.append(f"{split}: {error}")
-            else:
-                found.absent.append(split)
+            absent = isinstance(error, MissingFile) and not needed  # its files are listed already
+            (found.gaps if needed else found.absent).append(f"{split}: {'files not found' if absent else error}")
             continue
         images = {image for of_example in counts for image in of_example}
         lost[split] = [image for image in images if image not in regions] if isinstance(regions, Regions) else []
@@ -137,6 +135,6 @@ def readiness_lines(found: Finding) -> list[str]:
     for file in found.missing:
         place = download_of(found.task, file)
         lines.append(f"  not found: {file}; {f'see {place}' if place else 'no place to download it is known'}")
-    lines += [f"  not found: {what}" for what in found.absent]
+    lines += [f"  not usable: {what}" for what in found.absent]
     lines += [f"  images: {archive}" for archive in found.archives]
     return lines + [f"  to fix: {gap}" for gap in found.gaps]

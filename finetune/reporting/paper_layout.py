@@ -34,6 +34,7 @@ NOT_PRETRAINED = ("BERT", "scratch")  # initial weights without pretraining
 NO_METHOD = FREE_FLAGS | {
     *("data", "init", "seed", "device", "precision", "iterations", "epochs", "validate_on", "lr_scale", "save_every"),
     *("config", "tokenizer", "missing", "vqa_answers", "gqa_answers"),
+    *("groups", "together"),  # they choose the tasks of a run, which are in `tasks`
     "clean",  # part of the paper's method; runs without it are marked
 }
 

@@ -119,7 +119,8 @@ def tracker_names(log_to: str | None) -> list[str]:
     for name in names:
         if name != TENSORBOARD and name not in TRACKERS:
             known = ", ".join((TENSORBOARD, *TRACKERS))
-            raise UserError(f"--log_to {log_to}: {name or 'an empty name'} is unknown; it should be some of {known}")
+            wrong = "none has to be the only one" if name == "none" else f"{name or 'an empty name'} is unknown"
+            raise UserError(f"--log_to {log_to}: {wrong}; it should be none, or some of {known}")
         if name != TENSORBOARD and find_spec(name) is None:
             raise UserError(f"--log_to {log_to}: {name} is not installed; pip install {name}, or remove it")
     return names

@@ -69,7 +69,7 @@ def local_model(name) -> str:
     if not HUB_NAME.fullmatch(repository):
         raise UserError(f"{name}: should be {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION")
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     try:
         return huggingface_hub.snapshot_download(
@@ -77,7 +77,7 @@ def local_model(name) -> str:
         )
     except LocalEntryNotFoundError:
         raise UserError(f"{name}: not in the cache{unreachable(repository)}") from None
-    except (HfHubHTTPError, ValueError, OSError) as error:
+    except (HTTPError, ValueError, OSError) as error:  # HTTPError: of any connection, the base class of HfHubHTTPError
         raise UserError(f"{name}: cannot be downloaded ({_first_line(error)})") from None
 
 
@@ -115,15 +115,19 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         UserError: the hub does not answer or refuses.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub does not answer"
+        raise UserError(f"{repository}: cannot be uploaded, because {reason}")
     try:
         address = huggingface_hub.create_repo(repository, private=private, exist_ok=True)
         huggingface_hub.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(MODEL_FILES))
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        raise UserError(
-            f"{repository}: cannot be uploaded ({_first_line(error)}); log in with `hf auth login`"
-        ) from None
+    except (HTTPError, ValueError, OSError) as error:
+        lost = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+        advice = "the connection failed, try again" if lost else "log in with `hf auth login`"
+        raise UserError(f"{repository}: cannot be uploaded ({_first_line(error)}); {advice}") from None
     return str(address)
 
 

@@ -1,5 +1,6 @@
 """Reports: the numbers are those of the runs' results, in the paper's layout, and the page can be looked at."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from launching import python
 from finetune.evaluation.bootstrap import bootstrap_means, interval_of
 from finetune.evaluation.paper_results import paper_table
 from finetune.evaluation.scores import CLUSTERS, load_values
+from finetune.pages import report_page
 from finetune.pages.report_plots import paused_spans
 from finetune.reporting.paper_layout import ablation_tables, gap_scores, method_cells, methods, table9
 from finetune.run_dirs.finished_runs import MULTI, PRETRAINING, SINGLE, Run, find_runs, read_run
@@ -102,7 +104,7 @@ def test_table9_has_the_test_where_it_was_scored(trained, single):
 
 
 def test_runs_stand_below_the_papers_row_of_the_same_method(variant):
-    paths = [variant(f"seed{n}", seed=n) for n in range(2)]
+    paths = [variant("seed0", seed=0), variant("seed1", seed=1, together="/somewhere/runs/mt")]
     paths += [variant("head", task_token="head"), variant("eight", gap=8), variant("short", iterations=2)]
     paths += [variant("scratch", start="scratch"), variant("bert", start="BERT")]
     paths.append(variant("one-step", without=("balance", "max_regions"), one_step=True, regions=None))
@@ -124,6 +126,18 @@ def test_runs_stand_below_the_papers_row_of_the_same_method(variant):
     assert names[names.index("the paper: Δ 8") + 1] == "Δ 8, 4 iterations, not cleaned"
     paper = tables["table10"][1]
     assert paper.paper and paper.cells["MT Score"].value == 69.08
+
+
+def test_a_start_is_named_like_a_run(variant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = read_run(variant("run"))
+    for start, named in (
+        ({"kind": "ST", "run": str(tmp_path / "runs" / "pretrain")}, "ST, from runs/pretrain"),
+        ({"kind": "ST", "run": "/other/runs/pretrain"}, "ST, from /other/runs/pretrain"),
+        ({"kind": "BERT", "run": "bert-base-uncased"}, "BERT, from bert-base-uncased"),
+        ({"kind": "scratch", "run": None}, "scratch"),
+    ):
+        assert report_page.start_of(dataclasses.replace(run, config=run.config | {"start": start})) == named
 
 
 def test_a_cleaned_run_is_the_papers_method_and_another_is_marked(variant):
@@ -231,6 +245,17 @@ def test_the_page(page, look, trained):
     assert opened.problems == [] and opened.excess_on_a_phone() == 0
 
 
+def test_a_long_name_breaks_on_a_phone(variant, tmp_path, run_command, look):
+    """Instead of covering the next cell."""
+    name = "a-word-without-a-space-of-many-characters"
+    status, _, err = run_command("finetune.report", variant("long", optimizer=name), "--out", tmp_path / "report.html")
+    assert status == 0, err
+    opened = look(tmp_path / "report.html", offline=True)
+    opened.set_viewport_size({"width": 375, "height": 800})
+    label = opened.locator("tbody th", has_text=name).first
+    assert label.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+
+
 def test_the_page_of_cleaned_runs(variant, single, tmp_path, run_command, look):
     """Figure 2 once for each kind of runs; the sizes of data sets are beside the paper's of the same kind."""
     runs = [variant(f"{clean}-{gap}", gap=gap, clean=clean) for gap in (4, 8) for clean in ("True", None)]
@@ -325,3 +350,16 @@ def test_ticks_of_a_narrow_range_have_different_labels():
         figure.canvas.draw()
         labels = [label.get_text() for label in axes[0, 0].get_yticklabels()]
     assert len(labels) > 2 and len(set(labels)) == len(labels) and all(label.endswith("%") for label in labels)
+
+
+@pytest.mark.parametrize("steps", [[6], [6, 7], [1, 1000]])
+def test_ticks_of_steps_are_integers(steps):
+    pytest.importorskip("matplotlib")
+    from finetune.pages.vector_plots import drawing, whole_steps
+
+    with drawing(3, 2) as (figure, axes):
+        axes[0, 0].plot(steps, steps, "o")
+        whole_steps(axes[0, 0])
+        figure.canvas.draw()
+        ticks = axes[0, 0].get_xticks()
+    assert len(ticks) and all(tick == int(tick) for tick in ticks)

@@ -134,6 +134,7 @@ def hub(monkeypatch, tmp_path):
     for function in (snapshot_download, create_repo, upload_folder):
         monkeypatch.setattr(huggingface_hub, function.__name__, function)
     monkeypatch.setattr("shards.common.model_hub._answers", lambda address: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     return place
 
 

@@ -327,6 +327,19 @@ def test_a_fingerprint_keeps_what_is_known(tests, tmp_path, run_command):
     assert known.pictures.image(2).size == (48, 48)
 
 
+def test_test_sets_without_images_are_known_by_their_names(tmp_path, run_command):
+    path, folder = tmp_path / "names.safetensors", tmp_path / "folder"
+    known = KnownTests({"coco:42": KnownName("coco:42", ("mine",), ("coco:42",), ())})
+    write_fingerprint(path, known)
+    read = read_fingerprint(path)
+    assert read.names == known.names and len(read.pictures) == 0
+    folder.mkdir()
+    for name in ("COCO_val2014_000000000042.jpg", "COCO_val2014_000000000043.jpg"):
+        (folder / name).write_bytes(jpeg(picture(1)))
+    said = search(run_command, folder, path, tmp_path / "out")
+    assert read_excluded(tmp_path / "out") == {"42"} and "1 photos of the test sets have no known image" in said
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_faiss_finds_what_the_exact_search_finds(seed):
     pytest.importorskip("faiss", reason="faiss-cpu is not installed")

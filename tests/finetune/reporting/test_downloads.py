@@ -94,6 +94,17 @@ def test_doctor_prints_a_place_for_every_missing_file(world, tmp_path, run_comma
     assert f"  images: {images}" in out and out.count("  images: ") == 2  # of GuessWhat, which has examples
 
 
+def test_doctor_prints_why_a_test_split_is_not_usable(world, tmp_path, run_command):
+    shutil.copytree(world / "nlvr2", tmp_path / "nlvr2")
+    (tmp_path / "regions").symlink_to(world / "regions")
+    path = tmp_path / "nlvr2" / "test1.json"
+    for content, why in (("[1, 2", f"test1: {path}"), (None, "test1: files not found")):
+        path.unlink() if content is None else path.write_text(content)
+        status, out, err = run_command("finetune.doctor", "--data", tmp_path, "--tasks", "nlvr2")
+        assert status == 0 and "nlvr2: ready" in out, err
+        assert f"  not usable: {why}" in out
+
+
 def test_what_a_task_states_itself(tmp_path):
     """A task of another package, which is not in the table."""
     task = dataclasses.replace(

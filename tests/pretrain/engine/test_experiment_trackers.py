@@ -140,7 +140,8 @@ def test_unknown_and_missing_trackers_are_one_sentence(command, tmp_path, run_co
     flags = ("--out", tmp_path / "run", *(("--task", "vqa") if command == "finetune.st" else ()))
     for value, message in [
         ("wandb", "wandb is not installed; pip install wandb, or remove it"),
-        ("tensorboard,comet", "comet is unknown; it should be some of tensorboard, wandb, trackio, mlflow"),
+        ("tensorboard,comet", "comet is unknown; it should be none, or some of tensorboard, wandb, trackio, mlflow"),
+        ("none,wandb", "none has to be the only one; it should be none, or some of tensorboard, "),
         ("wandb,,", "wandb is not installed"),
         (",", "an empty name is unknown"),
     ]:
