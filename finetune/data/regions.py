@@ -1,7 +1,7 @@
 """Lookup of region features by image id, for a task's images and for the given boxes of its examples."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from finetune.annotations.example import Box
 from finetune.prepared.packed_examples import PackedExamples
 from shards.common.errors import UserError
 from shards.common.files import is_stray
-from shards.storage.dataset import Dataset, open_dataset
+from shards.storage.dataset import UNKNOWN, Dataset, open_dataset
 from shards.storage.reader import RegionReader
 from shards.storage.sample import Sample
 
@@ -21,10 +21,16 @@ class Regions:
     """Region shards by image id. Every data worker maps the shards itself.
 
     folder: of one data set, or of subfolders with one data set each, such as separate train and test extractions.
+
+    Attributes:
+        dataset: the data set, or those of the subfolders as one.
+        detectors: folder of each data set -> (name of its detector, hash of the detector's weights or None).
     """
 
     def __init__(self, folder):
-        self.dataset = _open(Path(folder))
+        datasets = _open(Path(folder))
+        self.dataset = dataclasses.replace(datasets[0], shards=[shard for one in datasets for shard in one.shards])
+        self.detectors = {one.folder: (one.detector, one.extra.get("plan", {}).get("fingerprint")) for one in datasets}
         self.reader = RegionReader(self.dataset)
         self.numbers = self.reader.plain_numbers(unique=True)
 
@@ -42,11 +48,27 @@ class Regions:
 SamplesById = Regions | dict[str, Sample]  # of a data set, or of the images of a query
 
 
-def _open(folder: Path) -> Dataset:
-    """The data set of a folder, or the data sets of its subfolders combined."""
+def detector_note(opened: Iterable[Regions]) -> str | None:
+    """A sentence on regions of different detectors that are used together; None if there are none.
+
+    Equal feature sizes do not show it, and what a model learns of one detector's features means nothing for another's.
+    """
+    folders: dict[tuple[str, str | None], Path] = {}
+    for regions in opened:
+        for folder, detector in regions.detectors.items():
+            if detector[0] != UNKNOWN:
+                folders.setdefault(detector, folder)
+    if len(folders) < 2:
+        return None
+    named = ", ".join(f"{name} ({folder})" for (name, _), folder in folders.items())
+    return f"note: the regions are of different detectors, or weights: {named}; extract all with the same detector"
+
+
+def _open(folder: Path) -> list[Dataset]:
+    """The data set of a folder, or the data sets of its subfolders."""
     inside = _folders(folder) if folder.is_dir() else []
     if not inside or any(not is_stray(path.name) for path in folder.glob("*.tar")):
-        return open_dataset(str(folder))
+        return [open_dataset(str(folder))]
     first, *others = (open_dataset(str(path)) for path in inside)
     for other in others:
         if other.feature_size != first.feature_size:
@@ -54,7 +76,7 @@ def _open(folder: Path) -> Dataset:
                 f"{folder}: {first.folder.name} has feature size {first.feature_size} and {other.folder.name} "
                 f"{other.feature_size}; extract all with the same detector"
             )
-    return dataclasses.replace(first, shards=[shard for dataset in (first, *others) for shard in dataset.shards])
+    return [first, *others]
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """The data of a task: its examples with their regions, and the collators that turn them into batches."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,11 @@ def content_of(data: TaskData, splits: Sequence[PackedExamples]) -> list[str]:
     """Fingerprints of a task's regions and of the examples of its splits."""
     regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
     return [*map(fingerprint, regions), *(examples.digest() for examples in splits)]
+
+
+def opened_regions(data: Iterable[TaskData]) -> Iterator[Regions]:
+    """All region data sets of some tasks' data."""
+    return (regions for of_task in data for regions in (of_task.regions, of_task.boxes) if regions is not None)
 
 
 def check_same_width(first: Regions, *others: Regions) -> None:

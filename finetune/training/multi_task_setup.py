@@ -20,12 +20,14 @@ from finetune.config import (
     default_lr_scale,
     default_update_unused,
 )
+from finetune.data.regions import detector_note
 from finetune.data.task_collate import TaskBatch
 from finetune.data.task_data import (
     TaskData,
     check_same_width,
     content_of,
     open_data,
+    opened_regions,
     prepare_on_every_machine,
     same_on_every_rank,
 )
@@ -146,6 +148,8 @@ def _open_tasks(
 
     prepare_on_every_machine(config.data, [one for task in tasks for one in for_training(task)], ranks)
     data, splits = on_every_rank(ranks, opened)
+    if note := detector_note(opened_regions(data)):
+        ranks.log(note)
     for of_task, of_splits in zip(data, splits, strict=True):
         same_on_every_rank(of_task, of_splits, ranks)
     return data, splits

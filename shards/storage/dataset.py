@@ -23,6 +23,7 @@ from shards.storage.text_lists import TextLists
 FORMAT = 1
 FORMAT_SEVERAL = 2  # several captions per image, which readers of format 1 would read as one long caption
 UNFINISHED = "unfinished.json"
+UNKNOWN = "unknown"  # detector of shards that do not name it
 BLOCKS, BLOCK = 512, 4096  # number of blocks in the fingerprint of a data set, and bytes per block
 
 Fields = TypeVar("Fields", "Shard", "Dataset")
@@ -64,7 +65,7 @@ class Dataset:
     feature_size: int
     num_classes: int = 0
     classes_per_region: int = 0
-    detector: str = "unknown"
+    detector: str = UNKNOWN
     captions: int = 0
     captioned: int = 0
     extra: dict[str, Any] = field(default_factory=dict)

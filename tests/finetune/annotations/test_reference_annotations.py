@@ -10,9 +10,10 @@ import pytest
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.official_files import find_file
 from finetune.annotations.reference_annotations import captions
-from finetune.data.regions import Regions, rows_of_boxes
+from finetune.data.regions import Regions, detector_note, rows_of_boxes
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
+from shards.storage.dataset import finish_dataset
 from shards.storage.sample import Sample
 from shards.storage.writer import write_shard
 
@@ -195,6 +196,26 @@ def test_regions_of_several_folders(tmp_path):
     made_of(tmp_path / "coco" / "other", ["d"], width=3)
     with pytest.raises(UserError, match="other has feature size 3 and test 4"):
         Regions(tmp_path / "coco")
+
+
+def test_regions_of_different_detectors_are_told(tmp_path):
+    """Of one width, so that nothing else tells. Shards that name no detector may be of any."""
+
+    def extracted(name: str, image: str, detector: str, weights: str) -> None:
+        folder = tmp_path / name
+        made_of(folder, [image])
+        plan = {"fingerprint": weights}
+        finish_dataset(folder, [folder / "regions-00000.tar"], detector=detector, num_classes=0, extra={"plan": plan})
+
+    extracted("coco/one", "a", "backbone", "x")
+    extracted("coco/two", "b", "backbone", "x")
+    made_of(tmp_path / "nlvr2", ["c"])
+    same = [Regions(tmp_path / name) for name in ("coco", "nlvr2")]
+    assert detector_note(same) is None
+    for name, detector, weights in (("detector", "pixels", "x"), ("weights", "backbone", "y")):
+        extracted(name, "d", detector, weights)
+        found = detector_note([*same, Regions(tmp_path / name)])
+        assert f"backbone ({tmp_path}/coco/one), {detector} ({tmp_path}/{name})" in found
 
 
 def test_regions_of_one_image_in_two_folders_are_refused(tmp_path):
