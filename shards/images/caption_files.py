@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
-from shards.common.untrusted_input import parse_json, reason_of
+from shards.common.untrusted_input import parse_json, reason_of, refuse_special_file
 from shards.images.image_files import Part, find_images
 from shards.parsing.karpathy_file import read_karpathy
 from shards.parsing.text_encoding import encoding_of
@@ -26,6 +26,7 @@ def read_caption_file(path: str, splits: str | None = None) -> dict[str, tuple[s
         splits: comma-separated splits of a Karpathy file to read; train includes restval.
     """
     wanted = _wanted(path, splits)
+    refuse_special_file(path, "--captions ")
     if path.endswith(".json"):
         try:
             found = _karpathy(path, wanted)

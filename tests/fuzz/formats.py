@@ -19,21 +19,28 @@ import official_files
 import torch
 import transformers.models.bert  # noqa: F401  takes seconds, which children then need not
 from data_sets import make_dataset
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from finetune.annotations.answers import read_vocabulary
+from finetune.decontamination.fingerprint_file import read_checked_fingerprint, write_fingerprint
+from finetune.decontamination.known_tests import KnownName, KnownTests, Pictures
 from finetune.decontamination.manifest import read_cleaned
+from finetune.decontamination.perceptual_hash import TRIMMED
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.run_dirs.finished_runs import find_runs
+from finetune.task_types.table_tasks import read_task_file
 from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits, check_sample
 from pretrain.engine.checkpoint import best_checkpoint, read_facts
 from pretrain.pretrained.load_model import load
 from pretrain.tokenizer.tokenizer import load_bert_tokenizer
 from shards.common.errors import UserError
+from shards.common.excluded_ids import EXCLUDED, not_excluded, write_excluded
 from shards.config import ConvertConfig
 from shards.creation import conversion
 from shards.detection.visual_words import fit_words, load_words
+from shards.images.caption_files import read_caption_file
 from shards.images.given_box_files import read_given_boxes
 from shards.storage.dataset import open_dataset, read_captions
 from shards.storage.reader import RegionReader
@@ -279,6 +286,63 @@ def make_gqa(folder: Path) -> None:
     official_files.gqa(folder)
 
 
+def make_table(folder: Path) -> None:
+    """A task of one's own tables, in both forms."""
+    (folder / "shapes").mkdir()
+    (folder / "shapes.toml").write_text(
+        'kind = "answers"\nimages = "coco"\nmin_answer_count = 1\n\n[splits]\ntrain = "train.csv"\n'
+        'val = "val.jsonl"\n\n[columns]\nimage = "file"\n'
+    )
+    rows = [("What is it?", "1.png", "a star"), ("How many, two?", "2.jpg", "2"), ("Where?", "3.png", "left")]
+    lines = ["text,file,answer", *(f'"{text}",{image},{answer}' for text, image, answer in rows)]
+    (folder / "shapes" / "train.csv").write_text("\n".join(lines) + "\n")
+    values = [{"text": text, "file": image, "answer": [answer, "none"]} for text, image, answer in rows]
+    official_files.dump_lines(folder / "shapes" / "val.jsonl", values)
+
+
+def read_table(folder: Path) -> int:
+    def read():
+        task = read_task_file(folder / "shapes.toml", 12)
+        for split in ("train", "val"):
+            PackedExamples.of(task.read(folder / "shapes", split))
+
+    return _sentence(read)
+
+
+CAPTIONS = {"1": "a star", "2": "two discs"}
+
+
+def make_captions(folder: Path) -> None:
+    (folder / "x.tsv").write_text("".join(f"{image}.png\t{text}\n" for image, text in CAPTIONS.items()))
+    official_files.dump_lines(folder / "x.jsonl", [{"image": k, "caption": text} for k, text in CAPTIONS.items()])
+    official_files.karpathy(folder / "x.json")
+
+
+def read_captions_of_files(folder: Path) -> int:
+    return max(_sentence(lambda path=path: read_caption_file(str(path))) for path in sorted(folder.iterdir()))
+
+
+def make_excluded(folder: Path) -> None:
+    write_excluded(folder / EXCLUDED, ["000000042", "a.b.jpg", "7"])
+
+
+def read_excluded_ids(folder: Path) -> int:
+    return _sentence(lambda: not_excluded(folder)({"__key__": "7", "jpg": b""}))
+
+
+def make_fingerprint(folder: Path) -> None:
+    names = {f"coco:{n}": KnownName(f"coco:{n}", ("vqa test",), (f"coco:{n}",), ()) for n in range(3)}
+    file = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(file, "JPEG")
+    hashes = np.arange(2 * len(TRIMMED), dtype=np.uint64).reshape(2, -1)
+    pictures = Pictures(["coco:0", "coco:2"], np.zeros((2, 32), np.uint8), hashes, [file.getvalue()] * 2)
+    write_fingerprint(folder / "known.safetensors", KnownTests(names, pictures))
+
+
+def read_fingerprint(folder: Path) -> int:
+    return _sentence(lambda: read_checked_fingerprint(folder / "known.safetensors").sets())
+
+
 def make_retrieval(folder: Path) -> None:
     official_files.karpathy(folder / "dataset_coco.json")
 
@@ -311,6 +375,10 @@ FORMATS = {
     "snli_ve": (official_files.snli_ve, _task("snli_ve", "dev")),
     "entities": (official_files.entities, _task("flickr30k_entities", "train")),
     "esnli_ve": (official_files.esnli_ve, _task("esnli_ve", "dev")),
+    "table": (make_table, read_table),
+    "captions": (make_captions, read_captions_of_files),
+    "excluded": (make_excluded, read_excluded_ids),
+    "fingerprint": (make_fingerprint, read_fingerprint),
 }
 
 
