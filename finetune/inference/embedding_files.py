@@ -14,6 +14,7 @@ from finetune.inference.embedder import Embedder, Embeddings
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.common.files import whole_file
+from shards.common.untrusted_input import refuse_special_file
 from shards.images.image_files import BadImage, Record, Unused, decode_image, find_parts, read_records
 from shards.images.source_image import image_of
 from shards.parsing.text_encoding import decode_text
@@ -37,6 +38,7 @@ class EmbeddedImages(NamedTuple):
 
 def read_texts(path: str) -> list[str]:
     """The lines of a text file, none of which may be empty."""
+    refuse_special_file(path, "--texts ")
     try:
         lines = decode_text(Path(path).read_bytes()).splitlines()
     except OSError as error:

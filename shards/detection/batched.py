@@ -12,6 +12,7 @@ from shards.common.device import choose_device
 from shards.common.dist_info import launched
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
+from shards.common.untrusted_input import refuse_special_file
 from shards.detection.base import Detector, Found
 from shards.storage.class_distribution import kept_classes, likeliest
 
@@ -108,6 +109,7 @@ def read_class_names(path: str | None, classes: int) -> list[str] | None:
     """Reads class names from a file with one name per line; the first class, the background, may be omitted."""
     if path is None:
         return None
+    refuse_special_file(path, "--class_names ")
     try:
         names = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
