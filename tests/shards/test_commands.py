@@ -397,7 +397,7 @@ def test_a_tsv_whose_first_hundred_rows_are_bad(tmp_path, run_command):
     (tmp_path / "f.tsv").write_text("".join(["bad\n"] * 100 + [row("im0") + "\n"] + ["bad\n"] * 900))
     flags = ("shards.convert", tmp_path / "f.tsv", "--processes", 1, "--out", tmp_path / "out")
     status, out, err = run_command(*flags, "--on_bad_row", "skip")
-    assert status == 0 and "1 images in " in out and "1000 skipped" in out, err
+    assert status == 0 and "1 image in " in out and "1000 skipped" in out, err
 
 
 def test_blank_lines_are_no_end(tmp_path, run_command):

@@ -169,7 +169,7 @@ def test_excluded_images_are_neither_extracted_nor_trained_on(corpus, tests, tmp
     search(run_command, corpus, tests, out)
     flags = ("--out", regions, "--exclude", out, "--visual_words", 4, "--processes", 1)
     status, said, err = run_command("shards.extract", corpus, *flags)
-    assert status == 0 and "1 images" in said and "3 skipped" in said, err
+    assert status == 0 and "1 image," in said and "3 skipped" in said, err
     assert {line["source"].rpartition("#")[2] for line in lines(regions / "skipped.jsonl")} == {
         "000000001.jpg",
         "000000002.jpg",
