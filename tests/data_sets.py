@@ -36,10 +36,10 @@ def make_samples(
     return samples
 
 
-def make_dataset(folder, counts=(7, 5), classes=9, **options):
-    """A data set of region shards in `folder`, with `counts` samples in its shards."""
+def make_dataset(folder, counts=(7, 5), classes=9, first=0, **options):
+    """A data set of region shards in `folder`, with `counts` samples in its shards. first: seed of the first shard."""
     paths = []
     for number, count in enumerate(counts):
         paths.append(folder / f"part-{number:05d}.tar")
-        write_shard(paths[-1], make_samples(count, seed=number, classes=classes, **options))
+        write_shard(paths[-1], make_samples(count, seed=first + number, classes=classes, **options))
     return finish_dataset(folder, paths, detector="random", num_classes=classes, extra={})

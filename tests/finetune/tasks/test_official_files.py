@@ -409,7 +409,7 @@ def test_a_byte_order_mark_is_no_part_of_official_files(tmp_path):
 
 def test_stray_folders_between_regions_and_files_are_no_data(tmp_path):
     make_dataset(tmp_path / "regions" / "train")
-    make_dataset(tmp_path / "regions" / "test", (3,))
+    make_dataset(tmp_path / "regions" / "test", (3,), first=2)
     for name in (".ipynb_checkpoints", "__MACOSX"):
         (tmp_path / "regions" / name).mkdir()
         (tmp_path / "regions" / name / "._part-00000.tar").touch()

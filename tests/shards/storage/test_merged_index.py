@@ -82,15 +82,15 @@ def test_a_replaced_tar_is_noticed(tmp_path, merging):
 
 
 def test_parts_of_a_folder_and_several_folders(tmp_path, merging):
-    for name in ("train", "val"):
-        make_dataset(tmp_path / name, (3, 2))
     train = tmp_path / "train"
+    make_dataset(train, (3, 2))
+    make_dataset(tmp_path / "val", (3, 2), first=2)
     part = [one for one in expected(train, (3, 2)) if one[0].endswith("part-00001.tar")]
     assert contents(train / "part-00001.tar") == part and contents(train) == expected(train, (3, 2))
     regions = Regions(tmp_path)
     found = [content(regions.reader, number)[0] for number in range(8)]
     assert found[:5] == [one[0] for one in expected(train, (3, 2))]
-    assert found[5:] == [one[0] for one in expected(tmp_path / "val", (3,))]
+    assert found[5:] == [one[0] for one in expected(tmp_path / "val", (3,), (2,))]
 
 
 def test_names_that_are_not_ascii(tmp_path, merging):
