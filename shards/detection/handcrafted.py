@@ -308,15 +308,9 @@ def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     x0 = np.minimum(x.astype(int), width - 2)
     fy, fx = (y - y0)[..., None], (x - x0)[..., None]
     flat, first = table.reshape(-1, channels), y0 * width + x0
-    left, above = 1 - fx, 1 - fy
-    upper = flat.take(first, 0) * left
-    upper += flat.take(first + 1, 0) * fx
-    lower = flat.take(first + width, 0) * left
-    lower += flat.take(first + width + 1, 0) * fx
-    upper *= above
-    lower *= fy
-    upper += lower
-    return upper
+    upper = flat.take(first, 0) * (1 - fx) + flat.take(first + 1, 0) * fx
+    lower = flat.take(first + width, 0) * (1 - fx) + flat.take(first + width + 1, 0) * fx
+    return upper * (1 - fy) + lower * fy
 
 
 def _distinct(boxes: np.ndarray, overlap: float, limit: int) -> np.ndarray:
