@@ -84,7 +84,7 @@ def open_pairs(
         raise UserError(
             f"{data}: has no captions; pretraining needs image-caption pairs (KEY.txt or KEY.captions.json)"
         )
-    texts = read_captions(shards) if texts is None else texts
+    texts, left_out = read_captions(shards) if texts is None else texts, 0
     if excluded:
         if streamed:
             raise UserError(
@@ -93,13 +93,14 @@ def open_pairs(
             )
         used = [image not in excluded for image in _image_ids(shards)]
         texts = TextLists.of(own if kept else () for kept, own in zip(used, texts, strict=True))
+        left_out = used.count(False)
     captions = Captions(texts)
     among = shards.shards[0].samples if streamed else len(shards)
     trained, validation = split_pairs(captions, validation_pairs, int(captions.begins[among]))
     if not len(trained):
         raise UserError(f"{data}: all captions are empty; pretraining needs image-caption pairs")
     numbers = PairNumbers(shards.counts, captions.begins if captions_per_image == "all" else None)
-    return Pairs(shards, captions, trained, validation, numbers, streamed, used.count(False) if excluded else 0)
+    return Pairs(shards, captions, trained, validation, numbers, streamed, left_out)
 
 
 def _image_ids(shards: Shards) -> Iterator[str]:
