@@ -23,14 +23,14 @@ class Regions:
     folder: of one data set, or of subfolders with one data set each, such as separate train and test extractions.
 
     Attributes:
-        dataset: the data set, or those of the subfolders as one.
-        detectors: folder of each data set -> (name of its detector, hash of the detector's weights or None).
+        parts: the data sets of the folder or its subfolders.
+        dataset: all of them as one.
     """
 
     def __init__(self, folder):
-        datasets = _open(Path(folder))
-        self.dataset = dataclasses.replace(datasets[0], shards=[shard for one in datasets for shard in one.shards])
-        self.detectors = {one.folder: (one.detector, one.extra.get("plan", {}).get("fingerprint")) for one in datasets}
+        self.parts = _open(Path(folder))
+        shards = [shard for part in self.parts for shard in part.shards]
+        self.dataset = dataclasses.replace(self.parts[0], shards=shards)
         self.reader = RegionReader(self.dataset)
         self.numbers = self.reader.plain_numbers(unique=True)
 
@@ -53,11 +53,10 @@ def detector_note(opened: Iterable[Regions]) -> str | None:
 
     Equal feature sizes do not show it, and what a model learns of one detector's features means nothing for another's.
     """
-    folders: dict[tuple[str, str | None], Path] = {}
-    for regions in opened:
-        for folder, detector in regions.detectors.items():
-            if detector[0] != UNKNOWN:
-                folders.setdefault(detector, folder)
+    folders: dict[tuple[str, str], Path] = {}
+    for part in (part for regions in opened for part in regions.parts if part.detector != UNKNOWN):
+        weights = str(part.extra.get("plan", {}).get("fingerprint"))
+        folders.setdefault((part.detector, weights), part.folder)
     if len(folders) < 2:
         return None
     named = ", ".join(f"{name} ({folder})" for (name, _), folder in folders.items())

@@ -1,7 +1,7 @@
 """The data of a task: its examples with their regions, and the collators that turn them into batches."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,11 @@ class TaskData:
     @property
     def feature_size(self) -> int:
         return self.regions.dataset.feature_size
+
+    @property
+    def all_regions(self) -> list[Regions]:
+        """The regions of the images, and those of the given boxes if there are any."""
+        return [regions for regions in (self.regions, self.boxes) if regions is not None]
 
     def examples(self, split: str, log=print) -> PackedExamples:
         """A split's examples after decontamination, if any, whose images have regions."""
@@ -114,13 +119,8 @@ def same_on_every_rank(data: TaskData, splits: Sequence[PackedExamples], ranks: 
 
 def content_of(data: TaskData, splits: Sequence[PackedExamples]) -> list[str]:
     """Fingerprints of a task's regions and of the examples of its splits."""
-    regions = [regions.dataset for regions in (data.regions, data.boxes) if regions is not None]
-    return [*map(fingerprint, regions), *(examples.digest() for examples in splits)]
-
-
-def opened_regions(data: Iterable[TaskData]) -> Iterator[Regions]:
-    """All region data sets of some tasks' data."""
-    return (regions for of_task in data for regions in (of_task.regions, of_task.boxes) if regions is not None)
+    datasets = [regions.dataset for regions in data.all_regions]
+    return [*map(fingerprint, datasets), *(examples.digest() for examples in splits)]
 
 
 def check_same_width(first: Regions, *others: Regions) -> None:

@@ -27,7 +27,6 @@ from finetune.data.task_data import (
     check_same_width,
     content_of,
     open_data,
-    opened_regions,
     prepare_on_every_machine,
     same_on_every_rank,
 )
@@ -148,7 +147,7 @@ def _open_tasks(
 
     prepare_on_every_machine(config.data, [one for task in tasks for one in for_training(task)], ranks)
     data, splits = on_every_rank(ranks, opened)
-    if note := detector_note(opened_regions(data)):
+    if note := detector_note(regions for of_task in data for regions in of_task.all_regions):
         ranks.log(note)
     for of_task, of_splits in zip(data, splits, strict=True):
         same_on_every_rank(of_task, of_splits, ranks)

@@ -11,14 +11,7 @@ from finetune.annotations.example import Example
 from finetune.build import choose_model, make_model, make_task_engine
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, default_epochs
 from finetune.data.regions import detector_note
-from finetune.data.task_data import (
-    TaskData,
-    content_of,
-    open_data,
-    opened_regions,
-    prepare_on_every_machine,
-    same_on_every_rank,
-)
+from finetune.data.task_data import TaskData, content_of, open_data, prepare_on_every_machine, same_on_every_rank
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.prepared.prepare_data import EXAMPLES, Wanted
@@ -132,7 +125,7 @@ def _open_task(config: StConfig, task: Task, ranks: Ranks) -> tuple[TaskData, tu
     wanted = [Wanted(task, EXAMPLES, split) for split in (train_split, validation_split)]
     prepare_on_every_machine(config.data, wanted, ranks)
     data, splits = on_every_rank(ranks, opened)
-    if note := detector_note(opened_regions([data])):
+    if note := detector_note(data.all_regions):
         ranks.log(note)
     same_on_every_rank(data, splits, ranks)
     return data, splits

@@ -198,8 +198,8 @@ def test_regions_of_several_folders(tmp_path):
         Regions(tmp_path / "coco")
 
 
-def test_regions_of_different_detectors_are_told(tmp_path):
-    """Of one width, so that nothing else tells. Shards that name no detector may be of any."""
+def test_regions_of_different_detectors_are_reported(tmp_path):
+    """They have the same feature size. Shards that name no detector may be of any."""
 
     def extracted(name: str, image: str, detector: str, weights: str) -> None:
         folder = tmp_path / name
