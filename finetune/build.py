@@ -1,17 +1,19 @@
 """Builds the model and the training engine of one or more tasks from a run's flags."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from finetune.config import BETAS, EPSILON
+from finetune.config import BETAS, EPSILON, is_small
 from finetune.models.task_model import TaskModel
 from finetune.run_dirs.init_weights import DEFAULTS, Start, Vocabularies, choose_start
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import on_first
 from pretrain.engine.optimizer import make_optimizer
+from pretrain.engine.run_dir import read_flags
 from pretrain.engine.step import Engine, make_engine
 from pretrain.engine.trainer import restore_engine
 from pretrain.models.execution import set_execution
@@ -41,6 +43,23 @@ def choose_model(
     return start, start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
 
 
+# Flags whose default depends on the size of the model: small ones are trained in few steps, in which Adam's moments
+# without bias correction make updates several times as large, and a wrong initial probability is not unlearned.
+TRUE_FOR_SMALL = ("rare_answers", "bias_correction")
+
+
+def with_defaults(config, sizes: ModelConfig, newest: Path | None):
+    """The flags with a value for each of TRUE_FOR_SMALL; a run that an earlier version began is resumed without them.
+
+    newest: the checkpoint to resume from, or None.
+    """
+    stored = read_flags(Path(config.out), type(config)) if newest else {}
+    unset = [name for name in TRUE_FOR_SMALL if getattr(config, name) is None]
+    return dataclasses.replace(
+        config, **{name: stored.get(name, False) if newest else is_small(sizes) for name in unset}
+    )
+
+
 def make_model(
     config,
     tasks: Sequence[Task],
@@ -66,6 +85,9 @@ def make_model(
     torch.manual_seed(config.seed)
     answers = {head: len(vocabulary) for head, vocabulary in vocabularies.items()}
     model = TaskModel(sizes, answers, [task.head for task in tasks])
+    if config.rare_answers:
+        for task in tasks:
+            task.head.make_choices_rare(model.heads[task.head.layer_name])
     set_execution(model.encoder, config)
     if start is not None:
         sentence = on_first(ranks, lambda: describe_keys(*start.load(model)))
@@ -105,7 +127,8 @@ def make_task_engine(
         return head_lr / lr if new else 1.0
 
     decay = config.weight_decay
-    optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, decay, scale, config.optimizer, bias_correction=False)
+    corrected = config.bias_correction
+    optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, decay, scale, config.optimizer, corrected)
     engine = make_engine(work, optimizer, ranks, config.clip, all_used=False, update_unused=update_unused)
     if newest:
         restore_engine(engine, newest)

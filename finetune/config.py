@@ -97,9 +97,20 @@ class FinetuneConfig:
     dropout: float | None = flag(
         None, "dropout probability of all layers", unset="the configuration's", low=0, high=0.99
     )
+    rare_answers: bool | None = flag(
+        None,
+        "initial probability of every answer in a new answer head: true: 1 / answers; false: one half, as in the "
+        "reference implementation",
+        unset="true for small models",
+    )
     accumulate: int = flag(1, "gradient accumulation steps", low=1, group="optimisation")
     optimizer: str = flag(
         "adamw", "optimizer: torch's fused AdamW, or FusedAdam or FusedLAMB of NVIDIA apex", choices=tuple(OPTIMIZERS)
+    )
+    bias_correction: bool | None = flag(
+        None,
+        "bias correction of the optimizer's moments; false: none, as in the reference implementation",
+        unset="true for small models",
     )
     contrastive: float = flag(
         1.0, "retrieval with a contrastive head: weight of its contrastive loss between the examples of a batch", low=0

@@ -1,5 +1,6 @@
 """The answer head: one of a vocabulary of answers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,10 @@ class AnswerHead(Head):
 
     def layer(self, sizes: ModelConfig, answers: int) -> nn.Module:
         return Classifier(sizes.bi_hidden_size, 2 * sizes.bi_hidden_size, answers)
+
+    def make_choices_rare(self, layer: nn.Module) -> None:
+        assert isinstance(layer, Classifier)
+        nn.init.constant_(layer.decoder.bias, -math.log(layer.decoder.out_features))
 
     def targets(
         self, examples: Sequence[Example], samples: Sequence[Sample], rows: int, vocabulary: AnswerVocabulary | None

@@ -66,6 +66,14 @@ class Head(ABC):
     def layer(self, sizes: ModelConfig, answers: int) -> nn.Module:
         """A new layer. answers: size of the answer vocabulary; 0 for heads without one."""
 
+    def make_choices_rare(self, layer: nn.Module) -> None:  # noqa: B027 -- most heads have nothing to change
+        """Sets the biases of a new layer for an initial probability of about 1 / choices instead of one half.
+
+        This concerns heads with a sigmoid for each of many choices. With a probability of one half, every step first
+        lowers all logits, which the layers below do faster than the biases: within 20 steps, the streams of a small
+        model hardly differ between inputs, and it predicts the same answer for every question (docs/results.md).
+        """
+
     def logits(self, layer: nn.Module, encoder: TwoStream, encoded: Encoded, inputs: TaskInputs) -> Tensor:
         """The scores before any sigmoid or softmax, (examples, choices) unless a subclass documents another shape.
 

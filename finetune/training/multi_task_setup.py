@@ -8,7 +8,7 @@ import torch
 
 from finetune.balancing import make_balance
 from finetune.balancing.base import GradientCombination
-from finetune.build import choose_model, make_model, make_task_engine
+from finetune.build import choose_model, make_model, make_task_engine, with_defaults
 from finetune.config import (
     FREE_FLAGS,
     HEAD_LR,
@@ -92,6 +92,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     start, sizes = choose_model(config, newest, texts, data[0].feature_size, ranks, runs=(PRETRAINING,))
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
     config = dataclasses.replace(config, lr_scale=config.lr_scale or default_lr_scale(sizes, len(tasks)))
+    config = with_defaults(config, sizes, newest)
     if newest:
         check_flags(config, run, FREE_FLAGS)
     read = zip(tasks, data, splits, strict=True)

@@ -8,7 +8,7 @@ import torch
 
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.example import Example
-from finetune.build import choose_model, make_model, make_task_engine
+from finetune.build import choose_model, make_model, make_task_engine, with_defaults
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, default_epochs
 from finetune.data.regions import detector_note
 from finetune.data.task_data import TaskData, content_of, open_data, prepare_on_every_machine, same_on_every_rank
@@ -70,6 +70,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
     kind = read_config(run)["start"]["kind"] if newest else start.kind
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or default_epochs(sizes))
+    config = with_defaults(config, sizes, newest)
     if newest:
         check_flags(config, run, FREE_FLAGS)
     content = {task.name: on_first(ranks, lambda: content_of(data, (examples, held_out)))}
