@@ -33,7 +33,7 @@ class Config:
     """Flags of this benchmark."""
 
     tasks: str = flag("all", "comma-separated names or groups of tasks")
-    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
+    data: str = flag(DEFAULT_WORLD, "folder of the miniature world; the default one is created if missing")
     out: str = flag("runs/at_st", "folder for the runs", written=True)
     seeds: int = flag(1, "number of random seeds, from 0", low=1)
     examples: int = flag(500, "number of examples of each validation split to evaluate, the first ones", low=2)

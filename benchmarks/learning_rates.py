@@ -39,7 +39,7 @@ VARIANTS = {
 class Config:
     """Flags of this benchmark."""
 
-    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
+    data: str = flag(DEFAULT_WORLD, "folder of the miniature world; the default one is created if missing")
     out: str = flag("runs/learning_rates", "folder for the runs", written=True)
     seed: int = flag(100, "random seed of all runs")
     iterations: int = flag(150, "iterations of multi-task runs", low=1)

@@ -40,7 +40,7 @@ class Config:
     """Flags of this benchmark."""
 
     tasks: str = flag("all", "comma-separated names or groups of tasks")
-    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
+    data: str = flag(DEFAULT_WORLD, "folder of the miniature world; the default one is created if missing")
     init: str = flag("runs/pretrain", "run with initial weights, or scratch")
     out: str = flag("runs/tasks", "folder for the runs")
     epochs: int | None = flag(None, "epochs of each task", unset="the default of finetune.st", low=1)

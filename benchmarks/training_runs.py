@@ -35,7 +35,7 @@ class MultiTaskFlags:
 
     init: str = flag("runs/pretrain", "run with initial weights, or scratch")
     tasks: str = flag("all", "comma-separated names or groups of tasks")
-    data: str = flag(DEFAULT_WORLD, "folder of the miniature world, created if missing")
+    data: str = flag(DEFAULT_WORLD, "folder of the miniature world; the default one is created if missing")
 
 
 def multi_task_metrics(
