@@ -30,7 +30,7 @@ UPDATED = "unused parameters updated"
 VARIANTS = {
     "the defaults": {},
     "no bias correction": {"bias_correction": False},
-    "answers begin at one half": {"rare_answers": False},
+    "choices begin at one half": {"rare_choices": False},
     UPDATED: {"update_unused": True},
 }
 

@@ -45,7 +45,7 @@ def choose_model(
 
 # Flags whose default depends on the size of the model: small ones are trained in few steps, in which Adam's moments
 # without bias correction make updates several times as large, and a wrong initial probability is not unlearned.
-TRUE_FOR_SMALL = ("rare_answers", "bias_correction")
+TRUE_FOR_SMALL = ("rare_choices", "bias_correction")
 
 
 def with_defaults(config, sizes: ModelConfig, newest: Path | None):
@@ -85,7 +85,7 @@ def make_model(
     torch.manual_seed(config.seed)
     answers = {head: len(vocabulary) for head, vocabulary in vocabularies.items()}
     model = TaskModel(sizes, answers, [task.head for task in tasks])
-    if config.rare_answers:
+    if config.rare_choices:
         for task in tasks:
             task.head.make_choices_rare(model.heads[task.head.layer_name])
     set_execution(model.encoder, config)

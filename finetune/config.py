@@ -97,10 +97,10 @@ class FinetuneConfig:
     dropout: float | None = flag(
         None, "dropout probability of all layers", unset="the configuration's", low=0, high=0.99
     )
-    rare_answers: bool | None = flag(
+    rare_choices: bool | None = flag(
         None,
-        "initial probability of every answer in a new answer head: true: 1 / answers; false: one half, as in the "
-        "reference implementation",
+        "initial probability of every answer or region in a new head: true: about 1 / their number; false: one half, "
+        "as in the reference implementation",
         unset="true for small models",
     )
     accumulate: int = flag(1, "gradient accumulation steps", low=1, group="optimisation")

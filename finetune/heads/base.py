@@ -67,11 +67,11 @@ class Head(ABC):
         """A new layer. answers: size of the answer vocabulary; 0 for heads without one."""
 
     def make_choices_rare(self, layer: nn.Module) -> None:  # noqa: B027 -- most heads have nothing to change
-        """Sets the biases of a new layer for an initial probability of about 1 / choices instead of one half.
+        """Sets the biases of a new layer so that every choice has a small probability at first, instead of one half.
 
-        This concerns heads with a sigmoid for each of many choices. With a probability of one half, every step first
-        lowers all logits, which the layers below do faster than the biases: within 20 steps, the streams of a small
-        model hardly differ between inputs, and it predicts the same answer for every question (docs/results.md).
+        For heads with a sigmoid for each of many choices, see --rare_choices. With a probability of one half, the first
+        steps lower all logits, which the layers below do faster than the biases: within 20 steps, the streams of a
+        small model hardly differ between inputs, and it gives the same answer to every question (docs/results.md).
         """
 
     def logits(self, layer: nn.Module, encoder: TwoStream, encoded: Encoded, inputs: TaskInputs) -> Tensor:

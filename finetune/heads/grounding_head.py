@@ -1,20 +1,22 @@
 """The head of tasks that find the region of an image which a text describes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.boxes import grounding_target
 from finetune.annotations.example import Box, Example
 from finetune.heads.base import Scene
-from finetune.heads.pointing_head import PointingHead
+from finetune.heads.pointing_head import PointingHead, PointingLayer
 from shards.common.errors import UserError
 from shards.storage.sample import Sample
 
+RARE = 1 / 36  # initial probability of a region in small models; most detectors find 36 regions or more
 SAME_RATIO = 1.05  # factor between aspect ratios of an image and a smaller copy of it
 WHOLE_IMAGE = np.array([[0.0, 0.0, 1.0, 1.0]])  # box of the image token (row 0): the whole image
 
@@ -34,6 +36,10 @@ class GroundingHead(PointingHead):
 
     finds_regions = True
     input_label, input_example = "Expression", "the red star on the left"
+
+    def make_choices_rare(self, layer: nn.Module) -> None:
+        assert isinstance(layer, PointingLayer)
+        nn.init.constant_(layer.bias, math.log(RARE))
 
     def targets(
         self, examples: Sequence[Example], samples: Sequence[Sample], rows: int, vocabulary: AnswerVocabulary | None

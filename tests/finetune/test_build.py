@@ -36,14 +36,17 @@ def first_probability(sizes, **flags) -> float:
     ("sizes", "flags", "rare"),
     [
         (SMALL, {}, True),
-        (SMALL, {"rare_answers": False}, False),
+        (SMALL, {"rare_choices": False}, False),
         (BASE_WIDTH, {}, False),
-        (BASE_WIDTH, {"rare_answers": True}, True),
+        (BASE_WIDTH, {"rare_choices": True}, True),
     ],
 )
-def test_answers_are_rare_at_first_in_small_models(sizes, flags, rare):
+def test_answers_and_regions_are_rare_at_first_in_small_models(sizes, flags, rare):
     low, high = (0.2 / len(ANSWERS), 5 / len(ANSWERS)) if rare else (0.4, 0.6)
     assert low < first_probability(sizes, **flags) < high
+    config, task = with_defaults(StConfig(**flags), sizes, None), find_task("refcoco")
+    bias = make_model(config, [task], sizes, {}, None, FLOAT32).heads["pointing"].bias
+    assert bias.sigmoid().item() == pytest.approx(1 / 37 if rare else 1 / 2)
 
 
 def test_a_trained_answer_head_is_kept(tmp_path, monkeypatch):
