@@ -30,7 +30,7 @@ def run(config: DoctorConfig) -> int:
     check_data_folder(config.data)
     tasks = chosen_tasks(config)
     prepare(config.data, [one for task in tasks for one in examined(task)], os.cpu_count() or 1)
-    print(f"{'':<12} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
+    print(f"{'':<15} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
     opened: dict[Path, Regions | str] = {}
     findings = []
     for task in tasks:

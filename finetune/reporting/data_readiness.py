@@ -129,7 +129,7 @@ def readiness_lines(found: Finding) -> list[str]:
     lines = [f"{found.task.name}: {state}"]
     for split, examples, images, covered in found.rows:
         published, covered = paper.get(split, ""), "-" if covered is None else covered
-        lines.append(f"  {split:<10} {examples:>9} {published:>9} {images:>9} {covered:>9}")
+        lines.append(f"  {split:<13} {examples:>9} {published:>9} {images:>9} {covered:>9}")
     if found.answers is not None:
         lines.append(f"  {found.answers} answers in the vocabulary")
     for file in found.missing:
