@@ -32,7 +32,8 @@ def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> Abl
                 score = read_json(one.out / RESULT, MultiResult)["mt_score"]
                 ranks.log(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
     if others:
-        ranks.log(f"{others} runs of other shares are not finished; copy their results here and repeat this command")
+        missing = counted(others, "run of another share is", "runs of other shares are")
+        ranks.log(f"{missing} not finished; copy the results here and repeat this command")
         return None
     return config
 

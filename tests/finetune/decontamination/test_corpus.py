@@ -104,7 +104,7 @@ def test_a_leak_of_every_kind_is_found_with_its_evidence(corpus, tests, tmp_path
     assert [line["source"] for line in lines(out / "unseen.jsonl")] == [f"{corpus}/00001.tar#000010002.jpg"]
     row = next(line for line in said.splitlines() if line.startswith("mine")).split()
     assert row[1:] == ["6", "6", "5", "1", "1", "0", "2", "3"]
-    assert "1 images of the corpus cannot be decoded" in said
+    assert "1 image of the corpus cannot be decoded" in said
     assert "2 images were found by name or checksum, but look different" in said  # a URL, and a checksum before changes
 
 
@@ -152,7 +152,7 @@ def test_the_check_finds_a_leak_that_the_list_lacks(corpus, tests, tmp_path, run
     search(run_command, corpus, tests, out)
     status, said, _ = run_command("finetune.clean", *flags)
     assert status == 0 and said.startswith(
-        "no test image remains, as far as images could be compared\nnote: 1 images of"
+        "no test image remains, as far as images could be compared\nnote: 1 image of"
     )
     assert "cannot be decoded" in said and "6 images of the corpus have a number as name" in said
     ids = (out / "excluded.txt").read_text().splitlines()
@@ -280,7 +280,7 @@ def test_a_folder_of_images_and_ids_of_a_collection(tests, tmp_path, run_command
     assert not read_excluded(tmp_path / "out") and "2 images of the corpus have a number as name" in said
     said = search(run_command, folder, tests, tmp_path / "out", "--collection", "flickr")
     assert read_excluded(tmp_path / "out") == {"1000003"} and "number as name" not in said
-    assert "1 images were found by name or checksum, but look different" in said
+    assert "1 image was found by name or checksum, but looks different" in said
 
 
 def test_names_state_their_collection():
@@ -337,7 +337,7 @@ def test_test_sets_without_images_are_known_by_their_names(tmp_path, run_command
     for name in ("COCO_val2014_000000000042.jpg", "COCO_val2014_000000000043.jpg"):
         (folder / name).write_bytes(jpeg(picture(1)))
     said = search(run_command, folder, path, tmp_path / "out")
-    assert read_excluded(tmp_path / "out") == {"42"} and "1 photos of the test sets have no known image" in said
+    assert read_excluded(tmp_path / "out") == {"42"} and "1 photo of the test sets has no known image" in said
 
 
 @pytest.mark.parametrize("seed", range(3))
