@@ -25,7 +25,7 @@ from shards.common.process_pool import advance
 from shards.images.image_files import BadImage
 
 BLOCK = 256  # images that are searched for at a time; their thumbnails are in memory
-VERSION = 2  # of what is computed from a part; raise it when results change
+VERSION = 3  # of what is computed from a part; raise it when results change
 CHECKSUM, LOOK = "SHA-256", "look"
 
 

@@ -392,6 +392,23 @@ def test_mistakes_are_one_sentence(corpus, tests, tmp_path, run_command):
         assert not (tmp_path / "out" / "corpus.json").exists()
 
 
+def test_urls_in_nested_json_are_names(tests, tmp_path, run_command):
+    """Under a key that contains `url`, at any depth; other texts are not."""
+    url = "https://live.staticflickr.com/65535/100000{}_0a1b2c3d4e_b.jpg"
+    infos = (
+        {"meta": {"url": url.format(1)}},
+        {"sources": [{"URLs": {"large": ["https://example.org/1.jpg", url.format(2)]}}]},
+        {"meta": {"caption": url.format(3)}, "url": 7},
+    )
+    members = {}
+    for number, info in enumerate(infos):
+        members |= {f"{number}.jpg": jpeg(picture(400 + number)), f"{number}.json": json.dumps(info).encode()}
+    write_tar(tmp_path / "nested.tar", members)
+    search(run_command, tmp_path / "nested.tar", tests, tmp_path / "out")
+    found = {line["image"]: line["chains"][0]["evidence"] for line in lines(tmp_path / "out" / "found.jsonl")}
+    assert found == {"0": [f"URL {url.format(1)}"], "1": [f"URL {url.format(2)}"]}
+
+
 def test_parquet_files_with_images_and_with_urls(tests, tmp_path, run_command):
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
