@@ -10,6 +10,7 @@ import runpy
 import sys
 import warnings
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import lmdb
@@ -27,6 +28,7 @@ from finetune.decontamination.fingerprint_file import read_checked_fingerprint, 
 from finetune.decontamination.known_tests import KnownName, KnownTests, Pictures
 from finetune.decontamination.manifest import read_cleaned
 from finetune.decontamination.perceptual_hash import TRIMMED
+from finetune.pages.report_page import write_report
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.run_dirs.finished_runs import find_runs
 from finetune.task_types.table_tasks import read_task_file
@@ -267,7 +269,14 @@ def make_run(folder: Path) -> None:
 
 
 def read_run(folder: Path) -> int:
-    return _sentence(lambda: find_runs([str(folder)])) | _sentence(lambda: read_facts(best_checkpoint(folder)))
+    """As finetune.report does, whose plots need matplotlib, and a resumed run."""
+
+    def report():
+        runs = find_runs([str(folder)])
+        if find_spec("matplotlib"):
+            write_report(folder.parent / "report.html", runs)
+
+    return _sentence(report) | _sentence(lambda: read_facts(best_checkpoint(folder)))
 
 
 def make_clean(folder: Path) -> None:
