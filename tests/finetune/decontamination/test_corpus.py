@@ -11,6 +11,7 @@ import official_files
 import pytest
 import webdataset
 from image_tars import jpeg, lines, picture, write_tar
+from PIL import ImageOps
 
 from finetune.config import CleanConfig
 from finetune.decontamination.corpus_search import search_corpus
@@ -390,6 +391,29 @@ def test_mistakes_are_one_sentence(corpus, tests, tmp_path, run_command):
         status, _, err = run_command("finetune.clean", "--out", tmp_path / "out", "--processes", 1, *flags)
         assert status == 2 and complaint in err and "Traceback" not in err and err.count("\n") <= 2, (flags, err)
         assert not (tmp_path / "out" / "corpus.json").exists()
+
+
+def test_mirrored_copies_are_found_if_they_are_searched_for(tests, tmp_path, run_command):
+    corpus, out = tmp_path / "mirrored.tar", tmp_path / "out"
+    cropped = ImageOps.mirror(picture(3).crop((4, 4, 176, 136)))
+    images = {"1.jpg": ImageOps.mirror(picture(2)), "2.jpg": cropped.resize((300, 260)), "3.jpg": picture(0)}
+    images |= {"4.jpg": picture(500), "5.jpg": ImageOps.mirror(picture(501))}
+    write_tar(corpus, {name: jpeg(image, 60) for name, image in images.items()})
+    search(run_command, corpus, tests, out)
+    assert read_excluded(out) == {"3"}
+    flags = ("--corpus", corpus, "--check", "--processes", 1, "--out", out)
+    assert run_command("finetune.clean", *flags)[0] == 0  # it is not searched again for what was not asked for
+    status, said, _ = run_command("finetune.clean", *flags, "--mirrored", "true")
+    assert status == 1 and "mirrored.tar#1.jpg: is a test image (it looks like " in said
+    search(run_command, corpus, tests, out, "--mirrored", "true")
+    assert read_excluded(out) == {"1", "2", "3"}
+    found = {line["image"]: line for line in lines(out / "found.jsonl")}
+    for image, photo, mark in (("1", 2, ", mirrored)"), ("2", 3, ", mirrored)"), ("3", 0, ")")):
+        (chain,) = found[image]["chains"]
+        assert chain["names"][1] == f"flickr:{1000000 + photo}" and found[image]["difference"] < 0.5
+        assert chain["evidence"][0].startswith("look (0.") and chain["evidence"][0].endswith(mark)
+        assert ("mirrored" in chain["evidence"][0]) == ("mirrored" in mark)
+    assert run_command("finetune.clean", *flags, "--mirrored", "true")[0] == 0
 
 
 def test_urls_in_nested_json_are_names(tests, tmp_path, run_command):
