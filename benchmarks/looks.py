@@ -1,6 +1,6 @@
 """Precision and recall of near-duplicate detection, on altered copies of images.
 
-    python benchmarks/looks.py --images data/world/images/coco [--count 300] [--weights FILE]
+    python benchmarks/looks.py --images data/world/images/coco [--count 300] [--mirrored true] [--weights FILE]
 
 Each image is altered in several ways, and every original is compared with every copy. The baselines are the perceptual
 hash alone, whose recall the finer comparison should keep while it increases the precision; if the package imagehash is
@@ -38,6 +38,7 @@ class Config:
     images: str = flag(REQUIRED, "folder of images, or tars in the layout of img2dataset")
     count: int = flag(300, "number of images, spread over all", low=2)
     seed: int = flag(0, "random seed of the alterations")
+    mirrored: bool = flag(False, "mirror all copies, and search for mirrored ones as finetune.clean --mirrored does")
     weights: str | None = flag(
         None, "weights of a vision backbone whose embeddings are compared, see shards.extract", unset="none"
     )
@@ -157,11 +158,15 @@ def run(config: Config) -> None:
     print(f"{'recall, precision':<18}" + "".join(f"{name:>18}" for name in methods))
     for kind in (*KINDS, *BEYOND):
         made = [altered(image, kind, rng).convert("RGB") for image in images]
+        made = [ImageOps.mirror(copy) for copy in made] if config.mirrored else made
         copies = [copy.convert("L") for copy in made]
-        near = ExactSearch(np.stack([image_hashes(copy) for copy in copies])).pairs(hashes).tolist()
-        near = [(a, b) for a, b in near if frozenset((a, b)) not in twins]
-        same = [(a, b) for a, b in near if difference(grey[a], copies[b]) <= DIFFERENT]
-        row = [near, same]
+        near, same = set(), set()
+        for form in (copies, [ImageOps.mirror(copy) for copy in copies]) if config.mirrored else (copies,):
+            pairs = ExactSearch(np.stack([image_hashes(copy) for copy in form])).pairs(hashes).tolist()
+            pairs = [(a, b) for a, b in pairs if frozenset((a, b)) not in twins]
+            near |= {*pairs}
+            same |= {(a, b) for a, b in pairs if difference(grey[a], form[b]) <= DIFFERENT}
+        row = [sorted(near), sorted(same)]
         for method in others.values():
             found = np.argwhere(method(made)).tolist()
             row.append([(a, b) for a, b in found if frozenset((a, b)) not in twins])

@@ -383,6 +383,7 @@ class CleanConfig:
         unset="only names that state their data set are ids",
     )
     held_out: str = flag("tests", "splits of the tasks to search for in --corpus", choices=HELD_OUT)
+    mirrored: bool = flag(False, "also search --corpus for mirrored copies, which takes up to twice as long")
     fingerprint: str | None = flag(
         None, "output file for the fingerprint of the known test sets", unset="not written", written=True
     )

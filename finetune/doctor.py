@@ -10,6 +10,7 @@ from finetune.decontamination.pretraining_data import unchecked_pretraining
 from finetune.prepared.prepare_data import prepare
 from finetune.reporting.data_readiness import examine, examined, readiness_lines
 from shards.common.cli import command, flag
+from shards.common.counted import counted
 from shards.world import DEFAULT_WORLD, check_data_folder
 
 
@@ -30,7 +31,7 @@ def run(config: DoctorConfig) -> int:
     check_data_folder(config.data)
     tasks = chosen_tasks(config)
     prepare(config.data, [one for task in tasks for one in examined(task)], os.cpu_count() or 1)
-    print(f"{'':<12} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
+    print(f"{'':<15} {'examples':>9} {'table 8':>9} {'images':>9} {'regions':>9}")
     opened: dict[Path, Regions | str] = {}
     findings = []
     for task in tasks:
@@ -39,7 +40,7 @@ def run(config: DoctorConfig) -> int:
     if warning := unchecked_pretraining(config.init):
         print(f"warning: {warning}")
     ready = sum(not found.gaps for found in findings)
-    print(f"{ready} of {len(findings)} tasks are ready")
+    print(f"{ready} of {counted(len(findings), 'task')} {'is' if ready == 1 else 'are'} ready")
     return 0 if ready == len(findings) else 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.task_types.base import GivenBoxes
 from finetune.tasks import all_tasks, find_task
 from shards.common.cli import REQUIRED, command, flag
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import whole_file
 from shards.world import DEFAULT_WORLD, check_data_folder
@@ -32,8 +33,9 @@ def run(config: GivenBoxesConfig) -> None:
         for image, boxes in found.items():
             line = {"image_id": image, "boxes": list(boxes.values()), "box_ids": list(boxes)}
             file.write(json.dumps(line) + "\n")
+    number = sum(map(len, found.values()))
     folder = Path(config.data) / "regions" / f"{task.name}_boxes"
-    print(f"{config.out}: {sum(map(len, found.values()))} boxes of {len(found)} images; next command:")
+    print(f"{config.out}: {counted(number, 'box')} of {counted(len(found), 'image')}; next command:")
     print(f"python -m shards.extract IMAGES --boxes {config.out} --out {folder}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from finetune.pages.report_page import write_report
 from finetune.run_dirs.finished_runs import find_runs
 from shards.common.cli import REQUIRED, command, flag
-from shards.common.untrusted_input import reading
+from shards.common.counted import counted
 
 
 @dataclass
@@ -19,9 +19,8 @@ class ReportConfig:
 
 def run(config: ReportConfig) -> None:
     runs = find_runs(config.runs)
-    with reading(", ".join(config.runs), "a file of these runs is damaged, or of another version"):
-        write_report(Path(config.out), runs)
-    print(f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}\npage: {config.out}")
+    write_report(Path(config.out), runs)
+    print(f"{counted(len(runs), 'run')}: {', '.join(run.name for run in runs)}\npage: {config.out}")
 
 
 EXAMPLES = ("python -m finetune.report runs/mt runs/st-refcoco --out report.html",)

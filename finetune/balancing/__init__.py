@@ -1,5 +1,7 @@
 """Methods that combine the losses or gradients of several tasks into one optimizer step, by the names of --balance."""
 
+from collections.abc import Iterable
+
 from finetune.balancing.base import Balance
 from finetune.balancing.gradient_norms import GradNorm
 from finetune.balancing.loss_weighting import DynamicWeightAverage, Famo, Sum, Uncertainty
@@ -38,3 +40,9 @@ def make_balance(name: str, seed: int) -> Balance | None:
         return None
     method = METHODS[name] if name in METHODS else load_plugin(plugins("balances")[name])
     return method(seed)
+
+
+def check_balances(names: Iterable[str]) -> None:
+    """Raises UserError if one of the methods needs a package that is not installed, before anything else is read."""
+    for name in set(names):
+        make_balance(name, seed=0)

@@ -8,6 +8,7 @@ import numpy as np
 
 from finetune.annotations.example import Box
 from finetune.prepared.packed_examples import PackedExamples
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import is_stray
 from shards.storage.dataset import UNKNOWN, Dataset, open_dataset
@@ -136,7 +137,8 @@ def with_regions(examples: PackedExamples, regions: Regions, where, skip: bool, 
         return examples
     missing = len(examples) - int(kept.sum())
     first = next(image for images in examples.images()[0] for image in images if image not in regions)
-    sentence = f"{missing} of {len(examples)} examples have an image without regions in {where}, {first} the first"
+    of_all = f"{missing} of {counted(len(examples), 'example')} {'has' if missing == 1 else 'have'}"
+    sentence = f"{of_all} an image without regions in {where}, {first} the first"
     if not skip:
         raise UserError(f"{sentence}; extract these images too, or skip the examples with --missing skip")
     if not kept.any():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from finetune.decontamination.corpus_files import MANIFEST
 from finetune.decontamination.corpus_images import CorpusImage, CorpusPart, corpus_images, corpus_parts
@@ -30,26 +30,33 @@ SHOWN = 20  # leaks that are printed
 
 @dataclass(frozen=True)
 class CheckJob:
-    """A part to check. known: fingerprint file; excluded: ids that are not trained on."""
+    """A part to check.
+
+    known: fingerprint file; excluded: ids that are not trained on; mirrored: whether mirrored copies are leaks too.
+    """
 
     part: CorpusPart
     known: str
     excluded: frozenset[str]
     collection: str | None
+    mirrored: bool
 
 
-def check_corpus(corpus: str, out: Path, known: str, collection: str | None, processes: int) -> list[str]:
+def check_corpus(
+    corpus: str, out: Path, known: str, collection: str | None, mirrored: bool, processes: int
+) -> list[str]:
     """One message per test image that remains in the corpus without the excluded images.
 
     Args:
         out: output folder of the search.
         known: fingerprint file of the test sets.
         collection: see corpus_images.
+        mirrored: also compare mirrored images.
     """
     if not (out / MANIFEST).exists():
         raise UserError(f"--out {out}: contains no {MANIFEST}; create it with finetune.clean --corpus {corpus}")
     excluded = read_excluded(out)
-    jobs = [CheckJob(part, known, excluded, collection) for part in corpus_parts(corpus)]
+    jobs = [CheckJob(part, known, excluded, collection, mirrored) for part in corpus_parts(corpus)]
     done = dict(run_tasks(check_part, jobs, processes, sum(job.part.bytes for job in jobs), "B"))
     leaks = [leak for number in range(len(jobs)) for leak in done[number]]
     return leaks[:SHOWN] + ([f"and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else [])
@@ -64,13 +71,17 @@ def check_part(job: CheckJob) -> list[str]:
     files = {bytes(sha256) for sha256 in known.pictures.sha256}
     leaks = []
     for image in corpus_images(job.part, job.collection):
-        if image.id not in job.excluded and (reason := _leak(image, known, files, bits, pixels)):
+        if image.id in job.excluded:
+            continue
+        if reason := _leak(image, known, files, bits, pixels, job.mirrored):
             leaks.append(f"{image.source}: is a test image ({reason})")
     advance(job.part.bytes)
     return leaks
 
 
-def _leak(image: CorpusImage, known: KnownTests, files: set[bytes], bits: np.ndarray, pixels: np.ndarray) -> str:
+def _leak(
+    image: CorpusImage, known: KnownTests, files: set[bytes], bits: np.ndarray, pixels: np.ndarray, mirrored: bool
+) -> str:
     """How an image is known; empty for an image that is not."""
     place = image.source.lower()
     numbers = re.findall(r"\d+", place.rpartition("#")[2].rpartition("/")[2])
@@ -86,10 +97,11 @@ def _leak(image: CorpusImage, known: KnownTests, files: set[bytes], bits: np.nda
         picture = grey(image.picture)
     except BadImage:
         return ""
-    near = np.flatnonzero(np.bitwise_count(bits ^ np.uint64(difference_hash(picture))) <= NEAR)
-    correlations = pixels[near] @ _standard(picture) / SIDE**2
-    if len(near) and correlations.max() >= CORRELATED:
-        return f"it looks like {known.pictures.names[near[correlations.argmax()]]}"
+    for compared in (picture, ImageOps.mirror(picture)) if mirrored else (picture,):
+        near = np.flatnonzero(np.bitwise_count(bits ^ np.uint64(difference_hash(compared))) <= NEAR)
+        correlations = pixels[near] @ _standard(compared) / SIDE**2
+        if len(near) and correlations.max() >= CORRELATED:
+            return f"it looks like {known.pictures.names[near[correlations.argmax()]]}"
     return ""
 
 

@@ -113,8 +113,20 @@ def _image(id: str, source: str, urls: list[str], picture, sha256: str, collecti
 
 
 def _urls(info: dict) -> list[str]:
-    """The URLs in the JSON of an image: `url` of img2dataset, `coco_url`, `flickr_url` and others."""
-    return [value for key, value in info.items() if "url" in key.lower() and isinstance(value, str)]
+    """The URLs in the JSON of an image, in order: `url` of img2dataset, `coco_url`, `flickr_url` and others.
+
+    They may be in nested objects and lists; a value is a URL if a key that leads to it contains `url`.
+    """
+    found, waiting = [], [(info, False)]
+    while waiting:  # not a recursion, because JSON may be nested deeply
+        value, named = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(one, named or "url" in key.lower()) for key, one in reversed(value.items())]
+        elif isinstance(value, list):
+            waiting += [(one, named) for one in reversed(value)]
+        elif named and isinstance(value, str):
+            found.append(value)
+    return found
 
 
 def _region_samples(tar: str, collection: str | None) -> Iterator[CorpusImage]:

@@ -6,13 +6,13 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from finetune.decontamination import perceptual_hash
 from finetune.decontamination.corpus_images import CorpusImage, CorpusPart, corpus_images
@@ -25,7 +25,7 @@ from shards.common.process_pool import advance
 from shards.images.image_files import BadImage
 
 BLOCK = 256  # images that are searched for at a time; their thumbnails are in memory
-VERSION = 2  # of what is computed from a part; raise it when results change
+VERSION = 3  # of what is computed from a part; raise it when results change
 CHECKSUM, LOOK = "SHA-256", "look"
 
 
@@ -81,7 +81,7 @@ class PartJob:
     """A part to be searched.
 
     known: fingerprint file of the test sets, with its checksum; kept: file of the result; search: a name of
-    hash_search.SEARCHES.
+    hash_search.SEARCHES; mirrored: also search for mirrored copies.
     """
 
     part: CorpusPart
@@ -90,13 +90,14 @@ class PartJob:
     kept: Path
     collection: str | None
     search: str
+    mirrored: bool = False
 
     @property
     def stamp(self) -> str:
         """A hash of everything that the result depends on."""
         files = [(str(Path(name).absolute()), *_state(name)) for name in self.part.files]
         settings = (VERSION, NEAR, DIFFERENT, perceptual_hash.TRIMMED)
-        facts = [files, self.part.files, self.known_sha256, self.collection, repr(settings)]
+        facts = [files, self.part.files, self.known_sha256, self.collection, repr(settings), self.mirrored]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def is_done(self) -> bool:
@@ -168,7 +169,8 @@ def _index(path: str, sha256: str, search: str) -> _Index:
 class _Seen:
     """What is kept of an image while a block is searched. image: without its picture, which may be large.
 
-    sha256: of the file, as it is in the corpus and as it was downloaded; hashes: zeros without a picture.
+    sha256: of the file, as it is in the corpus and as it was downloaded; hashes: of the image and, if mirrored copies
+    are searched for, of its mirror image, uint64 (1 or 2, 6), zeros without a picture.
     """
 
     image: CorpusImage
@@ -179,41 +181,43 @@ class _Seen:
 
 def _search(job: PartJob) -> PartResult:
     index, result = _index(job.known, job.known_sha256, job.search), PartResult()
-    seen = (_see(image, result) for image in corpus_images(job.part, job.collection))
+    seen = (_see(image, job.mirrored, result) for image in corpus_images(job.part, job.collection))
     while block := list(itertools.islice(seen, BLOCK)):
-        hashes = np.stack([one.hashes for one in block])
-        hashed = np.flatnonzero(hashes.any(1))
+        hashes = np.concatenate([one.hashes for one in block])
+        hashed, forms = np.flatnonzero(hashes.any(1)), 1 + job.mirrored
         near = dict(zip(hashed.tolist(), index.near(hashes[hashed]), strict=True))
         for number, one in enumerate(block):
-            found = _found(index, one, near.get(number, []))
+            found = _found(index, one, [near.get(number * forms + form, []) for form in range(forms)])
             if found:
                 result.found.append(found)
     return result
 
 
-def _see(image: CorpusImage, result: PartResult) -> _Seen:
-    """Decodes and counts an image."""
+def _see(image: CorpusImage, mirrored: bool, result: PartResult) -> _Seen:
+    """Decodes and counts an image. mirrored: hash its mirror image too."""
     result.images += 1
     result.bare += image.bare
     without, picture = dataclasses.replace(image, picture=None), image.picture
     sha256 = [hashlib.sha256(picture).digest()] if isinstance(picture, bytes) else []
     with contextlib.suppress(ValueError):  # not a checksum
         sha256.append(bytes.fromhex(image.sha256))
-    small, hashes = None, np.zeros(len(perceptual_hash.TRIMMED), np.uint64)
+    small, hashes = None, np.zeros((1 + mirrored, len(perceptual_hash.TRIMMED)), np.uint64)
     if picture is not None:
         try:
             whole = grey(picture)
-            small, hashes = thumbnail(whole), image_hashes(whole)
+            forms = (whole, ImageOps.mirror(whole)) if mirrored else (whole,)
+            small, hashes = thumbnail(whole), np.stack([image_hashes(form) for form in forms])
             result.pictures += 1
         except BadImage as error:
             result.unseen.append(Unseen(image.source, str(error)))
     return _Seen(without, tuple(dict.fromkeys(sha256)), small, hashes)
 
 
-def _found(index: _Index, seen: _Seen, near: list[int]) -> FoundImage | None:
+def _found(index: _Index, seen: _Seen, near: list[list[int]]) -> FoundImage | None:
     """The evidence that an image is a test photo, or None.
 
-    near: rows of the known images whose hashes are near.
+    near: rows of the known images whose hashes are near those of the image, and of its mirror image, if it has been
+    hashed.
     """
     known, image = index.known, seen.image
     rows = [row for sha256 in seen.sha256 for row in index.rows_by_sha256.get(sha256, ())]
@@ -221,17 +225,26 @@ def _found(index: _Index, seen: _Seen, near: list[int]) -> FoundImage | None:
     links += [(known.pictures.names[row], CHECKSUM) for row in rows]
     differences: dict[int, float] = {}
     if seen.thumbnail is not None:
-        for row in sorted({*near, *index.rows_of(name for name, _ in links)}):
-            differences[row] = round(difference(seen.thumbnail, index.image(row)), 3)
-    same = sorted((value, row) for row, value in differences.items() if value <= DIFFERENT and row in near)
-    links += [(known.pictures.names[row], f"{LOOK} ({value})") for value, row in same]
+        stated = index.rows_of(name for name, _ in links)
+        for rows_near, form, mark in zip(near, _forms(seen.thumbnail), ("", ", mirrored"), strict=False):
+            compared = {row: round(difference(form, index.image(row)), 3) for row in sorted({*rows_near, *stated})}
+            same = sorted((value, row) for row, value in compared.items() if value <= DIFFERENT and row in rows_near)
+            links += [(known.pictures.names[row], f"{LOOK} ({value}{mark})") for value, row in same]
+            for row, value in compared.items():
+                differences[row] = min(value, differences.get(row, value))
     if not links:
         return None
     photos = tuple(sorted({known.names[name].photo for name, _ in links}))
     tests = tuple(sorted({test for name, _ in links for test in known.names[name].sets}))
-    compared = [differences[row] for row in index.rows_of(name for name, _ in links) if row in differences]
+    smallest = min((differences[row] for row in index.rows_of(n for n, _ in links) if row in differences), default=None)
     chains = tuple(_chain(known, image.id, name, evidence) for name, evidence in dict.fromkeys(links))
-    return FoundImage(image.id, image.source, photos, tests, chains, min(compared, default=None))
+    return FoundImage(image.id, image.source, photos, tests, chains, smallest)
+
+
+def _forms(image: Image.Image) -> Iterator[Image.Image]:
+    """An image and its mirror image."""
+    yield image
+    yield ImageOps.mirror(image)
 
 
 def _chain(known: KnownTests, image: str, name: str, evidence: str) -> Chain:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from finetune.decontamination.corpus_part import CHECKSUM, LOOK, FoundImage, PartResult
 from finetune.decontamination.perceptual_hash import DIFFERENT
+from shards.common.counted import counted
 
 KINDS = {"file name": "file name", "URL": "URL", "source": "file name", "--collection": "id"}
 COLUMNS = ("file name", "URL", "id", CHECKSUM, LOOK)
@@ -40,6 +41,9 @@ class CorpusCounts:
         )
 
 
+TEST_IMAGES = ("of them is a test image", "of them are test images")
+
+
 def evidence_kinds(found: FoundImage) -> set[str]:
     """How an image was found: some of COLUMNS."""
     first = {chain.evidence[0] for chain in found.chains}
@@ -50,7 +54,8 @@ def evidence_kinds(found: FoundImage) -> set[str]:
 def corpus_report(counts: CorpusCounts, found: list[FoundImage], absent: list[str]) -> str:
     """The report as text: a table per test set, and what was not compared."""
     lines = [
-        f"{counts.corpus}: {counts.images} images, {len(found)} of them are test images ({counts.excluded} ids)",
+        f"{counts.corpus}: {counted(counts.images, 'image')}, {counted(len(found), *TEST_IMAGES)} "
+        f"({counted(counts.excluded, 'id')})",
         "",
         f"{'test set':<28} {'photos':>8} {'images':>8} {'found':>8}   " + " ".join(f"{kind:>9}" for kind in COLUMNS),
     ]
@@ -77,8 +82,12 @@ def corpus_report(counts: CorpusCounts, found: list[FoundImage], absent: list[st
 def _not_compared(counts: CorpusCounts, found: list[FoundImage]) -> list[str]:
     """Sentences on what the search did not see, and on what it found by names that may not be those of the images."""
     differing = sum(one.difference is not None and one.difference > DIFFERENT for one in found)
-    doubtful = "images were found by name or checksum, but look different; are their names ids of the data set?"
-    return not_compared(counts) + ([f"note: {differing} {doubtful}"] if differing else [])
+    doubtful = counted(
+        differing,
+        "image was found by name or checksum, but looks different; is its name an id of the data set?",
+        "images were found by name or checksum, but look different; are their names ids of the data set?",
+    )
+    return not_compared(counts) + ([f"note: {doubtful}"] if differing else [])
 
 
 def not_compared(counts: CorpusCounts) -> list[str]:
@@ -86,9 +95,25 @@ def not_compared(counts: CorpusCounts) -> list[str]:
     without = counts.images - counts.pictures - counts.unreadable
     unknown = sum(known - pictured for known, pictured in counts.sets.values())
     facts = [
-        (without, "images of the corpus have no picture and were compared by names only"),
-        (counts.unreadable, "images of the corpus cannot be decoded and were compared by names only (unseen.jsonl)"),
-        (unknown, "photos of the test sets have no known image and were compared by names only"),
-        (counts.bare, "images of the corpus have a number as name; if it is the id of a data set, set --collection"),
+        (
+            without,
+            "image of the corpus has no picture and was compared by its name only",
+            "images of the corpus have no picture and were compared by names only",
+        ),
+        (
+            counts.unreadable,
+            "image of the corpus cannot be decoded and was compared by its name only (unseen.jsonl)",
+            "images of the corpus cannot be decoded and were compared by names only (unseen.jsonl)",
+        ),
+        (
+            unknown,
+            "photo of the test sets has no known image and was compared by its name only",
+            "photos of the test sets have no known image and were compared by names only",
+        ),
+        (
+            counts.bare,
+            "image of the corpus has a number as name; if it is the id of a data set, set --collection",
+            "images of the corpus have a number as name; if it is the id of a data set, set --collection",
+        ),
     ]
-    return [f"note: {number} {what}" for number, what in facts if number]
+    return [f"note: {counted(number, one, several)}" for number, one, several in facts if number]

@@ -57,6 +57,7 @@ def check_corpus_flags(config: CleanConfig) -> None:
     if not config.corpus and not config.fingerprint:
         given = {"known": config.known, "collection": config.collection}
         given["held_out"] = config.held_out if config.held_out != "tests" else None
+        given["mirrored"] = "true" if config.mirrored else None
         for name, value in given.items():
             if value:
                 raise UserError(f"--{name} {value}: needs --corpus or --fingerprint")
@@ -89,7 +90,7 @@ def search_corpus(config: CleanConfig, ranks: Ranks = ALONE) -> str:
 def check_searched(config: CleanConfig) -> list[str]:
     """One message per known test image that remains in the corpus, see corpus_check."""
     out = Path(config.out or OUT)
-    return check_corpus(config.corpus, out, str(out / KNOWN), config.collection, config.processes)
+    return check_corpus(config.corpus, out, str(out / KNOWN), config.collection, config.mirrored, config.processes)
 
 
 def _search(config: CleanConfig, parts: list[CorpusPart], out: Path, ranks: Ranks) -> str:
@@ -102,9 +103,9 @@ def _search(config: CleanConfig, parts: list[CorpusPart], out: Path, ranks: Rank
         write_json(out / PLAN, {"launch": launch_name(), "known": _sha256(out / KNOWN)})
     wait_for(lambda: _plan(out).get("launch") == launch_name())
     sha256 = _plan(out)["known"]
+    kept, flags = out / PARTS, (config.collection, config.search, config.mirrored)
     jobs = [
-        PartJob(part, str(out / KNOWN), sha256, out / PARTS / f"{number:06d}.npz", config.collection, config.search)
-        for number, part in enumerate(parts)
+        PartJob(part, str(out / KNOWN), sha256, kept / f"{number:06d}.npz", *flags) for number, part in enumerate(parts)
     ]
     mine = jobs[ranks.rank :: ranks.count]
     results = _run(mine, config.processes)

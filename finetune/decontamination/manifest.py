@@ -10,6 +10,7 @@ from finetune.prepared.packed_examples import PackedExamples
 from finetune.task_types.base import Task
 from finetune.task_types.table_tasks import TableTask
 from pretrain.engine.run_dir import CONFIG, read_config
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import read_json
 from shards.common.untrusted_input import check_fields
@@ -78,7 +79,8 @@ class CleanedTask:
         if kept.all():
             return examples
         removed = len(examples) - int(kept.sum())
-        log(f"cleaned: {removed} of {len(examples)} examples of {self.task.name}'s {split} removed (test images)")
+        of_all = f"{removed} of {counted(len(examples), 'example')}"
+        log(f"cleaned: {of_all} of {self.task.name}'s {split} removed (test images)")
         return examples.select(kept)
 
 
@@ -123,8 +125,10 @@ def not_compared(without_picture: dict) -> list[str]:
     """
     if without_picture and all(missing == images for images, missing in without_picture.values()):
         return ["note: images were compared by ids only; --images FOLDER also compares their content"]
+    one, several = "has no readable image file and was", "have no readable image file and were"
     return [
-        f"note: {missing} of {images} images of {name} have no readable image file and were compared by ids only"
+        f"note: {missing} of {counted(images, 'image')} of {name} "
+        f"{one if missing == 1 else several} compared by ids only"
         for name, (images, missing) in without_picture.items()
         if missing
     ]

@@ -15,6 +15,7 @@ from finetune.decontamination.image_identity import Photos
 from finetune.decontamination.kept_results import kept_result
 from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, image_hashes
 from finetune.tasks import all_tasks
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import files_below, is_utf8, printable, whole_file
 from shards.common.image_id import NOT_UTF8, SAME_ID, image_id, is_image
@@ -148,7 +149,7 @@ def add_near_duplicates(
         processes: number of worker processes.
         search: name of the search method, of hash_search.SEARCHES.
     """
-    print(f"hashing {len(files)} images", flush=True)
+    print(f"hashing {counted(len(files), 'image')}", flush=True)
     hashes = _hash_all(list(files.values()), out / "looks", processes)
     candidates = _candidates(files, hashes, tests, processes, search)
     jobs = [
@@ -196,7 +197,7 @@ def _candidates(
     names, readable = list(files), hashes.any(1)
     others = np.flatnonzero(readable)
     tested = np.array([n for n in others.tolist() if names[n] in tests], np.int64)
-    print(f"comparing {len(others)} images with {len(tested)} test images", flush=True)
+    print(f"comparing {counted(len(others), 'image')} with {counted(len(tested), 'test image')}", flush=True)
     jobs = [
         MatchJob(hashes[others[begin : begin + BLOCK]], hashes[tested], search)
         for begin in range(0, len(others), BLOCK)

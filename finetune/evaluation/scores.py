@@ -12,6 +12,7 @@ from finetune.annotations.example import Example
 from finetune.evaluation.bootstrap import bootstrap_means, clusters_of, interval_of
 from finetune.task_types.base import Task
 from finetune.tasks import GROUPS, all_tasks
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import whole_file
 from shards.common.untrusted_input import AGAIN, read_arrays
@@ -216,7 +217,7 @@ def describe_scores(scores: dict[str, Any]) -> str:
     low, high = scores["interval"]
     names = [name for name in scores if name not in ("score", "examples", "interval", "images", FOUR_WAY)]
     main, *others = (f"{name} {scores[name]:.1%}" for name in names)
-    text = f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {scores['examples']} examples"
+    text = f"{', '.join([f'{main} ({low:.1%} to {high:.1%})', *others])}, on {counted(scores['examples'], 'example')}"
     if scores.get("images", RANKED_IMAGES) != RANKED_IMAGES:
         text += f" (among {scores['images']:,} images; in the paper {RANKED_IMAGES:,})"
     return text + (f"; 4-way accuracy {scores[FOUR_WAY]:.1%}" if FOUR_WAY in scores else "")

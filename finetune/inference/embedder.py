@@ -24,6 +24,7 @@ from pretrain.data.collate import Limits, check_sample, stack
 from pretrain.models.contrastive import masked_mean
 from pretrain.models.packing import Layout
 from pretrain.models.vilbert import StreamStates, TwoStream
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.storage.sample import Sample
 
@@ -128,7 +129,8 @@ class Embedder(PretrainedMethods):
             UserError: there are not as many texts as images, or as for `texts` and `images`.
         """
         if len(texts) != len(images):
-            raise UserError(f"pairs: {len(texts)} texts and {len(images)} images; should be as many of both")
+            unequal = f"{counted(len(texts), 'text')} and {counted(len(images), 'image')}"
+            raise UserError(f"pairs: {unequal}; should be as many of both")
         with naming_arguments():
             samples = [sample for part in _parts(images, self.batch_size) for sample in self._detected(part)]
             both = [

@@ -22,6 +22,7 @@ from finetune.run_dirs.run_data_folder import evaluations_folder, place_of
 from finetune.task_types.base import FurtherScores, Task
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_metadata import run_metadata
+from shards.common.counted import counted
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 from shards.common.files import whole_file, write_json
@@ -78,7 +79,7 @@ def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | N
     examples, score = collator.examples, None
     public = task.is_public(examples)
     if not public:
-        ranks.log(f"{title}: {len(examples)} examples without public answers")
+        ranks.log(f"{title}: {counted(len(examples), 'example')} without public answers")
         if not config.submission:
             return None
     path = Path(config.scores or _scores_file(config, task, config.split))

@@ -78,12 +78,13 @@ def _outcome(run: Run) -> str:
     if run.kind == PRETRAINING:
         scores = run.result["validation"]
         named = {"alignment": "alignment_accuracy", "masked tokens": "word_accuracy"}
-        return ", ".join(f"{name} {scores[key]:.1%}" for name, key in named.items() if key in scores)
+        return ", ".join(f"{name} {scores[key]:.1%}" for name, key in named.items() if scores.get(key) is not None)
     many = run.kind == MULTI
-    of = {"score": run.result["mt_score"], "interval": run.result["mt_interval"]} if many else run.result["validation"]
-    low, high = of.get("interval", (None, None))  # runs of earlier versions have none
+    of = run.result if many else run.result["validation"]
+    names = ("mt_score", "mt_interval") if many else ("score", "interval")
+    score, (low, high) = of[names[0]], of.get(names[1]) or (None, None)  # runs of earlier versions have no interval
     interval = f" <small>({low:.1%} to {high:.1%})</small>" if low is not None else ""
-    return f"{'MT score ' * many}{of['score']:.1%}{interval}"
+    return f"{'MT score ' * many}{score:.1%}{interval}"
 
 
 def _number(cell: Cell | None) -> str:
@@ -153,7 +154,7 @@ def _pretraining(runs: Sequence[Run]):
 def _made(runs: Sequence[Run]):
     rows = []
     for run in runs:
-        made = run.config.get("made", {})
+        made = run.config.get("made") or {}
         version = " ".join(filter(None, [made.get("version"), made.get("commit")]))
         ranks = f"{made['ranks']} x {made['device']}" if made else ""
         torch = f"Python {made['python']}, torch {made['torch']}" if made else ""
@@ -181,6 +182,6 @@ def _data_sets(runs: Sequence[Run]) -> str:
             of, cleaned = find_task(task), run.cleaned
             paper = paper_training(of, cleaned)
             title = escape(marked(of.title, cleaned))
-            cells = [title, f"{trained:,}", f"{scores['examples']:,}", f"{paper:,}" if paper else ""]
+            cells = [title, *(f"{number:,}" if number else "" for number in (trained, scores["examples"], paper))]
             rows.setdefault((task, cleaned, trained, scores["examples"]), cells)
     return html_table(["", "training", "validation", "training in the paper"], list(rows.values()))

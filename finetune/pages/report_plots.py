@@ -68,7 +68,9 @@ def paused_spans(run: Run, task: str) -> list[tuple[int, int]]:
 
 def sizes_and_updates(run: Run, name: str) -> str:
     """Figure 6, bottom: the number of training examples and of updates of every task."""
-    of = {task: run.result["tasks"][task] for task in run.config["tasks"]}
+    of = {}
+    for task in run.config["tasks"]:  # runs of earlier versions lack some of these numbers
+        of[task] = {key: run.result["tasks"][task].get(key) or 0 for key in ("trained_on", "steps")}
     order = sorted(of, key=lambda task: of[task]["trained_on"])
     titles = [find_task(task).title for task in order]
     with drawing(11, 0.28 * len(order) + 1, 1, 2, sharey=True) as (figure, axes):
@@ -101,7 +103,7 @@ def together_and_alone(multi: Run | None, single: Sequence[Run], name: str) -> s
             values = []
             for kind, run, prefix in of_task[task]:
                 style, key = kinds.index(kind) % len(SERIES), f"{prefix}score"
-                points = [(line["step"], line[key]) for line in run.training if key in line]
+                points = [(line["step"], line[key]) for line in run.training if line.get(key) is not None]
                 held_out = validated(run, prefix)
                 values += [value for _, value in points + held_out]
                 for what, shown, marks in (("training", points, DASHES), ("validation", held_out, MARKERS)):

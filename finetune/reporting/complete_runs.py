@@ -1,5 +1,6 @@
 """Finishes the runs of an ablation, or this machine's share of them."""
 
+from finetune.balancing import STEPS, check_balances
 from finetune.config import AblateConfig
 from finetune.reporting.ablation_runs import AblationRun, calls_of, own_share, prepare_suite
 from finetune.reporting.training_commands import Processes, TrainingCommand
@@ -24,6 +25,7 @@ def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> Abl
     ranks.log(f"{config.suite}: {counted(len(runs), 'run')}, {finished.count(True)} of them already finished")
     if start is not None:
         ranks.log(start.text)
+    on_every_rank(ranks, lambda: check_balances(one.row.flags.get("balance", STEPS) for one in waiting))
     processes = Processes(config.jobs, ranks)
     with processes.threads(config.jobs) as pool:
         done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
@@ -32,7 +34,8 @@ def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> Abl
                 score = read_json(one.out / RESULT, MultiResult)["mt_score"]
                 ranks.log(f"{number} of {len(waiting)}: {one.name}, seed {one.seed}: MT score {score:.2%}")
     if others:
-        ranks.log(f"{others} runs of other shares are not finished; copy their results here and repeat this command")
+        missing = counted(others, "run of another share is", "runs of other shares are")
+        ranks.log(f"{missing} not finished; copy the results here and repeat this command")
         return None
     return config
 

@@ -10,6 +10,7 @@ from finetune.evaluation.grounding_consistency import Consistency
 from pretrain.engine.distributed import choose_device
 from pretrain.engine.run_dir import CONFIG, read_config
 from pretrain.engine.run_metadata import run_metadata
+from shards.common.counted import counted
 from shards.common.dist_info import ALONE
 
 
@@ -45,7 +46,7 @@ def render(rows: dict[str, Consistency]) -> str:
         interval = f"{row.interval[0]:.1%} to {row.interval[1]:.1%}"
         lines.append(
             f"{name:<10} {row.score:>7.1%} {interval:>18} {row.independent:>12.1%} {row.answered:>7.1%} "
-            f"{row.found:>7.1%} {row.images:>7}   {row.pairs} pairs share a word"
+            f"{row.found:>7.1%} {row.images:>7}   {counted(row.pairs, 'pair shares a word', 'pairs share a word')}"
         )
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from finetune.prepared.prepare_data import IMAGES, Wanted, for_training, open_ex
 from finetune.reporting.downloads import download_of, image_downloads
 from finetune.run_dirs.init_weights import training_answers
 from finetune.task_types.base import Task
+from shards.common.counted import counted
 from shards.common.errors import UserError
 
 
@@ -66,7 +67,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         found.gaps.append(f"{regions}: python -m shards.extract IMAGES --out {where}, or shards.convert FEATURES")
     for split, images in lost.items():
         if images:
-            sentence = f"{split}: {len(images)} images without regions in {where}, such as {min(images)}"
+            sentence = f"{split}: {counted(len(images), 'image')} without regions in {where}, such as {min(images)}"
             hint = "extract or convert them into a subfolder, or skip their examples with --missing skip"
             (found.gaps if split in task.splits[:2] else found.absent).append(f"{sentence}; {hint}")
     if task.head.has_candidates:
@@ -129,9 +130,9 @@ def readiness_lines(found: Finding) -> list[str]:
     lines = [f"{found.task.name}: {state}"]
     for split, examples, images, covered in found.rows:
         published, covered = paper.get(split, ""), "-" if covered is None else covered
-        lines.append(f"  {split:<10} {examples:>9} {published:>9} {images:>9} {covered:>9}")
+        lines.append(f"  {split:<13} {examples:>9} {published:>9} {images:>9} {covered:>9}")
     if found.answers is not None:
-        lines.append(f"  {found.answers} answers in the vocabulary")
+        lines.append(f"  {counted(found.answers, 'answer')} in the vocabulary")
     for file in found.missing:
         place = download_of(found.task, file)
         lines.append(f"  not found: {file}; {f'see {place}' if place else 'no place to download it is known'}")

@@ -1,11 +1,13 @@
 """Reads run directories for reports: configuration, metrics and results."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.config import MtConfig, StConfig
 from finetune.decontamination.manifest import is_cleaned
+from finetune.evaluation.scores import COLUMNS, FOUR_WAY
 from finetune.run_dirs.result_files import EvaluationScores, MultiResult, SingleResult
 from finetune.run_dirs.run_data_folder import evaluations_folder
 from finetune.tasks import add_task_files_of
@@ -14,8 +16,10 @@ from pretrain.engine.metrics_logger import METRICS, read_metrics
 from pretrain.engine.result_file import Result as PretrainingResult
 from pretrain.engine.run_dir import CONFIG, RESULT, existing_runs, read_config
 from shards.common.cli import current_flags
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import files_below, read_json
+from shards.common.untrusted_input import is_number, shown
 
 PRETRAINING, SINGLE, MULTI = "pretraining", "one task", "many tasks"  # kinds of runs
 TYPES = {  # of their flags and of result.json
@@ -23,6 +27,9 @@ TYPES = {  # of their flags and of result.json
     SINGLE: (StConfig, SingleResult),
     MULTI: (MtConfig, MultiResult),
 }
+
+TABLED = tuple(column for column in COLUMNS.values() if isinstance(column, tuple))  # (task, metric) in tables
+DRAWN = re.compile(rf"(.+/)?(score|going|{FOUR_WAY})|loss_.+|.+_accuracy")  # values in metrics.jsonl that are plotted
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,11 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
             hint = f"give run directories of pretrain.run, finetune.mt, st or ablate{existing_runs(path)}"
             raise UserError(f"{path}: contains no run; {hint}")
         folders |= dict.fromkeys(below)
-    return [read_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        if wrong := _invalid(run):
+            raise UserError(f"{run.path}: {wrong}; the file is damaged, or of another version")
+    return runs
 
 
 def _configs(path: Path) -> list[str]:
@@ -91,17 +102,50 @@ def read_run(folder: Path) -> Run:
     add_task_files_of(folder)
     config, result = read_config(folder), folder / RESULT
     lines, bad = read_metrics(folder / METRICS) if (folder / METRICS).exists() else ([], 0)
+    whole = [line for line in lines if _plotted(line)]
+    bad += len(lines) - len(whole)
     if bad:
-        print(f"{folder / METRICS}: skipped {bad} unreadable lines")
+        print(f"{folder / METRICS}: skipped {counted(bad, 'unreadable line')}")
     kept = [read_json(path, EvaluationScores) for path in sorted(evaluations_folder(folder).glob("*.json"))]
     run = Run(
         path=folder,
         config=config,
         result=None,
-        training=[line for line in lines if line["kind"] == "train"],
-        validation=[line for line in lines if line["kind"] == "validation"],
+        training=[line for line in whole if line["kind"] == "train"],
+        validation=[line for line in whole if line["kind"] == "validation"],
         evaluations={(scores["task"], scores["split"]): scores for scores in kept},
     )
     config_type, result_type = TYPES[run.kind]
     run = replace(run, config=config | {"flags": current_flags(config_type, run.flags)})
     return replace(run, result=read_json(result, result_type)) if result.exists() else run
+
+
+def _invalid(run: Run) -> str:
+    """What a report needs of a run and its files lack, although each of them has its own fields; else ""."""
+    if run.kind == PRETRAINING:
+        return f"{CONFIG} has no data" if not run.result and not run.config.get("data") else ""
+    for name in ("start", "tasks"):
+        if not run.config.get(name):
+            return f"{CONFIG} has no {name}"
+    if run.kind == MULTI:
+        if not isinstance(run.flags.get("data"), str):
+            return f"{CONFIG} has no --data"
+        if not is_number(run.flags.get("gap", MtConfig.gap)):
+            return f"{CONFIG} has --gap {shown(run.flags['gap'])}"
+    if run.result and (lost := [task for task in run.config["tasks"] if task not in run.validated]):
+        return f"{RESULT} has no scores of {lost[0]}"
+    evaluated = [(f"the scores of {' '.join(key)}", key[0], scores) for key, scores in run.evaluations.items()]
+    for where, task, scores in [*((RESULT, *of) for of in run.validated.items()), *evaluated]:
+        for metric in (metric for name, metric in TABLED if name == task):
+            if not is_number(scores.get(metric)):
+                return f"{where}: {task} has no {metric}"
+    return ""
+
+
+def _plotted(line: dict) -> bool:
+    """Whether all values of a line of metrics.jsonl that reports draw are numbers or absent."""
+    return all(
+        value is None or is_number(value) or isinstance(value, bool) or value != value
+        for name, value in line.items()
+        if DRAWN.fullmatch(name)
+    )

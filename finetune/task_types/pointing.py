@@ -18,10 +18,14 @@ class PointingTask(GivenBoxes, Task):
     def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
         """Image -> {box id: box}, for the candidates of all splits."""
         found: dict[str, dict[str, Box]] = {}
-        for example in (example for split in self.splits for example in self.read(folder, split)):
+        for example in (example for split in self.box_splits() for example in self.read(folder, split)):
             of_image = found.setdefault(example.images[0], {})
             of_image.update(zip(example.candidate_ids, example.candidates, strict=True))
         return found
+
+    def box_splits(self) -> tuple[str, ...]:
+        """Splits that together contain all examples."""
+        return self.splits
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, np.ndarray]:
         return {"accuracy": np.array([float(p == e.target) for e, p in zip(examples, predictions, strict=True)])}

@@ -47,7 +47,7 @@ class Turn(msgspec.Struct):
 
 
 class Game(msgspec.Struct):
-    """The fields of a game that an example needs. status: needed if only successful games are used."""
+    """The fields of a game that an example needs. status: needed in the splits of successful games."""
 
     id: int
     image: Image
@@ -57,24 +57,33 @@ class Game(msgspec.Struct):
     status: str | None = None
 
 
+FILES = ("train", "valid", "test")
+SUCCESSFUL = "-success"  # suffix of the splits of successful games; the value of their status in the files
+
+
 @dataclass(frozen=True)
 class GuessWhat(PointingTask):
-    """successful_only: skip games that failed or were not finished."""
+    """Splits: train, valid and test have all games, as in the reference implementation; train-success, valid-success
+    and test-success only those whose object was found, without failed and unfinished ones."""
 
-    successful_only: bool = False
+    def is_test(self, split: str) -> bool:
+        return split.startswith("test")  # test-success is a part of test
+
+    def box_splits(self) -> tuple[str, ...]:
+        return FILES
 
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
-        games = scan_lines(find_file(folder, f"guesswhat.{split}.jsonl"), Counted)
-        counted = (game for game in games if game.status == "success" or not self.successful_only)
+        games = scan_lines(_file(folder, split), Counted)
+        counted = (game for game in games if game.status == "success" or not split.endswith(SUCCESSFUL))
         return Counter((str(game.image.id),) for game in counted)
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = find_file(folder, f"guesswhat.{split}.jsonl")
+        path = _file(folder, split)
         examples = []
         for where, game in scan_located_lines(path, Game):
-            if self.successful_only and game.status is None:
+            if split.endswith(SUCCESSFUL) and game.status is None:
                 raise UserError(f"{where}: has no status; download the file again")
-            if self.successful_only and game.status != "success":
+            if split.endswith(SUCCESSFUL) and game.status != "success":
                 continue
             ids = [thing.id for thing in game.objects]
             if game.object_id not in ids:
@@ -93,6 +102,10 @@ class GuessWhat(PointingTask):
         return examples
 
 
+def _file(folder: Path, split: str) -> Path:
+    return find_file(folder, f"guesswhat.{split.removesuffix(SUCCESSFUL)}.jsonl")
+
+
 def dialogue(turns: list[Turn]) -> str:
     """A game's questions and answers as one text, in the reference implementation's format."""
     return " ".join(f"start {turn.question} answer {turn.answer} stop" for turn in turns)
@@ -109,9 +122,9 @@ TASKS = (
         batch_size=64,
         lr=2e-5,
         images="coco",
-        splits=("train", "valid", "test"),
+        splits=(*FILES, *(f"{split}{SUCCESSFUL}" for split in FILES)),
         tests=("test",),
-        files=tuple(f"guesswhat.{split}.jsonl" for split in ("train", "valid", "test")),
+        files=tuple(f"guesswhat.{split}.jsonl" for split in FILES),
         max_boxes=205,  # 306 rows in the reference implementation, row 0 and 100 regions among them
     ),
 )

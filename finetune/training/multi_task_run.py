@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
+from finetune.balancing import check_balances
 from finetune.config import FREE_FLAGS, MtConfig, chosen_tasks
 from finetune.evaluation.scores import save_values
 from finetune.run_dirs.result_files import VALUES, MultiResult
 from finetune.training.multi_task_setup import build_multi_task, check_tracking, result_of
 from finetune.training.task_schedulers import find_regime
-from pretrain.engine.distributed import on_first
+from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result
 from shards.common.dist_info import Ranks
 from shards.common.files import write_json
@@ -34,6 +35,7 @@ def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> tuple[i
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, MultiResult)
     if finished is not None:
         return 0, finished
+    on_every_rank(ranks, lambda: check_balances([config.balance]))
     on_first(ranks, lambda: complete_world(config.data))
     trainer = build_multi_task(config, tasks, ranks, device, newest)
     status, _ = trainer.run()

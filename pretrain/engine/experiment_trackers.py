@@ -5,10 +5,13 @@ package, from its environment variables. RUN/trackers.json has the identifiers o
 run continues them.
 """
 
+import contextlib
+import os
 import re
 import sys
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +21,11 @@ from shards.common.files import read_json, write_json
 TENSORBOARD = "tensorboard"  # written by metrics_logger.RunLog, with a package that is always installed
 IDENTIFIERS = "trackers.json"
 PROJECT = "twelve-in-one"  # for trackers without a default project
+
+
+# MLflow's settings while a run starts, if the environment has none: an unreachable server is reported after half a
+# minute. By MLflow's own, it is waited for for minutes; during training, they let a server restart.
+MLFLOW_START = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}  # the latter in seconds
 
 
 class Tracker(ABC):
@@ -90,15 +98,28 @@ class Mlflow(Tracker):
         import mlflow
 
         self.mlflow = mlflow
-        self.identifier = mlflow.start_run(run_id=identifier, run_name=run.resolve().name).info.run_id
-        if identifier is None:  # parameters cannot be changed later
-            mlflow.log_params(flags)
+        with _defaults(MLFLOW_START):
+            self.identifier = mlflow.start_run(run_id=identifier, run_name=run.resolve().name).info.run_id
+            if identifier is None:  # parameters cannot be changed later
+                mlflow.log_params(flags)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.mlflow.log_metrics({_allowed(name): value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
         self.mlflow.end_run()
+
+
+@contextlib.contextmanager
+def _defaults(settings: dict[str, str]) -> Iterator[None]:
+    """Context manager in which environment variables have these values, unless they are set."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _allowed(name: str) -> str:

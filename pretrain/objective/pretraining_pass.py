@@ -25,9 +25,10 @@ class PretrainingPass(nn.Module):
         """
         inputs, losses = self.losses(batch)
         regions = inputs.masked_regions
-        hidden = {"zeroed": regions.zeroed.sum(), "hidden": regions.masked.sum(), "valid": batch.valid.sum()}
+        # The names are those of the sums in checkpoints, which a resumed run continues.
+        masked = {"zeroed": regions.zeroed.sum(), "hidden": regions.masked.sum(), "valid": batch.valid.sum()}
         sums = {name: value.detach() for name, value in losses.sums.items()}
-        return losses.total(*counts), sums | losses.counts | hidden
+        return losses.total(*counts), sums | losses.counts | masked
 
     def losses(self, batch: Batch) -> tuple[MaskedInputs, Losses]:
         inputs = self.objective.mask(batch, self.precision.dtype)
@@ -39,6 +40,6 @@ class PretrainingPass(nn.Module):
         valid = max(sums["valid"], 1)
         return self.objective.metrics(sums) | {
             "gradient_norm": sums["gradient_norm"] / max(sums["steps"], 1),
-            "hidden_by_choice": sums["zeroed"] / valid,
-            "hidden_by_overlap": (sums["hidden"] - sums["zeroed"]) / valid,
+            "masked_by_choice": sums["zeroed"] / valid,
+            "masked_by_overlap": (sums["hidden"] - sums["zeroed"]) / valid,
         }

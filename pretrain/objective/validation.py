@@ -8,6 +8,7 @@ from pretrain.data.pair_batches import ValidationBatches
 from pretrain.engine.distributed import all_reduce_sum
 from pretrain.objective.loss_term import COUNTS, PAIRS, WORDS, LossTerm
 from pretrain.objective.pretraining_pass import PretrainingPass
+from shards.common.counted import counted
 from shards.common.errors import ErrorOnAnotherRank, UserError
 
 
@@ -61,4 +62,4 @@ def _of_batch(work: PretrainingPass, batch: Batch, frequent: int, names: tuple[s
 def describe_scores(terms: tuple[LossTerm, ...], scores: dict) -> str:
     """Formats the result of `validate` for the console."""
     described = ", ".join(term.describe(scores) for term in terms)
-    return f"{described}, loss {scores['loss']:.3f}, on {scores['pairs']} pairs"
+    return f"{described}, loss {scores['loss']:.3f}, on {counted(scores['pairs'], 'pair')}"

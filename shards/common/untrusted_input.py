@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gzip
 import json
+import math
 import os
 import re
 import reprlib
@@ -82,14 +83,23 @@ def _refuse_constant(name: str):
     raise ValueError(f"it contains {name} instead of a number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
 def parse_json(text: str | bytes, finite: bool = True):
     """Parses JSON; raises ValueError with a short description.
 
     Args:
-        finite: reject NaN and Infinity, which Python writes but which are not valid JSON.
+        finite: reject NaN and Infinity, which Python writes but which are not valid JSON, and numbers such as 1e999,
+            which Python reads as infinity.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant if finite else None)
+        hooks = {"parse_constant": _refuse_constant, "parse_float": _finite} if finite else {}
+        value = json.loads(text, **hooks)
         if isinstance(text, bytes):
             text = text.decode(json.detect_encoding(text), "replace")
         if _LONE.search(text):

@@ -62,7 +62,7 @@ def _extract(config: ExtractConfig, parts: list[Part], detector: Detector, ranks
     tasks = [ShardJob(part, str(out / f"regions-{number:05d}.tar"), config) for number, part in enumerate(parts)]
     done = sum(task.part.count for task in tasks if is_done(task.path))
     if done:
-        ranks.log(f"{done} of {total} images are already extracted")
+        ranks.log(f"{done} of {counted(total, 'image')} already extracted")
     mine = [task for task in tasks[ranks.rank :: ranks.count] if not is_done(task.path)]
     if detector.per_image:
         for _ in run_tasks(extract_shard, mine, config.processes, total, "images", done):

@@ -17,6 +17,7 @@ import numpy as np
 import webdataset
 
 from shards.common import counter_rng
+from shards.common.counted import counted
 from shards.common.errors import BadSample, UserError
 from shards.common.files import expand, is_stray
 from shards.common.random_purposes import EpochPurpose
@@ -131,13 +132,15 @@ def read_stream(url: str, begin: int = 0, end: int | None = None) -> Iterator[Sa
             time.sleep(wait)
             failures += 1
     if end is not None and number < end:
-        raise UserError(f"{url}: ends after {number} samples, expected at least {end}; fetch or make it again")
+        raise UserError(
+            f"{url}: ends after {counted(number, 'sample')}, expected at least {end}; fetch or make it again"
+        )
 
 
 def _broken(url: str, number: int, error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
         return f"{url}: cannot be read ({_reason(url, error)})"
-    return f"{url}: the tar is truncated or damaged after {number} samples ({error})"
+    return f"{url}: the tar is truncated or damaged after {counted(number, 'sample')} ({error})"
 
 
 def _reason(url: str, error: OSError) -> str:

@@ -41,7 +41,7 @@ def test_doctor_counts_answers_as_training_does(rare, pretrained, tmp_path, run_
     assert status == 2 and err == f"error: {sentence}(--vqa_answers)\n"
     expected = [answer for answer, count in Counter(map(normalise, answers)).items() if count >= 2]
     status, out, _ = run_command("finetune.doctor", "--data", data, "--tasks", "vqa", "--min_answer_count", 2)
-    assert status == 0 and f"  {len(expected)} answers in the vocabulary" in out and "1 of 1 tasks are ready" in out
+    assert status == 0 and f"  {len(expected)} answers in the vocabulary" in out and "1 of 1 task is ready" in out
     status, _, err = run_command(*st, "--min_answer_count", 2)
     assert status == 0, err
     assert sorted(json.loads((tmp_path / "run" / "answers-vqa.json").read_text())) == sorted(expected)

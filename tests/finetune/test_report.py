@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from launching import python
 
+from finetune import report
 from finetune.evaluation.bootstrap import bootstrap_means, interval_of
 from finetune.evaluation.paper_results import paper_table
 from finetune.evaluation.scores import CLUSTERS, load_values
@@ -311,6 +312,32 @@ def test_an_unfinished_run_and_one_without_scores(trained, pretrained, tmp_path,
     assert status == 0, err
     opened = look(tmp_path / "report.html")
     assert opened.get_by_text("not finished").count() == 2 and opened.problems == []
+
+
+def test_a_fault_in_the_program_keeps_its_traceback(trained, tmp_path, monkeypatch):
+    """It is not reported as a damaged file."""
+    monkeypatch.setattr("finetune.pages.report_page._overview", lambda runs: runs[0].no_such_attribute)
+    with pytest.raises(AttributeError):
+        report.run(report.ReportConfig((str(trained),), out=str(tmp_path / "report.html")))
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (lambda config, result: config.pop("start"), "config.json has no start"),
+        (lambda config, result: config["flags"].update(gap="4"), "config.json has --gap '4'"),
+        (lambda config, result: result["tasks"].pop("refcoco"), "result.json has no scores of refcoco"),
+        (lambda config, result: result["tasks"]["coco_retrieval"].pop("R@5"), "coco_retrieval has no R@5"),
+    ],
+)
+def test_what_a_run_lacks_is_named(variant, alter, message):
+    run = variant("damaged")
+    config, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
+    alter(config, result)
+    for name, value in (("config.json", config), ("result.json", result)):
+        (run / name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=f"damaged: .*{re.escape(message)}; the file is damaged"):
+        find_runs([str(run)])
 
 
 def test_mistakes(tmp_path, run_command):

@@ -10,12 +10,14 @@ import runpy
 import sys
 import warnings
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import lmdb
 import msgpack
 import numpy as np
 import official_files
+import pytest
 import torch
 import transformers.models.bert  # noqa: F401  takes seconds, which children then need not
 from data_sets import make_dataset
@@ -23,10 +25,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from finetune.annotations.answers import read_vocabulary
+from finetune.decontamination.corpus_images import corpus_images, corpus_parts
 from finetune.decontamination.fingerprint_file import read_checked_fingerprint, write_fingerprint
 from finetune.decontamination.known_tests import KnownName, KnownTests, Pictures
 from finetune.decontamination.manifest import read_cleaned
-from finetune.decontamination.perceptual_hash import TRIMMED
+from finetune.decontamination.perceptual_hash import TRIMMED, grey, image_hashes
+from finetune.pages.report_page import write_report
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.run_dirs.finished_runs import find_runs
 from finetune.task_types.table_tasks import read_task_file
@@ -42,6 +46,7 @@ from shards.creation import conversion
 from shards.detection.visual_words import fit_words, load_words
 from shards.images.caption_files import read_caption_file
 from shards.images.given_box_files import read_given_boxes
+from shards.images.image_files import BadImage
 from shards.storage.dataset import open_dataset, read_captions
 from shards.storage.reader import RegionReader
 
@@ -267,7 +272,14 @@ def make_run(folder: Path) -> None:
 
 
 def read_run(folder: Path) -> int:
-    return _sentence(lambda: find_runs([str(folder)])) | _sentence(lambda: read_facts(best_checkpoint(folder)))
+    """As finetune.report does, whose plots need matplotlib, and a resumed run."""
+
+    def report():
+        runs = find_runs([str(folder)])
+        if find_spec("matplotlib"):
+            write_report(folder.parent / "report.html", runs)
+
+    return _sentence(report) | _sentence(lambda: read_facts(best_checkpoint(folder)))
 
 
 def make_clean(folder: Path) -> None:
@@ -343,6 +355,34 @@ def read_fingerprint(folder: Path) -> int:
     return _sentence(lambda: read_checked_fingerprint(folder / "known.safetensors").sets())
 
 
+def make_parquet(folder: Path) -> None:
+    """Images as Hugging Face data sets have them, and URLs as those of LAION."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(file, "JPEG")
+    rows = {"image": [{"bytes": file.getvalue(), "path": f"{n}.jpg"} for n in range(3)]}
+    parquet.write_table(pyarrow.table(rows | {"sha256": ["00" * 32] * 3}), folder / "images.parquet")
+    urls = {"URL": ["https://example.org/1.jpg", None, ""], "key": ["7", "8", None]}
+    parquet.write_table(pyarrow.table(urls), folder / "urls.parquet")
+
+
+def read_parquet(folder: Path) -> int:
+    """Every image as a search decodes it."""
+
+    def read():
+        bad = 0
+        for image in (image for part in corpus_parts(str(folder)) for image in corpus_images(part, None)):
+            if image.picture is not None:
+                try:
+                    image_hashes(grey(image.picture))
+                except BadImage:
+                    bad += 1
+        print(f"{bad} images cannot be decoded")
+
+    return _sentence(read)
+
+
 def make_retrieval(folder: Path) -> None:
     official_files.karpathy(folder / "dataset_coco.json")
 
@@ -379,6 +419,7 @@ FORMATS = {
     "captions": (make_captions, read_captions_of_files),
     "excluded": (make_excluded, read_excluded_ids),
     "fingerprint": (make_fingerprint, read_fingerprint),
+    "parquet": (make_parquet, read_parquet),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -223,12 +224,22 @@ def test_a_task_with_several_steps_in_an_iteration_counts_once():
 
 
 def test_a_missing_torchjd_is_an_error_with_the_command_that_installs_it(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "torchjd", None)
     with pytest.raises(UserError, match=r"pip install 'twelve-in-one\[balance\]'"):
         make_balance("pcgrad", seed=0)
     assert make_balance("gradnorm", seed=0) and make_balance(STEPS, seed=0) is None
+
+
+@pytest.mark.parametrize("command", ["mt", "ablate"])
+def test_a_missing_torchjd_is_reported_before_anything_is_read(tmp_path, monkeypatch, run_command, command):
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    monkeypatch.setattr("finetune.training.multi_task_run.build_multi_task", None)
+    monkeypatch.setattr("finetune.reporting.complete_runs._train", None)
+    flags = ("--suite", "interference", "--rows", "pcgrad", "--seeds", 1) if command == "ablate" else ()
+    flags = flags or ("--balance", "pcgrad", "--device", "cpu")
+    data = ("--data", tmp_path, "--init", "scratch", "--out", tmp_path / "run")
+    status, _, err = run_command(f"finetune.{command}", *data, *flags)
+    assert status == 2 and "pip install 'twelve-in-one[balance]'" in err
 
 
 def test_every_method_is_a_value_of_the_flag():

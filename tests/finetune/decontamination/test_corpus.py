@@ -11,6 +11,7 @@ import official_files
 import pytest
 import webdataset
 from image_tars import jpeg, lines, picture, write_tar
+from PIL import ImageOps
 
 from finetune.config import CleanConfig
 from finetune.decontamination.corpus_search import search_corpus
@@ -104,7 +105,7 @@ def test_a_leak_of_every_kind_is_found_with_its_evidence(corpus, tests, tmp_path
     assert [line["source"] for line in lines(out / "unseen.jsonl")] == [f"{corpus}/00001.tar#000010002.jpg"]
     row = next(line for line in said.splitlines() if line.startswith("mine")).split()
     assert row[1:] == ["6", "6", "5", "1", "1", "0", "2", "3"]
-    assert "1 images of the corpus cannot be decoded" in said
+    assert "1 image of the corpus cannot be decoded" in said
     assert "2 images were found by name or checksum, but look different" in said  # a URL, and a checksum before changes
 
 
@@ -152,7 +153,7 @@ def test_the_check_finds_a_leak_that_the_list_lacks(corpus, tests, tmp_path, run
     search(run_command, corpus, tests, out)
     status, said, _ = run_command("finetune.clean", *flags)
     assert status == 0 and said.startswith(
-        "no test image remains, as far as images could be compared\nnote: 1 images of"
+        "no test image remains, as far as images could be compared\nnote: 1 image of"
     )
     assert "cannot be decoded" in said and "6 images of the corpus have a number as name" in said
     ids = (out / "excluded.txt").read_text().splitlines()
@@ -280,7 +281,7 @@ def test_a_folder_of_images_and_ids_of_a_collection(tests, tmp_path, run_command
     assert not read_excluded(tmp_path / "out") and "2 images of the corpus have a number as name" in said
     said = search(run_command, folder, tests, tmp_path / "out", "--collection", "flickr")
     assert read_excluded(tmp_path / "out") == {"1000003"} and "number as name" not in said
-    assert "1 images were found by name or checksum, but look different" in said
+    assert "1 image was found by name or checksum, but looks different" in said
 
 
 def test_names_state_their_collection():
@@ -337,7 +338,7 @@ def test_test_sets_without_images_are_known_by_their_names(tmp_path, run_command
     for name in ("COCO_val2014_000000000042.jpg", "COCO_val2014_000000000043.jpg"):
         (folder / name).write_bytes(jpeg(picture(1)))
     said = search(run_command, folder, path, tmp_path / "out")
-    assert read_excluded(tmp_path / "out") == {"42"} and "1 photos of the test sets have no known image" in said
+    assert read_excluded(tmp_path / "out") == {"42"} and "1 photo of the test sets has no known image" in said
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -390,6 +391,46 @@ def test_mistakes_are_one_sentence(corpus, tests, tmp_path, run_command):
         status, _, err = run_command("finetune.clean", "--out", tmp_path / "out", "--processes", 1, *flags)
         assert status == 2 and complaint in err and "Traceback" not in err and err.count("\n") <= 2, (flags, err)
         assert not (tmp_path / "out" / "corpus.json").exists()
+
+
+def test_mirrored_copies_are_found_if_they_are_searched_for(tests, tmp_path, run_command):
+    corpus, out = tmp_path / "mirrored.tar", tmp_path / "out"
+    cropped = ImageOps.mirror(picture(3).crop((4, 4, 176, 136)))
+    images = {"1.jpg": ImageOps.mirror(picture(2)), "2.jpg": cropped.resize((300, 260)), "3.jpg": picture(0)}
+    images |= {"4.jpg": picture(500), "5.jpg": ImageOps.mirror(picture(501))}
+    write_tar(corpus, {name: jpeg(image, 60) for name, image in images.items()})
+    search(run_command, corpus, tests, out)
+    assert read_excluded(out) == {"3"}
+    flags = ("--corpus", corpus, "--check", "--processes", 1, "--out", out)
+    assert run_command("finetune.clean", *flags)[0] == 0  # it is not searched again for what was not asked for
+    status, said, _ = run_command("finetune.clean", *flags, "--mirrored", "true")
+    assert status == 1 and "mirrored.tar#1.jpg: is a test image (it looks like " in said
+    search(run_command, corpus, tests, out, "--mirrored", "true")
+    assert read_excluded(out) == {"1", "2", "3"}
+    found = {line["image"]: line for line in lines(out / "found.jsonl")}
+    for image, photo, mark in (("1", 2, ", mirrored)"), ("2", 3, ", mirrored)"), ("3", 0, ")")):
+        (chain,) = found[image]["chains"]
+        assert chain["names"][1] == f"flickr:{1000000 + photo}" and found[image]["difference"] < 0.5
+        assert chain["evidence"][0].startswith("look (0.") and chain["evidence"][0].endswith(mark)
+        assert ("mirrored" in chain["evidence"][0]) == ("mirrored" in mark)
+    assert run_command("finetune.clean", *flags, "--mirrored", "true")[0] == 0
+
+
+def test_urls_in_nested_json_are_names(tests, tmp_path, run_command):
+    """Under a key that contains `url`, at any depth; other texts are not."""
+    url = "https://live.staticflickr.com/65535/100000{}_0a1b2c3d4e_b.jpg"
+    infos = (
+        {"meta": {"url": url.format(1)}},
+        {"sources": [{"URLs": {"large": ["https://example.org/1.jpg", url.format(2)]}}]},
+        {"meta": {"caption": url.format(3)}, "url": 7},
+    )
+    members = {}
+    for number, info in enumerate(infos):
+        members |= {f"{number}.jpg": jpeg(picture(400 + number)), f"{number}.json": json.dumps(info).encode()}
+    write_tar(tmp_path / "nested.tar", members)
+    search(run_command, tmp_path / "nested.tar", tests, tmp_path / "out")
+    found = {line["image"]: line["chains"][0]["evidence"] for line in lines(tmp_path / "out" / "found.jsonl")}
+    assert found == {"0": [f"URL {url.format(1)}"], "1": [f"URL {url.format(2)}"]}
 
 
 def test_parquet_files_with_images_and_with_urls(tests, tmp_path, run_command):

@@ -129,7 +129,7 @@ def test_what_cannot_be_embedded_is_one_sentence(run_command, monkeypatch, train
 
 
 def test_arguments_are_named(trained):
-    with pytest.raises(UserError, match="2 texts and 1 images"):
+    with pytest.raises(UserError, match="2 texts and 1 image;"):
         Embedder(trained).pairs(TEXTS[:2], ["a.png"])
     with pytest.raises(UserError, match="no_such_run"):
         Embedder("no_such_run").texts(TEXTS)

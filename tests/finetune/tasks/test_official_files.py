@@ -1,6 +1,5 @@
 """The twelve tasks' official files, as they are published and as they may be broken."""
 
-import dataclasses
 import json
 import pickle
 import re
@@ -163,8 +162,9 @@ def test_guesswhat(tmp_path, packed):
     games = TASKS["guesswhat"].read(tmp_path, "valid")
     assert len(games) == 3 and games[0].target == 1 and games[0].candidates[1] == (1, 2, 11, 22)
     assert games[0].text == "start Is it alive? answer Yes stop start On the left? answer N/A stop"
-    only = type(TASKS["guesswhat"])(**vars(TASKS["guesswhat"]) | {"successful_only": True})
-    assert [game.id for game in only.read(tmp_path, "valid")] == [0]
+    assert [game.id for game in TASKS["guesswhat"].read(tmp_path, "valid-success")] == [0]
+    assert TASKS["guesswhat"].image_counts(tmp_path, "valid-success").total() == 1
+    assert TASKS["guesswhat"].is_test("test-success") and not TASKS["guesswhat"].is_test("train-success")
 
 
 def test_nlvr2(tmp_path):
@@ -517,6 +517,6 @@ def test_fields_that_only_some_uses_need_are_named_where_they_are_missing(tmp_pa
     files.guesswhat(tmp_path, packed=False)
     path = tmp_path / "guesswhat.valid.jsonl"
     path.write_text(path.read_text().replace('"status": "failure", ', ""))
-    successful = dataclasses.replace(find_task("guesswhat"), successful_only=True)
+    assert len(find_task("guesswhat").read(tmp_path, "valid")) == 3
     with pytest.raises(UserError, match=r"line 2: has no status"):
-        successful.read(tmp_path, "valid")
+        find_task("guesswhat").read(tmp_path, "valid-success")

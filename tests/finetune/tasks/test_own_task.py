@@ -65,7 +65,7 @@ def test_the_task_of_the_page_is_trained_and_its_run_needs_no_file(data, images,
     write_table(data / "shapes" / "val.csv", rows[16:23])
     write_table(data / "shapes" / "test.jsonl", [rows[23] | {"answer": ["yes", "no"]}, *rows[24:]])
     done = run("finetune.doctor", "--data", data, "--task_file", "shapes.toml", "--tasks", "shapes", cwd=tmp_path)
-    assert done.returncode == 0 and "1 of 1 tasks are ready" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "1 of 1 task is ready" in done.stdout, done.stdout + done.stderr
     flags = ("--data", data, "--init", pretrained, "--workers", 0)
     done = run("finetune.st", "--task_file", "shapes.toml", *flags, "--epochs", 1, cwd=tmp_path)
     assert done.returncode == 0 and "Shapes, ST: accuracy" in done.stdout, done.stderr

@@ -11,6 +11,7 @@ import pytest
 from launching import SABOTAGE, finish, start_ranks
 
 from pretrain.engine.metrics_logger import RunLog
+from shards.common.errors import UserError
 
 FLAGS = ["--epochs", 1, "--batch_size", 8, "--log_every", 2, "--workers", 0, "--validation_pairs", 9]
 ALL = "wandb,trackio,mlflow"
@@ -132,6 +133,24 @@ def test_a_tracker_that_cannot_be_started_is_one_sentence(dataset_folder, tmp_pa
     status, _, err = run_command("pretrain.run", *FLAGS, *flags)
     assert (status, err) == (2, "error: --log_to wandb: cannot be started (api_key not configured); remove it\n")
     assert trackers.ended == ["trackio"]
+
+
+def test_a_server_of_mlflow_that_is_not_reachable_is_not_waited_for_for_minutes(tmp_path, trackers, monkeypatch):
+    """Unless the environment says so; later requests have MLflow's own settings."""
+    names, seen = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"), []
+
+    def fail(**_):
+        seen.append([os.environ.get(name) for name in names])
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(sys.modules["mlflow"], "start_run", fail)
+    for number, timeout in enumerate((None, "60")):
+        if timeout:
+            monkeypatch.setenv(names[1], timeout)
+        with pytest.raises(UserError, match=r"--log_to mlflow: cannot be started \(refused\)"):
+            RunLog(tmp_path, 0, "mlflow")
+        assert seen[number] == ["2", timeout or "8"] and os.environ.get(names[1]) == timeout
+        assert names[0] not in os.environ
 
 
 @pytest.mark.parametrize("command", ["pretrain.run", "finetune.mt", "finetune.st"])

@@ -16,7 +16,7 @@ from launching import finish, lines_of, run_ranks, run_ranks_apart, start_ranks,
 from pretrain.engine.checkpoint import checkpoints
 
 FLAGS = ["--batch_size", 8, "--log_every", 1, "--save_every", 1000, "--workers", 0, "--validation_pairs", 9]
-NAMES = ("loss", "loss_words", "loss_regions", "loss_alignment", "gradient_norm", "hidden_by_overlap", "samples")
+NAMES = ("loss", "loss_words", "loss_regions", "loss_alignment", "gradient_norm", "masked_by_overlap", "samples")
 
 
 def right(results):

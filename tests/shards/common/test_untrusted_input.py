@@ -33,6 +33,7 @@ from shards.importers.tsv import TSV
         ("9" * 5000, "a number has thousands of digits"),
         ("[NaN]", "it contains NaN instead of a number"),
         ('{"a": -Infinity}', "it contains -Infinity instead of a number"),
+        ("[-1e999]", "the number -1e999 is too large"),
         ('"\\ud83d"', "lone surrogate"),
         (b'{"\\uDC00": 1}', "lone surrogate"),
         (b"\xff\xfe\xfd", "decode"),
@@ -49,8 +50,8 @@ def test_json_that_is_none(text, complaint, tmp_path):
 
 def test_json_that_is_some():
     assert parse_json('"\\ud83d\\ude00 \\\\ud800"') == "😀 \\ud800"
-    assert parse_json(b"\xef\xbb\xbf[1e999]") == [np.inf]
-    assert np.isnan(parse_json("NaN", finite=False))
+    assert parse_json(b"\xef\xbb\xbf[1e9, -2.5]") == [1e9, -2.5]
+    assert np.isnan(parse_json("NaN", finite=False)) and parse_json("1e999", finite=False) == np.inf
 
 
 def test_numbers():
