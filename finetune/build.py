@@ -38,8 +38,13 @@ def choose_model(
         ranks: the processes of the run.
         runs: default run directories of --init.
     """
-    asked = (str(Path(config.out)), None, None) if newest else (config.init, config.config, config.tokenizer)
-    start = on_first(ranks, lambda: choose_start(*asked, texts, feature_size, runs=runs))
+
+    def chosen() -> Start:
+        if newest:
+            return choose_start(str(Path(config.out)), None, None, texts, feature_size, runs)
+        return choose_start(config.init, config.config, config.tokenizer, texts, feature_size, runs)
+
+    start = on_first(ranks, chosen)
     return start, start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
 
 

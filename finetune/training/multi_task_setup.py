@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,8 +100,8 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     content = on_first(ranks, lambda: {task.name: content_of(*of_task) for task, *of_task in read})
     if newest:
         check_content(run, content)
-    counted = None if newest else config.min_answer_count
-    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, counted, ranks.log))
+    min_answer_count = None if newest else config.min_answer_count
+    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, min_answer_count, ranks.log))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(config, tasks, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_facts(newest) if newest else {}
@@ -114,7 +115,11 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         states.append(_task_state(config, task_pass, of_task, of_splits, inputs, size, taken, ranks))
     longest = max(state.plan.steps_per_epoch for state in states)
     updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
-    plan = Iterations(facts.get("step", 0), config.iterations or config.epochs * longest, longest)
+    plan = Iterations(
+        first_step=facts.get("step", 0),
+        total_steps=config.iterations or config.epochs * longest,
+        steps_per_epoch=longest,
+    )
     lr = min(task.lr for task in tasks) * config.lr_scale
     work = MultiTaskPass([state.work for state in states], [t.lr * config.lr_scale / lr for t in tasks])
     regime = _regime(config, states, plan.total_steps)
@@ -125,12 +130,35 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
             regime.restore(facts["regime"])
             if balanced:
                 balanced.method.restore(facts["balance"])
-    tracker, earlier = gradient_tracker(config, states, plan, balanced, ranks), facts.get("seconds", 0.0)
-    training = MultiTask(config, plan, states, regime, lr, worker_status, ranks, device, balanced, tracker, earlier)
+    training = MultiTask(
+        config=config,
+        plan=plan,
+        task_states=states,
+        regime=regime,
+        peak_lr=lr,
+        worker_status=worker_status,
+        ranks=ranks,
+        device=device,
+        balanced=balanced,
+        tracker=gradient_tracker(config, states, plan, balanced, ranks),
+        earlier_seconds=facts.get("seconds", 0.0),
+    )
     engine = make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
-        begun = run, config, start, sizes, tasks, tokens, vocabularies, device, data[0].regions, content
-        on_first(ranks, lambda: begin_run(*begun))
+        begin = partial(
+            begin_run,
+            run=run,
+            config=config,
+            start=start,
+            sizes=sizes,
+            tasks=tasks,
+            tokens=tokens,
+            vocabularies=vocabularies,
+            device=device,
+            regions=data[0].regions,
+            content=content,
+        )
+        on_first(ranks, begin)
     _describe(training, start)
     return Trainer(config, engine, training, facts)
 
@@ -180,7 +208,7 @@ def _task_state(
         work=work,
         training=data.collator(training, *inputs, config.seed),
         validation=validation_of(data, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
-        plan=Plan(len(training), size, ENDLESS, ranks=ranks, accumulate=config.accumulate),
+        plan=Plan(pairs=len(training), batch_size=size, epochs=ENDLESS, ranks=ranks, accumulate=config.accumulate),
         taken=taken,
     )
 

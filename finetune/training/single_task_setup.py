@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,8 +77,8 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
     content = {task.name: on_first(ranks, lambda: content_of(data, (examples, held_out)))}
     if newest:
         check_content(run, content)
-    counted = None if newest else config.min_answer_count
-    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, counted, ranks.log))
+    min_answer_count = None if newest else config.min_answer_count
+    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, min_answer_count, ranks.log))
     vocabularies = {task.head.name: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
     model = make_model(config, [task], sizes, vocabularies, None if newest else start, precision, ranks)
@@ -107,8 +108,20 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
         **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:
-        begun = run, config, start, sizes, [task], {task.name: work.token}, vocabularies, device, data.regions, content
-        on_first(ranks, lambda: begin_run(*begun))
+        begin = partial(
+            begin_run,
+            run=run,
+            config=config,
+            start=start,
+            sizes=sizes,
+            tasks=[task],
+            tokens={task.name: work.token},
+            vocabularies=vocabularies,
+            device=device,
+            regions=data.regions,
+            content=content,
+        )
+        on_first(ranks, begin)
     _describe(training, task, kind, start, examples, held_out)
     return Trainer(config, engine, training, facts), kind
 
