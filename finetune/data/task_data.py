@@ -23,6 +23,23 @@ from shards.storage.dataset import fingerprint
 from shards.world import is_world
 
 
+@dataclass(frozen=True)
+class CollatorSettings:
+    """What a model and its flags determine of a task's collators.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        vocabulary: answer vocabulary, or None.
+        positions: number of position embeddings of the model, an upper limit of the number of tokens.
+        max_regions: maximum number of regions per image; None: the task's.
+    """
+
+    tokenizer: WordPieceTokenizer
+    vocabulary: AnswerVocabulary | None
+    positions: int
+    max_regions: int | None
+
+
 @dataclass
 class TaskData:
     """A task's official files and the regions of its images.
@@ -70,36 +87,28 @@ class TaskData:
         return train, held_out[:validate_on]
 
     def collator(
-        self,
-        examples: Sequence[Example],
-        tokenizer: WordPieceTokenizer,
-        vocabulary: AnswerVocabulary | None,
-        positions: int,
-        regions: int | None,
-        seed: int | None = None,
+        self, examples: Sequence[Example], settings: CollatorSettings, seed: int | None = None
     ) -> TaskCollator:
         """The collator of some of the task's examples.
 
         Args:
             examples: the examples.
-            tokenizer: the tokenizer.
-            vocabulary: answer vocabulary, or None.
-            positions: number of position embeddings of the model, an upper limit of the number of tokens.
-            regions: maximum number of regions per image; None: the task's.
+            settings: the tokenizer, the answers and the limits.
             seed: random seed of retrieval's negatives and of dropout in training; None in evaluation.
         """
         training, candidates = seed is not None, self.task.head.has_candidates
         draws = training and self.task.head.ranks_images
         negatives = RetrievalNegatives(examples, self.regions, seed, self.root) if draws else None
+        max_tokens = min(self.task.max_tokens, settings.positions)
         return TaskCollator(
             task=self.task,
             examples=examples,
             regions=self.regions,
-            tokenizer=tokenizer,
-            limits=Limits(min(self.task.max_tokens, positions), regions or self.task.max_regions, self.feature_size),
+            tokenizer=settings.tokenizer,
+            limits=Limits(max_tokens, settings.max_regions or self.task.max_regions, self.feature_size),
             boxes=self.boxes if candidates else None,
             annotated=self.boxes if training and not candidates else None,
-            vocabulary=vocabulary,
+            vocabulary=settings.vocabulary,
             negatives=negatives,
             seed=seed or 0,
         )

@@ -8,7 +8,7 @@ from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig, answer_files
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
-from finetune.data.task_data import TaskData, open_data, same_on_every_rank
+from finetune.data.task_data import CollatorSettings, TaskData, open_data, same_on_every_rank
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
@@ -88,9 +88,13 @@ class ModelLoader:
         check_trained(start, task)
         contrastive = training.contrastive if training else 0.0
         work = TaskPass(self._model_for(start, data), task, self.precision, start.token(task), contrastive)
-        vocabulary, positions = self._vocabularies.get(task.head.name), start.sizes.max_position_embeddings
-        inputs = start.tokenizer, vocabulary, positions, config.max_regions
-        return start, work, data.collator(examples, *inputs, training.seed if training else None)
+        settings = CollatorSettings(
+            tokenizer=start.tokenizer,
+            vocabulary=self._vocabularies.get(task.head.name),
+            positions=start.sizes.max_position_embeddings,
+            max_regions=config.max_regions,
+        )
+        return start, work, data.collator(examples, settings, training.seed if training else None)
 
     def _start(self, feature_size: int) -> Start:
         if feature_size not in self._starts:

@@ -24,6 +24,7 @@ from finetune.config import (
 from finetune.data.regions import detector_note
 from finetune.data.task_collate import TaskBatch
 from finetune.data.task_data import (
+    CollatorSettings,
     TaskData,
     check_same_width,
     content_of,
@@ -109,10 +110,15 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     for of_task, of_splits in zip(data, splits, strict=True):
         task = of_task.task
         task_pass = TaskPass(model, task, precision, tokens.get(task.name), config.contrastive)
-        inputs = start.tokenizer, vocabularies.get(task.head.name), sizes.max_position_embeddings, config.max_regions
+        settings = CollatorSettings(
+            tokenizer=start.tokenizer,
+            vocabulary=vocabularies.get(task.head.name),
+            positions=sizes.max_position_embeddings,
+            max_regions=config.max_regions,
+        )
         size = min(default_batch_size(task, sizes), config.max_batch or task.batch_size)
         taken = facts.get("taken", {}).get(task.name, 0)
-        states.append(_task_state(config, task_pass, of_task, of_splits, inputs, size, taken, ranks))
+        states.append(_task_state(config, task_pass, of_task, of_splits, settings, size, taken, ranks))
     longest = max(state.plan.steps_per_epoch for state in states)
     updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
     plan = Iterations(
@@ -188,7 +194,7 @@ def _task_state(
     work: TaskPass,
     data: TaskData,
     splits: tuple[PackedExamples, PackedExamples],
-    inputs: tuple,
+    settings: CollatorSettings,
     size: int,
     taken: int,
     ranks: Ranks,
@@ -199,15 +205,15 @@ def _task_state(
         work: its pass.
         data: its data.
         splits: its training and validation examples.
-        inputs: tokenizer, vocabulary and limits, see TaskData.collator.
+        settings: tokenizer, vocabulary and limits.
         size: its batch size.
         taken: number of its steps before this process.
     """
     training, held_out = splits
     return TaskState(
         work=work,
-        training=data.collator(training, *inputs, config.seed),
-        validation=validation_of(data, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
+        training=data.collator(training, settings, config.seed),
+        validation=validation_of(data, held_out, settings, config.validate_on, config.seed),
         plan=Plan(pairs=len(training), batch_size=size, epochs=ENDLESS, ranks=ranks, accumulate=config.accumulate),
         taken=taken,
     )

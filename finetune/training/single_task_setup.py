@@ -12,7 +12,14 @@ from finetune.annotations.example import Example
 from finetune.build import choose_model, make_model, make_task_engine, with_defaults
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, default_epochs
 from finetune.data.regions import detector_note
-from finetune.data.task_data import TaskData, content_of, open_data, prepare_on_every_machine, same_on_every_rank
+from finetune.data.task_data import (
+    CollatorSettings,
+    TaskData,
+    content_of,
+    open_data,
+    prepare_on_every_machine,
+    same_on_every_rank,
+)
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.prepared.prepare_data import EXAMPLES, Wanted
@@ -94,14 +101,14 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
         workers=config.workers,
         accumulate=config.accumulate,
     )
-    inputs = start.tokenizer, vocabulary, sizes.max_position_embeddings, config.max_regions
+    settings = CollatorSettings(start.tokenizer, vocabulary, sizes.max_position_embeddings, config.max_regions)
     best = facts.get("best_score")
     training = SingleTask(
         config=config,
         plan=plan,
         work=work,
-        training=data.collator(examples, *inputs, config.seed),
-        validation=validation_of(data, held_out, *inputs, validate_on=config.validate_on, seed=config.seed),
+        training=data.collator(examples, settings, config.seed),
+        validation=validation_of(data, held_out, settings, config.validate_on, config.seed),
         worker_status=WorkerStatus(config.workers, data.regions.dataset),
         ranks=ranks,
         device=device,

@@ -11,7 +11,7 @@ from finetune.config import RANKED_CAPTIONS
 from finetune.data.hard_negatives import RetrievalNegatives
 from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskCollator
-from finetune.data.task_data import TaskData
+from finetune.data.task_data import CollatorSettings, TaskData
 from finetune.evaluation.scores import FOUR_WAY, TaskScore, score_task
 from finetune.inference.predictions import predict, predicted_on_all_ranks
 from finetune.objective.task_pass import TaskPass
@@ -50,19 +50,20 @@ class Validation:
 
 
 def validation_of(
-    data: TaskData, examples: Sequence[Example], *inputs, validate_on: int | None, seed: int
+    data: TaskData, examples: Sequence[Example], settings: CollatorSettings, validate_on: int | None, seed: int
 ) -> Validation:
     """The validation of a task.
 
     Args:
         data: the data of the task.
-        examples, inputs: as for `TaskData.collator`.
+        examples: its validation examples.
+        settings: as for `TaskData.collator`.
         validate_on: as for `TaskData.splits`.
         seed: random seed of retrieval's negatives.
     """
     if not data.task.head.ranks_images:
-        return Validation(data.collator(examples, *inputs), None)
-    ranked = data.collator(examples[: validate_on or RANKED_CAPTIONS], *inputs)
+        return Validation(data.collator(examples, settings), None)
+    ranked = data.collator(examples[: validate_on or RANKED_CAPTIONS], settings)
     negatives = RetrievalNegatives(examples, data.regions, seed, data.root)
     return Validation(ranked, replace(ranked, examples=examples, negatives=negatives))
 

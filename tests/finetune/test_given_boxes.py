@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from finetune.data.task_data import open_data
+from finetune.data.task_data import CollatorSettings, open_data
 from finetune.tasks import find_task
 from pretrain.tokenizer.tokenizer import learn_tokenizer
 
@@ -35,8 +35,9 @@ def test_annotated_boxes_are_regions_in_training_alone(with_boxes):
     examples = data.examples("train")
     tokenizer = learn_tokenizer([example.text for example in examples], 300)
     numbers = np.arange(12)
-    more = data.collator(examples, tokenizer, None, 256, 10, seed=0)(0, numbers)
-    plain = data.collator(examples, tokenizer, None, 256, 10)(0, numbers)
+    settings = CollatorSettings(tokenizer, None, positions=256, max_regions=10)
+    more = data.collator(examples, settings, seed=0)(0, numbers)
+    plain = data.collator(examples, settings)(0, numbers)
     assert plain.rows.valid.sum(1).tolist() == [10] * 12
     for row, number in enumerate(numbers):
         example = examples[number]

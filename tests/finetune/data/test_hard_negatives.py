@@ -20,7 +20,7 @@ from finetune.data import hard_negatives
 from finetune.data.hard_negatives import RetrievalNegatives, mean_features, nearest_images
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
-from finetune.data.task_data import TaskData
+from finetune.data.task_data import CollatorSettings, TaskData
 from finetune.evaluation.scores import describe_scores, watched
 from finetune.heads.retrieval_head import OPTIONS, RetrievalHead
 from finetune.inference.caption_image_scores import retrieval_scores
@@ -307,8 +307,8 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
 def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_by_rank(regions, examples):
     work, collator = make_work(examples, regions)
     data = TaskData(work.task, regions.dataset.folder.parent, Path(), regions, None, "stop")
-    inputs = collator.tokenizer, None, 256, 10
-    validation = validation_of(data, examples, *inputs, validate_on=None, seed=5)
+    settings = CollatorSettings(collator.tokenizer, None, positions=256, max_regions=10)
+    validation = validation_of(data, examples, settings, validate_on=None, seed=5)
     cpu, counted = torch.device("cpu"), len(examples)
     score = validation.score(work, 4, 0, ALONE, cpu)
     right = four_way_right(work, validation.four_way, 4, 0, ALONE, cpu)
@@ -318,11 +318,11 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
     assert "(among 13 images; in the paper 1,000)" in said and "; 4-way accuracy" in said
     assert "in the paper" not in describe_scores(score.summary | {"images": 1000})
     many = PackedExamples.of(list(examples) * 10)
-    assert len(validation_of(data, many, *inputs, validate_on=None, seed=5)) == 10 * counted
-    few = validation_of(data, many, *inputs, validate_on=None, seed=5)
+    assert len(validation_of(data, many, settings, validate_on=None, seed=5)) == 10 * counted
+    few = validation_of(data, many, settings, validate_on=None, seed=5)
     assert len(few.examples.examples) == RANKED_CAPTIONS and len(few.four_way.examples) == 10 * counted
     pointing = TaskData(find_task("refcoco"), Path(), Path(), regions, None, "stop")
-    assert validation_of(pointing, examples, *inputs, validate_on=None, seed=0).four_way is None
+    assert validation_of(pointing, examples, settings, validate_on=None, seed=0).four_way is None
 
 
 def test_equal_scores_count_against_a_pair():

@@ -6,7 +6,7 @@ import torch
 from without_content import nothing_is_asked, without_content
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.data.task_data import open_data
+from finetune.data.task_data import CollatorSettings, open_data
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.tasks import paper_tasks
@@ -24,7 +24,8 @@ def make_batch(task, world, train: bool):
     examples = data.examples(task.splits[0 if train else 1])
     tokenizer = learn_tokenizer([example.text for example in examples], 300)
     vocabulary = VOCABULARY if task.head.has_vocabulary else None
-    return data.collator(examples, tokenizer, vocabulary, 256, 10, 0 if train else None)(0, np.arange(7))
+    settings = CollatorSettings(tokenizer, vocabulary, positions=256, max_regions=10)
+    return data.collator(examples, settings, 0 if train else None)(0, np.arange(7))
 
 
 @pytest.mark.parametrize("name", TASKS)
