@@ -21,23 +21,13 @@ from finetune.config import (
     default_lr_scale,
     default_update_unused,
 )
-from finetune.data.regions import detector_note
 from finetune.data.task_collate import TaskBatch
-from finetune.data.task_data import (
-    CollatorSettings,
-    TaskData,
-    check_same_width,
-    content_of,
-    open_data,
-    prepare_on_every_machine,
-    same_on_every_rank,
-)
+from finetune.data.task_data import CollatorSettings, TaskData, prepare_on_every_machine
 from finetune.evaluation.scores import mean_score
 from finetune.gradients.fixed_batches import fixed_batches, fixed_size
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
-from finetune.prepared.packed_examples import PackedExamples
 from finetune.prepared.prepare_data import for_training
 from finetune.run_dirs.init_weights import (
     Start,
@@ -53,6 +43,7 @@ from finetune.training.gradient_tracker import BATCHES, EXAMPLES, GradientTracke
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
 from finetune.training.task_schedulers import Regime, find_regime
 from finetune.training.task_validation import validation_of
+from finetune.training.training_data import TrainingData, open_training_data
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.checkpoint import FACTS, read_facts
@@ -89,16 +80,17 @@ def result_of(training: MultiTask) -> dict:
 def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> Trainer:
     """Reads data and weights of a new or resumed run. newest: the checkpoint to resume from, or None."""
     run = Path(config.out)
-    data, splits = _open_tasks(config, tasks, ranks)
-    texts = (example.text for training, _ in splits for example in training)
+    prepare_on_every_machine(config.data, [wanted for task in tasks for wanted in for_training(task)], ranks)
+    opened = open_training_data(config, tasks, [task.splits[:2] for task in tasks], ranks)
+    data = [one.data for one in opened]
+    texts = (example.text for one in opened for example in one.training)
     start, sizes = choose_model(config, newest, texts, data[0].feature_size, ranks, runs=(PRETRAINING,))
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
     config = dataclasses.replace(config, lr_scale=config.lr_scale or default_lr_scale(sizes, len(tasks)))
     config = with_defaults(config, sizes, newest)
     if newest:
         check_flags(config, run, FREE_FLAGS)
-    read = zip(tasks, data, splits, strict=True)
-    content = on_first(ranks, lambda: {task.name: content_of(*of_task) for task, *of_task in read})
+    content = on_first(ranks, lambda: {one.task.name: one.content() for one in opened})
     if newest:
         check_content(run, content)
     min_answer_count = None if newest else config.min_answer_count
@@ -107,8 +99,8 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     model = make_model(config, tasks, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_facts(newest) if newest else {}
     states = []
-    for of_task, of_splits in zip(data, splits, strict=True):
-        task = of_task.task
+    for one in opened:
+        task = one.task
         task_pass = TaskPass(model, task, precision, tokens.get(task.name), config.contrastive)
         settings = CollatorSettings(
             tokenizer=start.tokenizer,
@@ -118,7 +110,7 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
         )
         size = min(default_batch_size(task, sizes), config.max_batch or task.batch_size)
         taken = facts.get("taken", {}).get(task.name, 0)
-        states.append(_task_state(config, task_pass, of_task, of_splits, settings, size, taken, ranks))
+        states.append(_task_state(config, task_pass, one, settings, size, taken, ranks))
     longest = max(state.plan.steps_per_epoch for state in states)
     updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
     plan = Iterations(
@@ -169,31 +161,10 @@ def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: 
     return Trainer(config, engine, training, facts)
 
 
-def _open_tasks(
-    config: MtConfig, tasks: list[Task], ranks: Ranks
-) -> tuple[list[TaskData], list[tuple[PackedExamples, PackedExamples]]]:
-    """The data of all tasks, with their training and validation examples, equal on all ranks."""
-    shared: dict = {}
-
-    def opened() -> tuple[list[TaskData], list[tuple[PackedExamples, PackedExamples]]]:
-        data = [open_data(t, config.data, config.missing, config.annotated_boxes, shared, config.clean) for t in tasks]
-        check_same_width(*(of_task.regions for of_task in data))
-        return data, [of_task.splits(*of_task.task.splits[:2], config.validate_on, ranks.log) for of_task in data]
-
-    prepare_on_every_machine(config.data, [one for task in tasks for one in for_training(task)], ranks)
-    data, splits = on_every_rank(ranks, opened)
-    if note := detector_note(regions for of_task in data for regions in of_task.all_regions):
-        ranks.log(note)
-    for of_task, of_splits in zip(data, splits, strict=True):
-        same_on_every_rank(of_task, of_splits, ranks)
-    return data, splits
-
-
 def _task_state(
     config: MtConfig,
     work: TaskPass,
-    data: TaskData,
-    splits: tuple[PackedExamples, PackedExamples],
+    opened: TrainingData,
     settings: CollatorSettings,
     size: int,
     taken: int,
@@ -203,18 +174,19 @@ def _task_state(
 
     Args:
         work: its pass.
-        data: its data.
-        splits: its training and validation examples.
+        opened: its data.
         settings: tokenizer, vocabulary and limits.
         size: its batch size.
         taken: number of its steps before this process.
     """
-    training, held_out = splits
+    data = opened.data
     return TaskState(
         work=work,
-        training=data.collator(training, settings, config.seed),
-        validation=validation_of(data, held_out, settings, config.validate_on, config.seed),
-        plan=Plan(pairs=len(training), batch_size=size, epochs=ENDLESS, ranks=ranks, accumulate=config.accumulate),
+        training=data.collator(opened.training, settings, config.seed),
+        validation=validation_of(data, opened.validation, settings, config.validate_on, config.seed),
+        plan=Plan(
+            pairs=len(opened.training), batch_size=size, epochs=ENDLESS, ranks=ranks, accumulate=config.accumulate
+        ),
         taken=taken,
     )
 

@@ -1,27 +1,16 @@
 """Sets up single-task training from a run's flags: data, weights, model."""
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.annotations.example import Example
 from finetune.build import choose_model, make_model, make_task_engine, with_defaults
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, default_epochs
-from finetune.data.regions import detector_note
-from finetune.data.task_data import (
-    CollatorSettings,
-    TaskData,
-    content_of,
-    open_data,
-    prepare_on_every_machine,
-    same_on_every_rank,
-)
+from finetune.data.task_data import CollatorSettings, TaskData, prepare_on_every_machine
 from finetune.objective.task_pass import TaskPass
-from finetune.prepared.packed_examples import PackedExamples
 from finetune.prepared.prepare_data import EXAMPLES, Wanted
 from finetune.run_dirs.init_weights import (
     Start,
@@ -34,10 +23,11 @@ from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, all_tasks, find_task
 from finetune.training.single_task import SingleTask
 from finetune.training.task_validation import validation_of
+from finetune.training.training_data import TrainingData, open_training_data
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
-from pretrain.engine.distributed import on_every_rank, on_first
+from pretrain.engine.distributed import on_first
 from pretrain.engine.run_dir import check_flags, read_config
 from pretrain.engine.trainer import Trainer
 from pretrain.models.precision import Precision
@@ -72,7 +62,8 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
     newest: the checkpoint to resume from, or None.
     """
     run = Path(config.out)
-    data, (examples, held_out) = _open_task(config, task, ranks)
+    opened = _open_task(config, task, ranks)
+    data, examples = opened.data, opened.training
     texts = (example.text for example in examples)
     start, sizes = choose_model(config, newest, texts, data.feature_size, ranks)
     kind = read_config(run)["start"]["kind"] if newest else start.kind
@@ -81,7 +72,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
     config = with_defaults(config, sizes, newest)
     if newest:
         check_flags(config, run, FREE_FLAGS)
-    content = {task.name: on_first(ranks, lambda: content_of(data, (examples, held_out)))}
+    content = {task.name: on_first(ranks, opened.content)}
     if newest:
         check_content(run, content)
     min_answer_count = None if newest else config.min_answer_count
@@ -108,7 +99,7 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
         plan=plan,
         work=work,
         training=data.collator(examples, settings, config.seed),
-        validation=validation_of(data, held_out, settings, config.validate_on, config.seed),
+        validation=validation_of(data, opened.validation, settings, config.validate_on, config.seed),
         worker_status=WorkerStatus(config.workers, data.regions.dataset),
         ranks=ranks,
         device=device,
@@ -129,27 +120,18 @@ def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.
             content=content,
         )
         on_first(ranks, begin)
-    _describe(training, task, kind, start, examples, held_out)
+    _describe(training, opened, kind, start)
     return Trainer(config, engine, training, facts), kind
 
 
-def _open_task(config: StConfig, task: Task, ranks: Ranks) -> tuple[TaskData, tuple[PackedExamples, PackedExamples]]:
-    """The data of the task, with its training and validation examples, equal on all ranks."""
+def _open_task(config: StConfig, task: Task, ranks: Ranks) -> TrainingData:
+    """The data of the task, with the splits of the flags."""
     if config.annotated_boxes and not task.head.finds_regions:
         raise UserError(f"--annotated_boxes: applies to referring expressions only, not to {task.name}")
-    train_split, validation_split = config.train_split or task.splits[0], config.validation_split or task.splits[1]
-
-    def opened() -> tuple[TaskData, tuple[PackedExamples, PackedExamples]]:
-        data = open_data(task, config.data, config.missing, config.annotated_boxes, clean=config.clean)
-        return data, data.splits(train_split, validation_split, config.validate_on, ranks.log)
-
-    wanted = [Wanted(task, EXAMPLES, split) for split in (train_split, validation_split)]
-    prepare_on_every_machine(config.data, wanted, ranks)
-    data, splits = on_every_rank(ranks, opened)
-    if note := detector_note(data.all_regions):
-        ranks.log(note)
-    same_on_every_rank(data, splits, ranks)
-    return data, splits
+    splits = config.train_split or task.splits[0], config.validation_split or task.splits[1]
+    prepare_on_every_machine(config.data, [Wanted(task, EXAMPLES, split) for split in splits], ranks)
+    [opened] = open_training_data(config, [task], [splits], ranks)
+    return opened
 
 
 def result_of(trainer: Trainer, kind: str, seconds: float) -> dict:
@@ -187,20 +169,13 @@ def _vocabulary(
     return choose_vocabulary(start, data, config.answers, log, min_answer_count=min_answer_count)
 
 
-def _describe(
-    training: SingleTask,
-    task: Task,
-    kind: str,
-    start: Start,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
-) -> None:
+def _describe(training: SingleTask, opened: TrainingData, kind: str, start: Start) -> None:
     log, plan, config = training.ranks.log, training.plan, training.config
-    log(f"{task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
+    log(f"{opened.task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
     if not plan.first_step and (note := random_start_note(start, config.init)):
         log(note)
     log(
-        f"{len(examples)} training examples, {len(held_out)} validation examples, "
+        f"{len(opened.training)} training examples, {len(opened.validation)} validation examples, "
         f"{counted(plan.steps_per_epoch, 'step')} per epoch"
     )
     log(f"batch size {plan.batch_size}, peak learning rate {config.lr:g}, on {training.device}")

@@ -494,7 +494,7 @@ def test_another_regime_is_another_run(mt, run_command, tmp_path, monkeypatch):
     status, _, err = run_command("finetune.mt", *resume, "--regime", "round_robin")
     assert status == 2 and "--regime round_robin: the run in" in err and "has dsg" in err
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    monkeypatch.setattr("finetune.training.multi_task_setup.open_data", None)  # nothing is read again
+    monkeypatch.setattr("finetune.training.training_data.open_data", None)  # nothing is read again
     status, out, _ = run_command("finetune.mt", *resume)
     assert status == 0 and "this run is already finished" in out and "MT score" in out and "the paper, test" in out
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

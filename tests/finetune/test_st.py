@@ -185,7 +185,7 @@ def test_a_run_stops_when_it_gets_no_better(st, tmp_path, run_command, pretraine
     scored = lines_of(tmp_path / "run", "validation")
     assert len(scored) == 4 and len({line["score"] for line in scored}) == 1
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    monkeypatch.setattr("finetune.training.single_task_setup.open_data", None)  # nothing is read again
+    monkeypatch.setattr("finetune.training.training_data.open_data", None)  # nothing is read again
     status, out, _ = run_command("finetune.st", "--task", "snli_ve", "--out", tmp_path / "run", "--resume")
     assert status == 0 and "this run is already finished" in out and "SNLI-VE, ST: accuracy" in out
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
