@@ -32,7 +32,7 @@ def open_fixed_batches(config: InterferenceConfig, tasks: Sequence[Task]) -> lis
     They are as the run's own batches, with its decontamination, annotated boxes and loss; retrieval has its negatives
     of the first epoch. config: flags, see `as_trained`.
     """
-    loader, opened, flags = ModelLoader(config), [], training_flags(config.run)
+    loader, of_tasks, flags = ModelLoader(config), [], training_flags(config.run)
     training = TrainingInputs(
         clean=config.clean,
         annotated_boxes=flags.get("annotated_boxes", False),
@@ -40,9 +40,10 @@ def open_fixed_batches(config: InterferenceConfig, tasks: Sequence[Task]) -> lis
         contrastive=flags.get("contrastive", 0.0),
     )
     for task in tasks:
-        _, work, collator = loader.open(task, task.splits[0], training=training)
-        opened.append(FixedBatches(work, fixed_batches(collator, config.seed, config.batches, config.batch_size)))
-    return opened
+        opened = loader.open(task, task.splits[0], training=training)
+        batches = fixed_batches(opened.collator, config.seed, config.batches, config.batch_size)
+        of_tasks.append(FixedBatches(opened.work, batches))
+    return of_tasks
 
 
 def fixed_batches(collator: TaskCollator, seed: int, count: int, size: int, ranks: Ranks = ALONE) -> list[TaskBatch]:

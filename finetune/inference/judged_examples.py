@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,10 +13,9 @@ from finetune.data.task_collate import TaskCollator
 from finetune.heads.base import Scene
 from finetune.heads.grounding_head import image_size
 from finetune.inference.decoding import Prediction, prediction
-from finetune.inference.model_loader import ModelLoader
+from finetune.inference.model_loader import ModelLoader, OpenedTask
 from finetune.inference.predictions import best_of_batch, predict
 from finetune.objective.task_pass import TaskPass
-from finetune.run_dirs.init_weights import Start
 from finetune.task_types.base import Task
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
@@ -95,14 +94,6 @@ def kind_of(task: Task, example: Example) -> str:
     return task.kind(example) or first
 
 
-class OpenedTask(NamedTuple):
-    """A task of a run, see ModelLoader.open."""
-
-    start: Start
-    work: TaskPass
-    collator: TaskCollator
-
-
 def load_examples(loader: ModelLoader, task: Task, split: str, count: int) -> OpenedTask:
     """Opens a task for the predictions of the first examples of a split.
 
@@ -112,9 +103,9 @@ def load_examples(loader: ModelLoader, task: Task, split: str, count: int) -> Op
         split: one with public answers.
         count: number of examples.
     """
-    start, work, collator = loader.open(task, split)
-    collator = replace(collator, examples=collator.examples[:count])
-    if not task.is_public(collator.examples):
+    opened = loader.open(task, split)
+    examples = opened.collator.examples[:count]
+    if not task.is_public(examples):
         raise UserError(f"--split {split}: {task.name} has no public answers in this split; choose another one")
-    work.model.eval()
-    return OpenedTask(start, work, collator)
+    opened.work.model.eval()
+    return opened._replace(collator=replace(opened.collator, examples=examples))

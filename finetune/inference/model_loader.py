@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig, answer_files
@@ -36,6 +37,17 @@ class TrainingInputs:
     contrastive: float
 
 
+class OpenedTask(NamedTuple):
+    """A task that a model predicts.
+
+    start: description of the weights; work: the task's model, on its device; collator: of the examples.
+    """
+
+    start: Start
+    work: TaskPass
+    collator: TaskCollator
+
+
 class ModelLoader:
     """Opens tasks of a run for inference. The model is loaded once for all of them, and so is each set of regions.
 
@@ -60,7 +72,7 @@ class ModelLoader:
         split: str | None = None,
         choose: Callable[[TaskData], Sequence[Example]] | None = None,
         training: TrainingInputs | None = None,
-    ) -> tuple[Start, TaskPass, TaskCollator]:
+    ) -> OpenedTask:
         """Opens a task.
 
         Args:
@@ -68,9 +80,6 @@ class ModelLoader:
             split: its split, by default that of the flags, or else the task's validation split.
             choose: function from the task's data to the examples; None for the examples of the split.
             training: for batches as in training; None for those of inference.
-
-        Returns:
-            (description of the weights, model on its device, collator of the examples).
         """
         config, ranks = self.config, self.ranks
         annotated, clean = (training.annotated_boxes, training.clean) if training else (False, None)
@@ -94,7 +103,7 @@ class ModelLoader:
             positions=start.sizes.max_position_embeddings,
             max_regions=config.max_regions,
         )
-        return start, work, data.collator(examples, settings, training.seed if training else None)
+        return OpenedTask(start, work, data.collator(examples, settings, training.seed if training else None))
 
     def _start(self, feature_size: int) -> Start:
         if feature_size not in self._starts:
@@ -120,7 +129,8 @@ class ModelLoader:
 
 def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
     """(model on its device, collator of the examples) of one task, see ModelLoader.open."""
-    return ModelLoader(config, ranks).open(task, choose=choose)[1:]
+    opened = ModelLoader(config, ranks).open(task, choose=choose)
+    return opened.work, opened.collator
 
 
 def check_trained(start: Start, task: Task) -> None:

@@ -17,17 +17,14 @@ from finetune.inference.expression_grounding import expression_boxes
 from finetune.inference.judged_examples import (
     RIGHT,
     JudgedExample,
-    OpenedTask,
     choose_examples,
     judge,
     kind_of,
     load_examples,
 )
-from finetune.inference.model_loader import ModelLoader
-from finetune.objective.task_pass import TaskPass
+from finetune.inference.model_loader import ModelLoader, OpenedTask
 from finetune.pages.attention_page import attention_page
 from finetune.pages.html_page import data_block, fill_template, picture, write_page
-from finetune.run_dirs.init_weights import Start
 from finetune.task_types.base import Task
 from shards.common.files import whole_file
 from shards.images.source_image import image_of
@@ -185,12 +182,13 @@ def card_with_attention(run: str, opened: OpenedTask, one: JudgedExample, out: P
     """
     if page:
         with whole_file(out.parent / page, "w", encoding="utf-8") as file:
-            file.write(attention_of(run, *opened, one))
+            file.write(attention_of(run, opened, one))
     return card_of(opened.work.task, opened.collator, one, page)
 
 
-def attention_of(run: str, start: Start, work: TaskPass, collator: TaskCollator, one: JudgedExample) -> str:
+def attention_of(run: str, opened: OpenedTask, one: JudgedExample) -> str:
     """The page of an example's attention maps."""
+    start, work, collator = opened
     batch = collator(0, np.array([one.number])).to(work.precision.device)
     regions = collator.regions
     images = [
