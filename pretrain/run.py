@@ -33,16 +33,13 @@ def run(config: PretrainConfig) -> int:
     tracker_names(config.log_to)
     with connected(ranks, device):
         data = on_first(ranks, lambda: region_shards(config.data))
-        return pretrain(dataclasses.replace(config, data=data).settled(), ranks, device)
+        config = dataclasses.replace(config, data=data).settled()
+        with locked_run(Path(config.out), "pretrain.run", ranks):
+            return pretrain(config, ranks, device)
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
-    """Runs pretraining on one rank and returns the exit status."""
-    with locked_run(Path(config.out), "pretrain.run", ranks):
-        return _pretrain(config, ranks, device)
-
-
-def _pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
+    """One rank's part of a run, from its flags to its result."""
     began, out = time.perf_counter(), Path(config.out)
     newest = checkpoint_to_resume(out, config.resume, ranks)
     finished = finished_result(out, newest, config, FREE_FLAGS, ranks, Result)
