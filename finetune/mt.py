@@ -1,6 +1,5 @@
 """python -m finetune.mt: multi-task training of one model, or of one per set of tasks, with dynamic stop-and-go."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from finetune.training.multi_task_run import train_tasks
 from finetune.training.task_sets import begin_sets
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
 from pretrain.engine.experiment_trackers import tracker_names
-from pretrain.engine.metrics_logger import where_curves_are
+from pretrain.engine.metrics_logger import run_directory_note
 from pretrain.engine.run_dir import locked_run, read_config, stored_flags
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
@@ -37,7 +36,7 @@ def train_together(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
         if finished is not None:
             if ranks.first:
                 describe_result(finished, is_cleaned(read_config(out)))
-            ranks.log(f"run directory: {out}{os.sep}{where_curves_are(config.log_to, out)}")
+            ranks.log(run_directory_note(out, config.log_to))
     return status
 
 

@@ -1,7 +1,6 @@
 """python -m finetune.st --task refcoco: single-task fine-tuning from a multi-task or pretraining run, or scratch."""
 
 import dataclasses
-import os
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from finetune.task_types.base import Task
 from finetune.training.single_task_setup import build_single_task, default_out, result_of, task_of_flags
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
 from pretrain.engine.experiment_trackers import tracker_names
-from pretrain.engine.metrics_logger import where_curves_are
+from pretrain.engine.metrics_logger import run_directory_note
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
@@ -49,7 +48,7 @@ def finetune(config: StConfig, task: Task, ranks: Ranks, device: torch.device) -
             write_json(out / RESULT, result)
     scores, step = describe_scores(result["validation"]), result["best_step"]
     ranks.log(f"{task.title}, {result['kind']}: {scores}, best at step {step}")
-    ranks.log(f"run directory: {out}{os.sep}{where_curves_are(config.log_to, out)}")
+    ranks.log(run_directory_note(out, config.log_to))
     return 0
 
 

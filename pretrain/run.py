@@ -1,7 +1,6 @@
 """python -m pretrain.run: pretrains the two-stream model on image-caption pairs in region shards."""
 
 import dataclasses
-import os
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pretrain.engine import cuda_graph
 from pretrain.engine.checkpoint import newest_checkpoint, read_facts
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
 from pretrain.engine.experiment_trackers import tracker_names
-from pretrain.engine.metrics_logger import where_curves_are
+from pretrain.engine.metrics_logger import run_directory_note
 from pretrain.engine.result_file import Result
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
 from pretrain.objective.validation import describe_scores
@@ -54,7 +53,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
             write_json(out / RESULT, finished)
     if finished["validation"]:
         ranks.log(f"validation: {describe_scores(loss_terms(config), finished['validation'])}")
-    ranks.log(f"run directory: {out}{os.sep}{where_curves_are(config.log_to, out)}")
+    ranks.log(run_directory_note(out, config.log_to))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -99,9 +100,10 @@ class RunLog:
                 self.events.close()
 
 
-def where_curves_are(log_to: str | None, out: Path) -> str:
-    """Suffix of the last message of a run: how to see its curves in TensorBoard."""
-    return f"; curves: tensorboard --logdir {out.parent}" if TENSORBOARD in tracker_names(log_to) else ""
+def run_directory_note(out: Path, log_to: str | None) -> str:
+    """The last message of a run: its directory, and how to see its curves in TensorBoard."""
+    curves = f"; curves: tensorboard --logdir {out.parent}" if TENSORBOARD in tracker_names(log_to) else ""
+    return f"run directory: {out}{os.sep}{curves}"
 
 
 class Clock:
