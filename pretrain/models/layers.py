@@ -151,7 +151,7 @@ class Layer(nn.Module):
         return self.feed_forward(x, layout.row_keys)
 
 
-class Connection(nn.Module):
+class CoAttentionLayer(nn.Module):
     """A co-attention layer: regions attend to tokens, and tokens attend to regions."""
 
     def __init__(self, config: ModelConfig):

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.contrastive import ContrastiveHead
 from pretrain.models.dropout import IMAGE, POOLED, TEXT, Dropout, fresh_keys, number_sites, position_keys
-from pretrain.models.layers import Connection, ImageEmbedding, Layer, Pooler, TextEmbedding
+from pretrain.models.layers import CoAttentionLayer, ImageEmbedding, Layer, Pooler, TextEmbedding
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.packing import Layout, lay_out
 
@@ -84,8 +84,8 @@ def _rows_of(states: Tensor, layout: Layout, rows: Tensor, sample_keys: Tensor |
     return chosen.pack(layout.pad(states)[rows]), chosen
 
 
-def steps(config: ModelConfig) -> list[tuple[str, int]]:
-    """The order of the blocks, as ("text" | "image" | "connection", number).
+def block_order(config: ModelConfig) -> list[tuple[str, int]]:
+    """The order of the blocks, as ("text" | "image" | "co-attention", number).
 
     Co-attention layer i follows the text layers below t_biattention_id[i] and the image layers below
     v_biattention_id[i]; the remaining layers of both streams follow the last co-attention layer.
@@ -95,7 +95,7 @@ def steps(config: ModelConfig) -> list[tuple[str, int]]:
     for number, (text_end, image_end) in enumerate(pairs):
         order += [("text", layer) for layer in range(text, text_end)]
         order += [("image", layer) for layer in range(image, image_end)]
-        order.append(("connection", number))
+        order.append(("co-attention", number))
         text, image = text_end, image_end
     order += [("text", layer) for layer in range(text, config.num_hidden_layers)]
     order += [("image", layer) for layer in range(image, config.v_num_hidden_layers)]
@@ -108,8 +108,9 @@ class TwoStream(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.steps = steps(config)
-        self._first = next((n for n, (kind, _) in enumerate(self.steps) if kind == "connection"), len(self.steps))
+        order = block_order(config)
+        first = next((n for n, (kind, _) in enumerate(order) if kind == "co-attention"), len(order))
+        self._lower, self._upper = order[:first], order[first:]  # blocks before the first co-attention layer, the rest
         self.activation_checkpointing = False  # in training; recomputes activations in the backward pass
         self.text_embedding = TextEmbedding(config)
         self.image_embedding = ImageEmbedding(config)
@@ -133,7 +134,7 @@ class TwoStream(nn.Module):
             )
             for _ in range(config.v_num_hidden_layers)
         )
-        self.connections = nn.ModuleList(Connection(config) for _ in config.v_biattention_id)
+        self.connections = nn.ModuleList(CoAttentionLayer(config) for _ in config.v_biattention_id)
         self.text_pooler = Pooler(config.hidden_size, config.bi_hidden_size)
         self.image_pooler = Pooler(config.v_hidden_size, config.bi_hidden_size)
         self.fusion_dropout = Dropout(config.fusion_dropout_prob)
@@ -178,10 +179,22 @@ class TwoStream(nn.Module):
         elif sample_keys is None:
             sample_keys = fresh_keys(len(input_ids), input_ids.device)
         text, text_layout = self.encode_text_alone(
-            input_ids, text_mask, text_count, segment_ids, task_ids, maps, sample_keys
+            input_ids,
+            text_mask,
+            text_count=text_count,
+            segment_ids=segment_ids,
+            task_ids=task_ids,
+            maps=maps,
+            sample_keys=sample_keys,
         )
         image, image_layout = self.encode_image_alone(
-            features, locations, image_mask, image_count, maps, sample_keys, image_positions
+            features,
+            locations,
+            image_mask,
+            image_count=image_count,
+            maps=maps,
+            sample_keys=sample_keys,
+            image_positions=image_positions,
         )
         return self.finish(StreamStates(text, text_layout, image, image_layout, sample_keys), maps)
 
@@ -189,19 +202,18 @@ class TwoStream(nn.Module):
         """Runs the first co-attention layer and all later blocks, and adds dropout keys for the heads.
 
         Args:
-            stream_states: both streams before that layer, of one batch.
+            stream_states: of `encode_text_alone` and `encode_image_alone`, of one batch.
             maps: collects the attention probabilities of these blocks.
         """
-        encoded = self.join(
-            stream_states.text, stream_states.text_layout, stream_states.image, stream_states.image_layout, maps
-        )
+        text_layout, image_layout = stream_states.text_layout, stream_states.image_layout
+        text, image = self._run(self._upper, stream_states.text, text_layout, stream_states.image, image_layout, maps)
+        text, image = text_layout.pad(text), image_layout.pad(image)
+        encoded = Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
         if self.contrast is not None:
             encoded.stream_states = stream_states
-        if stream_states.sample_keys is not None:
-            encoded.image_keys = stream_states.image_layout.keys
-            encoded.pooled_keys = position_keys(
-                stream_states.sample_keys, POOLED, stream_states.sample_keys.new_zeros(1)
-            )[:, 0]
+        if (keys := stream_states.sample_keys) is not None:
+            encoded.image_keys = image_layout.keys
+            encoded.pooled_keys = position_keys(keys, POOLED, keys.new_zeros(1))[:, 0]
         return encoded
 
     def embed(self, stream_states: StreamStates) -> tuple[Tensor, Tensor]:
@@ -223,14 +235,21 @@ class TwoStream(nn.Module):
         return self.contrast.embed_text(layout.pad(stream_states.text), layout.mask)
 
     def encode_text_alone(
-        self, input_ids, text_mask, text_count=None, segment_ids=None, task_ids=None, maps=None, sample_keys=None
+        self,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        text_count: int | None = None,
+        segment_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        maps: AttentionMaps | None = None,
+        sample_keys: Tensor | None = None,
     ) -> tuple[Tensor, Layout]:
         """The text stream before the first co-attention layer, which is independent of the image.
 
         Args: those of `forward` with the same names.
 
         Returns:
-            Hidden states, packed (tokens, h_t) or padded (B, L, h_t), and their layout, which tells which.
+            Hidden states, packed (tokens, h_t) or padded (B, L, h_t) as in their layout, and the layout.
         """
         if task_ids is not None:
             text_mask = torch.cat([text_mask[:, :1], text_mask], 1)
@@ -238,50 +257,58 @@ class TwoStream(nn.Module):
         keys = _position_keys(sample_keys, TEXT, text_mask)
         text_layout = lay_out(text_mask, text_count, keys)
         text = text_layout.pack(self.text_embedding(input_ids, segment_ids, task_ids, keys))
-        return self._run(self.steps[: self._first], text, text_layout, None, None, maps)[0], text_layout
+        return self._run(self._lower, text, text_layout, None, None, maps)[0], text_layout
 
     def encode_image_alone(
-        self, features, locations, image_mask, image_count=None, maps=None, sample_keys=None, image_positions=None
+        self,
+        features: Tensor,
+        locations: Tensor,
+        image_mask: Tensor,
+        image_count: int | None = None,
+        maps: AttentionMaps | None = None,
+        sample_keys: Tensor | None = None,
+        image_positions: Tensor | None = None,
     ) -> tuple[Tensor, Layout]:
         """The image stream before the first co-attention layer, which is independent of the text.
 
         Args: those of `forward` with the same names.
 
         Returns:
-            Hidden states, packed (regions, h_v) or padded (B, R, h_v), and their layout, which tells which.
+            Hidden states, packed (regions, h_v) or padded (B, R, h_v) as in their layout, and the layout.
         """
         keys = _position_keys(sample_keys, IMAGE, image_mask, image_positions)
         image_layout = lay_out(image_mask, image_count, keys)
         image = self.image_embedding(image_layout.pack(features), image_layout.pack(locations), image_layout.row_keys)
-        return self._run(self.steps[: self._first], None, None, image, image_layout, maps)[1], image_layout
+        return self._run(self._lower, None, None, image, image_layout, maps)[1], image_layout
 
-    def join(self, text: Tensor, text_layout: Layout, image: Tensor, image_layout: Layout, maps=None) -> Encoded:
-        """Runs the first co-attention layer and all later blocks on the states before it.
-
-        Args:
-            text, text_layout: of `encode_text_alone`.
-            image, image_layout: of `encode_image_alone`, of a batch of the same size.
-            maps: collects the attention probabilities of these blocks.
-        """
-        text, image = self._run(self.steps[self._first :], text, text_layout, image, image_layout, maps)
-        text, image = text_layout.pad(text), image_layout.pad(image)
-        return Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
-
-    def _run(self, steps, text, text_layout, image, image_layout, maps) -> tuple[Tensor, Tensor]:
+    def _run(
+        self,
+        blocks: list[tuple[str, int]],
+        text: Tensor | None,
+        text_layout: Layout | None,
+        image: Tensor | None,
+        image_layout: Layout | None,
+        maps: AttentionMaps | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Runs blocks in order; those of a stream that is None are skipped."""
         keep = maps or AttentionMaps(None, None, None, None)
         # Counter-based dropout needs no generator state.
         checkpointed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         call = checkpointed if self.activation_checkpointing and self.training else _call
-        for kind, number in steps:
+        for kind, number in blocks:
             if kind == "text" and text is not None:
                 text = call(self.text_layers[number], text, text_layout, keep.text)
             elif kind == "image" and image is not None:
                 image = call(self.image_layers[number], image, image_layout, keep.image)
-            elif kind == "connection":
-                connection = self.connections[number]
+            elif kind == "co-attention":
                 text, image = call(
-                    connection, text, text_layout, image, image_layout, keep.text_over_image, keep.image_over_text
+                    self.connections[number],
+                    text,
+                    text_layout,
+                    image,
+                    image_layout,
+                    keep.text_over_image,
+                    keep.image_over_text,
                 )
         return text, image
 

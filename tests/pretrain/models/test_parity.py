@@ -12,7 +12,7 @@ from pretrain.data.batch import Batch
 from pretrain.models.model_config import ModelConfig, model_config_from
 from pretrain.models.packing import lay_out
 from pretrain.models.pretraining_heads import PretrainingModel
-from pretrain.models.vilbert import AttentionMaps, TwoStream, steps
+from pretrain.models.vilbert import AttentionMaps, TwoStream, block_order
 from pretrain.objective.masking import MaskedInputs, MaskedRegions
 from pretrain.objective.pretraining_loss import Objective
 from pretrain.pretrained.state_dict_mapping import from_published
@@ -211,13 +211,13 @@ def widen(name: str, value):
 
 
 def test_first_connection_sees_the_raw_image_and_the_lower_text_layers_no_image():
-    order = steps(ModelConfig())
-    first = order.index(("connection", 0))
+    order = block_order(ModelConfig())
+    first = order.index(("co-attention", 0))
     assert order[:first] == [("text", layer) for layer in range(6)]
     assert order[first + 1 :] == [
         block
         for number in range(1, 6)
-        for block in (("text", number + 5), ("image", number - 1), ("connection", number))
+        for block in (("text", number + 5), ("image", number - 1), ("co-attention", number))
     ] + [("text", 11), ("image", 5)]
 
 
