@@ -62,6 +62,22 @@ def _at_least_one(count):
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What is masked and what is predicted in a batch.
+
+    Attributes:
+        words: bool (B, L), the tokens that are masked, replaced or kept.
+        regions: the masked regions.
+        predicted_words, predicted_regions: bool (B, L) and (B, N), the positions that have a loss.
+    """
+
+    words: Tensor
+    regions: masking.MaskedRegions
+    predicted_words: Tensor
+    predicted_regions: Tensor
+
+
+@dataclass(frozen=True)
 class Objective:
     """Masking and losses of pretraining.
 
@@ -83,25 +99,25 @@ class Objective:
     def to(self, device) -> "Objective":
         return replace(self, ordinary_ids=self.ordinary_ids.to(device))
 
-    def choose(self, batch: Batch) -> tuple[Tensor, masking.MaskedRegions, Tensor, Tensor]:
-        """The chosen tokens bool (B, L), the masked regions, and the positions to predict, bool (B, L) and (B, N)."""
+    def choose(self, batch: Batch) -> Chosen:
+        """Chooses tokens and regions, by the keys of the batch."""
         words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1])
         masked = masking.choose_masked_regions(batch.keys, batch.boxes, batch.valid, self.overlap)
         regions = masked.chosen | masked.masked if self.predict_overlapped else masked.chosen
         if all(term.count != REGIONS for term in self.terms):
             regions = torch.zeros_like(regions)
         if not self.aligned_only:
-            return words, masked, words, regions
+            return Chosen(words, masked, words, regions)
         aligned = ~batch.misaligned[:, None]
-        return words, masked, words & aligned, regions & aligned
+        return Chosen(words, masked, words & aligned, regions & aligned)
 
     def count(self, batch: Batch) -> tuple[int, int]:
         """Number of tokens and regions to predict, computed on the CPU when the batch is collated.
 
         With known counts the shapes of the predictions are known, and a step does not wait for the GPU.
         """
-        _, _, words, regions = self.choose(batch)
-        return int(words.sum()), int(regions.sum())
+        chosen = self.choose(batch)
+        return int(chosen.predicted_words.sum()), int(chosen.predicted_regions.sum())
 
     def mask(self, batch: Batch, dtype: torch.dtype = torch.float32) -> MaskedInputs:
         """Masks tokens and regions of a batch on the device, where the objective must be too.
@@ -109,23 +125,23 @@ class Objective:
         Args:
             dtype: dtype of the returned features; the autocast dtype saves a conversion.
         """
-        chosen, masked, words, regions = self.choose(batch)
-        features, locations = image_rows(batch.features, batch.boxes, batch.valid & ~masked.masked, dtype)
-        word_positions = positions(words, batch.word_count)
-        region_positions = positions(regions, batch.region_count)
+        chosen = self.choose(batch)
+        features, locations = image_rows(batch.features, batch.boxes, batch.valid & ~chosen.regions.masked, dtype)
+        word_positions = positions(chosen.predicted_words, batch.word_count)
+        region_positions = positions(chosen.predicted_regions, batch.region_count)
         place = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
         return MaskedInputs(
-            input_ids=masking.mask_words(batch.input_ids, chosen, batch.keys, self.mask_id, self.ordinary_ids),
+            input_ids=masking.mask_words(batch.input_ids, chosen.words, batch.keys, self.mask_id, self.ordinary_ids),
             text_mask=place < batch.lengths[:, None],
             features=features,
             locations=locations,
             image_mask=F.pad(batch.valid, (1, 0), value=True),
             word_positions=word_positions,
             word_labels=batch.input_ids.flatten()[word_positions],
-            word_weights=words.flatten()[word_positions],
+            word_weights=chosen.predicted_words.flatten()[word_positions],
             region_positions=region_positions,
-            region_weights=regions.flatten()[region_positions],
-            masked_regions=masked,
+            region_weights=chosen.predicted_regions.flatten()[region_positions],
+            masked_regions=chosen.regions,
         )
 
     def losses(self, model: PretrainingModel, batch: Batch, inputs: MaskedInputs) -> Losses:
