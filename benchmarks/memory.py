@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.pairs import SPECIAL, random_batch
 from pretrain.engine.optimizer import make_optimizer
-from pretrain.engine.step import Engine, Sums
+from pretrain.engine.step import Engine, MetricSums
 from pretrain.engine.training_log import memory
 from pretrain.models.model_config import read_model_config
 from pretrain.models.precision import Precision
@@ -81,7 +81,7 @@ def peak(config: Config, choice: Choice) -> int:
         batch = random_batch(size, sizes)
         batch.word_count, batch.region_count = objective.count(batch)
         parts = [batch.to(device)] * (choice.accumulate if step else 1)
-        engine.step(step, parts, Sums(), (batch.word_count, batch.region_count, size))
+        engine.step(step, parts, MetricSums(), (batch.word_count, batch.region_count, size))
     return memory(device)
 
 

@@ -28,7 +28,7 @@ from benchmarks.pairs import SPECIAL, WORDS, random_batch
 from benchmarks.timing import print_table, time_in_turn
 from pretrain.data.batch import Batch
 from pretrain.engine.optimizer import make_optimizer
-from pretrain.engine.step import Engine, Sums
+from pretrain.engine.step import Engine, MetricSums
 from pretrain.models.model_config import read_model_config
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
@@ -130,7 +130,7 @@ def whole_step(config: Config, batch: Batch, model: PretrainingModel, objective:
     work = PretrainingPass(model, objective, precision)
     engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
     counts, number = (batch.word_count, batch.region_count, len(batch)), iter(range(10**6))
-    step = waiting_for(device, lambda: engine.step(next(number), [batch], Sums(), counts))
+    step = waiting_for(device, lambda: engine.step(next(number), [batch], MetricSums(), counts))
     seconds = time_in_turn({"step": step}, config.repeats)["step"]
     flops, rate = matrix_work(work, batch), matrix_rate(device)
     print(

@@ -99,12 +99,12 @@ def fp16(record: Record) -> None:
 
     losses: means since the one before; a step that is skipped counts as zero in them.
     """
-    from pretrain.engine.step import Sums
+    from pretrain.engine.step import MetricSums
     from shards.common.dist_info import ALONE
 
     batches = [batch.to(DEVICE) for batch in pretraining_batches(8 if ON_GPU else 2, max(2, BATCH_SIZE // 4))]
     for precision, ways in (("fp16", {}), ("bf16", {}), ("bf16", {"residual": "precision"}), ("float32", {})):
-        engine, losses, sums = make_engine(precision, **ways), [], Sums()
+        engine, losses, sums = make_engine(precision, **ways), [], MetricSums()
         for number in range(100 if ON_GPU else 8):
             take(engine, batches[number % len(batches)], number, sums)
             if number % (20 if ON_GPU else 4) == 0:
@@ -132,7 +132,7 @@ def memory(record: Record) -> None:
         ("--precision bf16 --activation_checkpointing", "bf16", True, 1),
         ("--precision bf16 --activation_checkpointing --accumulate 4", "bf16", True, 4),
     )
-    from pretrain.engine.step import Sums
+    from pretrain.engine.step import MetricSums
 
     for flags, precision, recompute, accumulate in ways:
         engine = make_engine(
@@ -142,7 +142,7 @@ def memory(record: Record) -> None:
         counts = [accumulate * n for n in (batch.word_count, batch.region_count, len(batch))]
 
         def step(number, engine=engine, batch=batch, counts=counts, accumulate=accumulate):
-            engine.step(number, [batch] * accumulate, Sums(), counts)
+            engine.step(number, [batch] * accumulate, MetricSums(), counts)
 
         step(0)  # allocates the optimizer state
         if ON_GPU:

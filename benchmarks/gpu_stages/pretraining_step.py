@@ -79,10 +79,10 @@ def make_engine(
 
 
 def take(engine, batch, step: int, sums=None) -> None:
-    from pretrain.engine.step import Sums
+    from pretrain.engine.step import MetricSums
 
     counts = batch.word_count, batch.region_count, len(batch)
-    engine.step(step, [batch], Sums() if sums is None else sums, counts)
+    engine.step(step, [batch], MetricSums() if sums is None else sums, counts)
 
 
 def useful_flops(config, text_rows: int, image_rows: int, words: int = 0, regions: int = 0) -> int:

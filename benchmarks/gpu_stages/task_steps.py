@@ -41,7 +41,7 @@ def tasks(record: Record) -> None:
     from finetune.tasks import choose_tasks
     from pretrain.engine.optimizer import make_optimizer, without_bias_correction
     from pretrain.models.precision import Precision
-    from pretrain.engine.step import Engine, Sums
+    from pretrain.engine.step import Engine, MetricSums
     from shards.common.dist_info import ALONE
 
     chosen = choose_tasks("all")
@@ -58,7 +58,7 @@ def tasks(record: Record) -> None:
     ]
 
     def step(number: int) -> None:
-        engine.step(number, [turns[number]], Sums(), [len(turns[number])])
+        engine.step(number, [turns[number]], MetricSums(), [len(turns[number])])
 
     def iteration() -> None:
         for number in range(len(turns)):

@@ -12,7 +12,7 @@ from finetune.balancing.base import Balance, GradientCombination, LossWeighting,
 from finetune.data.task_batches import MicroBatch
 from finetune.gradients.task_gradients import ALL, TaskGradients
 from pretrain.engine.distributed import all_reduce_sum, on_first
-from pretrain.engine.step import Engine, Sums
+from pretrain.engine.step import Engine, MetricSums
 
 
 @dataclass
@@ -38,7 +38,7 @@ class BalancedStep:
         iteration: int,
         number: int,
         by_task: list[list[MicroBatch]],
-        sums: Sums,
+        sums: MetricSums,
         denominators: list[int],
     ) -> None:
         """Takes one optimizer step.
@@ -71,7 +71,7 @@ class _Iteration:
     def __post_init__(self):
         self.names = [self.engine.replica.task_of(parts[0]) for parts in self.by_task]
 
-    def weight_losses(self, method: LossWeighting, number: int, sums: Sums) -> None:
+    def weight_losses(self, method: LossWeighting, number: int, sums: MetricSums) -> None:
         """One backward pass over the weighted losses, whose gradients are reduced over the ranks once."""
         engine, parts = self.engine, [part for of_step in self.by_task for part in of_step]
         losses = self._losses(self._sums_without_gradients()) if method.needs_losses else []
@@ -83,7 +83,9 @@ class _Iteration:
         if engine.ranks.first and all(map(math.isfinite, [*losses, *after])):
             method.observe(TaskSteps(self.iteration, self.names, losses), after)
 
-    def combine_gradients(self, method: GradientCombination, gradients: TaskGradients, number: int, sums: Sums) -> None:
+    def combine_gradients(
+        self, method: GradientCombination, gradients: TaskGradients, number: int, sums: MetricSums
+    ) -> None:
         """A backward pass per task step, each reduced over the ranks, and the weighted sum of their gradients."""
         engine, rows, added = self.engine, range(len(self.by_task)), Counter()
         shared, of_heads = set(gradients.parameters), []

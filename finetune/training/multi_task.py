@@ -21,7 +21,7 @@ from finetune.training.task_schedulers import Regime
 from finetune.training.task_validation import SHORTER, Validation
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
-from pretrain.engine.step import Engine, Sums
+from pretrain.engine.step import Engine, MetricSums
 from pretrain.engine.training_task import Evaluation, TrainingTask
 from shards.common.dist_info import Ranks
 
@@ -128,7 +128,9 @@ class MultiTask(TrainingTask):
             examples[part.number] += len(part)
         return [*examples, sum(examples)]
 
-    def take(self, engine: Engine, step: int, parts: list[MicroBatch], sums: Sums, denominators: list[int]) -> None:
+    def take(
+        self, engine: Engine, step: int, parts: list[MicroBatch], sums: MetricSums, denominators: list[int]
+    ) -> None:
         """One optimizer step per task step; with --balance a single one for all of them."""
         each = self.config.accumulate
         by_task = [parts[begin : begin + each] for begin in range(0, len(parts), each)]

@@ -28,7 +28,7 @@ from shards.common.errors import UserError
 IN_A_ROW = 10  # consecutive skipped steps after which training stops
 
 
-class Skipped:
+class SkippedSteps:
     """Counts steps with non-finite gradients; on a GPU a step or two late, to avoid synchronisation."""
 
     def __init__(self, count: int = 0):
@@ -63,7 +63,7 @@ class Skipped:
 
 
 @dataclass
-class Sums:
+class MetricSums:
     """Running sums between two log lines, kept on the device to avoid synchronisation."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Sums:
         return [dict(zip(names, row, strict=True)) for row in all_reduce_sum(table, ranks).tolist()]
 
     @classmethod
-    def restored(cls, state: list[dict[str, float]], ranks: Ranks, device: torch.device) -> "Sums":
+    def restored(cls, state: list[dict[str, float]], ranks: Ranks, device: torch.device) -> "MetricSums":
         """The sums of a checkpoint; if the number of ranks has changed, the first rank gets the sums over all ranks."""
         if len(state) != ranks.count:
             total = {name: sum(of_rank[name] for of_rank in state) for name in (state or [{}])[0]}
@@ -127,9 +127,9 @@ class Engine:
     graph: GraphedPass | None = None
     used: UsedParameters | None = None
     zeros: ZeroGradients | None = None
-    skipped: Skipped = field(default_factory=Skipped)
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
-    def step(self, number: int, parts: list, sums: Sums, *arguments) -> None:
+    def step(self, number: int, parts: list, sums: MetricSums, *arguments) -> None:
         """Takes step `number`.
 
         Args:
@@ -154,7 +154,7 @@ class Engine:
             self.used.all_reduce(frozenset(map(self.replica.task_of, parts)))
         return added
 
-    def update(self, number: int, added: dict[str, Tensor | int], sums: Sums) -> None:
+    def update(self, number: int, added: dict[str, Tensor | int], sums: MetricSums) -> None:
         """Takes step `number` with the gradients of `backward`. added: its result, which is added to the sums."""
         norm, finite = self._update()
         self.skipped.note(number, finite)
@@ -208,7 +208,7 @@ class Engine:
     def restore(self, state: dict) -> None:
         """Restores the state returned by `state`."""
         self.scaler.load_state_dict(state["scaler"])
-        self.skipped = Skipped(state["skipped_steps"])
+        self.skipped = SkippedSteps(state["skipped_steps"])
         if self.zeros is not None:
             self.zeros.restore(state.get("unused_parameters", []))
 

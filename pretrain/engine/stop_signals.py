@@ -7,7 +7,7 @@ import time
 TOGETHER = 2.0  # seconds within which signals count as one: torchrun forwards the Ctrl-C of a terminal a second time
 
 
-class Stop:
+class StopSignals:
     """Defers signals that stop a run to the end of the current step; a second one interrupts immediately.
 
     SIGHUP, sent when a terminal is closed, counts as SIGTERM, unless it is ignored, as under nohup.

@@ -18,7 +18,7 @@ from pretrain.engine.distributed import all_reduce_ints, on_first
 from pretrain.engine.metrics_logger import Clock, RunLog, duration
 from pretrain.engine.optimizer import lr_factor, set_lr
 from pretrain.engine.step import Engine
-from pretrain.engine.stop_signals import Stop
+from pretrain.engine.stop_signals import StopSignals
 from pretrain.engine.training_log import TrainingLog
 from pretrain.engine.training_task import Evaluation, TrainingTask
 from shards.common.dist_info import Ranks
@@ -81,7 +81,7 @@ class Trainer:
         if plan.first_step >= plan.total_steps or self.task.over:
             self.ranks.log("this run is already finished")
             return 0, {}
-        with Stop(self.ranks.log) as stop, self._opened_log() as log:
+        with StopSignals(self.ranks.log) as stop, self._opened_log() as log:
             stopped, done, scores = self._train(log, stop)
         if stopped is not None:
             self.ranks.log(f"stopped at step {done} of {plan.total_steps}; use --resume to continue: {out}{os.sep}")
@@ -102,7 +102,7 @@ class Trainer:
             for log in logs:
                 log.close()
 
-    def _train(self, log: RunLog | None, stop: Stop) -> tuple[int | None, int, dict]:
+    def _train(self, log: RunLog | None, stop: StopSignals) -> tuple[int | None, int, dict]:
         """Takes the steps.
 
         Args:
@@ -165,7 +165,7 @@ class Trainer:
                 saving.save(done, *self._facts(done, None, training_log))
         return None if finished else agreed.signal, done, found.scores if found else {}
 
-    def _agree(self, parts: list, stop: Stop, failure: Exception | None, save: bool) -> Agreed:
+    def _agree(self, parts: list, stop: StopSignals, failure: Exception | None, save: bool) -> Agreed:
         own = [
             int(stop.signal == signal.SIGINT),
             int(stop.signal == signal.SIGTERM),

@@ -7,7 +7,7 @@ import time
 import torch
 
 from pretrain.engine.metrics_logger import Clock, RunLog, duration
-from pretrain.engine.step import Engine, Sums
+from pretrain.engine.step import Engine, MetricSums
 from pretrain.engine.training_task import Evaluation, TrainingTask
 from shards.common.counted import counted
 
@@ -22,7 +22,7 @@ class TrainingLog:
         self.task, self.engine, self.log = task, engine, log
         self.ranks = engine.ranks
         self.began = time.perf_counter()
-        self.sums = Sums.restored(unlogged.get("sums", []), self.ranks, task.device)
+        self.sums = MetricSums.restored(unlogged.get("sums", []), self.ranks, task.device)
         self.skipped = unlogged.get("skipped", engine.skipped.count)
         self.cost = ValidationCost(task)
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from pretrain.data.dataloader import WorkerStatus
-from pretrain.engine.step import Engine, Sums
+from pretrain.engine.step import Engine, MetricSums
 
 
 class Steps(Protocol):
@@ -78,7 +78,7 @@ class TrainingTask(ABC):
     def denominators(self, parts: list) -> list[int]:
         """This rank's part of the denominators of the losses of a step; the last is the number of samples."""
 
-    def take(self, engine: Engine, step: int, parts: list, sums: Sums, denominators: list[int]) -> None:
+    def take(self, engine: Engine, step: int, parts: list, sums: MetricSums, denominators: list[int]) -> None:
         """Takes the optimizer step of a step. denominators: summed over all ranks."""
         engine.step(step, parts, sums, denominators)
 

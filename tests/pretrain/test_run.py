@@ -26,7 +26,7 @@ from pretrain.data.random_choices import sample_keys
 from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
 from pretrain.engine.run_dir import read_flags
-from pretrain.engine.stop_signals import Stop
+from pretrain.engine.stop_signals import StopSignals
 from pretrain.models.model_config import TINY
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.pretraining_loss import Objective
@@ -208,7 +208,7 @@ def _own_terminal():
 def test_under_nohup_a_closed_terminal_does_not_stop_a_run():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Stop() as stop:
+        with StopSignals() as stop:
             signal.raise_signal(signal.SIGHUP)
             assert stop.signal is None
     finally:

@@ -13,7 +13,7 @@ from finetune.build import make_task_engine
 from finetune.config import MtConfig
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
 from finetune.training.balanced_step import BalancedStep
-from pretrain.engine.step import Sums
+from pretrain.engine.step import MetricSums
 from shards.common.dist_info import ALONE
 
 RATE = 0.01  # of gradient descent
@@ -35,10 +35,10 @@ def setup(name: str, count: int = 3, sgd: bool = False):
     return tasks, engine, BalancedStep(method, gradients, 0.0)
 
 
-def take(balanced, engine, tasks, seed: int, halves: bool = False, sums: Sums | None = None) -> None:
+def take(balanced, engine, tasks, seed: int, halves: bool = False, sums: MetricSums | None = None) -> None:
     counts = [4] * len(tasks)
     parts = tiny_parts(tasks, seed, halves)
-    balanced.step(engine, seed, seed, parts, Sums() if sums is None else sums, [*counts, sum(counts)])
+    balanced.step(engine, seed, seed, parts, MetricSums() if sums is None else sums, [*counts, sum(counts)])
 
 
 def slow_gradients(tasks, seed: int) -> tuple[list[dict[str, torch.Tensor]], list[float]]:
@@ -65,7 +65,7 @@ def test_an_update_is_the_weighted_sum_of_whole_gradients(name, halves):
     vectors = torch.stack([torch.cat([row[n].flatten() for n in shared]) for row in rows])
     method = make_balance(name, seed=0)
     weights = torch.as_tensor(method.weights(TaskSteps(7, NAMES, losses, vectors @ vectors.T)), dtype=torch.float64)
-    take(balanced, engine, tasks, 7, halves, sums := Sums())
+    take(balanced, engine, tasks, 7, halves, sums := MetricSums())
     unweighted = isinstance(method, GradientCombination) and not method.weighs_heads
     for n, p in engine.model.named_parameters():
         factors = torch.ones(3) if unweighted and n not in shared else weights
@@ -116,7 +116,7 @@ def run(name: str | None, count: int, steps: int = 4):
             take(balanced, engine, tasks, seed)
         else:
             for of_step in tiny_parts(tasks, seed):
-                engine.step(seed, of_step, Sums(), [4] * count)
+                engine.step(seed, of_step, MetricSums(), [4] * count)
     return {n: p.detach() for n, p in engine.model.named_parameters()}
 
 
@@ -152,7 +152,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_no_state(name):
     weights = {n: p.detach().clone() for n, p in engine.model.named_parameters()}
     parts = tiny_parts(tasks, 1)
     parts[1][0].batch.target[0, 0] = torch.inf
-    balanced.step(engine, 1, 1, parts, sums := Sums(), [4, 4, 4, 12])
+    balanced.step(engine, 1, 1, parts, sums := MetricSums(), [4, 4, 4, 12])
     engine.skipped.check(wait=True)
     assert engine.skipped.count == 1 and balanced.method.state() == state
     assert all(torch.equal(p, weights[n]) for n, p in engine.model.named_parameters())

@@ -12,7 +12,7 @@ from finetune.config import MtConfig, StConfig
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.tasks import find_task
 from pretrain.config import PretrainConfig
-from pretrain.engine.step import Sums
+from pretrain.engine.step import MetricSums
 from pretrain.models.model_config import TINY
 from pretrain.models.precision import Precision
 from shards.common.dist_info import ALONE
@@ -50,7 +50,7 @@ def update_of(task: int, scales: list[float], **flags) -> torch.Tensor:
     engine = make_task_engine(MtConfig(**flags), ALONE, work, 1e-3, 1e-3, None)
     engine.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     before = model.weight.detach().clone()
-    engine.step(0, [Part(task)], Sums(), [2])
+    engine.step(0, [Part(task)], MetricSums(), [2])
     return model.weight.detach() - before
 
 

@@ -13,7 +13,7 @@ from finetune.gradients.interference_measurement import FixedBatches, measure
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
 from finetune.gradients.tracked_gradients import KIND, read_tracked
 from finetune.training.gradient_tracker import MOST, SHARE, GradientTracker, default_interval
-from pretrain.engine.step import Sums
+from pretrain.engine.step import MetricSums
 from shards.common.dist_info import ALONE
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def tracked():
     tasks = tiny_tasks(dropout=0.1)
     engine = make_task_engine(MtConfig(), ALONE, tiny_pass(tasks), 1e-3, 1e-3, None)
     for of_step in (*tiny_parts(tasks, 0), *tiny_parts(tasks, 1)):
-        engine.step(0, of_step, Sums(), [4, 4, 4])
+        engine.step(0, of_step, MetricSums(), [4, 4, 4])
     batches = [[task.batch(seed) for seed in range(10, 13)] for task in tasks]
     gradients = TaskGradients(shared_parameters(engine.model).values(), len(tasks))
     return tasks, engine, GradientTracker(1, batches, [4, 4, 4], gradients), batches

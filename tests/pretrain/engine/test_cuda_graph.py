@@ -15,7 +15,7 @@ from launching import run_ranks
 from training_step import OBJECTIVE, make_batch, make_engine, part_of
 
 from pretrain.engine.cuda_graph import Capacities, GraphedPass
-from pretrain.engine.step import Sums
+from pretrain.engine.step import MetricSums
 from shards.common.dist_info import ALONE
 
 
@@ -38,7 +38,7 @@ def losses_and_weights(graph: bool, rounds: int = 3):
         engine.graph = GraphedPass(engine.replica, 12, 20, engine.scaler.scale)
     for number in range(rounds):
         for batch in batches():
-            sums = Sums()
+            sums = MetricSums()
             engine.step(number, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
             losses.append(engine.replica.metrics(sums.reading(ALONE)))
     return losses, engine
@@ -61,7 +61,7 @@ def test_a_batch_without_room_is_computed_without_the_graph(on_rows):
     small, large = part_of(make_batch(24), slice(4)), make_batch(24)
     for number, batch in enumerate((small, large, small)):
         for one in (engine, plain):
-            one.step(number, [batch], Sums(), (batch.word_count, batch.region_count, len(batch)))
+            one.step(number, [batch], MetricSums(), (batch.word_count, batch.region_count, len(batch)))
         assert engine.graph.holds(batch) == (batch is small)
     for mine, other in zip(engine.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
@@ -79,7 +79,7 @@ def test_weights_in_bf16_are_those_of_the_step_with_and_without_the_graph(on_row
         small, large = part_of(make_batch(24), slice(4)), make_batch(24)
         found = []
         for number, batch in enumerate((small, large, large, small)):
-            sums = Sums()
+            sums = MetricSums()
             engine.step(number, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
             found.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
         losses.append(found)
@@ -133,7 +133,7 @@ def test_a_rank_without_a_pair_has_no_gradient(on_rows):
     engine.graph = GraphedPass(engine.replica, 12, 20, engine.scaler.scale)
     whole = make_batch(12)
     counts = (whole.word_count, whole.region_count, len(whole))
-    engine.step(0, [whole], Sums(), counts)
+    engine.step(0, [whole], MetricSums(), counts)
     none = part_of(whole, slice(0))
     assert engine.graph.holds(none)
     engine.graph(none, counts)
@@ -156,7 +156,7 @@ def test_a_real_graph_on_a_gpu_gives_the_numbers_of_eager_steps(precision):
             engine.graph = GraphedPass(engine.replica, 12, 20, engine.scaler.scale)
         for number in range(3):
             for batch in batches():
-                sums = Sums()
+                sums = MetricSums()
                 counts = (batch.word_count, batch.region_count, len(batch))
                 engine.step(number, [batch.to("cuda")], sums, counts)
                 losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])

@@ -10,7 +10,7 @@ from torch import nn
 
 from pretrain.engine import distributed
 from pretrain.engine.distributed import CPU, UsedParameters, connected
-from pretrain.engine.step import Sums, make_engine
+from pretrain.engine.step import MetricSums, make_engine
 from pretrain.models.precision import Precision
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
@@ -55,7 +55,7 @@ def test_gradients_of_what_a_task_uses_are_exchanged_and_nothing_else(exchanged)
     sizes = {}
     for number, heads in enumerate([("a",), ("a",), ("b",), ("a", "b"), ("a", "b"), ("b",)]):
         exchanged.clear()
-        engine.step(number, [(head, x) for head in heads], Sums())
+        engine.step(number, [(head, x) for head in heads], MetricSums())
         sizes[number] = [len(values) for values in exchanged]
     map_of_used, layer = 6, 12  # weights and biases of three layers; numbers in one layer
     assert sizes == {
@@ -72,7 +72,7 @@ def test_what_no_task_of_a_step_uses_is_neither_moved_nor_decayed(exchanged):
     work = Heads()
     engine, before = engine_of(work), {name: value.clone() for name, value in work.model.state_dict().items()}
     for number in range(3):
-        engine.step(number, [("a", torch.ones(2, 3, dtype=torch.float64))], Sums())
+        engine.step(number, [("a", torch.ones(2, 3, dtype=torch.float64))], MetricSums())
     moved = {name for name, value in work.model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"trunk.weight", "trunk.bias", "a.weight", "a.bias"}
     assert all(parameter not in engine.optimizer.state for parameter in work.model["b"].parameters())

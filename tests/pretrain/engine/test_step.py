@@ -16,7 +16,7 @@ from training_step import BETAS, EPSILON, OBJECTIVE, SIZES, make_batch, make_eng
 from without_content import nothing_is_asked, without_content
 
 from pretrain.engine.optimizer import OPTIMIZERS, optimizer_state, restore_optimizer
-from pretrain.engine.step import IN_A_ROW, Skipped, Sums
+from pretrain.engine.step import IN_A_ROW, MetricSums, SkippedSteps
 from pretrain.models.layers import FeedForward
 from pretrain.models.precision import Precision
 from pretrain.objective.pretraining_pass import PretrainingPass
@@ -28,7 +28,7 @@ def take(engine, batch, steps):
     """The mean loss of each of some steps on the same batch."""
     losses, counts = [], (batch.word_count, batch.region_count, len(batch))
     for step in range(steps):
-        sums = Sums()
+        sums = MetricSums()
         engine.step(step, [batch], sums, counts)
         engine.skipped.check()
         losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
@@ -104,7 +104,7 @@ def test_a_step_whose_gradients_are_not_finite_changes_nothing_and_is_counted(pr
 @pytest.mark.parametrize("clip", [0.0, 0.25, 1e6])
 def test_gradients_are_cut_to_the_largest_norm_and_the_log_has_the_whole(precision, clip):
     """With plain gradient descent at a rate of one, a step is as long as its gradient."""
-    engine, batch, sums = make_engine(precision), make_batch(), Sums()
+    engine, batch, sums = make_engine(precision), make_batch(), MetricSums()
     engine.optimizer, engine.clip = torch.optim.SGD(engine.model.parameters(), lr=1.0), clip
     before = weights(engine)
     engine.step(0, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
@@ -130,7 +130,7 @@ def test_dropout_follows_from_the_sample_and_not_from_the_step_the_rank_or_the_p
     counts = (whole.word_count, whole.region_count, len(whole))
 
     def loss(step=5, rank=0, parts=(whole,)):
-        engine, sums = make_engine("float64", dropout=0.3), Sums()
+        engine, sums = make_engine("float64", dropout=0.3), MetricSums()
         engine.ranks = replace(ALONE, rank=rank)
         engine.step(step, list(parts), sums, counts)
         return sums.values["words"].item()
@@ -143,7 +143,7 @@ def test_dropout_follows_from_the_sample_and_not_from_the_step_the_rank_or_the_p
 
 
 def test_a_skipped_step_adds_nothing_to_the_log():
-    engine, sums = make_engine(), Sums()
+    engine, sums = make_engine(), MetricSums()
     good, bad = make_batch(), make_batch()
     bad.features[:, 0] = math.nan
     for step, batch in enumerate((good, bad)):
@@ -153,7 +153,7 @@ def test_a_skipped_step_adds_nothing_to_the_log():
 
 
 def test_ten_in_a_row_end_the_run():
-    skipped = Skipped()
+    skipped = SkippedSteps()
     for number in range(30):
         skipped.note(number, torch.tensor(number % IN_A_ROW == 0))
         skipped.check()
@@ -325,7 +325,7 @@ def test_a_step_asks_for_no_number(precision):
     engine, batch = make_engine(precision), make_batch()
     take(engine, batch, 1)  # the optimizer's state is made
     with nothing_is_asked() as mode:
-        sums, counts = Sums(), (batch.word_count, batch.region_count, len(batch))
+        sums, counts = MetricSums(), (batch.word_count, batch.region_count, len(batch))
         engine.step(1, [without_content(batch, mode)], sums, counts)
     assert set(sums.values) > {"words", "regions", "alignment", "gradient_norm", "steps"}
 
@@ -349,7 +349,7 @@ def test_a_step_never_waits_for_the_gpu():
     engine.precision = Precision("bf16", torch.device("cuda"))
     engine.scaler = engine.precision.scaler()
     engine.replica = PretrainingPass(engine.model, OBJECTIVE.to("cuda"), engine.precision)
-    counts, sums = (batch.word_count, batch.region_count, len(batch)), Sums()
+    counts, sums = (batch.word_count, batch.region_count, len(batch)), MetricSums()
     engine.step(0, [batch], sums, counts)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -362,16 +362,16 @@ def test_a_step_never_waits_for_the_gpu():
 
 
 def test_sums_go_on_after_a_checkpoint_on_any_number_of_ranks():
-    sums, counted = Sums(), torch.tensor(True)
+    sums, counted = MetricSums(), torch.tensor(True)
     for value in (0.1, 0.7):
         sums.add({"loss": torch.tensor(value), "steps": 1}, counted)
     (state,) = json.loads(json.dumps(sums.state(ALONE)))
     cpu = torch.device("cpu")
-    assert Sums.restored([state], ALONE, cpu).reading(ALONE) == sums.reading(ALONE) == state
-    assert Sums.restored([], ALONE, cpu).values == {}
+    assert MetricSums.restored([state], ALONE, cpu).reading(ALONE) == sums.reading(ALONE) == state
+    assert MetricSums.restored([], ALONE, cpu).values == {}
     of_two = [{"loss": 0.25, "steps": 2.0}, {"loss": 0.5, "steps": 2.0}]
-    assert Sums.restored(of_two, ALONE, cpu).reading(ALONE) == {"loss": 0.75, "steps": 4.0}
-    on_three = [Sums.restored(of_two, Ranks(rank, 3), cpu).reading(ALONE) for rank in range(3)]
+    assert MetricSums.restored(of_two, ALONE, cpu).reading(ALONE) == {"loss": 0.75, "steps": 4.0}
+    on_three = [MetricSums.restored(of_two, Ranks(rank, 3), cpu).reading(ALONE) for rank in range(3)]
     assert on_three == [{"loss": 0.75, "steps": 4.0}] + [{"loss": 0.0, "steps": 0.0}] * 2
-    on_two = [Sums.restored(of_two, Ranks(rank, 2), cpu).reading(ALONE) for rank in range(2)]
+    on_two = [MetricSums.restored(of_two, Ranks(rank, 2), cpu).reading(ALONE) for rank in range(2)]
     assert on_two == of_two

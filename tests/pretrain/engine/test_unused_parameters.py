@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pretrain.engine.optimizer import without_bias_correction
-from pretrain.engine.step import Sums, make_engine
+from pretrain.engine.step import MetricSums, make_engine
 from pretrain.models.precision import Precision
 from shards.common.dist_info import ALONE
 
@@ -69,7 +69,7 @@ def test_unused_parameters_move_and_decay_as_in_the_reference_implementation():
     mine, theirs = Heads(), Heads()
     engine, steps = engine_of(mine, update_unused=True), batches(100)
     for number, part in enumerate(steps):
-        engine.step(number, [part], Sums())
+        engine.step(number, [part], MetricSums())
     reference(theirs, steps)
     for name, value in theirs.model.state_dict().items():
         torch.testing.assert_close(mine.model.state_dict()[name], value, rtol=0, atol=1e-10, msg=name)
@@ -79,7 +79,7 @@ def test_a_parameter_is_skipped_until_a_step_has_used_it():
     work = Heads()
     engine, before = engine_of(work, update_unused=True), copy.deepcopy(Heads().model.state_dict())
     for number in range(3):
-        engine.step(number, [("a", torch.ones(2, 3, dtype=torch.float64))], Sums())
+        engine.step(number, [("a", torch.ones(2, 3, dtype=torch.float64))], MetricSums())
     moved = {name.split(".")[0] for name, value in work.model.state_dict().items() if not value.equal(before[name])}
     assert moved == {"trunk", "a"}
     assert engine.state()["unused_parameters"] == [f"{t}.{part}" for t in TASKS[1:] for part in ("weight", "bias")]
@@ -88,9 +88,9 @@ def test_a_parameter_is_skipped_until_a_step_has_used_it():
 def test_without_the_flag_only_what_a_step_uses_is_updated():
     work = Heads()
     engine = engine_of(work, update_unused=False)
-    engine.step(0, [("a", torch.ones(2, 3, dtype=torch.float64))], Sums())
+    engine.step(0, [("a", torch.ones(2, 3, dtype=torch.float64))], MetricSums())
     kept = copy.deepcopy(work.model["a"].state_dict())
-    engine.step(1, [("b", torch.ones(2, 3, dtype=torch.float64))], Sums())
+    engine.step(1, [("b", torch.ones(2, 3, dtype=torch.float64))], MetricSums())
     assert all(kept[name].equal(value) for name, value in work.model["a"].state_dict().items())
     assert "unused_parameters" not in engine.state()
 
@@ -101,16 +101,16 @@ def test_a_restored_engine_gives_the_same_numbers(cut):
     whole, first, then, steps = Heads(), Heads(), Heads(), batches(30)
     engine = engine_of(whole, update_unused=True)
     for number, part in enumerate(steps):
-        engine.step(number, [part], Sums())
+        engine.step(number, [part], MetricSums())
     engine = engine_of(first, update_unused=True)
     for number, part in enumerate(steps[:cut]):
-        engine.step(number, [part], Sums())
+        engine.step(number, [part], MetricSums())
     then.model.load_state_dict(first.model.state_dict())
     again = engine_of(then, update_unused=True)
     again.optimizer.load_state_dict(engine.optimizer.state_dict())
     again.restore(json.loads(json.dumps(engine.state())))
     for number, part in enumerate(steps[cut:], cut):
-        again.step(number, [part], Sums())
+        again.step(number, [part], MetricSums())
     assert all(value.equal(whole.model.state_dict()[name]) for name, value in then.model.state_dict().items())
 
 
@@ -119,9 +119,9 @@ def test_a_skipped_step_does_not_move_unused_parameters(precision):
     work = Heads(precision)
     engine = engine_of(work, update_unused=True)
     for number, part in enumerate(batches(40, torch.float32)):
-        engine.step(number, [part], Sums())
+        engine.step(number, [part], MetricSums())
     before = copy.deepcopy(work.model.state_dict())
-    engine.step(40, [("a", torch.full((2, 3), math.inf))], Sums())
+    engine.step(40, [("a", torch.full((2, 3), math.inf))], MetricSums())
     assert all(value.equal(before[name]) for name, value in work.model.state_dict().items())
 
 
@@ -134,6 +134,6 @@ def test_a_head_of_one_task_in_twelve_moves_further():
         engine = engine_of(work, update_unused)
         for number in range(12 * 40):
             x = torch.ones(1, 3, dtype=torch.float64)
-            engine.step(number, [(TASKS[number % 12], x)], Sums())
+            engine.step(number, [(TASKS[number % 12], x)], MetricSums())
         moved[update_unused] = (work.model["a"].weight - start).norm().item()
     assert 1.1 < moved[True] / moved[False] < math.sqrt(12)
