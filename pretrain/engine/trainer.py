@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from pretrain.data.dataloader import check_workers
 from pretrain.engine.checkpoint import FACTS, CheckpointWriter, restore
@@ -49,18 +50,28 @@ class Agreed:
         return signal.SIGTERM if self.terminated else signal.SIGINT if self.interrupted else None
 
 
+class RunFlags(Protocol):
+    """The flags of a run that its trainer uses."""
+
+    out: str
+    warmup: float
+    log_every: int
+    log_to: str | None
+    save_minutes: float
+
+
 @dataclass
 class Trainer:
     """Trains a task from its first step to its end.
 
     Attributes:
-        config: flags of the run: out, warmup, log_to, log_every and save_minutes.
+        config: flags of the run, a dataclass.
         resumed: content of checkpoint.json of the checkpoint that is resumed; empty for a new run.
         bad_samples: number of skipped samples so far, over all ranks.
         trained: number of steps so far, without those in which no task trained; the learning rate follows it.
     """
 
-    config: object
+    config: RunFlags
     engine: Engine
     task: TrainingTask
     resumed: dict = field(default_factory=dict)
@@ -114,7 +125,8 @@ class Trainer:
             validation scores.
         """
         task, engine, plan, config = self.task, self.engine, self.task.plan, self.config
-        clock, memory, found = Clock(), CpuMemory(task.device), None
+        clock, memory = Clock(), CpuMemory(task.device)
+        evaluation: Evaluation | None = None  # after the newest step
         training_log = TrainingLog(task, engine, log, self.resumed.get("unlogged", {}))
         saving = Saving(config.out, config.save_minutes, engine)
         reported: set[str] = set()
@@ -124,7 +136,7 @@ class Trainer:
         finished = False
         engine.model.train()
         with contextlib.closing(batches), check_workers(task.worker_status), saving:
-            ready, agreed = on_device(batches, task.device), None
+            ready = on_device(batches, task.device)
             while not finished:
                 with clock.waiting():
                     parts, failure = _next(ready)
@@ -149,21 +161,22 @@ class Trainer:
                 if done % config.log_every == 0 or last:
                     training_log.training(done, lr, self.bad_samples, clock)
                 training_log.further(done)
-                found = None
+                evaluation = None
                 if task.due(done) or last:
-                    found = training_log.validation(done)
+                    evaluation = training_log.validation(done)
                     clock.restart()
+                selection = evaluation.selection if evaluation else None
                 finished = last or task.over
                 if finished:
-                    _check_trained(engine, done, seen, found.selection if found else None)
+                    _check_trained(engine, done, seen, selection)
                 if done % task.save_every == 0 or finished or agreed.save:
-                    saving.save(done, *self._facts(done, found, training_log))
+                    saving.save(done, self._facts(done, evaluation, training_log), selection)
                     saved = done
             if not finished and (done > saved or done == 0):
                 if training_log.sums.values:
                     training_log.training(done, lr, self.bad_samples, clock)
-                saving.save(done, *self._facts(done, None, training_log))
-        return None if finished else agreed.signal, done, found.scores if found else {}
+                saving.save(done, self._facts(done, None, training_log), None)
+        return None if finished else agreed.signal, done, evaluation.scores if evaluation else {}
 
     def _agree(self, parts: list, stop: StopSignals, failure: Exception | None, save: bool) -> Agreed:
         own = [
@@ -183,16 +196,16 @@ class Trainer:
         set_lr(self.engine.optimizer, lr)
         return lr
 
-    def _facts(self, done: int, found: Evaluation | None, training_log: TrainingLog) -> tuple[dict, float | None]:
-        """The content of checkpoint.json, and the score that selects the best checkpoint."""
+    def _facts(self, done: int, evaluation: Evaluation | None, training_log: TrainingLog) -> dict:
+        """The content of checkpoint.json after `done` steps, without the engine's state."""
         facts = {
             "total_steps": self.task.plan.total_steps,
-            "scores": found.scores if found else {},
+            "scores": evaluation.scores if evaluation else {},
             "bad_samples": self.bad_samples,
             "unlogged": training_log.state(),
             "trained": self.trained,
         }
-        return facts | self.task.state(done), found.selection if found else None
+        return facts | self.task.state(done)
 
 
 def _check_trained(engine: Engine, done: int, seen: int, selection: float | None) -> None:
@@ -258,7 +271,13 @@ class Saving:
         return self.writer is not None and 0 < self.minutes * 60 <= time.monotonic() - self.last
 
     def save(self, done: int, facts: dict, selection: float | None) -> None:
-        """Starts writing a checkpoint after `done` steps. facts: for checkpoint.json, with the engine's state."""
+        """Starts writing a checkpoint.
+
+        Args:
+            done: number of steps so far.
+            facts: content of checkpoint.json, to which the engine's state is added.
+            selection: score that selects the best checkpoint, see Evaluation.
+        """
         engine = self.engine
         engine.skipped.check(wait=True)
         facts = facts | engine.state()

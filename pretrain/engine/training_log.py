@@ -67,18 +67,18 @@ class TrainingLog:
     def validation(self, done: int) -> Evaluation | None:
         """Validates, and logs the scores and the time that it took."""
         began, plan = time.perf_counter(), self.task.plan
-        found = self.task.evaluate(done)
-        if found is None:
+        evaluation = self.task.evaluate(done)
+        if evaluation is None:
             return None
-        seconds = found.seconds or {"": time.perf_counter() - began}
+        seconds = evaluation.seconds or {"": time.perf_counter() - began}
         if self.log is not None:
             times = {f"{name}/validation_seconds".lstrip("/"): value for name, value in seconds.items()}
-            self.log.write(done, "validation", found.scores | times)
-        self.ranks.log(f"step {done}/{plan.total_steps}  validation: {found.text}")
+            self.log.write(done, "validation", evaluation.scores | times)
+        self.ranks.log(f"step {done}/{plan.total_steps}  validation: {evaluation.text}")
         per_step = (began - self.began - self.cost.total) / (done - plan.first_step)
         if sentence := self.cost.note(seconds, per_step):
             self.ranks.log(sentence)
-        return found
+        return evaluation
 
 
 class ValidationCost:
@@ -88,7 +88,7 @@ class ValidationCost:
     """
 
     def __init__(self, task: TrainingTask):
-        self.task, self.total, self.told = task, 0.0, False
+        self.task, self.total, self.reported = task, 0.0, False
         self.newest: dict[str, float] = {}
 
     def note(self, seconds: dict[str, float], per_step: float) -> str | None:
@@ -105,12 +105,12 @@ class ValidationCost:
         times = self.task.validations()
         expected = {name: value * times[name] for name, value in self.newest.items()}
         whole = sum(expected.values())
-        if self.told or whole < LONG:
+        if self.reported or whole < LONG:
             return None
         share = whole / (whole + per_step * self.task.plan.total_steps)
         if share < LARGE:
             return None
-        self.told = True
+        self.reported = True
         longest = sorted((name for name in expected if name), key=expected.get, reverse=True)[:3]
         parts = f", longest {', '.join(longest)}" if longest else ""
         return f"validation will take {share:.0%} of the run ({duration(whole)}{parts}); {self.task.shorter_validation}"
