@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 import numpy as np
 
-from finetune.evaluation.pos_tagger import DEFAULT, make_tagger
+from finetune.evaluation.pos_tagger import DEFAULT_TAGGER, make_tagger
 from finetune.tasks import all_tasks
 from shards.common.cli import command, flag
 from shards.world.captions import NOUNS, PATTERN_WORDS, SIZES
@@ -33,7 +33,7 @@ class Config:
 
     data: str = flag("data/world", "folder of the miniature world")
     sentences: int = flag(600, "number of sentences, half of them questions", low=2)
-    tagger: str = flag(DEFAULT, "tagger: hanta, or an installed model of spaCy")
+    tagger: str = flag(DEFAULT_TAGGER, "tagger: hanta, or an installed model of spaCy")
 
 
 def known_words() -> dict[str, str]:

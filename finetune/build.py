@@ -9,7 +9,7 @@ from torch import nn
 
 from finetune.config import BETAS, EPSILON, is_small
 from finetune.models.task_model import TaskModel
-from finetune.run_dirs.init_weights import DEFAULTS, Start, Vocabularies, choose_start
+from finetune.run_dirs.init_weights import DEFAULT_RUNS, Start, Vocabularies, choose_start
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import on_first
 from pretrain.engine.optimizer import make_optimizer
@@ -26,7 +26,12 @@ from shards.common.errors import UserError
 
 
 def choose_model(
-    config, newest: Path | None, texts: Iterable[str], feature_size: int, ranks: Ranks, runs: tuple[str, ...] = DEFAULTS
+    config,
+    newest: Path | None,
+    texts: Iterable[str],
+    feature_size: int,
+    ranks: Ranks,
+    runs: tuple[str, ...] = DEFAULT_RUNS,
 ) -> tuple[Start, ModelConfig]:
     """(initial weights, or those of the run to resume; their model configuration with the dropout of the flags).
 

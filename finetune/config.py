@@ -7,12 +7,12 @@ from typing import Any
 
 from finetune.balancing import STEPS, balance_names
 from finetune.decontamination.hash_search import SEARCHES
-from finetune.evaluation.grounding_consistency import THRESHOLD
-from finetune.evaluation.pos_tagger import DEFAULT
+from finetune.evaluation.grounding_consistency import MIN_ACCURACY
+from finetune.evaluation.pos_tagger import DEFAULT_TAGGER
 from finetune.reporting.ablation_suites import SUITES
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, choose_tasks
-from finetune.tasks.retrieval import PLACES
+from finetune.tasks.retrieval import RECALL_PLACES
 from finetune.training.task_schedulers import regime_names
 from pretrain.config import PRECISIONS
 from pretrain.engine.experiment_trackers import TENSORBOARD
@@ -342,7 +342,7 @@ class EvaluateConfig(WeightsFlags):
         "retrieval with a contrastive head: score only this many of the most similar images per caption and captions "
         "per image with the whole model",
         unset="all pairs",
-        low=max(PLACES),
+        low=max(RECALL_PLACES),
     )
     batch_size: int = flag(256, "examples per batch", low=1, group="speed and memory")
 
@@ -471,9 +471,9 @@ class ConsistencyConfig:
     data: str | None = flag(None, "data folder", unset="the run's")
     questions: str = flag("train,val", "comma-separated splits of VQA, which must have public answers")
     expressions: str = flag("testA,testB", "comma-separated splits of the referring expressions")
-    threshold: float = flag(THRESHOLD, "minimum VQA accuracy of a question that counts as answered", above=0, high=1)
+    threshold: float = flag(MIN_ACCURACY, "minimum VQA accuracy of a question that counts as answered", above=0, high=1)
     fractional: bool = flag(False, "VQA accuracy instead of 1 or 0 as y(q) of the main score")
-    tagger: str = flag(DEFAULT, "part-of-speech tagger: hanta, or an installed spaCy model")
+    tagger: str = flag(DEFAULT_TAGGER, "part-of-speech tagger: hanta, or an installed spaCy model")
     out: str | None = flag(None, "folder for the numbers and the page", unset="RUN/consistency", written=True)
     missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
     batch_size: int = flag(256, "examples per batch", low=1)

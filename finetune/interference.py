@@ -6,7 +6,7 @@ import time
 from finetune.config import InterferenceConfig
 from finetune.gradients.fixed_batches import as_trained, open_fixed_batches
 from finetune.gradients.interference_measurement import measure
-from finetune.gradients.measured_sets import FOLDER, NUMBERS
+from finetune.gradients.measured_sets import INTERFERENCE_FOLDER, INTERFERENCE_NUMBERS
 from finetune.gradients.task_gradients import shared_parameters
 from finetune.gradients.tracked_gradients import read_tracked
 from finetune.pages.interference_page import write_interference_page
@@ -30,8 +30,8 @@ def run(config: InterferenceConfig) -> None:
     tasks = choose_tasks(config.tasks) if config.tasks else read_tasks(config.run)
     if len(tasks) < 2:
         raise UserError(f"--tasks {tasks[0].name}: interference is between tasks; name at least two")
-    folder = results_folder(config.run) / FOLDER
-    path = place_of(folder, NUMBERS, config.run, config.data)
+    folder = results_folder(config.run) / INTERFERENCE_FOLDER
+    path = place_of(folder, INTERFERENCE_NUMBERS, config.run, config.data)
     with locked_folder(path.parent, "finetune.interference"):
         opened, began = open_fixed_batches(config, tasks), time.perf_counter()
         count = sum(parameter.numel() for parameter in shared_parameters(opened[0].work.model).values())

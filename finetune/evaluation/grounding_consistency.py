@@ -8,7 +8,7 @@ import numpy as np
 from finetune.evaluation.bootstrap import bootstrap_ratios, interval_of
 from shards.common.errors import UserError
 
-THRESHOLD = 0.5  # minimum VQA accuracy of a question that counts as answered; the paper does not specify one
+MIN_ACCURACY = 0.5  # minimum VQA accuracy of a question that counts as answered; the paper does not specify one
 _ROUNDING = 1e-9  # tolerance: VQA accuracies are means of ten sums of thirds
 
 
@@ -62,7 +62,7 @@ def shared_words(questions: Sequence[frozenset[str]], expressions: Sequence[froz
     return np.array([[len(q & r) for r in expressions] for q in questions], np.int64).reshape(-1, len(expressions))
 
 
-def both_forms(images: Sequence[ImageAgreement], threshold: float = THRESHOLD) -> dict[str, Consistency]:
+def both_forms(images: Sequence[ImageAgreement], threshold: float = MIN_ACCURACY) -> dict[str, Consistency]:
     """MT-VGC of the same images with both forms of y(q): the thresholded one, as in the paper, and the fractional one.
 
     Args:

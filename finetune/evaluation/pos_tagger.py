@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from shards.common.errors import UserError
 
-DEFAULT = "hanta"
+DEFAULT_TAGGER = "hanta"
 _TOKEN = re.compile(r"[A-Za-z]+(?:[-'][A-Za-z]+)*|\d+|[^\sA-Za-z\d]")
 _HANTA_TAGS = ("NN", "NP", "AJ")  # of the British National Corpus: common and proper nouns, adjectives
 _SPACY_TAGS = ("NOUN", "PROPN", "ADJ")
@@ -20,7 +20,7 @@ def make_tagger(name: str) -> Tagger:
     name: hanta (the Hanover tagger, whose English model is included in its package), or an installed spaCy model, such
     as en_core_web_sm.
     """
-    return lru_cache(maxsize=None)(_hanta() if name == DEFAULT else _spacy(name))
+    return lru_cache(maxsize=None)(_hanta() if name == DEFAULT_TAGGER else _spacy(name))
 
 
 def _hanta() -> Tagger:
@@ -43,9 +43,11 @@ def _spacy(name: str) -> Tagger:
 
         model = spacy.load(name, disable=["ner", "parser"])
     except ImportError:
-        raise UserError(f"--tagger {name}: spaCy is not installed; pip install spacy, or use {DEFAULT}") from None
+        raise UserError(
+            f"--tagger {name}: spaCy is not installed; pip install spacy, or use {DEFAULT_TAGGER}"
+        ) from None
     except OSError:
-        raise UserError(f"--tagger {name}: should be {DEFAULT} or an installed spaCy model") from None
+        raise UserError(f"--tagger {name}: should be {DEFAULT_TAGGER} or an installed spaCy model") from None
 
     def tag(sentence: str) -> frozenset[str]:
         return frozenset(token.lemma_.lower() for token in model(sentence) if token.pos_ in _SPACY_TAGS)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from finetune.gradients.task_gradients import ALL
+from finetune.gradients.task_gradients import ALL_PARTS
 from finetune.gradients.task_groups import propose_groups
 from finetune.run_dirs.run_data_folder import results_folder
 from shards.common.errors import UserError
 from shards.common.files import read_json
 
-FOLDER, NUMBERS = "interference", "interference.json"  # in a run directory
+INTERFERENCE_FOLDER, INTERFERENCE_NUMBERS = "interference", "interference.json"  # in a run directory
 
 
 class Table(msgspec.Struct):
@@ -47,7 +47,7 @@ def measured_sets(run, names: Sequence[str]) -> list[list[str]]:
     Raises:
         UserError: the affinities have not been measured, or not for all of the tasks.
     """
-    path = results_folder(run) / FOLDER / NUMBERS
+    path = results_folder(run) / INTERFERENCE_FOLDER / INTERFERENCE_NUMBERS
     if not path.exists():
         measure = f"python -m finetune.interference --run {run}"
         raise UserError(f"--together {run}: has no measured affinities; measure them with {measure}")
@@ -58,6 +58,6 @@ def measured_sets(run, names: Sequence[str]) -> list[list[str]]:
             "of all tasks"
         )
     rows = [found["tasks"].index(name) for name in names]
-    table = found["affinity"] or found["parts"][ALL]["similarity"]
+    table = found["affinity"] or found["parts"][ALL_PARTS]["similarity"]
     affinity = np.array(table["mean"], float)[np.ix_(rows, rows)]
     return [[names[task] for task in members] for members in propose_groups(affinity, found["flags"]["max_sets"])]

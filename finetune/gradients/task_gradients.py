@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 1 << 22  # elements of a parameter that are multiplied at once: 16 MB of float32 per task
-ALL = "all"  # the parts together, in the results of scalar products
+ALL_PARTS = "all"  # the parts together, in the results of scalar products
 PARTS = ("text", "image", "co-attention")  # of the encoder, see part_of
 
 
@@ -72,7 +72,7 @@ class TaskGradients:
             parts: the part of the model of every parameter; None for no parts.
 
         Returns:
-            Part, and ALL for their sum -> float64 (tasks, tasks), on the CPU.
+            Part, and ALL_PARTS for their sum -> float64 (tasks, tasks), on the CPU.
         """
         chosen, device = list(rows), self.kept[0].device
         sums = {part: torch.zeros(len(chosen), len(chosen), dtype=torch.float64, device=device) for part in _all(parts)}
@@ -81,17 +81,17 @@ class TaskGradients:
                 own = block[chosen]
                 own = own if own.dtype == torch.float64 else own.float()
                 product = (own @ own.T).double()
-                for part in (ALL, *([parts[number]] if parts else [])):
+                for part in (ALL_PARTS, *([parts[number]] if parts else [])):
                     sums[part] += product
         return {part: value.cpu() for part, value in sums.items()}
 
     def products_with(self, row: int, parts: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Part, and ALL -> scalar product of a kept row and the present gradients of the parameters, float64 ()."""
+        """Part, and ALL_PARTS -> scalar product, float64 (), of a kept row and the parameters' present gradients."""
         sums = {part: torch.zeros((), dtype=torch.float64, device=self.kept[0].device) for part in _all(parts)}
         for number, (parameter, kept) in enumerate(zip(self.parameters, self.kept, strict=True)):
             if parameter.grad is not None:
                 product = (kept[row].to(parameter.dtype) @ parameter.grad.flatten()).double()
-                for part in (ALL, *([parts[number]] if parts else [])):
+                for part in (ALL_PARTS, *([parts[number]] if parts else [])):
                     sums[part] += product
         return {part: value.cpu() for part, value in sums.items()}
 
@@ -113,4 +113,4 @@ class TaskGradients:
 
 
 def _all(parts: Sequence[str] | None) -> list[str]:
-    return [ALL, *sorted(set(parts or ()))]
+    return [ALL_PARTS, *sorted(set(parts or ()))]

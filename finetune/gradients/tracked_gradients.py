@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 
 from finetune.gradients.interference_measurement import Measured
-from finetune.gradients.task_gradients import ALL
+from finetune.gradients.task_gradients import ALL_PARTS
 from pretrain.engine.metrics_logger import METRICS, read_metrics
 from shards.common.untrusted_input import check_fields
 
-KIND = "gradients"  # of these lines of metrics.jsonl
+GRADIENTS_KIND = "gradients"  # of these lines of metrics.jsonl
 DIGITS = 5  # significant digits of the numbers in a line
 
 
@@ -58,7 +58,7 @@ class Tracked:
 
 def log_line(names: Sequence[str], measured: Measured, seconds: float) -> dict:
     """The values of a line of the log; TASK/norm and TASK/similarity, a task's mean with the others, are curves."""
-    similarity, norm = (measured.similarities(ALL).mean(0), measured.norms(ALL).mean(0))
+    similarity, norm = (measured.similarities(ALL_PARTS).mean(0), measured.norms(ALL_PARTS).mean(0))
     np.fill_diagonal(similarity, 0)
     curves = {}
     for row, name in enumerate(names):
@@ -75,7 +75,7 @@ def read_tracked(run, names: Sequence[str]) -> Tracked | None:
     """The records of a run for some of its tasks, in this order; None if --track did not record them."""
     path = Path(run) / METRICS
     lines = read_metrics(path)[0] if path.exists() else []
-    lines = [check_fields(line, Line, path) for line in lines if line["kind"] == KIND]
+    lines = [check_fields(line, Line, path) for line in lines if line["kind"] == GRADIENTS_KIND]
     lines = [line for line in lines if set(names) <= set(line["tasks"])]
     if not lines:
         return None

@@ -21,7 +21,7 @@ from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
 from shards.common.progress_bar import progress_bar
 
-RIGHT = 0.5  # a prediction with a higher score counts as correct
+RIGHT_ABOVE = 0.5  # a prediction with a higher score counts as correct
 TOP = 5  # predictions per example on the page
 
 Item = TypeVar("Item")
@@ -77,8 +77,8 @@ def choose_examples(scored: Sequence[JudgedExample], count: int) -> list[JudgedE
     """The `count` most confident wrong predictions, then `count` correct ones spread over all confidences; both in
     descending order of confidence."""
     by_confidence = sorted(scored, key=lambda one: (-one.prediction.confidence[0], one.number))
-    wrong = [one for one in by_confidence if one.value <= RIGHT]
-    right = [one for one in by_confidence if one.value > RIGHT]
+    wrong = [one for one in by_confidence if one.value <= RIGHT_ABOVE]
+    right = [one for one in by_confidence if one.value > RIGHT_ABOVE]
     return wrong[:count] + spread(right, count)
 
 

@@ -11,7 +11,7 @@ from finetune.config import EvaluateConfig
 from finetune.evaluation.bootstrap import clusters_of
 from finetune.evaluation.paired_test import PairedTest, paired_test
 from finetune.inference.argument_errors import naming_flag
-from finetune.inference.judged_examples import RIGHT, JudgedExample, judge, load_examples, spread
+from finetune.inference.judged_examples import RIGHT_ABOVE, JudgedExample, judge, load_examples, spread
 from finetune.inference.model_loader import ModelLoader, OpenedTask
 from finetune.run_dirs.init_weights import read_tasks
 from finetune.task_types.base import Task
@@ -33,7 +33,7 @@ class JudgedPair:
     @property
     def outcome(self) -> str:
         """One of OUTCOMES."""
-        first, second = self.first.value > RIGHT, self.second.value > RIGHT
+        first, second = self.first.value > RIGHT_ABOVE, self.second.value > RIGHT_ABOVE
         if first == second:
             return BOTH_RIGHT if first else BOTH_WRONG
         return ONLY_A if first else ONLY_B
@@ -42,7 +42,7 @@ class JudgedPair:
     def confidence(self) -> float:
         """The highest confidence of its wrong predictions; of both if none is wrong."""
         both = (self.first, self.second)
-        wrong = [one for one in both if one.value <= RIGHT]
+        wrong = [one for one in both if one.value <= RIGHT_ABOVE]
         return max(one.prediction.confidence[0] for one in wrong or both)
 
 

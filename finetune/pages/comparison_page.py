@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.evaluation.paired_test import PairedTest
-from finetune.inference.judged_examples import RIGHT
+from finetune.inference.judged_examples import RIGHT_ABOVE
 from finetune.inference.judged_pairs import OUTCOMES, JudgedPair, TwoRuns, choose_pairs, compare, count_outcomes
 from finetune.pages.example_page import Amounts, Card, card_with_attention, described, pictures_of
 from finetune.pages.html_page import data_block, escape, fill_template, html_table, write_page
@@ -76,7 +76,7 @@ def write_comparison(path: Path, first: str, second: str, tasks: Sequence[Compar
         "cards": cards,
         "counts": {of.task.title: of.counts for of in tasks},
     }
-    body = fill_template("comparison.html", FIRST=first, SECOND=second, RIGHT=f"{RIGHT}", LIMIT=f"{limit:,}")
+    body = fill_template("comparison.html", FIRST=first, SECOND=second, RIGHT=f"{RIGHT_ABOVE}", LIMIT=f"{limit:,}")
     body = body.replace("<!-- table -->", html_table(HEADER, list(_rows(tasks))))
     write_page(
         path,

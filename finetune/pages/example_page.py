@@ -15,7 +15,7 @@ from finetune.inference.attention_maps import explain
 from finetune.inference.decoding import Prediction
 from finetune.inference.expression_grounding import expression_boxes
 from finetune.inference.judged_examples import (
-    RIGHT,
+    RIGHT_ABOVE,
     JudgedExample,
     choose_examples,
     judge,
@@ -95,7 +95,7 @@ def judge_task(
     for one in choose_examples(judged, amounts.count):
         page = folder and f"{folder}/{task.name}-{one.number}.html"
         cards.append(card_with_attention(loader.config.run, opened, one, out, page))
-    return JudgedCards(task, len(judged), sum(one.value > RIGHT for one in judged), cards)
+    return JudgedCards(task, len(judged), sum(one.value > RIGHT_ABOVE for one in judged), cards)
 
 
 def write_examples(path: Path, title: str, judged: Sequence[JudgedCards]) -> None:
@@ -156,7 +156,7 @@ def card_of(task: Task, collator: TaskCollator, one: JudgedExample, page: str | 
     return Card(
         task=task.title,
         kind=kind_of(task, example),
-        right=one.value > RIGHT,
+        right=one.value > RIGHT_ABOVE,
         value=one.value,
         text=example.text,
         prediction=one.prediction,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.gradients.task_gradients import ALL, PARTS
+from finetune.gradients.task_gradients import ALL_PARTS, PARTS
 from finetune.gradients.tracked_gradients import Tracked
 from finetune.pages.html_page import escape, html_table, write_page
 from finetune.pages.interference_plots import norms_over_training, similarity_over_training
@@ -18,7 +18,7 @@ def write_interference_page(path: Path, summary: dict, tracked: Tracked | None) 
     """
     groups, flags, parts = summary["groups"], summary["flags"], summary["parts"]
     by_group = sorted(range(len(groups)), key=lambda task: groups[task])
-    whole = parts[ALL]
+    whole = parts[ALL_PARTS]
     body = [
         f"<h1>Interference of tasks: {escape(summary['run'])}</h1>",
         f"<p class=quiet>{flags['batches']} batches of {flags['batch_size']} training examples per task, "
@@ -60,11 +60,11 @@ def _over_training(summary: dict, tracked: Tracked, by_group: Sequence[int]) -> 
     found = [
         "<h2>Over training</h2>",
         f"<p>Similarity of gradients after {len(steps)} numbers of iterations, {steps[0]} to {steps[-1]}, on the same "
-        f"{tracked.norm[ALL].shape[1]} batches each time. Intervals are about the choice of the batches.</p>",
+        f"{tracked.norm[ALL_PARTS].shape[1]} batches each time. Intervals are about the choice of the batches.</p>",
         similarity_over_training(tracked, summary["titles"], summary["groups"], "similarity-over-training"),
         norms_over_training(tracked, summary["titles"], "norms-over-training"),
         "<h3>Mean over training</h3>",
-        matrix(summary, parts[ALL]["similarity"], by_group),
+        matrix(summary, parts[ALL_PARTS]["similarity"], by_group),
     ]
     for part in (part for part in PARTS if part in parts):
         title = f"<h3>Mean over training, {part} layers</h3>"
@@ -124,7 +124,7 @@ def _group_means(groups: Sequence[str], means) -> str:
 
 
 def _norms(summary: dict, order: Sequence[int]) -> str:
-    parts = [part for part in (ALL, *PARTS) if part in summary["parts"]]
+    parts = [part for part in (ALL_PARTS, *PARTS) if part in summary["parts"]]
     rows = [
         [
             escape(summary["titles"][task]),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune.gradients.interference_measurement import mean_and_margin
-from finetune.gradients.task_gradients import ALL, PARTS
+from finetune.gradients.task_gradients import ALL_PARTS, PARTS
 from finetune.gradients.tracked_gradients import Tracked
 from finetune.pages.vector_plots import COLUMNS, DASHES, INK, SERIES, drawing, legend, panels, plot, whole_steps
 
@@ -25,7 +25,7 @@ def similarity_over_training(tracked: Tracked, titles: Sequence[str], groups: Se
             for style, group in enumerate(names):
                 others = [other for other, of in enumerate(groups) if of == group and other != row]
                 if others:
-                    values = tracked.similarity[ALL][:, :, row, others].mean(2)  # (records, batches)
+                    values = tracked.similarity[ALL_PARTS][:, :, row, others].mean(2)  # (records, batches)
                     mean, margin = mean_and_margin(values.T)
                     look = {"color": SERIES[style % len(SERIES)], "label": f"with {group}"}
                     axis.plot(tracked.steps, mean, DASHES[style % len(DASHES)], marker=".", **look)
@@ -42,7 +42,7 @@ def similarity_over_training(tracked: Tracked, titles: Sequence[str], groups: Se
 def norms_over_training(tracked: Tracked, titles: Sequence[str], name: str) -> str:
     """A panel per task: the norms of its gradients on the parts of the model, mean over the batches."""
     rows = -(-len(titles) // COLUMNS)
-    parts = [part for part in (ALL, *PARTS) if part in tracked.norm]
+    parts = [part for part in (ALL_PARTS, *PARTS) if part in tracked.norm]
     with drawing(11, 2.1 * rows + 0.5, rows, min(COLUMNS, len(titles)), sharex=True, sharey=True) as (figure, axes):
         for row, (axis, title) in enumerate(panels(axes, titles)):
             for style, part in enumerate(parts):

@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.config import InterferenceConfig
 from finetune.gradients.interference_measurement import Measured, clustered_order, mean_and_margin
-from finetune.gradients.task_gradients import ALL
+from finetune.gradients.task_gradients import ALL_PARTS
 from finetune.gradients.task_groups import propose_groups
 from finetune.gradients.tracked_gradients import Tracked
 from finetune.task_types.base import Task
@@ -47,7 +47,7 @@ def summarise(
         for part in measured.parts
     }
     names = [task.name for task in tasks]
-    affinity = mean_and_margin(measured.affinities() if len(measured.before) else measured.similarities(ALL))[0]
+    affinity = mean_and_margin(measured.affinities() if len(measured.before) else measured.similarities(ALL_PARTS))[0]
     flags = ("clean", "batches", "batch_size", "look_ahead", "step", "max_sets", "seed", "precision")
     return {
         "run": config.run,
@@ -55,7 +55,7 @@ def summarise(
         "tasks": names,
         "titles": [task.title for task in tasks],
         "groups": [task.group for task in tasks],
-        "clustered": clustered_order(mean_and_margin(measured.similarities(ALL))[0]),
+        "clustered": clustered_order(mean_and_margin(measured.similarities(ALL_PARTS))[0]),
         "parts": parts,
         "sets": [[names[task] for task in members] for members in propose_groups(affinity, config.max_sets)],
         "loss": table(measured.losses),
@@ -93,7 +93,7 @@ def write_measurements(numbers: Path, arrays: Path, summary: dict, measured: Mea
 def render_summary(summary: dict) -> str:
     """The most and the least similar pairs, and the strongest effects of a step, as text."""
     titles, lines = summary["titles"], []
-    similar = _pairs(summary["parts"][ALL]["similarity"], directed=False)
+    similar = _pairs(summary["parts"][ALL_PARTS]["similarity"], directed=False)
     lines.append("cosine similarity of the gradients of two tasks, with 95% intervals")
     lines += [f"  {titles[i]} and {titles[j]}: {_shown(*value)}" for i, j, *value in _ends(similar)]
     if summary["affinity"]:

@@ -29,7 +29,7 @@ from shards.common.errors import UserError
 from shards.common.files import write_json
 from shards.detectors import keep_detector
 
-DEFAULTS = ("runs/mt", PRETRAINING)  # runs that are tried without --init, in this order
+DEFAULT_RUNS = ("runs/mt", PRETRAINING)  # runs that are tried without --init, in this order
 VOCABULARY = 8000  # tokens of a tokenizer that is learned from scratch
 ZERO_SHOT = "zero-shot"  # kind of pretraining weights that are evaluated without fine-tuning
 NEW = ("heads.", "encoder.text_embedding.task.")  # prefixes of parameters that pretraining weights lack
@@ -111,7 +111,7 @@ def choose_start(
     tokenizer: str | None,
     texts,
     feature_size: int,
-    runs=DEFAULTS,
+    runs=DEFAULT_RUNS,
     flag: str = "--init",
 ) -> Start:
     """The initial weights that --init names; without it the first existing run of `runs`, else random weights.
@@ -153,7 +153,7 @@ def choose_start(
     return Start(kind, weights, sizes, weights.load_tokenizer(tokenizer), vocabularies, facts.get("tokens", {}))
 
 
-def random_start_note(start: Start, init: str | None, runs=DEFAULTS) -> str:
+def random_start_note(start: Start, init: str | None, runs=DEFAULT_RUNS) -> str:
     """A note if training starts from random weights, else "". init, runs: as for choose_start."""
     if start.kind != "scratch":
         return ""

@@ -16,7 +16,7 @@ from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.parsing.karpathy_file import read_karpathy
 
-PLACES = (1, 5, 10)
+RECALL_PLACES = (1, 5, 10)
 AT_ONCE = 1000  # images that an evaluation ranks, as in COCO's usual protocol
 
 
@@ -74,14 +74,14 @@ class Retrieval(Task):
         own = own_images(examples)
         images = image_ranks(predictions, own)
         captions = caption_ranks(predictions, own)
-        return {f"R@{k}": (images < k).astype(float) for k in PLACES} | {
-            f"TR@{k}": (captions < k).astype(float) for k in PLACES
+        return {f"R@{k}": (images < k).astype(float) for k in RECALL_PLACES} | {
+            f"TR@{k}": (captions < k).astype(float) for k in RECALL_PLACES
         }
 
     def submission(self, examples: Sequence[Example], predictions: np.ndarray) -> str:
         """A JSON object from each caption's id to its ten best images; there is no official server."""
         names = list(dict.fromkeys(example.images[0] for example in examples))
-        best = np.argsort(-predictions, axis=1, kind="stable")[:, : PLACES[-1]]
+        best = np.argsort(-predictions, axis=1, kind="stable")[:, : RECALL_PLACES[-1]]
         return json.dumps({e.id: [names[n] for n in row] for e, row in zip(examples, best.tolist(), strict=True)})
 
 

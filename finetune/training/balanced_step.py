@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finetune.balancing.base import Balance, GradientCombination, LossWeighting, TaskSteps
 from finetune.data.task_batches import MicroBatch
-from finetune.gradients.task_gradients import ALL, TaskGradients
+from finetune.gradients.task_gradients import ALL_PARTS, TaskGradients
 from pretrain.engine.distributed import all_reduce_sum, on_first
 from pretrain.engine.step import Engine, MetricSums
 
@@ -94,7 +94,7 @@ class _Iteration:
             gradients.keep(row)
             of_heads.append([(p, p.grad) for p in engine.model.parameters() if p.grad is not None and p not in shared])
             engine.optimizer.zero_grad()
-        gramian = gradients.gramians(rows)[ALL]
+        gramian = gradients.gramians(rows)[ALL_PARTS]
         if engine.scaler.is_enabled():
             gramian /= engine.scaler.get_scale() ** 2
         losses = self._losses(added)

@@ -15,7 +15,7 @@ from finetune.gradients.tracked_gradients import log_line
 from pretrain.engine.distributed import all_reduce_sum
 from pretrain.engine.step import Engine
 
-BATCHES, EXAMPLES = 4, 8  # batches of every task, and examples of each
+TRACKED_BATCHES, TRACKED_EXAMPLES = 4, 8  # batches of every task, and examples of each
 SHARE = 0.01  # of the examples of a run that records need, with all tasks in every iteration
 MOST = 200  # records of a run
 

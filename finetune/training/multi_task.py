@@ -12,13 +12,13 @@ from finetune.config import MtConfig
 from finetune.data.task_batches import MicroBatch, MicroBatchReader, Order
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, mean_score, watched
-from finetune.gradients.tracked_gradients import KIND
+from finetune.gradients.tracked_gradients import GRADIENTS_KIND
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.task_types.base import Task
 from finetune.training.balanced_step import BalancedStep
 from finetune.training.gradient_tracker import GradientTracker
 from finetune.training.task_schedulers import Regime
-from finetune.training.task_validation import SHORTER, Validation
+from finetune.training.task_validation import SHORTER_VALIDATION, Validation
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.step import Engine, MetricSums
@@ -80,7 +80,7 @@ class MultiTask(TrainingTask):
     earlier_seconds: float = 0.0
 
     unit = "examples"
-    shorter_validation = SHORTER
+    shorter_validation = SHORTER_VALIDATION
 
     def __post_init__(self):
         self.began = time.perf_counter()
@@ -194,7 +194,7 @@ class MultiTask(TrainingTask):
         """The record of the tasks' gradients, at the interval of --track and after the last iteration."""
         if self.tracker is None or (done % self.tracker.every and not self._last(done)):
             return None
-        return KIND, self.tracker.record(engine, self.device)
+        return GRADIENTS_KIND, self.tracker.record(engine, self.device)
 
     def validations(self) -> dict[str, int]:
         """Of each task one per epoch of its own, and one at the end."""

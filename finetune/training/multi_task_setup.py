@@ -39,7 +39,7 @@ from finetune.run_dirs.init_weights import (
 )
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
-from finetune.training.gradient_tracker import BATCHES, EXAMPLES, GradientTracker, default_interval
+from finetune.training.gradient_tracker import TRACKED_BATCHES, TRACKED_EXAMPLES, GradientTracker, default_interval
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
 from finetune.training.task_schedulers import Regime, find_regime
 from finetune.training.task_validation import validation_of
@@ -230,12 +230,14 @@ def gradient_tracker(
     """The tracker of --track, None without the flag. It uses the memory for gradients of `balanced`, if it has some."""
     if not config.track:
         return None
-    counts = [fixed_size(state.training, EXAMPLES) for state in states]
-    of_record, of_iteration = BATCHES * sum(counts), sum(state.plan.batch_size for state in states)
+    counts = [fixed_size(state.training, TRACKED_EXAMPLES) for state in states]
+    of_record, of_iteration = TRACKED_BATCHES * sum(counts), sum(state.plan.batch_size for state in states)
     every = config.track_every or default_interval(of_record, of_iteration, plan.total_steps)
 
     def read() -> list[list[TaskBatch]]:
-        return [fixed_batches(state.training, config.seed, BATCHES, EXAMPLES, ranks) for state in states]
+        return [
+            fixed_batches(state.training, config.seed, TRACKED_BATCHES, TRACKED_EXAMPLES, ranks) for state in states
+        ]
 
     batches = on_every_rank(ranks, read)
     gradients = balanced.gradients if balanced else None

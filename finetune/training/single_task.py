@@ -11,7 +11,7 @@ from finetune.data.task_batches import task_steps
 from finetune.data.task_collate import TaskBatch, TaskCollator
 from finetune.evaluation.scores import describe_scores, watched
 from finetune.objective.task_pass import TaskPass, means_per_example
-from finetune.training.task_validation import SHORTER, Validation
+from finetune.training.task_validation import SHORTER_VALIDATION, Validation
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.training_task import Evaluation, TrainingTask
@@ -37,7 +37,7 @@ class SingleTask(TrainingTask):
     worse: int = 0
 
     unit = "examples"
-    shorter_validation = SHORTER
+    shorter_validation = SHORTER_VALIDATION
 
     @property
     def peak_lr(self) -> float:

@@ -17,7 +17,7 @@ from finetune.inference.predictions import predict, predicted_on_all_ranks
 from finetune.objective.task_pass import TaskPass
 from shards.common.dist_info import Ranks
 
-SHORTER = "--validate_on N validates on the first N examples"  # see TrainingTask.shorter_validation
+SHORTER_VALIDATION = "--validate_on N validates on the first N examples"  # see TrainingTask.shorter_validation
 
 
 @dataclass(frozen=True)

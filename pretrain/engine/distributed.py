@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shards.common.device import choose_device as choose_device
-from shards.common.dist_info import HINT, RENDEZVOUS, Ranks, launched
+from shards.common.dist_info import LAUNCH_HINT, RENDEZVOUS, Ranks, launched
 from shards.common.errors import ErrorOnAnotherRank, UserError
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def _rendezvous(ranks: Ranks) -> dist.Store:
     """Waits for all ranks and returns a store for this attempt."""
     place = ":".join(os.environ.get(name, "") for name in RENDEZVOUS)
     waits = f"rank {ranks.rank} of {ranks.count} is waiting at {place} for the other ranks"
-    notice = threading.Timer(NOTICE_AFTER, print, (f"{waits}; {HINT}",), {"file": sys.stderr, "flush": True})
+    notice = threading.Timer(NOTICE_AFTER, print, (f"{waits}; {LAUNCH_HINT}",), {"file": sys.stderr, "flush": True})
     notice.daemon = True
     notice.start()
     try:
@@ -91,7 +91,7 @@ def _rendezvous(ranks: Ranks) -> dist.Store:
         return _unused(store, rank, count)
     except (dist.DistError, ValueError) as error:  # ValueError: environment variables that torch cannot parse
         reason = str(error).splitlines()[0]
-        raise UserError(f"{waits}; timed out after {RENDEZVOUS_TIMEOUT} ({reason}); {HINT}") from None
+        raise UserError(f"{waits}; timed out after {RENDEZVOUS_TIMEOUT} ({reason}); {LAUNCH_HINT}") from None
     finally:
         notice.cancel()
 
@@ -141,7 +141,7 @@ def _unused(store: dist.Store, rank: int, count: int) -> dist.Store:
                 missing.remove(other)
         if time.monotonic() > until:
             late = f"{len(missing)} of {count} ranks, including rank {min(missing)}"
-            raise UserError(f"timed out waiting for {late}; {HINT}")
+            raise UserError(f"timed out waiting for {late}; {LAUNCH_HINT}")
         time.sleep(0.01)
     return dist.PrefixStore(name, store)
 

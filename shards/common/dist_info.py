@@ -7,7 +7,7 @@ from shards.common.errors import UserError
 
 LAUNCH = ("RANK", "WORLD_SIZE")
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")  # address of the first rank
-HINT = (
+LAUNCH_HINT = (
     "start all ranks with torchrun, or unset RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT to run a single "
     "process"
 )
@@ -46,14 +46,16 @@ def launched() -> Ranks:
         return ALONE
     for name in LAUNCH:
         if name not in given:
-            raise UserError(f"{given[0]} is set in the environment, but {name} is not; {HINT}")
+            raise UserError(f"{given[0]} is set in the environment, but {name} is not; {LAUNCH_HINT}")
     rank, count, local = _number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0")
     if not 0 <= rank < count or local < 0:
-        raise UserError(f"RANK={rank} WORLD_SIZE={count} LOCAL_RANK={local} in the environment: invalid rank; {HINT}")
+        raise UserError(
+            f"RANK={rank} WORLD_SIZE={count} LOCAL_RANK={local} in the environment: invalid rank; {LAUNCH_HINT}"
+        )
     if count > 1:
         for name in RENDEZVOUS:
             if not os.environ.get(name):
-                raise UserError(f"WORLD_SIZE={count} is set in the environment, but {name} is not; {HINT}")
+                raise UserError(f"WORLD_SIZE={count} is set in the environment, but {name} is not; {LAUNCH_HINT}")
         _number("MASTER_PORT")
     return Ranks(rank, count, local)
 
@@ -63,7 +65,7 @@ def _number(name: str, default: str = "") -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"{name}={text} in the environment: must be an integer; {HINT}") from None
+        raise UserError(f"{name}={text} in the environment: must be an integer; {LAUNCH_HINT}") from None
 
 
 def launch_name() -> str:

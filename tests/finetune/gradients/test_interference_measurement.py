@@ -9,7 +9,7 @@ from scipy import stats
 from tiny_tasks import tiny_tasks
 
 from finetune.gradients.interference_measurement import FixedBatches, clustered_order, mean_and_margin, measure
-from finetune.gradients.task_gradients import ALL, part_of, shared_parameters
+from finetune.gradients.task_gradients import ALL_PARTS, part_of, shared_parameters
 
 STEP = 1e-6
 
@@ -35,7 +35,7 @@ def loss_of(task: FixedBatches, number: int) -> torch.Tensor:
 
 def gradients(tasks, number: int, part: str) -> np.ndarray:
     """The gradients of a batch of every task, as vectors of the parameters of one part."""
-    shared = {n: p for n, p in shared_parameters(tasks[0].work.model).items() if part in (ALL, part_of(n))}
+    shared = {n: p for n, p in shared_parameters(tasks[0].work.model).items() if part in (ALL_PARTS, part_of(n))}
     rows = []
     for task in tasks:
         found = torch.autograd.grad(loss_of(task, number), list(shared.values()), allow_unused=True)
@@ -44,7 +44,7 @@ def gradients(tasks, number: int, part: str) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.parametrize("part", [ALL, "text", "image", "co-attention"])
+@pytest.mark.parametrize("part", [ALL_PARTS, "text", "image", "co-attention"])
 def test_similarities_are_those_of_whole_vectors(tasks, measured, part):
     vectors = [gradients(tasks, number, part) for number in range(3)]
     for number, rows in enumerate(vectors):
@@ -69,7 +69,7 @@ def test_similarities_are_those_of_whole_vectors(tasks, measured, part):
 def test_similarities_are_finite_differences_of_the_losses(tasks, measured):
     """The derivative of the loss of one task along the normalised gradient of another."""
     shared = list(shared_parameters(tasks[0].work.model).values())
-    rows, sizes = gradients(tasks, 0, ALL), [p.numel() for p in shared]
+    rows, sizes = gradients(tasks, 0, ALL_PARTS), [p.numel() for p in shared]
     for i in range(3):
         direction = torch.from_numpy(rows[i] / np.linalg.norm(rows[i])).split(sizes)
         for j in range(3):
@@ -83,16 +83,16 @@ def test_similarities_are_finite_differences_of_the_losses(tasks, measured):
                         p.sub_(part.view_as(p), alpha=sign * 1e-5)
             slope = (ends[0] - ends[1]) / 2e-5
             if i != j:
-                similarity = slope / measured.norms(ALL)[0, j]
-                np.testing.assert_allclose(measured.similarities(ALL)[0, i, j], similarity, rtol=1e-5, atol=1e-7)
+                similarity = slope / measured.norms(ALL_PARTS)[0, j]
+                np.testing.assert_allclose(measured.similarities(ALL_PARTS)[0, i, j], similarity, rtol=1e-5, atol=1e-7)
             else:
-                np.testing.assert_allclose(measured.norms(ALL)[0, i], slope, rtol=1e-5)
+                np.testing.assert_allclose(measured.norms(ALL_PARTS)[0, i], slope, rtol=1e-5)
 
 
 def test_a_small_step_changes_the_losses_of_the_next_batch_by_their_slope(tasks, measured, weights):
     length = STEP * torch.cat([p.flatten() for p in shared_parameters(tasks[0].work.model).values()]).norm().item()
     for number in range(2):
-        own, following = gradients(tasks, number, ALL), gradients(tasks, number + 1, ALL)
+        own, following = gradients(tasks, number, ALL_PARTS), gradients(tasks, number + 1, ALL_PARTS)
         units = own / np.linalg.norm(own, axis=1, keepdims=True)
         before = np.array([loss_of(task, number + 1).item() for task in tasks])
         np.testing.assert_allclose(measured.before[number], before, rtol=1e-12)

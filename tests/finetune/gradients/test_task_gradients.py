@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from finetune.gradients import task_gradients
-from finetune.gradients.task_gradients import ALL, TaskGradients, part_of, shared_parameters
+from finetune.gradients.task_gradients import ALL_PARTS, TaskGradients, part_of, shared_parameters
 from finetune.models.task_model import TaskModel
 from pretrain.models.model_config import TINY
 
@@ -30,11 +30,11 @@ def test_scalar_products_are_those_of_the_vectors(kept):
     found = gradients.gramians([0, 2], ["text", "image", "text"])
     chosen = vectors[[0, 2]]
     image = chosen[:, 20:23]
-    torch.testing.assert_close(found[ALL], chosen @ chosen.T)
+    torch.testing.assert_close(found[ALL_PARTS], chosen @ chosen.T)
     torch.testing.assert_close(found["image"], image @ image.T)
     torch.testing.assert_close(found["text"], chosen @ chosen.T - image @ image.T)
     present = gradients.products_with(0, ["text", "image", "text"])  # with the gradients of the last task
-    torch.testing.assert_close(present[ALL], vectors[0] @ vectors[2])
+    torch.testing.assert_close(present[ALL_PARTS], vectors[0] @ vectors[2])
     torch.testing.assert_close(present["image"], torch.zeros((), dtype=torch.float64))
 
 
@@ -53,7 +53,8 @@ def test_gradients_in_bf16_need_half_the_memory(kept):
     assert exact.bytes == 3 * 31 * 8 and rounded.bytes == 2 * 1000 * 2
     rounded.parameters[0].grad = torch.ones(1000) * 1.001
     rounded.keep(1)
-    assert rounded.gramians([1])[ALL].item() == pytest.approx(1000)  # summed in float32, rounded to 1 as they are kept
+    # Summed in float32, rounded to 1 as they are kept.
+    assert rounded.gramians([1])[ALL_PARTS].item() == pytest.approx(1000)
 
 
 def test_the_shared_parameters_are_those_of_the_encoder():

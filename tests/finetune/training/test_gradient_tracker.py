@@ -11,7 +11,7 @@ from finetune.build import make_task_engine
 from finetune.config import MtConfig
 from finetune.gradients.interference_measurement import FixedBatches, measure
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
-from finetune.gradients.tracked_gradients import KIND, read_tracked
+from finetune.gradients.tracked_gradients import GRADIENTS_KIND, read_tracked
 from finetune.training.gradient_tracker import MOST, SHARE, GradientTracker, default_interval
 from pretrain.engine.step import MetricSums
 from shards.common.dist_info import ALONE
@@ -73,7 +73,10 @@ def test_the_default_interval_keeps_the_share_and_the_number_of_records():
 def test_records_are_read_for_some_of_the_tasks(tracked, tmp_path):
     _, engine, tracker, _ = tracked
     record = tracker.record(engine, CPU)
-    lines = [{"step": step, "kind": kind} | record for step, kind in ((5, KIND), (7, "train"), (10, KIND))]
+    lines = [
+        {"step": step, "kind": kind} | record
+        for step, kind in ((5, GRADIENTS_KIND), (7, "train"), (10, GRADIENTS_KIND))
+    ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + text[:50])  # the run was killed while it wrote a line
     found = read_tracked(tmp_path, ["third", "first"])
