@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from finetune.config import BETAS, EPSILON, is_small
+from finetune.config import BETAS, EPSILON, TrainingConfig, is_small
 from finetune.models.task_model import TaskModel
 from finetune.run_dirs.init_weights import DEFAULT_RUNS, Start, Vocabularies, choose_start
 from finetune.task_types.base import Task
@@ -26,7 +26,7 @@ from shards.common.errors import UserError
 
 
 def choose_model(
-    config,
+    config: TrainingConfig,
     newest: Path | None,
     texts: Iterable[str],
     feature_size: int,
@@ -36,7 +36,7 @@ def choose_model(
     """(initial weights, or those of the run to resume; their model configuration with the dropout of the flags).
 
     Args:
-        config: flags of finetune.st or finetune.mt.
+        config: flags.
         newest: the checkpoint to resume from, or None.
         texts: training texts, for a learned tokenizer.
         feature_size: feature size of the region shards.
@@ -71,7 +71,7 @@ def with_defaults(config, sizes: ModelConfig, newest: Path | None):
 
 
 def make_model(
-    config,
+    config: TrainingConfig,
     tasks: Sequence[Task],
     sizes: ModelConfig,
     vocabularies: Vocabularies,
@@ -82,7 +82,7 @@ def make_model(
     """A model with one answer head per vocabulary, on its device.
 
     Args:
-        config: flags of finetune.st or finetune.mt.
+        config: flags.
         tasks: the tasks of the run.
         sizes: configuration of the model.
         vocabularies: answer head -> its answers.
@@ -110,7 +110,7 @@ def make_model(
 
 
 def make_task_engine(
-    config,
+    config: TrainingConfig,
     ranks: Ranks,
     work: nn.Module,
     lr: float,
@@ -121,7 +121,7 @@ def make_task_engine(
     """The optimizer and training step of `work`, restored from a checkpoint if given; weights are those of rank 0.
 
     Args:
-        config: flags of finetune.st or finetune.mt.
+        config: flags.
         ranks: the processes of the run.
         work: TaskPass or MultiTaskPass.
         lr: peak learning rate of the encoder and of the pointing head.

@@ -14,7 +14,7 @@ from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, choose_tasks
 from finetune.tasks.retrieval import RECALL_PLACES
 from finetune.training.task_schedulers import regime_names
-from pretrain.config import PRECISIONS
+from pretrain.config import PRECISIONS, WORKERS
 from pretrain.engine.experiment_trackers import TENSORBOARD
 from pretrain.engine.optimizer import OPTIMIZERS
 from pretrain.models.model_config import ModelConfig
@@ -82,7 +82,7 @@ class FinetuneConfig:
         unset="the task's, 9 for VQA",
         low=1,
     )
-    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
+    workers: int = flag(WORKERS, "data worker processes, 0 for none", low=0)
     config: str | None = flag(
         None,
         "model configuration, from scratch or of the weights: base, tiny, or a JSON file",
@@ -311,6 +311,9 @@ class MtConfig(FinetuneConfig):
     )
 
 
+TrainingConfig = StConfig | MtConfig  # flags of either training command
+
+
 @dataclass(kw_only=True)
 class EvaluateConfig(WeightsFlags):
     """Flags of finetune.evaluate."""
@@ -325,7 +328,7 @@ class EvaluateConfig(WeightsFlags):
     max_regions: int | None = flag(
         None, "maximum number of regions per image", unset="the task's", low=1, formerly="regions"
     )
-    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
+    workers: int = flag(WORKERS, "data worker processes, 0 for none", low=0)
     submission: str | None = flag(
         None,
         "output file for the predictions of one task and split, in the official format",
@@ -479,7 +482,7 @@ class ConsistencyConfig:
     batch_size: int = flag(256, "examples per batch", low=1)
     precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
     device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
-    workers: int = flag(min(4, max(1, (os.cpu_count() or 1) // 2)), "data worker processes, 0 for none", low=0)
+    workers: int = flag(WORKERS, "data worker processes, 0 for none", low=0)
 
 
 def is_small(sizes: ModelConfig) -> bool:

@@ -20,6 +20,7 @@ REGION_TARGETS = {"classes": RegionTerm(), "features": FeatureTerm(), "none": No
 NEGATIVES = ("random", "hard")
 RESIDUALS = ("float32", "precision")
 PRECISIONS = ("float32", "bf16", "fp16", "float64")
+WORKERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # default number of data worker processes
 
 # Defaults that depend on --config. Those of base are the hyperparameters of the paper.
 BATCH_SIZE = {"base": 512, "tiny": 32}
@@ -57,9 +58,7 @@ class PretrainConfig:
         36, "maximum number of regions per image, in the order of their scores", low=1, formerly="regions"
     )
     validation_pairs: int = flag(2000, "validation pairs, split by caption text (at most a tenth), 0 for none", low=0)
-    workers: int = flag(
-        min(4, max(1, (os.cpu_count() or 1) // 2)), "data loading processes, 0 to load in the main process", low=0
-    )
+    workers: int = flag(WORKERS, "data loading processes, 0 to load in the main process", low=0)
     on_bad_shard: str = flag("stop", "action for samples that cannot be read", choices=("stop", "skip"))
     config: str = flag("tiny", "model configuration: base (that of the paper), tiny, or a JSON file", group="model")
     bert: str | None = flag(

@@ -9,7 +9,7 @@ import torch
 
 from finetune.annotations.answers import ORDER, AnswerVocabulary, NoAnswers, read_vocabulary
 from finetune.annotations.reference_annotations import answer_file
-from finetune.config import PRETRAINING
+from finetune.config import PRETRAINING, TrainingConfig
 from finetune.data.regions import Regions
 from finetune.data.task_data import TaskData
 from finetune.heads.retrieval_head import RetrievalHead, alignment_as_retrieval
@@ -282,7 +282,7 @@ def vocabulary_of_head(file, start: Start, head: str) -> AnswerVocabulary:
 
 def begin_run(
     run: Path,
-    config,
+    config: TrainingConfig,
     start: Start,
     sizes: ModelConfig,
     tasks: list[Task],
