@@ -1,7 +1,7 @@
-"""Evaluates a model on splits of a task: predictions, scores, score files and submissions."""
+"""Evaluates a model on splits of tasks: predictions, scores, score files and submissions."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,56 @@ class Evaluated:
     examples: Sequence[Example]
     predictions: Sequence
     score: TaskScore
+
+
+def splits_of(task: Task, asked: str | None) -> tuple[str, ...]:
+    """The splits of a task that a value of --split names; none if it is TESTS and the task has no test."""
+    if asked == TESTS:
+        return task.reported
+    if asked is not None:
+        task.check_split(asked)
+    return (asked or task.splits[1],)
+
+
+def evaluate_tasks(
+    config: EvaluateConfig, splits: Mapping[Task, Sequence[str]], ranks: Ranks
+) -> dict[Task, dict[str, Evaluated]]:
+    """Evaluates tasks on their splits. The result has those with public answers, and is empty on ranks but the first.
+
+    Args:
+        config: flags, with their data folder.
+        splits: of every task.
+        ranks: the processes.
+    """
+    loader, evaluated = ModelLoader(config, ranks), {}
+    asked = [(task, split) for task, of_task in splits.items() for split in of_task]
+    for number, (task, split) in enumerate(asked, 1):
+        if len(asked) > 1:
+            ranks.log(f"{number} of {len(asked)}: {task.title}, {split}")
+        if found := evaluate_split(loader, task, split):
+            evaluated.setdefault(task, {})[split] = found
+    return evaluated
+
+
+def scores_of_tasks(
+    config: EvaluateConfig, splits: Mapping[Task, Sequence[str]], evaluated: dict[Task, dict[str, Evaluated]]
+) -> dict[str, TaskScore]:
+    """Task name -> score on its split, or the pooled score of several, which is printed and stored.
+
+    Tasks have none if the answers of one of several splits are not public, and if they rank images, which they do in
+    every split separately.
+
+    Args:
+        config, splits: as for `evaluate_tasks`.
+        evaluated: its result.
+    """
+    scores: dict[str, TaskScore] = {}
+    for task, parts in evaluated.items():
+        if len(splits[task]) == 1:
+            scores[task.name] = parts[splits[task][0]].score
+        elif len(parts) == len(splits[task]) and not task.head.ranks_images:
+            scores[task.name] = pool_splits(config, task, parts)
+    return scores
 
 
 def pooled_score(task: Task, parts: Sequence[Evaluated]) -> TaskScore:
