@@ -350,6 +350,20 @@ class EvaluateConfig(WeightsFlags):
     batch_size: int = flag(256, "examples per batch", low=1, group="speed and memory")
 
 
+@dataclass(kw_only=True)
+class ExamplesConfig(WeightsFlags):
+    """Flags of finetune.examples."""
+
+    compare: str | None = flag(None, "a second run, B, with which --run, A, is compared", unset="none", model=True)
+    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run, or of both runs")
+    split: str | None = flag(None, "split to predict", unset="each task's validation split")
+    examples: int = flag(1000, "number of examples that are predicted, the first of the split", low=1)
+    count: int = flag(20, "examples per task of each kind: wrong (the most confident ones), correct", low=1)
+    attention: bool = flag(True, "write a page of attention maps for every example, in a folder next to the page")
+    out: str | None = flag(None, "the page to write", unset="examples.html, or comparison.html", written=True)
+    batch_size: int = flag(64, "examples per batch", low=1)
+
+
 HELD_OUT = ("tests", "validation")
 
 

@@ -1,10 +1,9 @@
 """python -m finetune.examples --run RUN [--compare RUN]: correct and wrong predictions (figures 8 and 9)."""
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config import EvaluateConfig, WeightsFlags, check_answer_files
+from finetune.config import EvaluateConfig, ExamplesConfig, check_answer_files
 from finetune.inference.argument_errors import naming_flag
 from finetune.inference.judged_pairs import COMPARE, TwoRuns, tasks_of_both
 from finetune.inference.model_loader import ModelLoader
@@ -13,43 +12,27 @@ from finetune.pages.example_page import judge_task, write_examples
 from finetune.run_dirs.init_weights import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
 from finetune.tasks import add_task_files_of, choose_tasks
-from shards.common.cli import command, flag
+from shards.common.cli import command
 from shards.common.folder_lock import locked_folder
-
-
-@dataclass(kw_only=True)
-class ExamplesConfig(WeightsFlags):
-    """Flags of finetune.examples."""
-
-    compare: str | None = flag(None, "a second run, B, with which --run, A, is compared", unset="none", model=True)
-    task: str | None = flag(None, "comma-separated tasks or groups", unset="all tasks of the run, or of both runs")
-    split: str | None = flag(None, "split to predict", unset="each task's validation split")
-    examples: int = flag(1000, "number of examples that are predicted, the first of the split", low=1)
-    count: int = flag(20, "examples per task of each kind: wrong (the most confident ones), correct", low=1)
-    attention: bool = flag(True, "write a page of attention maps for every example, in a folder next to the page")
-    out: str | None = flag(None, "the page to write", unset="examples.html, or comparison.html", written=True)
-    batch_size: int = flag(64, "examples per batch", low=1)
 
 
 def run(config: ExamplesConfig) -> None:
     out = Path(config.out or ("comparison.html" if config.compare else "examples.html"))
     folder = f"{out.stem}-attention" if config.attention else None
-    flags = [_flags_of(config, config.run)]
+    first, second = flags_of(config, config.run), None
     if config.compare:
         with naming_flag(COMPARE):
-            flags.append(_flags_of(config, config.compare))
+            second = flags_of(config, config.compare)
     with locked_folder(out.parent / folder, "finetune.examples") if folder else contextlib.nullcontext():
-        (_write_comparison if config.compare else _write_judged)(config, *flags, out, folder)
+        if second is None:
+            judge_run(config, first, out, folder)
+        else:
+            compare_runs(config, first, second, out, folder)
     print(f"page: {out}" + (f", with attention maps in {folder}" if folder else ""))
 
 
-def _flags_of(config: ExamplesConfig, run: str) -> EvaluateConfig:
-    """The flags to load a run, with its data folder."""
-    warn_of_other_data(run, config.data)
-    return EvaluateConfig(**config.of_weights | {"run": run, "data": choose_data(run, config.data)})
-
-
-def _write_judged(config: ExamplesConfig, flags: EvaluateConfig, out: Path, folder: str | None) -> None:
+def judge_run(config: ExamplesConfig, flags: EvaluateConfig, out: Path, folder: str | None) -> None:
+    """Writes the page of a run."""
     add_task_files_of(config.run)
     tasks = choose_tasks(config.task, "--task") if config.task else read_tasks(config.run)
     check_answer_files(config, tasks)
@@ -60,7 +43,10 @@ def _write_judged(config: ExamplesConfig, flags: EvaluateConfig, out: Path, fold
     write_examples(out, f"Correct and wrong predictions of {config.run}", judged)
 
 
-def _write_comparison(config: ExamplesConfig, first: EvaluateConfig, second: EvaluateConfig, out: Path, folder) -> None:
+def compare_runs(
+    config: ExamplesConfig, first: EvaluateConfig, second: EvaluateConfig, out: Path, folder: str | None
+) -> None:
+    """Writes the page that compares two runs."""
     tasks = tasks_of_both(config.run, config.compare, config.task)
     check_answer_files(config, tasks)
     runs, compared = TwoRuns(first, second), []
@@ -68,6 +54,12 @@ def _write_comparison(config: ExamplesConfig, first: EvaluateConfig, second: Eva
         compared.append(compare_task(runs, task, config.split or task.splits[1], config, out, folder))
         print(compared[-1], flush=True)
     write_comparison(out, config.run, config.compare, compared, config.examples)
+
+
+def flags_of(config: ExamplesConfig, run: str) -> EvaluateConfig:
+    """The flags to load a run, with its data folder."""
+    warn_of_other_data(run, config.data)
+    return EvaluateConfig(**config.of_weights | {"run": run, "data": choose_data(run, config.data)})
 
 
 EXAMPLES = (

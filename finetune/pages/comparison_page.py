@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.config import ExamplesConfig
 from finetune.evaluation.paired_test import PairedTest
 from finetune.inference.judged_examples import RIGHT_ABOVE
 from finetune.inference.judged_pairs import OUTCOMES, JudgedPair, TwoRuns, choose_pairs, compare, count_outcomes
-from finetune.pages.example_page import Amounts, Card, card_with_attention, described, pictures_of
+from finetune.pages.example_page import Card, card_with_attention, described, pictures_of
 from finetune.pages.html_page import data_block, escape, fill_template, html_table, write_page
 from finetune.task_types.base import Task
 
@@ -42,15 +43,15 @@ def p_text(value: float) -> str:
 
 
 def compare_task(
-    runs: TwoRuns, task: Task, split: str, amounts: Amounts, out: Path, folder: str | None
+    runs: TwoRuns, task: Task, split: str, config: ExamplesConfig, out: Path, folder: str | None
 ) -> ComparedTask:
     """Compares two runs on the first examples of a split, and writes attention maps of the examples that are shown.
 
-    out: path of the page; folder: name of the folder next to it for the attention maps, None for none.
+    config: flags; out: path of the page; folder: name of the folder next to it for the attention maps, None for none.
     """
-    pairs, first, second = runs.judge(task, split, amounts.examples, amounts.batch_size)
+    pairs, first, second = runs.judge(task, split, config.examples, config.batch_size)
     shown = []
-    for pair in choose_pairs(pairs, amounts.count):
+    for pair in choose_pairs(pairs, config.count):
         cards = []
         both = ((runs.first, first, pair.first, "a"), (runs.second, second, pair.second, "b"))
         for loader, opened, one, name in both:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from finetune.annotations.example import Box
+from finetune.config import ExamplesConfig
 from finetune.data.task_collate import TaskCollator
 from finetune.heads.grounding_head import image_size
 from finetune.inference.attention_maps import explain
@@ -57,18 +57,6 @@ class Card:
     attention: str | None
 
 
-class Amounts(Protocol):
-    """Flags of finetune.examples.
-
-    examples: number of examples that are predicted, the first of the split; count: number of examples of each kind that
-    are shown; batch_size: examples per batch.
-    """
-
-    examples: int
-    count: int
-    batch_size: int
-
-
 @dataclass(frozen=True)
 class JudgedCards:
     """The predictions of a run for a task. examples, correct: their number; cards: those that are shown."""
@@ -83,16 +71,16 @@ class JudgedCards:
 
 
 def judge_task(
-    loader: ModelLoader, task: Task, split: str, amounts: Amounts, out: Path, folder: str | None
+    loader: ModelLoader, task: Task, split: str, config: ExamplesConfig, out: Path, folder: str | None
 ) -> JudgedCards:
     """Predicts the first examples of a split, and writes attention maps of those that are shown.
 
-    out: path of the page; folder: name of the folder next to it for the attention maps, None for none.
+    config: flags; out: path of the page; folder: name of the folder next to it for the attention maps, None for none.
     """
-    opened = load_examples(loader, task, split, amounts.examples)
-    judged = judge(opened.work, opened.collator, amounts.batch_size)
+    opened = load_examples(loader, task, split, config.examples)
+    judged = judge(opened.work, opened.collator, config.batch_size)
     cards = []
-    for one in choose_examples(judged, amounts.count):
+    for one in choose_examples(judged, config.count):
         page = folder and f"{folder}/{task.name}-{one.number}.html"
         cards.append(card_with_attention(loader.config.run, opened, one, out, page))
     return JudgedCards(task, len(judged), sum(one.value > RIGHT_ABOVE for one in judged), cards)
