@@ -136,9 +136,16 @@ def make_task_engine(
         new = name.startswith("heads.") and not name.startswith("heads.pointing.")
         return head_lr / lr if new else 1.0
 
-    decay = config.weight_decay
-    corrected = config.bias_correction
-    optimizer = make_optimizer(work.model, lr, BETAS, EPSILON, decay, scale, config.optimizer, corrected)
+    optimizer = make_optimizer(
+        work.model,
+        lr=lr,
+        betas=BETAS,
+        eps=EPSILON,
+        weight_decay=config.weight_decay,
+        scale=scale,
+        kind=config.optimizer,
+        bias_correction=config.bias_correction,
+    )
     engine = make_engine(work, optimizer, ranks, config.clip, all_used=False, update_unused=update_unused)
     if newest:
         restore_engine(engine, newest)

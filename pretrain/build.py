@@ -57,7 +57,7 @@ def build_pretraining(config: PretrainConfig, ranks: Ranks, device: torch.device
         _check_resume(config, run, pairs)
     tokenizer = _tokenizer(config, ranks, pairs, run if newest else None)
     sizes = model_config(config, pairs.shards, tokenizer)
-    work, from_bert = _work(config, ranks, device, sizes, tokenizer, newest)
+    work, from_bert = _pretraining_pass(config, ranks, device, sizes, tokenizer, newest)
     engine = _engine(config, ranks, work, from_bert)
     facts = restore_engine(engine, newest) if newest else {}
     task = _training_task(config, ranks, device, pairs, tokenizer, work, sizes, facts)
@@ -78,8 +78,10 @@ def _training_task(
     facts: dict,
 ) -> PretrainingTask:
     """The batches, schedule and validation of a run. facts: checkpoint.json of the checkpoint to resume from, or {}."""
-    classes = (pairs.shards.num_classes, pairs.shards.classes_per_region) if config.region_target == "classes" else ()
-    limits = Limits(config.max_tokens, config.max_regions, sizes.v_feature_size, *classes)
+    limits = Limits(config.max_tokens, config.max_regions, sizes.v_feature_size)
+    if config.region_target == "classes":
+        shards = pairs.shards
+        limits = dataclasses.replace(limits, num_classes=shards.num_classes, per_region=shards.classes_per_region)
     collator = partial(
         Collator,
         captions=pairs.captions,
@@ -154,13 +156,13 @@ def _tokenizer(config: PretrainConfig, ranks: Ranks, pairs: Pairs, run: Path | N
     return on_first(ranks, lambda: learn_tokenizer(texts, config.vocabulary))
 
 
-def _work(
+def _pretraining_pass(
     config: PretrainConfig,
     ranks: Ranks,
     device: torch.device,
     sizes: ModelConfig,
     tokenizer: WordPieceTokenizer,
-    newest,
+    newest: Path | None,
 ) -> tuple[PretrainingPass, list[str]]:
     """Builds the model, with its loss, on the device; returns also the names of parameters initialised from BERT."""
     torch.manual_seed(config.seed)
@@ -169,15 +171,7 @@ def _work(
     model = PretrainingModel(sizes, sizes.v_feature_size if config.region_target == "features" else None, extra)
     if config.region_target == "none":
         model.regions.requires_grad_(False)
-    from_bert = []
-    if config.bert and newest:
-        stored = read_config(config.out).get(FROM_BERT)  # missing in runs of older versions
-        from_bert = stored or [name for name, _ in model.named_parameters() if may_be_from_bert(name)]
-    elif config.bert:
-        from_bert = on_first(
-            ranks, lambda: load_bert(model, config.bert)
-        )  # make_engine broadcasts the weights to the other ranks
-        ranks.log(f"{counted(len(from_bert), 'parameter')} of the text stream initialised from {config.bert}")
+    from_bert = _initialise_from_bert(model, config, ranks, newest) if config.bert else []
     if not config.bert_lr_scale:
         for name in from_bert:
             model.get_parameter(name).requires_grad_(False)
@@ -197,13 +191,34 @@ def _work(
     return PretrainingPass(model, objective, precision), from_bert
 
 
+def _initialise_from_bert(
+    model: PretrainingModel, config: PretrainConfig, ranks: Ranks, newest: Path | None
+) -> list[str]:
+    """Loads --bert into a new model; returns the names of its parameters, also for a run that is resumed."""
+    if newest:
+        stored = read_config(config.out).get(FROM_BERT)  # missing in runs of older versions
+        return stored or [name for name, _ in model.named_parameters() if may_be_from_bert(name)]
+    from_bert = on_first(ranks, lambda: load_bert(model, config.bert))  # make_engine broadcasts the weights
+    ranks.log(f"{counted(len(from_bert), 'parameter')} of the text stream initialised from {config.bert}")
+    return from_bert
+
+
 def _engine(config: PretrainConfig, ranks: Ranks, work: PretrainingPass, from_bert: list[str]) -> Engine:
+    """The optimizer and the training step."""
     names = set(from_bert)
 
     def scale(name: str) -> float:
         return config.bert_lr_scale if name in names else 1.0
 
-    optimizer = make_optimizer(work.model, config.lr, BETAS, EPSILON, config.weight_decay, scale, config.optimizer)
+    optimizer = make_optimizer(
+        work.model,
+        lr=config.lr,
+        betas=BETAS,
+        eps=EPSILON,
+        weight_decay=config.weight_decay,
+        scale=scale,
+        kind=config.optimizer,
+    )
     graph = (-(-config.batch_size // ranks.count), config.max_tokens) if config.cuda_graph else None
     return make_engine(work, optimizer, ranks, config.clip, graph=graph)
 
