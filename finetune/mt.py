@@ -29,7 +29,7 @@ def run(config: MtConfig) -> int:
 
 
 def train_together(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
-    """One rank's part of a run of all tasks, and the scores of it."""
+    """One rank's part of a run of all tasks, from its flags to its printed scores."""
     out = Path(config.out)
     with locked_run(out, "finetune.mt", ranks):
         status, finished = train_tasks(config, ranks, device)
@@ -41,7 +41,7 @@ def train_together(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
 
 
 def train_sets(config: MtConfig, ranks: Ranks, device: torch.device) -> int:
-    """One rank's part of a run for each set of tasks, one after another, and their table."""
+    """One rank's part of a run for each set of tasks, one after another, and of the table that compares them."""
     with locked_run(Path(config.out), "finetune.mt", ranks):
         runs = on_first(ranks, lambda: begin_sets(config))
         for number, one in enumerate(runs, 1):

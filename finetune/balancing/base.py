@@ -17,8 +17,12 @@ from torch import Tensor
 class TaskSteps:
     """The n task steps of an iteration, over all ranks and accumulation steps.
 
-    number: of the iteration; names: the task of each step, in which a task may occur several times; losses: mean loss
-    of each; gramian: float64 (n, n) on the CPU, scalar products of the gradients of the shared parameters.
+    Attributes:
+        number: of the iteration.
+        names: the task of each step; a task may occur several times.
+        losses: mean loss of each step.
+        gramian: float64 (n, n) on the CPU, scalar products of the gradients of the shared parameters; None for a
+            LossWeighting.
     """
 
     number: int

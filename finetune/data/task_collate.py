@@ -28,10 +28,13 @@ from shards.storage.sample import Sample
 class TaskBatch:
     """A batch of text-image rows (see TaskInputs) with their targets (see Head.targets).
 
-    rows: texts with their images; candidates: candidate boxes of each row, or None; target: None if it is not needed or
-    not known; examples: number of the task's examples in the batch, which may have several rows each; problems: see
-    pretrain.data.batch; other_boxes: other given boxes of each image, or None; the model attends to them but does not
-    score them.
+    Attributes:
+        rows: texts with their images.
+        candidates: candidate boxes of each row, or None.
+        target: None if it is not needed or not known.
+        examples: number of the task's examples in the batch, which may have several rows each.
+        problems: see pretrain.data.batch.
+        other_boxes: other given boxes of each image, or None; the model attends to them but does not score them.
     """
 
     rows: Batch

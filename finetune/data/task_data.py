@@ -44,9 +44,14 @@ class CollatorSettings:
 class TaskData:
     """A task's official files and the regions of its images.
 
-    root: data folder of all tasks; folder: the task's own; boxes: regions of the images' given boxes (the candidates
-    are among them), or of annotated boxes that are added in training, or None; missing: "stop" or "skip" for examples
-    whose image has no regions; cleaned: the images that decontamination removes, or None.
+    Attributes:
+        root: data folder of all tasks.
+        folder: the task's own.
+        regions: regions of the images.
+        boxes: regions of the images' given boxes (the candidates are among them), or of annotated boxes that are added
+            in training, or None.
+        missing: "stop" or "skip" for examples whose image has no regions.
+        cleaned: the images that decontamination removes, or None.
     """
 
     task: Task

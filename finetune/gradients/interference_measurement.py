@@ -29,11 +29,14 @@ class FixedBatches:
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of T tasks on B batches each, float64.
+    """The measurements of T tasks on B batches each, and of steps on A of them (look-ahead), float64.
 
-    products: part of the model -> (B, T, T), scalar products of the gradients of the mean loss; repeated: part -> (B -
-    1, T), those of a task's gradients on two consecutive batches; losses: (B, T); before: (A, T), losses of look-ahead
-    on the next batch; after: (A, T, T), after a step of the task in the second axis, of the task in the third.
+    Attributes:
+        products: part of the model -> (B, T, T), scalar products of the gradients of the mean loss.
+        repeated: part of the model -> (B - 1, T), scalar products of a task's gradients on two consecutive batches.
+        losses: (B, T).
+        before: (A, T), losses on the next batch, before a step.
+        after: (A, T, T), losses on it after a step of the task in the second axis, of the task in the third.
     """
 
     products: dict[str, np.ndarray]

@@ -20,8 +20,11 @@ from shards.storage.sample import Sample
 class Scene:
     """What the choices of one example can refer to.
 
-    images: names of its images; regions: float (n, 4), boxes of the first image's regions as fractions of its sides;
-    size: (width, height) of the first image in pixels; candidates: candidate boxes in pixels.
+    Attributes:
+        images: names of its images.
+        regions: float (n, 4), boxes of the first image's regions as fractions of its sides.
+        size: (width, height) of the first image in pixels.
+        candidates: candidate boxes in pixels.
     """
 
     images: Sequence[str]

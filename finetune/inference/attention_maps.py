@@ -19,9 +19,12 @@ VIEWS = {"S->S": "text", "S->I": "text_over_image", "I->S": "image_over_text", "
 class Explanation:
     """The attention between one text and one image.
 
-    words: tokens; special: which of them are special tokens, including [CLS] and the task token; rows: names of the
-    whole image, the regions, the image's other given boxes and the candidates; boxes: (rows, 4) as fractions of width
-    and height; maps: view -> float32 (layers, heads, queries, keys), normalised over the keys.
+    Attributes:
+        words: tokens.
+        special: which of them are special tokens, including [CLS] and the task token.
+        rows: names of the whole image, the regions, the image's other given boxes and the candidates.
+        boxes: (rows, 4) as fractions of width and height.
+        maps: view -> float32 (layers, heads, queries, keys), normalised over the keys.
     """
 
     words: list[str]

@@ -89,15 +89,15 @@ def tasks_of_both(first: str, second: str, names: str | None) -> list[Task]:
 
 
 def check_same_examples(first: Sequence[Example], second: Sequence[Example], where: str) -> None:
-    """Raises UserError if two runs are not asked the same. where: the two data folders, for the message."""
+    """Raises UserError if two runs predict different examples. where: the two data folders, for the message."""
     for number, (one, other) in enumerate(zip(first, second, strict=False), 1):
-        if _asked(one) != _asked(other):
+        if _question(one) != _question(other):
             raise UserError(f"{where}: example {number} is not the same in both; compare on one data folder by --data")
     if len(first) != len(second):
         raise UserError(f"{where}: {len(first)} and {len(second)} examples; compare on one data folder by --data")
 
 
-def _asked(example: Example) -> tuple:
+def _question(example: Example) -> tuple:
     return example.id, example.text, example.images, example.target, example.candidates
 
 

@@ -27,8 +27,11 @@ from shards.common.errors import UserError
 class TrainingInputs:
     """What distinguishes the batches of training from those of inference.
 
-    clean: decontamination, see open_data; annotated_boxes: whether the annotated boxes are among the regions; seed: of
-    retrieval's negatives; contrastive: weight of the contrastive term in the loss.
+    Attributes:
+        clean: decontamination, see open_data.
+        annotated_boxes: whether the annotated boxes are among the regions.
+        seed: of retrieval's negatives.
+        contrastive: weight of the contrastive term in the loss.
     """
 
     clean: str | None

@@ -29,9 +29,13 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray  # what read_image tak
 class Query:
     """A text about images; for retrieval, about each image separately.
 
-    names: of the images; pixels: uint8 RGB (H, W, 3) of each; samples: their regions; boxes: candidate boxes in pixels;
-    candidates: regions of the candidate boxes, or None. For an image of the data set, they include the image's other
-    given boxes.
+    Attributes:
+        names: of the images.
+        pixels: uint8 RGB (H, W, 3) of each.
+        samples: their regions.
+        boxes: candidate boxes in pixels.
+        candidates: regions of the candidate boxes, or None. For an image of the data set, they include the image's
+            other given boxes.
     """
 
     task: Task

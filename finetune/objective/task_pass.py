@@ -22,7 +22,12 @@ def means_per_example(sums: dict[str, float]) -> dict[str, float]:
 class TaskPass(nn.Module):
     """Forward pass and loss on a batch of one task, as Engine calls it.
 
-    token: number of the task token, None for a model without task tokens; contrastive: weight of Head.batch_losses.
+    Args:
+        model: the model.
+        task: the task.
+        precision: of the matrix products, and the device.
+        token: number of the task token; None for a model without task tokens.
+        contrastive: weight of Head.batch_losses.
     """
 
     def __init__(self, model: TaskModel, task: Task, precision: Precision, token: int | None, contrastive: float = 0.0):
@@ -31,9 +36,14 @@ class TaskPass(nn.Module):
         self.contrastive = contrastive
 
     def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
-        """(the batch's share of the loss, sums for the log). counts: their last element is the global batch size.
+        """Computes the loss of a batch.
 
-        Every sum is logged as a mean over the examples.
+        Args:
+            batch: a micro-batch of this rank.
+            counts: their last element is the number of examples of the step, over all ranks and accumulation steps.
+
+        Returns:
+            The batch's share of the loss, and sums over its examples, which are logged as means.
         """
         head, inputs, compared = self.task.head, self.inputs(batch), None
         with self.precision.autocast():

@@ -41,9 +41,14 @@ Vocabularies = dict[str, AnswerVocabulary]  # by answer head
 class Start:
     """A description of the initial weights, without the tensors: the first rank sends it to the other ranks.
 
-    kind: AT->ST (weights of several tasks), ST (pretraining weights), BERT, scratch, or ZERO_SHOT (pretraining weights
-    without fine-tuning, see trained_start); weights: where to read the tensors, None from scratch; sizes: model
-    configuration; tokenizer: the tokenizer; vocabularies: of a run's answer heads; tokens: task -> task token of a run.
+    Attributes:
+        kind: AT->ST (weights of several tasks), ST (pretraining weights), BERT, scratch, or ZERO_SHOT (pretraining
+            weights without fine-tuning, see trained_start).
+        weights: where to read the tensors; None from scratch.
+        sizes: model configuration.
+        tokenizer: the tokenizer.
+        vocabularies: of a run's answer heads.
+        tokens: task -> task token of a run.
     """
 
     kind: str

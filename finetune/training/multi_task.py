@@ -30,7 +30,13 @@ from shards.common.dist_info import Ranks
 class TaskState:
     """The state of one task in a multi-task run.
 
-    plan: of its own steps, without an end; taken: number of task steps so far; score: of its last validation.
+    Attributes:
+        work: the model's pass over a batch of the task.
+        training: collator of its training examples.
+        validation: its validation examples.
+        plan: of its own steps, without an end.
+        taken: number of task steps so far.
+        score: of its last validation.
     """
 
     work: TaskPass
@@ -62,9 +68,13 @@ class Iterations:
 class MultiTask(TrainingTask):
     """Training on several tasks. A step of the training loop is an iteration.
 
-    peak_lr: of the task with the lowest peak learning rate; balanced: one optimizer step for all tasks of an iteration,
-    None for one of each task; tracker: of the gradients' similarity, with --track;
-    earlier_seconds: wall time of the run's earlier processes.
+    Attributes:
+        task_states: the tasks.
+        regime: decides which of them train in an iteration.
+        peak_lr: of the task with the lowest peak learning rate; MultiTaskPass scales the losses of the others.
+        balanced: one optimizer step for all tasks of an iteration; None for one of each task.
+        tracker: of the gradients' similarity, with --track.
+        earlier_seconds: wall time of the run's earlier processes.
     """
 
     config: MtConfig

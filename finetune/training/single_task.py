@@ -22,7 +22,12 @@ from shards.common.dist_info import Ranks
 class SingleTask(TrainingTask):
     """Training on one task. It is validated at the end of every epoch.
 
-    best: best validation score so far; worse: epochs since then.
+    Attributes:
+        work: the model's pass over a batch of the task.
+        training: collator of the training examples.
+        validation: the validation examples.
+        best: best validation score so far.
+        worse: epochs since then.
     """
 
     config: StConfig

@@ -16,8 +16,11 @@ COOLDOWN = 1  # validations after a change that do not count as without improvem
 class StopAndGo:
     """The stop-and-go state of one task, updated by each of its validation scores (higher is better).
 
-    stopped: whether the task is paused; not_better: consecutive validations without improvement; cooling: remaining
-    validations of the cooldown.
+    Attributes:
+        best: best score so far.
+        stopped: whether the task is paused.
+        not_better: consecutive validations without improvement.
+        cooling: remaining validations of the cooldown.
     """
 
     best: float | None = None
