@@ -105,7 +105,7 @@ def probe(data: str, out: str, tokenizer: str, kind: str, rates: str) -> None:
     import torch
 
     from finetune.config import MtConfig
-    from finetune.data import task_data
+    from finetune.prepared import prepare_data
     from finetune.run_dirs import init_weights
     from finetune.tasks import choose_tasks
     from finetune.training import multi_task_setup
@@ -113,23 +113,23 @@ def probe(data: str, out: str, tokenizer: str, kind: str, rates: str) -> None:
     from shards.common.dist_info import launched
 
     if kind == "parsed":
-        for module in (task_data, init_weights):
+        for module in (prepare_data, init_weights):
             module.open_prepared = lambda data, wanted: wanted.value(wanted.read(wanted.task.folder(data)))
         multi_task_setup.prepare_on_every_machine = lambda *_: None
     ranks, device, imported = launched(), torch.device("cpu"), private()
     config = MtConfig(data=data, out=out, init="scratch", tokenizer=tokenizer, workers=1, device="cpu")
     with connected(ranks, device):
-        run = multi_task_setup.build_multi_task(config, choose_tasks("all"), ranks, device, None)
+        trainer = multi_task_setup.build_multi_task(config, choose_tasks("all"), ranks, device, None)
         built = time.time() - began
-        model = sum(weights.nbytes for weights in run.engine.model.parameters())
+        model = sum(weights.nbytes for weights in trainer.engine.model.parameters())
         found = {"built": built, "private": private() - imported - model}  # before a worker shares its memory
-        steps = run.steps()
-        next(steps)
+        batches = trainer.task.batches()
+        next(batches)
         found["first"] = time.time() - began
         found["worker"] = max(map(private, children()), default=0)
-        steps.close()
+        batches.close()
         if rates == "rates":
-            found["rates"] = {state.task.name: examples_per_second(state) for state in run.task_states}
+            found["rates"] = {state.task.name: examples_per_second(state) for state in trainer.task.task_states}
     if ranks.first:
         print(json.dumps(found), flush=True)
 
