@@ -21,7 +21,9 @@ class AlignmentTerm(LossTerm):
             extension); the loss is the mean of both, so that each pair contributes one.
     """
 
-    name, label, accuracy = "alignment", "alignment", "alignment_accuracy"
+    name = "alignment"
+    label = "alignment"
+    accuracy = "alignment_accuracy"
 
     hard_negatives: bool = False
 

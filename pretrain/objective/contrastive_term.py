@@ -13,8 +13,11 @@ class ContrastiveTerm(LossTerm):
     The accuracy is image retrieval in the batch, over the pairs that have a negative there.
     """
 
-    name, label, accuracy = "contrastive", "contrastive in a batch", "contrastive_accuracy"
-    counts_predictions = compares_pairs = True
+    name = "contrastive"
+    label = "contrastive in a batch"
+    accuracy = "contrastive_accuracy"
+    counts_predictions = True
+    compares_pairs = True
 
     def sums(self, forward: ForwardPass) -> TermSums:
         scores, negatives = forward.similarities, forward.negatives

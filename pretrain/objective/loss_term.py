@@ -15,7 +15,8 @@ from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.models.vilbert import Encoded
 from pretrain.objective.masking import MaskedInputs
 
-COUNTS = WORDS, REGIONS, PAIRS = "word_count", "region_count", "pair_count"
+WORDS, REGIONS, PAIRS = "word_count", "region_count", "pair_count"
+COUNTS = (WORDS, REGIONS, PAIRS)  # what the mean of a term is over
 
 
 @dataclass

@@ -12,7 +12,10 @@ from pretrain.objective.loss_term import REGIONS, ForwardPass, LossTerm, TermSum
 class RegionTerm(LossTerm):
     """Predicts the class distributions of masked regions: Kullback-Leibler divergence. Right is the likeliest class."""
 
-    name, label, count, accuracy = "regions", "masked regions", REGIONS, "region_accuracy"
+    name = "regions"
+    label = "masked regions"
+    count = REGIONS
+    accuracy = "region_accuracy"
 
     def sums(self, forward: ForwardPass) -> TermSums:
         batch, weights = forward.batch, forward.inputs.region_weights
@@ -29,7 +32,9 @@ class RegionTerm(LossTerm):
 class FeatureTerm(LossTerm):
     """Predicts the features of masked regions: mean squared error over the elements."""
 
-    name, label, count = "regions", "masked regions' loss", REGIONS
+    name = "regions"
+    label = "masked regions' loss"
+    count = REGIONS
 
     def sums(self, forward: ForwardPass) -> TermSums:
         predicted = at_least_float32(forward.model.regions(forward.regions))

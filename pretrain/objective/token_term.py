@@ -11,7 +11,10 @@ from pretrain.objective.loss_term import WORDS, ForwardPass, LossTerm, TermSums,
 class TokenTerm(LossTerm):
     """Predicts masked tokens with the masked-token head."""
 
-    name, label, count, accuracy = "words", "masked tokens", WORDS, "word_accuracy"
+    name = "words"
+    label = "masked tokens"
+    count = WORDS
+    accuracy = "word_accuracy"
     chance_label = "most frequent token"
 
     def sums(self, forward: ForwardPass) -> TermSums:
