@@ -88,7 +88,7 @@ class TinyPart:
     """As finetune.data.task_batches.MicroBatch."""
 
     task: int
-    number: int
+    task_step: int
     batch: TinyBatch
 
     def __len__(self) -> int:

@@ -24,10 +24,16 @@ Request = tuple[int, int, int, np.ndarray]
 
 @dataclass
 class MicroBatch:
-    """A micro-batch of a task step. task: number of the task; number: of the task step in its iteration."""
+    """A micro-batch of a task step.
+
+    Attributes:
+        task: number of the task.
+        task_step: number of the task step in its iteration.
+        batch: the examples.
+    """
 
     task: int
-    number: int
+    task_step: int
     batch: TaskBatch
 
     @property
@@ -54,10 +60,10 @@ class _MicroBatches(Dataset):
         self.collators, self.status = collators, status
 
     def __getitem__(self, request: Request) -> MicroBatch:
-        task, number, epoch, examples = request
+        task, task_step, epoch, examples = request
         collator = self.collators[task]
         _note(self.status, collator, examples, task)
-        return MicroBatch(task, number, collator(epoch, examples))
+        return MicroBatch(task, task_step, collator(epoch, examples))
 
 
 def _note(status: WorkerStatus, collator: TaskCollator, numbers: np.ndarray, task: int = 0) -> None:
@@ -124,9 +130,9 @@ class MicroBatchReader:
 
     def _requests(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[Request]:
         for step in steps:
-            for number, (task, own) in enumerate(step):
+            for task_step, (task, own) in enumerate(step):
                 for part in range(self.accumulate):
-                    yield task, number, *orders[task].part(own, part)
+                    yield task, task_step, *orders[task].part(own, part)
 
 
 def task_steps(

@@ -98,10 +98,10 @@ class MultiTaskPass(nn.Module):
             weights: further factors on the losses of the task steps of the iteration.
         """
         work = self.passes[part.task]
-        loss, numbers = work(part.batch, [counts[part.number]])
+        loss, numbers = work(part.batch, [counts[part.task_step]])
         loss = loss * self.scales[part.task]
         if weights is not None:
-            loss = loss * weights[part.number]
+            loss = loss * weights[part.task_step]
         return loss, {f"{work.task.name}/{name}": v for name, v in numbers.items()}
 
     def task_of(self, part: MicroBatch) -> str:

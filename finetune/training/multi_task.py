@@ -135,7 +135,7 @@ class MultiTask(TrainingTask):
         """Examples of every task step, and their total; of the same length on a rank that failed and has no parts."""
         examples = [0] * len(self.task_states)
         for part in parts:
-            examples[part.number] += len(part)
+            examples[part.task_step] += len(part)
         return [*examples, sum(examples)]
 
     def take(
@@ -147,7 +147,7 @@ class MultiTask(TrainingTask):
         first = step * len(self.task_states)
         if self.balanced is None:
             for of_step in by_task:
-                engine.step(first + of_step[0].number, of_step, sums, denominators)
+                engine.step(first + of_step[0].task_step, of_step, sums, denominators)
         elif parts:
             self.balanced.step(engine, step, first, by_task, sums, denominators)
         for part in parts[:: self.config.accumulate]:

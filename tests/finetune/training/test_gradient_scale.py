@@ -22,7 +22,7 @@ class Part:
     """One task's part of a step."""
 
     def __init__(self, task: int):
-        self.task, self.number, self.batch = task, 0, torch.ones(2, 3, dtype=torch.float64)
+        self.task, self.task_step, self.batch = task, 0, torch.ones(2, 3, dtype=torch.float64)
 
     def __len__(self):
         return len(self.batch)
