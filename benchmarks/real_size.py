@@ -106,14 +106,14 @@ def probe(data: str, out: str, tokenizer: str, kind: str, rates: str) -> None:
 
     from finetune.config import MtConfig
     from finetune.prepared import prepare_data
-    from finetune.run_dirs import init_weights
+    from finetune.run_dirs import answer_vocabularies
     from finetune.tasks import choose_tasks
     from finetune.training import multi_task_setup
     from pretrain.engine.distributed import connected
     from shards.common.dist_info import launched
 
     if kind == "parsed":
-        for module in (prepare_data, init_weights):
+        for module in (prepare_data, answer_vocabularies):
             module.open_prepared = lambda data, wanted: wanted.value(wanted.read(wanted.task.folder(data)))
         multi_task_setup.prepare_on_every_machine = lambda *_: None
     ranks, device, imported = launched(), torch.device("cpu"), private()

@@ -9,7 +9,8 @@ from torch import nn
 
 from finetune.config import BETAS, EPSILON, TrainingConfig, is_small
 from finetune.models.task_model import TaskModel
-from finetune.run_dirs.init_weights import DEFAULT_RUNS, Start, Vocabularies, choose_start
+from finetune.run_dirs.answer_vocabularies import Vocabularies
+from finetune.run_dirs.init_weights import DEFAULT_RUNS, Start, choose_start
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import on_first
 from pretrain.engine.optimizer import make_optimizer

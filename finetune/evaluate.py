@@ -5,7 +5,7 @@ from dataclasses import replace
 from finetune.config import TESTS, EvaluateConfig, check_answer_files
 from finetune.evaluation.scores import mean_score, render_rows, table_row
 from finetune.inference.evaluate_task import evaluate_tasks, scores_of_tasks, splits_of
-from finetune.run_dirs.init_weights import read_tasks
+from finetune.run_dirs.finetune_run_dir import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
 from finetune.tasks import GROUPS, add_task_files_of, choose_tasks
 from pretrain.engine.distributed import choose_device, connected, exiting

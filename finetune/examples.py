@@ -9,7 +9,7 @@ from finetune.inference.judged_pairs import COMPARE, TwoRuns, tasks_of_both
 from finetune.inference.model_loader import ModelLoader
 from finetune.pages.comparison_page import compare_task, write_comparison
 from finetune.pages.example_page import judge_task, write_examples
-from finetune.run_dirs.init_weights import read_tasks
+from finetune.run_dirs.finetune_run_dir import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, warn_of_other_data
 from finetune.tasks import add_task_files_of, choose_tasks
 from shards.common.cli import command

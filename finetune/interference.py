@@ -11,7 +11,7 @@ from finetune.gradients.task_gradients import shared_parameters
 from finetune.gradients.tracked_gradients import read_tracked
 from finetune.pages.interference_page import write_interference_page
 from finetune.reporting.interference_summary import render_summary, summarise, write_measurements
-from finetune.run_dirs.init_weights import read_tasks
+from finetune.run_dirs.finetune_run_dir import read_tasks
 from finetune.run_dirs.run_data_folder import choose_data, place_of, results_folder, warn_of_other_data
 from finetune.tasks import add_task_files_of, choose_tasks
 from pretrain.engine.distributed import exiting

@@ -13,7 +13,7 @@ from finetune.evaluation.paired_test import PairedTest, paired_test
 from finetune.inference.argument_errors import naming_flag
 from finetune.inference.judged_examples import RIGHT_ABOVE, JudgedExample, judge, load_examples, spread
 from finetune.inference.model_loader import ModelLoader, OpenedTask
-from finetune.run_dirs.init_weights import read_tasks
+from finetune.run_dirs.finetune_run_dir import read_tasks
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_files_of, choose_tasks
 from shards.common.errors import UserError

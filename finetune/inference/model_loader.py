@@ -13,7 +13,8 @@ from finetune.data.task_data import CollatorSettings, TaskData, open_data, same_
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
-from finetune.run_dirs.init_weights import Start, Vocabularies, choose_vocabulary, trained_start
+from finetune.run_dirs.answer_vocabularies import Vocabularies
+from finetune.run_dirs.init_weights import Start, choose_vocabulary, trained_start
 from finetune.run_dirs.run_data_folder import choose_data
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import choose_device, on_every_rank

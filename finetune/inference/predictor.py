@@ -20,7 +20,8 @@ from finetune.inference.pretrained_methods import PretrainedMethods
 from finetune.inference.request import ImageLike, Query, candidates_of, check_query, read_image, sample_of
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
-from finetune.run_dirs.init_weights import Start, Vocabularies, trained_start, vocabulary_of_head
+from finetune.run_dirs.answer_vocabularies import Vocabularies
+from finetune.run_dirs.init_weights import Start, trained_start, vocabulary_of_head
 from finetune.run_dirs.run_data_folder import choose_data, own_data, warn_of_other_data
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_files_of, all_tasks, find_task

@@ -9,7 +9,7 @@ from finetune.data.regions import Regions, region_folder
 from finetune.evaluation.paper_results import paper_samples
 from finetune.prepared.prepare_data import IMAGES, Wanted, for_training, open_examples, open_prepared
 from finetune.reporting.downloads import download_of, image_downloads
-from finetune.run_dirs.init_weights import training_answers
+from finetune.run_dirs.answer_vocabularies import training_answers
 from finetune.task_types.base import Task
 from shards.common.counted import counted
 from shards.common.errors import UserError
@@ -46,7 +46,7 @@ def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer
         task: the task.
         data: data folder.
         opened: cache of region shards by folder, or of the error message.
-        min_answer_count: see init_weights.training_answers.
+        min_answer_count: see answer_vocabularies.training_answers.
     """
     found, folder = Finding(task), task.folder(data)
     found.missing = task.missing_files(folder)

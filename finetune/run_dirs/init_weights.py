@@ -2,39 +2,27 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
-import torch
-
-from finetune.annotations.answers import ORDER, AnswerVocabulary, NoAnswers, read_vocabulary
+from finetune.annotations.answers import ORDER, AnswerVocabulary, read_vocabulary
 from finetune.annotations.reference_annotations import answer_file
-from finetune.config import PRETRAINING, TrainingConfig
-from finetune.data.regions import Regions
+from finetune.config import PRETRAINING
 from finetune.data.task_data import TaskData
 from finetune.heads.retrieval_head import RetrievalHead, alignment_as_retrieval
 from finetune.models.task_model import TaskModel
-from finetune.prepared.prepare_data import ANSWERS, Wanted, open_prepared
-from finetune.run_dirs.run_data_folder import check_exists
+from finetune.run_dirs.answer_vocabularies import Vocabularies, read_vocabularies, task_of_answers, training_answers
 from finetune.task_types.base import TASK_TOKENS, Task
-from finetune.tasks import add_task_files_of, find_task, keep_task_files, paper_tasks
+from finetune.tasks import add_task_files_of, find_task, paper_tasks
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_facts
-from pretrain.engine.run_dir import CONFIG, DETECTOR, absolute, clear_run, read_config, stored_form
-from pretrain.engine.run_metadata import run_metadata
 from pretrain.models.model_config import ModelConfig, read_model_config
 from pretrain.pretrained.find_weights import BERT, RUN, Weights, find_weights, take_weights
 from pretrain.pretrained.hf_bert import MISSING_IN_BERT
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer
 from shards.common.errors import UserError
-from shards.common.files import write_json
-from shards.detectors import keep_detector
 
 DEFAULT_RUNS = ("runs/mt", PRETRAINING)  # runs that are tried without --init, in this order
 VOCABULARY = 8000  # tokens of a tokenizer that is learned from scratch
 ZERO_SHOT = "zero-shot"  # kind of pretraining weights that are evaluated without fine-tuning
 NEW = ("heads.", "encoder.text_embedding.task.")  # prefixes of parameters that pretraining weights lack
-
-Vocabularies = dict[str, AnswerVocabulary]  # by answer head
 
 
 @dataclass
@@ -214,7 +202,7 @@ def choose_vocabulary(
     if file is None and kept is not None:
         return kept
     if file is None and head_size is not None:
-        shared = _task_of_answers(task)
+        shared = task_of_answers(task)
         folders = [shared.folder(data.root)] if shared else []
         file = next(filter(None, map(answer_file, [*folders, data.folder])), None)
         if file is None:
@@ -227,142 +215,9 @@ def choose_vocabulary(
     return training_answers(task, data.root, min_answer_count, flag, log)
 
 
-def _task_of_answers(task: Task) -> Task | None:
-    """The other task whose vocabulary a task shares, or None."""
-    name = getattr(task, "answers_of", "")
-    return find_task(name) if name else None
-
-
-def training_answers(
-    task: Task, root, min_answer_count: int | None = None, flag: str = "--answers", log=print
-) -> AnswerVocabulary:
-    """The answer vocabulary of the training annotations; of another task's if it is shared and in the data folder.
-
-    Args:
-        task: a task with an answer vocabulary.
-        root: data folder.
-        min_answer_count: minimum number of training questions with an answer; None: the task's own.
-        flag: name of the flag for an answer file, for messages.
-        log: prints messages.
-
-    Raises:
-        UserError: no answer is frequent enough.
-    """
-    try:
-        return _training_answers(task, Path(root), min_answer_count, log)
-    except NoAnswers as error:
-        hint = f"lower --min_answer_count, or give the answers in a file ({flag})"
-        raise UserError(f"{task.folder(root)}: {error}; {hint}") from None
-
-
-def _training_answers(task: Task, root: Path, min_answer_count: int | None, log) -> AnswerVocabulary:
-    def vocabulary_of(task: Task) -> AnswerVocabulary:
-        counted = partial(open_prepared, root, Wanted(task, ANSWERS, "training"))
-        wanted = task if min_answer_count is None else dataclasses.replace(task, at_least=min_answer_count)
-        return wanted.vocabulary(task.folder(root), counted)
-
-    shared = _task_of_answers(task)
-    if shared is None:
-        return vocabulary_of(task)
-    folder = shared.folder(root)
-    if shared.has_answers(folder):
-        vocabulary = vocabulary_of(shared)
-        log(f"{task.title}: {len(vocabulary)} answers, those of {shared.title} in {folder}")
-        return vocabulary
-    vocabulary = vocabulary_of(task)
-    log(
-        f"{task.title}: {len(vocabulary)} answers of its own annotations, because {folder} has no annotations of "
-        f"{shared.title}; scores are not comparable with those of models that use {shared.title}'s answers"
-    )
-    return vocabulary
-
-
 def vocabulary_of_head(file, start: Start, head: str) -> AnswerVocabulary:
     """Reads an answer file. Raises UserError if the weights have the head with another number of answers."""
     vocabulary, head_size = read_vocabulary(file), start.heads.get(head)
     if head_size is not None and len(vocabulary) != head_size:
         raise UserError(f"{file}: has {len(vocabulary)} answers and the head of {start.path} {head_size}")
     return vocabulary
-
-
-def begin_run(
-    run: Path,
-    config: TrainingConfig,
-    start: Start,
-    sizes: ModelConfig,
-    tasks: list[Task],
-    tokens: dict,
-    vocabularies: Vocabularies,
-    device: torch.device,
-    regions: Regions,
-    content: dict[str, list[str]],
-) -> None:
-    """Creates a run directory: configuration, tokenizer, answers, and the detector's description.
-
-    choose_start reads it when the run is resumed or used as initial weights; finetune.predict needs the detector.
-
-    Args:
-        run: run directory; files of an earlier run without a checkpoint are deleted.
-        config: flags.
-        start: initial weights.
-        sizes: model configuration.
-        tasks: tasks of the run.
-        tokens: task -> task token.
-        vocabularies: answer head -> answers.
-        device: device of the run.
-        regions: regions of the images of one of the tasks.
-        content: task -> fingerprints of its data (task_data.content_of), see check_content.
-    """
-    clear_run(run)
-    start.tokenizer.save(run)
-    keep_detector(regions.dataset.folder, run / DETECTOR)
-    keep_task_files(tasks, run)
-    for head, vocabulary in vocabularies.items():
-        vocabulary.save(vocabulary_path(run, head))
-    write_json(
-        run / CONFIG,
-        {
-            "flags": stored_form(dataclasses.asdict(config)),
-            "model": sizes.to_dict(),
-            "tasks": [task.name for task in tasks],
-            "tokens": tokens,
-            "start": {"kind": start.kind, "run": absolute(start.path, "init"), "sha256": start.digest},
-            "content": content,
-            "made": run_metadata(device),
-        },
-    )
-
-
-def check_content(run: Path, content: dict[str, list[str]]) -> None:
-    """Raises UserError if the data of a task have changed since a run that is resumed began.
-
-    The order of the examples, and so the numbers of the run, would then not be those of a run without interruption.
-    """
-    stored = read_config(run).get("content", {})  # empty in runs of earlier versions
-    changed = [name for name, found in content.items() if stored.get(name, found) != found]
-    if changed:
-        raise UserError(
-            f"{run}: the data of {', '.join(changed)} have changed since the run began; resume with the same data, or "
-            "start a new run with another --out"
-        )
-
-
-def vocabulary_path(run, head: str) -> Path:
-    return Path(run) / f"answers-{head}.json"
-
-
-def read_vocabularies(run) -> Vocabularies:
-    """Answer head -> vocabulary, from the files in a run directory."""
-    return {
-        path.stem.removeprefix("answers-"): read_vocabulary(path) for path in sorted(Path(run).glob("answers-*.json"))
-    }
-
-
-def read_tasks(run) -> list[Task]:
-    """The tasks that a run was trained on."""
-    check_exists(run)
-    add_task_files_of(run)
-    names = read_config(run).get("tasks", []) if (Path(run) / CONFIG).exists() else []
-    if not names:
-        raise UserError(f"--run {run}: does not list its tasks; name them by --task")
-    return [find_task(name) for name in names]

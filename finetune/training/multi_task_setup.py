@@ -29,14 +29,9 @@ from finetune.gradients.task_gradients import TaskGradients, shared_parameters
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.prepared.prepare_data import for_training
-from finetune.run_dirs.init_weights import (
-    Start,
-    Vocabularies,
-    begin_run,
-    check_content,
-    choose_vocabulary,
-    random_start_note,
-)
+from finetune.run_dirs.answer_vocabularies import Vocabularies
+from finetune.run_dirs.finetune_run_dir import begin_run, check_content
+from finetune.run_dirs.init_weights import Start, choose_vocabulary, random_start_note
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
 from finetune.training.gradient_tracker import TRACKED_BATCHES, TRACKED_EXAMPLES, GradientTracker, default_interval

@@ -12,13 +12,8 @@ from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, default_epochs
 from finetune.data.task_data import CollatorSettings, TaskData, prepare_on_every_machine
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.prepare_data import EXAMPLES, Wanted
-from finetune.run_dirs.init_weights import (
-    Start,
-    begin_run,
-    check_content,
-    choose_vocabulary,
-    random_start_note,
-)
+from finetune.run_dirs.finetune_run_dir import begin_run, check_content
+from finetune.run_dirs.init_weights import Start, choose_vocabulary, random_start_note
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, all_tasks, find_task
 from finetune.training.single_task import SingleTask
