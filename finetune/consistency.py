@@ -31,17 +31,19 @@ def run(config: ConsistencyConfig) -> None:
 def _run(config: ConsistencyConfig, out: Path) -> None:
     tagger = make_tagger(config.tagger)
     runs = grounding_runs(config)
-    asked_of = images_of_splits(config, "vqa", config.questions)
-    pointed_at = set().union(*(images_of_splits(config, task, config.expressions) for task in runs))
-    asked = judge_images(config, config.run, "vqa", config.questions, pointed_at)
-    found = {task: judge_images(config, path, task, config.expressions, asked_of) for task, path in runs.items()}
-    images = {find_task(task).title: agreements(asked, [judged], tagger) for task, judged in found.items()}
-    if len(found) > 1:
-        images["both"] = agreements(asked, list(found.values()), tagger)
+    with_questions = images_of_splits(config, "vqa", config.questions)
+    with_expressions = set().union(*(images_of_splits(config, task, config.expressions) for task in runs))
+    questions = judge_images(config, config.run, "vqa", config.questions, with_expressions)
+    expressions = {
+        task: judge_images(config, path, task, config.expressions, with_questions) for task, path in runs.items()
+    }
+    images = {find_task(task).title: agreements(questions, [judged], tagger) for task, judged in expressions.items()}
+    if len(expressions) > 1:
+        images["both"] = agreements(questions, list(expressions.values()), tagger)
     rows = {name: both_forms(of_row, config.threshold) for name, of_row in images.items()}
     write_json(out / NUMBERS, {name: stored_row(forms, config) for name, forms in rows.items()})
     regions = Regions(region_folder(config.data, find_task("vqa").images))
-    pairs = [pair for judged in found.values() for pair in shared_pairs(asked, judged, tagger)]
+    pairs = [pair for judged in expressions.values() for pair in shared_pairs(questions, judged, tagger)]
     write_pairs(out / "pairs.html", pairs, regions, SHOWN)
     for form in forms_of(config):
         print(titles(config)[form])

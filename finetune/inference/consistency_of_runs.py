@@ -85,17 +85,16 @@ def judge_images(config: ConsistencyConfig, path: str, name: str, splits: str, i
     return JudgedTask(name, collator.examples, predictions, score_task(task, collator.examples, predictions).values)
 
 
-def agreements(asked: JudgedTask, pointed: Sequence[JudgedTask], tagger: Tagger) -> list[ImageAgreement]:
+def agreements(questions: JudgedTask, expressions: Sequence[JudgedTask], tagger: Tagger) -> list[ImageAgreement]:
     """The agreement of every image with both questions and expressions; expressions of several tasks are pooled."""
-    questions, found = asked.by_image(), []
-    expressions = [(judged, judged.by_image()) for judged in pointed]
-    for image, numbers in questions.items():
-        of_image = [(judged, n) for judged, by_image in expressions for n in by_image.get(image, ())]
+    expressions_of, found = [(judged, judged.by_image()) for judged in expressions], []
+    for image, numbers in questions.by_image().items():
+        of_image = [(judged, n) for judged, by_image in expressions_of for n in by_image.get(image, ())]
         if of_image:
             shared = shared_words(
-                [tagger(asked.examples[n].text) for n in numbers],
+                [tagger(questions.examples[n].text) for n in numbers],
                 [tagger(judged.examples[n].text) for judged, n in of_image],
             )
             values = np.array([judged.values[n] for judged, n in of_image])
-            found.append(ImageAgreement(shared, asked.values[numbers], values))
+            found.append(ImageAgreement(shared, questions.values[numbers], values))
     return found

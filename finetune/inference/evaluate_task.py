@@ -37,13 +37,13 @@ class Evaluated:
     score: TaskScore
 
 
-def splits_of(task: Task, asked: str | None) -> tuple[str, ...]:
+def splits_of(task: Task, split: str | None) -> tuple[str, ...]:
     """The splits of a task that a value of --split names; none if it is TESTS and the task has no test."""
-    if asked == TESTS:
+    if split == TESTS:
         return task.reported
-    if asked is not None:
-        task.check_split(asked)
-    return (asked or task.splits[1],)
+    if split is not None:
+        task.check_split(split)
+    return (split or task.splits[1],)
 
 
 def evaluate_tasks(
@@ -57,10 +57,10 @@ def evaluate_tasks(
         ranks: the processes.
     """
     loader, evaluated = ModelLoader(config, ranks), {}
-    asked = [(task, split) for task, of_task in splits.items() for split in of_task]
-    for number, (task, split) in enumerate(asked, 1):
-        if len(asked) > 1:
-            ranks.log(f"{number} of {len(asked)}: {task.title}, {split}")
+    pairs = [(task, split) for task, of_task in splits.items() for split in of_task]
+    for number, (task, split) in enumerate(pairs, 1):
+        if len(pairs) > 1:
+            ranks.log(f"{number} of {len(pairs)}: {task.title}, {split}")
         if found := evaluate_split(loader, task, split):
             evaluated.setdefault(task, {})[split] = found
     return evaluated

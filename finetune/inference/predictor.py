@@ -130,7 +130,7 @@ class LazyPredictor:
         proposals: number of detected regions that serve as candidates of a task with candidates if no boxes are given.
         """
         proposes = not boxes and proposals > 0 and find_task(task).head.has_candidates
-        found = self._asked(task, text, len(images), proposes or bool(boxes))
+        found = self._checked_task(task, text, len(images), proposes or bool(boxes))
         names = [str(image) if isinstance(image, str | Path) else f"image {n}" for n, image in enumerate(images)]
         pixels, detector = [read_image(image) for image in images], self.detector
         regions = [detector.detect([image])[0] for image in pixels]
@@ -149,7 +149,7 @@ class LazyPredictor:
         For a pretraining run without a data folder, the images are those of its image-caption pairs. Candidates are
         matched by position. An image whose file is not found is blank.
         """
-        found = self._asked(task, text, len(ids), bool(boxes))
+        found = self._checked_task(task, text, len(ids), bool(boxes))
         regions = Regions(self.pairs or region_folder(self.data, found.images))
         for name in ids:
             if name not in regions:
@@ -164,7 +164,8 @@ class LazyPredictor:
             candidates.info = {side: candidates.side(side) for side in ("width", "height")}
         return Query(found, text, list(ids), pixels, samples, boxes, candidates)
 
-    def _asked(self, task: str, text: str, images: int, boxes: bool) -> Task:
+    def _checked_task(self, task: str, text: str, images: int, boxes: bool) -> Task:
+        """The task of a query, which it and the model support."""
         found = find_task(task)
         if not self.start.zero_shot:  # attention of pretraining weights needs no head
             self._check_answers(found)

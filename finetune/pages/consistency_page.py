@@ -88,13 +88,13 @@ def _mark(value: float, text: str) -> str:
     return f"<b class={'right' if value > 0.5 else 'wrong'}>{text}</b>"
 
 
-def shared_pairs(asked: JudgedTask, pointed: JudgedTask, tagger: Tagger) -> list[SharedPair]:
+def shared_pairs(questions: JudgedTask, expressions: JudgedTask, tagger: Tagger) -> list[SharedPair]:
     """All pairs of a question and an expression on the same image that share a noun or an adjective."""
-    questions, expressions, found = asked.by_image(), pointed.by_image(), []
-    for image in questions:
-        for q in questions[image]:
-            for r in expressions.get(image, ()):
-                question, expression = asked.examples[q], pointed.examples[r]
+    expressions_of, found = expressions.by_image(), []
+    for image, numbers in questions.by_image().items():
+        for q in numbers:
+            for r in expressions_of.get(image, ()):
+                question, expression = questions.examples[q], expressions.examples[r]
                 words = tagger(question.text) & tagger(expression.text)
                 if words:
                     found.append(
@@ -102,13 +102,13 @@ def shared_pairs(asked: JudgedTask, pointed: JudgedTask, tagger: Tagger) -> list
                             image=image,
                             words=tuple(sorted(words)),
                             question=question.text,
-                            answer=str(asked.predictions[q]),
+                            answer=str(questions.predictions[q]),
                             right_answer=max(question.target, key=question.target.get) if question.target else "",
-                            answered=float(asked.values[q]),
+                            answered=float(questions.values[q]),
                             expression=expression.text,
-                            box=tuple(map(float, pointed.predictions[r])),
+                            box=tuple(map(float, expressions.predictions[r])),
                             right_box=tuple(expression.target),
-                            found=float(pointed.values[r]),
+                            found=float(expressions.values[r]),
                         )
                     )
     return found
