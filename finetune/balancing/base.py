@@ -51,12 +51,14 @@ class Balance:
 class LossWeighting(Balance, ABC):
     """Chooses weights of the losses. No gradient is kept, and ranks reduce the gradients once per iteration.
 
-    needs_losses: `weights` gets the losses, for which the forward passes are run once more, without gradients.
-    looks_back: `observe` is called with the losses on the same batches after the step as well, again forward passes.
+    Attributes:
+        needs_losses: `weights` gets the losses, for which the forward passes are run once more, without gradients.
+        needs_losses_after: `observe` gets the losses on the same batches after the step as well, by further forward
+            passes.
     """
 
     needs_losses: ClassVar[bool] = False
-    looks_back: ClassVar[bool] = False
+    needs_losses_after: ClassVar[bool] = False
 
     @abstractmethod
     def weights(self, steps: TaskSteps) -> list[float]:
@@ -67,14 +69,15 @@ class LossWeighting(Balance, ABC):
 
         Args:
             steps: the task steps with their losses in the step.
-            after: the losses after the step; empty without `looks_back`.
+            after: the losses after the step; empty without `needs_losses_after`.
         """
 
 
 class GradientCombination(Balance, ABC):
     """Chooses weights of the gradients, one gradient of the shared parameters per task step is kept until then.
 
-    weighs_heads: whether the weights also apply to the gradients of the heads; otherwise those are summed.
+    Attributes:
+        weighs_heads: whether the weights also apply to the gradients of the heads; otherwise those are summed.
     """
 
     weighs_heads: ClassVar[bool] = False

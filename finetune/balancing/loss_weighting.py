@@ -87,7 +87,8 @@ class Famo(LossWeighting):
     step. Hyperparameters of algorithm 2 of the paper.
     """
 
-    needs_losses = looks_back = True
+    needs_losses = True
+    needs_losses_after = True
     EPSILON = 1e-8
     WEIGHT_DECAY = 1e-3
 

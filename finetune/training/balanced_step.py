@@ -79,7 +79,7 @@ class _Iteration:
         added = engine.backward(parts, self.denominators, weights)
         engine.update(number, added | self._logged(weights), sums)
         losses = losses or self._losses(added)
-        after = self._losses(self._sums_without_gradients()) if method.looks_back else []
+        after = self._losses(self._sums_without_gradients()) if method.needs_losses_after else []
         if engine.ranks.first and all(map(math.isfinite, [*losses, *after])):
             method.observe(TaskSteps(self.iteration, self.names, losses), after)
 
