@@ -131,9 +131,11 @@ class ModelLoader:
         return self._model
 
 
-def load(config: EvaluateConfig, task: Task, choose=None, ranks: Ranks = ALONE) -> tuple[TaskPass, TaskCollator]:
+def load(
+    config: EvaluateConfig, task: Task, choose: Callable[[TaskData], Sequence[Example]] | None = None
+) -> tuple[TaskPass, TaskCollator]:
     """(model on its device, collator of the examples) of one task, see ModelLoader.open."""
-    opened = ModelLoader(config, ranks).open(task, choose=choose)
+    opened = ModelLoader(config).open(task, choose=choose)
     return opened.work, opened.collator
 
 

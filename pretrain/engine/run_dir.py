@@ -195,21 +195,21 @@ def stored_flags(flags: dict, run) -> dict:
     return read_config(run)["flags"]
 
 
-def finished_result(run: Path, newest: Path | None, config, free: set[str], ranks: Ranks, kind) -> dict | None:
+def finished_result(run: Path, newest: Path | None, config, free: set[str], ranks: Ranks, schema) -> dict | None:
     """The content of result.json of a finished run, on every rank; None if the run is not finished.
 
     Args:
         newest: result of checkpoint_to_resume.
         config: the flags; those that are None (not given) are not compared with those of the run.
         free: flags that may differ.
-        kind: msgspec type with the fields of result.json to validate.
+        schema: msgspec type with the fields of result.json to validate.
     """
 
     def read() -> dict | None:
         if newest is None or not (run / RESULT).exists():
             return None
         check_flags(config, run, free, given_only=True)
-        return read_json(run / RESULT, kind, finite=False)
+        return read_json(run / RESULT, schema, finite=False)
 
     result = on_first(ranks, read)
     if result is not None:
