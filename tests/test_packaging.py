@@ -84,12 +84,12 @@ def test_an_editable_installation_is_a_path_that_editors_follow(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_floors_and_the_compiled_operator(tmp_path):
+def test_a_wheel_holds_the_layers_and_the_compiled_operator(tmp_path):
     wheel, _ = build(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
-    floors = {name.partition("/")[0] for name in names if name.endswith(".py")}
-    assert floors == {floor for floor in ("ops", "shards", "pretrain", "finetune") if (ROOT / floor).is_dir()}
-    assert {f"{floor}/py.typed" for floor in floors} <= set(names)  # type checkers use the annotations
+    layers = {name.partition("/")[0] for name in names if name.endswith(".py")}
+    assert layers == {layer for layer in ("ops", "shards", "pretrain", "finetune") if (ROOT / layer).is_dir()}
+    assert {f"{layer}/py.typed" for layer in layers} <= set(names)  # type checkers use the annotations
     assert {"finetune/evaluation/paper_tables.json", "finetune/reporting/downloads.toml"} <= set(names)
     pages = {path.name for path in (ROOT / "finetune/pages").iterdir() if path.suffix in (".css", ".html", ".js")}
     assert pages and pages == {name.split("/")[-1] for name in names if "/pages/" in name and not name.endswith(".py")}

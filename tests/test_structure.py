@@ -1,4 +1,4 @@
-"""The structure that design and README promise: floors import downwards only, commands exist, names are kept."""
+"""The structure that design and README promise: layers import downwards only, commands exist, names are kept."""
 
 import ast
 import re
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ["ops", "shards", "pretrain", "finetune"]
-FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+LAYERS = ["ops", "shards", "pretrain", "finetune"]
+FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 
 
 def imported(path: Path) -> set[str]:
@@ -27,13 +27,13 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_floor_imports_only_floors_below_it(path):
-    floor = path.relative_to(ROOT).parts[0]
-    above = set(FLOORS[FLOORS.index(floor) + 1 :])
+def test_a_layer_imports_only_layers_below_it(path):
+    layer = path.relative_to(ROOT).parts[0]
+    above = set(LAYERS[LAYERS.index(layer) + 1 :])
     assert not imported(path) & above
 
 
-def test_the_shards_floor_imports_torch_for_networks_alone():
+def test_the_shards_layer_imports_torch_for_networks_alone():
     """Commands that extract, convert and read start in a fraction of a second because of it. fp16.py imports it where
     it is called: in the processes that convert, once in each."""
     users = {

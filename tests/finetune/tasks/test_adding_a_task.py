@@ -93,8 +93,8 @@ def test_a_package_that_cannot_be_used_is_named(installed, old, new, message):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_documented_task_is_trained_alone_and_with_others(world, pretrained, tmp_path, page):
-    for floor in ("ops", "shards", "pretrain", "finetune"):
-        shutil.copytree(ROOT / floor, tmp_path / floor)
+    for layer in ("ops", "shards", "pretrain", "finetune"):
+        shutil.copytree(ROOT / layer, tmp_path / layer)
     shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     for file, code in zip(PAGES[page], shown, strict=True):
         assert not (tmp_path / file).exists()

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_documented_detector_extracts_and_is_trained_on(tmp_path):
-    for floor in ("ops", "shards", "pretrain", "finetune"):
-        shutil.copytree(ROOT / floor, tmp_path / floor)
+    for layer in ("ops", "shards", "pretrain", "finetune"):
+        shutil.copytree(ROOT / layer, tmp_path / layer)
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding_a_detector.md").read_text(), re.DOTALL)
     (tmp_path / "shards" / "detectors" / "grid.py").write_text(code)
     (tmp_path / "images").mkdir()
