@@ -125,7 +125,7 @@ def packed_cross_attention(
     """Co-attention in both directions from the two streams' fused projections, with fused gradients.
 
     The queries of the first stream attend to the keys of the second at `site`, those of the second to the keys of the
-    first at `site + 1`: a connection takes two numbers.
+    first at `site + 1`: a co-attention layer takes two numbers.
 
     Args:
         first_qkv, second_qkv: (n_1, 3 * heads * d), (n_2, 3 * heads * d), of one dtype.

@@ -188,15 +188,15 @@ class CoAttentionLayer(nn.Module):
             image_maps: if given, the attention of regions to tokens (B, heads, R, L) is appended to it.
         """
         for_image, for_text = co_attention(
-            self.image_query_key_value(image),
-            self.text_query_key_value(text),
-            image_layout,
-            text_layout,
-            self.heads,
-            self.image_attention_dropout,
-            self.text_attention_dropout,
-            image_maps,
-            text_maps,
+            image=self.image_query_key_value(image),
+            text=self.text_query_key_value(text),
+            image_layout=image_layout,
+            text_layout=text_layout,
+            heads=self.heads,
+            image_dropout=self.image_attention_dropout,
+            text_dropout=self.text_attention_dropout,
+            image_maps=image_maps,
+            text_maps=text_maps,
         )
         image_keys, text_keys = image_layout.row_keys, text_layout.row_keys
         image = self.image_norm.after(self.image_output(for_image), image, self.image_dropout, image_keys)

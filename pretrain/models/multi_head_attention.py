@@ -59,18 +59,18 @@ def co_attention(
     """
     if image_layout.starts is not None and text_layout.starts is not None and image_maps is None and text_maps is None:
         for_image, for_text = packed_cross_attention(
-            image.flatten(0, -2),
-            text.flatten(0, -2),
-            image_layout.starts,
-            text_layout.starts,
-            image_layout.row_keys,
-            text_layout.row_keys,
-            heads,
-            image_dropout.site,  # the site of text_dropout is the next number
-            image_dropout.rate,
-            text_dropout.rate,
-            image_layout.mask.shape[1],
-            text_layout.mask.shape[1],
+            first_qkv=image.flatten(0, -2),
+            second_qkv=text.flatten(0, -2),
+            first_starts=image_layout.starts,
+            second_starts=text_layout.starts,
+            first_keys=image_layout.row_keys,
+            second_keys=text_layout.row_keys,
+            heads=heads,
+            site=image_dropout.site,  # the site of text_dropout is the next number
+            first_p=image_dropout.rate,
+            second_p=text_dropout.rate,
+            max_first=image_layout.mask.shape[1],
+            max_second=text_layout.mask.shape[1],
         )
         return for_image.view(*image.shape[:-1], -1), for_text.view(*text.shape[:-1], -1)
     q1, k1, v1 = _by_head(image, image_layout, heads)
