@@ -107,7 +107,7 @@ def make_model(
     if not config.bert_lr_scale:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not may_be_from_bert(name))
-    return model.to(precision.device, precision.weights)
+    return model.to(precision.device, precision.weight_dtype)
 
 
 def make_task_engine(

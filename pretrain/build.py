@@ -176,7 +176,7 @@ def _pretraining_pass(
         for name in from_bert:
             model.get_parameter(name).requires_grad_(False)
     precision = Precision(config.precision, device)
-    model.to(device, precision.weights)
+    model.to(device, precision.weight_dtype)
     set_execution(model.encoder, config)
     if config.residual == "precision":
         narrow_hidden_states(model)

@@ -126,7 +126,7 @@ class ModelLoader:
             sentence = describe_keys(*start.load(self._model))
             if start.weights.kind != RUN:
                 self.ranks.log(f"{self.config.run}: {sentence}")
-            self._model.to(self.device, self.precision.weights)
+            self._model.to(self.device, self.precision.weight_dtype)
             self._vocabularies = known
         return self._model
 

@@ -116,7 +116,7 @@ class LazyPredictor:
         answers = {head: len(vocabulary) for head, vocabulary in self.vocabularies.items()}
         model = TaskModel(self.start.sizes, answers, [task.head for task in self.start.tasks])
         self.start.load(model)
-        return model.to(self.device, self.precision.weights).eval()
+        return model.to(self.device, self.precision.weight_dtype).eval()
 
     def __call__(self, task: str, text: str, *images: ImageLike, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
         """See Predictor."""
