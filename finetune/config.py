@@ -48,6 +48,26 @@ def task_file_flag() -> Any:
     return flag(None, text, unset="none")
 
 
+def missing_flag() -> Any:
+    """The flag --missing."""
+    return flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+
+
+def workers_flag() -> Any:
+    """The flag --workers."""
+    return flag(WORKERS, "data worker processes, 0 for none", low=0)
+
+
+def precision_flag(group: str | None = None) -> Any:
+    """The flag --precision. group: as for `flag`."""
+    return flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS, group=group)
+
+
+def device_flag() -> Any:
+    """The flag --device."""
+    return flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+
+
 def add_task_files(names: str | None, run=None) -> list[Task]:
     """Makes the tasks of --task_file known. run: a run that is resumed, see add_task_file."""
     return [add_task_file(path, run) for path in (names or "").split(",") if path]
@@ -71,7 +91,7 @@ class FinetuneConfig:
         "decontamination: remove test images of any task, by DATA/clean or another output folder of finetune.clean",
         unset="no removal",
     )
-    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    missing: str = missing_flag()
     annotated_boxes: bool = flag(False, "referring expressions: add the annotated boxes to the regions in training")
     max_regions: int | None = flag(
         None, "maximum number of regions per image", unset="the task's", low=1, formerly="regions"
@@ -82,7 +102,7 @@ class FinetuneConfig:
         unset="the task's, 9 for VQA",
         low=1,
     )
-    workers: int = flag(WORKERS, "data worker processes, 0 for none", low=0)
+    workers: int = workers_flag()
     config: str | None = flag(
         None,
         "model configuration, from scratch or of the weights: base, tiny, or a JSON file",
@@ -121,13 +141,11 @@ class FinetuneConfig:
     warmup: float = flag(0.1, "fraction of the steps with learning-rate warm-up", low=0, high=1)
     weight_decay: float = flag(0.01, "weight decay of all parameters except biases and LayerNorm", low=0)
     clip: float = flag(0.0, "maximum gradient norm, 0 for no clipping, as in the reference implementation", low=0)
-    precision: str = flag(
-        "float32", "precision of matrix products; float64: of everything", choices=PRECISIONS, group="speed and memory"
-    )
+    precision: str = precision_flag("speed and memory")
     tf32: bool = flag(False, "TF32 for float32 matrix products on a GPU")
     compile: bool = flag(False, "torch.compile for the two streams")
     activation_checkpointing: bool = flag(False, "recompute activations in the backward pass, to save memory")
-    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+    device: str = device_flag()
     log_every: int = flag(20, "steps between two log lines", low=1, group="run")
     log_to: str | None = flag(
         TENSORBOARD, "comma-separated experiment trackers: tensorboard, wandb, trackio, mlflow; none for none"
@@ -158,10 +176,8 @@ class WeightsFlags:
     vqa_answers: str | None = flag(None, "published weights: VQA's answers in label order", unset="from the data")
     gqa_answers: str | None = flag(None, "published weights: GQA's answers in label order", unset="from the data")
     data: str | None = flag(None, "data folder", unset="the run's", group="data")
-    precision: str = flag(
-        "float32", "precision of matrix products; float64: of everything", choices=PRECISIONS, group="speed and memory"
-    )
-    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+    precision: str = precision_flag("speed and memory")
+    device: str = device_flag()
 
     @property
     def of_weights(self) -> dict:
@@ -324,11 +340,11 @@ class EvaluateConfig(WeightsFlags):
         "split to evaluate, or tests for the splits whose scores are reported",
         unset="the task's validation split",
     )
-    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    missing: str = missing_flag()
     max_regions: int | None = flag(
         None, "maximum number of regions per image", unset="the task's", low=1, formerly="regions"
     )
-    workers: int = flag(WORKERS, "data worker processes, 0 for none", low=0)
+    workers: int = workers_flag()
     submission: str | None = flag(
         None,
         "output file for the predictions of one task and split, in the official format",
@@ -453,8 +469,8 @@ class AblateConfig:
         "decontamination: DATA/clean or another output folder of finetune.clean",
         unset="no decontamination",
     )
-    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
-    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
+    precision: str = precision_flag()
+    device: str = device_flag()
 
 
 @dataclass(kw_only=True)
@@ -492,11 +508,11 @@ class ConsistencyConfig:
     fractional: bool = flag(False, "VQA accuracy instead of 1 or 0 as y(q) of the main score")
     tagger: str = flag(DEFAULT_TAGGER, "part-of-speech tagger: hanta, or an installed spaCy model")
     out: str | None = flag(None, "folder for the numbers and the page", unset="RUN/consistency", written=True)
-    missing: str = flag("stop", "handling of examples whose image has no regions", choices=("stop", "skip"))
+    missing: str = missing_flag()
     batch_size: int = flag(256, "examples per batch", low=1)
-    precision: str = flag("float32", "precision of matrix products; float64: of everything", choices=PRECISIONS)
-    device: str = flag("auto", "device; auto: a GPU if available", choices=("auto", "cpu", "cuda"))
-    workers: int = flag(WORKERS, "data worker processes, 0 for none", low=0)
+    precision: str = precision_flag()
+    device: str = device_flag()
+    workers: int = workers_flag()
 
 
 def is_small(sizes: ModelConfig) -> bool:

@@ -22,7 +22,7 @@ def run(config: MtConfig) -> int:
     """Trains; returns the exit status, 0 or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
-    tracker_names(config.log_to)
+    tracker_names(config.log_to)  # raises UserError for an unknown one, before anything is read
     train = train_sets if config.groups else train_together
     with connected(ranks, device):
         return train(config, ranks, device)

@@ -25,7 +25,7 @@ def run(config: StConfig) -> int:
     """Fine-tunes; returns the exit status, 0 or 128 + the signal that stopped the run."""
     ranks = launched()
     device = choose_device(config.device, ranks)
-    tracker_names(config.log_to)
+    tracker_names(config.log_to)  # raises UserError for an unknown one, before anything is read
     task = task_of_flags(config)
     config = dataclasses.replace(config, task=task.name, out=config.out or default_out(task.name))
     with connected(ranks, device), locked_run(Path(config.out), "finetune.st", ranks):

@@ -29,7 +29,7 @@ def run(config: PretrainConfig) -> int:
     if config.cuda_graph and (config.accumulate > 1 or not cuda_graph.runs_on(device)):
         raise UserError(f"--cuda_graph true: requires a GPU and --accumulate 1; the device is {device}")
     check_contrastive(config)
-    tracker_names(config.log_to)
+    tracker_names(config.log_to)  # raises UserError for an unknown one, before anything is read
     with connected(ranks, device):
         data = on_first(ranks, lambda: region_shards(config.data))
         config = dataclasses.replace(config, data=data).settled()
