@@ -34,7 +34,7 @@ def choose_model(
     ranks: Ranks,
     runs: tuple[str, ...] = DEFAULT_RUNS,
 ) -> tuple[Start, ModelConfig]:
-    """(initial weights, or those of the run to resume; their model configuration with the dropout of the flags).
+    """Chooses the initial weights, or those of the run to resume.
 
     Args:
         config: flags.
@@ -43,6 +43,9 @@ def choose_model(
         feature_size: feature size of the region shards.
         ranks: the processes of the run.
         runs: default run directories of --init.
+
+    Returns:
+        The weights, and their model configuration with the dropout of the flags.
     """
 
     def chosen() -> Start:

@@ -78,13 +78,16 @@ class Head(ABC):
         """
 
     def logits(self, layer: nn.Module, encoder: TwoStream, encoded: Encoded, inputs: TaskInputs) -> Tensor:
-        """The scores before any sigmoid or softmax, (examples, choices) unless a subclass documents another shape.
+        """The scores before any sigmoid or softmax.
 
         Args:
             layer: the layer of this head.
             encoder: the two-stream model.
             encoded: its hidden states for the inputs.
             inputs: a batch.
+
+        Returns:
+            (examples, choices), unless a subclass documents another shape.
         """
         scores: Tensor = layer(encoder.fuse(encoded))
         return scores
@@ -104,49 +107,81 @@ class Head(ABC):
 
     @abstractmethod
     def losses(self, logits: Tensor, targets: Any) -> Tensor:
-        """(examples,): the loss of each example of a batch; the training loss is their mean.
+        """The loss of each example of a batch; the training loss is their mean.
 
-        targets: what `targets` returns; subclasses state its type, a tensor or None.
+        Args:
+            logits: result of `logits`.
+            targets: result of `targets`; subclasses state its type, a tensor or None.
+
+        Returns:
+            float (examples,).
         """
 
     def batch_losses(self, encoder: TwoStream, encoded: Encoded, targets: Any) -> Tensor | None:
-        """(examples,): losses that compare the examples of a batch with each other; None if there are none.
+        """Losses that compare the examples of a batch with each other. Arguments as for `logits` and `losses`.
 
-        TaskPass adds them to `losses`, times --contrastive. Arguments as for `logits` and `losses`.
+        Returns:
+            float (examples,), which TaskPass adds to `losses`, times --contrastive; None if there are none.
         """
         return None
 
     @abstractmethod
     def training_scores(self, logits: Tensor, targets: Any) -> Tensor:
-        """float (examples,): training accuracy of the choices with the highest logits, between 0 and 1."""
+        """The training accuracy of the choices with the highest logits: float (examples,), between 0 and 1."""
 
     def prediction_shape(self, regions: int) -> tuple[int, ...]:
-        """Shape of the prediction of one example in `best`. regions: maximum number of regions per image."""
+        """The shape of the prediction of one example in `best`. regions: maximum number of regions per image."""
         return (1,)
 
     def best(self, logits: Tensor, boxes: np.ndarray) -> np.ndarray:
-        """The predictions of a batch as numbers, float64 (examples, *prediction_shape): here of the best choice.
-
-        Predicted boxes are fractions of the image's sides; they are scaled to pixels before `official`.
+        """The predictions of a batch as numbers, which several ranks can add up; here the number of the best choice.
 
         Args:
             logits: on the CPU.
             boxes: (examples, R, 4), the regions of the images as fractions of their sides.
+
+        Returns:
+            float64 (examples, *prediction_shape). Predicted boxes are fractions of the image's sides; they are scaled
+            to pixels before `official`.
         """
         return logits.argmax(1, keepdim=True).double().numpy()
 
     def official(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> Sequence[Any] | np.ndarray:
-        """Predictions in the form of `Task.scores`, from the numbers of `best` for all examples: here int (n,)."""
+        """The predictions in the form that `Task.scores` takes; here int (n,), the numbers of the choices.
+
+        Args:
+            numbers: results of `best` for all n examples.
+            vocabulary: of a head with a vocabulary.
+        """
         return numbers[:, 0].astype(np.int64)
 
     @abstractmethod
     def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[Sequence[str], Sequence[Box]]:
-        """(names of all choices of an example, in order of its logits, and their boxes in pixels, if they have some)"""
+        """The choices of an example, in the order of its logits.
+
+        Args:
+            scene: what they can refer to.
+            vocabulary: of a head with a vocabulary.
+
+        Returns:
+            Their names, and their boxes in pixels; no boxes if the choices are not places in an image.
+        """
 
     def confidence(self, logits: Tensor) -> Tensor:
-        """(choices,): between 0 and 1, from the logits of one example: here a sigmoid per choice, as in training."""
+        """The confidence of each choice of one example, here a sigmoid per choice, as in training.
+
+        Args:
+            logits: (choices,).
+
+        Returns:
+            (choices,), between 0 and 1.
+        """
         return logits.sigmoid()
 
     @abstractmethod
     def expected(self, example: Example) -> tuple[str, Box | None]:
-        """The ground truth of an example for people: (text, box in pixels of the annotations or None)."""
+        """The ground truth of an example, to be shown on pages.
+
+        Returns:
+            Text, and a box in pixels of the annotations or None.
+        """

@@ -180,7 +180,7 @@ class LazyPredictor:
             raise UserError(f"--run {self.run}: the answers of {task.name} are not known; {hint}")
 
     def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
-        """(model and task, the query as a batch)."""
+        """The model with the task of a query, and the query as a batch."""
         work = TaskPass(self.model, query.task, self.precision, self.start.token(query.task))
         collator = query.collator(self.start.tokenizer, self.start.sizes)
         return work, collator(0, np.arange(len(collator.examples))).to(self.device)
