@@ -84,13 +84,6 @@ class TaskData:
             kept = with_regions(kept, self.boxes, self.boxes.dataset.folder, self.missing == "skip", log)
         return kept
 
-    def splits(
-        self, training: str, validation: str, validate_on: int | None, log
-    ) -> tuple[PackedExamples, PackedExamples]:
-        """(training examples, validation examples); only the first `validate_on` of the latter, None for all."""
-        train, held_out = (self.examples(split, log) for split in (training, validation))
-        return train, held_out[:validate_on]
-
     def collator(
         self, examples: Sequence[Example], settings: CollatorSettings, seed: int | None = None
     ) -> TaskCollator:

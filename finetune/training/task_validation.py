@@ -58,7 +58,7 @@ def validation_of(
         data: the data of the task.
         examples: its validation examples.
         settings: as for `TaskData.collator`.
-        validate_on: as for `TaskData.splits`.
+        validate_on: value of --validate_on, for retrieval the number of captions that are ranked.
         seed: random seed of retrieval's negatives.
     """
     if not data.task.head.ranks_images:

@@ -47,8 +47,12 @@ def open_training_data(
         data = [open_data(t, config.data, config.missing, config.annotated_boxes, shared, config.clean) for t in tasks]
         check_same_width(*(of_task.regions for of_task in data))
         return [
-            TrainingData(of_task, *of_task.splits(*of_splits, config.validate_on, ranks.log))
-            for of_task, of_splits in zip(data, splits, strict=True)
+            TrainingData(
+                data=of_task,
+                training=of_task.examples(training, ranks.log),
+                validation=of_task.examples(validation, ranks.log)[: config.validate_on],
+            )
+            for of_task, (training, validation) in zip(data, splits, strict=True)
         ]
 
     found = on_every_rank(ranks, opened)
