@@ -72,8 +72,18 @@ def result_of(training: MultiTask) -> dict:
     }
 
 
-def build_multi_task(config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest) -> Trainer:
-    """Reads data and weights of a new or resumed run. newest: the checkpoint to resume from, or None."""
+def build_multi_task(
+    config: MtConfig, tasks: list[Task], ranks: Ranks, device: torch.device, newest: Path | None
+) -> Trainer:
+    """Reads data and weights of a new or resumed run, and creates the run directory of a new one.
+
+    Args:
+        config: flags.
+        tasks: those of --tasks.
+        ranks: the processes of the run.
+        device: of the model.
+        newest: the checkpoint to resume from; None for a new run.
+    """
     run = Path(config.out)
     prepare_on_every_machine(config.data, [wanted for task in tasks for wanted in for_training(task)], ranks)
     opened = open_training_data(config, tasks, [task.splits[:2] for task in tasks], ranks)
@@ -168,11 +178,13 @@ def _task_state(
     """The state of one task.
 
     Args:
+        config: flags.
         work: its pass.
         opened: its data.
         settings: tokenizer, vocabulary and limits.
         size: its batch size.
         taken: number of its steps before this process.
+        ranks: the processes of the run.
     """
     data = opened.data
     return TaskState(

@@ -51,10 +51,20 @@ def task_of_flags(config: StConfig) -> Task:
     return find_task(name)
 
 
-def build_single_task(config: StConfig, task: Task, ranks: Ranks, device: torch.device, newest) -> tuple[Trainer, str]:
-    """Reads data and weights of a new or resumed run; returns it with its kind: AT->ST, ST, BERT or scratch.
+def build_single_task(
+    config: StConfig, task: Task, ranks: Ranks, device: torch.device, newest: Path | None
+) -> tuple[Trainer, str]:
+    """Reads data and weights of a new or resumed run, and creates the run directory of a new one.
 
-    newest: the checkpoint to resume from, or None.
+    Args:
+        config: flags.
+        task: the task.
+        ranks: the processes of the run.
+        device: of the model.
+        newest: the checkpoint to resume from; None for a new run.
+
+    Returns:
+        The trainer, and the kind of the run: AT->ST, ST, BERT or scratch.
     """
     run = Path(config.out)
     opened = _open_task(config, task, ranks)
