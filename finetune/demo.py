@@ -7,8 +7,7 @@ from finetune.config import ModelFlags
 from finetune.inference.image_upload import Uploads
 from finetune.inference.predictor import LazyPredictor
 from finetune.pages.demo_backend import DemoBackend
-from finetune.pages.demo_page import STYLE, demo_page
-from finetune.pages.host_check import OwnHost
+from finetune.pages.demo_page import demo_page, serve
 from shards.common.cli import command, flag
 from shards.common.errors import UserError
 from shards.images.image_files import find_parts
@@ -38,25 +37,10 @@ def run(config: DemoConfig) -> None:
         raise UserError(f"--images {config.images}: should be a folder of image files")
     predictor = LazyPredictor(config)
     uploads = Uploads(config.megabytes, config.megapixels, config.seconds)
-    page = demo_page(DemoBackend(predictor, uploads, files, config.ranked)).queue(max_size=32)
+    page = demo_page(DemoBackend(predictor, uploads, files, config.ranked))
     _ = predictor.model, predictor.detector  # load them before the first request
     try:
-        page.launch(
-            server_name=config.host,
-            server_port=config.port,
-            max_file_size=round(config.megabytes * 1e6),
-            share=False,
-            quiet=True,
-            css=STYLE,
-            prevent_thread_lock=True,
-            app_kwargs={"middleware": [(OwnHost, (), {"host": config.host})]},
-        )
-        print(f"http://{config.host}:{config.port} (press Ctrl-C to stop)", flush=True)
-        page.block_thread()
-    except OSError:
-        place = f"--host {config.host} --port {config.port}"
-        reason = "the port is in use, or the address is not this machine's"
-        raise UserError(f"{place}: cannot listen on this address; {reason}") from None
+        serve(page, config.host, config.port, config.megabytes)
     finally:
         uploads.close()
 

@@ -1,10 +1,11 @@
-"""The web page of finetune.demo."""
+"""The web page of finetune.demo, and its server."""
 
 import html
 from collections.abc import Callable
 from pathlib import Path
 
 from finetune.pages.demo_backend import CANDIDATES, TOP, DemoBackend
+from finetune.pages.host_check import OwnHost
 from finetune.pages.html_page import missing_packages
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
@@ -76,6 +77,37 @@ def demo_page(backend: DemoBackend):
         inputs, outputs = [task, text, files, boxes], [answer, shown, ranking, took, attention]
         gradio.on([go.click, text.submit], _with_errors(gradio, ask, len(outputs)), inputs, outputs, **one_at_a_time)
     return page
+
+
+def serve(page, host: str, port: int, megabytes: float) -> None:
+    """Serves the page until Ctrl-C.
+
+    Args:
+        page: result of `demo_page`.
+        host: address to listen on.
+        port: port to listen on.
+        megabytes: maximum size of an uploaded file.
+
+    Raises:
+        UserError: it is not possible to listen there.
+    """
+    page.queue(max_size=32)
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=round(megabytes * 1e6),
+            share=False,
+            quiet=True,
+            css=STYLE,
+            prevent_thread_lock=True,
+            app_kwargs={"middleware": [(OwnHost, (), {"host": host})]},
+        )
+        print(f"http://{host}:{port} (press Ctrl-C to stop)", flush=True)
+        page.block_thread()
+    except OSError:
+        reason = "the port is in use, or the address is not this machine's"
+        raise UserError(f"--host {host} --port {port}: cannot listen on this address; {reason}") from None
 
 
 def _with_errors(gradio, function: Callable, outputs: int = 1) -> Callable:
