@@ -14,18 +14,17 @@ from shards.common.dist_info import Ranks, launched
 from shards.common.errors import UserError
 
 
-def run(config: AblateConfig) -> int:
-    """Runs a suite; returns the exit status, 0 or 128 + the signal that stopped it."""
+def run(config: AblateConfig) -> None:
+    """Runs a suite. SIGTERM ends it by SystemExit, after a checkpoint of the current run."""
     ranks = launched()
     if ranks.count > 1 and config.jobs > 1:
         raise UserError(f"--jobs {config.jobs}: under torchrun every run uses all ranks; remove --jobs")
     with connected(ranks, CPU), locked_run(Path(config.out) / config.suite, "finetune.ablate", ranks):
         ablate(config, ranks)
-    return 0
 
 
 def ablate(config: AblateConfig, ranks: Ranks) -> None:
-    """One rank's part of a suite: it starts its rank of every run in sequence and waits for the other ranks."""
+    """One rank's part of a suite: it trains its rank of every run, one run after another, and writes the table."""
     rows, screening = rows_of(config), ""
     on_first(ranks, lambda: check_tasks(config, rows))
     if config.suite == SCREENED:
