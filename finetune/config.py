@@ -32,7 +32,7 @@ BASE_SIZE = 768  # hidden size of the text stream for which table 8's hyperparam
 MT_EPOCHS = 4  # epochs of the longest task, which correspond to the paper's 40 K iterations
 TASK_TOKEN_KINDS = ("dataset", "head", "none")  # one task token per task, one per head, or none
 # Factors on table 8's learning rates for a small model: single-task and multi-task training (docs/results.md).
-SMALL_LR, SMALL_LR_TOGETHER = 4, 8
+SMALL_LR, SMALL_LR_TOGETHER = 16, 8
 SMALL_BATCH = 64  # a small model has half of table 8's batch size, at most this
 ALL = "all"  # value of --tasks: the paper's twelve
 
