@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the names of what they measure
 
 from benchmarks.training_runs import complete
-from finetune.config import SMALL_LR, SMALL_LR_TOGETHER
+from finetune.config import SMALL_LR
 from finetune.evaluation.scores import watched
 from finetune.reporting.training_commands import TrainingCommand
 from finetune.tasks import choose_tasks
@@ -81,7 +81,7 @@ def run(config: Config) -> None:
         if variant != UPDATED
     }
     complete([*single.values(), *many.values()], config.jobs)
-    print(f"all tasks together, {config.iterations} iterations: MT score (default {SMALL_LR_TOGETHER})")
+    print(f"all tasks together, {config.iterations} iterations: MT score (default {SMALL_LR})")
     print(f"{'times the rates of table 8':<50}" + "".join(f"{scale:>7g}" for scale in together))
     for variant in variants:
         scores = (read_json(many[variant, scale].out / "result.json")["mt_score"] for scale in together)

@@ -62,16 +62,16 @@ def choose_model(
 TRUE_FOR_SMALL = ("rare_choices", "bias_correction")
 
 
-def with_defaults(config, sizes: ModelConfig, newest: Path | None):
-    """The flags with a value for each of TRUE_FOR_SMALL; a run that an earlier version began is resumed without them.
+def with_defaults(config: TrainingConfig, sizes: ModelConfig, newest: Path | None) -> TrainingConfig:
+    """The flags with a value for each of TRUE_FOR_SMALL; the run keeps those that were given.
 
-    newest: the checkpoint to resume from, or None.
+    newest: the checkpoint to resume from, or None. A run of an earlier version, whose config.json lacks these flags, is
+    resumed as it began, with false.
     """
     stored = read_flags(Path(config.out), type(config)) if newest else {}
     unset = [name for name in TRUE_FOR_SMALL if getattr(config, name) is None]
-    return dataclasses.replace(
-        config, **{name: stored.get(name, False) if newest else is_small(sizes) for name in unset}
-    )
+    earlier = [name for name in unset if newest and name not in stored]
+    return dataclasses.replace(config, **{name: is_small(sizes) and name not in earlier for name in unset})
 
 
 def make_model(

@@ -31,8 +31,8 @@ RANKED_CAPTIONS = 200  # captions of retrieval validation, each scored with ever
 BASE_SIZE = 768  # hidden size of the text stream for which table 8's hyperparameters are
 MT_EPOCHS = 4  # epochs of the longest task, which correspond to the paper's 40 K iterations
 TASK_TOKEN_KINDS = ("dataset", "head", "none")  # one task token per task, one per head, or none
-# Factors on table 8's learning rates for a small model: single-task and multi-task training (docs/results.md).
-SMALL_LR, SMALL_LR_TOGETHER = 16, 8
+# Factor on table 8's learning rates for a small model, alone and together (docs/results.md).
+SMALL_LR = 16
 SMALL_BATCH = 64  # a small model has half of table 8's batch size, at most this
 ALL = "all"  # value of --tasks: the paper's twelve
 
@@ -295,7 +295,7 @@ class MtConfig(FinetuneConfig):
     lr_scale: float | None = flag(
         None,
         "factor on all tasks' learning rates",
-        unset=f"1, for a small model {SMALL_LR_TOGETHER}, or {SMALL_LR} with a single task",
+        unset=f"1, for a small model {SMALL_LR}",
         above=0,
     )
     balance: str = flag(
@@ -453,7 +453,7 @@ class AblateConfig:
     epochs: int | None = flag(None, "epochs of each pretraining run", unset="pretrain.run's", low=1)
     lr_scale: float | None = flag(None, "factor on all tasks' learning rates", unset="finetune.mt's", above=0)
     rows: str | None = flag(None, "semicolon-separated rows of the suite", unset="all")
-    lr_scales: str = flag("4,8,16", "factors on the learning rates that --suite interference compares for each method")
+    lr_scales: str = flag("8,16,32", "factors on the learning rates that --suite interference compares for each method")
     config: str | None = flag(
         None,
         "model configuration of pretraining runs, or of published weights given by --init",
@@ -525,11 +525,9 @@ def default_epochs(sizes: ModelConfig) -> int:
     return SMALL_EPOCHS if is_small(sizes) else EPOCHS
 
 
-def default_lr_scale(sizes: ModelConfig, tasks: int = 1) -> float:
-    """Default factor on table 8's learning rates. tasks: number of tasks that are trained together."""
-    if not is_small(sizes):
-        return 1
-    return SMALL_LR_TOGETHER if tasks > 1 else SMALL_LR
+def default_lr_scale(sizes: ModelConfig) -> float:
+    """Default factor on table 8's learning rates."""
+    return SMALL_LR if is_small(sizes) else 1
 
 
 def default_update_unused(sizes: ModelConfig) -> bool:

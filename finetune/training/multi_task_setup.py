@@ -91,8 +91,8 @@ def build_multi_task(
     texts = (example.text for one in opened for example in one.training)
     start, sizes = choose_model(config, newest, texts, data[0].feature_size, ranks, runs=(PRETRAINING,))
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
-    config = dataclasses.replace(config, lr_scale=config.lr_scale or default_lr_scale(sizes, len(tasks)))
-    config = with_defaults(config, sizes, newest)
+    config = dataclasses.replace(config, lr_scale=config.lr_scale or default_lr_scale(sizes))
+    settled = with_defaults(config, sizes, newest)
     if newest:
         check_flags(config, run, FREE_FLAGS)
     content = on_first(ranks, lambda: {one.task.name: one.content() for one in opened})
@@ -101,7 +101,7 @@ def build_multi_task(
     min_answer_count = None if newest else config.min_answer_count
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, min_answer_count, ranks.log))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
-    model = make_model(config, tasks, sizes, vocabularies, None if newest else start, precision, ranks)
+    model = make_model(settled, tasks, sizes, vocabularies, None if newest else start, precision, ranks)
     facts = read_facts(newest) if newest else {}
     states = []
     for one in opened:
@@ -146,7 +146,7 @@ def build_multi_task(
         tracker=gradient_tracker(config, states, plan, balanced, ranks),
         earlier_seconds=facts.get("seconds", 0.0),
     )
-    engine = make_task_engine(config, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
+    engine = make_task_engine(settled, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
         begin = partial(
             begin_run,

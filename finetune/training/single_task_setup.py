@@ -74,7 +74,7 @@ def build_single_task(
     kind = read_config(run)["start"]["kind"] if newest else start.kind
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or default_epochs(sizes))
-    config = with_defaults(config, sizes, newest)
+    settled = with_defaults(config, sizes, newest)
     if newest:
         check_flags(config, run, FREE_FLAGS)
     content = {task.name: on_first(ranks, opened.content)}
@@ -84,10 +84,10 @@ def build_single_task(
     vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, min_answer_count, ranks.log))
     vocabularies = {task.head.name: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
-    model = make_model(config, [task], sizes, vocabularies, None if newest else start, precision, ranks)
+    model = make_model(settled, [task], sizes, vocabularies, None if newest else start, precision, ranks)
     work = TaskPass(model, task, precision, start.token(task), config.contrastive)
     facts = read_facts(newest) if newest else {}
-    engine = make_task_engine(config, ranks, work, lr, head_lr, newest)
+    engine = make_task_engine(settled, ranks, work, lr, head_lr, newest)
     plan = Plan(
         pairs=len(examples),
         batch_size=batch_size,

@@ -69,7 +69,7 @@ def test_a_run_of_an_earlier_version_is_resumed_as_it_began(tmp_path, config_typ
         found = with_defaults(config, SMALL, tmp_path / "checkpoints" / "1")
         return [getattr(found, name) for name in TRUE_FOR_SMALL]
 
-    begun = dataclasses.asdict(with_defaults(config, SMALL, None))
+    begun = dataclasses.asdict(config)
     earlier = {name: value for name, value in begun.items() if name not in TRUE_FOR_SMALL}
     assert resumed(begun) == [True, True]
     assert resumed(earlier) == [False, False]
