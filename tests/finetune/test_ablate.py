@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from scipy import stats
 from transformers import BertConfig, BertModel
 
-from finetune.config import AblateConfig, MtConfig
+from finetune.config import SMALL_LR, AblateConfig, MtConfig
 from finetune.evaluation.paper_results import paper_row
 from finetune.evaluation.scores import CLUSTERS
 from finetune.models.task_model import TaskModel
@@ -77,7 +77,7 @@ def test_a_suite_is_run_resumed_and_tabulated(world, pretrained, tmp_path, run_c
     assert status == 2
     for name, value in (("iterations", 2), ("lr_scale", 3)):
         status, _, err = run_command("finetune.ablate", *flags, f"--{name}", value)
-        assert status == 2 and f"was run with --{name} {1 if name == 'iterations' else 8}" in err
+        assert status == 2 and f"was run with --{name} {1 if name == 'iterations' else SMALL_LR}" in err
 
 
 @pytest.fixture
