@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from finetune.decontamination.hash_search import NEAR, ExactSearch
-from finetune.decontamination.perceptual_hash import DIFFERENT, difference, image_hashes
+from finetune.decontamination.perceptual_hash import DIFFERENT, compared_forms, difference, image_hashes
 from shards.common.cli import REQUIRED, command, flag
 from shards.config import ExtractConfig
 from shards.detectors import make_detector
@@ -161,7 +161,7 @@ def run(config: Config) -> None:
         made = [ImageOps.mirror(copy) for copy in made] if config.mirrored else made
         copies = [copy.convert("L") for copy in made]
         near, same = set(), set()
-        for form in (copies, [ImageOps.mirror(copy) for copy in copies]) if config.mirrored else (copies,):
+        for form in zip(*(compared_forms(copy, config.mirrored) for copy in copies), strict=True):
             pairs = ExactSearch(np.stack([image_hashes(copy) for copy in form])).pairs(hashes).tolist()
             pairs = [(a, b) for a, b in pairs if frozenset((a, b)) not in twins]
             near |= {*pairs}

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from finetune.decontamination.corpus_files import MANIFEST
 from finetune.decontamination.corpus_images import CorpusImage, CorpusPart, corpus_images, corpus_parts
 from finetune.decontamination.fingerprint_file import read_fingerprint
 from finetune.decontamination.known_tests import KnownTests
-from finetune.decontamination.perceptual_hash import grey
+from finetune.decontamination.perceptual_hash import compared_forms, grey
 from shards.common.errors import UserError
 from shards.common.excluded_ids import read_excluded
 from shards.common.process_pool import advance, run_tasks
@@ -97,7 +97,7 @@ def _leak(
         picture = grey(image.picture)
     except BadImage:
         return ""
-    for compared in (picture, ImageOps.mirror(picture)) if mirrored else (picture,):
+    for compared in compared_forms(picture, mirrored):
         near = np.flatnonzero(np.bitwise_count(bits ^ np.uint64(difference_hash(compared))) <= NEAR)
         correlations = pixels[near] @ _standard(compared) / SIDE**2
         if len(near) and correlations.max() >= CORRELATED:

@@ -6,13 +6,13 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from finetune.decontamination import perceptual_hash
 from finetune.decontamination.corpus_images import CorpusImage, CorpusPart, corpus_images
@@ -20,7 +20,14 @@ from finetune.decontamination.fingerprint_file import read_fingerprint
 from finetune.decontamination.hash_search import NEAR, SEARCHES
 from finetune.decontamination.kept_results import kept_result, read_kept_result
 from finetune.decontamination.known_tests import KnownTests
-from finetune.decontamination.perceptual_hash import DIFFERENT, difference, grey, image_hashes, thumbnail
+from finetune.decontamination.perceptual_hash import (
+    DIFFERENT,
+    compared_forms,
+    difference,
+    grey,
+    image_hashes,
+    thumbnail,
+)
 from shards.common.process_pool import advance
 from shards.images.image_files import BadImage
 
@@ -205,8 +212,8 @@ def _see(image: CorpusImage, mirrored: bool, result: PartResult) -> _Seen:
     if picture is not None:
         try:
             whole = grey(picture)
-            forms = (whole, ImageOps.mirror(whole)) if mirrored else (whole,)
-            small, hashes = thumbnail(whole), np.stack([image_hashes(form) for form in forms])
+            small = thumbnail(whole)
+            hashes = np.stack([image_hashes(form) for form in compared_forms(whole, mirrored)])
             result.pictures += 1
         except BadImage as error:
             result.unseen.append(Unseen(image.source, str(error)))
@@ -226,7 +233,8 @@ def _found(index: _Index, seen: _Seen, near: list[list[int]]) -> FoundImage | No
     differences: dict[int, float] = {}
     if seen.thumbnail is not None:
         stated = index.rows_of(name for name, _ in links)
-        for rows_near, form, mark in zip(near, _forms(seen.thumbnail), ("", ", mirrored"), strict=False):
+        forms = compared_forms(seen.thumbnail, mirrored=len(near) > 1)
+        for rows_near, form, mark in zip(near, forms, ("", ", mirrored")[: len(near)], strict=True):
             compared = {row: round(difference(form, index.image(row)), 3) for row in sorted({*rows_near, *stated})}
             same = sorted((value, row) for row, value in compared.items() if value <= DIFFERENT and row in rows_near)
             links += [(known.pictures.names[row], f"{LOOK} ({value}{mark})") for value, row in same]
@@ -239,12 +247,6 @@ def _found(index: _Index, seen: _Seen, near: list[list[int]]) -> FoundImage | No
     smallest = min((differences[row] for row in index.rows_of(n for n, _ in links) if row in differences), default=None)
     chains = tuple(_chain(known, image.id, name, evidence) for name, evidence in dict.fromkeys(links))
     return FoundImage(image.id, image.source, photos, tests, chains, smallest)
-
-
-def _forms(image: Image.Image) -> Iterator[Image.Image]:
-    """An image and its mirror image."""
-    yield image
-    yield ImageOps.mirror(image)
 
 
 def _chain(known: KnownTests, image: str, name: str, evidence: str) -> Chain:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from scipy.fft import dctn
 
 from shards.images.image_files import decode_image
@@ -29,6 +29,11 @@ THUMBNAIL = 48  # side, in pixels, of thumbnails that can take the place of an i
 def grey(data: bytes) -> Image.Image:
     """The greyscale image of a file's bytes; raises shards.images.image_files.BadImage if it cannot be decoded."""
     return Image.fromarray(decode_image(data)).convert("L")
+
+
+def compared_forms(image: Image.Image, mirrored: bool) -> tuple[Image.Image, ...]:
+    """The forms of an image that are compared with others: itself and, if mirrored copies count, its mirror image."""
+    return (image, ImageOps.mirror(image)) if mirrored else (image,)
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
