@@ -9,7 +9,7 @@ from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig, answer_files
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
-from finetune.data.task_data import CollatorSettings, TaskData, open_data, same_on_every_rank
+from finetune.data.task_data import TaskData, open_data, same_on_every_rank
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
@@ -101,12 +101,7 @@ class ModelLoader:
         check_trained(start, task)
         contrastive = training.contrastive if training else 0.0
         work = TaskPass(self._model_for(start, data), task, self.precision, start.token(task), contrastive)
-        settings = CollatorSettings(
-            tokenizer=start.tokenizer,
-            vocabulary=self._vocabularies.get(task.head.name),
-            positions=start.sizes.max_position_embeddings,
-            max_regions=config.max_regions,
-        )
+        settings = start.collator_settings(self._vocabularies.get(task.head.name), config.max_regions)
         return OpenedTask(start, work, data.collator(examples, settings, training.seed if training else None))
 
     def _start(self, feature_size: int) -> Start:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from finetune.annotations.answers import ORDER, AnswerVocabulary, read_vocabulary
 from finetune.annotations.reference_annotations import answer_file
 from finetune.config import PRETRAINING
-from finetune.data.task_data import TaskData
+from finetune.data.task_data import CollatorSettings, TaskData
 from finetune.heads.retrieval_head import RetrievalHead, alignment_as_retrieval
 from finetune.models.task_model import TaskModel
 from finetune.run_dirs.answer_vocabularies import Vocabularies, read_vocabularies, task_of_answers, training_answers
@@ -84,6 +84,10 @@ class Start:
     def token(self, task: Task) -> int | None:
         """The task token of a task; None for a model without task tokens."""
         return self.tokens.get(task.name, task.token) if self.sizes.task_tokens else None
+
+    def collator_settings(self, vocabulary: AnswerVocabulary | None, max_regions: int | None) -> CollatorSettings:
+        """The settings of a task's collators. vocabulary, max_regions: see CollatorSettings."""
+        return CollatorSettings(self.tokenizer, vocabulary, self.sizes.max_position_embeddings, max_regions)
 
     def load(self, model: TaskModel) -> tuple[list[str], list[str]]:
         """Loads the weights into a new model; returns (missing keys, unexpected keys)."""

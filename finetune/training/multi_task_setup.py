@@ -107,12 +107,7 @@ def build_multi_task(
     for one in opened:
         task = one.task
         task_pass = TaskPass(model, task, precision, tokens.get(task.name), config.contrastive)
-        settings = CollatorSettings(
-            tokenizer=start.tokenizer,
-            vocabulary=vocabularies.get(task.head.name),
-            positions=sizes.max_position_embeddings,
-            max_regions=config.max_regions,
-        )
+        settings = start.collator_settings(vocabularies.get(task.head.name), config.max_regions)
         size = min(default_batch_size(task, sizes), config.max_batch or task.batch_size)
         taken = facts.get("taken", {}).get(task.name, 0)
         states.append(_task_state(config, task_pass, one, settings, size, taken, ranks))

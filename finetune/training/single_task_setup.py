@@ -9,7 +9,7 @@ import torch
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.build import choose_model, make_model, make_task_engine, with_defaults
 from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, default_epochs
-from finetune.data.task_data import CollatorSettings, TaskData, prepare_on_every_machine
+from finetune.data.task_data import TaskData, prepare_on_every_machine
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.prepare_data import EXAMPLES, Wanted
 from finetune.run_dirs.finetune_run_dir import begin_run, check_content
@@ -97,7 +97,7 @@ def build_single_task(
         workers=config.workers,
         accumulate=config.accumulate,
     )
-    settings = CollatorSettings(start.tokenizer, vocabulary, sizes.max_position_embeddings, config.max_regions)
+    settings = start.collator_settings(vocabulary, config.max_regions)
     best = facts.get("best_score")
     training = SingleTask(
         config=config,
