@@ -58,7 +58,8 @@ class Game(msgspec.Struct):
 
 
 FILES = ("train", "valid", "test")
-SUCCESSFUL = "-success"  # suffix of the splits of successful games; the value of their status in the files
+SUCCESS = "success"  # status of a game whose object was found
+SUCCESSFUL = f"-{SUCCESS}"  # suffix of the splits of such games
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,16 @@ class GuessWhat(PointingTask):
 
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
         games = scan_lines(_file(folder, split), Counted)
-        counted = (game for game in games if game.status == "success" or not split.endswith(SUCCESSFUL))
+        counted = (game for game in games if game.status == SUCCESS or not split.endswith(SUCCESSFUL))
         return Counter((str(game.image.id),) for game in counted)
 
     def examples(self, folder: Path, split: str) -> list[Example]:
-        path = _file(folder, split)
+        path, successful = _file(folder, split), split.endswith(SUCCESSFUL)
         examples = []
         for where, game in scan_located_lines(path, Game):
-            if split.endswith(SUCCESSFUL) and game.status is None:
+            if successful and game.status is None:
                 raise UserError(f"{where}: has no status; download the file again")
-            if split.endswith(SUCCESSFUL) and game.status != "success":
+            if successful and game.status != SUCCESS:
                 continue
             ids = [thing.id for thing in game.objects]
             if game.object_id not in ids:
