@@ -25,14 +25,13 @@ from shards.common.files import read_json
 from shards.world import DEFAULT_WORLD, complete_world
 
 
-# Name -> flags. A single task has no parameters that other tasks use, so finetune.st has no --update_unused.
-UPDATED = "unused parameters updated"
-VARIANTS = {
+# Name -> flags, of single tasks and of all together. Only the latter have parameters that a step's task does not use.
+ALONE = {
     "the defaults": {},
     "no bias correction": {"bias_correction": False},
     "choices begin at one half": {"rare_choices": False},
-    UPDATED: {"update_unused": True},
 }
+VARIANTS = ALONE | {"unused parameters updated": {"update_unused": True}}
 
 
 @dataclass
@@ -54,6 +53,7 @@ def run(config: Config) -> None:
     variants = config.variants.split(";")
     if unknown := [name for name in variants if name not in VARIANTS]:
         raise UserError(f"--variants {unknown[0]}: should be of {'; '.join(VARIANTS)}")
+    variants_alone = [name for name in variants if name in ALONE]
     complete_world(config.data)
     out, shared = Path(config.out), {"data": config.data, "seed": config.seed}
     pretrained = TrainingCommand("pretrain.run", shared, out / "pretrain")
@@ -76,9 +76,8 @@ def run(config: Config) -> None:
             out / f"st-{task.name}-{scale:g}-{variant.replace(' ', '-')}",
         )
         for task in choose_tasks(config.tasks)
-        for variant in variants
+        for variant in variants_alone
         for scale in alone
-        if variant != UPDATED
     }
     complete([*single.values(), *many.values()], config.jobs)
     print(f"all tasks together, {config.iterations} iterations: MT score (default {SMALL_LR})")
@@ -89,7 +88,7 @@ def run(config: Config) -> None:
     print(f"one task: validation score, of retrieval 4-way accuracy (default {SMALL_LR})")
     print(f"{'times the rates of table 8':<50}" + "".join(f"{scale:>7g}" for scale in alone))
     for task in choose_tasks(config.tasks):
-        for variant in dict.fromkeys(variant for variant, name, _ in single if name == task.name):
+        for variant in variants_alone:
             results = (read_json(single[variant, task.name, scale].out / "result.json") for scale in alone)
             scores = (watched(result["validation"]) for result in results)
             print(f"{f'{task.title}, {variant}':<50}" + "".join(f"{score:>7.1%}" for score in scores))
