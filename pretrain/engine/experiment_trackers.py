@@ -21,8 +21,6 @@ from shards.common.files import read_json, write_json
 TENSORBOARD = "tensorboard"  # written by metrics_logger.RunLog, with a package that is always installed
 IDENTIFIERS = "trackers.json"
 PROJECT = "twelve-in-one"  # for trackers without a default project
-
-
 # MLflow's settings while a run starts, if the environment has none: an unreachable server is reported after half a
 # minute. By MLflow's own, it is waited for for minutes; during training, they let a server restart.
 MLFLOW_START = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}  # the latter in seconds
