@@ -75,8 +75,8 @@ def peak(config: Config, choice: Choice) -> int:
     objective = Objective(mask_id=SPECIAL - 1, ordinary_ids=torch.arange(SPECIAL, sizes.vocab_size))
     precision = Precision(choice.precision, device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
-    work = PretrainingPass(model, objective.to(device), precision)
-    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
+    pretraining_pass = PretrainingPass(model, objective.to(device), precision)
+    engine = Engine(pretraining_pass, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
     for step, size in enumerate((1, config.batch_size // choice.accumulate)):
         batch = random_batch(size, sizes)
         batch.word_count, batch.region_count = objective.count(batch)

@@ -58,7 +58,7 @@ class Config:
     device: str = flag("auto", "device; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
 
-def make_work(config: Config) -> tuple[TaskPass, TaskCollator]:
+def make_task_pass(config: Config) -> tuple[TaskPass, TaskCollator]:
     """The base model with random captions (7 to 14 tokens) and images."""
     rng, device = np.random.default_rng(0), choose_device(config.device, ALONE)
     words = [f"w{n}" for n in range(500)]
@@ -77,29 +77,31 @@ def make_work(config: Config) -> tuple[TaskPass, TaskCollator]:
 
 
 @torch.no_grad()
-def as_published(work: TaskPass, collator: TaskCollator) -> np.ndarray:
+def as_published(task_pass: TaskPass, collator: TaskCollator) -> np.ndarray:
     """(captions, images): scores by a forward pass per caption with all images."""
     images = list(dict.fromkeys(example.images[0] for example in collator.examples))
     scores = []
     for example in collator.examples:
         pairs = [Example(place, example.text, (image,)) for place, image in enumerate(images)]
         one = TaskCollator(collator.task, pairs, collator.regions, collator.tokenizer, collator.limits)
-        scores.append(work.scores(one(0, np.arange(len(pairs))).to(work.precision.device)).double().cpu().numpy())
+        scores.append(
+            task_pass.scores(one(0, np.arange(len(pairs))).to(task_pass.precision.device)).double().cpu().numpy()
+        )
     return np.stack(scores)
 
 
 @torch.no_grad()
-def ours(work: TaskPass, collator: TaskCollator, batch_size: int) -> np.ndarray:
-    return retrieval_scores(work, collator, batch_size, ALONE, work.precision.device)
+def ours(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> np.ndarray:
+    return retrieval_scores(task_pass, collator, batch_size, ALONE, task_pass.precision.device)
 
 
-def gflop_per_pair(work: TaskPass, collator: TaskCollator) -> float:
+def gflop_per_pair(task_pass: TaskPass, collator: TaskCollator) -> float:
     """Operations of a pair after those of its caption alone: by what two images need more than one."""
     counts = []
     for images in (1, 2):
         examples = [replace(example, images=(str(n % images),)) for n, example in enumerate(collator.examples)]
         with FlopCounterMode(display=False) as counter:
-            ours(work, replace(collator, examples=examples), 64)
+            ours(task_pass, replace(collator, examples=examples), 64)
         counts.append(counter.get_total_flops())
     return (counts[1] - counts[0]) / len(collator.examples) / 1e9
 
@@ -118,23 +120,23 @@ def print_computed_time(path: Path, gflop: float) -> None:
 
 
 def run(config: Config) -> None:
-    work, collator = make_work(config)
+    task_pass, collator = make_task_pass(config)
     ways = {
-        "whole passes": lambda: as_published(work, collator),
-        "ours": lambda: ours(work, collator, config.batch_size),
+        "whole passes": lambda: as_published(task_pass, collator),
+        "ours": lambda: ours(task_pass, collator, config.batch_size),
     }
     if config.captions < config.batch_size:
-        ways["ours, one image per pass"] = lambda: ours(work, collator, config.captions)
+        ways["ours, one image per pass"] = lambda: ours(task_pass, collator, config.captions)
     found = {name: way() for name, way in ways.items()}
     seconds = time_in_turn(ways, config.repeats, 0)
-    where = f"{config.precision} on {work.precision.device}"
+    where = f"{config.precision} on {task_pass.precision.device}"
     print(f"base, {config.captions} captions x {config.images} images of {REGIONS} regions, {where}")
     print_table(seconds, "whole passes", config.captions * config.images * 1e-3, "ms/pair")
     for name, value in seconds.items():
         print(f"{name:<24} {config.captions * config.images / value:8.1f} pairs/s")
     difference = np.abs(found["ours"] - found["whole passes"]).max()
     print(f"largest difference of a score: {difference:.1e} (scores vary by {found['ours'].std():.1e})")
-    print_computed_time(Path(config.record), gflop_per_pair(work, collator))
+    print_computed_time(Path(config.record), gflop_per_pair(task_pass, collator))
 
 
 if __name__ == "__main__":

@@ -85,9 +85,11 @@ def main_values(task, examples, predictions) -> np.ndarray:
     return score_task(task, examples, predictions).values
 
 
-def values_of(work: TaskPass, collator: TaskCollator) -> np.ndarray:
+def values_of(task_pass: TaskPass, collator: TaskCollator) -> np.ndarray:
     """The main metric of a run for each evaluated example."""
-    return main_values(work.task, collator.examples, predict(work, collator, 256, 0, ALONE, work.precision.device))
+    return main_values(
+        task_pass.task, collator.examples, predict(task_pass, collator, 256, 0, ALONE, task_pass.precision.device)
+    )
 
 
 def trained(out: str, **flags) -> str:
@@ -104,13 +106,13 @@ def run(config: Config) -> None:
     for task in tasks:
         flags = {"task": task.name, "data": config.data, "init": config.init, "epochs": config.epochs}
         out = trained(f"{config.out}/{task.name}", **flags)
-        work, collator = load(EvaluateConfig(run=out, data=config.data), task)
+        task_pass, collator = load(EvaluateConfig(run=out, data=config.data), task)
         blind = dataclasses.replace(
             collator,
             regions=ExchangedRegions(collator.regions, False),
             boxes=ExchangedRegions(collator.boxes, True) if collator.boxes else None,
         )
-        values, without = (values_of(work, one) for one in (collator, blind))
+        values, without = (values_of(task_pass, one) for one in (collator, blind))
         clusters = clusters_of(example.images for example in collator.examples)
         low, high = bootstrap_interval(values - without, clusters)
         rows.append((task.name, chance(collator), without.mean(), values.mean(), low, high))

@@ -114,11 +114,11 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def matrix_work(work: PretrainingPass, batch: Batch) -> int:
+def matrix_flops(pretraining_pass: PretrainingPass, batch: Batch) -> int:
     """FLOPs of the matrix products of one forward and backward pass; on a GPU without attention (about 1%)."""
     with FlopCounterMode(display=False) as counter:
-        masked_positions_loss(work.objective, work.model, batch).backward()
-    work.model.zero_grad(set_to_none=True)
+        masked_positions_loss(pretraining_pass.objective, pretraining_pass.model, batch).backward()
+    pretraining_pass.model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 
 
@@ -127,12 +127,12 @@ def whole_step(config: Config, batch: Batch, model: PretrainingModel, objective:
     device = torch.device(config.device)
     optimizer = make_optimizer(model, 1e-4, (0.9, 0.98), 1e-8, 0.01)
     precision = Precision("bf16", device)
-    work = PretrainingPass(model, objective, precision)
-    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
+    pretraining_pass = PretrainingPass(model, objective, precision)
+    engine = Engine(pretraining_pass, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
     counts, number = (batch.word_count, batch.region_count, len(batch)), iter(range(10**6))
     step = waiting_for(device, lambda: engine.step(next(number), [batch], MetricSums(), counts))
     seconds = time_in_turn({"step": step}, config.repeats)["step"]
-    flops, rate = matrix_work(work, batch), matrix_rate(device)
+    flops, rate = matrix_flops(pretraining_pass, batch), matrix_rate(device)
     print(
         f"\nwhole step, bf16: {len(batch) / seconds:.4g} pairs/s, {flops / len(batch) / 1e9:.1f} GFLOP a pair, "
         f"{flops / seconds / 1e12:.3g} of {rate / 1e12:.3g} TFLOP/s: {flops / seconds / rate:.0%} of the matrix rate"

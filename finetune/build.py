@@ -116,18 +116,18 @@ def make_model(
 def make_task_engine(
     config: TrainingConfig,
     ranks: Ranks,
-    work: nn.Module,
+    training_pass: nn.Module,
     lr: float,
     head_lr: float,
     newest: Path | None,
     update_unused: bool = False,
 ) -> Engine:
-    """The optimizer and training step of `work`, restored from a checkpoint if given; weights are those of rank 0.
+    """The optimizer and training step of a pass, restored from a checkpoint if given; weights are those of rank 0.
 
     Args:
         config: flags.
         ranks: the processes of the run.
-        work: TaskPass or MultiTaskPass.
+        training_pass: TaskPass or MultiTaskPass.
         lr: peak learning rate of the encoder and of the pointing head.
         head_lr: peak learning rate of all other heads, which are newly initialised.
         newest: checkpoint directory, or None for a new run.
@@ -141,7 +141,7 @@ def make_task_engine(
         return head_lr / lr if new else 1.0
 
     optimizer = make_optimizer(
-        work.model,
+        training_pass.model,
         lr=lr,
         betas=BETAS,
         eps=EPSILON,
@@ -150,7 +150,7 @@ def make_task_engine(
         kind=config.optimizer,
         bias_correction=config.bias_correction,
     )
-    engine = make_engine(work, optimizer, ranks, config.clip, all_used=False, update_unused=update_unused)
+    engine = make_engine(training_pass, optimizer, ranks, config.clip, all_used=False, update_unused=update_unused)
     if newest:
         restore_engine(engine, newest)
     return engine

@@ -34,7 +34,7 @@ def run(config: InterferenceConfig) -> None:
     path = place_of(folder, INTERFERENCE_NUMBERS, config.run, config.data)
     with locked_folder(path.parent, "finetune.interference"):
         opened, began = open_fixed_batches(config, tasks), time.perf_counter()
-        count = sum(parameter.numel() for parameter in shared_parameters(opened[0].work.model).values())
+        count = sum(parameter.numel() for parameter in shared_parameters(opened[0].task_pass.model).values())
         print(
             f"{len(tasks)} tasks, {config.batches} batches of {config.batch_size} examples each; the gradients need "
             f"{len(tasks)} * {count / 1e6:.1f} M shared parameters * 4 bytes = {len(tasks) * count * 4 / 1e9:.2f} GB"

@@ -57,10 +57,10 @@ def build_pretraining(config: PretrainConfig, ranks: Ranks, device: torch.device
         _check_resume(config, run, pairs)
     tokenizer = _tokenizer(config, ranks, pairs, run if newest else None)
     sizes = model_config(config, pairs.shards, tokenizer)
-    work, from_bert = _pretraining_pass(config, ranks, device, sizes, tokenizer, newest)
-    engine = _engine(config, ranks, work, from_bert)
+    pretraining_pass, from_bert = _pretraining_pass(config, ranks, device, sizes, tokenizer, newest)
+    engine = _engine(config, ranks, pretraining_pass, from_bert)
     facts = restore_engine(engine, newest) if newest else {}
-    task = _training_task(config, ranks, device, pairs, tokenizer, work, sizes, facts)
+    task = _training_task(config, ranks, device, pairs, tokenizer, pretraining_pass, sizes, facts)
     if not newest:
         on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, tokenizer, device, from_bert))
     _describe(config, task, engine, len(tokenizer))
@@ -73,7 +73,7 @@ def _training_task(
     device: torch.device,
     pairs: Pairs,
     tokenizer: WordPieceTokenizer,
-    work: PretrainingPass,
+    pretraining_pass: PretrainingPass,
     sizes: ModelConfig,
     facts: dict,
 ) -> PretrainingTask:
@@ -86,7 +86,7 @@ def _training_task(
         Collator,
         captions=pairs.captions,
         tokenizer=tokenizer,
-        objective=work.objective.to("cpu"),
+        objective=pretraining_pass.objective.to("cpu"),
         seed=config.seed,
         limits=limits,
         skip_bad=config.on_bad_shard == "skip",
@@ -108,7 +108,7 @@ def _training_task(
         plan=plan,
         peak_lr=config.lr,
         save_every=config.save_every,
-        work=work,
+        pretraining_pass=pretraining_pass,
         pairs=pairs,
         collator=collator(
             negatives=None if hard else MisalignedCaptions(pairs.captions, pairs.trained),
@@ -203,7 +203,7 @@ def _initialise_from_bert(
     return from_bert
 
 
-def _engine(config: PretrainConfig, ranks: Ranks, work: PretrainingPass, from_bert: list[str]) -> Engine:
+def _engine(config: PretrainConfig, ranks: Ranks, pretraining_pass: PretrainingPass, from_bert: list[str]) -> Engine:
     """The optimizer and the training step."""
     names = set(from_bert)
 
@@ -211,7 +211,7 @@ def _engine(config: PretrainConfig, ranks: Ranks, work: PretrainingPass, from_be
         return config.bert_lr_scale if name in names else 1.0
 
     optimizer = make_optimizer(
-        work.model,
+        pretraining_pass.model,
         lr=config.lr,
         betas=BETAS,
         eps=EPSILON,
@@ -220,7 +220,7 @@ def _engine(config: PretrainConfig, ranks: Ranks, work: PretrainingPass, from_be
         kind=config.optimizer,
     )
     graph = (-(-config.batch_size // ranks.count), config.max_tokens) if config.cuda_graph else None
-    return make_engine(work, optimizer, ranks, config.clip, graph=graph)
+    return make_engine(pretraining_pass, optimizer, ranks, config.clip, graph=graph)
 
 
 def model_config(config: PretrainConfig, shards: Dataset, tokenizer: WordPieceTokenizer) -> ModelConfig:

@@ -48,10 +48,12 @@ def tasks(record: Record) -> None:
     config, precision = model_config().replace(task_tokens=20), Precision("bf16", DEVICE)
     torch.manual_seed(0)
     model = TaskModel(config, {"vqa": 3129, "gqa": 1533}).train().to(DEVICE)
-    work = MultiTaskPass([TaskPass(model, task, precision, task.token) for task in chosen], [1.0] * len(chosen))
+    multi_task_pass = MultiTaskPass(
+        [TaskPass(model, task, precision, task.token) for task in chosen], [1.0] * len(chosen)
+    )
     optimizer = make_optimizer(model, 2e-5, BETAS, EPSILON, 0.01)
     without_bias_correction(optimizer)
-    engine = Engine(work, model, optimizer, precision, precision.scaler(), ALONE, 0.0)
+    engine = Engine(multi_task_pass, model, optimizer, precision, precision.scaler(), ALONE, 0.0)
     turns = [
         MicroBatch(number, 0, task_batch(task, task.batch_size if ON_GPU else 2, number).to(DEVICE))
         for number, task in enumerate(chosen)

@@ -103,13 +103,13 @@ def _ranking_rate(run: Path, data: Path, seconds: float, flags: dict) -> float:
     """
     task = find_task(RETRIEVAL)
     config = EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
-    work, collator = load(config, task)
+    task_pass, collator = load(config, task)
     images, count = list(dict.fromkeys(example.images[0] for example in collator.examples)), FIRST_IMAGES
     while True:
         chosen = set(images[:count])
         examples = [example for example in collator.examples if example.images[0] in chosen]
         began = time.perf_counter()
-        scores = predict(work, replace(collator, examples=examples), BATCH, 0, ALONE, work.precision.device)
+        scores = predict(task_pass, replace(collator, examples=examples), BATCH, 0, ALONE, task_pass.precision.device)
         took = time.perf_counter() - began
         if took >= seconds / 6 or count >= len(images):
             return scores.size / took

@@ -42,7 +42,7 @@ def open_fixed_batches(config: InterferenceConfig, tasks: Sequence[Task]) -> lis
     for task in tasks:
         opened = loader.open(task, task.splits[0], training=training)
         batches = fixed_batches(opened.collator, config.seed, config.batches, config.batch_size)
-        of_tasks.append(FixedBatches(opened.work, batches))
+        of_tasks.append(FixedBatches(opened.task_pass, batches))
     return of_tasks
 
 

@@ -23,7 +23,7 @@ from finetune.objective.task_pass import TaskPass
 class FixedBatches:
     """A task with the batches on which it is measured, on the CPU."""
 
-    work: TaskPass
+    task_pass: TaskPass
     batches: list[TaskBatch]
 
 
@@ -131,7 +131,7 @@ def measure(
         step: length of a step relative to the norm of the shared weights, the same for every task.
         report: called with the number of batches that are done.
     """
-    model = tasks[0].work.model.eval()
+    model = tasks[0].task_pass.model.eval()
     named = shared_parameters(model)
     parameters = list(named.values())
     gradients = TaskGradients(parameters, len(tasks))
@@ -139,14 +139,14 @@ def measure(
 
     def loss_and_gradients(row: int, number: int) -> float:
         model.zero_grad()
-        loss = _loss(tasks[row].work, tasks[row].batches[number])
+        loss = _loss(tasks[row].task_pass, tasks[row].batches[number])
         loss.backward()
         return loss.item()
 
     def try_steps(number: int) -> None:
         model.zero_grad()
         if number < look_ahead:
-            nexts = [(task.work, task.batches[(number + 1) % count]) for task in tasks]
+            nexts = [(task.task_pass, task.batches[(number + 1) % count]) for task in tasks]
             before.append(_losses(nexts))
             after.append(_losses_after_steps(parameters, gradients, nexts, step))
         report(number + 1)
@@ -198,14 +198,14 @@ def gradient_products(
     )
 
 
-def _loss(work: TaskPass, batch: TaskBatch) -> torch.Tensor:
+def _loss(task_pass: TaskPass, batch: TaskBatch) -> torch.Tensor:
     """The mean loss of a batch."""
-    return work(batch.to(work.precision.device), [len(batch)])[0]
+    return task_pass(batch.to(task_pass.precision.device), [len(batch)])[0]
 
 
 @torch.no_grad()
 def _losses(of_tasks: Sequence[tuple[TaskPass, TaskBatch]]) -> list[float]:
-    return [_loss(work, batch).item() for work, batch in of_tasks]
+    return [_loss(task_pass, batch).item() for task_pass, batch in of_tasks]
 
 
 @torch.no_grad()

@@ -35,17 +35,17 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(work: TaskPass, batch: TaskBatch, tokenizer: WordPieceTokenizer) -> list[Explanation]:
+def explain(task_pass: TaskPass, batch: TaskBatch, tokenizer: WordPieceTokenizer) -> list[Explanation]:
     """The attention maps of every row of a batch, without padding, computed without fused attention.
 
     Args:
-        work: model and task.
+        task_pass: model and task.
         batch: one or more text-image rows.
         tokenizer: the tokenizer.
     """
-    inputs, maps = work.inputs(batch), AttentionMaps()
-    with work.precision.autocast():
-        work.model.encode(inputs, maps)
+    inputs, maps = task_pass.inputs(batch), AttentionMaps()
+    with task_pass.precision.autocast():
+        task_pass.model.encode(inputs, maps)
     layers = {view: torch.stack(getattr(maps, name)).float().cpu().numpy() for view, name in VIEWS.items()}
     explained = []
     no_words = set(tokenizer.special.values()) - {tokenizer.special["[UNK]"]}
@@ -55,8 +55,8 @@ def explain(work: TaskPass, batch: TaskBatch, tokenizer: WordPieceTokenizer) -> 
             [tokenizer.backend.id_to_token(number) for number in ids],
             [number in no_words for number in ids],
         )
-        if work.token is not None:
-            words.insert(1, f"[{work.task.name}]")
+        if task_pass.token is not None:
+            words.insert(1, f"[{task_pass.task.name}]")
             special.insert(1, True)
         present = np.flatnonzero(inputs.image_mask[row].cpu().numpy())
         kept = {"S": np.arange(len(words)), "I": present}

@@ -58,7 +58,7 @@ class Rows:
 
 
 def retrieval_scores(
-    work: TaskPass,
+    task_pass: TaskPass,
     collator: TaskCollator,
     batch_size: int,
     ranks: Ranks,
@@ -83,13 +83,13 @@ def retrieval_scores(
         kept.fill(scores, blocks)
     waiting = sorted(set(range(len(blocks))) - set(kept.done if kept else ()))
     mine = waiting[slice(*share(len(waiting), ranks.count, ranks.rank))]
-    texts = [Rows.of(*text_states(work, collator, part, device)) for part in batches(count, batch_size) if mine]
+    texts = [Rows.of(*text_states(task_pass, collator, part, device)) for part in batches(count, batch_size) if mine]
     done, total = 0, count * sum(len(blocks[number]) for number in mine)
     for number in mine:
         block, found = blocks[number], []
-        images = Rows.of(*_image_states(work, collator, captions[block], device))
+        images = Rows.of(*_image_states(task_pass, collator, captions[block], device))
         for text in texts:
-            found.append(_pairs(work, text, images))
+            found.append(_pairs(task_pass, text, images))
             done += found[-1].numel()
             progress(done, total)
         scores[:, block] = torch.cat(found).double().cpu().numpy()
@@ -113,24 +113,24 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
     return (np.arange(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
-def text_states(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
+def text_states(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
     """Hidden states of some captions before the first co-attention layer, with their layout."""
-    inputs = work.inputs(collator(0, captions).to(device))
-    with work.precision.autocast():
-        return work.model.encode_text_alone(inputs)
+    inputs = task_pass.inputs(collator(0, captions).to(device))
+    with task_pass.precision.autocast():
+        return task_pass.model.encode_text_alone(inputs)
 
 
-def _image_states(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
+def _image_states(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
     """Hidden states of the images of some captions before the first co-attention layer, with their layout."""
-    inputs = work.inputs(collator(0, captions).to(device))
-    with work.precision.autocast():
-        return work.model.encode_image_alone(inputs)
+    inputs = task_pass.inputs(collator(0, captions).to(device))
+    with task_pass.precision.autocast():
+        return task_pass.model.encode_image_alone(inputs)
 
 
-def _pairs(work: TaskPass, texts: Rows, images: Rows) -> Tensor:
+def _pairs(task_pass: TaskPass, texts: Rows, images: Rows) -> Tensor:
     """(captions, images): the scores of all pairs of some captions and images."""
     counts = len(texts.layout.mask), len(images.layout.mask)
     states = StreamStates(*texts.repeated(counts[1], each=False), *images.repeated(counts[0], each=True), None)
-    with work.precision.autocast():
-        encoded = work.model.encoder.finish(states)
-        return work.model.logits(encoded, None, work.task.head).view(counts[::-1]).T
+    with task_pass.precision.autocast():
+        encoded = task_pass.model.encoder.finish(states)
+        return task_pass.model.logits(encoded, None, task_pass.task.head).view(counts[::-1]).T

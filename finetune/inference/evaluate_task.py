@@ -121,7 +121,7 @@ def _facts(config: EvaluateConfig, task: Task, split: str) -> dict:
 def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | None:
     """Evaluates a task on a split; None if its answers are not public, and on all ranks but the first."""
     config, ranks = replace(loader.config, split=split), loader.ranks
-    start, work, collator = loader.open(task, split)
+    start, task_pass, collator = loader.open(task, split)
     mark = {"zero_shot": True} if start.zero_shot else {}
     if config.rerank and task.head.ranks_images:
         mark["rerank"] = config.rerank
@@ -135,10 +135,10 @@ def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | N
     path = Path(config.scores or _scores_file(config, task, config.split))
     if public and ranks.first:
         _check_writable(path)
-    kept = _kept_scores(config, path, work, collator, ranks)
-    predictions = predict_split(config, work, collator, ranks, kept)
+    kept = _kept_scores(config, path, task_pass, collator, ranks)
+    predictions = predict_split(config, task_pass, collator, ranks, kept)
     further = task.further_scores(task.folder(config.data), config.split, examples, predictions) if public else None
-    further_scores = _score_further(config, further, work, collator, ranks) if further else {}
+    further_scores = _score_further(config, further, task_pass, collator, ranks) if further else {}
     if not ranks.first:
         return None
     if public:
@@ -171,35 +171,37 @@ def _check_writable(path: Path) -> None:
 
 
 def _kept_scores(
-    config: EvaluateConfig, place: Path, work: TaskPass, collator: TaskCollator, ranks: Ranks
+    config: EvaluateConfig, place: Path, task_pass: TaskPass, collator: TaskCollator, ranks: Ranks
 ) -> KeptScores | None:
     """The scores of an interrupted ranking of all pairs of captions and images; None for other predictions."""
-    if not work.task.head.ranks_images or config.rerank:
+    if not task_pass.task.head.ranks_images or config.rerank:
         return None
-    kept = KeptScores(place, work, collator, config.batch_size, ranks)
+    kept = KeptScores(place, task_pass, collator, config.batch_size, ranks)
     if kept.done:
         ranks.log(
-            f"{work.task.title}, {config.split}: {len(kept.done)} blocks of images are kept from an earlier start"
+            f"{task_pass.task.title}, {config.split}: {len(kept.done)} blocks of images are kept from an earlier start"
         )
     return kept
 
 
 def predict_split(
-    config: EvaluateConfig, work: TaskPass, collator: TaskCollator, ranks: Ranks, kept: KeptScores | None = None
+    config: EvaluateConfig, task_pass: TaskPass, collator: TaskCollator, ranks: Ranks, kept: KeptScores | None = None
 ):
-    progress = TimeLeft(f"{work.task.title}, {config.split}", ranks.log)
-    device = work.precision.device
-    return predict(work, collator, config.batch_size, config.workers, ranks, device, progress, config.rerank, kept)
+    progress = TimeLeft(f"{task_pass.task.title}, {config.split}", ranks.log)
+    device = task_pass.precision.device
+    return predict(task_pass, collator, config.batch_size, config.workers, ranks, device, progress, config.rerank, kept)
 
 
 def _score_further(
-    config: EvaluateConfig, further: FurtherScores, work: TaskPass, collator: TaskCollator, ranks: Ranks
+    config: EvaluateConfig, further: FurtherScores, task_pass: TaskPass, collator: TaskCollator, ranks: Ranks
 ) -> dict[str, float]:
     """The metrics that need further examples, which are predicted here."""
     if not further.examples:
         return further.scores({})
-    ranks.log(f"{work.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics")
+    ranks.log(
+        f"{task_pass.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics"
+    )
     where, skip = collator.regions.dataset.folder, config.missing == "skip"
     examples = with_regions(PackedExamples.of(further.examples), collator.regions, where, skip, ranks.log)
-    predictions = predict_split(config, work, replace(collator, examples=examples), ranks)
+    predictions = predict_split(config, task_pass, replace(collator, examples=examples), ranks)
     return further.scores(dict(zip((example.id for example in examples), predictions, strict=True)))

@@ -15,7 +15,7 @@ from finetune.run_dirs.init_weights import Start
 
 @torch.no_grad()
 def expression_boxes(
-    start: Start, work: TaskPass, collator: TaskCollator, examples: Sequence[Example]
+    start: Start, task_pass: TaskPass, collator: TaskCollator, examples: Sequence[Example]
 ) -> np.ndarray | None:
     """The box that the referring-expression head predicts for the text of each example in each of its images.
 
@@ -24,7 +24,7 @@ def expression_boxes(
 
     Args:
         start: description of the weights.
-        work: model and task of the examples.
+        task_pass: model and task of the examples.
         collator: collator of the examples.
         examples: not empty.
 
@@ -33,7 +33,7 @@ def expression_boxes(
         not trained on a referring-expression task, and for such a task itself, whose prediction is this box.
     """
     task = next((task for task in start.tasks if task.head.finds_regions), None)
-    if task is None or work.task.head.finds_regions:
+    if task is None or task_pass.task.head.finds_regions:
         return None
     expressions = [Example(0, example.text, (image,)) for example in examples for image in example.images]
     max_tokens = min(task.max_tokens, start.sizes.max_position_embeddings)
@@ -45,5 +45,7 @@ def expression_boxes(
         limits=replace(collator.limits, max_tokens=max_tokens),
     )
     batch = grounding(0, np.arange(len(expressions)))
-    scores = TaskPass(work.model, task, work.precision, start.token(task)).scores(batch.to(work.precision.device))
+    scores = TaskPass(task_pass.model, task, task_pass.precision, start.token(task)).scores(
+        batch.to(task_pass.precision.device)
+    )
     return boxes_of_rows(batch.rows.boxes.numpy(), scores.argmax(1).cpu())

@@ -41,15 +41,15 @@ class JudgedExample:
     metric: str
 
 
-def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[JudgedExample]:
+def judge(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> list[JudgedExample]:
     """Predicts and scores all examples of a collator."""
-    task, examples = work.task, collator.examples
+    task, examples = task_pass.task, collator.examples
     if task.head.ranks_images:
-        official = predict(work, collator, batch_size, 0, ALONE, work.precision.device)
+        official = predict(task_pass, collator, batch_size, 0, ALONE, task_pass.precision.device)
         scene = Scene(list(dict.fromkeys(example.images[0] for example in examples)), np.empty((0, 4)), (1.0, 1.0))
         predictions = [prediction(task, torch.from_numpy(row), scene, None, TOP) for row in official]
     else:
-        found = _judged(work, collator, batch_size)
+        found = _judged(task_pass, collator, batch_size)
         found = progress_bar(found, desc=task.title, total=len(examples), unit=" examples")
         predictions, official = zip(*found, strict=True)
     metric, values = next(iter(task.scores(examples, official).items()))
@@ -58,19 +58,19 @@ def judge(work: TaskPass, collator: TaskCollator, batch_size: int) -> list[Judge
 
 
 @torch.no_grad()
-def _judged(work: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[tuple[Prediction, object]]:
+def _judged(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[tuple[Prediction, object]]:
     """(prediction, the same in the form of `Task.scores`) of every example."""
     limit, vocabulary = collator.limits.max_regions, collator.vocabulary
     with in_order(collator, batch_size, 0, ALONE) as batches:
         for part, batch in batches:
-            scores = work.scores(batch.to(work.precision.device)).cpu()
-            best = best_of_batch(work, collator, part, batch, scores)
-            official = work.task.head.official(best, vocabulary)
+            scores = task_pass.scores(batch.to(task_pass.precision.device)).cpu()
+            best = best_of_batch(task_pass, collator, part, batch, scores)
+            official = task_pass.task.head.official(best, vocabulary)
             for row, example, one in zip(scores, collator.examples[part], official, strict=True):
                 sample = collator.regions[example.images[0]]
                 size = image_size(example, sample)
                 scene = Scene(example.images, sample.boxes[:limit], size, example.candidates)
-                yield prediction(work.task, row, scene, vocabulary, TOP), one
+                yield prediction(task_pass.task, row, scene, vocabulary, TOP), one
 
 
 def choose_examples(scored: Sequence[JudgedExample], count: int) -> list[JudgedExample]:
@@ -107,5 +107,5 @@ def load_examples(loader: ModelLoader, task: Task, split: str, count: int) -> Op
     examples = opened.collator.examples[:count]
     if not task.is_public(examples):
         raise UserError(f"--split {split}: {task.name} has no public answers in this split; choose another one")
-    opened.work.model.eval()
+    opened.task_pass.model.eval()
     return opened._replace(collator=replace(opened.collator, examples=examples))

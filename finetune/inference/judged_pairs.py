@@ -70,7 +70,7 @@ class TwoRuns:
             second = load_examples(self.second, task, split, count)
         folders = " and ".join(str(task.folder(loader.config.data)) for loader in (self.first, self.second))
         check_same_examples(first.collator.examples, second.collator.examples, f"{folders}, {split}")
-        judged = [judge(opened.work, opened.collator, batch) for opened in (first, second)]
+        judged = [judge(opened.task_pass, opened.collator, batch) for opened in (first, second)]
         return [JudgedPair(*both) for both in zip(*judged, strict=True)], first, second
 
 

@@ -37,17 +37,17 @@ class KeptScores:
 
     Args:
         place: path of the file that the evaluation will write; the scores are kept next to it.
-        work, collator, batch_size: see caption_image_scores.retrieval_scores.
+        task_pass, collator, batch_size: see caption_image_scores.retrieval_scores.
         ranks: the processes, all of which have to call this.
     """
 
-    def __init__(self, place: Path, work: TaskPass, collator: TaskCollator, batch_size: int, ranks: Ranks):
+    def __init__(self, place: Path, task_pass: TaskPass, collator: TaskCollator, batch_size: int, ranks: Ranks):
         self.place, self.ranks = place, ranks
         self._found: dict[int, np.ndarray] = {}  # on the first rank: block -> scores, in mapped files
         self._file: BinaryIO | None = None
 
         def search() -> tuple[bytes, list[int]]:
-            header = json.dumps(ranked(work, collator, batch_size)).encode() + b"\n"
+            header = json.dumps(ranked(task_pass, collator, batch_size)).encode() + b"\n"
             for path in self._paths():
                 with contextlib.suppress(OSError, ValueError):  # removed meanwhile; empty
                     self._found |= _records(np.memmap(path, np.uint8, "r"), header)[0]
@@ -103,10 +103,10 @@ class KeptScores:
         return file
 
 
-def ranked(work: TaskPass, collator: TaskCollator, batch_size: int) -> dict[str, Any]:
+def ranked(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> dict[str, Any]:
     """What the scores depend on."""
-    weights, model = hashlib.sha256(), work.model  # heads of other tasks may be random
-    for part in (model.encoder, model.heads[work.task.head.layer_name]):
+    weights, model = hashlib.sha256(), task_pass.model  # heads of other tasks may be random
+    for part in (model.encoder, model.heads[task_pass.task.head.layer_name]):
         for tensor in part.state_dict().values():
             weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return {
@@ -115,8 +115,8 @@ def ranked(work: TaskPass, collator: TaskCollator, batch_size: int) -> dict[str,
         "regions": fingerprint(collator.regions.dataset),
         "tokenizer": hashlib.sha256(collator.tokenizer.backend.to_str().encode()).hexdigest(),
         "limits": repr(collator.limits),
-        "task": [work.task.name, work.token],
-        "precision": [repr(work.precision.dtype), work.precision.device.type, torch.__version__],
+        "task": [task_pass.task.name, task_pass.token],
+        "precision": [repr(task_pass.precision.dtype), task_pass.precision.device.type, torch.__version__],
         "batch_size": batch_size,
     }
 

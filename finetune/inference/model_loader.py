@@ -44,11 +44,11 @@ class TrainingInputs:
 class OpenedTask(NamedTuple):
     """A task that a model predicts.
 
-    start: description of the weights; work: the task's model, on its device; collator: of the examples.
+    start: description of the weights; task_pass: the task's model, on its device; collator: of the examples.
     """
 
     start: Start
-    work: TaskPass
+    task_pass: TaskPass
     collator: TaskCollator
 
 
@@ -100,9 +100,9 @@ class ModelLoader:
         start = self._start(data.feature_size)
         check_trained(start, task)
         contrastive = training.contrastive if training else 0.0
-        work = TaskPass(self._model_for(start, data), task, self.precision, start.token(task), contrastive)
+        task_pass = TaskPass(self._model_for(start, data), task, self.precision, start.token(task), contrastive)
         settings = start.collator_settings(self._vocabularies.get(task.head.name), config.max_regions)
-        return OpenedTask(start, work, data.collator(examples, settings, training.seed if training else None))
+        return OpenedTask(start, task_pass, data.collator(examples, settings, training.seed if training else None))
 
     def _start(self, feature_size: int) -> Start:
         if feature_size not in self._starts:
@@ -131,7 +131,7 @@ def load(
 ) -> tuple[TaskPass, TaskCollator]:
     """(model on its device, collator of the examples) of one task, see ModelLoader.open."""
     opened = ModelLoader(config).open(task, choose=choose)
-    return opened.work, opened.collator
+    return opened.task_pass, opened.collator
 
 
 def check_trained(start: Start, task: Task) -> None:

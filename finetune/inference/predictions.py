@@ -21,7 +21,7 @@ from shards.common.errors import UserError
 
 
 def predict(
-    work: TaskPass,
+    task_pass: TaskPass,
     collator: TaskCollator,
     batch_size: int,
     workers: int,
@@ -34,7 +34,7 @@ def predict(
     """Predicts all examples of the collator; the work is divided over the ranks and the result is the same on all.
 
     Args:
-        work: model and task.
+        task_pass: model and task.
         collator: examples and regions.
         batch_size: examples per batch.
         workers: number of data workers.
@@ -48,72 +48,74 @@ def predict(
         What the head returns (Head.official), such as answers as strings, boxes in pixels, or numbers of candidates or
         labels; for a head that ranks images their scores, float64 (captions, images).
     """
-    head = work.task.head
+    head = task_pass.task.head
     if head.ranks_images and rerank is not None:
-        score_candidates = partial(reranked_scores, work, collator, rerank, batch_size, ranks, device, progress)
-        return predicted_on_all_ranks(work, score_candidates, ranks)
+        score_candidates = partial(reranked_scores, task_pass, collator, rerank, batch_size, ranks, device, progress)
+        return predicted_on_all_ranks(task_pass, score_candidates, ranks)
     if head.ranks_images:
-        rank_images = partial(retrieval_scores, work, collator, batch_size, ranks, device, progress, kept)
-        return predicted_on_all_ranks(work, rank_images, ranks)
-    choose = partial(_best, work, collator, batch_size, workers, ranks, device, progress)
-    return head.official(predicted_on_all_ranks(work, choose, ranks), collator.vocabulary)
+        rank_images = partial(retrieval_scores, task_pass, collator, batch_size, ranks, device, progress, kept)
+        return predicted_on_all_ranks(task_pass, rank_images, ranks)
+    choose = partial(_best, task_pass, collator, batch_size, workers, ranks, device, progress)
+    return head.official(predicted_on_all_ranks(task_pass, choose, ranks), collator.vocabulary)
 
 
 @torch.no_grad()
-def predicted_on_all_ranks(work: TaskPass, on_this_rank: Callable[[], np.ndarray], ranks: Ranks) -> np.ndarray:
+def predicted_on_all_ranks(task_pass: TaskPass, on_this_rank: Callable[[], np.ndarray], ranks: Ranks) -> np.ndarray:
     """The sum over all ranks of `on_this_rank`, called with the model in evaluation mode and without gradients."""
-    training = work.model.training
-    work.model.eval()
+    training = task_pass.model.training
+    task_pass.model.eval()
 
     def checked() -> np.ndarray:
         raw = on_this_rank()
-        _refuse_nan(torch.from_numpy(raw), work)
+        _refuse_nan(torch.from_numpy(raw), task_pass)
         return raw
 
     try:
         raw = on_every_rank(ranks, checked)
     finally:
-        work.model.train(training)
+        task_pass.model.train(training)
     return all_reduce_sum(torch.from_numpy(raw), ranks).numpy()
 
 
-def _refuse_nan(scores: Tensor, work: TaskPass) -> None:
+def _refuse_nan(scores: Tensor, task_pass: TaskPass) -> None:
     """Raises UserError if a score is NaN, because the most likely choice among such scores is arbitrary."""
     if scores.isnan().any():
         raise UserError(
-            f"{work.task.title}: the model's scores are NaN; its weights have diverged or its --precision is too "
+            f"{task_pass.task.title}: the model's scores are NaN; its weights have diverged or its --precision is too "
             "narrow: train with a lower --lr or use another --precision"
         )
 
 
 def _best(
-    work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device, progress: Progress
+    task_pass: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device, progress: Progress
 ) -> np.ndarray:
     """float64 (examples, ...): the predictions for this rank's share in numbers (see Head.best), zeros elsewhere."""
     count = len(collator.examples)
-    found = np.zeros((count, *work.task.head.prediction_shape(collator.limits.max_regions)))
+    found = np.zeros((count, *task_pass.task.head.prediction_shape(collator.limits.max_regions)))
     first, last = share(count, ranks.count, ranks.rank)
     with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
         for part, batch in batches:
-            scores = work.scores(batch.to(device)).cpu()
-            _refuse_nan(scores, work)
-            best = best_of_batch(work, collator, part, batch, scores)
+            scores = task_pass.scores(batch.to(device)).cpu()
+            _refuse_nan(scores, task_pass)
+            best = best_of_batch(task_pass, collator, part, batch, scores)
             found[(part, *(slice(length) for length in best.shape[1:]))] = best
             progress(part.stop - first, last - first)
     return found
 
 
-def best_of_batch(work: TaskPass, collator: TaskCollator, part: slice, batch: TaskBatch, scores: Tensor) -> np.ndarray:
+def best_of_batch(
+    task_pass: TaskPass, collator: TaskCollator, part: slice, batch: TaskBatch, scores: Tensor
+) -> np.ndarray:
     """The predictions for a batch in numbers, see Head.best; boxes in pixels of the annotations.
 
     Args:
-        work: model and task.
+        task_pass: model and task.
         collator: examples and regions.
         part: the numbers of the batch's examples.
         batch: the batch, on the CPU.
         scores: its logits, on the CPU.
     """
-    head, examples = work.task.head, collator.examples[part]
+    head, examples = task_pass.task.head, collator.examples[part]
     best = head.best(scores, batch.rows.boxes.numpy())
     if not head.finds_regions:
         return best

@@ -181,16 +181,16 @@ class LazyPredictor:
 
     def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
         """The model with the task of a query, and the query as a batch."""
-        work = TaskPass(self.model, query.task, self.precision, self.start.token(query.task))
+        task_pass = TaskPass(self.model, query.task, self.precision, self.start.token(query.task))
         collator = query.collator(self.start.tokenizer, self.start.sizes)
-        return work, collator(0, np.arange(len(collator.examples))).to(self.device)
+        return task_pass, collator(0, np.arange(len(collator.examples))).to(self.device)
 
     @torch.no_grad()
     def answer(self, query: Query, top: int = 5) -> Prediction:
         """The predictions for a query."""
         self._check_answers(query.task)
-        work, batch = self.batch(query)
-        scores = work.scores(batch).float().cpu()
+        task_pass, batch = self.batch(query)
+        scores = task_pass.scores(batch).float().cpu()
         of_query = scores if query.task.head.ranks_images else scores[0]
         return prediction(query.task, of_query, query.scene, self.vocabularies.get(query.task.head.name), top)
 

@@ -22,7 +22,7 @@ AT_ONCE = 1024  # captions or images whose similarities are ordered at a time, s
 
 
 def reranked_scores(
-    work: TaskPass,
+    task_pass: TaskPass,
     collator: TaskCollator,
     rerank: int,
     batch_size: int,
@@ -39,14 +39,14 @@ def reranked_scores(
     Raises:
         UserError: the model has no contrastive head.
     """
-    encoder = work.model.encoder
+    encoder = task_pass.model.encoder
     if encoder.contrast is None:
         raise UserError(
             f"--rerank {rerank}: the model has no contrastive head (pretrain.run --contrastive); leave it out"
         )
     numbers = batches(len(collator.examples), batch_size)
-    texts = torch.cat([_embedded_texts(work, collator, part, device) for part in numbers])
-    images, states, mask = _images(work, collator, np.array(first_captions(collator.examples)), batch_size, device)
+    texts = torch.cat([_embedded_texts(task_pass, collator, part, device) for part in numbers])
+    images, states, mask = _images(task_pass, collator, np.array(first_captions(collator.examples)), batch_size, device)
     similarities = (texts @ images.T).double().cpu().numpy()
     chosen = np.argwhere(most_similar(similarities, rerank))  # in the order of captions
     scores = np.zeros(similarities.shape)
@@ -58,7 +58,7 @@ def reranked_scores(
     done, total = 0, sum(map(len, mine))
     for part in mine:
         pairs = chosen[part]
-        scores[tuple(pairs.T)] = _score(work, collator, pairs, states, mask, device).double().cpu().numpy()
+        scores[tuple(pairs.T)] = _score(task_pass, collator, pairs, states, mask, device).double().cpu().numpy()
         done += len(pairs)
         progress(done, total)
     return scores
@@ -74,23 +74,23 @@ def most_similar(similarities: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def _embedded_texts(work: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> Tensor:
-    states, layout = text_states(work, collator, captions, device)
-    with work.precision.autocast():
-        return work.model.encoder.contrast.embed_text(layout.pad(states), layout.mask)
+def _embedded_texts(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> Tensor:
+    states, layout = text_states(task_pass, collator, captions, device)
+    with task_pass.precision.autocast():
+        return task_pass.model.encoder.contrast.embed_text(layout.pad(states), layout.mask)
 
 
 def _images(
-    work: TaskPass, collator: TaskCollator, captions: np.ndarray, batch_size: int, device
+    task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, batch_size: int, device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings (n, size) of the images of some captions, states before co-attention (n, R, h_v), mask bool (n, R)."""
     embeddings, states, masks = [], [], []
     for part in batches(len(captions), batch_size):
-        inputs = work.inputs(collator(0, captions[part]).to(device))
-        with work.precision.autocast():
-            rows, layout = work.model.encode_image_alone(inputs)
+        inputs = task_pass.inputs(collator(0, captions[part]).to(device))
+        with task_pass.precision.autocast():
+            rows, layout = task_pass.model.encode_image_alone(inputs)
             padded = layout.pad(rows)
-            embeddings.append(work.model.encoder.contrast.embed_image(padded, layout.mask))
+            embeddings.append(task_pass.model.encoder.contrast.embed_image(padded, layout.mask))
         states.append(padded)
         masks.append(layout.mask)
     most = max(mask.shape[1] for mask in masks)
@@ -99,13 +99,15 @@ def _images(
     return torch.cat(embeddings), torch.cat(states), torch.cat(masks)
 
 
-def _score(work: TaskPass, collator: TaskCollator, pairs: np.ndarray, states: Tensor, mask: Tensor, device) -> Tensor:
+def _score(
+    task_pass: TaskPass, collator: TaskCollator, pairs: np.ndarray, states: Tensor, mask: Tensor, device
+) -> Tensor:
     """(n,): the whole model's scores of pairs (n, 2), numbers of captions in ascending order and of images."""
     captions, rows = np.unique(pairs[:, 0], return_inverse=True)
-    texts = text_states(work, collator, captions, device)
+    texts = text_states(task_pass, collator, captions, device)
     images = torch.from_numpy(pairs[:, 1]).to(device)
     stream_states = StreamStates(*texts, states[images], Layout(mask[images]), None)
     own = torch.arange(len(pairs), device=device)
-    with work.precision.autocast():
-        encoded = work.model.encoder.finish(stream_states.recombined(torch.from_numpy(rows).to(device), own, None))
-        return work.model.logits(encoded, None, work.task.head)
+    with task_pass.precision.autocast():
+        encoded = task_pass.model.encoder.finish(stream_states.recombined(torch.from_numpy(rows).to(device), own, None))
+        return task_pass.model.logits(encoded, None, task_pass.task.head)

@@ -97,12 +97,12 @@ class MultiTaskPass(nn.Module):
             counts: examples of each task step of the iteration.
             weights: further factors on the losses of the task steps of the iteration.
         """
-        work = self.passes[part.task]
-        loss, numbers = work(part.batch, [counts[part.task_step]])
+        task_pass = self.passes[part.task]
+        loss, numbers = task_pass(part.batch, [counts[part.task_step]])
         loss = loss * self.scales[part.task]
         if weights is not None:
             loss = loss * weights[part.task_step]
-        return loss, {f"{work.task.name}/{name}": v for name, v in numbers.items()}
+        return loss, {f"{task_pass.task.name}/{name}": v for name, v in numbers.items()}
 
     def task_of(self, part: MicroBatch) -> str:
         """The name of the task that a micro-batch belongs to."""

@@ -103,10 +103,10 @@ def page_of(predictor: LazyPredictor, query: Query, lines: bool = True) -> str:
 
 def explained_page(predictor: LazyPredictor, query: Query, prediction: Prediction | None, lines: bool) -> str:
     """The page of a query and its prediction."""
-    work, batch = predictor.batch(query)
+    task_pass, batch = predictor.batch(query)
     title = f"{query.task.title}, {predictor.run}"
     images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
-    explained = explain(work, batch, predictor.start.tokenizer)
+    explained = explain(task_pass, batch, predictor.start.tokenizer)
     collator = query.collator(predictor.start.tokenizer, predictor.start.sizes)
-    expressions = expression_boxes(predictor.start, work, collator, collator.examples)
+    expressions = expression_boxes(predictor.start, task_pass, collator, collator.examples)
     return attention_page(title, query.text, images, explained, prediction, query.size, expressions, lines)

@@ -78,7 +78,7 @@ def judge_task(
     config: flags; out: path of the page; folder: name of the folder next to it for the attention maps, None for none.
     """
     opened = load_examples(loader, task, split, config.examples)
-    judged = judge(opened.work, opened.collator, config.batch_size)
+    judged = judge(opened.task_pass, opened.collator, config.batch_size)
     cards = []
     for one in choose_examples(judged, config.count):
         page = folder and f"{folder}/{task.name}-{one.number}.html"
@@ -171,22 +171,22 @@ def card_with_attention(run: str, opened: OpenedTask, one: JudgedExample, out: P
     if page:
         with whole_file(out.parent / page, "w", encoding="utf-8") as file:
             file.write(attention_of(run, opened, one))
-    return card_of(opened.work.task, opened.collator, one, page)
+    return card_of(opened.task_pass.task, opened.collator, one, page)
 
 
 def attention_of(run: str, opened: OpenedTask, one: JudgedExample) -> str:
     """The page of an example's attention maps."""
-    start, work, collator = opened
-    batch = collator(0, np.array([one.number])).to(work.precision.device)
+    start, task_pass, collator = opened
+    batch = collator(0, np.array([one.number])).to(task_pass.precision.device)
     regions = collator.regions
     images = [
         (image, np.asarray(image_of(regions[image], regions.dataset.folder)[0].convert("RGB")))
         for image in one.example.images
     ]
-    ranking = work.task.head.ranks_images  # its prediction is about other images than the explained one
-    title = f"{work.task.title}, {run}"
-    explained = explain(work, batch, collator.tokenizer)
+    ranking = task_pass.task.head.ranks_images  # its prediction is about other images than the explained one
+    title = f"{task_pass.task.title}, {run}"
+    explained = explain(task_pass, batch, collator.tokenizer)
     size = image_size(one.example, regions[one.example.images[0]])
-    boxes = expression_boxes(start, work, collator, [one.example])
+    boxes = expression_boxes(start, task_pass, collator, [one.example])
     shown = None if ranking else one.prediction
     return attention_page(title, one.example.text, images, explained, shown, size, boxes, lines=False)

@@ -49,15 +49,17 @@ class GradientTracker:
 
     def record(self, engine: Engine, device: torch.device) -> dict:
         """The values of a line of the log, the same on every rank. engine: of a MultiTaskPass."""
-        began, work = time.perf_counter(), engine.replica
-        names = [task.task.name for task in work.passes.values()]
+        began, multi_task_pass = time.perf_counter(), engine.replica
+        names = [task.task.name for task in multi_task_pass.passes.values()]
 
         def loss_and_gradients(row: int, number: int) -> float:
             engine.optimizer.zero_grad()
             part = MicroBatch(row, 0, self.batches[row][number].to(device))
-            sums = engine.backward([part], [self.counts[row]], [1 / work.scales[row]])  # not the task's learning rate
+            sums = engine.backward(
+                [part], [self.counts[row]], [1 / multi_task_pass.scales[row]]
+            )  # not the task's learning rate
             loss = sums[f"{names[row]}/loss"]
-            loss = loss + work.passes[row].contrastive * sums.get(f"{names[row]}/contrastive", 0)
+            loss = loss + multi_task_pass.passes[row].contrastive * sums.get(f"{names[row]}/contrastive", 0)
             return float(loss) / self.counts[row]
 
         parts = list(map(part_of, shared_parameters(engine.model)))

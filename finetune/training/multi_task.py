@@ -31,7 +31,7 @@ class TaskState:
     """The state of one task in a multi-task run.
 
     Attributes:
-        work: the model's pass over a batch of the task.
+        task_pass: the model's pass over a batch of the task.
         training: collator of its training examples.
         validation: its validation examples.
         plan: of its own steps, without an end.
@@ -39,7 +39,7 @@ class TaskState:
         score: of its last validation.
     """
 
-    work: TaskPass
+    task_pass: TaskPass
     training: TaskCollator
     validation: Validation
     plan: Plan
@@ -48,7 +48,7 @@ class TaskState:
 
     @property
     def task(self) -> Task:
-        return self.work.task
+        return self.task_pass.task
 
     def due(self, done: int) -> bool:
         """Whether the task is validated after `done` iterations: once per epoch of its own, also while it is paused."""
@@ -214,7 +214,7 @@ class MultiTask(TrainingTask):
     def score(self, state: TaskState) -> None:
         """Validates a task."""
         at_once, workers = state.plan.batch_size, self.config.workers
-        state.score = state.validation.score(state.work, at_once, workers, self.ranks, self.device)
+        state.score = state.validation.score(state.task_pass, at_once, workers, self.ranks, self.device)
 
     def scores(self) -> dict[str, TaskScore]:
         """Task -> score of its last validation."""

@@ -119,7 +119,7 @@ def build_multi_task(
         steps_per_epoch=longest,
     )
     lr = min(task.lr for task in tasks) * config.lr_scale
-    work = MultiTaskPass([state.work for state in states], [t.lr * config.lr_scale / lr for t in tasks])
+    multi_task_pass = MultiTaskPass([state.task_pass for state in states], [t.lr * config.lr_scale / lr for t in tasks])
     regime = _regime(config, states, plan.total_steps)
     worker_status = WorkerStatus(config.workers, *(of_task.regions.dataset for of_task in data))
     balanced = balanced_step(config, model, len(tasks), ranks)
@@ -141,7 +141,7 @@ def build_multi_task(
         tracker=gradient_tracker(config, states, plan, balanced, ranks),
         earlier_seconds=facts.get("seconds", 0.0),
     )
-    engine = make_task_engine(settled, ranks, work, lr, HEAD_LR * config.lr_scale, newest, updated)
+    engine = make_task_engine(settled, ranks, multi_task_pass, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
         begin = partial(
             begin_run,
@@ -163,7 +163,7 @@ def build_multi_task(
 
 def _task_state(
     config: MtConfig,
-    work: TaskPass,
+    task_pass: TaskPass,
     opened: TrainingData,
     settings: CollatorSettings,
     size: int,
@@ -174,7 +174,7 @@ def _task_state(
 
     Args:
         config: flags.
-        work: its pass.
+        task_pass: its pass.
         opened: its data.
         settings: tokenizer, vocabulary and limits.
         size: its batch size.
@@ -183,7 +183,7 @@ def _task_state(
     """
     data = opened.data
     return TaskState(
-        work=work,
+        task_pass=task_pass,
         training=data.collator(opened.training, settings, config.seed),
         validation=validation_of(data, opened.validation, settings, config.validate_on, config.seed),
         plan=Plan(
@@ -244,7 +244,7 @@ def gradient_tracker(
     batches = on_every_rank(ranks, read)
     gradients = balanced.gradients if balanced else None
     if gradients is None:
-        gradients = _kept_gradients(config, states[0].work.model, len(states))
+        gradients = _kept_gradients(config, states[0].task_pass.model, len(states))
     ranks.log(
         f"--track: every {every} iterations {of_record} examples, {of_record / every / of_iteration:.1%} of those of "
         f"training with all tasks; {_memory(gradients, len(states))}"

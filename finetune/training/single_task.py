@@ -23,7 +23,7 @@ class SingleTask(TrainingTask):
     """Training on one task. It is validated at the end of every epoch.
 
     Attributes:
-        work: the model's pass over a batch of the task.
+        task_pass: the model's pass over a batch of the task.
         training: collator of the training examples.
         validation: the validation examples.
         best: best validation score so far.
@@ -32,7 +32,7 @@ class SingleTask(TrainingTask):
 
     config: StConfig
     plan: Plan
-    work: TaskPass
+    task_pass: TaskPass
     training: TaskCollator
     validation: Validation
     worker_status: WorkerStatus
@@ -72,7 +72,7 @@ class SingleTask(TrainingTask):
     def evaluate(self, done: int) -> Evaluation:
         """The task's metrics on its validation split, between 0 and 1; `score` repeats the main metric."""
         at_once, workers = self.config.batch_size, self.config.workers
-        scores = self.validation.score(self.work, at_once, workers, self.ranks, self.device).summary
+        scores = self.validation.score(self.task_pass, at_once, workers, self.ranks, self.device).summary
         if watched(scores) > self.best:
             self.best, self.worse = watched(scores), 0
         else:

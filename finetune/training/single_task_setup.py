@@ -85,9 +85,9 @@ def build_single_task(
     vocabularies = {task.head.name: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
     model = make_model(settled, [task], sizes, vocabularies, None if newest else start, precision, ranks)
-    work = TaskPass(model, task, precision, start.token(task), config.contrastive)
+    task_pass = TaskPass(model, task, precision, start.token(task), config.contrastive)
     facts = read_facts(newest) if newest else {}
-    engine = make_task_engine(settled, ranks, work, lr, head_lr, newest)
+    engine = make_task_engine(settled, ranks, task_pass, lr, head_lr, newest)
     plan = Plan(
         pairs=len(examples),
         batch_size=batch_size,
@@ -102,7 +102,7 @@ def build_single_task(
     training = SingleTask(
         config=config,
         plan=plan,
-        work=work,
+        task_pass=task_pass,
         training=data.collator(examples, settings, config.seed),
         validation=validation_of(data, opened.validation, settings, config.validate_on, config.seed),
         worker_status=WorkerStatus(config.workers, data.regions.dataset),
@@ -118,7 +118,7 @@ def build_single_task(
             start=start,
             sizes=sizes,
             tasks=[task],
-            tokens={task.name: work.token},
+            tokens={task.name: task_pass.token},
             vocabularies=vocabularies,
             device=device,
             regions=data.regions,
@@ -151,7 +151,7 @@ def result_of(trainer: Trainer, kind: str, seconds: float) -> dict:
     best = on_first(trainer.ranks, lambda: best_checkpoint(out))
     facts = read_facts(best)
     return {
-        "task": training.work.task.name,
+        "task": training.task_pass.task.name,
         "kind": kind,
         "steps": read_facts(newest_checkpoint(out))["step"],
         "examples": len(training.training.examples),

@@ -39,12 +39,14 @@ class Validation:
     def __len__(self) -> int:
         return len((self.four_way or self.examples).examples)
 
-    def score(self, work: TaskPass, batch_size: int, workers: int, ranks: Ranks, device: torch.device) -> TaskScore:
+    def score(
+        self, task_pass: TaskPass, batch_size: int, workers: int, ranks: Ranks, device: torch.device
+    ) -> TaskScore:
         """The task's metrics, for retrieval with 4-way accuracy; the same on every rank."""
-        predictions = predict(work, self.examples, batch_size, workers, ranks, device)
-        score = score_task(work.task, self.examples.examples, predictions)
+        predictions = predict(task_pass, self.examples, batch_size, workers, ranks, device)
+        score = score_task(task_pass.task, self.examples.examples, predictions)
         if self.four_way is not None:
-            right = four_way_right(work, self.four_way, batch_size, workers, ranks, device)
+            right = four_way_right(task_pass, self.four_way, batch_size, workers, ranks, device)
             score.metrics[FOUR_WAY] = float(right.mean())
         return score
 
@@ -69,7 +71,7 @@ def validation_of(
 
 
 def four_way_right(
-    work: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device: torch.device
+    task_pass: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device: torch.device
 ) -> np.ndarray:
     """float64 (captions,): 1 if a caption and its image score above their three negatives, else 0.
 
@@ -80,7 +82,7 @@ def four_way_right(
         right = np.zeros(len(collator.examples))
         with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
             for part, batch in batches:
-                right[part] = work.task.head.training_scores(work.scores(batch.to(device)), None).cpu()
+                right[part] = task_pass.task.head.training_scores(task_pass.scores(batch.to(device)), None).cpu()
         return right
 
-    return predicted_on_all_ranks(work, on_this_rank, ranks)
+    return predicted_on_all_ranks(task_pass, on_this_rank, ranks)

@@ -142,7 +142,7 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
 
 
 class GraphedPass:
-    """Forward and backward pass of `work` (see pretraining_pass.PretrainingPass) over batches, through one CUDA graph.
+    """Forward and backward pass over batches (see pretraining_pass.PretrainingPass), through one CUDA graph.
 
     The gradients are buffers of the graph, which each call overwrites; they must not be replaced or set to None.
 
@@ -151,13 +151,15 @@ class GraphedPass:
         scale: the function that scales the loss (of the gradient scaler).
     """
 
-    def __init__(self, work: nn.Module, pairs: int, longest: int, scale: Callable[[Tensor], Tensor]):
-        self.work, self.pairs, self.longest, self.scale = work, pairs, longest, scale
-        self.parameters = [parameter for parameter in work.parameters() if parameter.requires_grad]
+    def __init__(self, training_pass: nn.Module, pairs: int, longest: int, scale: Callable[[Tensor], Tensor]):
+        self.training_pass, self.pairs, self.longest, self.scale = training_pass, pairs, longest, scale
+        self.parameters = [parameter for parameter in training_pass.parameters() if parameter.requires_grad]
         self.capacities: Capacities | None = None
         # Only in a graph: they save GPU time but cost host time, the bottleneck when kernels are launched one by one.
-        precision = work.precision
-        self.narrow = NarrowWeights(work.model, precision.dtype) if precision.name in ("bf16", "fp16") else None
+        precision = training_pass.precision
+        self.narrow = (
+            NarrowWeights(training_pass.model, precision.dtype) if precision.name in ("bf16", "fp16") else None
+        )
 
     def holds(self, batch: Batch) -> bool:
         return self.capacities is None or self.capacities.hold(batch)
@@ -191,5 +193,5 @@ class GraphedPass:
             parameter.grad = None
         if self.narrow is not None:
             self.narrow.refresh()
-        loss, self._numbers = self.work(self.buffers, self.counts)
+        loss, self._numbers = self.training_pass(self.buffers, self.counts)
         self.scale(loss).backward()

@@ -214,7 +214,7 @@ class Engine:
 
 
 def make_engine(
-    work: nn.Module,
+    training_pass: nn.Module,
     optimizer: torch.optim.Optimizer,
     ranks: Ranks,
     clip: float,
@@ -225,25 +225,25 @@ def make_engine(
     """Builds an engine.
 
     Args:
-        work: module with a `model` and a `precision`.
+        training_pass: module with a `model` and a `precision`.
         clip: maximum gradient norm, 0 for no clipping.
         all_used: whether every parameter contributes to every loss; otherwise see distributed.UsedParameters.
         graph: (pairs, longest) of a GraphedPass; None for no CUDA graph.
         update_unused: see optimizer.ZeroGradients.
     """
-    scaler = work.precision.scaler()
+    scaler = training_pass.precision.scaler()
     replicated = all_used and graph is None
     if not replicated:
-        same_weights(work, ranks)
+        same_weights(training_pass, ranks)
     return Engine(
-        replica=replicate(work, ranks) if replicated else work,
-        model=work.model,
+        replica=replicate(training_pass, ranks) if replicated else training_pass,
+        model=training_pass.model,
         optimizer=optimizer,
-        precision=work.precision,
+        precision=training_pass.precision,
         scaler=scaler,
         ranks=ranks,
         clip=clip,
-        graph=None if graph is None else GraphedPass(work, *graph, scaler.scale),
-        used=None if all_used else UsedParameters(work.model, ranks),
-        zeros=ZeroGradients(work.model) if update_unused else None,
+        graph=None if graph is None else GraphedPass(training_pass, *graph, scaler.scale),
+        used=None if all_used else UsedParameters(training_pass.model, ranks),
+        zeros=ZeroGradients(training_pass.model) if update_unused else None,
     )

@@ -28,7 +28,7 @@ class PretrainingTask(TrainingTask):
     plan: Plan
     peak_lr: float
     save_every: int
-    work: PretrainingPass
+    pretraining_pass: PretrainingPass
     pairs: Pairs
     collator: Collator
     worker_status: WorkerStatus
@@ -51,10 +51,10 @@ class PretrainingTask(TrainingTask):
         ]
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        return self.work.metrics(sums)
+        return self.pretraining_pass.metrics(sums)
 
     def describe(self, metrics: dict) -> str:
-        return self.work.objective.describe(metrics)
+        return self.pretraining_pass.objective.describe(metrics)
 
     def samples_before(self, step: int) -> int:
         return self.plan.samples_before(step)
@@ -62,8 +62,8 @@ class PretrainingTask(TrainingTask):
     def evaluate(self, done: int) -> Evaluation | None:
         if not len(self.validation):
             return None
-        scores = validate(self.work, self.validation, self.device, self.frequent_word)
-        return Evaluation(scores, describe_scores(self.work.objective.terms, scores), -scores["loss"])
+        scores = validate(self.pretraining_pass, self.validation, self.device, self.frequent_word)
+        return Evaluation(scores, describe_scores(self.pretraining_pass.objective.terms, scores), -scores["loss"])
 
     def state(self, done: int) -> dict:
         return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}

@@ -23,37 +23,37 @@ def most_frequent_word(captions, numbers, tokenizer, limit: int, at_most: int = 
 
 
 @torch.no_grad()
-def validate(work: PretrainingPass, batches: ValidationBatches, device, frequent: int) -> dict:
+def validate(pretraining_pass: PretrainingPass, batches: ValidationBatches, device, frequent: int) -> dict:
     """Losses and accuracies on the validation pairs of all ranks, in evaluation mode.
 
     `alignment_chance` is the share of the more frequent label; `word_chance` is the accuracy of predicting `frequent`,
     the most frequent training token, at all masked positions.
     """
-    names = (*work.objective.sum_names, *COUNTS, "misaligned", "frequent")
+    names = (*pretraining_pass.objective.sum_names, *COUNTS, "misaligned", "frequent")
     sums = torch.zeros(len(names) + 1, dtype=torch.float64)  # the last: ranks that have failed
     failure = None
-    work.model.eval()
+    pretraining_pass.model.eval()
     try:
         for batch in batches:
-            sums[:-1] += _of_batch(work, batch.to(device), frequent, names)
+            sums[:-1] += _of_batch(pretraining_pass, batch.to(device), frequent, names)
     except UserError as error:  # raised below, when every rank knows
         failure, sums[-1] = error, 1
-    work.model.train()
+    pretraining_pass.model.train()
     *values, failed = all_reduce_sum(sums, batches.ranks).tolist()
     if failed:
         raise failure or ErrorOnAnotherRank("another rank has stopped")
     total = dict(zip(names, values, strict=True))
     pairs = total[PAIRS]
-    return work.objective.metrics(total) | {
+    return pretraining_pass.objective.metrics(total) | {
         "alignment_chance": max(total["misaligned"], pairs - total["misaligned"]) / max(pairs, 1),
         "word_chance": total["frequent"] / max(total[WORDS], 1),
         "pairs": int(pairs),
     }
 
 
-def _of_batch(work: PretrainingPass, batch: Batch, frequent: int, names: tuple[str, ...]) -> torch.Tensor:
+def _of_batch(pretraining_pass: PretrainingPass, batch: Batch, frequent: int, names: tuple[str, ...]) -> torch.Tensor:
     """The sums of these names over one batch, float64, on the CPU."""
-    inputs, losses = work.losses(batch)
+    inputs, losses = pretraining_pass.losses(batch)
     chances = {"misaligned": batch.misaligned.sum(), "frequent": (inputs.word_labels == frequent).sum()}
     sums = losses.sums | losses.counts | chances
     return torch.stack([sums[name].double() for name in names]).cpu()  # one synchronisation per batch

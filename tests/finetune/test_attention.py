@@ -33,12 +33,12 @@ def asked(predictor, world, name):
 @pytest.mark.parametrize("name", ["vqa", "refcoco", "visual7w", "nlvr2", "flickr_retrieval"])
 def test_maps_are_the_models_own(predictor, world, name):
     query = asked(predictor, world, name)
-    work, batch = predictor.batch(query)
-    found = explain(work, batch, predictor.start.tokenizer)
-    inputs, maps = work.inputs(batch), AttentionMaps()
+    task_pass, batch = predictor.batch(query)
+    found = explain(task_pass, batch, predictor.start.tokenizer)
+    inputs, maps = task_pass.inputs(batch), AttentionMaps()
     with torch.no_grad():
-        encoded = work.model.encode(inputs, maps)
-        torch.testing.assert_close(encoded.image, work.model.encode(inputs).image, atol=1e-5, rtol=0)  # fused
+        encoded = task_pass.model.encode(inputs, maps)
+        torch.testing.assert_close(encoded.image, task_pass.model.encode(inputs).image, atol=1e-5, rtol=0)  # fused
     assert len(found) == len(query.names)
     for row, one in enumerate(found):
         assert len(one.words) == len(one.special) and len(one.rows) == len(one.boxes)
@@ -55,8 +55,8 @@ def test_padding_is_left_out(predictor, world):
     """Two images of one batch, the first with fewer regions, are explained as each is alone."""
     both = asked(predictor, world, "nlvr2")
     both.samples[0].features, both.samples[0].boxes = both.samples[0].features[:5], both.samples[0].boxes[:5]
-    work, batch = predictor.batch(both)
-    one, other = explain(work, batch, predictor.start.tokenizer)
+    task_pass, batch = predictor.batch(both)
+    one, other = explain(task_pass, batch, predictor.start.tokenizer)
     assert one.rows == ["the whole image", *(f"region {n}" for n in range(5))] and len(other.rows) > 6
     both.samples = both.samples[:1]
     (alone,) = explain(*predictor.batch(both), predictor.start.tokenizer)
@@ -70,8 +70,8 @@ def page(predictor, world, tmp_path_factory):
     path = tmp_path_factory.mktemp("pages") / "attention.html"
     query = asked(predictor, world, "refcoco")
     path.write_text(page_of(predictor, query), encoding="utf-8")
-    work, batch = predictor.batch(query)
-    return path, explain(work, batch, predictor.start.tokenizer)[0], query
+    task_pass, batch = predictor.batch(query)
+    return path, explain(task_pass, batch, predictor.start.tokenizer)[0], query
 
 
 def brightness(opened) -> dict[int, float]:

@@ -75,7 +75,7 @@ def test_a_run_of_an_earlier_version_is_resumed_as_it_began(tmp_path, config_typ
     assert resumed(earlier) == [False, False]
 
 
-class Work(nn.Module):
+class TinyPass(nn.Module):
     """What is trained: one weight."""
 
     precision = FLOAT32
@@ -88,9 +88,9 @@ class Work(nn.Module):
 @pytest.mark.parametrize(("sizes", "factor"), [(SMALL, 1), (BASE_WIDTH, 0.1 / 0.001**0.5)])
 def test_small_models_have_bias_correction(sizes, factor):
     """Adam's first update has the length of the learning rate with it, and over three times as much without it."""
-    config, work = with_defaults(StConfig(weight_decay=0.0), sizes, None), Work()
-    engine = make_task_engine(config, ALONE, work, lr=1e-3, head_lr=1e-3, newest=None)
-    before = work.model.weight.item()
-    work.model.weight.grad = torch.ones(1, 1)
+    config, training_pass = with_defaults(StConfig(weight_decay=0.0), sizes, None), TinyPass()
+    engine = make_task_engine(config, ALONE, training_pass, lr=1e-3, head_lr=1e-3, newest=None)
+    before = training_pass.model.weight.item()
+    training_pass.model.weight.grad = torch.ones(1, 1)
     engine.optimizer.step()
-    assert before - work.model.weight.item() == pytest.approx(1e-3 * factor, rel=1e-2)
+    assert before - training_pass.model.weight.item() == pytest.approx(1e-3 * factor, rel=1e-2)

@@ -38,8 +38,8 @@ def other(world, pretrained, made_once):
 
 
 def evaluated(run, world, task):
-    work, collator = load(EvaluateConfig(run=str(run), data=str(world), task=task.name, workers=0), task)
-    predictions = predict(work, collator, 16, 0, ALONE, work.precision.device)
+    task_pass, collator = load(EvaluateConfig(run=str(run), data=str(world), task=task.name, workers=0), task)
+    predictions = predict(task_pass, collator, 16, 0, ALONE, task_pass.precision.device)
     return collator.examples, score_task(task, collator.examples, predictions)
 
 

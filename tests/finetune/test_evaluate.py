@@ -129,8 +129,8 @@ def test_progress_and_the_time_left_are_printed(world, trained, monkeypatch, cap
     clock = iter(range(10**6))  # a second for each look at it, so 10 s for each of what is counted
     monkeypatch.setattr(progress.time, "perf_counter", lambda: 10 * next(clock))
     config = EvaluateConfig(run=str(trained), data=str(world), split="val", batch_size=7, workers=0)
-    work, collator = load(config, all_tasks()[name])
-    predict_split(config, work, collator, ALONE)
+    task_pass, collator = load(config, all_tasks()[name])
+    predict_split(config, task_pass, collator, ALONE)
     lines = capsys.readouterr().out.splitlines()
     if name == "refcoco":
         total = len(collator.examples)

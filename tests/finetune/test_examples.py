@@ -21,16 +21,16 @@ TASKS = paper_tasks()
 
 def loaded(trained, world, name):
     config = EvaluateConfig(run=str(trained), data=str(world), task=name, workers=0)
-    work, collator = load(config, TASKS[name])
-    work.model.eval()
-    return work, collator
+    task_pass, collator = load(config, TASKS[name])
+    task_pass.model.eval()
+    return task_pass, collator
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_example_is_judged_as_an_evaluation_judges_it(trained, world, name):
-    work, collator = loaded(trained, world, name)
-    said = judge(work, collator, 7)
-    predictions = predict(work, collator, 16, 0, ALONE, work.precision.device)
+    task_pass, collator = loaded(trained, world, name)
+    said = judge(task_pass, collator, 7)
+    predictions = predict(task_pass, collator, 16, 0, ALONE, task_pass.precision.device)
     values = score_task(TASKS[name], collator.examples, predictions).values
     np.testing.assert_allclose([one.value for one in said], values)
     for one in said:

@@ -96,7 +96,7 @@ def test_batches_are_those_of_the_runs_training(world, trained, tmp_path, run_co
         assert images.isdisjoint(of_task)
         removed += len(of_task)
     assert removed > 0 and all(of.batches[0].rows.valid.shape[1] <= 7 for of in opened)
-    assert {of.work.contrastive for of in opened} == {0.25}
+    assert {of.task_pass.contrastive for of in opened} == {0.25}
 
 
 def test_one_task_and_a_run_without_heads_are_refused(trained, pretrained, run_command):

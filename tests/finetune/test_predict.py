@@ -34,8 +34,8 @@ def evaluated(trained, world, task, examples):
     from shards.common.dist_info import ALONE
 
     config = EvaluateConfig(run=str(trained), data=str(world), workers=0)
-    work, collator = load(config, task, lambda data: examples)
-    return predict(work, collator, 8, 0, ALONE, work.precision.device)
+    task_pass, collator = load(config, task, lambda data: examples)
+    return predict(task_pass, collator, 8, 0, ALONE, task_pass.precision.device)
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith("retrieval")])

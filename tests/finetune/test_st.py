@@ -393,8 +393,8 @@ def test_what_a_pass_adds_up_is_logged(st, tmp_path, run_command, monkeypatch, p
     """A further value in the log takes a line in TaskPass."""
     plain = TaskPass.forward
 
-    def forward(work, batch, counts):
-        loss, sums = plain(work, batch, counts)
+    def forward(task_pass, batch, counts):
+        loss, sums = plain(task_pass, batch, counts)
         return loss, sums | {"halves": 0.5 * len(batch)}
 
     monkeypatch.setattr(TaskPass, "forward", forward)

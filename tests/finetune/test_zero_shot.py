@@ -55,10 +55,10 @@ def slow(world, pretrained):
 def test_scores_are_the_alignment_logits_pair_by_pair(world, pretrained, slow):
     _, _, logits = slow
     config = EvaluateConfig(run=str(pretrained), data=str(world), task=NAME, split=SPLIT, workers=0)
-    work, collator = load(config, TASKS[NAME])
-    scores = predict(work, collator, 7, 0, ALONE, work.precision.device)
+    task_pass, collator = load(config, TASKS[NAME])
+    scores = predict(task_pass, collator, 7, 0, ALONE, task_pass.precision.device)
     expected = logits[..., 0] - logits[..., 1]  # class 0 is "aligned"
-    assert work.token is None and scores.shape == expected.shape and np.ptp(expected) > 0.01
+    assert task_pass.token is None and scores.shape == expected.shape and np.ptp(expected) > 0.01
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 

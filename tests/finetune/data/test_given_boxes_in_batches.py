@@ -73,9 +73,9 @@ def model():
 
 def scores_of(model, collator) -> np.ndarray:
     """float64 (examples, candidates): what the model gives the candidates of all examples in one batch."""
-    work = TaskPass(model, collator.task, Precision("float64", torch.device("cpu")), collator.task.token)
+    task_pass = TaskPass(model, collator.task, Precision("float64", torch.device("cpu")), collator.task.token)
     with torch.no_grad():
-        return work.scores(collator(0, np.arange(len(collator.examples)))).numpy()
+        return task_pass.scores(collator(0, np.arange(len(collator.examples)))).numpy()
 
 
 def slow_scores(model, collator, example) -> list[float]:
@@ -181,8 +181,8 @@ def test_a_question_about_an_image_of_the_data_has_its_other_boxes(model):
     query = Query(task, example.text, ["0"], [np.zeros((2, 2, 3), np.uint8)], samples, example.candidates, given)
     asked = query.collator(TOKENIZER, model.encoder.config)
     np.testing.assert_allclose(scores_of(model, asked)[0], scores_of(model, collator)[0, :3], rtol=0, atol=1e-12)
-    work = TaskPass(model, task, Precision("float64", torch.device("cpu")), task.token)
-    (explained,) = explain(work, asked(0, np.arange(1)), TOKENIZER)
+    task_pass = TaskPass(model, task, Precision("float64", torch.device("cpu")), task.token)
+    (explained,) = explain(task_pass, asked(0, np.arange(1)), TOKENIZER)
     names = ["the whole image", *(f"region {n}" for n in range(5)), *(f"other box {n}" for n in range(6))]
     assert explained.rows == [*names, *(f"candidate {n}" for n in range(3))]
     rest = np.delete(given.boxes, [7, 2, 5], 0)

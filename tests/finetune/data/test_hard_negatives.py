@@ -139,7 +139,7 @@ def test_one_image_has_nothing_to_be_told_from(regions, examples):
         negatives_of(examples[:2], regions, 0)
 
 
-def make_work(examples, regions, precision="float32", contrastive_size=0, **options):
+def make_task_pass(examples, regions, precision="float32", contrastive_size=0, **options):
     torch.manual_seed(0)
     tokenizer = learn_tokenizer([example.text for example in examples], 200)
     sizes = TINY.replace(
@@ -158,30 +158,30 @@ def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(
 ):
     """Captions of different lengths, images with 1 to 6 regions; passes of 4 captions with an image, which divide
     nothing, and of all captions with one, two and all images; attention on padded and (as on a GPU) on packed rows."""
-    work, collator = make_work(examples, regions, contrastive_size=contrastive_size)
+    task_pass, collator = make_task_pass(examples, regions, contrastive_size=contrastive_size)
     images = list(dict.fromkeys(example.images[0] for example in examples))
     expected = np.empty((len(examples), len(images)))
     for place, image in enumerate(images):
         pairs = [Example(e.id, e.text, (image,)) for e in examples]
-        alone = make_work(examples, regions)[1]
+        alone = make_task_pass(examples, regions)[1]
         one = TaskCollator(collator.task, pairs, regions, alone.tokenizer, alone.limits)
-        expected[:, place] = work.scores(one(0, np.arange(len(pairs)))).double().numpy()
+        expected[:, place] = task_pass.scores(one(0, np.arange(len(pairs)))).double().numpy()
     assert np.unique(expected.round(5)).size > 100
     monkeypatch.setattr(packing, "runs_on", lambda device: on_rows)
     for batch_size in (4, 27, 60, 1000):
         done = []
         progress = lambda *of, done=done: done.append(of)  # noqa: E731
-        scores = retrieval_scores(work, collator, batch_size, ALONE, torch.device("cpu"), progress)
+        scores = retrieval_scores(task_pass, collator, batch_size, ALONE, torch.device("cpu"), progress)
         np.testing.assert_allclose(scores, expected, atol=1e-5 if contrastive_size else 2e-6)
         assert len(done) == {4: 13 * 7, 27: 13, 60: 7, 1000: 1}[batch_size]
         assert done[-1] == (27 * 13, 27 * 13) and all(one < other for (one, _), (other, _) in pairwise(done))
 
 
 def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(regions, examples):
-    work, collator = make_work(examples, regions, contrastive_size=16)
+    task_pass, collator = make_task_pass(examples, regions, contrastive_size=16)
     batch = collator(0, np.arange(5))
-    x, encoder = work.inputs(batch), work.model.encoder
-    found = work.scores(batch)
+    x, encoder = task_pass.inputs(batch), task_pass.model.encoder
+    found = task_pass.scores(batch)
     for row in range(5):
         tokens, rows = int(x.text_mask[row].sum()), int(x.image_mask[row].sum())
         encoded = encoder(
@@ -192,7 +192,7 @@ def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(region
             x.image_mask[row, None, :rows],
             task_ids=x.task_ids[row, None],
         )
-        head = work.model.heads["retrieval"](encoder.fuse(encoded))[0, 0]
+        head = task_pass.model.heads["retrieval"](encoder.fuse(encoded))[0, 0]
         text = encoder.contrast.text(encoded.stream_states.text[0].mean(0))
         image = encoder.contrast.image(
             torch.cat([encoded.stream_states.image[0].mean(0), encoded.stream_states.image[0].amax(0)])
@@ -205,10 +205,10 @@ def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(region
 
 @torch.no_grad()
 def test_the_model_is_told_the_task_by_its_token(regions, examples):
-    work, collator = make_work(examples, regions)
+    task_pass, collator = make_task_pass(examples, regions)
     batch, scores = collator(0, np.arange(3)), []
-    for token in (work.token, work.token + 1, None):
-        told = TaskPass(work.model, work.task, work.precision, token)
+    for token in (task_pass.token, task_pass.token + 1, None):
+        told = TaskPass(task_pass.model, task_pass.task, task_pass.precision, token)
         ids = told.inputs(batch).task_ids
         assert ids is None if token is None else ids.tolist() == [token] * 3
         scores.append(told.scores(batch))
@@ -218,17 +218,17 @@ def test_the_model_is_told_the_task_by_its_token(regions, examples):
 @pytest.mark.parametrize("batch_size", [8, 60])
 @torch.no_grad()
 def test_ranks_divide_the_images(regions, examples, batch_size):
-    work, collator = make_work(examples, regions)
-    whole = retrieval_scores(work, collator, batch_size, ALONE, torch.device("cpu"))
+    task_pass, collator = make_task_pass(examples, regions)
+    whole = retrieval_scores(task_pass, collator, batch_size, ALONE, torch.device("cpu"))
     for count in (2, 3, 20):
         ranks = [Ranks(n, count, n) for n in range(count)]
-        parts = [retrieval_scores(work, collator, batch_size, of, torch.device("cpu")) for of in ranks]
+        parts = [retrieval_scores(task_pass, collator, batch_size, of, torch.device("cpu")) for of in ranks]
         np.testing.assert_array_equal(sum(parts), whole)
         assert sum(part.any() for part in parts) == min(count, 13 if batch_size == 8 else 7)
 
 
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
-    work, collator = make_work(examples, regions, negatives=negatives_of(examples, regions, 0))
+    task_pass, collator = make_task_pass(examples, regions, negatives=negatives_of(examples, regions, 0))
     batch = collator(2, np.array([4, 9]))
     assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target.shape == (2, 2)
     one = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)(0, np.array([4, 9]))
@@ -239,7 +239,7 @@ def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
         same = [bool((features[row + n] == features[row]).all()) for n in range(OPTIONS)]
         assert same == [True, True, False, True]
         assert not torch.equal(ids[row + 1], ids[row]) and not torch.equal(ids[row + 3], ids[row])
-    loss, numbers = work(batch, [2])
+    loss, numbers = task_pass(batch, [2])
     assert loss.item() > 0 and numbers["examples"] == 2
 
 
@@ -250,12 +250,14 @@ def test_the_contrastive_loss_compares_the_captions_and_images_of_a_batch(region
     assert captions[4].images == captions[5].images
     captions[20] = replace(captions[20], text=captions[9].text.upper() + " ")
     packed = PackedExamples.of(captions)
-    work, collator = make_work(packed, regions, contrastive_size=16, negatives=negatives_of(packed, regions, 0))
+    task_pass, collator = make_task_pass(
+        packed, regions, contrastive_size=16, negatives=negatives_of(packed, regions, 0)
+    )
     batch = collator(0, numbers)
-    plain_loss, plain = TaskPass(work.model, work.task, work.precision, work.token)(batch, [4])
+    plain_loss, plain = TaskPass(task_pass.model, task_pass.task, task_pass.precision, task_pass.token)(batch, [4])
     assert "contrastive" not in plain
-    encoded = work.model.encode(work.inputs(batch))
-    texts, images = (embeddings[::OPTIONS] for embeddings in work.model.encoder.embed(encoded.stream_states))
+    encoded = task_pass.model.encode(task_pass.inputs(batch))
+    texts, images = (embeddings[::OPTIONS] for embeddings in task_pass.model.encoder.embed(encoded.stream_states))
     scores = (texts @ images.T / TEMPERATURE).tolist()
     negatives = {0: [2, 3], 1: [2, 3], 2: [0, 1], 3: [0, 1]}
     expected = 0.0
@@ -263,19 +265,21 @@ def test_the_contrastive_loss_compares_the_captions_and_images_of_a_batch(region
         for score in (lambda a, b: scores[a][b], lambda a, b: scores[b][a]):
             total = sum(math.exp(score(own, other)) for other in (own, *others))
             expected -= math.log(math.exp(score(own, own)) / total) / 2
-    with_loss = TaskPass(work.model, work.task, work.precision, work.token, contrastive=0.5)
+    with_loss = TaskPass(task_pass.model, task_pass.task, task_pass.precision, task_pass.token, contrastive=0.5)
     loss, sums = with_loss(batch, [4])
     assert sums["contrastive"].item() == pytest.approx(expected, rel=1e-5) and sums["loss"] == plain["loss"]
     assert (loss - plain_loss).item() == pytest.approx(0.5 * expected / 4, rel=1e-4)
 
 
 def test_the_contrastive_loss_of_one_example_is_nothing_and_needs_its_head(regions, examples):
-    work, collator = make_work(examples, regions, contrastive_size=16, negatives=negatives_of(examples, regions, 0))
-    work.contrastive = 1.0
-    assert work(collator(0, np.array([3])), [1])[1]["contrastive"].item() == 0
-    work, collator = make_work(examples, regions, negatives=negatives_of(examples, regions, 0))
-    work.contrastive = 1.0
-    assert "contrastive" not in work(collator(0, np.array([3, 9])), [2])[1]
+    task_pass, collator = make_task_pass(
+        examples, regions, contrastive_size=16, negatives=negatives_of(examples, regions, 0)
+    )
+    task_pass.contrastive = 1.0
+    assert task_pass(collator(0, np.array([3])), [1])[1]["contrastive"].item() == 0
+    task_pass, collator = make_task_pass(examples, regions, negatives=negatives_of(examples, regions, 0))
+    task_pass.contrastive = 1.0
+    assert "contrastive" not in task_pass(collator(0, np.array([3, 9])), [2])[1]
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -284,11 +288,11 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
     """27 captions in batches of 4, a slow version in the test, and the same negatives in every validation."""
     for module in ("finetune.inference.predictions", "pretrain.engine.distributed"):
         monkeypatch.setattr(f"{module}.all_reduce_sum", lambda values, ranks: values)
-    work, collator = make_work(examples, regions, negatives=negatives_of(examples, regions, 5))
+    task_pass, collator = make_task_pass(examples, regions, negatives=negatives_of(examples, regions, 5))
     plain = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)
 
     def score(caption: str, image: str) -> float:
-        return work.scores(replace(plain, examples=[Example(0, caption, (image,))])(0, np.array([0]))).item()
+        return task_pass.scores(replace(plain, examples=[Example(0, caption, (image,))])(0, np.array([0]))).item()
 
     expected = []
     for number, example in enumerate(examples):
@@ -296,22 +300,22 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
         other, image, hard = collator.negatives.draw(0, number)
         wrong = [score(examples[other].text, own), score(example.text, image), score(examples[hard].text, own)]
         expected.append(score(example.text, own) > max(wrong))
-    work.model.train()
+    task_pass.model.train()
     cpu = torch.device("cpu")
     for _ in range(2):
-        found = [four_way_right(work, collator, 4, 0, Ranks(n, ranks, n), cpu) for n in range(ranks)]
+        found = [four_way_right(task_pass, collator, 4, 0, Ranks(n, ranks, n), cpu) for n in range(ranks)]
         assert sum(found).tolist() == expected
-    assert 0 < sum(expected) < len(expected) and work.model.training
+    assert 0 < sum(expected) < len(expected) and task_pass.model.training
 
 
 def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_by_rank(regions, examples):
-    work, collator = make_work(examples, regions)
-    data = TaskData(work.task, regions.dataset.folder.parent, Path(), regions, None, "stop")
+    task_pass, collator = make_task_pass(examples, regions)
+    data = TaskData(task_pass.task, regions.dataset.folder.parent, Path(), regions, None, "stop")
     settings = CollatorSettings(collator.tokenizer, None, positions=256, max_regions=10)
     validation = validation_of(data, examples, settings, validate_on=None, seed=5)
     cpu, counted = torch.device("cpu"), len(examples)
-    score = validation.score(work, 4, 0, ALONE, cpu)
-    right = four_way_right(work, validation.four_way, 4, 0, ALONE, cpu)
+    score = validation.score(task_pass, 4, 0, ALONE, cpu)
+    right = four_way_right(task_pass, validation.four_way, 4, 0, ALONE, cpu)
     assert watched(score.metrics) == score.metrics["four_way_accuracy"] == right.mean() != score.metrics["R@1"]
     assert score.metrics["score"] == score.metrics["R@1"] and score.metrics["images"] == 13
     said = describe_scores(score.summary)

@@ -45,9 +45,9 @@ def test_a_pass_asks_for_no_number(world, name):
     train, held_out = make_batch(task, world, train=True), make_batch(task, world, train=False)
     sizes = TINY.replace(v_feature_size=train.rows.features.shape[-1], task_tokens=20).with_dropout(0.1)
     model = TaskModel(sizes, {task.head.name: len(VOCABULARY)} if task.head.has_vocabulary else {})
-    work = TaskPass(model, task, Precision("bf16", torch.device("cpu")), task.token)
+    task_pass = TaskPass(model, task, Precision("bf16", torch.device("cpu")), task.token)
     with nothing_is_asked() as mode:
-        loss, _ = work(without_content(train, mode), [7])
+        loss, _ = task_pass(without_content(train, mode), [7])
         loss.backward()
-        scores = work.scores(without_content(held_out, mode))
+        scores = task_pass.scores(without_content(held_out, mode))
     assert loss.shape == () and len(scores) >= 7

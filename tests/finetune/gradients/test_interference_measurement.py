@@ -16,12 +16,14 @@ STEP = 1e-6
 
 @pytest.fixture(scope="module")
 def tasks():
-    return [FixedBatches(work, [work.batch(seed) for seed in range(3)]) for work in tiny_tasks(dropout=0.1)]
+    return [
+        FixedBatches(task_pass, [task_pass.batch(seed) for seed in range(3)]) for task_pass in tiny_tasks(dropout=0.1)
+    ]
 
 
 @pytest.fixture(scope="module")
 def weights(tasks):
-    return {name: p.detach().clone() for name, p in tasks[0].work.model.named_parameters()}
+    return {name: p.detach().clone() for name, p in tasks[0].task_pass.model.named_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +32,12 @@ def measured(tasks, weights):
 
 
 def loss_of(task: FixedBatches, number: int) -> torch.Tensor:
-    return task.work(task.batches[number], [4])[0]
+    return task.task_pass(task.batches[number], [4])[0]
 
 
 def gradients(tasks, number: int, part: str) -> np.ndarray:
     """The gradients of a batch of every task, as vectors of the parameters of one part."""
-    shared = {n: p for n, p in shared_parameters(tasks[0].work.model).items() if part in (ALL_PARTS, part_of(n))}
+    shared = {n: p for n, p in shared_parameters(tasks[0].task_pass.model).items() if part in (ALL_PARTS, part_of(n))}
     rows = []
     for task in tasks:
         found = torch.autograd.grad(loss_of(task, number), list(shared.values()), allow_unused=True)
@@ -68,7 +70,7 @@ def test_similarities_are_those_of_whole_vectors(tasks, measured, part):
 
 def test_similarities_are_finite_differences_of_the_losses(tasks, measured):
     """The derivative of the loss of one task along the normalised gradient of another."""
-    shared = list(shared_parameters(tasks[0].work.model).values())
+    shared = list(shared_parameters(tasks[0].task_pass.model).values())
     rows, sizes = gradients(tasks, 0, ALL_PARTS), [p.numel() for p in shared]
     for i in range(3):
         direction = torch.from_numpy(rows[i] / np.linalg.norm(rows[i])).split(sizes)
@@ -90,7 +92,7 @@ def test_similarities_are_finite_differences_of_the_losses(tasks, measured):
 
 
 def test_a_small_step_changes_the_losses_of_the_next_batch_by_their_slope(tasks, measured, weights):
-    length = STEP * torch.cat([p.flatten() for p in shared_parameters(tasks[0].work.model).values()]).norm().item()
+    length = STEP * torch.cat([p.flatten() for p in shared_parameters(tasks[0].task_pass.model).values()]).norm().item()
     for number in range(2):
         own, following = gradients(tasks, number, ALL_PARTS), gradients(tasks, number + 1, ALL_PARTS)
         units = own / np.linalg.norm(own, axis=1, keepdims=True)
@@ -102,7 +104,7 @@ def test_a_small_step_changes_the_losses_of_the_next_batch_by_their_slope(tasks,
 
 
 def test_the_weights_are_the_same_afterwards(tasks, measured, weights):
-    now = dict(tasks[0].work.model.named_parameters())
+    now = dict(tasks[0].task_pass.model.named_parameters())
     assert all(torch.equal(now[name], value) for name, value in weights.items())
 
 

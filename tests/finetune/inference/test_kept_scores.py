@@ -61,9 +61,9 @@ def ranked_images(monkeypatch):
     """The images (by the number of their first caption) whose scores are computed."""
     found, plain = [], caption_image_scores._image_states
 
-    def noted(work, collator, captions, device):
+    def noted(task_pass, collator, captions, device):
         found.extend(captions.tolist())
-        return plain(work, collator, captions, device)
+        return plain(task_pass, collator, captions, device)
 
     monkeypatch.setattr(caption_image_scores, "_image_states", noted)
     return found
@@ -99,9 +99,9 @@ def test_only_the_current_block_is_lost(opened, expected, place, ranked_images):
 def test_another_number_of_ranks_continues(opened, expected, place, ranked_images, monkeypatch):
     """Three ranks are interrupted, two continue; each is called in turn here."""
     monkeypatch.setattr(kept_scores, "on_first", lambda ranks, function: function())
-    work, collator = opened
+    task_pass, collator = opened
     for count, after in ((3, 0.5), (2, None)):
-        kept = [KeptScores(place, work, collator, BATCH, Ranks(n, count, n)) for n in range(count)]
+        kept = [KeptScores(place, task_pass, collator, BATCH, Ranks(n, count, n)) for n in range(count)]
         parts = []
         for number, of in enumerate(kept):
             if number:
@@ -115,7 +115,9 @@ def test_another_number_of_ranks_continues(opened, expected, place, ranked_image
 
             with torch.no_grad():
                 try:
-                    of_rank = caption_image_scores.retrieval_scores(work, collator, BATCH, of.ranks, CPU, progress, of)
+                    of_rank = caption_image_scores.retrieval_scores(
+                        task_pass, collator, BATCH, of.ranks, CPU, progress, of
+                    )
                     parts.append(of_rank)
                 except KeyboardInterrupt:
                     of.close()
@@ -142,16 +144,16 @@ def test_damaged_records_are_computed_again(opened, expected, place, ranked_imag
 def test_scores_of_another_ranking_are_not_used(opened, expected, place, change):
     with pytest.raises(KeyboardInterrupt):
         rank(opened, place, after=0.5)
-    work, collator = opened
+    task_pass, collator = opened
     if change == "batch_size":
-        assert not KeptScores(place, work, collator, BATCH + 1, ALONE).done
+        assert not KeptScores(place, task_pass, collator, BATCH + 1, ALONE).done
     elif change == "examples":
-        assert not KeptScores(place, work, replace(collator, examples=collator.examples[5:]), BATCH, ALONE).done
+        assert not KeptScores(place, task_pass, replace(collator, examples=collator.examples[5:]), BATCH, ALONE).done
     elif change == "limits":
         limits = replace(collator.limits, max_regions=2)
-        assert not KeptScores(place, work, replace(collator, limits=limits), BATCH, ALONE).done
+        assert not KeptScores(place, task_pass, replace(collator, limits=limits), BATCH, ALONE).done
     else:
-        bias = work.model.heads["retrieval"].bias.data
+        bias = task_pass.model.heads["retrieval"].bias.data
         bias += 1
         assert not KeptScores(place, *opened, BATCH, ALONE).done
         scores, _ = rank(opened, place)

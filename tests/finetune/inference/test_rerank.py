@@ -18,9 +18,11 @@ NAME, SPLIT = "flickr_retrieval", "test"
 
 def scores_of(run, world, rerank, batch_size=7):
     config = EvaluateConfig(run=str(run), data=str(world), task=NAME, split=SPLIT, workers=0)
-    work, collator = load(config, find_task(NAME))
+    task_pass, collator = load(config, find_task(NAME))
     done = []
-    scores = predict(work, collator, batch_size, 0, ALONE, work.precision.device, lambda *of: done.append(of), rerank)
+    scores = predict(
+        task_pass, collator, batch_size, 0, ALONE, task_pass.precision.device, lambda *of: done.append(of), rerank
+    )
     return scores, done
 
 

@@ -127,21 +127,21 @@ def test_all_boxes_of_an_image_are_ranked_by_the_models_scores():
     torch.manual_seed(0)
     tokenizer = learn_tokenizer([example.text for example in examples], 200)
     model = TaskModel(TINY.replace(vocab_size=len(tokenizer), v_feature_size=12, task_tokens=20), {}).eval()
-    work = TaskPass(model, ENTITIES, Precision("float32", torch.device("cpu")), ENTITIES.token)
+    task_pass = TaskPass(model, ENTITIES, Precision("float32", torch.device("cpu")), ENTITIES.token)
     collator = TaskCollator(ENTITIES, examples, samples, tokenizer, Limits(20, 7, 12))
-    ranked = predict(work, collator, 2, 0, ALONE, torch.device("cpu"))
+    ranked = predict(task_pass, collator, 2, 0, ALONE, torch.device("cpu"))
     assert ranked.shape == (4, 8, 4)
     for n, image in enumerate(images):
         with torch.no_grad():
-            scores = work.scores(collator(0, np.array([n])))[0].numpy()
+            scores = task_pass.scores(collator(0, np.array([n])))[0].numpy()
         boxes = np.concatenate([[[0, 0, 1, 1]], samples[image].boxes]) * [500, 375, 500, 375]
         expected = [boxes[row] for row in sorted(range(len(boxes)), key=lambda row: -scores[row])]
         np.testing.assert_allclose(ranked[n, : len(boxes)], expected, rtol=1e-6)
         assert not ranked[n, len(boxes) :].any()
 
 
-def grounding_work(contrastive_size=0):
-    """(work, collator) on four images with 2 to 5 regions, of which some fit the example's box."""
+def grounding_pass(contrastive_size=0):
+    """(task pass, collator) on four images with 2 to 5 regions, of which some fit the example's box."""
     rng, images = np.random.default_rng(1), [f"{n}" for n in range(4)]
     samples, examples, facts = {}, [], {"width": 100, "height": 100, "types": ("other",), "boxes": 1}
     for n, image in enumerate(images):
@@ -154,16 +154,16 @@ def grounding_work(contrastive_size=0):
         vocab_size=len(tokenizer), v_feature_size=12, task_tokens=20, contrastive_size=contrastive_size
     )
     model = TaskModel(sizes, {}).eval()
-    work = TaskPass(model, ENTITIES, Precision("float32", torch.device("cpu")), ENTITIES.token)
-    return work, TaskCollator(ENTITIES, examples, samples, tokenizer, Limits(20, 7, 12))
+    task_pass = TaskPass(model, ENTITIES, Precision("float32", torch.device("cpu")), ENTITIES.token)
+    return task_pass, TaskCollator(ENTITIES, examples, samples, tokenizer, Limits(20, 7, 12))
 
 
 def test_the_loss_of_phrases_is_one_softmax_over_the_rows():
     """In proportion to the IoU of the rows that fit; 0 for an example that no row fits."""
-    work, collator = grounding_work()
+    task_pass, collator = grounding_pass()
     batch = collator(0, np.arange(4))
     with torch.no_grad():
-        scores = work.scores(batch).double()
+        scores = task_pass.scores(batch).double()
     losses = ENTITIES.head.losses(scores, batch.target)
     assert losses[0] == 0
     for n in range(1, 4):
@@ -171,22 +171,22 @@ def test_the_loss_of_phrases_is_one_softmax_over_the_rows():
         chances = scores[n, 1:3].exp() / scores[n, :rows].exp().sum()
         expected = -(chances.log() * torch.tensor([1 / 1.75, 0.75 / 1.75])).sum()
         torch.testing.assert_close(losses[n], expected, rtol=1e-5, atol=0)
-    assert work(batch, [4])[0].isfinite()
+    assert task_pass(batch, [4])[0].isfinite()
     confidence = ENTITIES.head.confidence(scores[2])
     assert confidence.sum() == pytest.approx(1) and confidence[6:].sum() == 0
 
 
 def test_the_similarity_of_text_and_region_is_added_after_contrastive_pretraining():
-    work, collator = grounding_work(contrastive_size=8)
+    task_pass, collator = grounding_pass(contrastive_size=8)
     batch = collator(0, np.arange(4))
     with torch.no_grad():
-        inputs = work.inputs(batch)
-        encoded, encoder = work.model.encode(inputs), work.model.encoder
+        inputs = task_pass.inputs(batch)
+        encoded, encoder = task_pass.model.encode(inputs), task_pass.model.encoder
         states = encoded.stream_states
         texts, images = states.text_layout.pad(states.text), states.image_layout.pad(states.image)
         plain = dataclasses.replace(ENTITIES.head, softmax=False)
-        head = work.model.logits(encoded, inputs, plain)
-        found = work.scores(batch)
+        head = task_pass.model.logits(encoded, inputs, plain)
+        found = task_pass.scores(batch)
         for n in range(4):
             length = int(inputs.text_mask[n].sum()) + 1  # with the task token
             text = encoder.contrast.text(texts[n, :length].mean(0))

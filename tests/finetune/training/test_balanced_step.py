@@ -43,10 +43,10 @@ def take(balanced, engine, tasks, seed: int, halves: bool = False, sums: MetricS
 
 def slow_gradients(tasks, seed: int) -> tuple[list[dict[str, torch.Tensor]], list[float]]:
     """(gradient of every task's loss with its factor, 0 where there is none; mean losses)."""
-    work, named = tiny_pass(tasks), dict(tasks[0].model.named_parameters())
+    training_pass, named = tiny_pass(tasks), dict(tasks[0].model.named_parameters())
     rows, losses = [], []
     for number, [part] in enumerate(tiny_parts(tasks, seed)):
-        loss, numbers = work(part, [4] * len(tasks))
+        loss, numbers = training_pass(part, [4] * len(tasks))
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         rows.append(
             {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}

@@ -46,8 +46,8 @@ def update_of(task: int, scales: list[float], **flags) -> torch.Tensor:
     """The update of plain gradient descent by a step of a task."""
     torch.manual_seed(0)
     model = nn.Linear(3, 3).double()
-    work = MultiTaskPass([OneTask(model, "first"), OneTask(model, "second")], scales)
-    engine = make_task_engine(MtConfig(**flags), ALONE, work, 1e-3, 1e-3, None)
+    training_pass = MultiTaskPass([OneTask(model, "first"), OneTask(model, "second")], scales)
+    engine = make_task_engine(MtConfig(**flags), ALONE, training_pass, 1e-3, 1e-3, None)
     engine.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     before = model.weight.detach().clone()
     engine.step(0, [Part(task)], MetricSums(), [2])

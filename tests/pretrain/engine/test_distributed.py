@@ -44,14 +44,14 @@ def exchanged(monkeypatch):
     return calls
 
 
-def engine_of(work):
-    optimizer = torch.optim.AdamW(work.model.parameters(), lr=0.1, weight_decay=0.1)
-    return make_engine(work, optimizer, TWO, clip=0.0, all_used=False)
+def engine_of(training_pass):
+    optimizer = torch.optim.AdamW(training_pass.model.parameters(), lr=0.1, weight_decay=0.1)
+    return make_engine(training_pass, optimizer, TWO, clip=0.0, all_used=False)
 
 
 def test_gradients_of_what_a_task_uses_are_exchanged_and_nothing_else(exchanged):
-    work = Heads()
-    engine, x = engine_of(work), torch.ones(2, 3, dtype=torch.float64)
+    training_pass = Heads()
+    engine, x = engine_of(training_pass), torch.ones(2, 3, dtype=torch.float64)
     sizes = {}
     for number, heads in enumerate([("a",), ("a",), ("b",), ("a", "b"), ("a", "b"), ("b",)]):
         exchanged.clear()
@@ -69,38 +69,41 @@ def test_gradients_of_what_a_task_uses_are_exchanged_and_nothing_else(exchanged)
 
 
 def test_what_no_task_of_a_step_uses_is_neither_moved_nor_decayed(exchanged):
-    work = Heads()
-    engine, before = engine_of(work), {name: value.clone() for name, value in work.model.state_dict().items()}
+    training_pass = Heads()
+    engine, before = (
+        engine_of(training_pass),
+        {name: value.clone() for name, value in training_pass.model.state_dict().items()},
+    )
     for number in range(3):
         engine.step(number, [("a", torch.ones(2, 3, dtype=torch.float64))], MetricSums())
-    moved = {name for name, value in work.model.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {name for name, value in training_pass.model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"trunk.weight", "trunk.bias", "a.weight", "a.bias"}
-    assert all(parameter not in engine.optimizer.state for parameter in work.model["b"].parameters())
+    assert all(parameter not in engine.optimizer.state for parameter in training_pass.model["b"].parameters())
 
 
 def test_a_parameter_that_another_rank_uses_takes_part_with_zeros(monkeypatch):
     """The other rank has a gradient of every parameter, this one of none."""
-    work, sent = Heads(), []
+    training_pass, sent = Heads(), []
 
     def add_other(values, **_):
         sent.append(values.clone())
         values.add_(1)
 
     monkeypatch.setattr(dist, "all_reduce", add_other)
-    used = UsedParameters(work.model, TWO)
+    used = UsedParameters(training_pass.model, TWO)
     for _ in range(2):
-        work.model.zero_grad()
+        training_pass.model.zero_grad()
         used.all_reduce(frozenset({"a"}))
-        assert all(torch.equal(p.grad, torch.ones_like(p)) for p in work.model.parameters())
+        assert all(torch.equal(p.grad, torch.ones_like(p)) for p in training_pass.model.parameters())
     assert [len(values) for values in sent] == [6, 36, 36] and not any(values.any() for values in sent)
 
 
 def test_a_gradient_that_was_on_no_rank_in_the_first_step_is_an_error(exchanged):
-    work = Heads()
-    used, x = UsedParameters(work.model, TWO), torch.ones(2, 3, dtype=torch.float64)
-    work(("a", x))[0].backward()
+    training_pass = Heads()
+    used, x = UsedParameters(training_pass.model, TWO), torch.ones(2, 3, dtype=torch.float64)
+    training_pass(("a", x))[0].backward()
     used.all_reduce(frozenset({"a"}))
-    work(("b", x))[0].backward()
+    training_pass(("b", x))[0].backward()
     with pytest.raises(RuntimeError, match="a: a step uses parameters that the first step did not use"):
         used.all_reduce(frozenset({"a"}))
 

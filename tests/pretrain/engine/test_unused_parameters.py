@@ -35,10 +35,10 @@ class Heads(nn.Module):
         return part[0]
 
 
-def engine_of(work, update_unused):
-    optimizer = torch.optim.AdamW(work.model.parameters(), LR, BETAS, EPSILON, DECAY, fused=True)
+def engine_of(training_pass, update_unused):
+    optimizer = torch.optim.AdamW(training_pass.model.parameters(), LR, BETAS, EPSILON, DECAY, fused=True)
     without_bias_correction(optimizer)
-    return make_engine(work, optimizer, ALONE, clip=0.0, all_used=False, update_unused=update_unused)
+    return make_engine(training_pass, optimizer, ALONE, clip=0.0, all_used=False, update_unused=update_unused)
 
 
 def batches(count, dtype=torch.float64):
@@ -48,11 +48,11 @@ def batches(count, dtype=torch.float64):
     return [step for n, step in enumerate(steps) if n != 4]
 
 
-def reference(work, steps) -> None:
+def reference(training_pass, steps) -> None:
     """AdamW without bias correction, one parameter at a time; gradients are set to zero and not to None."""
-    moments = {parameter: [torch.zeros_like(parameter)] * 2 for parameter in work.model.parameters()}
+    moments = {parameter: [torch.zeros_like(parameter)] * 2 for parameter in training_pass.model.parameters()}
     for part in steps:
-        work(part)[0].backward()
+        training_pass(part)[0].backward()
         with torch.no_grad():
             for parameter, (m, v) in moments.items():
                 if parameter.grad is None:
@@ -76,22 +76,24 @@ def test_unused_parameters_move_and_decay_as_in_the_reference_implementation():
 
 
 def test_a_parameter_is_skipped_until_a_step_has_used_it():
-    work = Heads()
-    engine, before = engine_of(work, update_unused=True), copy.deepcopy(Heads().model.state_dict())
+    training_pass = Heads()
+    engine, before = engine_of(training_pass, update_unused=True), copy.deepcopy(Heads().model.state_dict())
     for number in range(3):
         engine.step(number, [("a", torch.ones(2, 3, dtype=torch.float64))], MetricSums())
-    moved = {name.split(".")[0] for name, value in work.model.state_dict().items() if not value.equal(before[name])}
+    moved = {
+        name.split(".")[0] for name, value in training_pass.model.state_dict().items() if not value.equal(before[name])
+    }
     assert moved == {"trunk", "a"}
     assert engine.state()["unused_parameters"] == [f"{t}.{part}" for t in TASKS[1:] for part in ("weight", "bias")]
 
 
 def test_without_the_flag_only_what_a_step_uses_is_updated():
-    work = Heads()
-    engine = engine_of(work, update_unused=False)
+    training_pass = Heads()
+    engine = engine_of(training_pass, update_unused=False)
     engine.step(0, [("a", torch.ones(2, 3, dtype=torch.float64))], MetricSums())
-    kept = copy.deepcopy(work.model["a"].state_dict())
+    kept = copy.deepcopy(training_pass.model["a"].state_dict())
     engine.step(1, [("b", torch.ones(2, 3, dtype=torch.float64))], MetricSums())
-    assert all(kept[name].equal(value) for name, value in work.model["a"].state_dict().items())
+    assert all(kept[name].equal(value) for name, value in training_pass.model["a"].state_dict().items())
     assert "unused_parameters" not in engine.state()
 
 
@@ -116,24 +118,24 @@ def test_a_restored_engine_gives_the_same_numbers(cut):
 
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
 def test_a_skipped_step_does_not_move_unused_parameters(precision):
-    work = Heads(precision)
-    engine = engine_of(work, update_unused=True)
+    training_pass = Heads(precision)
+    engine = engine_of(training_pass, update_unused=True)
     for number, part in enumerate(batches(40, torch.float32)):
         engine.step(number, [part], MetricSums())
-    before = copy.deepcopy(work.model.state_dict())
+    before = copy.deepcopy(training_pass.model.state_dict())
     engine.step(40, [("a", torch.full((2, 3), math.inf))], MetricSums())
-    assert all(value.equal(before[name]) for name, value in work.model.state_dict().items())
+    assert all(value.equal(before[name]) for name, value in training_pass.model.state_dict().items())
 
 
 def test_a_head_of_one_task_in_twelve_moves_further():
     """Momentum carries it on through the eleven other steps: between once and sqrt(12) times as far."""
     moved = {}
     for update_unused in (False, True):
-        work = Heads()
-        start = work.model["a"].weight.detach().clone()
-        engine = engine_of(work, update_unused)
+        training_pass = Heads()
+        start = training_pass.model["a"].weight.detach().clone()
+        engine = engine_of(training_pass, update_unused)
         for number in range(12 * 40):
             x = torch.ones(1, 3, dtype=torch.float64)
             engine.step(number, [(TASKS[number % 12], x)], MetricSums())
-        moved[update_unused] = (work.model["a"].weight - start).norm().item()
+        moved[update_unused] = (training_pass.model["a"].weight - start).norm().item()
     assert 1.1 < moved[True] / moved[False] < math.sqrt(12)
