@@ -59,12 +59,12 @@ def build_pretraining(config: PretrainConfig, ranks: Ranks, device: torch.device
     sizes = model_config(config, pairs.shards, tokenizer)
     pretraining_pass, from_bert = _pretraining_pass(config, ranks, device, sizes, tokenizer, newest)
     engine = _engine(config, ranks, pretraining_pass, from_bert)
-    facts = restore_engine(engine, newest) if newest else {}
-    task = _training_task(config, ranks, device, pairs, tokenizer, pretraining_pass, sizes, facts)
+    metadata = restore_engine(engine, newest) if newest else {}
+    task = _training_task(config, ranks, device, pairs, tokenizer, pretraining_pass, sizes, metadata)
     if not newest:
         on_first(ranks, lambda: _begin_run(run, config, pairs, sizes, tokenizer, device, from_bert))
     _describe(config, task, engine, len(tokenizer))
-    return Trainer(config, engine, task, facts)
+    return Trainer(config, engine, task, metadata)
 
 
 def _training_task(
@@ -75,7 +75,7 @@ def _training_task(
     tokenizer: WordPieceTokenizer,
     pretraining_pass: PretrainingPass,
     sizes: ModelConfig,
-    facts: dict,
+    metadata: dict,
 ) -> PretrainingTask:
     """The batches, schedule and validation of a run. facts: checkpoint.json of the checkpoint to resume from, or {}."""
     limits = Limits(config.max_tokens, config.max_regions, sizes.v_feature_size)
@@ -96,11 +96,11 @@ def _training_task(
         batch_size=config.batch_size,
         epochs=config.epochs,
         steps=config.steps,
-        first_step=facts.get("step", 0),
+        first_step=metadata.get("step", 0),
         ranks=ranks,
         workers=config.workers,
         accumulate=config.accumulate,
-        stages=tuple(map(Stage.from_dict, facts.get("stages", ()))),
+        stages=tuple(map(Stage.from_dict, metadata.get("stages", ()))),
     )
     hard = config.negatives == "hard"
     at_once = -(-config.batch_size // (ranks.count * config.accumulate))
@@ -256,7 +256,7 @@ def model_config(config: PretrainConfig, shards: Dataset, tokenizer: WordPieceTo
     return sizes
 
 
-def _facts(pairs: Pairs) -> dict:
+def _data_metadata(pairs: Pairs) -> dict:
     """What config.json stores of the data, to refuse a resume with other data."""
     shards = pairs.shards
     content = {} if pairs.streamed else {"content": list(_content(pairs))}
@@ -279,10 +279,10 @@ def _content(pairs: Pairs) -> tuple[str, str]:
 
 def _check_resume(config: PretrainConfig, run: Path, pairs: Pairs) -> None:
     check_flags(config, run, FREE_FLAGS)
-    stored, facts = read_config(run).get("data") or {}, _facts(pairs)
+    stored, present = read_config(run).get("data") or {}, _data_metadata(pairs)
     if "content" not in stored:  # runs of earlier versions
-        facts.pop("content", None)
-    if stored != facts:
+        present.pop("content", None)
+    if stored != present:
         raise UserError(f"{config.data}: differs from the data set of the run in {run}; resume with the same data")
 
 
@@ -301,10 +301,10 @@ def _begin_run(
     if not pairs.streamed:
         keep_detector(pairs.shards.folder, run / DETECTOR)
     flags = stored_form(dataclasses.asdict(config))
-    facts = {"flags": flags, "model": sizes.to_dict(), "data": _facts(pairs), "made": run_metadata(device)}
+    contents = {"flags": flags, "model": sizes.to_dict(), "data": _data_metadata(pairs), "made": run_metadata(device)}
     if from_bert:
-        facts[FROM_BERT] = from_bert
-    write_json(run / CONFIG, facts)
+        contents[FROM_BERT] = from_bert
+    write_json(run / CONFIG, contents)
 
 
 def _describe(config: PretrainConfig, task: PretrainingTask, engine: Engine, vocabulary_size: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from pretrain.build import build_pretraining, region_shards, result_of
 from pretrain.config import FREE_FLAGS, PretrainConfig, check_contrastive, loss_terms
 from pretrain.engine import cuda_graph
-from pretrain.engine.checkpoint import newest_checkpoint, read_facts
+from pretrain.engine.checkpoint import newest_checkpoint, read_metadata
 from pretrain.engine.distributed import choose_device, connected, exiting, on_first
 from pretrain.engine.experiment_trackers import tracker_names
 from pretrain.engine.metrics_logger import run_directory_note
@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
         status, scores = trainer.run()
         if status:
             return status
-        scores = scores or read_facts(newest_checkpoint(out))["scores"]
+        scores = scores or read_metadata(newest_checkpoint(out))["scores"]
         finished = result_of(trainer, scores, time.perf_counter() - began)
         if ranks.first:
             write_json(out / RESULT, finished)

@@ -192,8 +192,8 @@ def test_the_original_shape(original, expected):
     """A picture that has it is not encoded again."""
     picture = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(picture, "JPEG")
-    facts = {"original_width": original[0], "original_height": original[1]} if original else {}
-    found = data.in_original_shape(picture.getvalue(), facts)
+    metadata = {"original_width": original[0], "original_height": original[1]} if original else {}
+    found = data.in_original_shape(picture.getvalue(), metadata)
     with Image.open(io.BytesIO(found)) as image:
         assert image.size == expected
     assert (found == picture.getvalue()) == (expected == (64, 64))

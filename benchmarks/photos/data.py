@@ -274,7 +274,7 @@ def _repack(sources: list[Path], groups: dict[str, list[str]], folder: Path) -> 
                         written.addfile(entry, io.BytesIO(picture))
 
 
-def in_original_shape(picture: bytes, facts: dict) -> bytes:
+def in_original_shape(picture: bytes, metadata: dict) -> bytes:
     """A JPEG file with the aspect ratio of its original, which annotated boxes and detectors need.
 
     A photograph that was stretched is resized along the side that was shortened more. One with the right shape, or
@@ -282,12 +282,12 @@ def in_original_shape(picture: bytes, facts: dict) -> bytes:
 
     Args:
         picture: a JPEG file.
-        facts: original_width and original_height in pixels, as img2dataset writes them.
+        metadata: original_width and original_height in pixels, as img2dataset writes them.
     """
-    if "original_width" not in facts:
+    if "original_width" not in metadata:
         return picture
     with Image.open(io.BytesIO(picture)) as image:
-        ratios = [facts["original_width"] / image.width, facts["original_height"] / image.height]
+        ratios = [metadata["original_width"] / image.width, metadata["original_height"] / image.height]
         width, height = (round(side * ratio / min(ratios)) for side, ratio in zip(image.size, ratios, strict=True))
         if (width, height) == image.size:
             return picture

@@ -34,15 +34,15 @@ def write_results(
     text = corpus_report(counts, found, absent)
     with whole_file(out / REPORT, "w", encoding="utf-8") as file:
         file.write(text + "\n")
-    facts = asdict(counts) | {"corpus": printable(os.path.abspath(corpus)), "found": len(found)}
-    write_json(out / MANIFEST, {"format": FORMAT, "absent": absent} | facts)
+    manifest = asdict(counts) | {"corpus": printable(os.path.abspath(corpus)), "found": len(found)}
+    write_json(out / MANIFEST, {"format": FORMAT, "absent": absent} | manifest)
     return f"{text}\nlists: {out}{os.sep}; shards.extract and pretrain.run skip these images with --exclude {out}"
 
 
 def notes_of_search(out: Path) -> list[str]:
     """Sentences on what the search that wrote an output folder did not see."""
-    facts = read_json(out / MANIFEST, CorpusCounts)
-    return not_compared(CorpusCounts(**{field.name: facts[field.name] for field in fields(CorpusCounts)}))
+    manifest = read_json(out / MANIFEST, CorpusCounts)
+    return not_compared(CorpusCounts(**{field.name: manifest[field.name] for field in fields(CorpusCounts)}))
 
 
 def _write_lines(path: Path, lines: list[FoundImage] | list[Unseen]) -> None:

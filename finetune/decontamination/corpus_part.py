@@ -104,8 +104,8 @@ class PartJob:
         """A hash of everything that the result depends on."""
         files = [(str(Path(name).absolute()), *_state(name)) for name in self.part.files]
         settings = (VERSION, NEAR, DIFFERENT, perceptual_hash.TRIMMED)
-        facts = [files, self.part.files, self.known_sha256, self.collection, repr(settings), self.mirrored]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        inputs = [files, self.part.files, self.known_sha256, self.collection, repr(settings), self.mirrored]
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
     def is_done(self) -> bool:
         """Whether the result of an earlier run, or of another rank, exists."""

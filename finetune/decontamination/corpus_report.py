@@ -94,7 +94,7 @@ def not_compared(counts: CorpusCounts) -> list[str]:
     """Sentences on what a search did not see, and therefore does not certify."""
     without = counts.images - counts.pictures - counts.unreadable
     unknown = sum(known - pictured for known, pictured in counts.sets.values())
-    facts = [
+    notes = [
         (
             without,
             "image of the corpus has no picture and was compared by its name only",
@@ -116,4 +116,4 @@ def not_compared(counts: CorpusCounts) -> list[str]:
             "images of the corpus have a number as name; if it is the id of a data set, set --collection",
         ),
     ]
-    return [f"note: {counted(number, one, several)}" for number, one, several in facts if number]
+    return [f"note: {counted(number, one, several)}" for number, one, several in notes if number]

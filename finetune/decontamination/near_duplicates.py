@@ -89,8 +89,8 @@ def image_files(folder: str) -> dict[str, Path]:
 
 def hash_images(job: HashJob) -> tuple[np.ndarray, list[str]]:
     """(uint64 (n, 6) hashes, zeros for images that cannot be read; a message on each of these)."""
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.files]
-    stamp = hashlib.sha256(json.dumps([str(job.files[0].parent), facts]).encode()).hexdigest()
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in job.files]
+    stamp = hashlib.sha256(json.dumps([str(job.files[0].parent), states]).encode()).hexdigest()
     kept, earlier = kept_result(job.kept, stamp, lambda: _hash(job.files))
     if earlier:
         advance(len(job.files))

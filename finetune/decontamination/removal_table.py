@@ -27,7 +27,7 @@ class TaskCount:
     def removed_share(self) -> float:
         return self.removed_images / max(self.images, 1)
 
-    def facts(self) -> dict:
+    def entry(self) -> dict:
         """The task's entry in the manifest."""
         return {
             "images": self.images,

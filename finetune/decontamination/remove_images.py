@@ -54,7 +54,7 @@ def _clean(config: CleanConfig, out: Path) -> str:
         "by_look": bool(config.images),
         "absent": found.absent,
         "without_picture": unseen,
-        "tasks": {row.task.name: row.facts() for row in rows},
+        "tasks": {row.task.name: row.entry() for row in rows},
     }
     keep_task_files(found.tasks, out)
     write_json(out / MANIFEST, manifest)

@@ -46,8 +46,8 @@ def grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
     runs: dict[str, str] = {}
     for path in (config.grounding or config.run).split(","):
         check_exists(path)
-        facts = Path(path) / CONFIG
-        for task in read_config(path).get("tasks", []) if facts.exists() else []:
+        file = Path(path) / CONFIG
+        for task in read_config(path).get("tasks", []) if file.exists() else []:
             if task in GROUNDING:
                 runs.setdefault(task, path)
     if not runs:

@@ -102,8 +102,8 @@ def pool_splits(config: EvaluateConfig, task: Task, parts: dict[str, Evaluated])
     names = " and ".join(splits)
     print(f"{task.title}, {names} pooled: {describe_scores(pooled.summary)}; mean of the splits {mean:.1%}")
     path = _scores_file(config, task, TESTS)
-    facts = _facts(config, task, TESTS) | {"splits": splits, "mean_of_splits": mean}
-    write_json(path, facts | pooled.summary)
+    stored = _metadata(config, task, TESTS) | {"splits": splits, "mean_of_splits": mean}
+    write_json(path, stored | pooled.summary)
     print(f"scores: {path}")
     return pooled
 
@@ -112,7 +112,7 @@ def _scores_file(config: EvaluateConfig, task: Task, split: str) -> Path:
     return place_of(evaluations_folder(config.run), f"{task.name}-{split}.json", config.run, config.data)
 
 
-def _facts(config: EvaluateConfig, task: Task, split: str) -> dict:
+def _metadata(config: EvaluateConfig, task: Task, split: str) -> dict:
     """Metadata of a score file: task, split, data folder, and software versions."""
     made = run_metadata(choose_device(config.device, ALONE))
     return {"task": task.name, "split": split, "data": os.path.abspath(config.data), "made": made}
@@ -151,7 +151,7 @@ def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | N
             print(further.absent)
         for name, parts in by.items():
             print(render_breakdown(f"by {name}", parts))
-        stored = _facts(config, task, config.split) | mark | score.summary | further_scores
+        stored = _metadata(config, task, config.split) | mark | score.summary | further_scores
         write_json(path, stored | ({"by": by} if by else {}))
         print(f"scores: {path}")
     if config.submission:

@@ -55,11 +55,11 @@ class LazyPredictor:
         self._data, self._regions = flags.data and str(flags.data), flags.region_shards
         warn_of_other_data(run, self._data)
         add_task_files_of(run)
-        facts = read_config(run) if (Path(run) / CONFIG).exists() else {}
-        own = facts["flags"].get("data") if facts else None
+        run_config = read_config(run) if (Path(run) / CONFIG).exists() else {}
+        own = run_config["flags"].get("data") if run_config else None
         # The region shards of a pretraining run: without --data, query_by_id takes images from them.
-        self.pairs = Path(own) if own and self._data is None and "tasks" not in facts else None
-        self._trained = facts.get("tasks", list(all_tasks()))
+        self.pairs = Path(own) if own and self._data is None and "tasks" not in run_config else None
+        self._trained = run_config.get("tasks", list(all_tasks()))
         self.answers = answer_files(flags)
         self.device = choose_device(flags.device, ALONE)
         self.precision = Precision(flags.precision, self.device)

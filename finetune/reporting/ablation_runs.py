@@ -156,7 +156,7 @@ def plain_start(config: AblateConfig, rows: list[Row]) -> PlainStart | None:
             weights = find_weights(config.init, config.config)
         except UserError as error:
             raise UserError(str(error) if str(error).startswith("--") else f"--init {error}") from None
-        its_bert = config.init if weights.kind == BERT else weights.facts.get("flags", {}).get("bert")
+        its_bert = config.init if weights.kind == BERT else weights.run_config.get("flags", {}).get("bert")
         sizes, tokenizer, bert = weights.sizes, weights.tokenizer, bert or its_bert
         place = str(Path(config.out) / config.suite / "model.json")
     size = f"model configuration {'of ' + config.init if sizes else place}"

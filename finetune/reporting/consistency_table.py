@@ -30,10 +30,10 @@ def stored_row(forms: dict[str, Consistency], config: ConsistencyConfig) -> dict
     """A row of consistency.json: numbers and name of the main form, and both forms by name."""
     main = forms_of(config)[0]
     both = {form: dataclasses.asdict(forms[form]) for form in forms}
-    return both[main] | {"form": main, "threshold_accuracy": config.threshold} | both | _facts(config)
+    return both[main] | {"form": main, "threshold_accuracy": config.threshold} | both | _metadata(config)
 
 
-def _facts(config: ConsistencyConfig) -> dict:
+def _metadata(config: ConsistencyConfig) -> dict:
     """Metadata of the numbers: data folder, splits, and software versions."""
     of = {"data": os.path.abspath(config.data), "questions": config.questions, "expressions": config.expressions}
     return of | {"made": run_metadata(choose_device(config.device, ALONE))}
@@ -54,6 +54,6 @@ def render(rows: dict[str, Consistency]) -> str:
 def warn_if_not_cleaned(config: ConsistencyConfig) -> None:
     """Prints a warning for runs that may have been trained on the evaluated questions or expressions."""
     for path in dict.fromkeys([config.run, *(config.grounding or "").split(",")]):
-        facts = Path(path) / CONFIG
-        if path and facts.exists() and not is_cleaned(read_config(path)):
+        file = Path(path) / CONFIG
+        if path and file.exists() and not is_cleaned(read_config(path)):
             print(f"warning: {path}: trained without --clean, possibly on these questions or expressions")

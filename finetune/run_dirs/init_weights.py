@@ -12,7 +12,7 @@ from finetune.models.task_model import TaskModel
 from finetune.run_dirs.answer_vocabularies import Vocabularies, read_vocabularies, task_of_answers, training_answers
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.tasks import add_task_files_of, find_task, paper_tasks
-from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_facts
+from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_metadata
 from pretrain.models.model_config import ModelConfig, read_model_config
 from pretrain.pretrained.find_weights import BERT, RUN, Weights, find_weights, take_weights
 from pretrain.pretrained.hf_bert import MISSING_IN_BERT
@@ -54,7 +54,7 @@ class Start:
     @property
     def digest(self) -> str | None:
         """The SHA-256 of the weights of a run; None of other weights."""
-        return read_facts(self.weights.file)["sha256"][MODEL] if self.weights and self.weights.kind == RUN else None
+        return read_metadata(self.weights.file)["sha256"][MODEL] if self.weights and self.weights.kind == RUN else None
 
     @property
     def heads(self) -> dict[str, int]:
@@ -72,7 +72,7 @@ class Start:
         pretraining weights retrieval, by the alignment head."""
         if self.weights is None:
             return []
-        if names := self.weights.facts.get("tasks"):
+        if names := self.weights.run_config.get("tasks"):
             return [find_task(name) for name in names]
         layers = {RetrievalHead().layer_name} if self.zero_shot else set(self.weights.heads)
         return [task for task in paper_tasks().values() if task.head.layer_name in layers]
@@ -135,8 +135,8 @@ def choose_start(
         weights = find_weights(init, config)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith("--") else f"{flag} {error}") from None
-    sizes, facts = weights.sizes, weights.facts
-    if not sizes.task_tokens and "tasks" not in facts:
+    sizes, run_config = weights.sizes, weights.run_config
+    if not sizes.task_tokens and "tasks" not in run_config:
         sizes = sizes.replace(task_tokens=TASK_TOKENS)
     if weights.kind == BERT:
         sizes = sizes.replace(v_feature_size=feature_size)
@@ -145,9 +145,11 @@ def choose_start(
             f"{flag} {init}: was trained with feature size {sizes.v_feature_size} and the region shards have "
             f"{feature_size}; use shards of the same detector"
         )
-    kind = "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(facts.get("tasks", ())) > 1 else "ST"
+    kind = (
+        "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(run_config.get("tasks", ())) > 1 else "ST"
+    )
     vocabularies = read_vocabularies(init) if weights.kind == RUN else {}
-    return Start(kind, weights, sizes, weights.load_tokenizer(tokenizer), vocabularies, facts.get("tokens", {}))
+    return Start(kind, weights, sizes, weights.load_tokenizer(tokenizer), vocabularies, run_config.get("tokens", {}))
 
 
 def random_start_note(start: Start, init: str | None, runs=DEFAULT_RUNS) -> str:
@@ -165,7 +167,7 @@ def trained_start(run: str, config: str | None, tokenizer: str | None, feature_s
     head.
     """
     start = choose_start(run, config, tokenizer, (), feature_size, flag="--run")
-    if start.kind != "ST" or "tasks" in start.weights.facts:
+    if start.kind != "ST" or "tasks" in start.weights.run_config:
         return start
     return dataclasses.replace(start, kind=ZERO_SHOT, sizes=start.sizes.replace(task_tokens=0))
 

@@ -59,14 +59,14 @@ def _training(run: Run) -> list[str]:
     paths = {name for name, value in run.flags.items() if name in PATHS and value not in PATHS[name]}
     flags = {name: value for name, value in run.flags.items() if name not in free | paths and value is not None}
     data, start, made = run.flags.get("data"), run.config.get("start"), run.config.get("made") or {}
-    facts = {
+    properties = {
         "data": Path(data).name if data else None,
         "decontaminated (Clean V&L)": ("yes" if run.cleaned else "no") if run.kind != PRETRAINING else None,
         "initial weights": start and start["kind"],
         "version": " ".join(filter(None, (made.get("version"), made.get("commit")))) or None,
         "trained on": made.get("device"),
     }
-    rows = [f"| {name} | {value} |" for name, value in facts.items() if value]
+    rows = [f"| {name} | {value} |" for name, value in properties.items() if value]
     return [
         "## Training",
         "",

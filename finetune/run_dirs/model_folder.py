@@ -14,7 +14,7 @@ from pathlib import Path
 
 from finetune.run_dirs.model_card import model_card
 from finetune.tasks import TASK_FILES, add_task_files_of
-from pretrain.engine.checkpoint import FACTS, MODEL, best_checkpoint, copy_tensors, read_facts, selection_score
+from pretrain.engine.checkpoint import METADATA, MODEL, best_checkpoint, copy_tensors, read_metadata, selection_score
 from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, existing_runs, read_config
 from pretrain.tokenizer.tokenizer import FILE as TOKENIZER
 from shards.common.cli import current_flags
@@ -54,7 +54,7 @@ def write_model_folder(run, out, license: str | None = None) -> Path:
     try:
         with whole_file(out / MODEL) as file:
             copy_tensors(checkpoint, MODEL, file)
-            (out / FACTS).unlink(missing_ok=True)  # until the folder is complete it is not a model
+            (out / METADATA).unlink(missing_ok=True)  # until the folder is complete it is not a model
         for source in (run / TOKENIZER, *run.glob("answers-*.json")):
             if source.exists():
                 with whole_file(out / source.name) as file:
@@ -70,13 +70,13 @@ def write_model_folder(run, out, license: str | None = None) -> Path:
         write_json(out / CONFIG, without_paths(config) | {"model_type": MODEL_TYPE})
         with whole_file(out / CARD, "w", encoding="utf-8") as file:
             file.write(model_card(run, config, license))
-        facts = read_facts(checkpoint)
+        metadata = read_metadata(checkpoint)
         kept = {
-            "step": facts["step"],
-            "selection_score": selection_score(facts),
-            "sha256": {MODEL: facts["sha256"][MODEL]},
+            "step": metadata["step"],
+            "selection_score": selection_score(metadata),
+            "sha256": {MODEL: metadata["sha256"][MODEL]},
         }
-        write_json(out / FACTS, kept)
+        write_json(out / METADATA, kept)
     finally:
         lock.release()
     return out

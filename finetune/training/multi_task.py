@@ -221,9 +221,9 @@ class MultiTask(TrainingTask):
         return {state.task.name: state.score for state in self.task_states}
 
     def state(self, done: int) -> dict:
-        facts = {
+        metadata = {
             "taken": {state.task.name: state.taken for state in self.task_states},
             "regime": self.regime.state(),
             "seconds": self.seconds,
         }
-        return facts | ({"balance": self.balanced.method.state()} if self.balanced else {})
+        return metadata | ({"balance": self.balanced.method.state()} if self.balanced else {})

@@ -41,7 +41,7 @@ from finetune.training.task_validation import validation_of
 from finetune.training.training_data import TrainingData, open_training_data
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
-from pretrain.engine.checkpoint import FACTS, read_facts
+from pretrain.engine.checkpoint import METADATA, read_metadata
 from pretrain.engine.distributed import on_every_rank, on_first
 from pretrain.engine.run_dir import check_flags
 from pretrain.engine.trainer import Trainer
@@ -102,19 +102,19 @@ def build_multi_task(
     vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, min_answer_count, ranks.log))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
     model = make_model(settled, tasks, sizes, vocabularies, None if newest else start, precision, ranks)
-    facts = read_facts(newest) if newest else {}
+    metadata = read_metadata(newest) if newest else {}
     states = []
     for one in opened:
         task = one.task
         task_pass = TaskPass(model, task, precision, tokens.get(task.name), config.contrastive)
         settings = start.collator_settings(vocabularies.get(task.head.name), config.max_regions)
         size = min(default_batch_size(task, sizes), config.max_batch or task.batch_size)
-        taken = facts.get("taken", {}).get(task.name, 0)
+        taken = metadata.get("taken", {}).get(task.name, 0)
         states.append(_task_state(config, task_pass, one, settings, size, taken, ranks))
     longest = max(state.plan.steps_per_epoch for state in states)
     updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
     plan = Iterations(
-        first_step=facts.get("step", 0),
+        first_step=metadata.get("step", 0),
         total_steps=config.iterations or config.epochs * longest,
         steps_per_epoch=longest,
     )
@@ -124,10 +124,10 @@ def build_multi_task(
     worker_status = WorkerStatus(config.workers, *(of_task.regions.dataset for of_task in data))
     balanced = balanced_step(config, model, len(tasks), ranks)
     if newest:
-        with reading(newest / FACTS):
-            regime.restore(facts["regime"])
+        with reading(newest / METADATA):
+            regime.restore(metadata["regime"])
             if balanced:
-                balanced.method.restore(facts["balance"])
+                balanced.method.restore(metadata["balance"])
     training = MultiTask(
         config=config,
         plan=plan,
@@ -139,7 +139,7 @@ def build_multi_task(
         device=device,
         balanced=balanced,
         tracker=gradient_tracker(config, states, plan, balanced, ranks),
-        earlier_seconds=facts.get("seconds", 0.0),
+        earlier_seconds=metadata.get("seconds", 0.0),
     )
     engine = make_task_engine(settled, ranks, multi_task_pass, lr, HEAD_LR * config.lr_scale, newest, updated)
     if not newest:
@@ -158,7 +158,7 @@ def build_multi_task(
         )
         on_first(ranks, begin)
     _describe(training, start)
-    return Trainer(config, engine, training, facts)
+    return Trainer(config, engine, training, metadata)
 
 
 def _task_state(

@@ -21,7 +21,7 @@ from finetune.training.task_validation import validation_of
 from finetune.training.training_data import TrainingData, open_training_data
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
-from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_facts
+from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_metadata
 from pretrain.engine.distributed import on_first
 from pretrain.engine.run_dir import check_flags, read_config
 from pretrain.engine.trainer import Trainer
@@ -86,19 +86,19 @@ def build_single_task(
     precision = Precision(config.precision, device)
     model = make_model(settled, [task], sizes, vocabularies, None if newest else start, precision, ranks)
     task_pass = TaskPass(model, task, precision, start.token(task), config.contrastive)
-    facts = read_facts(newest) if newest else {}
+    metadata = read_metadata(newest) if newest else {}
     engine = make_task_engine(settled, ranks, task_pass, lr, head_lr, newest)
     plan = Plan(
         pairs=len(examples),
         batch_size=batch_size,
         epochs=config.epochs,
-        first_step=facts.get("step", 0),
+        first_step=metadata.get("step", 0),
         ranks=ranks,
         workers=config.workers,
         accumulate=config.accumulate,
     )
     settings = start.collator_settings(vocabulary, config.max_regions)
-    best = facts.get("best_score")
+    best = metadata.get("best_score")
     training = SingleTask(
         config=config,
         plan=plan,
@@ -108,7 +108,7 @@ def build_single_task(
         worker_status=WorkerStatus(config.workers, data.regions.dataset),
         ranks=ranks,
         device=device,
-        **({"best": best, "worse": facts["epochs_without_better"]} if best is not None else {}),
+        **({"best": best, "worse": metadata["epochs_without_better"]} if best is not None else {}),
     )
     if not newest:
         begin = partial(
@@ -126,7 +126,7 @@ def build_single_task(
         )
         on_first(ranks, begin)
     _describe(training, opened, kind, start)
-    return Trainer(config, engine, training, facts), kind
+    return Trainer(config, engine, training, metadata), kind
 
 
 def _open_task(config: StConfig, task: Task, ranks: Ranks) -> TrainingData:
@@ -149,14 +149,14 @@ def result_of(trainer: Trainer, kind: str, seconds: float) -> dict:
     """
     out, training = Path(trainer.config.out), trainer.task
     best = on_first(trainer.ranks, lambda: best_checkpoint(out))
-    facts = read_facts(best)
+    metadata = read_metadata(best)
     return {
         "task": training.task_pass.task.name,
         "kind": kind,
-        "steps": read_facts(newest_checkpoint(out))["step"],
+        "steps": read_metadata(newest_checkpoint(out))["step"],
         "examples": len(training.training.examples),
-        "validation": facts["scores"],
-        "best_step": facts["step"],
+        "validation": metadata["scores"],
+        "best_step": metadata["step"],
         "best_checkpoint": best.name,
         "seconds": round(seconds, 1),
     }

@@ -29,11 +29,11 @@ from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.common.untrusted_input import reading, refuse_special_file
 
-MODEL, TRAINING, FACTS = "model.safetensors", "training.safetensors", "checkpoint.json"
+MODEL, TRAINING, METADATA = "model.safetensors", "training.safetensors", "checkpoint.json"
 COPIED = 2**20  # bytes that are copied at a time
 
 
-class Facts(msgspec.Struct):
+class CheckpointMetadata(msgspec.Struct):
     """The fields of checkpoint.json that are validated, for all kinds of runs."""
 
     step: Annotated[int, msgspec.Meta(ge=0)]
@@ -63,7 +63,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._copies: dict[str, Tensor] = {}
 
-    def save(self, step: int, model: nn.Module, optimizer, facts: dict, selection_score: float | None) -> None:
+    def save(self, step: int, model: nn.Module, optimizer, metadata: dict, selection_score: float | None) -> None:
         """Starts writing checkpoints/step-N; all checkpoints except the newest and the best are removed.
 
         Waits until the previous checkpoint has been written.
@@ -78,8 +78,8 @@ class CheckpointWriter:
             for file, values in tensors.items()
         }
         copied = torch.cuda.current_stream().record_event() if next(model.parameters()).is_cuda else None
-        facts = {"step": step, "selection_score": selection_score} | facts
-        self._thread = threading.Thread(target=self._write, args=(step, copies, facts, copied), name="checkpoint")
+        metadata = {"step": step, "selection_score": selection_score} | metadata
+        self._thread = threading.Thread(target=self._write, args=(step, copies, metadata, copied), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -103,11 +103,11 @@ class CheckpointWriter:
             self._copies[name] = copy
         return copy.copy_(value, non_blocking=True)
 
-    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict, copied) -> None:
+    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], metadata: dict, copied) -> None:
         try:
             if copied is not None:
                 copied.synchronize()
-            _save(self.run, step, tensors, facts)
+            _save(self.run, step, tensors, metadata)
         except Exception as error:
             self.failure = error
 
@@ -117,7 +117,7 @@ def save_weights(run, weights: dict[str, Tensor]) -> Path:
     return _save(run, 0, {MODEL: weights}, {"step": 0, "selection_score": None})
 
 
-def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) -> Path:
+def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], metadata: dict) -> Path:
     folder = Path(run) / "checkpoints"
     path = folder / f"step-{step:08d}"
     _refuse_diverged(run, step, tensors[MODEL])
@@ -126,7 +126,7 @@ def _save(run, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict) ->
         for left in folder.glob(".step-*.part"):  # incomplete checkpoints of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write(temporary, tensors, facts)
+        _write(temporary, tensors, metadata)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
         _sync(folder)
@@ -156,13 +156,15 @@ def _refuse_diverged(run, step: int, weights: dict[str, Tensor]) -> None:
         )
 
 
-def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], facts: dict) -> None:
+def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], metadata: dict) -> None:
     """Writes and syncs the files of a checkpoint. tensors: file name -> parameter name -> tensor."""
     for file, values in tensors.items():
         save_file({name: value.contiguous() for name, value in values.items()}, folder / file)
-    write_json(folder / FACTS, facts | {"sha256": {file: _sha256(folder / file) for file in tensors}})
+    write_json(folder / METADATA, metadata | {"sha256": {file: _sha256(folder / file) for file in tensors}})
     for name in tensors:
-        (folder / name).chmod((folder / FACTS).stat().st_mode)  # safetensors creates files readable by the owner only
+        (folder / name).chmod(
+            (folder / METADATA).stat().st_mode
+        )  # safetensors creates files readable by the owner only
         _sync(folder / name)
 
 
@@ -181,35 +183,35 @@ def _sha256(path: Path) -> str:
 
 def checkpoints(run) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in (Path(run) / "checkpoints").glob("step-*") if (path / FACTS).exists())
+    return sorted(path for path in (Path(run) / "checkpoints").glob("step-*") if (path / METADATA).exists())
 
 
 def newest_checkpoint(run) -> Path | None:
     """The newest complete checkpoint; a folder of finetune.share is its own checkpoint."""
     found = checkpoints(run)
-    if not found and (Path(run) / FACTS).exists():
+    if not found and (Path(run) / METADATA).exists():
         return Path(run)
     return found[-1] if found else None
 
 
 def best_checkpoint(run) -> Path | None:
     """The checkpoint with the highest selection score, the oldest of equal ones; the newest one if none has a score."""
-    scores = {path: selection_score(read_facts(path)) for path in checkpoints(run)}
+    scores = {path: selection_score(read_metadata(path)) for path in checkpoints(run)}
     scored = {path: score for path, score in scores.items() if score is not None}
     return max(scored, key=scored.get) if scored else newest_checkpoint(run)
 
 
-def selection_score(facts: dict) -> float | None:
+def selection_score(metadata: dict) -> float | None:
     """The score by which a checkpoint is selected, higher is better; minus infinity if it is not a number."""
-    score = facts.get("selection_score")
-    if score is None and facts.get("score") is not None:
-        score = -facts["score"]
+    score = metadata.get("selection_score")
+    if score is None and metadata.get("score") is not None:
+        score = -metadata["score"]
     return -math.inf if score is not None and math.isnan(score) else score
 
 
-def read_facts(path: Path) -> dict:
+def read_metadata(path: Path) -> dict:
     """The content of checkpoint.json. A score is NaN if the validation loss was."""
-    return read_json(path / FACTS, Facts, finite=False)
+    return read_json(path / METADATA, CheckpointMetadata, finite=False)
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
@@ -236,8 +238,8 @@ def copy_tensors(path: Path, name: str, out: BinaryIO) -> None:
 
 
 def _check_sum(path: Path, name: str, found: str) -> None:
-    if found != read_facts(path)["sha256"].get(name):
-        raise UserError(f"{path / name}: SHA-256 differs from {FACTS}; the file was damaged or changed")
+    if found != read_metadata(path)["sha256"].get(name):
+        raise UserError(f"{path / name}: SHA-256 differs from {METADATA}; the file was damaged or changed")
 
 
 def restore(path: Path, model: nn.Module, optimizer, ranks: Ranks = ALONE) -> dict:
@@ -254,13 +256,13 @@ def restore(path: Path, model: nn.Module, optimizer, ranks: Ranks = ALONE) -> di
             restore_optimizer(model, optimizer, state)
         kept = optimizer_state(model, optimizer)
         numbers = {name: value.cpu() for name, value in kept.items() if value.ndim == 0}
-        return read_facts(path), numbers, {name: (v.shape, v.dtype) for name, v in kept.items() if v.ndim}
+        return read_metadata(path), numbers, {name: (v.shape, v.dtype) for name, v in kept.items() if v.ndim}
 
-    facts, numbers, shapes = on_first(ranks, read)
+    metadata, numbers, shapes = on_first(ranks, read)
     if not ranks.first:
         device = next(model.parameters()).device
         empty = {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
         restore_optimizer(model, optimizer, numbers | empty)
     kept = optimizer_state(model, optimizer)
     broadcast([*model.state_dict().values(), *(kept[name] for name in shapes)], ranks)
-    return facts
+    return metadata

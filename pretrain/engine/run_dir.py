@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pretrain.engine.checkpoint import FACTS, TRAINING, newest_checkpoint
+from pretrain.engine.checkpoint import METADATA, TRAINING, newest_checkpoint
 from pretrain.engine.distributed import on_first
 from pretrain.engine.experiment_trackers import IDENTIFIERS
 from shards.common.cli import current_flags
@@ -178,7 +178,7 @@ def checkpoint_to_resume(run: Path, resume: bool, ranks: Ranks) -> Path | None:
     newest = on_first(ranks, lambda: newest_checkpoint(run))
     if newest and not resume:
         raise UserError(f"{run}: already contains a run; use --resume to continue it, or another --out")
-    if newest and not (newest / FACTS).exists():
+    if newest and not (newest / METADATA).exists():
         raise UserError(
             f"{newest}: not visible on rank {ranks.rank}; --out must be on a file system that all ranks share"
         )

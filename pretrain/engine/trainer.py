@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pretrain.data.dataloader import check_workers
-from pretrain.engine.checkpoint import FACTS, CheckpointWriter, restore
+from pretrain.engine.checkpoint import METADATA, CheckpointWriter, restore
 from pretrain.engine.cpu_memory import CpuMemory
 from pretrain.engine.device_batches import on_device
 from pretrain.engine.distributed import all_reduce_ints, on_first
@@ -170,12 +170,12 @@ class Trainer:
                 if finished:
                     _check_trained(engine, done, seen, selection)
                 if done % task.save_every == 0 or finished or agreed.save:
-                    saving.save(done, self._facts(done, evaluation, training_log), selection)
+                    saving.save(done, self._metadata(done, evaluation, training_log), selection)
                     saved = done
             if not finished and (done > saved or done == 0):
                 if training_log.sums.values:
                     training_log.training(done, lr, self.bad_samples, clock)
-                saving.save(done, self._facts(done, None, training_log), None)
+                saving.save(done, self._metadata(done, None, training_log), None)
         return None if finished else agreed.signal, done, evaluation.scores if evaluation else {}
 
     def _agree(self, parts: list, stop: StopSignals, failure: Exception | None, save: bool) -> Agreed:
@@ -196,16 +196,16 @@ class Trainer:
         set_lr(self.engine.optimizer, lr)
         return lr
 
-    def _facts(self, done: int, evaluation: Evaluation | None, training_log: TrainingLog) -> dict:
+    def _metadata(self, done: int, evaluation: Evaluation | None, training_log: TrainingLog) -> dict:
         """The content of checkpoint.json after `done` steps, without the engine's state."""
-        facts = {
+        metadata = {
             "total_steps": self.task.plan.total_steps,
             "scores": evaluation.scores if evaluation else {},
             "bad_samples": self.bad_samples,
             "unlogged": training_log.state(),
             "trained": self.trained,
         }
-        return facts | self.task.state(done)
+        return metadata | self.task.state(done)
 
 
 def _check_trained(engine: Engine, done: int, seen: int, selection: float | None) -> None:
@@ -246,10 +246,10 @@ def _report(parts: list, reported: set[str]) -> None:
 
 def restore_engine(engine: Engine, checkpoint: Path) -> dict:
     """Restores the engine of every rank from a checkpoint; returns the content of checkpoint.json."""
-    facts = restore(checkpoint, engine.model, engine.optimizer, engine.ranks)
-    with reading(checkpoint / FACTS):
-        engine.restore(facts)
-    return facts
+    metadata = restore(checkpoint, engine.model, engine.optimizer, engine.ranks)
+    with reading(checkpoint / METADATA):
+        engine.restore(metadata)
+    return metadata
 
 
 class Saving:
@@ -270,18 +270,18 @@ class Saving:
         """Whether the last checkpoint is older than --save_minutes, on the first rank."""
         return self.writer is not None and 0 < self.minutes * 60 <= time.monotonic() - self.last
 
-    def save(self, done: int, facts: dict, selection: float | None) -> None:
+    def save(self, done: int, metadata: dict, selection: float | None) -> None:
         """Starts writing a checkpoint.
 
         Args:
             done: number of steps so far.
-            facts: content of checkpoint.json, to which the engine's state is added.
+            metadata: content of checkpoint.json, to which the engine's state is added.
             selection: score that selects the best checkpoint, see Evaluation.
         """
         engine = self.engine
         engine.skipped.check(wait=True)
-        facts = facts | engine.state()
-        on_first(self.ranks, lambda: self.writer.save(done, engine.model, engine.optimizer, facts, selection))
+        metadata = metadata | engine.state()
+        on_first(self.ranks, lambda: self.writer.save(done, engine.model, engine.optimizer, metadata, selection))
         self.last = time.monotonic()
 
     def __enter__(self):

@@ -31,7 +31,7 @@ class Weights:
         path: as given by the user.
         kind: RUN, PUBLISHED or BERT.
         file: the state dict, or the checkpoint directory of a run.
-        facts: config.json of a run.
+        run_config: config.json of a run.
         heads: task heads of published weights, or of a run converted from them: name -> number of outputs.
     """
 
@@ -39,7 +39,7 @@ class Weights:
     kind: str
     file: Path
     sizes: ModelConfig
-    facts: dict
+    run_config: dict
     heads: dict[str, int]
 
     def read(self) -> tuple[dict[str, Tensor], list[str]]:
@@ -95,9 +95,9 @@ def find_weights(path: str, config: str | None = None) -> Weights:
     if checkpoint is not None:
         if config:
             raise UserError(f"--config {config}: {path} is a run with its own configuration; omit the flag")
-        facts = read_config(folder)
-        sizes = model_config_from(facts.get("model"), f"{path}/{CONFIG}")
-        return Weights(path, RUN, checkpoint, sizes, facts, facts.get("heads", {}))
+        run_config = read_config(folder)
+        sizes = model_config_from(run_config.get("model"), f"{path}/{CONFIG}")
+        return Weights(path, RUN, checkpoint, sizes, run_config, run_config.get("heads", {}))
     if folder.is_dir():
         file, kind = _in_folder(folder)
     elif folder.is_file():

@@ -75,7 +75,7 @@ class FolderLock:
         os.register_at_fork(after_in_child=self._forget)
         for folder in (self.folder, *(self.folder / name for name in self.folders)):
             remove_leftovers(folder)
-        facts = {
+        owner = {
             "command": self.command,
             "host": socket.gethostname(),
             "process": os.getpid(),
@@ -84,7 +84,7 @@ class FolderLock:
         }
         os.ftruncate(self._handle, 0)
         with naming(self.folder / LOCK):
-            os.write(self._handle, json.dumps(facts).encode() + b"\n")
+            os.write(self._handle, json.dumps(owner).encode() + b"\n")
 
     def release(self) -> None:
         """Releases the lock, and removes the folder if it was created for the lock and is empty."""

@@ -197,7 +197,7 @@ def test_the_box_of_the_text_as_an_expression_is_drawn_for_every_task(random_pre
 
 def test_a_run_without_referring_expressions_draws_no_box_of_them(predictor, world, monkeypatch):
     query = asked(predictor, world, "vqa")
-    monkeypatch.setitem(predictor.start.weights.facts, "tasks", ["vqa", "visual7w"])
+    monkeypatch.setitem(predictor.start.weights.run_config, "tasks", ["vqa", "visual7w"])
     assert expressions_of(page_of(predictor, query, lines=False)) == [None]
 
 

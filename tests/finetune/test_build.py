@@ -53,7 +53,7 @@ def test_a_trained_answer_head_is_kept(tmp_path, monkeypatch):
     config, task = with_defaults(StConfig(), SMALL, None), find_task("vqa")
     of_run = make_model(config, [task], SMALL, {"vqa": ANSWERS}, None, FLOAT32)
     of_run.heads["vqa"].decoder.bias.data.normal_()
-    start = Start("AT->ST", Weights(RUN, str(tmp_path), tmp_path, SMALL, facts={}, heads={}), SMALL, None)
+    start = Start("AT->ST", Weights(RUN, str(tmp_path), tmp_path, SMALL, run_config={}, heads={}), SMALL, None)
     monkeypatch.setattr(Weights, "read", lambda self: (of_run.state_dict(), []))
     model = make_model(config, [task], SMALL, {"vqa": ANSWERS}, start, FLOAT32)
     assert torch.equal(model.heads["vqa"].decoder.bias, of_run.heads["vqa"].decoder.bias)

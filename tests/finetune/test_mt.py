@@ -227,8 +227,8 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_pa
     stopped = run_ranks(ranks, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
     assert {status for status, _, _ in stopped} == {130}, stopped
     assert "stopped at step 17 of 25" in stopped[0][1]
-    facts = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
-    assert any(state["stopped"] for state in facts["regime"].values()) and len(set(facts["taken"].values())) > 1
+    metadata = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
+    assert any(state["stopped"] for state in metadata["regime"].values()) and len(set(metadata["taken"].values())) > 1
     resumed = run_ranks(ranks, "--out", tmp_path / "parts", "--resume", script=MT)
     assert {status for status, _, _ in resumed} == {0} and "resuming after iteration 17" in resumed[0][1], resumed
     names = {"whole", "parts"}
@@ -283,9 +283,9 @@ def test_a_balanced_run_is_resumed_to_the_same_numbers_with_paused_tasks(mt, tmp
     sabotage = stop_in_iteration(17, THREE)
     [(status, out, _)] = run_ranks(1, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
     assert status == 130 and "stopped at step 17 of 25" in out, out
-    facts = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
-    assert set(facts["balance"]["values"]) == set(THREE.split(",")) == set(facts["balance"]["first"])
-    assert any(state["stopped"] for state in facts["regime"].values()) and len(set(facts["taken"].values())) > 1
+    metadata = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
+    assert set(metadata["balance"]["values"]) == set(THREE.split(",")) == set(metadata["balance"]["first"])
+    assert any(state["stopped"] for state in metadata["regime"].values()) and len(set(metadata["taken"].values())) > 1
     [(status, _, err)] = run_ranks(1, "--out", tmp_path / "parts", "--resume", script=MT)
     assert status == 0, err
     whole = lines_of(tmp_path / "whole")

@@ -36,7 +36,7 @@ from finetune.run_dirs.finished_runs import find_runs
 from finetune.task_types.table_tasks import read_task_file
 from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits, check_sample
-from pretrain.engine.checkpoint import best_checkpoint, read_facts
+from pretrain.engine.checkpoint import best_checkpoint, read_metadata
 from pretrain.pretrained.load_model import load
 from pretrain.tokenizer.tokenizer import load_bert_tokenizer
 from shards.common.errors import UserError
@@ -267,8 +267,8 @@ def make_run(folder: Path) -> None:
         folder / "metrics.jsonl",
         [{"step": 2, "kind": "train", "loss": 5.2, "score": 0.25}, {"step": 2, "kind": "validation"} | scores],
     )
-    facts = {"step": 2, "score": -0.25, "sha256": {}, "scores": scores, "scaler": {}, "skipped_steps": 0}
-    official_files.dump(folder / "checkpoints" / "step-00000002" / "checkpoint.json", facts)
+    metadata = {"step": 2, "score": -0.25, "sha256": {}, "scores": scores, "scaler": {}, "skipped_steps": 0}
+    official_files.dump(folder / "checkpoints" / "step-00000002" / "checkpoint.json", metadata)
 
 
 def read_run(folder: Path) -> int:
@@ -279,7 +279,7 @@ def read_run(folder: Path) -> int:
         if find_spec("matplotlib"):
             write_report(folder.parent / "report.html", runs)
 
-    return _sentence(report) | _sentence(lambda: read_facts(best_checkpoint(folder)))
+    return _sentence(report) | _sentence(lambda: read_metadata(best_checkpoint(folder)))
 
 
 def make_clean(folder: Path) -> None:

@@ -23,7 +23,7 @@ from pretrain import load
 from pretrain.config import PretrainConfig
 from pretrain.data.collate import Limits, stack
 from pretrain.data.random_choices import sample_keys
-from pretrain.engine.checkpoint import FACTS, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
+from pretrain.engine.checkpoint import METADATA, MODEL, TRAINING, best_checkpoint, checkpoints, read_tensors
 from pretrain.engine.optimizer import lr_factor, make_optimizer, parameter_groups
 from pretrain.engine.run_dir import read_flags
 from pretrain.engine.stop_signals import StopSignals
@@ -280,7 +280,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
     folder = tmp_path / "checkpoints"
     for name in ("step-00000001", ".step-00000003.77.part"):
         (folder / name).mkdir(parents=True)
-        (folder / name / FACTS).write_text('{"score": null}')
+        (folder / name / METADATA).write_text('{"score": null}')
     (folder / "step-00000002").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
 

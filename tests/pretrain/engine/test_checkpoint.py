@@ -62,8 +62,8 @@ def test_a_checkpoint_has_the_weights_of_its_step_though_training_went_on(traine
     assert all(torch.equal(before[name], value) for name, value in found.items()) and found
     assert not torch.equal(before["weight"], model.weight)
     other = nn.Linear(4, 3)
-    facts = restore(newest_checkpoint(tmp_path), other, torch.optim.AdamW(other.parameters(), fused=True))
-    assert facts["step"] == 1 and torch.equal(other.weight, before["weight"])
+    metadata = restore(newest_checkpoint(tmp_path), other, torch.optim.AdamW(other.parameters(), fused=True))
+    assert metadata["step"] == 1 and torch.equal(other.weight, before["weight"])
 
 
 def test_a_second_checkpoint_waits_for_the_first(trained, tmp_path, held):
@@ -120,7 +120,7 @@ def test_a_bad_line_of_the_metrics_does_not_cost_those_behind_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("facts", "best"),
+    ("metadata", "best"),
     [
         ([{"selection_score": 0.2}, {"selection_score": 0.5}, {"selection_score": 0.1}], 2),
         ([{"selection_score": 0.5}, {"selection_score": 0.5}], 1),
@@ -129,8 +129,8 @@ def test_a_bad_line_of_the_metrics_does_not_cost_those_behind_it(tmp_path):
         ([{"selection_score": None}, {"selection_score": None}], 2),
     ],
 )
-def test_the_best_checkpoint_has_the_highest_score(tmp_path, facts, best):
-    for number, of_one in enumerate(facts, 1):
+def test_the_best_checkpoint_has_the_highest_score(tmp_path, metadata, best):
+    for number, of_one in enumerate(metadata, 1):
         folder = tmp_path / "checkpoints" / f"step-{number:08d}"
         folder.mkdir(parents=True)
         (folder / "checkpoint.json").write_text(json.dumps({"step": number, "sha256": {}} | of_one))
