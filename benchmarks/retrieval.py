@@ -28,7 +28,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.inference.caption_image_scores import retrieval_scores
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
-from finetune.run_dirs.init_weights import TASK_TOKENS
+from finetune.run_dirs.model_source import TASK_TOKENS
 from finetune.annotations.example import Example
 from finetune.tasks import find_task
 from pretrain.config import PRECISIONS

@@ -10,7 +10,7 @@ from torch import nn
 from finetune.config import BETAS, EPSILON, TrainingConfig, is_small
 from finetune.models.task_model import TaskModel
 from finetune.run_dirs.answer_vocabularies import Vocabularies
-from finetune.run_dirs.init_weights import DEFAULT_RUNS, Start, choose_start
+from finetune.run_dirs.model_source import DEFAULT_RUNS, ModelSource, choose_source
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import on_first
 from pretrain.engine.optimizer import make_optimizer
@@ -33,7 +33,7 @@ def choose_model(
     feature_size: int,
     ranks: Ranks,
     runs: tuple[str, ...] = DEFAULT_RUNS,
-) -> tuple[Start, ModelConfig]:
+) -> tuple[ModelSource, ModelConfig]:
     """Chooses the initial weights, or those of the run to resume.
 
     Args:
@@ -48,13 +48,13 @@ def choose_model(
         The weights, and their model configuration with the dropout of the flags.
     """
 
-    def chosen() -> Start:
+    def chosen() -> ModelSource:
         if newest:
-            return choose_start(str(Path(config.out)), None, None, texts, feature_size, runs)
-        return choose_start(config.init, config.config, config.tokenizer, texts, feature_size, runs)
+            return choose_source(str(Path(config.out)), None, None, texts, feature_size, runs)
+        return choose_source(config.init, config.config, config.tokenizer, texts, feature_size, runs)
 
-    start = on_first(ranks, chosen)
-    return start, start.sizes if config.dropout is None else start.sizes.with_dropout(config.dropout)
+    source = on_first(ranks, chosen)
+    return source, source.sizes if config.dropout is None else source.sizes.with_dropout(config.dropout)
 
 
 # Flags whose default depends on the size of the model: small ones are trained in few steps, in which Adam's moments
@@ -79,7 +79,7 @@ def make_model(
     tasks: Sequence[Task],
     sizes: ModelConfig,
     vocabularies: Vocabularies,
-    start: Start | None,
+    source: ModelSource | None,
     precision: Precision,
     ranks: Ranks = ALONE,
 ) -> TaskModel:
@@ -90,7 +90,7 @@ def make_model(
         tasks: the tasks of the run.
         sizes: configuration of the model.
         vocabularies: answer head -> its answers.
-        start: the initial weights, or None. Only the first rank reads them; make_task_engine broadcasts them.
+        source: the initial weights, or None. Only the first rank reads them; make_task_engine broadcasts them.
         precision: dtype of the weights, and the device.
         ranks: the processes of the run.
     """
@@ -103,10 +103,10 @@ def make_model(
         for task in tasks:
             task.head.make_choices_rare(model.heads[task.head.layer_name])
     set_execution(model.encoder, config)
-    if start is not None:
-        sentence = on_first(ranks, lambda: describe_keys(*start.load(model)))
+    if source is not None:
+        sentence = on_first(ranks, lambda: describe_keys(*source.load(model)))
         if sentence:
-            ranks.log(f"{start.path}: {sentence}")
+            ranks.log(f"{source.path}: {sentence}")
     if not config.bert_lr_scale:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not may_be_from_bert(name))

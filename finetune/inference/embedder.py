@@ -145,16 +145,16 @@ class Embedder(PretrainedMethods):
 
     @property
     def _token(self) -> int | None:
-        tasks: list[Task] = [self._task] if self._task else self._model.start.tasks
-        return self._model.start.token(tasks[0]) if tasks else None
+        tasks: list[Task] = [self._task] if self._task else self._model.source.tasks
+        return self._model.source.token(tasks[0]) if tasks else None
 
     def _encoded(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
         """Token ids of the texts, in batches."""
         for text in texts:
             check_text(text)
-        longest = self._model.start.sizes.max_position_embeddings
+        longest = self._model.source.sizes.max_position_embeddings
         for part in _parts(texts, self.batch_size):
-            yield self._model.start.tokenizer.encode(list(part), longest)
+            yield self._model.source.tokenizer.encode(list(part), longest)
 
     def _detected(self, images: Sequence[ImageLike]) -> list[Sample]:
         pixels = [read_image(image) for image in images]
@@ -164,7 +164,7 @@ class Embedder(PretrainedMethods):
     def _batch(self, samples: Sequence[Sample], ids: Sequence[list[int]] = ()) -> Batch:
         """A batch of images, texts or pairs; the half that is missing is empty."""
         size = len(samples) or len(ids)
-        limits = Limits(0, max((len(s.features) for s in samples), default=1), self._model.start.sizes.v_feature_size)
+        limits = Limits(0, max((len(s.features) for s in samples), default=1), self._model.source.sizes.v_feature_size)
         for sample in samples:
             check_sample(sample, limits)
         none = np.zeros(size, np.int64)

@@ -121,11 +121,11 @@ def _metadata(config: EvaluateConfig, task: Task, split: str) -> dict:
 def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | None:
     """Evaluates a task on a split; None if its answers are not public, and on all ranks but the first."""
     config, ranks = replace(loader.config, split=split), loader.ranks
-    start, task_pass, collator = loader.open(task, split)
-    mark = {"zero_shot": True} if start.zero_shot else {}
+    source, task_pass, collator = loader.open(task, split)
+    mark = {"zero_shot": True} if source.zero_shot else {}
     if config.rerank and task.head.ranks_images:
         mark["rerank"] = config.rerank
-    title = f"{task.title}, {config.split}{' (zero-shot)' if start.zero_shot else ''}"
+    title = f"{task.title}, {config.split}{' (zero-shot)' if source.zero_shot else ''}"
     examples, score = collator.examples, None
     public = task.is_public(examples)
     if not public:

@@ -10,12 +10,12 @@ from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
 from finetune.heads.grounding_head import boxes_of_rows
 from finetune.objective.task_pass import TaskPass
-from finetune.run_dirs.init_weights import Start
+from finetune.run_dirs.model_source import ModelSource
 
 
 @torch.no_grad()
 def expression_boxes(
-    start: Start, task_pass: TaskPass, collator: TaskCollator, examples: Sequence[Example]
+    source: ModelSource, task_pass: TaskPass, collator: TaskCollator, examples: Sequence[Example]
 ) -> np.ndarray | None:
     """The box that the referring-expression head predicts for the text of each example in each of its images.
 
@@ -23,7 +23,7 @@ def expression_boxes(
     its maximum length.
 
     Args:
-        start: description of the weights.
+        source: description of the weights.
         task_pass: model and task of the examples.
         collator: collator of the examples.
         examples: not empty.
@@ -32,11 +32,11 @@ def expression_boxes(
         float (n, 4): a box for each image of each example, as fractions of the image's sides; None if the weights were
         not trained on a referring-expression task, and for such a task itself, whose prediction is this box.
     """
-    task = next((task for task in start.tasks if task.head.finds_regions), None)
+    task = next((task for task in source.tasks if task.head.finds_regions), None)
     if task is None or task_pass.task.head.finds_regions:
         return None
     expressions = [Example(0, example.text, (image,)) for example in examples for image in example.images]
-    max_tokens = min(task.max_tokens, start.sizes.max_position_embeddings)
+    max_tokens = min(task.max_tokens, source.sizes.max_position_embeddings)
     grounding = TaskCollator(
         task=task,
         examples=expressions,
@@ -45,7 +45,7 @@ def expression_boxes(
         limits=replace(collator.limits, max_tokens=max_tokens),
     )
     batch = grounding(0, np.arange(len(expressions)))
-    scores = TaskPass(task_pass.model, task, task_pass.precision, start.token(task)).scores(
+    scores = TaskPass(task_pass.model, task, task_pass.precision, source.token(task)).scores(
         batch.to(task_pass.precision.device)
     )
     return boxes_of_rows(batch.rows.boxes.numpy(), scores.argmax(1).cpu())

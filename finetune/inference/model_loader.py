@@ -14,12 +14,12 @@ from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.run_dirs.answer_vocabularies import Vocabularies
-from finetune.run_dirs.init_weights import Start, choose_vocabulary, trained_start
+from finetune.run_dirs.model_source import ModelSource, choose_vocabulary, trained_source
 from finetune.run_dirs.run_data_folder import choose_data
 from finetune.task_types.base import Task
 from pretrain.engine.distributed import choose_device, on_every_rank
 from pretrain.models.precision import Precision
-from pretrain.pretrained.find_weights import RUN, describe_keys
+from pretrain.pretrained.find_weights import RUN
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 
@@ -44,10 +44,10 @@ class TrainingInputs:
 class OpenedTask(NamedTuple):
     """A task that a model predicts.
 
-    start: description of the weights; task_pass: the task's model, on its device; collator: of the examples.
+    source: description of the weights; task_pass: the task's model, on its device; collator: of the examples.
     """
 
-    start: Start
+    source: ModelSource
     task_pass: TaskPass
     collator: TaskCollator
 
@@ -66,7 +66,7 @@ class ModelLoader:
         self.device = choose_device(config.device, ranks)
         self.precision = Precision(config.precision, self.device)
         self._regions: dict[Path, Regions] = {}
-        self._starts: dict[int, Start] = {}  # by feature size
+        self._sources: dict[int, ModelSource] = {}  # by feature size
         self._model: TaskModel | None = None
         self._vocabularies: Vocabularies = {}
 
@@ -97,32 +97,29 @@ class ModelLoader:
 
         data, examples = on_every_rank(ranks, opened)
         same_on_every_rank(data, (examples,), ranks)
-        start = self._start(data.feature_size)
-        check_trained(start, task)
+        source = self._source(data.feature_size)
+        check_trained(source, task)
         contrastive = training.contrastive if training else 0.0
-        task_pass = TaskPass(self._model_for(start, data), task, self.precision, start.token(task), contrastive)
-        settings = start.collator_settings(self._vocabularies.get(task.head.name), config.max_regions)
-        return OpenedTask(start, task_pass, data.collator(examples, settings, training.seed if training else None))
+        task_pass = TaskPass(self._model_for(source, data), task, self.precision, source.token(task), contrastive)
+        settings = source.collator_settings(self._vocabularies.get(task.head.name), config.max_regions)
+        return OpenedTask(source, task_pass, data.collator(examples, settings, training.seed if training else None))
 
-    def _start(self, feature_size: int) -> Start:
-        if feature_size not in self._starts:
+    def _source(self, feature_size: int) -> ModelSource:
+        if feature_size not in self._sources:
             config = self.config
-            self._starts[feature_size] = trained_start(config.run, config.config, config.tokenizer, feature_size)
-        return self._starts[feature_size]
+            self._sources[feature_size] = trained_source(config.run, config.config, config.tokenizer, feature_size)
+        return self._sources[feature_size]
 
-    def _model_for(self, start: Start, data: TaskData) -> TaskModel:
+    def _model_for(self, source: ModelSource, data: TaskData) -> TaskModel:
         """The model, with the answers of the task of `data` if it has some."""
-        head, known = data.task.head, start.vocabularies | self._vocabularies
+        head, known = data.task.head, source.vocabularies | self._vocabularies
         if head.has_vocabulary and head.name not in known:
-            known[head.name] = choose_vocabulary(start, data, answer_files(self.config).get(head.name))
+            known[head.name] = choose_vocabulary(source, data, answer_files(self.config).get(head.name))
         if self._model is None or known.keys() != self._vocabularies.keys():
-            heads = [data.task.head, *(task.head for task in start.tasks)]
-            self._model = TaskModel(start.sizes, {name: len(answers) for name, answers in known.items()}, heads)
-            sentence = describe_keys(*start.load(self._model))
-            if start.weights.kind != RUN:
-                self.ranks.log(f"{self.config.run}: {sentence}")
-            self._model.to(self.device, self.precision.weight_dtype)
+            self._model, sentence = source.trained_model(known, self.precision, [data.task])
             self._vocabularies = known
+            if source.weights.kind != RUN:
+                self.ranks.log(f"{self.config.run}: {sentence}")
         return self._model
 
 
@@ -134,12 +131,12 @@ def load(
     return opened.task_pass, opened.collator
 
 
-def check_trained(start: Start, task: Task) -> None:
+def check_trained(source: ModelSource, task: Task) -> None:
     """Raises UserError if the head of the task was not trained."""
-    if start.has_head(task):
+    if source.has_head(task):
         return
-    names = ", ".join(known.name for known in start.tasks)
+    names = ", ".join(known.name for known in source.tasks)
     what = f"was trained on {names}" if names else "has no task heads"
-    if start.zero_shot:
+    if source.zero_shot:
         what = f"contains pretraining weights, which only support {names} (zero-shot, by the alignment head)"
-    raise UserError(f"--run {start.path or 'scratch'}: {what}; fine-tune it on {task.name} first")
+    raise UserError(f"--run {source.path or 'scratch'}: {what}; fine-tune it on {task.name} first")

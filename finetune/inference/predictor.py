@@ -21,7 +21,7 @@ from finetune.inference.request import ImageLike, Query, candidates_of, check_qu
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.answer_vocabularies import Vocabularies
-from finetune.run_dirs.init_weights import Start, trained_start, vocabulary_of_head
+from finetune.run_dirs.model_source import ModelSource, trained_source, vocabulary_of_head
 from finetune.run_dirs.run_data_folder import choose_data, own_data, warn_of_other_data
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_files_of, all_tasks, find_task
@@ -83,40 +83,37 @@ class LazyPredictor:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Names of the tasks that the model can predict, see Start.tasks."""
-        return [task.name for task in self.start.tasks]
+        """Names of the tasks that the model can predict, see ModelSource.tasks."""
+        return [task.name for task in self.source.tasks]
 
     @cached_property
     def detector(self) -> Detector:
         return detector_of(self.regions, str(self.device.type))
 
     @cached_property
-    def start(self) -> Start:
+    def source(self) -> ModelSource:
         path = self.regions / "dataset.json"
         if not path.exists():
             raise UserError(f"{self.regions}: contains no finished region shards; give some by --region_shards")
-        return trained_start(self.run, *self._given, read_json(path, _Width)["feature_size"])
+        return trained_source(self.run, *self._given, read_json(path, _Width)["feature_size"])
 
     @cached_property
     def vocabularies(self) -> Vocabularies:
         """Answer head -> answers, for the heads whose answers are known."""
-        known = dict(self.start.vocabularies)
+        known = dict(self.source.vocabularies)
         for head, given in self.answers.items():
-            if head in known or head not in self.start.heads:
+            if head in known or head not in self.source.heads:
                 continue
             data = self._data or own_data(self.run)
             folders = [task.folder(data) for task in all_tasks().values() if data and task.head.name == head]
             file = given or next(filter(None, map(answer_file, folders)), None)
             if file is not None:
-                known[head] = vocabulary_of_head(file, self.start, head)
+                known[head] = vocabulary_of_head(file, self.source, head)
         return known
 
     @cached_property
     def model(self) -> TaskModel:
-        answers = {head: len(vocabulary) for head, vocabulary in self.vocabularies.items()}
-        model = TaskModel(self.start.sizes, answers, [task.head for task in self.start.tasks])
-        self.start.load(model)
-        return model.to(self.device, self.precision.weight_dtype).eval()
+        return self.source.trained_model(self.vocabularies, self.precision)[0]
 
     def __call__(self, task: str, text: str, *images: ImageLike, boxes: Sequence[Box] = (), top: int = 5) -> Prediction:
         """See Predictor."""
@@ -167,22 +164,22 @@ class LazyPredictor:
     def _checked_task(self, task: str, text: str, images: int, boxes: bool) -> Task:
         """The task of a query, which it and the model support."""
         found = find_task(task)
-        if not self.start.zero_shot:  # attention of pretraining weights needs no head
+        if not self.source.zero_shot:  # attention of pretraining weights needs no head
             self._check_answers(found)
         check_query(found, text, images, boxes)
         return found
 
     def _check_answers(self, task: Task) -> None:
         """Raises UserError for a task whose head was not trained or whose answers are not known."""
-        check_trained(self.start, task)
+        check_trained(self.source, task)
         if task.head.has_vocabulary and task.head.name not in self.vocabularies:
             hint = f"give a file of them in the order of training (--{task.head.name}_answers)"
             raise UserError(f"--run {self.run}: the answers of {task.name} are not known; {hint}")
 
     def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
         """The model with the task of a query, and the query as a batch."""
-        task_pass = TaskPass(self.model, query.task, self.precision, self.start.token(query.task))
-        collator = query.collator(self.start.tokenizer, self.start.sizes)
+        task_pass = TaskPass(self.model, query.task, self.precision, self.source.token(query.task))
+        collator = query.collator(self.source.tokenizer, self.source.sizes)
         return task_pass, collator(0, np.arange(len(collator.examples))).to(self.device)
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ def page_of(predictor: LazyPredictor, query: Query, lines: bool = True) -> str:
     Pretraining weights predict for retrieval only, and retrieval needs at least two images. lines: see attention_page.
     """
     ranks_nothing = query.task.head.ranks_images and len(query.names) < 2
-    answers = predictor.start.has_head(query.task) and not ranks_nothing
+    answers = predictor.source.has_head(query.task) and not ranks_nothing
     return explained_page(predictor, query, predictor.answer(query) if answers else None, lines)
 
 
@@ -106,7 +106,7 @@ def explained_page(predictor: LazyPredictor, query: Query, prediction: Predictio
     task_pass, batch = predictor.batch(query)
     title = f"{query.task.title}, {predictor.run}"
     images = list(zip([Path(name).name for name in query.names], query.pixels, strict=True))
-    explained = explain(task_pass, batch, predictor.start.tokenizer)
-    collator = query.collator(predictor.start.tokenizer, predictor.start.sizes)
-    expressions = expression_boxes(predictor.start, task_pass, collator, collator.examples)
+    explained = explain(task_pass, batch, predictor.source.tokenizer)
+    collator = query.collator(predictor.source.tokenizer, predictor.source.sizes)
+    expressions = expression_boxes(predictor.source, task_pass, collator, collator.examples)
     return attention_page(title, query.text, images, explained, prediction, query.size, expressions, lines)

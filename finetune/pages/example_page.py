@@ -176,7 +176,7 @@ def card_with_attention(run: str, opened: OpenedTask, one: JudgedExample, out: P
 
 def attention_of(run: str, opened: OpenedTask, one: JudgedExample) -> str:
     """The page of an example's attention maps."""
-    start, task_pass, collator = opened
+    source, task_pass, collator = opened
     batch = collator(0, np.array([one.number])).to(task_pass.precision.device)
     regions = collator.regions
     images = [
@@ -187,6 +187,6 @@ def attention_of(run: str, opened: OpenedTask, one: JudgedExample) -> str:
     title = f"{task_pass.task.title}, {run}"
     explained = explain(task_pass, batch, collator.tokenizer)
     size = image_size(one.example, regions[one.example.images[0]])
-    boxes = expression_boxes(start, task_pass, collator, [one.example])
+    boxes = expression_boxes(source, task_pass, collator, [one.example])
     shown = None if ranking else one.prediction
     return attention_page(title, one.example.text, images, explained, shown, size, boxes, lines=False)

@@ -67,9 +67,9 @@ def start_of(run: Run) -> str:
     """Kind of the initial weights, and where they are; relative to the working directory, like the names of runs."""
     source = run.kind != PRETRAINING and run.config["start"]["run"]
     if not source:
-        return "" if run.kind == PRETRAINING else run.start
+        return "" if run.kind == PRETRAINING else run.initial_weights
     inside = os.path.isabs(source) and Path(source).is_relative_to(Path.cwd())
-    return f"{run.start}, from {os.path.relpath(source) if inside else source}"
+    return f"{run.initial_weights}, from {os.path.relpath(source) if inside else source}"
 
 
 def _outcome(run: Run) -> str:
@@ -142,7 +142,9 @@ def _multi(runs: Sequence[Run], found: Sequence[Method]):
 
 def _together(runs: Sequence[Run]) -> str:
     multi = next((run for run in runs if run.kind == MULTI), None)
-    single = list({(run.start, run.config["tasks"][0]): run for run in reversed(runs) if run.kind == SINGLE}.values())
+    single = list(
+        {(run.initial_weights, run.config["tasks"][0]): run for run in reversed(runs) if run.kind == SINGLE}.values()
+    )
     return report_plots.together_and_alone(multi, single[::-1], "together") if single else ""
 
 

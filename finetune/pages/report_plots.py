@@ -95,7 +95,7 @@ def together_and_alone(multi: Run | None, single: Sequence[Run], name: str) -> s
         for task in multi.config["tasks"]:
             of_task.setdefault(task, []).append(("AT", multi, f"{task}/"))
     for run in single:
-        of_task.setdefault(run.config["tasks"][0], []).append((run.start, run, ""))
+        of_task.setdefault(run.config["tasks"][0], []).append((run.initial_weights, run, ""))
     kinds = list(dict.fromkeys(kind for of in of_task.values() for kind, _, _ in of))
     rows = -(-len(of_task) // COLUMNS)
     with drawing(11, 2.1 * rows + 0.6, rows, min(COLUMNS, len(of_task))) as (figure, axes):

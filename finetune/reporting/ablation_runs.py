@@ -44,7 +44,7 @@ class AblationRun:
 
 
 @dataclass(frozen=True)
-class PlainStart:
+class PlainWeights:
     """Initial weights of rows without pretraining.
 
     flags: of finetune.mt; sizes: model configuration to write to the file flags["config"], or None; text: for the log.
@@ -94,23 +94,25 @@ def own_share(config: AblateConfig, count: int) -> range:
     return range(int(part) - 1, count, int(parts))
 
 
-def prepare_suite(config: AblateConfig, runs: list[AblationRun]) -> tuple[AblateConfig, PlainStart | None, list[bool]]:
+def prepare_suite(
+    config: AblateConfig, runs: list[AblationRun]
+) -> tuple[AblateConfig, PlainWeights | None, list[bool]]:
     """(flags with which runs were started, initial weights of rows without pretraining, which runs are finished)."""
     complete_world(config.data)
     pairs = pairs_folder(config.data)
     if any(one.row.pretraining is not None for one in runs) and not pairs.is_dir():
         raise UserError(f"{pairs}: no such folder; --suite {config.suite} needs region shards with captions there")
-    start = plain_start(config, [one.row for one in runs])
-    check_same_inputs([one.out for one in runs if calls_of(one, config, start)[-1].begun])
-    config = as_begun(runs, config, start)
-    if start is not None and start.sizes is not None:
-        path, sizes = Path(start.flags["config"]), start.sizes.to_dict()
-        begun = any(call.begun for one in runs if not one.row.pretrained for call in calls_of(one, config, start))
+    plain = plain_weights(config, [one.row for one in runs])
+    check_same_inputs([one.out for one in runs if calls_of(one, config, plain)[-1].begun])
+    config = as_begun(runs, config, plain)
+    if plain is not None and plain.sizes is not None:
+        path, sizes = Path(plain.flags["config"]), plain.sizes.to_dict()
+        begun = any(call.begun for one in runs if not one.row.pretrained for call in calls_of(one, config, plain))
         if begun and path.exists() and read_json(path) != sizes:
             raise UserError(f"{path}: model configuration differs from --init {config.init}; give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, sizes)
-    return config, start, [one.finished for one in runs]
+    return config, plain, [one.finished for one in runs]
 
 
 def check_same_inputs(outs: Iterable[Path]) -> None:
@@ -126,10 +128,10 @@ def check_same_inputs(outs: Iterable[Path]) -> None:
                 f"{out}: has {RESULT} without {missing[0]}; copy {', '.join((*KEPT, RESULT))} of it together"
             )
         config = read_config(out)
-        start = config.get("start") or {}
+        weights = config.get("start") or {}
         found = {("data of", name): digest for name, digest in config.get("content", {}).items()}
-        if start.get("sha256"):
-            found["initial weights", start.get("run")] = start["sha256"]
+        if weights.get("sha256"):
+            found["initial weights", weights.get("run")] = weights["sha256"]
         for what, digest in found.items():
             other, known = seen.setdefault(what, (out, digest))
             if known != digest:
@@ -139,7 +141,7 @@ def check_same_inputs(outs: Iterable[Path]) -> None:
                 )
 
 
-def plain_start(config: AblateConfig, rows: list[Row]) -> PlainStart | None:
+def plain_weights(config: AblateConfig, rows: list[Row]) -> PlainWeights | None:
     """Initial weights of rows without pretraining, or None if there are no such rows.
 
     They are a BERT or random weights, with the same model configuration as the other rows. The BERT is --bert, else the
@@ -162,18 +164,18 @@ def plain_start(config: AblateConfig, rows: list[Row]) -> PlainStart | None:
     size = f"model configuration {'of ' + config.init if sizes else place}"
     if bert:
         flags = {"init": bert_folder(bert), "config": place}
-        return PlainStart(flags, sizes, f"rows without pretraining: initialised from the BERT {bert}, {size}")
+        return PlainWeights(flags, sizes, f"rows without pretraining: initialised from the BERT {bert}, {size}")
     flags = {"init": "scratch", "config": place, "tokenizer": tokenizer}
-    return PlainStart(flags, sizes, f"rows without pretraining: random weights, {size} (--bert for a BERT)")
+    return PlainWeights(flags, sizes, f"rows without pretraining: random weights, {size} (--bert for a BERT)")
 
 
-def calls_of(one: AblationRun, config: AblateConfig, start: PlainStart | None) -> list[TrainingCommand]:
+def calls_of(one: AblationRun, config: AblateConfig, plain: PlainWeights | None) -> list[TrainingCommand]:
     """The commands of a run, in order: pretraining, if the row has its own, and multi-task training."""
     machine = {"precision": config.precision, "device": config.device, "seed": one.seed}
     names = ("data", "task_file", "iterations", "lr_scale", "clean")
     flags = {name: getattr(config, name) for name in names} | {"tasks": tasks_of(one.row, config)} | machine
     if not one.row.pretrained:
-        return [TrainingCommand("finetune.mt", flags | start.flags | one.row.flags, one.out)]
+        return [TrainingCommand("finetune.mt", flags | plain.flags | one.row.flags, one.out)]
     if one.row.pretraining is None:
         return [
             TrainingCommand(
@@ -192,14 +194,14 @@ def calls_of(one: AblationRun, config: AblateConfig, start: PlainStart | None) -
     ]
 
 
-def as_begun(runs: list[AblationRun], config: AblateConfig, start: PlainStart | None) -> AblateConfig:
+def as_begun(runs: list[AblationRun], config: AblateConfig, plain: PlainWeights | None) -> AblateConfig:
     """The flags, with the learning-rate factor and epochs of existing runs unless they are given.
 
     Raises:
         UserError: a run was started with other flags or defaults, so that the table would mix different settings.
     """
     for one in runs:
-        for call in calls_of(one, config, start):
+        for call in calls_of(one, config, plain):
             stored = call.stored_flags if call.begun else {}
             for name, asked in call.settings.items():
                 if name in OWN_DEFAULT and call.flags.get(name, asked) is None:

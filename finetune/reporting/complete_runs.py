@@ -18,17 +18,17 @@ def complete(config: AblateConfig, runs: list[AblationRun], ranks: Ranks) -> Abl
     Returns:
         The flags with which runs were started; None if runs of other shares are not finished.
     """
-    config, start, finished = on_first(ranks, lambda: prepare_suite(config, runs))
+    config, plain, finished = on_first(ranks, lambda: prepare_suite(config, runs))
     own = own_share(config, len(runs))
     waiting = [runs[place] for place in own if not finished[place]]
     others = finished.count(False) - len(waiting)
     ranks.log(f"{config.suite}: {counted(len(runs), 'run')}, {finished.count(True)} of them already finished")
-    if start is not None:
-        ranks.log(start.text)
+    if plain is not None:
+        ranks.log(plain.text)
     on_every_rank(ranks, lambda: check_balances(one.row.flags.get("balance", STEPS) for one in waiting))
     processes = Processes(config.jobs, ranks)
     with processes.threads(config.jobs) as pool:
-        done = pool.map(lambda one: _train(calls_of(one, config, start), processes, ranks), waiting)
+        done = pool.map(lambda one: _train(calls_of(one, config, plain), processes, ranks), waiting)
         for number, (one, _) in enumerate(zip(waiting, done, strict=True), 1):
             if ranks.first:
                 score = read_json(one.out / RESULT, MultiResult)["mt_score"]

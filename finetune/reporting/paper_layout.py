@@ -26,7 +26,13 @@ TABLE9_COLUMNS = {  # rows of table 9 -> columns of table 10, where the names di
     **{f"IR Flickr R{k}": f"RF R@{k}" for k in (1, 5, 10)},
 }
 MAIN = ("score", "R@1")  # metrics whose intervals are stored
-STARTS = ("scratch", "BERT", "ST", "AT", "AT->ST")  # columns of table 9: kinds of initial weights; AT: a multi-task run
+INITIAL_WEIGHTS = (
+    "scratch",
+    "BERT",
+    "ST",
+    "AT",
+    "AT->ST",
+)  # columns of table 9: kinds of initial weights; AT: a multi-task run
 
 NOT_PRETRAINED = ("BERT", "scratch")  # initial weights without pretraining
 
@@ -94,25 +100,27 @@ def table9(runs: Iterable[Run]) -> tuple[list[str], list[TableRow]]:
     testB pooled, if stored), else the validation score. Runs without --clean have their own columns.
     """
     runs, rows, shown = list(runs), [], {}
-    columns = [(start, cleaned) for start in STARTS for cleaned in (True, False)]
+    columns = [(weights, cleaned) for weights in INITIAL_WEIGHTS for cleaned in (True, False)]
     for name in paper_table(TABLE9)["rows"]:
         task, metric = COLUMNS[TABLE9_COLUMNS.get(name, name)]
         numbers = paper_row(TABLE9, name)
-        cells = {f"the paper's {start}": Cell(numbers[start], note=numbers["split"]) for start in ("ST", "AT->ST")}
-        for start, cleaned in columns:
+        cells = {
+            f"the paper's {weights}": Cell(numbers[weights], note=numbers["split"]) for weights in ("ST", "AT->ST")
+        }
+        for weights, cleaned in columns:
             of = (run for run in runs if run.cleaned == cleaned)
-            if own := [cell for run in of if (cell := _scored(run, start, task, metric))]:
-                column = marked(start, cleaned)
+            if own := [cell for run in of if (cell := _scored(run, weights, task, metric))]:
+                column = marked(weights, cleaned)
                 shown[column] = None
                 cells[column] = own[0] if len(own) == 1 else _mean(own)
         rows.append(TableRow(name, cells))
-    order = [column for start, cleaned in columns if (column := marked(start, cleaned)) in shown]
+    order = [column for weights, cleaned in columns if (column := marked(weights, cleaned)) in shown]
     return ["the paper's ST", "the paper's AT->ST", *order], rows
 
 
-def _scored(run: Run, start: str, task: str, metric: str) -> Cell | None:
+def _scored(run: Run, weights: str, task: str, metric: str) -> Cell | None:
     """A run's cell in table 9; None if it has other initial weights or no score of the task."""
-    if start != {MULTI: "AT", SINGLE: run.config.get("start", {}).get("kind")}.get(run.kind):
+    if weights != {MULTI: "AT", SINGLE: run.config.get("start", {}).get("kind")}.get(run.kind):
         return None
     of = find_task(task)
     split, scores = _test_scores(run, of) or (of.splits[1], run.validated.get(task))
@@ -152,7 +160,7 @@ def methods(runs: Iterable[Run]) -> list[Method]:
         if run.kind != MULTI or run.result is None:
             continue
         changes = _changed(run.flags, MtConfig, set(run.flags) - NO_METHOD)
-        changes |= _pretraining(run) if run.start == "ST" else {"init": run.start}
+        changes |= _pretraining(run) if run.initial_weights == "ST" else {"init": run.initial_weights}
         key = json.dumps([changes, run.cleaned, run.result["iterations"], run.flags["data"]], sort_keys=True)
         found.setdefault(key, Method(changes, run.cleaned)).runs.append(run)
     return sorted(found.values(), key=lambda one: not one.cleaned)
@@ -166,8 +174,12 @@ def _changed(flags: dict, config: type, names: Iterable[str]) -> dict:
 
 def _pretraining(run: Run) -> dict:
     """Flags of the objective of a run's pretraining that differ from the defaults; empty if it is not found."""
-    start = Path(run.config["start"]["run"] or "")
-    return _changed(read_flags(start, PretrainConfig), PretrainConfig, OBJECTIVE) if (start / CONFIG).is_file() else {}
+    pretraining = Path(run.config["start"]["run"] or "")
+    return (
+        _changed(read_flags(pretraining, PretrainConfig), PretrainConfig, OBJECTIVE)
+        if (pretraining / CONFIG).is_file()
+        else {}
+    )
 
 
 def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:
@@ -182,7 +194,7 @@ def ablation_tables(found: Sequence[Method]) -> dict[str, list[TableRow]]:
         for name, row in SUITES[suite].items():
             cells = {column: Cell(value) for column, value in paper_row(table, name).items()}
             changes = _changed(row.flags, MtConfig, row.flags)
-            same = [changes] if row.pretrained else [changes | {"init": start} for start in NOT_PRETRAINED]
+            same = [changes] if row.pretrained else [changes | {"init": init} for init in NOT_PRETRAINED]
             shown = f"Δ {name}" if suite == "table11" else name
             rows.append(TableRow(f"the paper: {shown}", cells, True))
             for number, method in enumerate(found):

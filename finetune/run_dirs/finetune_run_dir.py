@@ -8,7 +8,7 @@ import torch
 from finetune.config import TrainingConfig
 from finetune.data.regions import Regions
 from finetune.run_dirs.answer_vocabularies import Vocabularies, vocabulary_path
-from finetune.run_dirs.init_weights import Start
+from finetune.run_dirs.model_source import ModelSource
 from finetune.run_dirs.run_data_folder import check_exists
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_files_of, find_task, keep_task_files
@@ -23,7 +23,7 @@ from shards.detectors import keep_detector
 def begin_run(
     run: Path,
     config: TrainingConfig,
-    start: Start,
+    source: ModelSource,
     sizes: ModelConfig,
     tasks: list[Task],
     tokens: dict,
@@ -34,12 +34,12 @@ def begin_run(
 ) -> None:
     """Creates a run directory: configuration, tokenizer, answers, and the detector's description.
 
-    choose_start reads it when the run is resumed or used as initial weights; finetune.predict needs the detector.
+    choose_source reads it when the run is resumed or used as initial weights; finetune.predict needs the detector.
 
     Args:
         run: run directory; files of an earlier run without a checkpoint are deleted.
         config: flags.
-        start: initial weights.
+        source: initial weights.
         sizes: model configuration.
         tasks: tasks of the run.
         tokens: task -> task token.
@@ -49,7 +49,7 @@ def begin_run(
         content: task -> fingerprints of its data (task_data.content_of), see check_content.
     """
     clear_run(run)
-    start.tokenizer.save(run)
+    source.tokenizer.save(run)
     keep_detector(regions.dataset.folder, run / DETECTOR)
     keep_task_files(tasks, run)
     for head, vocabulary in vocabularies.items():
@@ -61,7 +61,7 @@ def begin_run(
             "model": sizes.to_dict(),
             "tasks": [task.name for task in tasks],
             "tokens": tokens,
-            "start": {"kind": start.kind, "run": absolute(start.path, "init"), "sha256": start.digest},
+            "start": {"kind": source.kind, "run": absolute(source.path, "init"), "sha256": source.digest},
             "content": content,
             "made": run_metadata(device),
         },

@@ -65,7 +65,7 @@ class Run:
         return PRETRAINING if "tasks" not in self.config else MULTI if "regime" in self.flags else SINGLE
 
     @property
-    def start(self) -> str:
+    def initial_weights(self) -> str:
         """Kind of the initial weights: AT->ST, ST, BERT or scratch."""
         return self.config["start"]["kind"]
 

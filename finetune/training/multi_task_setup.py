@@ -31,7 +31,7 @@ from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.prepared.prepare_data import for_training
 from finetune.run_dirs.answer_vocabularies import Vocabularies
 from finetune.run_dirs.finetune_run_dir import begin_run, check_content
-from finetune.run_dirs.init_weights import Start, choose_vocabulary, random_start_note
+from finetune.run_dirs.model_source import ModelSource, choose_vocabulary, random_weights_note
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
 from finetune.training.gradient_tracker import TRACKED_BATCHES, TRACKED_EXAMPLES, GradientTracker, default_interval
@@ -89,7 +89,7 @@ def build_multi_task(
     opened = open_training_data(config, tasks, [task.splits[:2] for task in tasks], ranks)
     data = [one.data for one in opened]
     texts = (example.text for one in opened for example in one.training)
-    start, sizes = choose_model(config, newest, texts, data[0].feature_size, ranks, runs=(PRETRAINING,))
+    source, sizes = choose_model(config, newest, texts, data[0].feature_size, ranks, runs=(PRETRAINING,))
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
     config = dataclasses.replace(config, lr_scale=config.lr_scale or default_lr_scale(sizes))
     settled = with_defaults(config, sizes, newest)
@@ -99,15 +99,15 @@ def build_multi_task(
     if newest:
         check_content(run, content)
     min_answer_count = None if newest else config.min_answer_count
-    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, start, min_answer_count, ranks.log))
+    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, source, min_answer_count, ranks.log))
     precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
-    model = make_model(settled, tasks, sizes, vocabularies, None if newest else start, precision, ranks)
+    model = make_model(settled, tasks, sizes, vocabularies, None if newest else source, precision, ranks)
     metadata = read_metadata(newest) if newest else {}
     states = []
     for one in opened:
         task = one.task
         task_pass = TaskPass(model, task, precision, tokens.get(task.name), config.contrastive)
-        settings = start.collator_settings(vocabularies.get(task.head.name), config.max_regions)
+        settings = source.collator_settings(vocabularies.get(task.head.name), config.max_regions)
         size = min(default_batch_size(task, sizes), config.max_batch or task.batch_size)
         taken = metadata.get("taken", {}).get(task.name, 0)
         states.append(_task_state(config, task_pass, one, settings, size, taken, ranks))
@@ -147,7 +147,7 @@ def build_multi_task(
             begin_run,
             run=run,
             config=config,
-            start=start,
+            source=source,
             sizes=sizes,
             tasks=tasks,
             tokens=tokens,
@@ -157,7 +157,7 @@ def build_multi_task(
             content=content,
         )
         on_first(ranks, begin)
-    _describe(training, start)
+    _describe(training, source)
     return Trainer(config, engine, training, metadata)
 
 
@@ -275,7 +275,7 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
 
 
 def _vocabularies(
-    config: MtConfig, data: list[TaskData], start: Start, min_answer_count: int | None, log
+    config: MtConfig, data: list[TaskData], source: ModelSource, min_answer_count: int | None, log
 ) -> Vocabularies:
     """The answers of every answer head, from the first task that has it; Visual Genome QA shares those of VQA."""
     check_answer_files(config, [of_task.task for of_task in data])
@@ -285,19 +285,19 @@ def _vocabularies(
         if head.name in found or not head.has_vocabulary:
             continue
         file, flag = given.get(head.name), f"--{head.name}_answers"
-        found[head.name] = choose_vocabulary(start, of_task, file, log, flag, min_answer_count)
+        found[head.name] = choose_vocabulary(source, of_task, file, log, flag, min_answer_count)
     if min_answer_count and not found:
         raise UserError(f"--min_answer_count {min_answer_count}: none of the tasks has an answer vocabulary")
     return found
 
 
-def _describe(training: MultiTask, start: Start) -> None:
+def _describe(training: MultiTask, source: ModelSource) -> None:
     log, plan, config = training.ranks.log, training.plan, training.config
     log(
-        f"{counted(len(training.task_states), 'task')}, regime {config.regime}, from {start.path or 'scratch'}, "
+        f"{counted(len(training.task_states), 'task')}, regime {config.regime}, from {source.path or 'scratch'}, "
         f"on {training.device}"
     )
-    if not plan.first_step and (note := random_start_note(start, config.init, (PRETRAINING,))):
+    if not plan.first_step and (note := random_weights_note(source, config.init, (PRETRAINING,))):
         log(note)
     for state in training.task_states:
         log(

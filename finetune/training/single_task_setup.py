@@ -13,7 +13,7 @@ from finetune.data.task_data import TaskData, prepare_on_every_machine
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.prepare_data import EXAMPLES, Wanted
 from finetune.run_dirs.finetune_run_dir import begin_run, check_content
-from finetune.run_dirs.init_weights import Start, choose_vocabulary, random_start_note
+from finetune.run_dirs.model_source import ModelSource, choose_vocabulary, random_weights_note
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, all_tasks, find_task
 from finetune.training.single_task import SingleTask
@@ -70,8 +70,8 @@ def build_single_task(
     opened = _open_task(config, task, ranks)
     data, examples = opened.data, opened.training
     texts = (example.text for example in examples)
-    start, sizes = choose_model(config, newest, texts, data.feature_size, ranks)
-    kind = read_config(run)["start"]["kind"] if newest else start.kind
+    source, sizes = choose_model(config, newest, texts, data.feature_size, ranks)
+    kind = read_config(run)["start"]["kind"] if newest else source.kind
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or default_epochs(sizes))
     settled = with_defaults(config, sizes, newest)
@@ -81,11 +81,11 @@ def build_single_task(
     if newest:
         check_content(run, content)
     min_answer_count = None if newest else config.min_answer_count
-    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, start, min_answer_count, ranks.log))
+    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, source, min_answer_count, ranks.log))
     vocabularies = {task.head.name: vocabulary} if vocabulary else {}
     precision = Precision(config.precision, device)
-    model = make_model(settled, [task], sizes, vocabularies, None if newest else start, precision, ranks)
-    task_pass = TaskPass(model, task, precision, start.token(task), config.contrastive)
+    model = make_model(settled, [task], sizes, vocabularies, None if newest else source, precision, ranks)
+    task_pass = TaskPass(model, task, precision, source.token(task), config.contrastive)
     metadata = read_metadata(newest) if newest else {}
     engine = make_task_engine(settled, ranks, task_pass, lr, head_lr, newest)
     plan = Plan(
@@ -97,7 +97,7 @@ def build_single_task(
         workers=config.workers,
         accumulate=config.accumulate,
     )
-    settings = start.collator_settings(vocabulary, config.max_regions)
+    settings = source.collator_settings(vocabulary, config.max_regions)
     best = metadata.get("best_score")
     training = SingleTask(
         config=config,
@@ -115,7 +115,7 @@ def build_single_task(
             begin_run,
             run=run,
             config=config,
-            start=start,
+            source=source,
             sizes=sizes,
             tasks=[task],
             tokens={task.name: task_pass.token},
@@ -125,7 +125,7 @@ def build_single_task(
             content=content,
         )
         on_first(ranks, begin)
-    _describe(training, opened, kind, start)
+    _describe(training, opened, kind, source)
     return Trainer(config, engine, training, metadata), kind
 
 
@@ -163,7 +163,7 @@ def result_of(trainer: Trainer, kind: str, seconds: float) -> dict:
 
 
 def _vocabulary(
-    config: StConfig, data: TaskData, start: Start, min_answer_count: int | None, log
+    config: StConfig, data: TaskData, source: ModelSource, min_answer_count: int | None, log
 ) -> AnswerVocabulary | None:
     """The answer vocabulary of the task, or None if it has none."""
     if not data.task.head.has_vocabulary:
@@ -171,13 +171,13 @@ def _vocabulary(
             if value := getattr(config, name):
                 raise UserError(f"--{name} {value}: {data.task.name} has no answer vocabulary")
         return None
-    return choose_vocabulary(start, data, config.answers, log, min_answer_count=min_answer_count)
+    return choose_vocabulary(source, data, config.answers, log, min_answer_count=min_answer_count)
 
 
-def _describe(training: SingleTask, opened: TrainingData, kind: str, start: Start) -> None:
+def _describe(training: SingleTask, opened: TrainingData, kind: str, source: ModelSource) -> None:
     log, plan, config = training.ranks.log, training.plan, training.config
-    log(f"{opened.task.title} ({kind}{f', from {start.path}' if start.path and not plan.first_step else ''})")
-    if not plan.first_step and (note := random_start_note(start, config.init)):
+    log(f"{opened.task.title} ({kind}{f', from {source.path}' if source.path and not plan.first_step else ''})")
+    if not plan.first_step and (note := random_weights_note(source, config.init)):
         log(note)
     log(
         f"{len(opened.training)} training examples, {len(opened.validation)} validation examples, "

@@ -21,18 +21,18 @@ from finetune.evaluation.scores import CLUSTERS
 from finetune.models.task_model import TaskModel
 from finetune.reporting.ablation_runs import (
     AblationRun,
-    PlainStart,
+    PlainWeights,
     as_begun,
     calls_of,
     check_same_inputs,
     own_share,
-    plain_start,
+    plain_weights,
     prepare_suite,
 )
 from finetune.reporting.ablation_suites import PAPER_TABLES, SUITES, Row
 from finetune.reporting.ablation_table import compare_rows
 from finetune.reporting.ablation_table import table as tabulate
-from finetune.run_dirs.init_weights import choose_start
+from finetune.run_dirs.model_source import choose_source
 from pretrain.config import PretrainConfig
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, newest_checkpoint
 from pretrain.models.model_config import ModelConfig
@@ -120,9 +120,9 @@ def test_flags_reach_the_commands_that_have_them(tmp_path):
     """Every flag that is given is a flag of the command, and has the type that it has there."""
     asked = {"clean": "clean", "precision": "bf16", "device": "cpu", "data": "data", "iterations": 7, "lr_scale": 2.0}
     config = AblateConfig(suite="pretraining", config="base", bert="a bert", epochs=4, **asked)
-    start = PlainStart({"init": "a bert", "config": "base"}, None, "")
+    plain = PlainWeights({"init": "a bert", "config": "base"}, None, "")
     calls = {
-        name: calls_of(AblationRun(name, row, 5, tmp_path), config, start)
+        name: calls_of(AblationRun(name, row, 5, tmp_path), config, plain)
         for name, row in SUITES["pretraining"].items()
     }
     for of_row in calls.values():
@@ -156,10 +156,10 @@ def sizes_of(run) -> dict:
     return json.loads((run / "config.json").read_text())["model"]
 
 
-def started(start: PlainStart, feature_size: int, seed=0) -> tuple[ModelConfig, dict]:
+def started(plain: PlainWeights, feature_size: int, seed=0) -> tuple[ModelConfig, dict]:
     """(sizes, weights) of what finetune.mt begins with."""
-    write_json(start.flags["config"], start.sizes.to_dict())
-    found = choose_start(start.flags["init"], start.flags["config"], start.flags.get("tokenizer"), ["a"], feature_size)
+    write_json(plain.flags["config"], plain.sizes.to_dict())
+    found = choose_source(plain.flags["init"], plain.flags["config"], plain.flags.get("tokenizer"), ["a"], feature_size)
     torch.manual_seed(seed)
     model = TaskModel(found.sizes, {})
     found.load(model)
@@ -169,9 +169,9 @@ def started(start: PlainStart, feature_size: int, seed=0) -> tuple[ModelConfig, 
 def test_without_pretraining_a_model_of_the_same_size_is_random(narrow, tmp_path):
     run, sizes = narrow, sizes_of(narrow)
     config = AblateConfig(suite="table10", init=str(run), out=str(tmp_path))
-    start = plain_start(config, NO_PRETRAINING)
-    assert start.flags["init"] == "scratch" and "random weights, model configuration of" in start.text
-    found, weights = started(start, sizes["v_feature_size"])
+    plain = plain_weights(config, NO_PRETRAINING)
+    assert plain.flags["init"] == "scratch" and "random weights, model configuration of" in plain.text
+    found, weights = started(plain, sizes["v_feature_size"])
     assert found.to_dict() == sizes | {"task_tokens": 20}
     theirs = load_file(best_checkpoint(run) / "model.safetensors")
     same = [name for name in weights if weights[name].dim() > 1 and name in theirs]
@@ -193,9 +193,9 @@ def test_without_pretraining_a_model_of_the_same_size_has_berts_weights(narrow, 
         stored["flags"]["bert"] = str(tmp_path / "bert")
         write_json(tmp_path / "run" / "config.json", stored)
     config = AblateConfig(suite="table10", init=str(tmp_path / "run"), out=str(tmp_path))
-    start = plain_start(replace(config, bert=str(tmp_path / "bert") if named else None), NO_PRETRAINING)
-    assert start.flags["init"] == str(tmp_path / "bert") and "from the BERT " in start.text
-    found, weights = started(start, sizes["v_feature_size"])
+    plain = plain_weights(replace(config, bert=str(tmp_path / "bert") if named else None), NO_PRETRAINING)
+    assert plain.flags["init"] == str(tmp_path / "bert") and "from the BERT " in plain.text
+    found, weights = started(plain, sizes["v_feature_size"])
     assert found.to_dict() == sizes | {"task_tokens": 20}
     theirs = bert.state_dict()
     torch.testing.assert_close(
@@ -220,11 +220,11 @@ def test_a_bert_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
 def test_flags_without_a_use_and_weights_that_are_not_there_are_refused(narrow, tmp_path):
     config = AblateConfig(suite="table11", init=str(narrow), out=str(tmp_path), bert="bert")
     with pytest.raises(UserError, match="--bert bert: none of the rows of table11 are initialised from a BERT"):
-        plain_start(config, [Row()])
+        plain_weights(config, [Row()])
     with pytest.raises(UserError, match="--init nowhere: no such file"):
-        plain_start(replace(config, init="nowhere"), NO_PRETRAINING)
+        plain_weights(replace(config, init="nowhere"), NO_PRETRAINING)
     with pytest.raises(UserError, match=r"--config base: .* is a run with its own configuration"):
-        plain_start(replace(config, config="base"), NO_PRETRAINING)
+        plain_weights(replace(config, config="base"), NO_PRETRAINING)
 
 
 def test_a_row_without_pretraining_is_not_mixed_with_another_size(narrow, pretrained, tmp_path):
@@ -236,11 +236,11 @@ def test_a_row_without_pretraining_is_not_mixed_with_another_size(narrow, pretra
     prepare_suite(config, [run])
     shutil.rmtree(init)
     shutil.copytree(pretrained, init)
-    _, start, finished = prepare_suite(config, [run])  # nothing was begun with the sizes that it had
-    assert json.loads((tmp_path / "table10" / "model.json").read_text()) == start.sizes.to_dict()
+    _, plain, finished = prepare_suite(config, [run])  # nothing was begun with the sizes that it had
+    assert json.loads((tmp_path / "table10" / "model.json").read_text()) == plain.sizes.to_dict()
     assert finished == [False]
-    begin(calls_of(run, config, start)[0])
-    assert prepare_suite(config, [run])[1] == start
+    begin(calls_of(run, config, plain)[0])
+    assert prepare_suite(config, [run])[1] == plain
     shutil.rmtree(init)
     shutil.copytree(narrow, init)
     with pytest.raises(UserError, match=r"model\.json: model configuration differs from --init .*; give another --out"):

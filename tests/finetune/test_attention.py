@@ -34,7 +34,7 @@ def asked(predictor, world, name):
 def test_maps_are_the_models_own(predictor, world, name):
     query = asked(predictor, world, name)
     task_pass, batch = predictor.batch(query)
-    found = explain(task_pass, batch, predictor.start.tokenizer)
+    found = explain(task_pass, batch, predictor.source.tokenizer)
     inputs, maps = task_pass.inputs(batch), AttentionMaps()
     with torch.no_grad():
         encoded = task_pass.model.encode(inputs, maps)
@@ -56,10 +56,10 @@ def test_padding_is_left_out(predictor, world):
     both = asked(predictor, world, "nlvr2")
     both.samples[0].features, both.samples[0].boxes = both.samples[0].features[:5], both.samples[0].boxes[:5]
     task_pass, batch = predictor.batch(both)
-    one, other = explain(task_pass, batch, predictor.start.tokenizer)
+    one, other = explain(task_pass, batch, predictor.source.tokenizer)
     assert one.rows == ["the whole image", *(f"region {n}" for n in range(5))] and len(other.rows) > 6
     both.samples = both.samples[:1]
-    (alone,) = explain(*predictor.batch(both), predictor.start.tokenizer)
+    (alone,) = explain(*predictor.batch(both), predictor.source.tokenizer)
     for view in VIEWS:
         np.testing.assert_allclose(one.maps[view], alone.maps[view], atol=1e-6)
 
@@ -71,7 +71,7 @@ def page(predictor, world, tmp_path_factory):
     query = asked(predictor, world, "refcoco")
     path.write_text(page_of(predictor, query), encoding="utf-8")
     task_pass, batch = predictor.batch(query)
-    return path, explain(task_pass, batch, predictor.start.tokenizer)[0], query
+    return path, explain(task_pass, batch, predictor.source.tokenizer)[0], query
 
 
 def brightness(opened) -> dict[int, float]:
@@ -197,7 +197,7 @@ def test_the_box_of_the_text_as_an_expression_is_drawn_for_every_task(random_pre
 
 def test_a_run_without_referring_expressions_draws_no_box_of_them(predictor, world, monkeypatch):
     query = asked(predictor, world, "vqa")
-    monkeypatch.setitem(predictor.start.weights.run_config, "tasks", ["vqa", "visual7w"])
+    monkeypatch.setitem(predictor.source.weights.run_config, "tasks", ["vqa", "visual7w"])
     assert expressions_of(page_of(predictor, query, lines=False)) == [None]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.build import TRUE_FOR_SMALL, make_model, make_task_engine, with_defaults
 from finetune.config import BASE_SIZE, MtConfig, StConfig
-from finetune.run_dirs.init_weights import Start
+from finetune.run_dirs.model_source import ModelSource
 from finetune.tasks import find_task
 from pretrain.models.model_config import TINY
 from pretrain.models.precision import Precision
@@ -53,9 +53,9 @@ def test_a_trained_answer_head_is_kept(tmp_path, monkeypatch):
     config, task = with_defaults(StConfig(), SMALL, None), find_task("vqa")
     of_run = make_model(config, [task], SMALL, {"vqa": ANSWERS}, None, FLOAT32)
     of_run.heads["vqa"].decoder.bias.data.normal_()
-    start = Start("AT->ST", Weights(RUN, str(tmp_path), tmp_path, SMALL, run_config={}, heads={}), SMALL, None)
+    source = ModelSource("AT->ST", Weights(RUN, str(tmp_path), tmp_path, SMALL, run_config={}, heads={}), SMALL, None)
     monkeypatch.setattr(Weights, "read", lambda self: (of_run.state_dict(), []))
-    model = make_model(config, [task], SMALL, {"vqa": ANSWERS}, start, FLOAT32)
+    model = make_model(config, [task], SMALL, {"vqa": ANSWERS}, source, FLOAT32)
     assert torch.equal(model.heads["vqa"].decoder.bias, of_run.heads["vqa"].decoder.bias)
 
 

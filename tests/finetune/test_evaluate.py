@@ -17,7 +17,7 @@ from finetune.inference.evaluate_task import predict_split
 from finetune.inference.model_loader import load
 from finetune.reporting.paper_layout import table9
 from finetune.run_dirs.finished_runs import find_runs
-from finetune.run_dirs.init_weights import Start
+from finetune.run_dirs.model_source import ModelSource
 from finetune.tasks import all_tasks
 from shards.common.dist_info import ALONE
 
@@ -71,8 +71,8 @@ def test_a_run_that_may_not_be_written_is_named_before_the_predictions(trained, 
 
 
 def test_the_model_is_loaded_once_for_all_tasks(world, trained, tmp_path, run_command, monkeypatch):
-    loaded, plain = [], Start.load
-    monkeypatch.setattr(Start, "load", lambda start, model: loaded.append(model) or plain(start, model))
+    loaded, plain = [], ModelSource.load
+    monkeypatch.setattr(ModelSource, "load", lambda source, model: loaded.append(model) or plain(source, model))
     opened, read = [], Regions.__init__
     monkeypatch.setattr(Regions, "__init__", lambda regions, folder: opened.append(folder) or read(regions, folder))
     flags = ("--run", trained, "--data", world, "--workers", 0, "--task", "vqa,gqa,refcoco,coco_retrieval,snli_ve")

@@ -109,7 +109,7 @@ def test_errors_name_arguments(predictor, trained, tmp_path):
 
 
 def test_all_is_loaded_when_it_is_made(trained):
-    assert {"detector", "model", "start", "vocabularies"} <= vars(Predictor(trained)).keys()
+    assert {"detector", "model", "source", "vocabularies"} <= vars(Predictor(trained)).keys()
 
 
 def test_the_command(world, trained, run_command):

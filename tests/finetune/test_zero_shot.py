@@ -172,7 +172,7 @@ def test_attention_is_the_pretrained_models(world, pretrained, name):
     predictor = Predictor(pretrained, data=world)
     example = task.read(world / name, task.splits[1])[0]
     query = predictor.query_by_id(name, example.text, *example.images)
-    (found,) = explain(*predictor.batch(query), predictor.start.tokenizer)
+    (found,) = explain(*predictor.batch(query), predictor.source.tokenizer)
     maps = AttentionMaps()
     with torch.no_grad():
         sample = Regions(world / "regions" / task.images)[example.images[0]]
@@ -201,7 +201,7 @@ def test_without_a_data_folder_images_are_those_of_the_runs_own_pairs(world, pre
 def test_reference_weights_give_the_same_maps(world, predictor, published):
     image = sorted((world / "images" / "pairs").glob("*.png"))[0]
     (own,), (given,) = (
-        explain(*one.batch(one.query(NAME, "a red star", image)), one.start.tokenizer)
+        explain(*one.batch(one.query(NAME, "a red star", image)), one.source.tokenizer)
         for one in (predictor, Predictor(published, data=world, region_shards=world / "regions" / "pairs"))
     )
     for view in VIEWS:

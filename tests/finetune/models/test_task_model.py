@@ -14,7 +14,7 @@ from finetune.heads.inputs import TaskInputs
 from finetune.heads.pointing_head import PADDING
 from finetune.heads.retrieval_head import OPTIONS
 from finetune.models.task_model import PAPER_HEADS, TaskModel
-from finetune.run_dirs.init_weights import choose_start
+from finetune.run_dirs.model_source import choose_source
 from pretrain.models.model_config import TINY
 from pretrain.pretrained.state_dict_mapping import our_name
 from shards.common.errors import UserError
@@ -32,11 +32,18 @@ def model(parity, tmp_path_factory):
     shutil.copy(PARITY / "config.json", folder)
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{n}" for n in range(195))]
     (folder / "vocab.txt").write_text("\n".join(pieces))
-    start = choose_start(str(folder / "multi_task_model.bin"), None, None, (), 24)
-    assert start.kind == "AT->ST"
-    assert start.weights.heads == {"vqa": 3129, "gqa": 1533, "nlvr2": 2, "retrieval": 1, "entailment": 3, "pointing": 1}
-    model = TaskModel(start.sizes, {"vqa": 3129, "gqa": 1533}).eval()
-    missing, unexpected = start.load(model)
+    source = choose_source(str(folder / "multi_task_model.bin"), None, None, (), 24)
+    assert source.kind == "AT->ST"
+    assert source.weights.heads == {
+        "vqa": 3129,
+        "gqa": 1533,
+        "nlvr2": 2,
+        "retrieval": 1,
+        "entailment": 3,
+        "pointing": 1,
+    }
+    model = TaskModel(source.sizes, {"vqa": 3129, "gqa": 1533}).eval()
+    missing, unexpected = source.load(model)
     assert missing == []
     assert all(".q_dense" in n or n.startswith(("linguisic", "words", "regions", "alignment")) for n in unexpected)
     return model

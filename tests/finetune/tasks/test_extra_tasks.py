@@ -27,7 +27,7 @@ from finetune.metrics.wordnet import find_nouns, read_nouns
 from finetune.metrics.wups import fuzzy_score, set_accuracy, word_measure, words_of, wups
 from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
-from finetune.run_dirs.init_weights import Start
+from finetune.run_dirs.model_source import ModelSource
 from finetune.tasks import all_tasks, paper_tasks
 from finetune.tasks.daquar import plain_answer
 from finetune.tasks.flickr30k_entities import read_phrases
@@ -516,8 +516,8 @@ def test_published_weights_are_of_the_papers_tasks():
     class PublishedWeights:
         facts, heads = {}, {"pointing": 1, "entailment": 3}
 
-    start = Start("AT->ST", PublishedWeights(), TINY, None)
-    assert [task.name for task in start.tasks] == [
+    source = ModelSource("AT->ST", PublishedWeights(), TINY, None)
+    assert [task.name for task in source.tasks] == [
         "visual7w",
         "refcoco",
         "refcoco+",

@@ -1,6 +1,7 @@
-"""Initial weights of fine-tuning: a run, published weights, a BERT, or random weights."""
+"""Where a model comes from: a run, published weights, a BERT, or random weights."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from finetune.annotations.answers import ORDER, AnswerVocabulary, read_vocabulary
@@ -14,7 +15,8 @@ from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.tasks import add_task_files_of, find_task, paper_tasks
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_metadata
 from pretrain.models.model_config import ModelConfig, read_model_config
-from pretrain.pretrained.find_weights import BERT, RUN, Weights, find_weights, take_weights
+from pretrain.models.precision import Precision
+from pretrain.pretrained.find_weights import BERT, RUN, Weights, describe_keys, find_weights, take_weights
 from pretrain.pretrained.hf_bert import MISSING_IN_BERT
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer, learn_tokenizer, load_bert_tokenizer
 from shards.common.errors import UserError
@@ -26,12 +28,12 @@ NEW = ("heads.", "encoder.text_embedding.task.")  # prefixes of parameters that 
 
 
 @dataclass
-class Start:
-    """A description of the initial weights, without the tensors: the first rank sends it to the other ranks.
+class ModelSource:
+    """Everything about a model but its tensors, which `load` reads; the first rank sends it to the other ranks.
 
     Attributes:
         kind: AT->ST (weights of several tasks), ST (pretraining weights), BERT, scratch, or ZERO_SHOT (pretraining
-            weights without fine-tuning, see trained_start).
+            weights without fine-tuning, see trained_source).
         weights: where to read the tensors; None from scratch.
         sizes: model configuration.
         tokenizer: the tokenizer.
@@ -89,6 +91,21 @@ class Start:
         """The settings of a task's collators. vocabulary, max_regions: see CollatorSettings."""
         return CollatorSettings(self.tokenizer, vocabulary, self.sizes.max_position_embeddings, max_regions)
 
+    def trained_model(
+        self, vocabularies: Vocabularies, precision: Precision, tasks: Sequence[Task] = ()
+    ) -> tuple[TaskModel, str]:
+        """The trained model for inference, on its device, and a sentence on its missing and unexpected keys.
+
+        Args:
+            vocabularies: answer head -> its answers.
+            precision: dtype of the weights, and the device.
+            tasks: tasks whose heads are added to those of the weights.
+        """
+        heads = [task.head for task in (*tasks, *self.tasks)]
+        model = TaskModel(self.sizes, {head: len(answers) for head, answers in vocabularies.items()}, heads)
+        sentence = describe_keys(*self.load(model))
+        return model.to(precision.device, precision.weight_dtype).eval(), sentence
+
     def load(self, model: TaskModel) -> tuple[list[str], list[str]]:
         """Loads the weights into a new model; returns (missing keys, unexpected keys)."""
         if self.weights is None:
@@ -102,7 +119,7 @@ class Start:
         return take_weights(model, weights, self.path, may_be_new), unexpected
 
 
-def choose_start(
+def choose_source(
     init: str | None,
     config: str | None,
     tokenizer: str | None,
@@ -110,7 +127,7 @@ def choose_start(
     feature_size: int,
     runs=DEFAULT_RUNS,
     flag: str = "--init",
-) -> Start:
+) -> ModelSource:
     """The initial weights that --init names; without it the first existing run of `runs`, else random weights.
 
     Args:
@@ -129,7 +146,7 @@ def choose_start(
         sizes = read_model_config(config or "tiny").replace(
             vocab_size=len(chosen), v_feature_size=feature_size, task_tokens=TASK_TOKENS
         )
-        return Start("scratch", None, sizes, chosen)
+        return ModelSource("scratch", None, sizes, chosen)
     add_task_files_of(init)
     try:
         weights = find_weights(init, config)
@@ -149,31 +166,33 @@ def choose_start(
         "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(run_config.get("tasks", ())) > 1 else "ST"
     )
     vocabularies = read_vocabularies(init) if weights.kind == RUN else {}
-    return Start(kind, weights, sizes, weights.load_tokenizer(tokenizer), vocabularies, run_config.get("tokens", {}))
+    return ModelSource(
+        kind, weights, sizes, weights.load_tokenizer(tokenizer), vocabularies, run_config.get("tokens", {})
+    )
 
 
-def random_start_note(start: Start, init: str | None, runs=DEFAULT_RUNS) -> str:
-    """A note if training starts from random weights, else "". init, runs: as for choose_start."""
-    if start.kind != "scratch":
+def random_weights_note(source: ModelSource, init: str | None, runs=DEFAULT_RUNS) -> str:
+    """A note if training starts from random weights, else "". init, runs: as for choose_source."""
+    if source.kind != "scratch":
         return ""
     why = f"--init {init}" if init else f"no --init given, and {' or '.join(runs)} not found"
     return f"training starts from random weights, without any pretraining: {why}"
 
 
-def trained_start(run: str, config: str | None, tokenizer: str | None, feature_size: int) -> Start:
-    """The weights that --run names, for inference; for the arguments see choose_start.
+def trained_source(run: str, config: str | None, tokenizer: str | None, feature_size: int) -> ModelSource:
+    """The weights that --run names, for inference; for the arguments see choose_source.
 
     With pretraining weights, the model has no task tokens, as in pretraining, and ranks for retrieval by the alignment
     head.
     """
-    start = choose_start(run, config, tokenizer, (), feature_size, flag="--run")
-    if start.kind != "ST" or "tasks" in start.weights.run_config:
-        return start
-    return dataclasses.replace(start, kind=ZERO_SHOT, sizes=start.sizes.replace(task_tokens=0))
+    source = choose_source(run, config, tokenizer, (), feature_size, flag="--run")
+    if source.kind != "ST" or "tasks" in source.weights.run_config:
+        return source
+    return dataclasses.replace(source, kind=ZERO_SHOT, sizes=source.sizes.replace(task_tokens=0))
 
 
 def choose_vocabulary(
-    start: Start,
+    source: ModelSource,
     data: TaskData,
     file: str | None,
     log=print,
@@ -186,7 +205,7 @@ def choose_vocabulary(
     as the reference implementation's file in the data folder (answers.ORDER).
 
     Args:
-        start: the initial weights.
+        source: the initial weights.
         data: the task's data.
         file: answer file, or None.
         log: prints messages.
@@ -197,13 +216,13 @@ def choose_vocabulary(
         UserError: the answers are not known, or min_answer_count is given although they are not counted.
     """
     task, head = data.task, data.task.head.name
-    head_size = start.heads.get(head)
-    kept = start.vocabularies.get(head)
+    head_size = source.heads.get(head)
+    kept = source.vocabularies.get(head)
     if min_answer_count is not None and (file or kept is not None or head_size is not None):
-        source = f"{flag} {file}" if file else start.path
+        origin = f"{flag} {file}" if file else source.path
         raise UserError(
             f"--min_answer_count {min_answer_count}: cannot be used for {task.name}, whose answers are those of "
-            f"{source}; remove the flag"
+            f"{origin}; remove the flag"
         )
     if file is None and kept is not None:
         return kept
@@ -213,17 +232,17 @@ def choose_vocabulary(
         file = next(filter(None, map(answer_file, [*folders, data.folder])), None)
         if file is None:
             raise UserError(
-                f"{start.path}: has a head of {head_size} answers for {task.name}, but not the answers; give a file of "
-                f"them in the order of training ({data.folder / ORDER[0]} in the published data)"
+                f"{source.path}: has a head of {head_size} answers for {task.name}, but not the answers; give a file "
+                f"of them in the order of training ({data.folder / ORDER[0]} in the published data)"
             )
     if file is not None:
-        return vocabulary_of_head(file, start, head)
+        return vocabulary_of_head(file, source, head)
     return training_answers(task, data.root, min_answer_count, flag, log)
 
 
-def vocabulary_of_head(file, start: Start, head: str) -> AnswerVocabulary:
+def vocabulary_of_head(file, source: ModelSource, head: str) -> AnswerVocabulary:
     """Reads an answer file. Raises UserError if the weights have the head with another number of answers."""
-    vocabulary, head_size = read_vocabulary(file), start.heads.get(head)
+    vocabulary, head_size = read_vocabulary(file), source.heads.get(head)
     if head_size is not None and len(vocabulary) != head_size:
-        raise UserError(f"{file}: has {len(vocabulary)} answers and the head of {start.path} {head_size}")
+        raise UserError(f"{file}: has {len(vocabulary)} answers and the head of {source.path} {head_size}")
     return vocabulary
