@@ -9,9 +9,8 @@ import torch
 
 from finetune.balancing import make_balance
 from finetune.balancing.base import GradientCombination
-from finetune.build import choose_model, make_model, make_task_engine, with_defaults
+from finetune.build import choose_model
 from finetune.config import (
-    FREE_FLAGS,
     HEAD_LR,
     PRETRAINING,
     MtConfig,
@@ -22,7 +21,7 @@ from finetune.config import (
     default_update_unused,
 )
 from finetune.data.task_collate import TaskBatch
-from finetune.data.task_data import CollatorSettings, TaskData, prepare_on_every_machine
+from finetune.data.task_data import TaskData, prepare_on_every_machine
 from finetune.evaluation.scores import mean_score
 from finetune.gradients.fixed_batches import fixed_batches, fixed_size
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
@@ -30,22 +29,20 @@ from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.prepared.prepare_data import for_training
 from finetune.run_dirs.answer_vocabularies import Vocabularies
-from finetune.run_dirs.finetune_run_dir import begin_run, check_content
 from finetune.run_dirs.model_source import ModelSource, choose_vocabulary, random_weights_note
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
 from finetune.training.gradient_tracker import TRACKED_BATCHES, TRACKED_EXAMPLES, GradientTracker, default_interval
 from finetune.training.multi_task import Iterations, MultiTask, TaskState
+from finetune.training.run_setup import RunSetup, set_up_run
 from finetune.training.task_schedulers import Regime, find_regime
 from finetune.training.task_validation import validation_of
 from finetune.training.training_data import TrainingData, open_training_data
 from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
-from pretrain.engine.checkpoint import METADATA, read_metadata
-from pretrain.engine.distributed import on_every_rank, on_first
-from pretrain.engine.run_dir import check_flags
+from pretrain.engine.checkpoint import METADATA
+from pretrain.engine.distributed import on_every_rank
 from pretrain.engine.trainer import Trainer
-from pretrain.models.precision import Precision
 from shards.common.counted import counted
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
@@ -84,7 +81,6 @@ def build_multi_task(
         device: of the model.
         newest: the checkpoint to resume from; None for a new run.
     """
-    run = Path(config.out)
     prepare_on_every_machine(config.data, [wanted for task in tasks for wanted in for_training(task)], ranks)
     opened = open_training_data(config, tasks, [task.splits[:2] for task in tasks], ranks)
     data = [one.data for one in opened]
@@ -92,104 +88,62 @@ def build_multi_task(
     source, sizes = choose_model(config, newest, texts, data[0].feature_size, ranks, runs=(PRETRAINING,))
     sizes = sizes.replace(task_tokens=0 if config.task_token == "none" else TASK_TOKENS)
     config = dataclasses.replace(config, lr_scale=config.lr_scale or default_lr_scale(sizes))
-    settled = with_defaults(config, sizes, newest)
-    if newest:
-        check_flags(config, run, FREE_FLAGS)
-    content = on_first(ranks, lambda: {one.task.name: one.content() for one in opened})
-    if newest:
-        check_content(run, content)
-    min_answer_count = None if newest else config.min_answer_count
-    vocabularies = on_first(ranks, lambda: _vocabularies(config, data, source, min_answer_count, ranks.log))
-    precision, tokens = Precision(config.precision, device), task_tokens(tasks, config.task_token)
-    model = make_model(settled, tasks, sizes, vocabularies, None if newest else source, precision, ranks)
-    metadata = read_metadata(newest) if newest else {}
-    states = []
-    for one in opened:
-        task = one.task
-        task_pass = TaskPass(model, task, precision, tokens.get(task.name), config.contrastive)
-        settings = source.collator_settings(vocabularies.get(task.head.name), config.max_regions)
-        size = min(default_batch_size(task, sizes), config.max_batch or task.batch_size)
-        taken = metadata.get("taken", {}).get(task.name, 0)
-        states.append(_task_state(config, task_pass, one, settings, size, taken, ranks))
+    choose_vocabularies = partial(_vocabularies, config, data, source, ranks.log)
+    setup = set_up_run(config, opened, source, sizes, choose_vocabularies, ranks, device, newest)
+    metadata, tokens = setup.metadata, task_tokens(tasks, config.task_token)
+    states = [_task_state(setup, one, tokens.get(one.task.name)) for one in opened]
     longest = max(state.plan.steps_per_epoch for state in states)
-    updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
     plan = Iterations(
         first_step=metadata.get("step", 0),
         total_steps=config.iterations or config.epochs * longest,
         steps_per_epoch=longest,
     )
-    lr = min(task.lr for task in tasks) * config.lr_scale
-    multi_task_pass = MultiTaskPass([state.task_pass for state in states], [t.lr * config.lr_scale / lr for t in tasks])
     regime = _regime(config, states, plan.total_steps)
-    worker_status = WorkerStatus(config.workers, *(of_task.regions.dataset for of_task in data))
-    balanced = balanced_step(config, model, len(tasks), ranks)
+    balanced = balanced_step(config, setup.model, len(tasks), ranks)
     if newest:
         with reading(newest / METADATA):
             regime.restore(metadata["regime"])
             if balanced:
                 balanced.method.restore(metadata["balance"])
+    lr = min(task.lr for task in tasks) * config.lr_scale
     training = MultiTask(
         config=config,
         plan=plan,
         task_states=states,
         regime=regime,
         peak_lr=lr,
-        worker_status=worker_status,
+        worker_status=WorkerStatus(config.workers, *(of_task.regions.dataset for of_task in data)),
         ranks=ranks,
         device=device,
         balanced=balanced,
         tracker=gradient_tracker(config, states, plan, balanced, ranks),
         earlier_seconds=metadata.get("seconds", 0.0),
     )
-    engine = make_task_engine(settled, ranks, multi_task_pass, lr, HEAD_LR * config.lr_scale, newest, updated)
-    if not newest:
-        begin = partial(
-            begin_run,
-            run=run,
-            config=config,
-            source=source,
-            sizes=sizes,
-            tasks=tasks,
-            tokens=tokens,
-            vocabularies=vocabularies,
-            device=device,
-            regions=data[0].regions,
-            content=content,
-        )
-        on_first(ranks, begin)
+    updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
+    scales = [task.lr * config.lr_scale / lr for task in tasks]
+    multi_task_pass = MultiTaskPass([state.task_pass for state in states], scales)
+    engine = setup.engine(multi_task_pass, lr, HEAD_LR * config.lr_scale, updated)
+    setup.begin_run(tokens)
     _describe(training, source)
     return Trainer(config, engine, training, metadata)
 
 
-def _task_state(
-    config: MtConfig,
-    task_pass: TaskPass,
-    opened: TrainingData,
-    settings: CollatorSettings,
-    size: int,
-    taken: int,
-    ranks: Ranks,
-) -> TaskState:
-    """The state of one task.
-
-    Args:
-        config: flags.
-        task_pass: its pass.
-        opened: its data.
-        settings: tokenizer, vocabulary and limits.
-        size: its batch size.
-        taken: number of its steps before this process.
-        ranks: the processes of the run.
-    """
-    data = opened.data
+def _task_state(setup: RunSetup, opened: TrainingData, token: int | None) -> TaskState:
+    """The state of one task. opened: its data; token: its task token."""
+    config, task, data = setup.config, opened.task, opened.data
+    settings = setup.collator_settings(task)
     return TaskState(
-        task_pass=task_pass,
+        task_pass=TaskPass(setup.model, task, setup.precision, token, config.contrastive),
         training=data.collator(opened.training, settings, config.seed),
         validation=validation_of(data, opened.validation, settings, config.validate_on, config.seed),
         plan=Plan(
-            pairs=len(opened.training), batch_size=size, epochs=ENDLESS, ranks=ranks, accumulate=config.accumulate
+            pairs=len(opened.training),
+            batch_size=min(default_batch_size(task, setup.sizes), config.max_batch or task.batch_size),
+            epochs=ENDLESS,
+            ranks=setup.ranks,
+            accumulate=config.accumulate,
         ),
-        taken=taken,
+        taken=setup.metadata.get("taken", {}).get(task.name, 0),
     )
 
 
@@ -275,7 +229,7 @@ def task_tokens(tasks: list[Task], kind: str) -> dict[str, int]:
 
 
 def _vocabularies(
-    config: MtConfig, data: list[TaskData], source: ModelSource, min_answer_count: int | None, log
+    config: MtConfig, data: list[TaskData], source: ModelSource, log, min_answer_count: int | None
 ) -> Vocabularies:
     """The answers of every answer head, from the first task that has it; Visual Genome QA shares those of VQA."""
     check_answer_files(config, [of_task.task for of_task in data])

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from finetune.annotations.answers import AnswerVocabulary
-from finetune.build import choose_model, make_model, make_task_engine, with_defaults
-from finetune.config import FREE_FLAGS, StConfig, batch_and_lr, default_epochs
+from finetune.build import choose_model
+from finetune.config import StConfig, batch_and_lr, default_epochs
 from finetune.data.task_data import TaskData, prepare_on_every_machine
 from finetune.objective.task_pass import TaskPass
 from finetune.prepared.prepare_data import EXAMPLES, Wanted
-from finetune.run_dirs.finetune_run_dir import begin_run, check_content
+from finetune.run_dirs.answer_vocabularies import Vocabularies
 from finetune.run_dirs.model_source import ModelSource, choose_vocabulary, random_weights_note
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, all_tasks, find_task
+from finetune.training.run_setup import set_up_run
 from finetune.training.single_task import SingleTask
 from finetune.training.task_validation import validation_of
 from finetune.training.training_data import TrainingData, open_training_data
@@ -23,9 +23,8 @@ from pretrain.data.batch_schedule import Plan
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_metadata
 from pretrain.engine.distributed import on_first
-from pretrain.engine.run_dir import check_flags, read_config
+from pretrain.engine.run_dir import read_config
 from pretrain.engine.trainer import Trainer
-from pretrain.models.precision import Precision
 from shards.common.counted import counted
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
@@ -66,28 +65,17 @@ def build_single_task(
     Returns:
         The trainer, and the kind of the run: AT->ST, ST, BERT or scratch.
     """
-    run = Path(config.out)
     opened = _open_task(config, task, ranks)
     data, examples = opened.data, opened.training
     texts = (example.text for example in examples)
     source, sizes = choose_model(config, newest, texts, data.feature_size, ranks)
-    kind = read_config(run)["start"]["kind"] if newest else source.kind
+    kind = read_config(Path(config.out))["start"]["kind"] if newest else source.kind
     batch_size, lr, head_lr = batch_and_lr(config, task, sizes)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr, epochs=config.epochs or default_epochs(sizes))
-    settled = with_defaults(config, sizes, newest)
-    if newest:
-        check_flags(config, run, FREE_FLAGS)
-    content = {task.name: on_first(ranks, opened.content)}
-    if newest:
-        check_content(run, content)
-    min_answer_count = None if newest else config.min_answer_count
-    vocabulary = on_first(ranks, lambda: _vocabulary(config, data, source, min_answer_count, ranks.log))
-    vocabularies = {task.head.name: vocabulary} if vocabulary else {}
-    precision = Precision(config.precision, device)
-    model = make_model(settled, [task], sizes, vocabularies, None if newest else source, precision, ranks)
-    task_pass = TaskPass(model, task, precision, source.token(task), config.contrastive)
-    metadata = read_metadata(newest) if newest else {}
-    engine = make_task_engine(settled, ranks, task_pass, lr, head_lr, newest)
+    choose_vocabularies = partial(_vocabularies, config, data, source, ranks.log)
+    setup = set_up_run(config, [opened], source, sizes, choose_vocabularies, ranks, device, newest)
+    metadata, settings = setup.metadata, setup.collator_settings(task)
+    task_pass = TaskPass(setup.model, task, setup.precision, source.token(task), config.contrastive)
     plan = Plan(
         pairs=len(examples),
         batch_size=batch_size,
@@ -97,7 +85,6 @@ def build_single_task(
         workers=config.workers,
         accumulate=config.accumulate,
     )
-    settings = source.collator_settings(vocabulary, config.max_regions)
     best = metadata.get("best_score")
     training = SingleTask(
         config=config,
@@ -110,21 +97,8 @@ def build_single_task(
         device=device,
         **({"best": best, "worse": metadata["epochs_without_better"]} if best is not None else {}),
     )
-    if not newest:
-        begin = partial(
-            begin_run,
-            run=run,
-            config=config,
-            source=source,
-            sizes=sizes,
-            tasks=[task],
-            tokens={task.name: task_pass.token},
-            vocabularies=vocabularies,
-            device=device,
-            regions=data.regions,
-            content=content,
-        )
-        on_first(ranks, begin)
+    engine = setup.engine(task_pass, lr, head_lr)
+    setup.begin_run({task.name: task_pass.token})
     _describe(training, opened, kind, source)
     return Trainer(config, engine, training, metadata), kind
 
@@ -162,16 +136,17 @@ def result_of(trainer: Trainer, kind: str, seconds: float) -> dict:
     }
 
 
-def _vocabulary(
-    config: StConfig, data: TaskData, source: ModelSource, min_answer_count: int | None, log
-) -> AnswerVocabulary | None:
-    """The answer vocabulary of the task, or None if it has none."""
-    if not data.task.head.has_vocabulary:
-        for name in ("answers", "min_answer_count"):
-            if value := getattr(config, name):
-                raise UserError(f"--{name} {value}: {data.task.name} has no answer vocabulary")
-        return None
-    return choose_vocabulary(source, data, config.answers, log, min_answer_count=min_answer_count)
+def _vocabularies(
+    config: StConfig, data: TaskData, source: ModelSource, log, min_answer_count: int | None
+) -> Vocabularies:
+    """The answer vocabulary of the task's head; empty for a head without one."""
+    head = data.task.head
+    if head.has_vocabulary:
+        return {head.name: choose_vocabulary(source, data, config.answers, log, min_answer_count=min_answer_count)}
+    for name in ("answers", "min_answer_count"):
+        if value := getattr(config, name):
+            raise UserError(f"--{name} {value}: {data.task.name} has no answer vocabulary")
+    return {}
 
 
 def _describe(training: SingleTask, opened: TrainingData, kind: str, source: ModelSource) -> None:
