@@ -51,7 +51,7 @@ def run(config: Config) -> int:
     if config.table:
         from benchmarks.gpu_table import page
 
-        Path(config.table).write_text(page(sorted(RECORDS.glob("*.jsonl"))), encoding="utf-8")
+        Path(config.table).write_text(page(sorted(RECORDS.glob("*.jsonl")), STAGES), encoding="utf-8")
         return 0
     for name in config.stages:
         if name not in STAGES:

@@ -386,13 +386,12 @@ SECTIONS = (
 )
 
 
-def page(records: list[Path]) -> str:
-    """The page of all records.
+def page(records: list[Path], stages: Iterable[str]) -> str:
+    """The page of all records. stages: those of gpu_record, of which each device has some.
 
     Raises:
         UserError: no record found, or one is invalid (see read).
     """
-    from benchmarks.gpu_record import STAGES
     from benchmarks.gpu_stages.pretraining_step import WAYS
 
     devices = read(records)
@@ -403,5 +402,5 @@ def page(records: list[Path]) -> str:
         parts += [f"## {device}", ""]
         for tables in SECTIONS:
             parts += tables(lines)
-        parts += not_measured(lines, STAGES, WAYS)
+        parts += not_measured(lines, stages, WAYS)
     return "\n".join(parts).rstrip("\n") + "\n"

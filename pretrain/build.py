@@ -77,7 +77,7 @@ def _training_task(
     sizes: ModelConfig,
     metadata: dict,
 ) -> PretrainingTask:
-    """The batches, schedule and validation of a run. facts: checkpoint.json of the checkpoint to resume from, or {}."""
+    """The batches, schedule and validation of a run. metadata: checkpoint.json of the run to resume, or {}."""
     limits = Limits(config.max_tokens, config.max_regions, sizes.v_feature_size)
     if config.region_target == "classes":
         shards = pairs.shards

@@ -129,7 +129,7 @@ def page(benchmark_module, tmp_path):
             common = {"device": "GPU A", "torch": "2.9", "commit": "abc1234"}
             texts = [line if isinstance(line, str) else json.dumps(common | line) for line in lines]
             paths[-1].write_text("\n".join(texts) + "\n")
-        return benchmark_module("gpu_table").page(paths)
+        return benchmark_module("gpu_table").page(paths, benchmark_module("gpu_record").STAGES)
 
     return make
 
@@ -239,7 +239,7 @@ def test_records_of_a_dry_run_and_broken_lines_are_refused(page, benchmark_modul
         with pytest.raises(UserError, match="line 1: not a JSON object"):
             page([broken])
     with pytest.raises(UserError, match="no record found"):
-        benchmark_module("gpu_table").page([])
+        benchmark_module("gpu_table").page([], ())
 
 
 def test_the_committed_page_is_that_of_the_committed_records(tmp_path):
