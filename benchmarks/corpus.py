@@ -37,7 +37,7 @@ from finetune.tasks.retrieval import image_ranks, karpathy_images, own_images
 from shards.common.cli import REQUIRED, command, flag
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
-from shards.images.image_files import Record, decode_image, find_parts, read_records
+from shards.images.image_files import ImageRecord, decode_image, find_parts, read_records
 
 CORPUS, TESTS = 12_000_000, 200_000  # images of the extrapolation
 
@@ -65,7 +65,7 @@ def ids_of(files: str) -> set[str]:
     return found
 
 
-def records_of(images: str) -> list[Record]:
+def records_of(images: str) -> list[ImageRecord]:
     return [record for part in find_parts(images, 1000) for record in read_records(part)]
 
 

@@ -15,7 +15,7 @@ from pretrain.engine.experiment_trackers import tracker_names
 from pretrain.engine.metrics_logger import run_directory_note
 from pretrain.engine.result_file import Result
 from pretrain.engine.run_dir import RESULT, checkpoint_to_resume, finished_result, locked_run, stored_flags
-from pretrain.objective.validation import describe_scores
+from pretrain.objective.validation import describe_validation
 from shards.common.cli import command
 from shards.common.dist_info import Ranks, launched
 from shards.common.errors import UserError
@@ -52,7 +52,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, device: torch.device) -> int:
         if ranks.first:
             write_json(out / RESULT, finished)
     if finished["validation"]:
-        ranks.log(f"validation: {describe_scores(loss_terms(config), finished['validation'])}")
+        ranks.log(f"validation: {describe_validation(loss_terms(config), finished['validation'])}")
     ranks.log(run_directory_note(out, config.log_to))
     return 0
 

@@ -13,7 +13,7 @@ from shards.common.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from shards.common.errors import UserError
-    from shards.detection.base import Detector, Found
+    from shards.detection.base import DetectedRegions, Detector
     from shards.detectors import detector_of
     from shards.storage.dataset import Dataset, Shard, open_dataset, read_captions
     from shards.storage.reader import RegionReader
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Dataset",
+    "DetectedRegions",
     "Detector",
-    "Found",
     "RegionReader",
     "Sample",
     "Shard",
@@ -34,7 +34,7 @@ __all__ = [
 
 _DEFINED_IN = {
     "UserError": "shards.common.errors",
-    **dict.fromkeys(("Detector", "Found"), "shards.detection.base"),
+    **dict.fromkeys(("DetectedRegions", "Detector"), "shards.detection.base"),
     "detector_of": "shards.detectors",
     **dict.fromkeys(("Dataset", "Shard", "open_dataset", "read_captions"), "shards.storage.dataset"),
     "RegionReader": "shards.storage.reader",

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def iou(boxes: np.ndarray, box) -> np.ndarray:
+def iou_with_box(boxes: np.ndarray, box) -> np.ndarray:
     """float64 (n,): the IoU of boxes (n, 4), x1 y1 x2 y2, with one box; 0 if either has no area."""
     boxes, box = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(box, np.float64)
     low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
@@ -15,5 +15,5 @@ def iou(boxes: np.ndarray, box) -> np.ndarray:
 
 def grounding_target(boxes: np.ndarray, box) -> np.ndarray:
     """float32 (n,): the IoU of boxes (n, 4) with the ground-truth box where it is at least 0.5, else 0."""
-    overlap = iou(boxes, box)
+    overlap = iou_with_box(boxes, box)
     return np.where(overlap >= 0.5, overlap, 0).astype(np.float32)

@@ -12,7 +12,7 @@ from PIL import Image
 from finetune.decontamination.perceptual_hash import THUMBNAIL, TRIMMED, grey, image_hashes, thumbnail
 from shards.common.errors import UserError
 from shards.common.process_pool import advance
-from shards.images.image_files import BadImage, Part, Record, decode_image, read_records
+from shards.images.image_files import BadImage, ImageRecord, Part, decode_image, read_records
 
 QUALITY = 90  # of the JPEG thumbnails, which have 1.3 KB each
 
@@ -122,7 +122,7 @@ def fingerprint_part(part: Part) -> list[ImageFingerprint]:
     return found
 
 
-def image_fingerprint(record: Record) -> ImageFingerprint:
+def image_fingerprint(record: ImageRecord) -> ImageFingerprint:
     """Checksum, hashes and thumbnail of an image."""
     try:
         image = grey(record.data)

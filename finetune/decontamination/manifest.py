@@ -30,23 +30,23 @@ class Removed(msgspec.Struct):
     evidence: tuple[str, ...]
 
 
-class Counted(msgspec.Struct):
+class SplitCount(msgspec.Struct):
     """Number of examples of a split when finetune.clean ran."""
 
     all: int
 
 
-class OfTask(msgspec.Struct):
+class TaskEntry(msgspec.Struct):
     """The manifest's entry of one task."""
 
     removed_images: int
-    examples: dict[str, Counted]
+    examples: dict[str, SplitCount]
 
 
 class Manifest(msgspec.Struct):
     """The fields of clean.json that are read."""
 
-    tasks: dict[str, OfTask]
+    tasks: dict[str, TaskEntry]
     without_picture: dict[str, tuple[int, int]] = {}
 
 

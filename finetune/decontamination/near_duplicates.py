@@ -125,7 +125,7 @@ def compare_pairs(job: CompareJob) -> list[float]:
     return found
 
 
-class Pair(msgspec.Struct):
+class NearDuplicate(msgspec.Struct):
     """Two names of the same photo, and the `difference` of their images."""
 
     one: str
@@ -158,7 +158,7 @@ def add_near_duplicates(
     ]
     differences = itertools.chain(*_in_order(compare_pairs, jobs, processes, len(candidates), "pairs"))
     pairs = [
-        Pair(one, other, round(value, 3))
+        NearDuplicate(one, other, round(value, 3))
         for (one, other), value in zip(candidates, differences, strict=True)
         if value <= DIFFERENT
     ]
@@ -217,7 +217,7 @@ def _in_order(function, jobs: list, processes: int, total: int, unit: str) -> li
     return [done[number] for number in range(len(jobs))]
 
 
-def read_pairs(folder) -> list[Pair]:
+def read_pairs(folder) -> list[NearDuplicate]:
     """The near-duplicate pairs in an output folder of finetune.clean; an empty list if it did not search for them."""
     path = Path(folder) / PAIRS
-    return list(scan_lines(path, Pair)) if path.exists() else []
+    return list(scan_lines(path, NearDuplicate)) if path.exists() else []

@@ -14,16 +14,16 @@ from shards.common.files import read_json
 INTERFERENCE_FOLDER, INTERFERENCE_NUMBERS = "interference", "interference.json"  # in a run directory
 
 
-class Table(msgspec.Struct):
+class PairMeans(msgspec.Struct):
     """Means by pairs of tasks, null for one that is not known."""
 
     mean: list[list[float | None]]
 
 
-class OfPart(msgspec.Struct):
+class PartMeans(msgspec.Struct):
     """The entry of a part of the model."""
 
-    similarity: Table
+    similarity: PairMeans
 
 
 class Flags(msgspec.Struct):
@@ -36,8 +36,8 @@ class Measurement(msgspec.Struct):
     """The fields of interference.json that are read."""
 
     tasks: list[str]
-    parts: dict[str, OfPart]
-    affinity: Table | None
+    parts: dict[str, PartMeans]
+    affinity: PairMeans | None
     flags: Flags
 
 

@@ -17,7 +17,7 @@ GRADIENTS_KIND = "gradients"  # of these lines of metrics.jsonl
 DIGITS = 5  # significant digits of the numbers in a line
 
 
-class OfPart(msgspec.Struct):
+class PartRecord(msgspec.Struct):
     """The record of a part of the model, null for numbers that are not known.
 
     similarity: (B, T, T), see Measured.similarities; norm: (B, T).
@@ -27,13 +27,13 @@ class OfPart(msgspec.Struct):
     norm: list[list[float | None]]
 
 
-class Line(msgspec.Struct):
+class TrackedLine(msgspec.Struct):
     """The fields of a line of the log that are read."""
 
     step: int
     tasks: list[str]
     seconds: float
-    parts: dict[str, OfPart]
+    parts: dict[str, PartRecord]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_tracked(run, names: Sequence[str]) -> Tracked | None:
     """The records of a run for some of its tasks, in this order; None if --track did not record them."""
     path = Path(run) / METRICS
     lines = read_metrics(path)[0] if path.exists() else []
-    lines = [check_fields(line, Line, path) for line in lines if line["kind"] == GRADIENTS_KIND]
+    lines = [check_fields(line, TrackedLine, path) for line in lines if line["kind"] == GRADIENTS_KIND]
     lines = [line for line in lines if set(names) <= set(line["tasks"])]
     if not lines:
         return None

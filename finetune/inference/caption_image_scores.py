@@ -16,7 +16,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.inference.kept_scores import KeptScores
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
-from pretrain.models.packing import Layout, lay_out
+from pretrain.models.packing import SequenceLayout, lay_out
 from pretrain.models.vilbert import StreamStates
 from shards.common.dist_info import Ranks
 
@@ -37,14 +37,14 @@ class Rows:
     """
 
     states: Tensor
-    layout: Layout
+    layout: SequenceLayout
     count: int
 
     @classmethod
-    def of(cls, states: Tensor, layout: Layout) -> "Rows":
+    def of(cls, states: Tensor, layout: SequenceLayout) -> "Rows":
         return cls(states, layout, int(layout.mask.sum()))
 
-    def repeated(self, times: int, each: bool) -> tuple[Tensor, Layout]:
+    def repeated(self, times: int, each: bool) -> tuple[Tensor, SequenceLayout]:
         """Every sequence `times` times, in succession (each) or one round of all after the other."""
         if times == 1:
             return self.states, self.layout
@@ -113,14 +113,18 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
     return (np.arange(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
-def text_states(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
+def text_states(
+    task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device
+) -> tuple[Tensor, SequenceLayout]:
     """Hidden states of some captions before the first co-attention layer, with their layout."""
     inputs = task_pass.inputs(collator(0, captions).to(device))
     with task_pass.precision.autocast():
         return task_pass.model.encode_text_alone(inputs)
 
 
-def _image_states(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> tuple[Tensor, Layout]:
+def _image_states(
+    task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device
+) -> tuple[Tensor, SequenceLayout]:
     """Hidden states of the images of some captions before the first co-attention layer, with their layout."""
     inputs = task_pass.inputs(collator(0, captions).to(device))
     with task_pass.precision.autocast():

@@ -22,7 +22,7 @@ from finetune.tasks import find_task
 from pretrain.data.batch import Batch
 from pretrain.data.collate import Limits, check_sample, stack
 from pretrain.models.contrastive import masked_mean
-from pretrain.models.packing import Layout
+from pretrain.models.packing import SequenceLayout
 from pretrain.models.vilbert import StreamStates, TwoStream
 from shards.common.counted import counted
 from shards.common.errors import UserError
@@ -210,7 +210,7 @@ def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
-def _alone(states: Tensor, layout: Layout, pool: Callable[[Tensor, Tensor], Tensor]) -> Embeddings:
+def _alone(states: Tensor, layout: SequenceLayout, pool: Callable[[Tensor, Tensor], Tensor]) -> Embeddings:
     """The embeddings of one stream. pool: from states (B, L, h) and mask (B, L) to (B, size)."""
     padded = layout.pad(states)
     return _embeddings(pool(padded, layout.mask), padded, layout.mask)

@@ -15,7 +15,7 @@ from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.common.files import whole_file
 from shards.common.untrusted_input import refuse_special_file
-from shards.images.image_files import BadImage, Record, Unused, decode_image, find_parts, read_records
+from shards.images.image_files import BadImage, ImageRecord, Unused, decode_image, find_parts, read_records
 from shards.images.source_image import image_of
 from shards.parsing.text_encoding import decode_text
 from shards.storage.dataset import open_dataset
@@ -105,7 +105,7 @@ def _pictures(pixels: Sequence[np.ndarray]) -> Callable[[int], Image.Image]:
     return lambda number: Image.fromarray(pixels[number])
 
 
-def _pixels(record: Record) -> np.ndarray:
+def _pixels(record: ImageRecord) -> np.ndarray:
     try:
         return decode_image(record.data)
     except BadImage as error:

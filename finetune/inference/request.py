@@ -16,7 +16,7 @@ from pretrain.models.model_config import ModelConfig
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.errors import UserError
 from shards.common.untrusted_input import LARGEST_SIDE, is_number, refuse_special_file
-from shards.detection.base import Found
+from shards.detection.base import DetectedRegions
 from shards.images.image_files import BadImage, decode_image
 from shards.storage.sample import Sample
 
@@ -138,7 +138,7 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
     return np.stack([pixels] * 3, -1) if len(shape) == 2 else np.ascontiguousarray(pixels[..., :3])
 
 
-def sample_of(name: str, image: np.ndarray, found: Found) -> Sample:
+def sample_of(name: str, image: np.ndarray, found: DetectedRegions) -> Sample:
     """A detector's regions in the format of region shards."""
     height, width = image.shape[:2]
     return Sample(
@@ -151,7 +151,7 @@ def sample_of(name: str, image: np.ndarray, found: Found) -> Sample:
     )
 
 
-def candidates_of(name: str, image: np.ndarray, found: Found) -> Sample:
+def candidates_of(name: str, image: np.ndarray, found: DetectedRegions) -> Sample:
     """Regions of candidate boxes in the format of shards of given boxes; ids are the numbers of the boxes."""
     sample = sample_of(name, image, found)
     sample.info["box_ids"] = [str(number) for number in range(len(found.boxes))]

@@ -12,7 +12,7 @@ from finetune.data.task_collate import TaskCollator
 from finetune.inference.caption_image_scores import Progress, batches, first_captions, text_states
 from finetune.objective.task_pass import TaskPass
 from pretrain.data.batch_schedule import share
-from pretrain.models.packing import Layout
+from pretrain.models.packing import SequenceLayout
 from pretrain.models.vilbert import StreamStates
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
@@ -106,7 +106,7 @@ def _score(
     captions, rows = np.unique(pairs[:, 0], return_inverse=True)
     texts = text_states(task_pass, collator, captions, device)
     images = torch.from_numpy(pairs[:, 1]).to(device)
-    stream_states = StreamStates(*texts, states[images], Layout(mask[images]), None)
+    stream_states = StreamStates(*texts, states[images], SequenceLayout(mask[images]), None)
     own = torch.arange(len(pairs), device=device)
     with task_pass.precision.autocast():
         encoded = task_pass.model.encoder.finish(stream_states.recombined(torch.from_numpy(rows).to(device), own, None))

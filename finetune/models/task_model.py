@@ -12,7 +12,7 @@ from finetune.heads.inputs import TaskInputs
 from finetune.heads.retrieval_head import RetrievalHead
 from pretrain.models.dropout import number_sites
 from pretrain.models.model_config import ModelConfig
-from pretrain.models.packing import Layout
+from pretrain.models.packing import SequenceLayout
 from pretrain.models.vilbert import AttentionMaps, Encoded, TwoStream, initialise
 from shards.common.errors import UserError
 
@@ -74,13 +74,13 @@ class TaskModel(nn.Module):
             image_positions=inputs.image_positions,
         )
 
-    def encode_text_alone(self, inputs: TaskInputs) -> tuple[Tensor, Layout]:
+    def encode_text_alone(self, inputs: TaskInputs) -> tuple[Tensor, SequenceLayout]:
         """The text stream before the first co-attention layer; see TwoStream."""
         return self.encoder.encode_text_alone(
             inputs.input_ids, inputs.text_mask, inputs.text_count, task_ids=inputs.task_ids
         )
 
-    def encode_image_alone(self, inputs: TaskInputs) -> tuple[Tensor, Layout]:
+    def encode_image_alone(self, inputs: TaskInputs) -> tuple[Tensor, SequenceLayout]:
         """The image stream before the first co-attention layer; see TwoStream."""
         return self.encoder.encode_image_alone(inputs.features, inputs.locations, inputs.image_mask, inputs.image_count)
 

@@ -26,7 +26,7 @@ ALIGNED = 64
 _START = struct.Struct("<16sQ32s")  # MAGIC, length of the header, SHA-256 of the header
 
 
-class Source(msgspec.Struct):
+class SourceFile(msgspec.Struct):
     """A file that was read, relative to the task's folder, with its state and SHA-256."""
 
     path: str
@@ -34,7 +34,7 @@ class Source(msgspec.Struct):
     sha256: str
 
 
-class Array(msgspec.Struct):
+class StoredArray(msgspec.Struct):
     """An array in the file. offset: of its first byte after the header."""
 
     dtype: str
@@ -46,9 +46,9 @@ class Header(msgspec.Struct):
     """key: what the file contains and what made it; searched: name -> found paths, relative to the task's folder."""
 
     key: dict[str, str]
-    sources: list[Source]
+    sources: list[SourceFile]
     searched: dict[str, list[str]]
-    arrays: dict[str, Array]
+    arrays: dict[str, StoredArray]
     bytes: int  # of the arrays, with the gaps between them
     sha256: str  # of these bytes
 
@@ -114,24 +114,24 @@ def checksum_of(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _layout(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Array], int]:
+def _layout(arrays: dict[str, np.ndarray]) -> tuple[dict[str, StoredArray], int]:
     """(the place of each array, number of bytes of all with the gaps between them)"""
     places, end = {}, 0
     for name, values in arrays.items():
         begin = -(-end // ALIGNED) * ALIGNED
-        places[name] = Array(values.dtype.str, len(values), begin)
+        places[name] = StoredArray(values.dtype.str, len(values), begin)
         end = begin + values.nbytes
     return places, end
 
 
-def _source(folder: Path, path: str, state: FileState) -> Source:
+def _source(folder: Path, path: str, state: FileState) -> SourceFile:
     found = checksum(path, state)
     if file_state(path) != state:
         raise UserError(f"{path}: was changed while it was read; run again when it is complete")
-    return Source(os.path.relpath(path, folder), state, found)
+    return SourceFile(os.path.relpath(path, folder), state, found)
 
 
-def _parts(arrays: dict[str, np.ndarray], places: dict[str, Array]):
+def _parts(arrays: dict[str, np.ndarray], places: dict[str, StoredArray]):
     """The bytes of the arrays and of the gaps before them."""
     end = 0
     for name, values in arrays.items():

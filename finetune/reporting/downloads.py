@@ -45,7 +45,7 @@ class DataSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next((place for place in self.places if place.state != "dead"), None)
 
 
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DownloadsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of downloads.toml. written: the date on which its sources were read."""
 
     written: datetime.date
@@ -53,8 +53,8 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @cache
-def download_table() -> Table:
-    return msgspec.convert(tomllib.loads(TABLE.read_text(encoding="utf-8")), Table)
+def download_table() -> DownloadsTable:
+    return msgspec.convert(tomllib.loads(TABLE.read_text(encoding="utf-8")), DownloadsTable)
 
 
 def download_of(task: Task, file: str) -> str | None:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from finetune.annotations.answers import normalise
-from finetune.annotations.boxes import iou
+from finetune.annotations.boxes import iou_with_box
 from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_csv, read_lines, unique
 from finetune.heads.answer_head import AnswerHead
@@ -180,7 +180,7 @@ class TableGrounding(TableTask):
         return box
 
     def is_right(self, example: Example, prediction: np.ndarray) -> bool:
-        return bool(iou(prediction, example.target)[0] > 0.5)
+        return bool(iou_with_box(prediction, example.target)[0] > 0.5)
 
     def stored(self, prediction: np.ndarray) -> dict[str, Any]:
         return {"box": np.asarray(prediction).tolist()}

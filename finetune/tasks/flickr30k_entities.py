@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.annotations.boxes import iou
+from finetune.annotations.boxes import iou_with_box
 from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import find_file, read_text, read_xml
 from finetune.heads.grounding_head import GroundingHead
@@ -91,7 +91,7 @@ class Flickr30kEntities(GivenBoxes, Task):
         """Accuracy of the best box (equal to R@1); R@k: whether one of the k best boxes is correct; upper bound:
         whether any box, including the whole image, is correct."""
         pairs = zip(examples, predictions, strict=True)
-        right = [iou(boxes, example.target) >= OVERLAP for example, boxes in pairs]
+        right = [iou_with_box(boxes, example.target) >= OVERLAP for example, boxes in pairs]
         recall = {f"R@{k}": np.array([float(found[:k].any()) for found in right]) for k in PLACES}
         upper_bound = np.array([float(found.any()) for found in right])
         return {"accuracy": recall["R@1"]} | recall | {"upper bound": upper_bound}

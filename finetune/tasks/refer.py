@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from finetune.annotations.boxes import iou
+from finetune.annotations.boxes import iou_with_box
 from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import by_id, corners, find_file, read_pickled_list, scan_list, take, unique
 from finetune.annotations.source_files import once
@@ -88,7 +88,7 @@ class ReferringExpressions(GivenBoxes, Task):
 
     def scores(self, examples: Sequence[Example], predictions: np.ndarray) -> dict[str, np.ndarray]:
         pairs = zip(examples, predictions, strict=True)
-        return {"accuracy": np.array([float(iou(box, example.target)[0] > 0.5) for example, box in pairs])}
+        return {"accuracy": np.array([float(iou_with_box(box, example.target)[0] > 0.5) for example, box in pairs])}
 
     def submission(self, examples: Sequence[Example], predictions: np.ndarray) -> str:
         """A JSON list of the predicted boxes, x y width height; there is no official server."""

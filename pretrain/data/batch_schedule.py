@@ -15,7 +15,7 @@ def share(total: int, parts: int, part: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RunLayout:
     """Number of ranks, of data workers per rank (0: the rank itself reads), and of gradient accumulation steps."""
 
     ranks: int = 1
@@ -33,14 +33,14 @@ class Stage:
     """From step `begin` of an epoch, the remaining samples of its streams are divided by `layout`."""
 
     begin: int
-    layout: Layout
+    layout: RunLayout
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Stage":
-        return cls(values["begin"], Layout(**values["layout"]))
+        return cls(values["begin"], RunLayout(**values["layout"]))
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Plan:
         return self.steps or self.steps_per_epoch * self.epochs
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.ranks.count, self.workers, self.accumulate)
+    def layout(self) -> RunLayout:
+        return RunLayout(self.ranks.count, self.workers, self.accumulate)
 
     def samples_before(self, step: int) -> int:
         """Number of pairs trained on before a step, over all epochs."""

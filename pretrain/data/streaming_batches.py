@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pretrain.data.batch_schedule import Layout, Plan, Stage, share
+from pretrain.data.batch_schedule import Plan, RunLayout, Stage, share
 from shards.common.errors import UserError
 from shards.storage.dataset import Dataset
 from shards.storage.epoch_order import PairNumbers
@@ -43,7 +43,7 @@ class ReaderShare:
         seed: int,
         epoch: int,
         member: np.ndarray,
-        layout: Layout,
+        layout: RunLayout,
         steps: int,
         rank: int,
         reader: int,

@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-class Line(msgspec.Struct):
+class MetricsLine(msgspec.Struct):
     """The fields of a line of metrics.jsonl that are validated."""
 
     step: int
@@ -43,7 +43,7 @@ def read_metrics(path: Path) -> tuple[list[dict], int]:
     *whole, _ = path.read_bytes().split(b"\n")
     for line in whole:
         try:
-            lines.append(check_fields(parse_json(line, finite=False), Line, path))
+            lines.append(check_fields(parse_json(line, finite=False), MetricsLine, path))
         except (ValueError, UserError):
             bad += 1
     return lines, bad

@@ -13,7 +13,7 @@ from pretrain.models.dropout import Dropout
 from pretrain.models.linear import Linear
 from pretrain.models.model_config import ModelConfig
 from pretrain.models.multi_head_attention import co_attention, self_attention
-from pretrain.models.packing import Layout
+from pretrain.models.packing import SequenceLayout
 
 EPSILON = 1e-12
 LOCATION_SIZE = 5  # x1, y1, x2, y2 and area, relative to the width, height and area of the image
@@ -144,7 +144,7 @@ class Layer(nn.Module):
         self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(size, inner, dropout)
 
-    def forward(self, x: Tensor, layout: Layout, maps: list | None = None) -> Tensor:
+    def forward(self, x: Tensor, layout: SequenceLayout, maps: list | None = None) -> Tensor:
         """(num_tokens, size) packed, or (B, L, size) padded -> the same shape."""
         context = self_attention(self.query_key_value(x), layout, self.heads, self.attention_dropout, maps)
         x = self.norm.after(self.output(context), x, self.dropout, layout.row_keys)
@@ -175,9 +175,9 @@ class CoAttentionLayer(nn.Module):
     def forward(
         self,
         text: Tensor,
-        text_layout: Layout,
+        text_layout: SequenceLayout,
         image: Tensor,
-        image_layout: Layout,
+        image_layout: SequenceLayout,
         text_maps: list | None = None,
         image_maps: list | None = None,
     ) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,11 @@ from torch import Tensor
 import ops
 from ops.short_attention import packed_cross_attention, packed_self_attention
 from pretrain.models.dropout import Dropout
-from pretrain.models.packing import Layout
+from pretrain.models.packing import SequenceLayout
 
 
 def self_attention(
-    query_key_value: Tensor, layout: Layout, heads: int, dropout: Dropout, maps: list | None = None
+    query_key_value: Tensor, layout: SequenceLayout, heads: int, dropout: Dropout, maps: list | None = None
 ) -> Tensor:
     """Self-attention within each sequence.
 
@@ -39,8 +39,8 @@ def self_attention(
 def co_attention(
     image: Tensor,
     text: Tensor,
-    image_layout: Layout,
-    text_layout: Layout,
+    image_layout: SequenceLayout,
+    text_layout: SequenceLayout,
     heads: int,
     image_dropout: Dropout,
     text_dropout: Dropout,
@@ -80,7 +80,7 @@ def co_attention(
     return image_layout.pack(for_image), text_layout.pack(for_text)
 
 
-def _by_head(query_key_value: Tensor, layout: Layout, heads: int) -> tuple[Tensor, ...]:
+def _by_head(query_key_value: Tensor, layout: SequenceLayout, heads: int) -> tuple[Tensor, ...]:
     """Padded queries, keys and values, (B, heads, L, h / heads) each."""
     parts = layout.pad(query_key_value).chunk(3, -1)
     return tuple(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
@@ -90,8 +90,8 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    query_layout: Layout,
-    key_layout: Layout,
+    query_layout: SequenceLayout,
+    key_layout: SequenceLayout,
     dropout: Dropout,
     maps: list | None,
 ) -> Tensor:

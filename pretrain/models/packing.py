@@ -11,7 +11,7 @@ LEAST_PADDING = 1 / 8  # share of padding below which packing and unpacking cost
 
 
 @dataclass(frozen=True)
-class Layout:
+class SequenceLayout:
     """Which positions of a batch of sequences are valid, and whether and how their hidden states are packed.
 
     Attributes:
@@ -42,7 +42,7 @@ class Layout:
         return padded.index_copy_(0, self.index, x).unflatten(0, self.mask.shape)
 
 
-def lay_out(mask: Tensor, count: int | None, keys: Tensor | None = None) -> Layout:
+def lay_out(mask: Tensor, count: int | None, keys: Tensor | None = None) -> SequenceLayout:
     """Chooses the layout of sequences.
 
     Args:
@@ -50,7 +50,7 @@ def lay_out(mask: Tensor, count: int | None, keys: Tensor | None = None) -> Layo
         count: number of true elements of the mask, or a larger capacity, in which case the additional rows are padding
             that changes no result. Equality with mask.numel() means that all positions are valid. None if unknown:
             states stay padded.
-        keys: int64 (B, L), see Layout.
+        keys: int64 (B, L), see SequenceLayout.
     """
     on_rows = count is not None and mask.shape[1] <= MAX_LENGTH and runs_on(mask.device)
     full = count == mask.numel()
@@ -60,10 +60,10 @@ def lay_out(mask: Tensor, count: int | None, keys: Tensor | None = None) -> Layo
         index = positions(mask, count)
         row_keys = None if keys is None else keys.flatten().index_select(0, index)
     if not on_rows:
-        return Layout(mask, index, keys, row_keys)
+        return SequenceLayout(mask, index, keys, row_keys)
     if row_keys is None:  # required by attention on rows, but not used without dropout
         row_keys = torch.zeros(mask.numel() if index is None else len(index), dtype=torch.int64, device=mask.device)
-    return Layout(mask, index, keys, row_keys, _starts(mask, full))
+    return SequenceLayout(mask, index, keys, row_keys, _starts(mask, full))
 
 
 def _starts(mask: Tensor, full: bool) -> Tensor:

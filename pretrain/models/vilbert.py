@@ -14,7 +14,7 @@ from pretrain.models.contrastive import ContrastiveHead
 from pretrain.models.dropout import IMAGE, POOLED, TEXT, Dropout, fresh_keys, number_sites, position_keys
 from pretrain.models.layers import CoAttentionLayer, ImageEmbedding, Layer, Pooler, TextEmbedding
 from pretrain.models.model_config import ModelConfig
-from pretrain.models.packing import Layout, lay_out
+from pretrain.models.packing import SequenceLayout, lay_out
 
 
 @dataclass
@@ -57,9 +57,9 @@ class StreamStates:
     """
 
     text: Tensor
-    text_layout: Layout
+    text_layout: SequenceLayout
     image: Tensor
-    image_layout: Layout
+    image_layout: SequenceLayout
     sample_keys: Tensor | None
 
     def recombined(self, texts: Tensor, images: Tensor, sample_keys: Tensor) -> "StreamStates":
@@ -76,7 +76,7 @@ class StreamStates:
         return StreamStates(text, text_layout, image, image_layout, sample_keys)
 
 
-def _rows_of(states: Tensor, layout: Layout, rows: Tensor, sample_keys: Tensor | None, kind: int):
+def _rows_of(states: Tensor, layout: SequenceLayout, rows: Tensor, sample_keys: Tensor | None, kind: int):
     """Selects sequences of a batch; returns their states and layout, packed on a CPU, where counting is free."""
     mask = layout.mask[rows]
     count = int(mask.sum()) if mask.device.type == "cpu" else None
@@ -243,7 +243,7 @@ class TwoStream(nn.Module):
         task_ids: Tensor | None = None,
         maps: AttentionMaps | None = None,
         sample_keys: Tensor | None = None,
-    ) -> tuple[Tensor, Layout]:
+    ) -> tuple[Tensor, SequenceLayout]:
         """The text stream before the first co-attention layer, which is independent of the image.
 
         Args: those of `forward` with the same names.
@@ -268,7 +268,7 @@ class TwoStream(nn.Module):
         maps: AttentionMaps | None = None,
         sample_keys: Tensor | None = None,
         image_positions: Tensor | None = None,
-    ) -> tuple[Tensor, Layout]:
+    ) -> tuple[Tensor, SequenceLayout]:
         """The image stream before the first co-attention layer, which is independent of the text.
 
         Args: those of `forward` with the same names.
@@ -285,9 +285,9 @@ class TwoStream(nn.Module):
         self,
         blocks: list[tuple[str, int]],
         text: Tensor | None,
-        text_layout: Layout | None,
+        text_layout: SequenceLayout | None,
         image: Tensor | None,
-        image_layout: Layout | None,
+        image_layout: SequenceLayout | None,
         maps: AttentionMaps | None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Runs blocks in order; those of a stream that is None are skipped."""

@@ -12,7 +12,7 @@ from pretrain.data.dataloader import WorkerStatus
 from pretrain.data.pair_batches import Pairs, ValidationBatches, training_steps
 from pretrain.engine.training_task import Evaluation, TrainingTask
 from pretrain.objective.pretraining_pass import PretrainingPass
-from pretrain.objective.validation import describe_scores, validate
+from pretrain.objective.validation import describe_validation, validate
 
 
 @dataclass
@@ -63,7 +63,7 @@ class PretrainingTask(TrainingTask):
         if not len(self.validation):
             return None
         scores = validate(self.pretraining_pass, self.validation, self.device, self.frequent_word)
-        return Evaluation(scores, describe_scores(self.pretraining_pass.objective.terms, scores), -scores["loss"])
+        return Evaluation(scores, describe_validation(self.pretraining_pass.objective.terms, scores), -scores["loss"])
 
     def state(self, done: int) -> dict:
         return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}

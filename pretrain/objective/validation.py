@@ -59,7 +59,7 @@ def _of_batch(pretraining_pass: PretrainingPass, batch: Batch, frequent: int, na
     return torch.stack([sums[name].double() for name in names]).cpu()  # one synchronisation per batch
 
 
-def describe_scores(terms: tuple[LossTerm, ...], scores: dict) -> str:
+def describe_validation(terms: tuple[LossTerm, ...], scores: dict) -> str:
     """Formats the result of `validate` for the console."""
     described = ", ".join(term.describe(scores) for term in terms)
     return f"{described}, loss {scores['loss']:.3f}, on {counted(scores['pairs'], 'pair')}"

@@ -13,10 +13,10 @@ from shards.common.excluded_ids import read_excluded
 from shards.common.process_pool import advance, worker_pool
 from shards.common.progress_bar import progress_bar
 from shards.config import ExtractConfig
-from shards.detection.base import Detector, Found
+from shards.detection.base import DetectedRegions, Detector
 from shards.detectors import make_detector
 from shards.images.given_box_files import read_given_boxes
-from shards.images.image_files import BadImage, Part, Record, Unused, decode_image, read_records
+from shards.images.image_files import BadImage, ImageRecord, Part, Unused, decode_image, read_records
 from shards.storage.sample import Sample
 from shards.storage.skip_log import note_skipped
 from shards.storage.writer import safe_key, write_shard
@@ -73,7 +73,7 @@ def _decoded(data: bytes | BadImage) -> np.ndarray | BadImage:
 
 def _windows(
     task: ShardJob, map_all, window: int, done: Callable, given, unused: list[Unused]
-) -> Iterator[Iterator[tuple[Record, object]]]:
+) -> Iterator[Iterator[tuple[ImageRecord, object]]]:
     """Yields windows of records with their decoded images; a window is decoded while the previous one is used."""
     records, waiting = read_records(task.part, unused), None
     excluded = read_excluded(task.config.exclude) if task.config.exclude else frozenset()
@@ -118,10 +118,10 @@ def _samples(task: ShardJob, detector: Detector, map_all, size: int, window: int
     skipped += ({"source": os.path.relpath(source, folder), "reason": reason} for source, reason in unused)
 
 
-def _regions(detector: Detector, good: list, given, size: int) -> list[Found]:
+def _regions(detector: Detector, good: list, given, size: int) -> list[DetectedRegions]:
     """The regions of each (record, image), computed in batches of images with similar aspect ratio."""
     order = sorted(range(len(good)), key=lambda n: good[n][1].shape[0] / good[n][1].shape[1])
-    found: dict[int, Found] = {}
+    found: dict[int, DetectedRegions] = {}
     for begin in range(0, len(good), size):
         batch = order[begin : begin + size]
         images = [good[n][1] for n in batch]

@@ -12,7 +12,7 @@ from shards.common.errors import UserError
 
 
 @dataclass
-class Found:
+class DetectedRegions:
     """The regions of an image, in order of scores.
 
     Attributes:
@@ -65,7 +65,7 @@ class Detector(ABC):
         """Loads the files that `fit` writes; returns False if they do not exist yet."""
 
     @abstractmethod
-    def detect(self, images: list[np.ndarray]) -> list[Found]:
+    def detect(self, images: list[np.ndarray]) -> list[DetectedRegions]:
         """Detects regions.
 
         Args:
@@ -76,7 +76,7 @@ class Detector(ABC):
         """
 
     @abstractmethod
-    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
+    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[DetectedRegions]:
         """Computes features and classes of given boxes.
 
         Args:

@@ -13,7 +13,7 @@ from shards.common.dist_info import launched
 from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.common.untrusted_input import refuse_special_file
-from shards.detection.base import Detector, Found
+from shards.detection.base import DetectedRegions, Detector
 from shards.storage.class_distribution import kept_classes, likeliest
 
 FILE = "detector.json"
@@ -21,7 +21,7 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
-class Described:
+class NetworkRegions:
     """Output of a network for one image.
 
     Attributes:
@@ -73,14 +73,14 @@ class BatchedDetector(Detector):
             self.kept = read_json(folder / FILE)["kept"]
         return self.kept is not None
 
-    def detect(self, images: list[np.ndarray]) -> list[Found]:
+    def detect(self, images: list[np.ndarray]) -> list[DetectedRegions]:
         return [self._found(one) for one in self._run(images)]
 
-    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
+    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[DetectedRegions]:
         return [self._found(one) for one in self._run(images, boxes)]
 
     @torch.no_grad()
-    def _run(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Described]:
+    def _run(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[NetworkRegions]:
         try:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 return self.regions(images) if boxes is None else self.of_boxes(images, boxes)
@@ -90,18 +90,18 @@ class BatchedDetector(Detector):
                 "kept)"
             ) from None
 
-    def _found(self, one: Described) -> Found:
+    def _found(self, one: NetworkRegions) -> DetectedRegions:
         boxes, features = (x.float().cpu().numpy() for x in (one.boxes, one.features))
         if one.distribution is None:
-            return Found(boxes, features, None, None)
-        return Found(boxes, features, *likeliest(one.distribution.float().cpu().numpy(), self.kept))
+            return DetectedRegions(boxes, features, None, None)
+        return DetectedRegions(boxes, features, *likeliest(one.distribution.float().cpu().numpy(), self.kept))
 
     @abstractmethod
-    def regions(self, images: list[np.ndarray]) -> list[Described]:
+    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
         """Detects regions in images, uint8 RGB (H, W, 3): at most config.max_regions per image, in order of scores."""
 
     @abstractmethod
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
         """Computes the same output for given boxes, (n, 4) in pixels."""
 
 

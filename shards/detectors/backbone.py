@@ -18,7 +18,7 @@ from shards.detection import handcrafted
 from shards.detection.backbone import grid_boxes, load_backbones, roi_align
 from shards.detection.backbone.loading import EXPECTED, Backbone
 from shards.detection.base import refuse_flags
-from shards.detection.batched import BatchedDetector, Described, read_class_names
+from shards.detection.batched import BatchedDetector, NetworkRegions, read_class_names
 from shards.detectors.pixels import REGIONS
 
 GRID = 6  # default number of rows and columns
@@ -51,7 +51,7 @@ class BackboneDetector(BatchedDetector):
                 raise UserError(f"--class_names {config.class_names}: this backbone has no classes; remove the flag")
             self.class_names = read_class_names(config.class_names, self.num_classes)
 
-    def regions(self, images: list[np.ndarray]) -> list[Described]:
+    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
         with ThreadPoolExecutor(max(1, self.config.processes)) as pool:  # concurrently with the network
             return self._pooled(images, pool.map(self._proposals, images))
 
@@ -60,17 +60,17 @@ class BackboneDetector(BatchedDetector):
             return grid_boxes(*image.shape[:2], self.config.grid or GRID)
         return handcrafted.detect(image, self.config.max_regions or REGIONS)[0]
 
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
         return self._pooled(images, boxes)
 
-    def _pooled(self, images: list[np.ndarray], boxes: Iterable[np.ndarray]) -> list[Described]:
+    def _pooled(self, images: list[np.ndarray], boxes: Iterable[np.ndarray]) -> list[NetworkRegions]:
         """The output for images and their boxes. boxes: iterated after the feature maps have been computed."""
         maps = [self._maps(backbone, images) for backbone in self.backbones]
         described = []
         for n, of_image in enumerate(boxes):
             given = torch.from_numpy(of_image).to(self.device)
             features = [roi_align(of_backbone[n].cells, given * of_backbone[n].scale) for of_backbone in maps]
-            described.append(Described(given, torch.cat(features, 1), self._distribution(features)))
+            described.append(NetworkRegions(given, torch.cat(features, 1), self._distribution(features)))
         return described
 
     def _maps(self, backbone: Backbone, images: list[np.ndarray]) -> list["_Map"]:

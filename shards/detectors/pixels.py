@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.common.errors import UserError
 from shards.detection import handcrafted
-from shards.detection.base import Detector, Found, refuse_flags
+from shards.detection.base import DetectedRegions, Detector, refuse_flags
 from shards.detection.visual_words import fit_words, load_words
 
 FILE = "visual_words.npz"
@@ -53,13 +53,13 @@ class PixelDetector(Detector):
             self.words = load_words(folder / FILE)
         return self.words is not None
 
-    def detect(self, images: list[np.ndarray]) -> list[Found]:
+    def detect(self, images: list[np.ndarray]) -> list[DetectedRegions]:
         boxes = [handcrafted.detect(image, self.regions)[0] for image in images]
         return self.describe(images, boxes)
 
-    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Found]:
+    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[DetectedRegions]:
         features = [handcrafted.crop_features(image, of_image) for image, of_image in zip(images, boxes, strict=True)]
-        return [Found(b, f, *self.words.classify(f)) for b, f in zip(boxes, features, strict=True)]
+        return [DetectedRegions(b, f, *self.words.classify(f)) for b, f in zip(boxes, features, strict=True)]
 
 
 DETECTOR = PixelDetector

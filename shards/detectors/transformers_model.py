@@ -12,7 +12,7 @@ from shards.common.box_iou import iou
 from shards.common.errors import UserError
 from shards.common.model_hub import load_failure, only_local
 from shards.detection.base import refuse_flags
-from shards.detection.batched import BatchedDetector, Described, read_class_names
+from shards.detection.batched import BatchedDetector, NetworkRegions, read_class_names
 
 NEAR = 1e-6  # minimum of 1 - IoU and of objectness, to avoid divisions by 0
 REGIONS = 100  # default maximum number of regions per image
@@ -43,16 +43,16 @@ class TransformersDetector(BatchedDetector):
         if config.class_names:
             self.class_names = read_class_names(config.class_names, self.num_classes)
 
-    def regions(self, images: list[np.ndarray]) -> list[Described]:
+    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
         return [self._best(*of_image) for of_image in self._queries(images)]
 
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
         """Uses the weighted mean of the queries' features and distributions for a given box (`query_weights`)."""
         found = []
         for given, (own, features, distribution) in zip(boxes, self._queries(images), strict=True):
             weights = query_weights(given, own.cpu().numpy(), 1 - distribution[:, 0].cpu().numpy())
             weights = torch.from_numpy(weights).to(features)
-            found.append(Described(torch.from_numpy(given), weights @ features, weights @ distribution))
+            found.append(NetworkRegions(torch.from_numpy(given), weights @ features, weights @ distribution))
         return found
 
     def _queries(self, images: list[np.ndarray]) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -73,10 +73,10 @@ class TransformersDetector(BatchedDetector):
         scores = scores / scores.sum(-1, keepdim=True).clamp(min=1)
         return torch.cat([(1 - scores.sum(-1, keepdim=True)).clamp(min=0), scores], -1)
 
-    def _best(self, boxes: Tensor, features: Tensor, distribution: Tensor) -> Described:
+    def _best(self, boxes: Tensor, features: Tensor, distribution: Tensor) -> NetworkRegions:
         scores = distribution[:, 1:].max(1).values
         order = scores.argsort(descending=True, stable=True)[: self.config.max_regions or REGIONS]
-        return Described(boxes[order], features[order], distribution[order])
+        return NetworkRegions(boxes[order], features[order], distribution[order])
 
 
 def query_weights(given: np.ndarray, own: np.ndarray, objectness: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from shards.common.errors import UserError
 from shards.common.files import read_json
 from shards.detection.base import refuse_flags
-from shards.detection.batched import BatchedDetector, Described, read_class_names
+from shards.detection.batched import BatchedDetector, NetworkRegions, read_class_names
 from shards.detection.x152 import DetectorConfig, RegionDetector
 from shards.detection.x152.network import build
 from shards.parsing.tensor_files import read_state_dict
@@ -31,11 +31,11 @@ class X152(BatchedDetector):
         self.class_names = read_class_names(config.class_names, sizes.classes)
         self.detector = RegionDetector(network, sizes, self.device)
 
-    def regions(self, images: list[np.ndarray]) -> list[Described]:
-        return [Described(x.boxes, x.features, x.probabilities) for x in self.detector.detect(images)]
+    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
+        return [NetworkRegions(x.boxes, x.features, x.probabilities) for x in self.detector.detect(images)]
 
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Described]:
-        return [Described(x.boxes, x.features, x.probabilities) for x in self.detector.describe(images, boxes)]
+    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
+        return [NetworkRegions(x.boxes, x.features, x.probabilities) for x in self.detector.describe(images, boxes)]
 
 
 DETECTOR = X152

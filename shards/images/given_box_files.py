@@ -12,7 +12,7 @@ from shards.common.untrusted_input import byte_lines, parse_json, reading
 
 
 @dataclass(frozen=True)
-class GivenBoxes:
+class ImageBoxes:
     """The boxes of an image, float32 (n, 4) in pixels, their ids, and their place in the file for messages."""
 
     boxes: np.ndarray
@@ -45,9 +45,9 @@ class GivenBoxes:
 
 
 @functools.lru_cache(maxsize=1)
-def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
+def read_given_boxes(path: str) -> dict[str, ImageBoxes]:
     """Reads a file of JSON Lines: image id -> boxes."""
-    found: dict[str, GivenBoxes] = {}
+    found: dict[str, ImageBoxes] = {}
     lines = byte_lines(path)
     for number in itertools.count(1):
         where = f"{path}, line {number}"
@@ -70,7 +70,7 @@ def read_given_boxes(path: str) -> dict[str, GivenBoxes]:
             raise UserError(f"{where}: has a box that ends before it begins; should be x1, y1, x2, y2")
         if image in found:
             raise UserError(f"{where}: duplicate image {image}; remove one of them")
-        found[image] = GivenBoxes(boxes, ids, where)
+        found[image] = ImageBoxes(boxes, ids, where)
     if not found:
         raise UserError(f"--boxes {path}: is empty")
     if all((given.boxes <= 1).all() for given in found.values()):

@@ -48,7 +48,7 @@ class BadImage(Exception):
 
 
 @dataclass
-class Record:
+class ImageRecord:
     """One image before decoding.
 
     data: its bytes, or the error of reading them; source: `FILE` or `TAR#MEMBER`; info: the content of KEY.json, if it
@@ -119,8 +119,8 @@ class Part:
     ignored: list[Unused] = field(default_factory=list)
 
 
-class Found(NamedTuple):
-    """An image in the input. file: the image file, or the tar; source: see Record."""
+class FoundImage(NamedTuple):
+    """An image in the input. file: the image file, or the tar; source: see ImageRecord."""
 
     file: str
     source: str
@@ -228,17 +228,17 @@ def _begins_as_image(name: str) -> bool:
     return begin.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or (begin[:4], begin[8:]) == (b"RIFF", b"WEBP")
 
 
-def find_images(part: Part) -> Iterator[Found]:
+def find_images(part: Part) -> Iterator[FoundImage]:
     """Yields every image of a part, without reading it."""
     for name in part.files:
         if name.endswith(".tar"):
             for member in read_directory(name).images:
-                yield Found(name, f"{name}#{printable(member)}", printable_id(member))
+                yield FoundImage(name, f"{name}#{printable(member)}", printable_id(member))
         else:
-            yield Found(name, printable(name), printable_id(name))
+            yield FoundImage(name, printable(name), printable_id(name))
 
 
-def read_records(part: Part, unused: list[Unused] | None = None, with_info: bool = False) -> Iterator[Record]:
+def read_records(part: Part, unused: list[Unused] | None = None, with_info: bool = False) -> Iterator[ImageRecord]:
     """Yields the Record of every image of a part, and appends ignored files among them to `unused`.
 
     with_info: also read the KEY.json of every image.
@@ -254,12 +254,12 @@ def read_records(part: Part, unused: list[Unused] | None = None, with_info: bool
 
 def _record_of_file(
     name: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused], with_info: bool
-) -> Record:
+) -> ImageRecord:
     image, source = printable_id(name), printable(name)
     if not is_utf8(name):
-        return Record(image, BadImage(NOT_UTF8), source)
+        return ImageRecord(image, BadImage(NOT_UTF8), source)
     if (data := _read_file(name)) is None:
-        return Record(image, BadImage("is a link to a file that does not exist"), source)
+        return ImageRecord(image, BadImage("is a link to a file that does not exist"), source)
 
     def neighbour(suffix: str) -> tuple[str, bytes] | None:
         for path in (str(Path(name).with_suffix(f".{form}")) for form in (suffix, suffix.upper())):
@@ -268,7 +268,7 @@ def _record_of_file(
         return None
 
     own = _captions(neighbour, unused) if captions is None else captions[image]
-    return Record(image, data, source, own, _info(neighbour) if with_info else {})
+    return ImageRecord(image, data, source, own, _info(neighbour) if with_info else {})
 
 
 def _read_file(name: str) -> bytes | None:
@@ -324,7 +324,7 @@ def _info(neighbour: Callable[[str], tuple[str, bytes] | None]) -> dict:
 
 def _records_of_tar(
     tar: str, captions: dict[str, tuple[str, ...]] | None, unused: list[Unused], with_info: bool
-) -> Iterator[Record]:
+) -> Iterator[ImageRecord]:
     directory = read_directory(tar)
     unused += (Unused(f"{tar}#{printable(name)}" if name else tar, reason) for name, reason in directory.unused)
     with open(tar, "rb") as file:
@@ -344,11 +344,11 @@ def _records_of_tar(
             if captions is not None and image not in captions:
                 continue
             if not is_utf8(name):
-                yield Record(image, BadImage(NOT_UTF8), source)
+                yield ImageRecord(image, BadImage(NOT_UTF8), source)
                 continue
             around = partial(neighbour, split_path(name)[0])
             own = _captions(around, unused) if captions is None else captions[image]
-            yield Record(image, read(member), source, own, _info(around) if with_info else {})
+            yield ImageRecord(image, read(member), source, own, _info(around) if with_info else {})
 
 
 def split_source(source: str) -> tuple[str, str]:

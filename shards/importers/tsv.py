@@ -46,7 +46,7 @@ def _is_tsv(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class LinePlace:
     """The start of a line: number of the file, and offset in bytes."""
 
     file: int
@@ -99,7 +99,7 @@ class TSV(Source):
                 place += len(self._line(number, file))  # the rest of a line that starts before `begin`
             while (packed or place < end) and (line := self._line(number, file)):
                 if line.strip():
-                    yield Record(Place(number, place), len(line), line)
+                    yield Record(LinePlace(number, place), len(line), line)
                 place += len(line)
                 if packed and place > most:
                     reason = f"expands to more than {EXPANSION} times its size"
@@ -118,7 +118,7 @@ class TSV(Source):
         refuse_special_file(file)
         return gzip.open(file) if file.suffix == ".gz" else open(file, "rb", buffering=BUFFER)
 
-    def where(self, place: Place) -> str:
+    def where(self, place: LinePlace) -> str:
         """File and line number, for messages; lines are counted only when this is called."""
         lines, left = 1, place.byte
         with self._open(place.file) as file:

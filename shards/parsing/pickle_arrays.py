@@ -60,7 +60,7 @@ class Dtype:
         return np.fromiter(values, object, len(values)).reshape(shape, order=order)
 
 
-class Array:
+class ArrayPlaceholder:
     """Placeholder of an array until its state is set. place: index in the memo."""
 
     def __init__(self, kind, shape, code):
@@ -105,8 +105,8 @@ ARRAYS = {("numpy", "ndarray"): ArrayType, ("numpy", "dtype"): Dtype, ("_codecs"
 ARRAYS["__builtin__", "bytes"] = _no_bytes
 for _core in ("numpy.core", "numpy._core"):  # before numpy 2, and since
     ARRAYS |= {
-        (f"{_core}.multiarray", "_reconstruct"): Array,
+        (f"{_core}.multiarray", "_reconstruct"): ArrayPlaceholder,
         (f"{_core}.multiarray", "scalar"): _number,
         (f"{_core}.numeric", "_frombuffer"): _array_of_buffer,
     }
-CALLED = (Dtype, Array, _bytes_of_text, _no_bytes, _number, _array_of_buffer)
+CALLED = (Dtype, ArrayPlaceholder, _bytes_of_text, _no_bytes, _number, _array_of_buffer)

@@ -4,7 +4,7 @@ from struct import unpack_from
 
 import numpy as np
 
-from shards.parsing.pickle_arrays import Array, Dtype, Refused
+from shards.parsing.pickle_arrays import ArrayPlaceholder, Dtype, Refused
 
 LATEST = 5  # maximum protocol
 MEMO = 1 << 24  # maximum index of a memo entry
@@ -216,7 +216,7 @@ class PickleReader:
             value = called(*values)
         except TypeError:
             raise Refused("it has an array with invalid arguments") from None
-        if isinstance(value, Array):
+        if isinstance(value, ArrayPlaceholder):
             value.place = len(self.memo)
         self._count(value)
         self.stack.append(value)
@@ -236,7 +236,7 @@ class PickleReader:
         state, value = self.stack.pop(), self.stack[-1]
         if isinstance(value, Dtype):
             value.set_state(state)
-        elif isinstance(value, Array):
+        elif isinstance(value, ArrayPlaceholder):
             self.stack[-1] = value.of_state(state)
             self._count(self.stack[-1])
             if value.place < len(self.memo) and self.memo[value.place] is value:

@@ -139,7 +139,7 @@ class Extra(msgspec.Struct):
     class_names: list[str] = []
 
 
-class Described(msgspec.Struct):
+class PlanFields(msgspec.Struct):
     """The fields of dataset.json that are validated where a data set is not opened."""
 
     extra: Extra = msgspec.field(default_factory=Extra)
@@ -147,7 +147,7 @@ class Described(msgspec.Struct):
 
 def plan_of(folder: str | Path) -> dict[str, Any]:
     """The plan in the dataset.json of a folder; empty if it has none."""
-    described = read_json(Path(folder) / "dataset.json", Described)
+    described = read_json(Path(folder) / "dataset.json", PlanFields)
     plan: dict[str, Any] = described.get("extra", {}).get("plan", {})
     return plan
 

@@ -30,20 +30,20 @@ MAGIC = b"12in1-index-1"
 _START = struct.Struct("<16s32sII8x")
 
 
-class Shard(Protocol):
+class CountedShard(Protocol):
     """A tar and its number of samples according to dataset.json."""
 
     path: str
     samples: int
 
 
-def load_rows(shards: Sequence[Shard]) -> list[np.ndarray]:
+def load_rows(shards: Sequence[CountedShard]) -> list[np.ndarray]:
     """The samples of each shard, as structured arrays (samples,) with the fields of `row_type`.
 
     Raises:
         UserError: a shard cannot be read, or contains another number of samples than in dataset.json.
     """
-    folders: dict[Path, list[Shard]] = {}
+    folders: dict[Path, list[CountedShard]] = {}
     for shard in shards:
         folders.setdefault(Path(shard.path).parent, []).append(shard)
     rows: dict[str, np.ndarray] = {}
@@ -70,7 +70,7 @@ def text_of(value: bytes) -> str:
     return value.decode("utf-8", "surrogatepass")
 
 
-def _checked_index(shard: Shard) -> ShardIndex:
+def _checked_index(shard: CountedShard) -> ShardIndex:
     index = load_index(shard.path)
     if shard.samples != len(index):
         raise UserError(
@@ -80,7 +80,7 @@ def _checked_index(shard: Shard) -> ShardIndex:
     return index
 
 
-def _merged(path: Path, shards: Sequence[Shard]) -> np.ndarray:
+def _merged(path: Path, shards: Sequence[CountedShard]) -> np.ndarray:
     """The rows of all shards of a folder, from the mapped file, which is written first if needed."""
     digest, count = _digest(shards), sum(shard.samples for shard in shards)
     found = _mapped(path, digest, count)
@@ -114,7 +114,7 @@ def _in_utf8(texts: np.ndarray) -> np.ndarray:
     return np.char.encode(texts, "utf-8", "surrogatepass")
 
 
-def _digest(shards: Sequence[Shard]) -> bytes:
+def _digest(shards: Sequence[CountedShard]) -> bytes:
     """SHA-256 of names, sizes, times and numbers of samples of the tars."""
     digest = hashlib.sha256()
     for shard in shards:

@@ -8,7 +8,7 @@ import pytest
 from official_files import vqa_accuracy_by_type
 
 from finetune.annotations.answers import normalise
-from finetune.annotations.boxes import iou
+from finetune.annotations.boxes import iou_with_box
 from finetune.config import EvaluateConfig
 from finetune.data.regions import Regions
 from finetune.evaluation.scores import ranking_note
@@ -88,7 +88,7 @@ def grounded(world, name: str, split: str, submission) -> list[bool]:
     right = []
     for example in all_tasks()[name].examples(world / name, split):
         x, y, width, height = said[example.id]
-        right.append(bool(iou((x, y, x + width, y + height), example.target)[0] > 0.5))
+        right.append(bool(iou_with_box((x, y, x + width, y + height), example.target)[0] > 0.5))
     return right
 
 

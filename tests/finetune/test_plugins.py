@@ -20,7 +20,7 @@ import numpy as np
 
 from finetune.balancing.base import LossWeighting
 from finetune.training.task_schedulers import Regime
-from shards import Detector, Found
+from shards import DetectedRegions, Detector
 from shards.importing.base import ListedSource, Record
 from shards.importing.image_features import Features
 
@@ -46,7 +46,7 @@ class Halves(Detector):
     def describe(self, images, boxes):
         crops = [[image[int(b):int(d), int(a):int(c)] for a, b, c, d in of] for image, of in zip(images, boxes)]
         means = [np.float32([crop.reshape(-1, 3).mean(0) / 255 for crop in of]) for of in crops]
-        return [Found(of, mean, None, None) for of, mean in zip(boxes, means)]
+        return [DetectedRegions(of, mean, None, None) for of, mean in zip(boxes, means)]
 
 
 class Lines(ListedSource):

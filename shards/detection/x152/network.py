@@ -98,7 +98,7 @@ class Block(nn.Module):
         return F.relu(self.conv3(x).add_(residual), inplace=True)
 
 
-class Backbone(nn.Module):
+class PyramidBackbone(nn.Module):
     """Images (B, 3, H, W), H and W multiples of 32 -> five maps (B, C, H / s, W / s), s = 4, 8, 16, 32, 64."""
 
     def __init__(self, config: DetectorConfig):
@@ -172,7 +172,7 @@ class Network(nn.Module):
 
     def __init__(self, config: DetectorConfig):
         super().__init__()
-        self.backbone, self.proposals, self.box = Backbone(config), ProposalHead(config), BoxHead(config)
+        self.backbone, self.proposals, self.box = PyramidBackbone(config), ProposalHead(config), BoxHead(config)
 
 
 def folded(weights: dict[str, Tensor], config: DetectorConfig, where: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from finetune.annotations.boxes import grounding_target, iou
+from finetune.annotations.boxes import grounding_target, iou_with_box
 from finetune.annotations.example import Example
 from finetune.evaluation.bootstrap import (
     bootstrap_interval,
@@ -42,7 +42,7 @@ def exact_iou(a, b) -> Fraction:
 @given(st.lists(CORNERS, max_size=5), CORNERS)
 def test_iou_is_the_exact_one(boxes, box):
     expected = [float(exact_iou(one, box)) for one in boxes]
-    np.testing.assert_allclose(iou(np.array(boxes).reshape(-1, 4), box), expected, atol=1e-12)
+    np.testing.assert_allclose(iou_with_box(np.array(boxes).reshape(-1, 4), box), expected, atol=1e-12)
     target = grounding_target(np.array(boxes).reshape(-1, 4), box)
     np.testing.assert_allclose(target, [value if value >= 0.5 else 0 for value in expected], rtol=1e-6)
 

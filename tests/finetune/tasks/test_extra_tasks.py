@@ -17,7 +17,7 @@ import pytest
 import torch
 from data_sets import make_samples
 
-from finetune.annotations.boxes import iou
+from finetune.annotations.boxes import iou_with_box
 from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
 from finetune.decontamination.removal_table import TaskCount, removal_report
@@ -581,7 +581,7 @@ def test_real_entities(photos, tmp_path, part, split, counts):
     for e in examples:
         x1, y1, x2, y2 = e.target
         assert 0 <= x1 < x2 <= e.facts["width"] and 0 <= y1 < y2 <= e.facts["height"]
-        assert iou([e.target], e.target)[0] == 1
+        assert iou_with_box([e.target], e.target)[0] == 1
 
 
 def test_real_esnli_ve(photos, tmp_path):

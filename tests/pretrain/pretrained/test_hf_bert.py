@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
 from pretrain.models.model_config import TINY
-from pretrain.models.packing import Layout
+from pretrain.models.packing import SequenceLayout
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.pretrained.hf_bert import load_bert
 from pretrain.tokenizer.tokenizer import load_bert_tokenizer
@@ -60,7 +60,7 @@ def test_hidden_states_equal_berts_up_to_the_first_connection(bert, pickled, tmp
     x = ours.encoder.text_embedding(ids, segments, None)
     torch.testing.assert_close(x, states[0], atol=1e-5, rtol=0)
     for number in range(2):
-        x = ours.encoder.text_layers[number](x, Layout(mask))
+        x = ours.encoder.text_layers[number](x, SequenceLayout(mask))
         torch.testing.assert_close(x[mask], states[number + 1][mask], atol=1e-5, rtol=0)
 
 
