@@ -84,15 +84,13 @@ def as_published(task_pass: TaskPass, collator: TaskCollator) -> np.ndarray:
     for example in collator.examples:
         pairs = [Example(place, example.text, (image,)) for place, image in enumerate(images)]
         one = TaskCollator(collator.task, pairs, collator.regions, collator.tokenizer, collator.limits)
-        scores.append(
-            task_pass.scores(one(0, np.arange(len(pairs))).to(task_pass.precision.device)).double().cpu().numpy()
-        )
+        scores.append(task_pass.scores(one(0, np.arange(len(pairs))).to(task_pass.device)).double().cpu().numpy())
     return np.stack(scores)
 
 
 @torch.no_grad()
 def ours(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> np.ndarray:
-    return retrieval_scores(task_pass, collator, batch_size, ALONE, task_pass.precision.device)
+    return retrieval_scores(task_pass, collator, batch_size, ALONE)
 
 
 def gflop_per_pair(task_pass: TaskPass, collator: TaskCollator) -> float:
@@ -129,7 +127,7 @@ def run(config: Config) -> None:
         ways["ours, one image per pass"] = lambda: ours(task_pass, collator, config.captions)
     found = {name: way() for name, way in ways.items()}
     seconds = time_in_turn(ways, config.repeats, 0)
-    where = f"{config.precision} on {task_pass.precision.device}"
+    where = f"{config.precision} on {task_pass.device}"
     print(f"base, {config.captions} captions x {config.images} images of {REGIONS} regions, {where}")
     print_table(seconds, "whole passes", config.captions * config.images * 1e-3, "ms/pair")
     for name, value in seconds.items():

@@ -87,9 +87,7 @@ def main_values(task, examples, predictions) -> np.ndarray:
 
 def values_of(task_pass: TaskPass, collator: TaskCollator) -> np.ndarray:
     """The main metric of a run for each evaluated example."""
-    return main_values(
-        task_pass.task, collator.examples, predict(task_pass, collator, 256, 0, ALONE, task_pass.precision.device)
-    )
+    return main_values(task_pass.task, collator.examples, predict(task_pass, collator, 256, 0, ALONE))
 
 
 def trained(out: str, **flags) -> str:

@@ -109,7 +109,7 @@ def _ranking_rate(run: Path, data: Path, seconds: float, flags: dict) -> float:
         chosen = set(images[:count])
         examples = [example for example in collator.examples if example.images[0] in chosen]
         began = time.perf_counter()
-        scores = predict(task_pass, replace(collator, examples=examples), BATCH, 0, ALONE, task_pass.precision.device)
+        scores = predict(task_pass, replace(collator, examples=examples), BATCH, 0, ALONE)
         took = time.perf_counter() - began
         if took >= seconds / 6 or count >= len(images):
             return scores.size / took

@@ -143,20 +143,20 @@ def _say(text: str) -> None:
 def _score(run: Path, task: Task, data: Path, one_caption: bool, flags: dict) -> Scores:
     config = EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
     task_pass, collator = load(config, task)
-    device, examples = task_pass.precision.device, list(collator.examples)
+    examples = list(collator.examples)
     if task.head.ranks_images and one_caption:
         examples = [examples[n] for n in first_captions([example.images[0] for example in examples])]
     collator = replace(collator, examples=examples)
     rerank = config.rerank if task_pass.model.encoder.contrast else None
     progress = TimeLeft(f"{run}, {task.title}", _say)
-    predictions = predict(task_pass, collator, BATCH, 0, ALONE, device, progress, rerank)
+    predictions = predict(task_pass, collator, BATCH, 0, ALONE, progress, rerank)
     metrics = {name: of for name, of in task.scores(examples, predictions).items() if len(of) == len(examples)}
     images = np.array([example.images[0] for example in examples])
     if task.head.ranks_images:
         metrics = {name: of for name, of in metrics.items() if not name.startswith("T")}
         return Scores(metrics, blind_retrieval(task, examples, predictions), images, chance(collator), {})
     other = replace(collator, regions=ExchangedRegions(collator.regions, False))
-    blind = main_values(task, examples, predict(task_pass, other, BATCH, 0, ALONE, device))
+    blind = main_values(task, examples, predict(task_pass, other, BATCH, 0, ALONE))
     found = task.further_scores(task.folder(data), SPLIT, examples, predictions)
     if found and found.absent:
         print(found.absent)

@@ -200,7 +200,7 @@ def gradient_products(
 
 def _loss(task_pass: TaskPass, batch: TaskBatch) -> torch.Tensor:
     """The mean loss of a batch."""
-    return task_pass(batch.to(task_pass.precision.device), [len(batch)])[0]
+    return task_pass(batch.to(task_pass.device), [len(batch)])[0]
 
 
 @torch.no_grad()

@@ -62,7 +62,6 @@ def retrieval_scores(
     collator: TaskCollator,
     batch_size: int,
     ranks: Ranks,
-    device,
     progress: Progress = silent,
     kept: KeptScores | None = None,
 ) -> np.ndarray:
@@ -83,11 +82,11 @@ def retrieval_scores(
         kept.fill(scores, blocks)
     waiting = sorted(set(range(len(blocks))) - set(kept.done if kept else ()))
     mine = waiting[slice(*share(len(waiting), ranks.count, ranks.rank))]
-    texts = [Rows.of(*text_states(task_pass, collator, part, device)) for part in batches(count, batch_size) if mine]
+    texts = [Rows.of(*text_states(task_pass, collator, part)) for part in batches(count, batch_size) if mine]
     done, total = 0, count * sum(len(blocks[number]) for number in mine)
     for number in mine:
         block, found = blocks[number], []
-        images = Rows.of(*_image_states(task_pass, collator, captions[block], device))
+        images = Rows.of(*_image_states(task_pass, collator, captions[block]))
         for text in texts:
             found.append(_pairs(task_pass, text, images))
             done += found[-1].numel()
@@ -113,20 +112,16 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
     return (np.arange(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
-def text_states(
-    task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device
-) -> tuple[Tensor, SequenceLayout]:
+def text_states(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray) -> tuple[Tensor, SequenceLayout]:
     """Hidden states of some captions before the first co-attention layer, with their layout."""
-    inputs = task_pass.inputs(collator(0, captions).to(device))
+    inputs = task_pass.inputs(collator(0, captions).to(task_pass.device))
     with task_pass.precision.autocast():
         return task_pass.model.encode_text_alone(inputs)
 
 
-def _image_states(
-    task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device
-) -> tuple[Tensor, SequenceLayout]:
+def _image_states(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray) -> tuple[Tensor, SequenceLayout]:
     """Hidden states of the images of some captions before the first co-attention layer, with their layout."""
-    inputs = task_pass.inputs(collator(0, captions).to(device))
+    inputs = task_pass.inputs(collator(0, captions).to(task_pass.device))
     with task_pass.precision.autocast():
         return task_pass.model.encode_image_alone(inputs)
 

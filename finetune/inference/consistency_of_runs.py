@@ -81,7 +81,7 @@ def judge_images(config: ConsistencyConfig, path: str, name: str, splits: str, i
 
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(EvaluateConfig) if hasattr(config, f.name)}
     task_pass, collator = load(EvaluateConfig(**shared | {"run": path, "task": name}), task, choose)
-    predictions = predict(task_pass, collator, config.batch_size, config.workers, ALONE, task_pass.precision.device)
+    predictions = predict(task_pass, collator, config.batch_size, config.workers, ALONE)
     return JudgedTask(name, collator.examples, predictions, score_task(task, collator.examples, predictions).values)
 
 

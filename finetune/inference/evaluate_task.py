@@ -188,8 +188,7 @@ def predict_split(
     config: EvaluateConfig, task_pass: TaskPass, collator: TaskCollator, ranks: Ranks, kept: KeptScores | None = None
 ):
     progress = TimeLeft(f"{task_pass.task.title}, {config.split}", ranks.log)
-    device = task_pass.precision.device
-    return predict(task_pass, collator, config.batch_size, config.workers, ranks, device, progress, config.rerank, kept)
+    return predict(task_pass, collator, config.batch_size, config.workers, ranks, progress, config.rerank, kept)
 
 
 def _score_further(

@@ -45,7 +45,7 @@ def judge(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> list[
     """Predicts and scores all examples of a collator."""
     task, examples = task_pass.task, collator.examples
     if task.head.ranks_images:
-        official = predict(task_pass, collator, batch_size, 0, ALONE, task_pass.precision.device)
+        official = predict(task_pass, collator, batch_size, 0, ALONE)
         scene = Scene(list(dict.fromkeys(example.images[0] for example in examples)), np.empty((0, 4)), (1.0, 1.0))
         predictions = [prediction(task, torch.from_numpy(row), scene, None, TOP) for row in official]
     else:
@@ -63,7 +63,7 @@ def _judged(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> Ite
     limit, vocabulary = collator.limits.max_regions, collator.vocabulary
     with in_order(collator, batch_size, 0, ALONE) as batches:
         for part, batch in batches:
-            scores = task_pass.scores(batch.to(task_pass.precision.device)).cpu()
+            scores = task_pass.scores(batch.to(task_pass.device)).cpu()
             best = best_of_batch(task_pass, collator, part, batch, scores)
             official = task_pass.task.head.official(best, vocabulary)
             for row, example, one in zip(scores, collator.examples[part], official, strict=True):

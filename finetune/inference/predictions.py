@@ -26,7 +26,6 @@ def predict(
     batch_size: int,
     workers: int,
     ranks: Ranks,
-    device,
     progress: Progress = silent,
     rerank: int | None = None,
     kept: KeptScores | None = None,
@@ -39,7 +38,6 @@ def predict(
         batch_size: examples per batch.
         workers: number of data workers.
         ranks: the processes.
-        device: device of the model.
         progress: called after each batch of this rank with (done, total), numbers of examples or of ranked pairs.
         rerank: retrieval only: number of candidates that the whole model scores (see rerank.py); None for all pairs.
         kept: scores of an interrupted ranking of all pairs, which are not computed again; new ones are added.
@@ -50,12 +48,12 @@ def predict(
     """
     head = task_pass.task.head
     if head.ranks_images and rerank is not None:
-        score_candidates = partial(reranked_scores, task_pass, collator, rerank, batch_size, ranks, device, progress)
+        score_candidates = partial(reranked_scores, task_pass, collator, rerank, batch_size, ranks, progress)
         return predicted_on_all_ranks(task_pass, score_candidates, ranks)
     if head.ranks_images:
-        rank_images = partial(retrieval_scores, task_pass, collator, batch_size, ranks, device, progress, kept)
+        rank_images = partial(retrieval_scores, task_pass, collator, batch_size, ranks, progress, kept)
         return predicted_on_all_ranks(task_pass, rank_images, ranks)
-    choose = partial(_best, task_pass, collator, batch_size, workers, ranks, device, progress)
+    choose = partial(_best, task_pass, collator, batch_size, workers, ranks, progress)
     return head.official(predicted_on_all_ranks(task_pass, choose, ranks), collator.vocabulary)
 
 
@@ -87,15 +85,15 @@ def _refuse_nan(scores: Tensor, task_pass: TaskPass) -> None:
 
 
 def _best(
-    task_pass: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device, progress: Progress
+    task_pass: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, progress: Progress
 ) -> np.ndarray:
     """float64 (examples, ...): the predictions for this rank's share in numbers (see Head.best), zeros elsewhere."""
     count = len(collator.examples)
     found = np.zeros((count, *task_pass.task.head.prediction_shape(collator.limits.max_regions)))
     first, last = share(count, ranks.count, ranks.rank)
-    with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
+    with in_order(collator, batch_size, workers, ranks, pin=task_pass.device.type == "cuda") as batches:
         for part, batch in batches:
-            scores = task_pass.scores(batch.to(device)).cpu()
+            scores = task_pass.scores(batch.to(task_pass.device)).cpu()
             _refuse_nan(scores, task_pass)
             best = best_of_batch(task_pass, collator, part, batch, scores)
             found[(part, *(slice(length) for length in best.shape[1:]))] = best

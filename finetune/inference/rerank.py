@@ -27,7 +27,6 @@ def reranked_scores(
     rerank: int,
     batch_size: int,
     ranks: Ranks,
-    device: torch.device,
     progress: Progress,
 ) -> np.ndarray:
     """float64 (captions, images), images in order of appearance; this rank's share of the pairs, zeros elsewhere.
@@ -45,8 +44,8 @@ def reranked_scores(
             f"--rerank {rerank}: the model has no contrastive head (pretrain.run --contrastive); leave it out"
         )
     numbers = batches(len(collator.examples), batch_size)
-    texts = torch.cat([_embedded_texts(task_pass, collator, part, device) for part in numbers])
-    images, states, mask = _images(task_pass, collator, np.array(first_captions(collator.examples)), batch_size, device)
+    texts = torch.cat([_embedded_texts(task_pass, collator, part) for part in numbers])
+    images, states, mask = _images(task_pass, collator, np.array(first_captions(collator.examples)), batch_size)
     similarities = (texts @ images.T).double().cpu().numpy()
     chosen = np.argwhere(most_similar(similarities, rerank))  # in the order of captions
     scores = np.zeros(similarities.shape)
@@ -58,7 +57,7 @@ def reranked_scores(
     done, total = 0, sum(map(len, mine))
     for part in mine:
         pairs = chosen[part]
-        scores[tuple(pairs.T)] = _score(task_pass, collator, pairs, states, mask, device).double().cpu().numpy()
+        scores[tuple(pairs.T)] = _score(task_pass, collator, pairs, states, mask).double().cpu().numpy()
         done += len(pairs)
         progress(done, total)
     return scores
@@ -74,19 +73,19 @@ def most_similar(similarities: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def _embedded_texts(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, device) -> Tensor:
-    states, layout = text_states(task_pass, collator, captions, device)
+def _embedded_texts(task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray) -> Tensor:
+    states, layout = text_states(task_pass, collator, captions)
     with task_pass.precision.autocast():
         return task_pass.model.encoder.contrast.embed_text(layout.pad(states), layout.mask)
 
 
 def _images(
-    task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, batch_size: int, device
+    task_pass: TaskPass, collator: TaskCollator, captions: np.ndarray, batch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings (n, size) of the images of some captions, states before co-attention (n, R, h_v), mask bool (n, R)."""
     embeddings, states, masks = [], [], []
     for part in batches(len(captions), batch_size):
-        inputs = task_pass.inputs(collator(0, captions[part]).to(device))
+        inputs = task_pass.inputs(collator(0, captions[part]).to(task_pass.device))
         with task_pass.precision.autocast():
             rows, layout = task_pass.model.encode_image_alone(inputs)
             padded = layout.pad(rows)
@@ -99,15 +98,14 @@ def _images(
     return torch.cat(embeddings), torch.cat(states), torch.cat(masks)
 
 
-def _score(
-    task_pass: TaskPass, collator: TaskCollator, pairs: np.ndarray, states: Tensor, mask: Tensor, device
-) -> Tensor:
+def _score(task_pass: TaskPass, collator: TaskCollator, pairs: np.ndarray, states: Tensor, mask: Tensor) -> Tensor:
     """(n,): the whole model's scores of pairs (n, 2), numbers of captions in ascending order and of images."""
     captions, rows = np.unique(pairs[:, 0], return_inverse=True)
-    texts = text_states(task_pass, collator, captions, device)
-    images = torch.from_numpy(pairs[:, 1]).to(device)
+    texts = text_states(task_pass, collator, captions)
+    images = torch.from_numpy(pairs[:, 1]).to(task_pass.device)
     stream_states = StreamStates(*texts, states[images], SequenceLayout(mask[images]), None)
-    own = torch.arange(len(pairs), device=device)
+    own = torch.arange(len(pairs), device=task_pass.device)
+    recombined = stream_states.recombined(torch.from_numpy(rows).to(task_pass.device), own, None)
     with task_pass.precision.autocast():
-        encoded = task_pass.model.encoder.finish(stream_states.recombined(torch.from_numpy(rows).to(device), own, None))
+        encoded = task_pass.model.encoder.finish(recombined)
         return task_pass.model.logits(encoded, None, task_pass.task.head)

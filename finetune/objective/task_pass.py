@@ -1,5 +1,6 @@
 """Forward pass and loss of a task's batch."""
 
+import torch
 from torch import Tensor, nn
 
 from finetune.data.task_batches import MicroBatch
@@ -62,6 +63,11 @@ class TaskPass(nn.Module):
             numbers["contrastive"] = compared.detach().sum()
             losses = losses + self.contrastive * compared
         return losses.sum() / max(counts[-1], 1), numbers
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.precision.device
 
     def task_of(self, part: TaskBatch) -> str:
         """The name of the task that a micro-batch belongs to."""

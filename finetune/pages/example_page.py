@@ -177,7 +177,7 @@ def card_with_attention(run: str, opened: OpenedTask, one: JudgedExample, out: P
 def attention_of(run: str, opened: OpenedTask, one: JudgedExample) -> str:
     """The page of an example's attention maps."""
     source, task_pass, collator = opened
-    batch = collator(0, np.array([one.number])).to(task_pass.precision.device)
+    batch = collator(0, np.array([one.number])).to(task_pass.device)
     regions = collator.regions
     images = [
         (image, np.asarray(image_of(regions[image], regions.dataset.folder)[0].convert("RGB")))

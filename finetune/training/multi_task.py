@@ -214,7 +214,7 @@ class MultiTask(TrainingTask):
     def score(self, state: TaskState) -> None:
         """Validates a task."""
         at_once, workers = state.plan.batch_size, self.config.workers
-        state.score = state.validation.score(state.task_pass, at_once, workers, self.ranks, self.device)
+        state.score = state.validation.score(state.task_pass, at_once, workers, self.ranks)
 
     def scores(self) -> dict[str, TaskScore]:
         """Task -> score of its last validation."""

@@ -72,7 +72,7 @@ class SingleTask(TrainingTask):
     def evaluate(self, done: int) -> Evaluation:
         """The task's metrics on its validation split, between 0 and 1; `score` repeats the main metric."""
         at_once, workers = self.config.batch_size, self.config.workers
-        scores = self.validation.score(self.task_pass, at_once, workers, self.ranks, self.device).summary
+        scores = self.validation.score(self.task_pass, at_once, workers, self.ranks).summary
         if watched(scores) > self.best:
             self.best, self.worse = watched(scores), 0
         else:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from finetune.annotations.example import Example
 from finetune.config import RANKED_CAPTIONS
@@ -39,14 +38,12 @@ class Validation:
     def __len__(self) -> int:
         return len((self.four_way or self.examples).examples)
 
-    def score(
-        self, task_pass: TaskPass, batch_size: int, workers: int, ranks: Ranks, device: torch.device
-    ) -> TaskScore:
+    def score(self, task_pass: TaskPass, batch_size: int, workers: int, ranks: Ranks) -> TaskScore:
         """The task's metrics, for retrieval with 4-way accuracy; the same on every rank."""
-        predictions = predict(task_pass, self.examples, batch_size, workers, ranks, device)
+        predictions = predict(task_pass, self.examples, batch_size, workers, ranks)
         score = score_task(task_pass.task, self.examples.examples, predictions)
         if self.four_way is not None:
-            right = four_way_right(task_pass, self.four_way, batch_size, workers, ranks, device)
+            right = four_way_right(task_pass, self.four_way, batch_size, workers, ranks)
             score.metrics[FOUR_WAY] = float(right.mean())
         return score
 
@@ -71,7 +68,7 @@ def validation_of(
 
 
 def four_way_right(
-    task_pass: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, device: torch.device
+    task_pass: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks
 ) -> np.ndarray:
     """float64 (captions,): 1 if a caption and its image score above their three negatives, else 0.
 
@@ -80,9 +77,10 @@ def four_way_right(
 
     def on_this_rank() -> np.ndarray:
         right = np.zeros(len(collator.examples))
-        with in_order(collator, batch_size, workers, ranks, pin=device.type == "cuda") as batches:
+        with in_order(collator, batch_size, workers, ranks, pin=task_pass.device.type == "cuda") as batches:
             for part, batch in batches:
-                right[part] = task_pass.task.head.training_scores(task_pass.scores(batch.to(device)), None).cpu()
+                scores = task_pass.scores(batch.to(task_pass.device))
+                right[part] = task_pass.task.head.training_scores(scores, None).cpu()
         return right
 
     return predicted_on_all_ranks(task_pass, on_this_rank, ranks)

@@ -39,7 +39,7 @@ def other(world, pretrained, made_once):
 
 def evaluated(run, world, task):
     task_pass, collator = load(EvaluateConfig(run=str(run), data=str(world), task=task.name, workers=0), task)
-    predictions = predict(task_pass, collator, 16, 0, ALONE, task_pass.precision.device)
+    predictions = predict(task_pass, collator, 16, 0, ALONE)
     return collator.examples, score_task(task, collator.examples, predictions)
 
 

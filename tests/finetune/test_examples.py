@@ -30,7 +30,7 @@ def loaded(trained, world, name):
 def test_every_example_is_judged_as_an_evaluation_judges_it(trained, world, name):
     task_pass, collator = loaded(trained, world, name)
     said = judge(task_pass, collator, 7)
-    predictions = predict(task_pass, collator, 16, 0, ALONE, task_pass.precision.device)
+    predictions = predict(task_pass, collator, 16, 0, ALONE)
     values = score_task(TASKS[name], collator.examples, predictions).values
     np.testing.assert_allclose([one.value for one in said], values)
     for one in said:

@@ -35,7 +35,7 @@ def evaluated(trained, world, task, examples):
 
     config = EvaluateConfig(run=str(trained), data=str(world), workers=0)
     task_pass, collator = load(config, task, lambda data: examples)
-    return predict(task_pass, collator, 8, 0, ALONE, task_pass.precision.device)
+    return predict(task_pass, collator, 8, 0, ALONE)
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith("retrieval")])

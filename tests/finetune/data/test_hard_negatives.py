@@ -171,7 +171,7 @@ def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(
     for batch_size in (4, 27, 60, 1000):
         done = []
         progress = lambda *of, done=done: done.append(of)  # noqa: E731
-        scores = retrieval_scores(task_pass, collator, batch_size, ALONE, torch.device("cpu"), progress)
+        scores = retrieval_scores(task_pass, collator, batch_size, ALONE, progress)
         np.testing.assert_allclose(scores, expected, atol=1e-5 if contrastive_size else 2e-6)
         assert len(done) == {4: 13 * 7, 27: 13, 60: 7, 1000: 1}[batch_size]
         assert done[-1] == (27 * 13, 27 * 13) and all(one < other for (one, _), (other, _) in pairwise(done))
@@ -219,10 +219,10 @@ def test_the_model_is_told_the_task_by_its_token(regions, examples):
 @torch.no_grad()
 def test_ranks_divide_the_images(regions, examples, batch_size):
     task_pass, collator = make_task_pass(examples, regions)
-    whole = retrieval_scores(task_pass, collator, batch_size, ALONE, torch.device("cpu"))
+    whole = retrieval_scores(task_pass, collator, batch_size, ALONE)
     for count in (2, 3, 20):
         ranks = [Ranks(n, count, n) for n in range(count)]
-        parts = [retrieval_scores(task_pass, collator, batch_size, of, torch.device("cpu")) for of in ranks]
+        parts = [retrieval_scores(task_pass, collator, batch_size, of) for of in ranks]
         np.testing.assert_array_equal(sum(parts), whole)
         assert sum(part.any() for part in parts) == min(count, 13 if batch_size == 8 else 7)
 
@@ -301,9 +301,8 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
         wrong = [score(examples[other].text, own), score(example.text, image), score(examples[hard].text, own)]
         expected.append(score(example.text, own) > max(wrong))
     task_pass.model.train()
-    cpu = torch.device("cpu")
     for _ in range(2):
-        found = [four_way_right(task_pass, collator, 4, 0, Ranks(n, ranks, n), cpu) for n in range(ranks)]
+        found = [four_way_right(task_pass, collator, 4, 0, Ranks(n, ranks, n)) for n in range(ranks)]
         assert sum(found).tolist() == expected
     assert 0 < sum(expected) < len(expected) and task_pass.model.training
 
@@ -313,9 +312,9 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
     data = TaskData(task_pass.task, regions.dataset.folder.parent, Path(), regions, None, "stop")
     settings = CollatorSettings(collator.tokenizer, None, positions=256, max_regions=10)
     validation = validation_of(data, examples, settings, validate_on=None, seed=5)
-    cpu, counted = torch.device("cpu"), len(examples)
-    score = validation.score(task_pass, 4, 0, ALONE, cpu)
-    right = four_way_right(task_pass, validation.four_way, 4, 0, ALONE, cpu)
+    counted = len(examples)
+    score = validation.score(task_pass, 4, 0, ALONE)
+    right = four_way_right(task_pass, validation.four_way, 4, 0, ALONE)
     assert watched(score.metrics) == score.metrics["four_way_accuracy"] == right.mean() != score.metrics["R@1"]
     assert score.metrics["score"] == score.metrics["R@1"] and score.metrics["images"] == 13
     said = describe_scores(score.summary)

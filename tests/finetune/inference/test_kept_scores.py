@@ -48,7 +48,7 @@ def opened(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(opened):
-    return predict(*opened, BATCH, 0, ALONE, CPU)
+    return predict(*opened, BATCH, 0, ALONE)
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def ranked_images(monkeypatch):
     """The images (by the number of their first caption) whose scores are computed."""
     found, plain = [], caption_image_scores._image_states
 
-    def noted(task_pass, collator, captions, device):
+    def noted(task_pass, collator, captions):
         found.extend(captions.tolist())
-        return plain(task_pass, collator, captions, device)
+        return plain(task_pass, collator, captions)
 
     monkeypatch.setattr(caption_image_scores, "_image_states", noted)
     return found
@@ -77,7 +77,7 @@ def rank(opened, place, after=None, batch_size=BATCH):
             raise KeyboardInterrupt
 
     kept = KeptScores(place, *opened, batch_size, ALONE)
-    return predict(*opened, batch_size, 0, ALONE, CPU, progress, kept=kept), kept
+    return predict(*opened, batch_size, 0, ALONE, progress, kept=kept), kept
 
 
 def test_only_the_current_block_is_lost(opened, expected, place, ranked_images):
@@ -115,9 +115,7 @@ def test_another_number_of_ranks_continues(opened, expected, place, ranked_image
 
             with torch.no_grad():
                 try:
-                    of_rank = caption_image_scores.retrieval_scores(
-                        task_pass, collator, BATCH, of.ranks, CPU, progress, of
-                    )
+                    of_rank = caption_image_scores.retrieval_scores(task_pass, collator, BATCH, of.ranks, progress, of)
                     parts.append(of_rank)
                 except KeyboardInterrupt:
                     of.close()

@@ -129,7 +129,7 @@ def test_all_boxes_of_an_image_are_ranked_by_the_models_scores():
     model = TaskModel(TINY.replace(vocab_size=len(tokenizer), v_feature_size=12, task_tokens=20), {}).eval()
     task_pass = TaskPass(model, ENTITIES, Precision("float32", torch.device("cpu")), ENTITIES.token)
     collator = TaskCollator(ENTITIES, examples, samples, tokenizer, Limits(20, 7, 12))
-    ranked = predict(task_pass, collator, 2, 0, ALONE, torch.device("cpu"))
+    ranked = predict(task_pass, collator, 2, 0, ALONE)
     assert ranked.shape == (4, 8, 4)
     for n, image in enumerate(images):
         with torch.no_grad():
@@ -514,7 +514,7 @@ def test_the_mt_score_is_of_the_papers_tasks():
 
 def test_published_weights_are_of_the_papers_tasks():
     class PublishedWeights:
-        facts, heads = {}, {"pointing": 1, "entailment": 3}
+        run_config, heads = {}, {"pointing": 1, "entailment": 3}
 
     source = ModelSource("AT->ST", PublishedWeights(), TINY, None)
     assert [task.name for task in source.tasks] == [
