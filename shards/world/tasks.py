@@ -135,64 +135,109 @@ def divide(pictures: list[Picture], sizes: TaskSizes, names: tuple[str, str, str
     return {name: pictures[begin:end] for name, begin, end in zip(names, ends, [*ends[1:], None], strict=True)}
 
 
-def write_tasks(out: Path, sizes: TaskSizes) -> dict:
-    """Draws the pictures and writes the annotations of all tasks; returns the folders of images and boxes."""
-    of_coco, of_flickr = coco(sizes), flickr(sizes)
-    of_genome = genome(sizes, of_coco)
-    of_visual7w = divide(as_visual7w(of_genome), sizes, ("train", "val", "test"))
-    train, val, test = of_coco["train"], of_coco["val"], of_coco["test"]
-    cut = len(val) * 4 // 5  # the rest of val is Karpathy's restval, part of the training data
-    nlvr2, of_nlvr2 = annotations.nlvr2(sizes.of("nlvr2", "dev", "test1"), (sizes.seed, NLVR2))
-    coco_ids = {f"coco/{one.file}": one.id for split in (train, val, test) for one in split}
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of the tasks by split, as the data sets name them."""
+
+    coco: dict[str, list[Picture]]
+    genome: list[Picture]
+    gqa: dict[str, list[Picture]]
+    visual7w: dict[str, list[Picture]]
+    flickr: dict[str, list[Picture]]
+
+    @classmethod
+    def of(cls, sizes: TaskSizes) -> "Pictures":
+        of_coco = coco(sizes)
+        of_genome = genome(sizes, of_coco)
+        return cls(
+            coco=of_coco,
+            genome=of_genome,
+            gqa=divide(of_genome, sizes, ("train", "val", "testdev")) | {"test": gqa_test(sizes, len(of_genome))},
+            visual7w=divide(as_visual7w(of_genome), sizes, ("train", "val", "test")),
+            flickr=flickr(sizes),
+        )
+
+    def by_folder(self) -> dict[str, list[Picture]]:
+        """Folder of images -> its pictures, without those of NLVR2."""
+        return {
+            "coco": [one for split in self.coco.values() for one in split],
+            "genome": self.genome + self.gqa["test"],
+            "flickr": [one for split in self.flickr.values() for one in split],
+            "visual7w": [one for split in self.visual7w.values() for one in split],
+        }
+
+
+def question_files(pictures: Pictures, sizes: TaskSizes) -> dict[str, dict]:
+    """Task -> file -> content, of VQA, Visual Genome QA and GQA."""
+    of_coco = pictures.coco
     # Half of VQA's val is training data; the other half is minval.
+    vqa_pictures = {
+        "train2014": of_coco["train"],
+        "val2014": of_coco["val"] + of_coco["test"],
+        "test2015": of_coco["unasked"],
+    }
     vqa_counts = {
         "train2014": max(1, sizes.training("vqa") - sizes.evaluation),
         "val2014": 2 * sizes.evaluation,
         "test2015": 60,
     }
+    coco_ids = {f"coco/{one.file}": one.id for split in ("train", "val", "test") for one in of_coco[split]}
     gqa_total = round(sizes.training("gqa") / (1 - HELD_OUT))
     gqa_val = max(sizes.evaluation, round(gqa_total * HELD_OUT))
     gqa_counts = {"train": gqa_total - gqa_val, "val": gqa_val, "testdev": sizes.evaluation, "test": 60}
-    of_gqa = divide(of_genome, sizes, ("train", "val", "testdev")) | {"test": gqa_test(sizes, len(of_genome))}
+    return {
+        "vqa": annotations.vqa(vqa_pictures, vqa_counts),
+        "vgqa": annotations.vgqa(pictures.genome, round(sizes.training("vgqa") / (1 - HELD_OUT)), coco_ids),
+        "gqa": annotations.gqa(pictures.gqa, gqa_counts),
+    }
+
+
+def retrieval_files(pictures: Pictures, sizes: TaskSizes) -> dict[str, dict]:
+    """Task -> file -> content, of the two retrieval tasks."""
+    train, val, test = (pictures.coco[split] for split in ("train", "val", "test"))
+    cut = len(val) * 4 // 5  # the rest of val is Karpathy's restval, part of the training data
     captioned = {
         "train": train[: sizes.images("coco", sizes.examples // 5) - (len(val) - cut)],
         "restval": val[cut:],
         "val": val[:cut],
         "test": test[:cut],
     }
-    v7w, v7w_boxes = annotations.visual7w(of_visual7w, sizes.of("visual7w", "val", "test"))
-    games, game_boxes = annotations.guesswhat(
-        {"train": train, "valid": val, "test": test}, sizes.of("guesswhat", "valid", "test")
-    )
-    files = {
-        "vqa": annotations.vqa({"train2014": train, "val2014": val + test, "test2015": of_coco["unasked"]}, vqa_counts),
-        "vgqa": annotations.vgqa(of_genome, round(sizes.training("vgqa") / (1 - HELD_OUT)), coco_ids),
-        "gqa": annotations.gqa(of_gqa, gqa_counts),
+    return {
         "coco_retrieval": annotations.karpathy(captioned, coco=True),
-        "flickr_retrieval": annotations.karpathy(of_flickr, coco=False),
+        "flickr_retrieval": annotations.karpathy(pictures.flickr, coco=False),
+    }
+
+
+def expression_files(pictures: Pictures, sizes: TaskSizes) -> dict[str, dict]:
+    """Task -> file -> content, of the three data sets of referring expressions."""
+    train, val, test = (pictures.coco[split] for split in ("train", "val", "test"))
+    splits, files = {"train": train, "val": val, "testA": test, "testB": test}, {}
+    for style in ("refcoco", "refcoco+"):
+        files[style] = annotations.refer(splits, sizes.of(style, "val", "testA", "testB"), style)
+    splits = {"train": train, "val": val, "test": test}
+    return files | {"refcocog": annotations.refer(splits, sizes.of("refcocog", "val", "test"), "refcocog")}
+
+
+def write_tasks(out: Path, sizes: TaskSizes) -> dict:
+    """Draws the pictures and writes the annotations of all tasks; returns the folders of images and boxes."""
+    pictures = Pictures.of(sizes)
+    nlvr2, of_nlvr2 = annotations.nlvr2(sizes.of("nlvr2", "dev", "test1"), (sizes.seed, NLVR2))
+    v7w, v7w_boxes = annotations.visual7w(pictures.visual7w, sizes.of("visual7w", "val", "test"))
+    of_games = {"train": pictures.coco["train"], "valid": pictures.coco["val"], "test": pictures.coco["test"]}
+    games, game_boxes = annotations.guesswhat(of_games, sizes.of("guesswhat", "valid", "test"))
+    of_snli_ve = {{"val": "dev"}.get(split, split): of for split, of in pictures.flickr.items()}
+    files = {
+        **question_files(pictures, sizes),
+        **retrieval_files(pictures, sizes),
+        **expression_files(pictures, sizes),
         "visual7w": v7w,
         "guesswhat": games,
         "nlvr2": nlvr2,
-        "snli_ve": annotations.snli_ve(
-            {{"val": "dev"}.get(split, split): pictures for split, pictures in of_flickr.items()},
-            sizes.of("snli_ve", "dev", "test"),
-        ),
+        "snli_ve": annotations.snli_ve(of_snli_ve, sizes.of("snli_ve", "dev", "test")),
     }
-    for style in ("refcoco", "refcoco+"):
-        splits = {"train": train, "val": val, "testA": test, "testB": test}
-        files[style] = annotations.refer(splits, sizes.of(style, "val", "testA", "testB"), style)
-    splits = {"train": train, "val": val, "test": test}
-    files["refcocog"] = annotations.refer(splits, sizes.of("refcocog", "val", "test"), "refcocog")
-    images = {
-        "coco": [one for split in of_coco.values() for one in split],
-        "genome": of_genome + of_gqa["test"],
-        "flickr": [one for split in of_flickr.values() for one in split],
-        "nlvr2": of_nlvr2,
-        "visual7w": [one for split in of_visual7w.values() for one in split],
-    }
-    draw_all({out / "images" / name: pictures for name, pictures in images.items()})
-    boxes = {"visual7w_boxes": v7w_boxes, "guesswhat_boxes": game_boxes}
-    for name, lines in boxes.items():
+    images = pictures.by_folder() | {"nlvr2": of_nlvr2}
+    draw_all({out / "images" / name: of for name, of in images.items()})
+    for name, lines in {"visual7w_boxes": v7w_boxes, "guesswhat_boxes": game_boxes}.items():
         _write(out / "images" / f"{name}.jsonl", lines)
     for task, of_task in files.items():
         for name, value in of_task.items():
