@@ -134,7 +134,7 @@ def _open_pairs(config: PretrainConfig, ranks: Ranks) -> Pairs:
         pairs = on_every_rank(ranks, lambda: pairs if ranks.first else opened())
         same_everywhere(ranks, lambda: _content(pairs), DIFFERENT_DATA.format(data=config.data))
     if excluded:
-        found = f"{counted(pairs.excluded, 'image')} left out, of {len(excluded)} in the list"
+        found = f"{counted(pairs.excluded, 'image')} skipped, of {len(excluded)} in the list"
         hint = "" if pairs.excluded else "; if it is a list for this data, its ids have another form than the data's"
         ranks.log(f"--exclude {config.exclude}: {found}{hint}")
     readers = ranks.count * max(config.workers, 1)

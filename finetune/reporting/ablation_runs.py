@@ -17,7 +17,7 @@ from shards.common.errors import UserError
 from shards.common.files import read_json, write_json
 from shards.world import complete_world, pairs_folder
 
-KEPT = (CONFIG, VALUES)  # files of a finished run that the table needs, beside its result
+KEPT = (CONFIG, VALUES)  # files of a finished run that the table needs in addition to its result
 OWN_DEFAULT = ("lr_scale", "epochs")  # flags of which a run keeps the default value of the time when it was started
 
 

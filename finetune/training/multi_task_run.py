@@ -18,7 +18,7 @@ from shards.world import complete_world
 
 
 def train_tasks(config: MtConfig, ranks: Ranks, device: torch.device) -> tuple[int, dict | None]:
-    """One rank's part of a run in a locked folder, which is resumed if its flags say so.
+    """One rank's part of a run in a locked folder, which --resume continues.
 
     Returns:
         The exit status, 0 or 128 + the signal that stopped the run, and the content of result.json of a finished run.

@@ -37,7 +37,7 @@ class Pairs:
     Attributes:
         trained, validation: caption numbers, int64, ascending.
         numbers: pair numbers of an epoch, one per image or one per caption.
-        excluded: number of images that were left out.
+        excluded: number of images that were skipped.
     """
 
     shards: Shards

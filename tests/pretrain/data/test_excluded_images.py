@@ -36,8 +36,8 @@ def test_a_run_says_how_many_listed_images_it_has(tmp_path, run_command):
     make_dataset(tmp_path / "data", (40, 30))
     flags = ("--data", tmp_path / "data", "--steps", 1, "--batch_size", 4, "--workers", 0)
     for name, ids, said in (
-        ("some", ("image.0.3", "image.1.7", "not.here"), "2 images left out, of 3 in the list"),
-        ("none", ("not.here",), "0 images left out, of 1 in the list"),
+        ("some", ("image.0.3", "image.1.7", "not.here"), "2 images skipped, of 3 in the list"),
+        ("none", ("not.here",), "0 images skipped, of 1 in the list"),
     ):
         (tmp_path / name).write_text("".join(f"{image}\n" for image in ids))
         status, out, err = run_command(
