@@ -23,7 +23,7 @@ def test_the_oldest_versions_are_those_that_are_allowed():
     bounds = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", each).groups() for each in ranges)
     oldest = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "tests/oldest.txt").read_text(), re.MULTILINE))
     tested = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    assert set(oldest) == set(tested)
+    assert set(oldest) == set(tested) and set(bounds) - set(tested) == {"spacy"}  # of many packages, 400 MB
     for name, version in oldest.items():
         tools = ("pytest", "pytest-xdist", "hypothesis", "ruff", "codespell", "mypy", "tensorboard", "playwright")
         used_by_tests_alone = name in tools
