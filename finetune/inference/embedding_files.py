@@ -40,16 +40,18 @@ def read_texts(path: str) -> list[str]:
     """The lines of a text file, none of which may be empty."""
     refuse_special_file(path, "--texts ")
     try:
-        lines = decode_text(Path(path).read_bytes()).splitlines()
+        text = decode_text(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"--texts {path}: cannot be read ({error.strerror})") from None
     except ValueError:
         raise UserError(f"--texts {path}: is not text in UTF-8 or UTF-16") from None
+    if not text:
+        raise UserError(f"--texts {path}: is empty")
+    # Not str.splitlines, which also splits at form feeds and Unicode's separators: a text then has no line number.
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise UserError(f"--texts {path}, line {number}: is empty")
-    if not lines:
-        raise UserError(f"--texts {path}: is empty")
     return lines
 
 

@@ -20,11 +20,20 @@ def encoding_of(begin: bytes) -> str:
 def decode_text(data: bytes) -> str:
     """Decodes UTF-8, UTF-16 without a byte order mark, or the encoding of a byte order mark.
 
+    NUL characters, which damaged or padded texts contain, become spaces.
+
     Raises:
         ValueError: it is none of these.
     """
     if (marked := encoding_of(data[:4])) != "utf-8":
         return data.decode(marked)
-    if 0 in data:  # not in UTF-8 text; in UTF-16 every second byte of Latin letters is 0
-        return data.decode("utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be")
-    return data.decode()
+    low, high = data[::2].count(0), data[1::2].count(0)  # in UTF-16 every second byte of Latin letters is 0
+    utf16 = "utf-16-le" if high > low else "utf-16-be"
+    if max(low, high) >= len(data) / 4 and min(low, high) <= max(low, high) / 4:
+        return data.decode(utf16)
+    try:
+        return data.decode().replace("\0", " ")
+    except UnicodeDecodeError:
+        if 0 in data:  # UTF-16 with few Latin letters
+            return data.decode(utf16)
+        raise
