@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from finetune.annotations.answers import normalise
 from finetune.annotations.boxes import iou_with_box
 from finetune.annotations.example import Example
 from finetune.annotations.official_files import find_file, read_csv, read_lines, unique
@@ -131,7 +130,11 @@ class TableAnswers(TableTask, AnsweringTask):
         answers = value if isinstance(value, list) else [value]
         if not all(isinstance(answer, str | int) for answer in answers):
             raise UserError(f"{where}: {self.columns.answer} is {shown(value)}; should be a text or a list of texts")
-        return {normalise(str(answer)): 1.0 for answer in answers}
+        return {self.answer_form(str(answer)): 1.0 for answer in answers}
+
+    def answer_form(self, answer: str) -> str:
+        """The answer in lower case. VQA's normal form would make "A", "the" and "+" empty, and "C++" equal to "C"."""
+        return " ".join(answer.lower().split())
 
     def right_answers(self, folder: Path) -> list[str]:
         return [answer for example in self.examples(folder, self.splits[0]) for answer in example.target]

@@ -230,8 +230,11 @@ def test_a_row_that_cannot_be_used(tmp_path, kind, row, message):
 def test_targets_and_scores_of_every_kind(tmp_path):
     task = task_of(tmp_path, "answers", [ROW | {"answer": ["The Cat", "dog"]}, ROW | {"answer": 2}])
     first, second = task.read(tmp_path, "train")
-    assert first.images == ("42",) and first.target == {"cat": 1.0, "dog": 1.0} and second.target == {"2": 1.0}
+    assert first.images == ("42",) and first.target == {"the cat": 1.0, "dog": 1.0} and second.target == {"2": 1.0}
     assert task.scores([first, second], ["dog", "3"])["accuracy"].tolist() == [1, 0]
+    different = ["A", "the", "+", "-", "C", "C++", "C#", "1.5", "15"]  # in VQA's normal form four of them are empty
+    task = task_of(tmp_path, "answers", [ROW | {"answer": answer} for answer in different])
+    assert sorted(task.vocabulary(tmp_path).answers) == sorted(answer.lower() for answer in different)
     task = task_of(tmp_path, "grounding", [ROW | {"box": "0 0 10 10"}, ROW | {"box": [0, 0, 10, 10.0]}])
     examples = task.read(tmp_path, "train")
     assert [example.target for example in examples] == [(0, 0, 10, 10)] * 2
