@@ -198,8 +198,10 @@ def _initialise_from_bert(
     if newest:
         stored = read_config(config.out).get(FROM_BERT)  # missing in runs of older versions
         return stored or [name for name, _ in model.named_parameters() if may_be_from_bert(name)]
-    from_bert = on_first(ranks, lambda: load_bert(model, config.bert))  # make_engine broadcasts the weights
-    ranks.log(f"{counted(len(from_bert), 'parameter')} of the text stream initialised from {config.bert}")
+    from_bert, layers = on_first(ranks, lambda: load_bert(model, config.bert))  # make_engine broadcasts the weights
+    own = model.encoder.config.num_hidden_layers
+    part = f", from the first {own} of its {layers} layers" if layers > own else ""
+    ranks.log(f"{counted(len(from_bert), 'parameter')} of the text stream initialised from {config.bert}{part}")
     return from_bert
 
 

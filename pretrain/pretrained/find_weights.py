@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from pretrain.pretrained.state_dict_mapping import from_published
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer, load_bert_tokenizer, load_tokenizer
 from shards.common.errors import UserError
 from shards.common.files import is_stray, read_json
-from shards.common.untrusted_input import reading
+from shards.common.untrusted_input import reading, shown
 from shards.parsing.tensor_files import read_state_dict
 
 RUN, PUBLISHED, BERT = "run", "published", "bert"
@@ -83,6 +84,13 @@ class Weights:
         return loaded
 
 
+class _BertConfig(msgspec.Struct):
+    """The fields of a BERT's config.json that are read."""
+
+    num_attention_heads: int | None = None
+    hidden_act: str = "gelu"
+
+
 def find_weights(path: str, config: str | None = None) -> Weights:
     """Determines the kind, files and model configuration of weights.
 
@@ -111,7 +119,33 @@ def find_weights(path: str, config: str | None = None) -> Weights:
     with torch.device("meta"):  # allocates no memory, whatever the sizes are
         own = nn.ModuleDict({"encoder": TwoStream(sizes)}).state_dict()
     check_shapes(own, weights, str(file))
+    if kind == BERT:
+        check_bert_config(file.parent, sizes)
     return Weights(path, kind, file, sizes, {}, _heads(weights))
+
+
+def check_bert_config(folder: Path, sizes: ModelConfig) -> None:
+    """Checks what the shapes of a BERT's weights do not show.
+
+    Args:
+        folder: the directory of the BERT.
+        sizes: configuration of the model that gets its weights.
+
+    Raises:
+        UserError: it has another number of attention heads, or another activation function.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    bert = read_json(path, _BertConfig)
+    heads, activation = bert.get("num_attention_heads"), bert.get("hidden_act", "gelu")
+    if heads not in (None, sizes.num_attention_heads):
+        raise UserError(
+            f"{path}: num_attention_heads is {heads}, and {sizes.num_attention_heads} in the model configuration; with "
+            "other heads the weights compute something else, so change the configuration"
+        )
+    if activation != "gelu":
+        raise UserError(f"{path}: hidden_act is {shown(activation)}; only BERTs with gelu are supported")
 
 
 def read_published(file: Path) -> tuple[dict[str, Tensor], list[str]]:

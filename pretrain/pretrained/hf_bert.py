@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from pretrain.models.pretraining_heads import PretrainingModel
-from pretrain.pretrained.find_weights import BERT_FILES, read_published, take_weights
+from pretrain.pretrained.find_weights import BERT_FILES, check_bert_config, read_published, take_weights
 from shards.common.errors import UserError
 from shards.common.model_hub import only_local
 
@@ -20,24 +20,28 @@ def may_be_from_bert(name: str) -> bool:
     return name.startswith(("encoder.text_embedding.", "encoder.text_layers.", "words.")) and ".task." not in name
 
 
-def load_bert(model: PretrainingModel, name: str) -> list[str]:
+def load_bert(model: PretrainingModel, name: str) -> tuple[list[str], int]:
     """Copies the weights of a BERT into the text stream and, if it has one, the masked-token head.
 
-    Unexpected keys of the BERT (its pooler and next-sentence head) are ignored.
+    Unexpected keys of the BERT (its pooler, its next-sentence head, and layers that the model lacks) are ignored.
 
     Args:
         name: a directory, or a name on the hub or in its cache.
 
     Returns:
-        The names of the parameters that were set.
+        The names of the parameters that were set, and the number of layers of the BERT.
 
     Raises:
-        UserError: a shape differs from that of the model.
+        UserError: a shape or the number of attention heads differs from that of the model.
     """
-    weights, _ = read_published(Path(_file(name)))
-    taken = {key: value for key, value in weights.items() if may_be_from_bert(key)}
+    file = Path(_file(name))
+    check_bert_config(file.parent, model.encoder.config)
+    weights, _ = read_published(file)
+    own = model.state_dict()
+    taken = {key: value for key, value in weights.items() if may_be_from_bert(key) and key in own}
     take_weights(model, taken, f"--bert {name}", MISSING_IN_BERT)
-    return sorted(taken)
+    layers = {key.split(".")[2] for key in weights if key.startswith("encoder.text_layers.")}
+    return sorted(taken), len(layers)
 
 
 def bert_folder(name: str) -> str:

@@ -1,5 +1,7 @@
 """The text stream alone is BERT, with the weights of a Hugging Face BERT on disk."""
 
+import json
+
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
@@ -7,6 +9,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFa
 from pretrain.models.model_config import TINY
 from pretrain.models.packing import SequenceLayout
 from pretrain.models.pretraining_heads import PretrainingModel
+from pretrain.pretrained.find_weights import find_weights
 from pretrain.pretrained.hf_bert import load_bert
 from pretrain.tokenizer.tokenizer import load_bert_tokenizer
 from shards.common.errors import UserError
@@ -69,7 +72,7 @@ def test_the_word_head_comes_along_where_bert_has_one(tmp_path):
     torch.nn.init.normal_(theirs.cls.predictions.bias)
     theirs.save_pretrained(tmp_path)
     ours = PretrainingModel(SIZES).eval()
-    assert "words.bias" in load_bert(ours, str(tmp_path))
+    assert "words.bias" in load_bert(ours, str(tmp_path))[0]
     states = torch.randn(5, SIZES.hidden_size)
     torch.testing.assert_close(ours.word_scores(states), theirs.cls(states), atol=1e-5, rtol=0)
 
@@ -84,6 +87,28 @@ def test_fewer_layers_are_refused_by_name(tmp_path):
     BertModel(bert_config(num_hidden_layers=3)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"missing keys: .*encoder\.text_layers\.3"):
         load_bert(PretrainingModel(SIZES), str(tmp_path))
+
+
+def test_of_more_layers_the_first_are_used(tmp_path):
+    BertModel(bert_config(num_hidden_layers=6)).save_pretrained(tmp_path)
+    model = PretrainingModel(SIZES)
+    names, layers = load_bert(model, str(tmp_path))
+    assert layers == 6 and set(names) <= dict(model.named_parameters()).keys() | {"words.bias"}
+    assert "encoder.text_layers.3.feed_forward.up.bias" in names
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"num_attention_heads": 2}, "num_attention_heads is 2, and 4"), ({"hidden_act": "relu"}, "hidden_act is 'relu'")],
+)
+def test_what_shapes_do_not_show_is_compared(tmp_path, changed, message):
+    """Both load without any missing or unexpected key, and compute something else."""
+    BertModel(bert_config(**changed)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_bert(PretrainingModel(SIZES), str(tmp_path))
+    (tmp_path / "sizes.json").write_text(json.dumps(SIZES.to_dict()))
+    with pytest.raises(UserError, match=message):
+        find_weights(str(tmp_path), str(tmp_path / "sizes.json"))
 
 
 def test_a_directory_without_weights_is_refused(tmp_path):
