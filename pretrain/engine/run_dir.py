@@ -187,12 +187,32 @@ def checkpoint_to_resume(run: Path, resume: bool, ranks: Ranks) -> Path | None:
     return newest
 
 
-def stored_flags(flags: dict, run) -> dict:
-    """The flags of the run to resume, as stored, so that they need not be repeated. flags: of the command line."""
+def stored_flags(flags: dict, run, command: str) -> dict:
+    """The flags of the run to resume, as stored, so that they need not be repeated.
+
+    Args:
+        flags: of the command line.
+        run: the run directory.
+        command: the command that resumes it.
+
+    Raises:
+        UserError: the run is one of another command, whose flags this command does not have.
+    """
     path = Path(run) / CONFIG
     if str(flags.get("resume", "")).lower() != "true" or not path.exists():
         return {}
-    return read_config(run)["flags"]
+    stored = read_config(run)["flags"]
+    if (own := _command_of(stored)) != command:
+        raise UserError(
+            f"--out {run}: is a run of {own}, which {command} cannot resume; "
+            f"use python -m {own} --out {run} --resume, or another --out"
+        )
+    return stored
+
+
+def _command_of(flags: dict) -> str:
+    """The command that made a run. flags: those of its config.json."""
+    return "finetune.st" if "task" in flags else "finetune.mt" if "tasks" in flags else "pretrain.run"
 
 
 def finished_result(run: Path, newest: Path | None, config, free: set[str], ranks: Ranks, schema) -> dict | None:
