@@ -16,7 +16,7 @@ from pretrain.engine.experiment_trackers import IDENTIFIERS
 from shards.common.cli import current_flags
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
-from shards.common.files import is_remote, read_json
+from shards.common.files import is_remote, read_json, split_paths
 from shards.common.folder_lock import FolderLock
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -52,7 +52,7 @@ def absolute(value, flag: str):
     if flag not in PATHS or not isinstance(value, str) or value in ("", *PATHS[flag]):
         return value
     if flag == SEVERAL:
-        return ",".join(os.path.abspath(path) if _is_there(path) else path for path in value.split(","))
+        return ",".join(os.path.abspath(path) if _is_there(path) else path for path in split_paths(value))
     if is_remote(value) or not _is_there(value):
         return value
     return os.path.abspath(value)
