@@ -8,7 +8,7 @@ from finetune.inference.predictor import LazyPredictor
 from finetune.inference.request import parse_boxes
 from finetune.pages.attention_page import page_of
 from shards.common.cli import REQUIRED, command, flag
-from shards.common.files import whole_file
+from shards.common.files import split_paths, whole_file
 
 
 @dataclass
@@ -16,17 +16,19 @@ class AttentionConfig(ModelFlags):
     """Flags of finetune.attention."""
 
     image: str = flag(REQUIRED, "image file, or id of an image of the data; comma-separated for several")
-    task: str = flag(REQUIRED, "task, such as vqa; an unknown name prints the list")
     text: str = flag(REQUIRED, "question, expression, caption or statement")
+    task: str | None = flag(
+        None, "task, such as vqa; an unknown name prints the list", unset="the only task of the run"
+    )
     boxes: str | None = flag(None, "candidate boxes: x1,y1,x2,y2 in pixels, separated by semicolons", unset="none")
     out: str = flag("attention.html", "output file for the page", written=True)
 
 
 def run(config: AttentionConfig) -> None:
     predictor = LazyPredictor(config)
-    names, boxes = config.image.split(","), parse_boxes(config.boxes)
+    names, boxes = split_paths(config.image), parse_boxes(config.boxes)
     ask = predictor.query if all(Path(name).is_file() for name in names) else predictor.query_by_id
-    query = ask(config.task, config.text, *names, boxes=boxes)
+    query = ask(predictor.task_or_only(config.task), config.text, *names, boxes=boxes)
     with whole_file(config.out, "w", encoding="utf-8") as file:
         file.write(page_of(predictor, query))
     print(f"page: {config.out}")

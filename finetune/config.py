@@ -20,6 +20,7 @@ from pretrain.engine.optimizer import OPTIMIZERS
 from pretrain.models.model_config import ModelConfig
 from shards.common.cli import REQUIRED, flag
 from shards.common.errors import UserError
+from shards.common.files import split_paths
 from shards.world import DEFAULT_WORLD
 
 PRETRAINING = "runs/pretrain"  # default run directory of pretraining, whose weights others start from
@@ -70,7 +71,7 @@ def device_flag() -> Any:
 
 def add_task_files(names: str | None, run=None) -> list[Task]:
     """Makes the tasks of --task_file known. run: a run that is resumed, see add_task_file."""
-    return [add_task_file(path, run) for path in (names or "").split(",") if path]
+    return [add_task_file(path, run) for path in split_paths(names or "") if path]
 
 
 def chosen_tasks(config, run=None) -> list[Task]:

@@ -68,6 +68,6 @@ if __name__ == "__main__":
             run,
             "finetune.mt",
             summary,
-            inherit=lambda flags: stored_flags(flags, flags.get("out", MtConfig.out)),
+            inherit=lambda flags: stored_flags(flags, flags.get("out", MtConfig.out), "finetune.mt"),
             examples=EXAMPLES,
         )

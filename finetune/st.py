@@ -67,7 +67,7 @@ if __name__ == "__main__":
             "finetune.st",
             "Single-task fine-tuning.",
             inherit=lambda flags: stored_flags(
-                flags, flags.get("out") or default_out(flags.get("task"), flags.get("task_file"))
+                flags, flags.get("out") or default_out(flags.get("task"), flags.get("task_file")), "finetune.st"
             ),
             examples=EXAMPLES,
         )

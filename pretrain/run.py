@@ -71,6 +71,6 @@ if __name__ == "__main__":
             run,
             "pretrain.run",
             summary,
-            inherit=lambda flags: stored_flags(flags, flags.get("out", PretrainConfig.out)),
+            inherit=lambda flags: stored_flags(flags, flags.get("out", PretrainConfig.out), "pretrain.run"),
             examples=EXAMPLES,
         )

@@ -40,8 +40,15 @@ def run(config: InspectConfig) -> None:
     sample = reader[number]
     image, line = draw(sample, dataset.folder, dataset.extra.get("class_names"))
     path = Path(config.picture or dataset.folder / "inspect.png")
-    with whole_file(path) as file:
-        image.save(file, "PNG")
+    try:
+        with whole_file(path) as file:
+            image.save(file, "PNG")
+    except OSError as error:
+        if config.picture:
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); give the file for the picture by --picture"
+        ) from None
     print(f"picture     {path}\n            {line}")
     for caption in sample.captions:
         print(f'            "{caption}"')

@@ -14,7 +14,7 @@ from finetune.decontamination.known_tests import KnownTests
 from shards.common.dist_info import ALONE, Ranks, launch_name
 from shards.common.errors import UserError
 from shards.common.excluded_ids import EXCLUDED
-from shards.common.files import expand, read_json, write_json
+from shards.common.files import expand, read_json, split_paths, write_json
 from shards.common.folder_lock import locked_by_first, wait_for
 from shards.common.process_pool import run_tasks
 from shards.world import DEFAULT_WORLD, check_data_folder
@@ -27,7 +27,7 @@ KNOWN, PARTS = "known.safetensors", "parts"
 def known_tests(config: CleanConfig) -> tuple[KnownTests, list[str]]:
     """The test sets that the flags name, and sentences on official files that were not found."""
     known, absent = KnownTests(), []
-    for pattern in config.known.split(",") if config.known else ():
+    for pattern in split_paths(config.known) if config.known else ():
         for path in expand(pattern, ".safetensors"):
             known = known.merged(read_checked_fingerprint(path))
     if config.test_images:

@@ -20,6 +20,7 @@ from finetune.tasks import find_task
 from pretrain.engine.run_dir import CONFIG, read_config
 from shards.common.dist_info import ALONE
 from shards.common.errors import UserError
+from shards.common.files import split_paths
 
 GROUNDING = ("refcoco", "refcoco+")
 
@@ -44,7 +45,7 @@ class JudgedTask:
 def grounding_runs(config: ConsistencyConfig) -> dict[str, str]:
     """Task of referring expressions -> the run that was trained on it."""
     runs: dict[str, str] = {}
-    for path in (config.grounding or config.run).split(","):
+    for path in split_paths(config.grounding or config.run):
         check_exists(path)
         file = Path(path) / CONFIG
         for task in read_config(path).get("tasks", []) if file.exists() else []:

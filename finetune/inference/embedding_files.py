@@ -11,6 +11,7 @@ from PIL import Image
 
 from finetune.data.task_data import open_data
 from finetune.inference.embedder import Embedder, Embeddings
+from finetune.inference.request import check_text
 from finetune.task_types.base import Task
 from shards.common.errors import UserError
 from shards.common.files import whole_file
@@ -52,6 +53,7 @@ def read_texts(path: str) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise UserError(f"--texts {path}, line {number}: is empty")
+        check_text(line, f"--texts {path}, line {number}: the text", "")
     return lines
 
 
@@ -135,7 +137,11 @@ def embed_all(
     for part in images:
         ids += part.ids
         found.append(part.embeddings if parts else replace(part.embeddings, parts=[]))
-        pairs += [(text, image) for image, of in zip(part.ids, part.captions, strict=True) for text in of]
+        of_part = [(text, image) for image, of in zip(part.ids, part.captions, strict=True) for text in of]
+        if captions:
+            for text, image in of_part:
+                check_text(text, f"image {image}: a caption", "")
+        pairs += of_part
     if captions:
         if not pairs:
             raise UserError("--captions true: none of the images has a caption; give texts by --texts")

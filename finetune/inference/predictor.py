@@ -22,7 +22,7 @@ from finetune.models.task_model import TaskModel
 from finetune.objective.task_pass import TaskPass
 from finetune.run_dirs.answer_vocabularies import Vocabularies
 from finetune.run_dirs.model_source import ModelSource, trained_source, vocabulary_of_head
-from finetune.run_dirs.run_data_folder import choose_data, own_data, warn_of_other_data
+from finetune.run_dirs.run_data_folder import check_exists, choose_data, own_data, warn_of_other_data
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_files_of, all_tasks, find_task
 from pretrain.engine.distributed import choose_device
@@ -85,6 +85,19 @@ class LazyPredictor:
     def tasks(self) -> list[str]:
         """Names of the tasks that the model can predict, see ModelSource.tasks."""
         return [task.name for task in self.source.tasks]
+
+    def task_or_only(self, task: str | None) -> str:
+        """The name of a task, by default the only one that the run was trained on.
+
+        Raises:
+            UserError: no task is given, and the run was not trained on exactly one.
+        """
+        if task is not None:
+            return task
+        check_exists(self.run)
+        if len(self._trained) != 1:
+            raise UserError(f"--task is missing; it should be one of {', '.join(self._trained or all_tasks())}")
+        return self._trained[0]
 
     @cached_property
     def detector(self) -> Detector:

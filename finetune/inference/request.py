@@ -96,16 +96,16 @@ def check_query(task: Task, text: str, images: int, boxes: bool) -> None:
     check_text(text)
 
 
-def check_text(text: str) -> None:
-    """Raises UserError for an empty, too long or invalid text."""
+def check_text(text: str, name: str = "the text", where: str = " (--text)") -> None:
+    """Raises UserError for an empty, too long or invalid text. name, where: what the message names."""
     if not (text or "").strip():
-        raise UserError("the text is empty (--text)")
+        raise UserError(f"{name} is empty{where}")
     if len(text) > LONGEST_TEXT:
-        raise UserError(f"the text has {len(text)} characters; at most {LONGEST_TEXT} are allowed (--text)")
+        raise UserError(f"{name} has {len(text)} characters; at most {LONGEST_TEXT} are allowed{where}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError("the text contains a lone surrogate, which is not valid Unicode (--text)") from None
+        raise UserError(f"{name} contains a lone surrogate, which is not valid Unicode{where}") from None
 
 
 def read_image(image: ImageLike) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune.config import FinetuneConfig
 from pretrain.engine.run_dir import CONFIG, RUNS, existing_runs, read_config, read_flags
+from pretrain.pretrained.find_weights import check_has_weights
 from shards.common.errors import UserError
 from shards.common.files import read_json
 from shards.common.model_hub import name_in_cache
@@ -48,6 +49,8 @@ def choose_data(run, data: str | None) -> str:
         return data
     own = own_data(run)
     if own is None:
+        if Path(run).is_dir():
+            _check_has_weights(run)
         raise UserError(
             f"--data is missing: {run} does not name a data folder; give one with the tasks' official files "
             "and the regions of their images"
@@ -61,6 +64,14 @@ def check_exists(run) -> None:
     """Raises UserError if a run does not exist; the message lists existing runs."""
     if not Path(run).exists():
         raise UserError(f"--run {run}: no such file or directory; it should be a run or weights{existing_runs(run)}")
+
+
+def _check_has_weights(run) -> None:
+    """Raises UserError for a directory that is not a run, such as a data folder or a checkpoint of a run."""
+    try:
+        check_has_weights(Path(run))
+    except UserError as error:
+        raise UserError(f"--run {error}") from None
 
 
 def warn_of_other_data(run, data: str | None) -> None:

@@ -16,7 +16,7 @@ from pretrain.engine.experiment_trackers import IDENTIFIERS
 from shards.common.cli import current_flags
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
-from shards.common.files import is_remote, read_json
+from shards.common.files import is_remote, read_json, split_paths
 from shards.common.folder_lock import FolderLock
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -52,7 +52,7 @@ def absolute(value, flag: str):
     if flag not in PATHS or not isinstance(value, str) or value in ("", *PATHS[flag]):
         return value
     if flag == SEVERAL:
-        return ",".join(os.path.abspath(path) if _is_there(path) else path for path in value.split(","))
+        return ",".join(os.path.abspath(path) if _is_there(path) else path for path in split_paths(value))
     if is_remote(value) or not _is_there(value):
         return value
     return os.path.abspath(value)
@@ -187,12 +187,32 @@ def checkpoint_to_resume(run: Path, resume: bool, ranks: Ranks) -> Path | None:
     return newest
 
 
-def stored_flags(flags: dict, run) -> dict:
-    """The flags of the run to resume, as stored, so that they need not be repeated. flags: of the command line."""
+def stored_flags(flags: dict, run, command: str) -> dict:
+    """The flags of the run to resume, as stored, so that they need not be repeated.
+
+    Args:
+        flags: of the command line.
+        run: the run directory.
+        command: the command that resumes it.
+
+    Raises:
+        UserError: the run is one of another command, whose flags this command does not have.
+    """
     path = Path(run) / CONFIG
     if str(flags.get("resume", "")).lower() != "true" or not path.exists():
         return {}
-    return read_config(run)["flags"]
+    stored = read_config(run)["flags"]
+    if (own := _command_of(stored)) != command:
+        raise UserError(
+            f"--out {run}: is a run of {own}, which {command} cannot resume; "
+            f"use python -m {own} --out {run} --resume, or another --out"
+        )
+    return stored
+
+
+def _command_of(flags: dict) -> str:
+    """The command that made a run. flags: those of its config.json."""
+    return "finetune.st" if "task" in flags else "finetune.mt" if "tasks" in flags else "pretrain.run"
 
 
 def finished_result(run: Path, newest: Path | None, config, free: set[str], ranks: Ranks, schema) -> dict | None:

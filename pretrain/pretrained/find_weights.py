@@ -1,5 +1,6 @@
 """Initial weights of a model: from a run, a published state dict, or a BERT."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_tensors
+from pretrain.engine.checkpoint import METADATA, MODEL, best_checkpoint, read_tensors
 from pretrain.engine.run_dir import CONFIG, existing_runs, read_config
 from pretrain.models.model_config import ModelConfig, model_config_from, read_model_config
 from pretrain.models.vilbert import TwoStream
@@ -99,6 +100,7 @@ def find_weights(path: str, config: str | None = None) -> Weights:
         config: model configuration of a published state dict (a JSON file, base or tiny), if it is not next to it.
     """
     folder = Path(path)
+    _refuse_checkpoint(folder)
     checkpoint = best_checkpoint(folder) if folder.is_dir() else None
     if checkpoint is not None:
         if config:
@@ -162,6 +164,20 @@ def _heads(weights: dict[str, Tensor]) -> dict[str, int]:
     return {head: len(weights[name]) for head, name in last.items()}
 
 
+def check_has_weights(folder: Path) -> None:
+    """Raises UserError for a directory that is neither a run nor contains weights, without reading any."""
+    _refuse_checkpoint(folder)
+    if best_checkpoint(folder) is None:
+        _in_folder(folder)
+
+
+def _refuse_checkpoint(folder: Path) -> None:
+    """Raises UserError for a checkpoint of a run, which lacks the run's configuration and tokenizer."""
+    run = Path(os.path.abspath(folder)).parent.parent
+    if (folder / METADATA).exists() and not (folder / CONFIG).exists() and (run / CONFIG).exists():
+        raise UserError(f"{folder}: is a checkpoint of a run and not a run; give the run, {run}")
+
+
 def _in_folder(folder: Path) -> tuple[Path, str]:
     """The state dict in a directory that is not a run, and its kind."""
     config = folder / "config.json"
@@ -174,8 +190,12 @@ def _in_folder(folder: Path) -> tuple[Path, str]:
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not is_stray(path.name))
     if len(files) == 1:
         return files[0], PUBLISHED
-    found = f"{len(files)} files of weights; give the path of one" if files else "no complete checkpoint and no weights"
-    raise UserError(f"{folder}: contains {found}")
+    if files:
+        raise UserError(f"{folder}: contains {len(files)} files of weights; give the path of one")
+    raise UserError(
+        f"{folder}: contains no complete checkpoint and no weights; it should be a run or weights"
+        f"{existing_runs(folder)}"
+    )
 
 
 def _sizes(file: Path, config: str | None) -> ModelConfig:

@@ -30,6 +30,7 @@ _NO = {"false", "no", "0", "off"}
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 _KINDS = {int: "INT", float: "FLOAT", bool: "BOOL", str: "TEXT"}  # in --help
 WIDTH, COLUMN = 120, 28  # of --help: largest width, and where descriptions begin
+NARROWEST = COLUMN + 12  # width of --help in a narrower terminal, so that a word fits next to the column
 FINALLY = ("speed and memory", "run")  # groups that end the list of flags
 
 
@@ -204,8 +205,8 @@ def build(config_type, values: dict, positional: tuple = ()):
 
 
 def usage(config_type, command: str, summary: str, examples: Sequence[str] = ()) -> str:
-    """The text of --help, as wide as the terminal, at most WIDTH. examples: command lines."""
-    width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+    """The text of --help, as wide as the terminal, from NARROWEST to WIDTH. examples: command lines."""
+    width = max(NARROWEST, min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH))
     fields = dataclasses.fields(config_type)
     firsts = [field for field in fields if field.metadata.get("first")]
     firsts = "".join(f" {field.name.upper()}{' ...' * _takes_all(config_type, field)}" for field in firsts)

@@ -24,6 +24,11 @@ def is_remote(url: str) -> bool:
     return bool(_REMOTE.match(url)) and not url.startswith("file://")
 
 
+def split_paths(value: str) -> list[str]:
+    """The paths in a comma-separated list; the name of an existing file or folder may contain commas itself."""
+    return [value] if os.path.exists(value) else value.split(",")
+
+
 @contextlib.contextmanager
 def whole_file(path, mode: str = "wb", **options):
     """Writes a file atomically: opens a temporary file next to `path` and renames it at the end of the block.

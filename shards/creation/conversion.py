@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 
 from shards.common.counted import counted
@@ -181,7 +182,7 @@ def _finish(config: ConvertConfig, source: Source, out: Path, plan: dict, shape:
         raise UserError(f"{source.path}: contains no valid image; {skipped[0]['where']}: {skipped[0]['reason']}")
     extra = {"plan": plan, "skipped": len(skipped)}
     dataset = finish_dataset(out, paths, detector=source.detector, num_classes=shape.num_classes, extra=extra)
-    skips = list_skipped(out, made, skipped, "where")
+    skips = list_skipped(out, made, skipped, itemgetter("where"))
     captions = f", {dataset.count_of_captions}" if dataset.captions else ""
     classes = f"{shape.kept} of {shape.num_classes} classes per region" if shape.num_classes else "no classes"
     print(f"{out}: {counted(len(dataset), 'image')} in {counted(len(paths), 'shard')}{captions}, {classes}{skips}")

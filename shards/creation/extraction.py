@@ -117,6 +117,12 @@ def _some_images(parts: list[Part], count: int, excluded: frozenset[str]) -> Ite
                     yield decode_image(record.data)
 
 
+def _as_given(source: str, out: Path, absolute: bool) -> str:
+    """The path of an image as the user would write it. source: relative to `out`, as stored in the list."""
+    path = os.path.join(out, source)
+    return os.path.abspath(path) if absolute else os.path.relpath(path)
+
+
 def _finish(out: Path, tasks: list[ShardJob], detector: Detector, plan: dict) -> Dataset:
     made = [task.path for task in tasks]
     skipped, paths = noted(made), remove_empty_shards(made)
@@ -140,7 +146,8 @@ def _finish(out: Path, tasks: list[ShardJob], detector: Detector, plan: dict) ->
     flat = sum(given.flat for given in read_given_boxes(plan["boxes"]).values()) if plan["boxes"] else 0
     if flat:
         print(f"{plan['boxes']}: {counted(flat, 'box')} without area, enlarged to a width or height of one pixel")
-    skips = list_skipped(out, made, skipped, "source")
+    absolute = os.path.isabs(tasks[0].part.files[0])
+    skips = list_skipped(out, made, skipped, lambda line: _as_given(line["source"], out, absolute))
     in_shards = f"in {counted(len(paths), 'shard')}{skips}"
     print(f"{out}: {counted(len(dataset), 'image')}, {dataset.count_of_captions}, {in_shards}")
     return dataset

@@ -1,6 +1,7 @@
 """Skipped images: noted next to each shard while a data set is made, and listed in one file when it is finished."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from shards.common.files import read_json, whole_file, write_json
@@ -30,12 +31,12 @@ def noted(shards) -> list[dict]:
     return [line for shard in shards for line in read_json(_note(shard))]
 
 
-def list_skipped(folder: Path, shards, lines: list[dict], place: str) -> str:
+def list_skipped(folder: Path, shards, lines: list[dict], place: Callable[[dict], str]) -> str:
     """Replaces the notes by one list, and prints the first skipped images.
 
     Args:
         lines: all skipped images.
-        place: key of a line with the place of the image.
+        place: maps a line to the place of the image as it is printed.
 
     Returns:
         Suffix of a message, with the number of skipped images; empty if there are none.
@@ -45,7 +46,7 @@ def list_skipped(folder: Path, shards, lines: list[dict], place: str) -> str:
     for shard in shards:
         _note(shard).unlink()
     for line in lines[:SHOWN]:
-        print(f"skipped {line[place]}: {line['reason']}")
+        print(f"skipped {place(line)}: {line['reason']}")
     return f"; {len(lines)} skipped, see {folder / LIST}" if lines else ""
 
 

@@ -1,5 +1,6 @@
 """One image and one text: the same answer as an evaluation of the same example from its shards gives."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune.inference.embedder import Embedder
-from finetune.inference.predictor import Predictor
+from finetune.inference.predictor import LazyPredictor, Predictor
 from finetune.inference.request import parse_boxes
 from finetune.tasks import paper_tasks
 from shards.common.errors import UserError
@@ -186,3 +187,34 @@ def test_the_former_name_of_the_region_shards_is_accepted(trained, world, run_co
 
 def test_boxes_as_text():
     assert parse_boxes(None) == [] and parse_boxes("1,2,3,4;0.5,0,9,9") == [(1, 2, 3, 4), (0.5, 0, 9, 9)]
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """The tasks and images of commands on tmp_path, a run of vqa without weights."""
+    calls = []
+    for name in ("__call__", "query"):
+        monkeypatch.setattr(LazyPredictor, name, lambda self, task, text, *images, **_: calls.append((task, images)))
+    monkeypatch.setattr("finetune.pages.attention_page.page_of", lambda predictor, query: "")
+    (tmp_path / "config.json").write_text(json.dumps({"flags": {"task": "vqa"}, "tasks": ["vqa"]}))
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+@pytest.mark.parametrize("command", ["finetune.predict", "finetune.attention"])
+def test_the_name_of_an_image_may_contain_commas(asked, run_command, command):
+    for name in ("a,b.png", "a", "b.png", "c.png"):
+        Path(name).touch()
+    for image, expected in (("a,b.png", ("a,b.png",)), ("c.png,a", ("c.png", "a"))):
+        assert run_command(command, "--image", image, "--run", ".", "--task", "vqa", "--text", "x")[0] == 0
+        assert asked.pop() == ("vqa", expected)
+
+
+@pytest.mark.parametrize("command", ["finetune.predict", "finetune.attention"])
+def test_the_only_task_of_a_run_is_the_default(asked, tmp_path, run_command, command):
+    Path("a.png").touch()
+    flags = (command, "--image", "a.png", "--run", ".", "--text", "x")
+    assert run_command(*flags)[0] == 0 and asked == [("vqa", ("a.png",))]
+    Path("config.json").write_text(json.dumps({"flags": {}, "tasks": ["vqa", "gqa"]}))
+    status, _, err = run_command(*flags)
+    assert status == 2 and err == "error: --task is missing; it should be one of vqa, gqa\n"

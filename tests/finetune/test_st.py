@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from launching import finish, lines_of, run_ranks, run_ranks_apart, start_ranks,
 from safetensors.torch import load_file
 
 from finetune.annotations.answers import normalise
+from finetune.config import MtConfig, StConfig
 from finetune.objective.task_pass import TaskPass
 from finetune.tasks import paper_tasks
+from pretrain.config import PretrainConfig
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, checkpoints
 
 TASKS = list(paper_tasks())
@@ -212,6 +215,27 @@ def test_a_resume_with_other_annotations_is_refused(world, tmp_path, run_command
     path.write_text(path.read_text().replace('"question": "', '"question": "please, ', 1))
     status, _, err = run_command(command, "--out", run, "--resume")
     assert status == 2 and f"{run}: the data of vqa have changed since the run began" in err
+
+
+@pytest.mark.parametrize(
+    ("made_by", "flags"),
+    [
+        ("pretrain.run", PretrainConfig(data="regions")),
+        ("finetune.st", StConfig(task="vqa")),
+        ("finetune.mt", MtConfig(clean="true")),
+    ],
+)
+def test_a_run_of_another_command_is_not_resumed(tmp_path, run_command, made_by, flags):
+    """The flags of that command were reported as unknown, although the user had given none of them."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"flags": asdict(flags)}))
+    for command in {"pretrain.run", "finetune.st", "finetune.mt"} - {made_by}:
+        status, _, err = run_command(command, "--out", run, "--resume")
+        assert status == 2 and err == (
+            f"error: --out {run}: is a run of {made_by}, which {command} cannot resume; "
+            f"use python -m {made_by} --out {run} --resume, or another --out\n"
+        )
 
 
 MISTAKES = [

@@ -500,6 +500,16 @@ def test_the_real_features(tmp_path, real_data, run_command):
 # --- inspect, world, and mistakes with data sets
 
 
+def test_inspect_of_a_folder_that_cannot_be_written_names_the_flag(dataset_folder, tmp_path, run_command):
+    (dataset_folder / "inspect.png").mkdir()  # an error for root too, as permissions are not
+    status, _, err = run_command("shards.inspect", dataset_folder)
+    assert status == 2 and err == (
+        f"error: {dataset_folder}/inspect.png: cannot be written (Is a directory); "
+        "give the file for the picture by --picture\n"
+    )
+    assert run_command("shards.inspect", dataset_folder, "--picture", tmp_path / "a.png")[0] == 0
+
+
 def test_inspect_names_an_image_that_is_not_there(dataset_folder, run_command):
     status, _, err = run_command("shards.inspect", dataset_folder, "--image", "nobody")
     assert status == 2 and "--image nobody" in err and "image.0.0" in err

@@ -13,9 +13,10 @@ from PIL import Image
 from finetune.config import MtConfig, StConfig
 from finetune.inference.predictor import Predictor
 from finetune.run_dirs.finished_runs import find_runs
-from finetune.run_dirs.run_data_folder import own_data
+from finetune.run_dirs.run_data_folder import choose_data, own_data
 from pretrain.config import PretrainConfig
 from pretrain.engine.run_dir import PATHS, read_config
+from pretrain.pretrained.find_weights import find_weights
 from shards.common.errors import UserError
 from shards.detectors import detector_of, keep_detector
 
@@ -246,3 +247,21 @@ def test_every_flag_that_names_a_path_is_known():
     for config in (StConfig, MtConfig, PretrainConfig):
         texts = {one.name for one in fields(config) if "str" in str(one.type) and not one.metadata.get("choices")}
         assert texts - names <= set(PATHS), config
+
+
+def test_a_folder_that_is_not_a_run_is_not_said_to_lack_data(tmp_path):
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    step = run / "checkpoints" / "step-00000001"
+    for path in (shards / "dataset.json", run / "config.json", step / "checkpoint.json", step / "model.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    for folder, complaint in (
+        (shards, "contains no complete checkpoint and no weights; it should be a run or weights"),
+        (step, f"is a checkpoint of a run and not a run; give the run, {run}"),
+    ):
+        with pytest.raises(UserError) as raised:
+            choose_data(folder, None)
+        assert str(raised.value).startswith(f"--run {folder}: {complaint}")
+        with pytest.raises(UserError) as raised:
+            find_weights(str(folder))
+        assert str(raised.value).startswith(f"{folder}: {complaint}")

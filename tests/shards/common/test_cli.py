@@ -103,6 +103,13 @@ class Grouped(Shared):
     run: str = flag(REQUIRED, "a run", group="model")
 
 
+@pytest.mark.parametrize("columns", [1, 10, 20, 28, 29])
+def test_help_in_a_terminal_narrower_than_its_first_column(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = usage(Grouped, "some.command", "Does it.")
+    assert all(f"--{name}" in text for name in ("seed", "words", "run")) and max(map(len, text.splitlines())) <= 60
+
+
 def test_help_groups_flags_in_columns_and_ends_with_examples(monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     text = usage(Grouped, "some.command", "Does it.", ("python -m some.command --run r",))

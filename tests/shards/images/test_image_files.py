@@ -1,8 +1,10 @@
 """Decoding: every kind of picture comes out right or is refused by name; finding: folders and tars."""
 
 import io
+import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -402,6 +404,22 @@ def put(folder, entries, tar: bool):
     for name, data in entries:
         (folder / "in" / name).write_bytes(data)
     return folder / "in"
+
+
+@pytest.mark.parametrize("given", ["in", "absolute", "./in"])
+@pytest.mark.parametrize("out", ["out", "deep/out", "absolute"])
+def test_a_skipped_image_is_printed_by_its_path_and_not_relative_to_out(tmp_path, run_command, monkeypatch, given, out):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_bytes(encoded(Image.fromarray(RED)))
+    (tmp_path / "in" / "1.png").touch()
+    monkeypatch.chdir(tmp_path)
+    flags = ("--out", tmp_path / "out" if out == "absolute" else out, "--visual_words", 2, "--processes", 1)
+    folder = tmp_path / "in" if given == "absolute" else given
+    status, said, err = run_command("shards.extract", folder, *flags)
+    place = tmp_path / "in" if given == "absolute" else "in"
+    assert status == 0 and f"skipped {place}/1.png: " in said, err
+    (line,) = (Path("out" if out == "absolute" else out) / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["source"] == ("../../in/1.png" if out == "deep/out" else "../in/1.png")
 
 
 def test_links_to_nothing_and_names_that_are_not_utf_8_are_skipped_with_a_reason(tmp_path, run_command):
