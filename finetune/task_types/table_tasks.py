@@ -167,6 +167,17 @@ class TableLabels(TableTask, LabelTask):
 class TableGrounding(TableTask):
     """Boxes in pixels, x1 y1 x2 y2: a list of four numbers in JSON, or in CSV the numbers with spaces between them."""
 
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        found = super().examples(folder, split)
+        boxes = [example.target for example in found if example.target is not None]
+        if boxes and max(map(max, boxes)) <= 1:  # no prediction in pixels would be correct
+            path = find_file(folder, dict(self.tables)[split])
+            raise UserError(
+                f"{path}: all boxes of the column {self.columns.box} are between 0 and 1; "
+                "they should be x1 y1 x2 y2 in pixels"
+            )
+        return found
+
     def target(self, row: dict[str, Any], where: str) -> tuple[float, ...] | None:
         value = row.get(self.columns.box)
         if value in (None, ""):
