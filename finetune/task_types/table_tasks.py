@@ -15,7 +15,7 @@ import numpy as np
 from finetune.annotations.answers import normalise
 from finetune.annotations.boxes import iou_with_box
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_csv, read_lines, unique
+from finetune.annotations.official_files import MissingFile, existing, find_file, read_csv, read_lines, unique
 from finetune.heads.answer_head import AnswerHead
 from finetune.heads.classification_head import ClassificationHead, PairClassificationHead
 from finetune.heads.grounding_head import GroundingHead
@@ -76,6 +76,8 @@ class TableTask(Task):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, dict(self.tables)[split])
+        if not existing(path):
+            raise MissingFile(f"{path}: not found; {self.name}.toml names it as the table of the split {split}")
         rows = read_csv(path) if path.suffix == ".csv" else read_lines(path)
         found = [self._example(number, where, row) for number, (where, row) in enumerate(rows)]
         unique((example.id for example in found), str(path))
