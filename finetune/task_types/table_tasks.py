@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune.annotations.boxes import iou_with_box
 from finetune.annotations.example import Example
-from finetune.annotations.official_files import find_file, read_csv, read_lines, unique
+from finetune.annotations.official_files import MissingFile, existing, find_file, read_csv, read_lines, unique
 from finetune.heads.answer_head import AnswerHead
 from finetune.heads.classification_head import ClassificationHead, PairClassificationHead
 from finetune.heads.grounding_head import GroundingHead
@@ -75,6 +75,8 @@ class TableTask(Task):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, dict(self.tables)[split])
+        if not existing(path):
+            raise MissingFile(f"{path}: not found; {self.name}.toml names it as the table of the split {split}")
         rows = read_csv(path) if path.suffix == ".csv" else read_lines(path)
         found = [self._example(number, where, row) for number, (where, row) in enumerate(rows)]
         unique((example.id for example in found), str(path))
@@ -169,6 +171,17 @@ class TableLabels(TableTask, LabelTask):
 @dataclass(frozen=True)
 class TableGrounding(TableTask):
     """Boxes in pixels, x1 y1 x2 y2: a list of four numbers in JSON, or in CSV the numbers with spaces between them."""
+
+    def examples(self, folder: Path, split: str) -> list[Example]:
+        found = super().examples(folder, split)
+        boxes = [example.target for example in found if example.target is not None]
+        if boxes and max(map(max, boxes)) <= 1:  # no prediction in pixels would be correct
+            path = find_file(folder, dict(self.tables)[split])
+            raise UserError(
+                f"{path}: all boxes of the column {self.columns.box} are between 0 and 1; "
+                "they should be x1 y1 x2 y2 in pixels"
+            )
+        return found
 
     def target(self, row: dict[str, Any], where: str) -> tuple[float, ...] | None:
         value = row.get(self.columns.box)

@@ -18,8 +18,8 @@ from finetune.task_types.base import GivenBoxes, Task
 from shards.common.errors import UserError
 
 INSTANCES = "instances.json"
-MARGIN = 2  # pixels by which a box may end outside of its image, because of rounding
-ACCEPTED = 0.01  # share of the boxes that may end further outside
+MARGIN = 2  # pixels by which a box may begin or end outside of its image, because of rounding
+ACCEPTED = 0.01  # share of the boxes that may be further outside
 
 
 class Instance(msgspec.Struct):
@@ -115,13 +115,15 @@ def instances(path: Path) -> tuple[dict[int, tuple[int, Box]], dict[int, Image]]
 def _check_units(path: Path, boxes: dict[int, tuple[int, Box]], images: dict[int, Image]) -> None:
     """Raises UserError for boxes that are not x, y, width, height in pixels: no prediction would be correct.
 
-    A few boxes that end outside of their images are accepted.
+    A few boxes that begin or end outside of their images are accepted.
     """
     sized = [(box, images[image]) for image, box in boxes.values() if image in images and images[image].width]
-    ends = np.array([box[2:] for box, _ in sized]).reshape(-1, 2)
+    values = np.array([box for box, _ in sized]).reshape(-1, 4)
+    begins, ends = values[:, :2], values[:, 2:]
     sizes = np.array([(image.width, image.height or np.inf) for _, image in sized]).reshape(-1, 2)
-    outside = int((ends > sizes + MARGIN).any(1).sum())
-    wrong = f"{outside} of {len(sized)} boxes end outside of their images" if outside > len(sized) * ACCEPTED else ""
+    outside = int(((begins < -MARGIN) | (ends > sizes + MARGIN)).any(1).sum())
+    too_many = outside > len(sized) * ACCEPTED
+    wrong = f"{outside} of {len(sized)} boxes begin or end outside of their images" if too_many else ""
     wrong = "all boxes are between 0 and 1" if len(ends) and ends.max() <= 1 else wrong
     if wrong:
         raise UserError(f"{path}: {wrong}; bbox should be x, y, width, height in pixels of the image")

@@ -326,10 +326,12 @@ def test_boxes_of_visual7w_with_a_negative_side_or_with_one_id(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x, y, w, h: [x, y, x + w, y + h], r"\d+ of \d+ boxes end outside of their images"),
+        (lambda x, y, w, h: [x, y, x + w, y + h], r"\d+ of \d+ boxes begin or end outside of their images"),
+        (lambda x, y, w, h: [x - 500, y, w, h], r"(\d+) of \1 boxes begin or end outside of their images"),
+        (lambda x, y, w, h: [x, y - 500, w, h], r"(\d+) of \1 boxes begin or end outside of their images"),
         (lambda x, y, w, h: [x / 1000, y / 1000, w / 1000, h / 1000], "all boxes are between 0 and 1"),
     ],
-    ids=["corners", "fractions"],
+    ids=["corners", "left", "above", "fractions"],
 )
 def test_boxes_in_other_units_are_refused(world, tmp_path, change, words):
     """Every score of such a file was 0, without a word."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from launching import python
 
+from finetune.annotations.official_files import MissingFile
 from finetune.inference.predictor import Predictor
 from finetune.task_types.table_tasks import read_task_file
 from finetune.tasks import all_tasks
@@ -225,6 +226,29 @@ def test_a_row_that_cannot_be_used(tmp_path, kind, row, message):
     more = 'labels = ["no", "yes"]\n' if kind == "labels" else ""
     with pytest.raises(UserError, match=message):
         task_of(tmp_path, kind, [row], more).read(tmp_path, "train")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_boxes_relative_to_the_image_size_are_refused(tmp_path, split):
+    """They were accepted, and the accuracy after training was 0."""
+    rows = [ROW | {"where": box} for box in ([0.1, 0.2, 0.5, 0.9], [0, 0, 1, 1])]
+    task = task_of(tmp_path, "grounding", rows, columns='[columns]\nbox = "where"\n')
+    write_table(tmp_path / "b.jsonl", rows)
+    file = dict(task.tables)[split]
+    with pytest.raises(UserError, match=f"{file}: all boxes of the column where are between 0 and 1; they should be"):
+        task.read(tmp_path, split)
+    write_table(tmp_path / file, [*rows, ROW | {"where": [0, 0, 2, 1]}])
+    assert len(task.read(tmp_path, split)) == 3
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_missing_table_is_not_called_an_official_file(tmp_path, split):
+    task = task_of(tmp_path, "answers", [ROW | {"answer": "a"}])
+    file = dict(task.tables)[split]
+    (tmp_path / file).unlink(missing_ok=True)
+    with pytest.raises(MissingFile) as error:
+        task.read(tmp_path, split)
+    assert str(error.value) == f"{tmp_path / file}: not found; t.toml names it as the table of the split {split}"
 
 
 def test_targets_and_scores_of_every_kind(tmp_path):
