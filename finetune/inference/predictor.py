@@ -59,7 +59,7 @@ class LazyPredictor:
         own = run_config["flags"].get("data") if run_config else None
         # The region shards of a pretraining run: without --data, query_by_id takes images from them.
         self.pairs = Path(own) if own and self._data is None and "tasks" not in run_config else None
-        self._trained = run_config.get("tasks", list(all_tasks()))
+        self._trained: list[str] = run_config.get("tasks", list(all_tasks()))
         self.answers = answer_files(flags)
         self.device = choose_device(flags.device, ALONE)
         self.precision = Precision(flags.precision, self.device)
