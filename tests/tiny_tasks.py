@@ -50,6 +50,7 @@ class TinyTask(nn.Module):
     """As finetune.objective.task_pass.TaskPass."""
 
     precision = Precision("float64", torch.device("cpu"))
+    device = precision.device
     contrastive = 0.0
 
     def __init__(self, model: TinyModel, number: int):
