@@ -98,6 +98,7 @@ number: int = Predictor.from_pretrained("runs/mt")("vqa", "What color is the sta
 """
 
 
+@pytest.mark.slow  # `make lint`, part of `make test`, checks the annotations themselves
 def test_a_users_typed_code_passes_and_its_mistakes_are_found(tmp_path):
     """mypy --strict for both files in an environment where the packages are installed in editable mode."""
     pytest.importorskip("mypy")

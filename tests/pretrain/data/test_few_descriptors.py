@@ -5,6 +5,7 @@ from pathlib import Path
 
 import fork_server
 import numpy as np
+import pytest
 from data_sets import make_samples
 
 from shards.storage.dataset import finish_dataset
@@ -28,6 +29,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow  # test_faults has a run on more shards than descriptors
 def test_every_sample_is_read_once(tmp_path):
     samples = make_samples(SHARDS)
     paths = [tmp_path / f"part-{number:05d}.tar" for number in range(SHARDS)]
