@@ -8,9 +8,10 @@ import numpy as np
 
 from finetune.annotations.example import Box
 from finetune.prepared.packed_examples import PackedExamples
+from pretrain.engine.run_dir import DETECTOR
 from shards.common.counted import counted
 from shards.common.errors import UserError
-from shards.common.files import is_stray
+from shards.common.files import is_stray, read_json
 from shards.storage.dataset import UNKNOWN, Dataset, open_dataset
 from shards.storage.reader import RegionReader
 from shards.storage.sample import Sample
@@ -54,14 +55,34 @@ def detector_note(opened: Iterable[Regions]) -> str | None:
 
     Equal feature sizes do not show it, and what a model learns of one detector's features means nothing for another's.
     """
-    folders: dict[tuple[str, str], Path] = {}
-    for part in (part for regions in opened for part in regions.parts if part.detector != UNKNOWN):
-        weights = str(part.extra.get("plan", {}).get("fingerprint"))
-        folders.setdefault((part.detector, weights), part.folder)
+    folders = _detectors(opened)
     if len(folders) < 2:
         return None
     named = ", ".join(f"{name} ({folder})" for (name, _), folder in folders.items())
     return f"note: the regions are of different detectors, or weights: {named}; extract all with the same detector"
+
+
+def other_detector_note(run: str | Path, opened: Iterable[Regions]) -> str | None:
+    """A sentence on regions of another detector than those that a run was trained on; None if there are none."""
+    kept = Path(run) / DETECTOR / "dataset.json"
+    if not kept.exists():  # runs of earlier versions
+        return None
+    described = read_json(kept)
+    own = described["detector"], str(described.get("extra", {}).get("plan", {}).get("fingerprint"))
+    others = [(name, folder) for (name, weights), folder in _detectors(opened).items() if (name, weights) != own]
+    if own[0] == UNKNOWN or not others:
+        return None
+    named = ", ".join(f"{name} ({folder})" for name, folder in others)
+    return f"note: {run} was trained on regions of {own[0]}, and these are of another detector, or weights: {named}"
+
+
+def _detectors(opened: Iterable[Regions]) -> dict[tuple[str, str], Path]:
+    """(name, fingerprint of the weights) of each detector -> the first folder with its regions."""
+    folders: dict[tuple[str, str], Path] = {}
+    for part in (part for regions in opened for part in regions.parts if part.detector != UNKNOWN):
+        weights = str(part.extra.get("plan", {}).get("fingerprint"))
+        folders.setdefault((part.detector, weights), part.folder)
+    return folders
 
 
 def _open(folder: Path) -> list[Dataset]:

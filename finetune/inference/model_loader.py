@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from finetune.annotations.example import Example
 from finetune.config import EvaluateConfig, answer_files
-from finetune.data.regions import Regions
+from finetune.data.regions import Regions, other_detector_note
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import TaskData, open_data, same_on_every_rank
 from finetune.models.task_model import TaskModel
@@ -98,6 +98,8 @@ class ModelLoader:
         data, examples = on_every_rank(ranks, opened)
         same_on_every_rank(data, (examples,), ranks)
         source = self._source(data.feature_size)
+        if note := other_detector_note(config.run, data.all_regions):
+            ranks.log(note)
         check_trained(source, task)
         contrastive = training.contrastive if training else 0.0
         task_pass = TaskPass(self._model_for(source, data), task, self.precision, source.token(task), contrastive)

@@ -10,6 +10,7 @@ from torch import nn
 
 from finetune.build import make_model, make_task_engine, with_defaults
 from finetune.config import FREE_FLAGS, TrainingConfig
+from finetune.data.regions import other_detector_note
 from finetune.data.task_data import CollatorSettings
 from finetune.models.task_model import TaskModel
 from finetune.run_dirs.answer_vocabularies import Vocabularies
@@ -115,6 +116,9 @@ def set_up_run(
         check_content(Path(config.out), content)
     vocabularies = on_first(ranks, lambda: choose_vocabularies(None if newest else config.min_answer_count))
     precision, tasks = Precision(config.precision, device), [one.task for one in opened]
+    regions = [regions for one in opened for regions in one.data.all_regions]
+    if source.path and (note := other_detector_note(source.path, regions)):
+        ranks.log(note)
     return RunSetup(
         config=config,
         settled=settled,

@@ -10,9 +10,10 @@ import pytest
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.official_files import find_file
 from finetune.annotations.reference_annotations import captions
-from finetune.data.regions import Regions, detector_note, rows_of_boxes
+from finetune.data.regions import Regions, detector_note, other_detector_note, rows_of_boxes
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
+from shards.detectors import keep_detector
 from shards.storage.dataset import finish_dataset
 from shards.storage.sample import Sample
 from shards.storage.writer import write_shard
@@ -216,6 +217,11 @@ def test_regions_of_different_detectors_are_reported(tmp_path):
         extracted(name, "d", detector, weights)
         found = detector_note([*same, Regions(tmp_path / name)])
         assert f"backbone ({tmp_path}/coco/one), {detector} ({tmp_path}/{name})" in found
+        keep_detector(tmp_path / "coco" / "one", tmp_path / "run" / "detector")
+        assert other_detector_note(tmp_path / "run", same) is None
+        found = other_detector_note(tmp_path / "run", [*same, Regions(tmp_path / name)])
+        assert f"{tmp_path}/run was trained on regions of backbone" in found and f": {detector} ({tmp_path}" in found
+    assert other_detector_note(tmp_path / "no-detector", same) is None
 
 
 def test_regions_of_one_image_in_two_folders_are_refused(tmp_path):
