@@ -188,6 +188,8 @@ def _in_folder(folder: Path) -> tuple[Path, str]:
             raise UserError(f"{folder}: neither {' nor '.join(BERT_FILES)} found")
         return file, BERT
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not is_stray(path.name))
+    if (folder / "dataset.json").exists():  # region shards, whose tars may be called as those of weights
+        files = []
     if len(files) == 1:
         return files[0], PUBLISHED
     if files:

@@ -252,7 +252,13 @@ def test_every_flag_that_names_a_path_is_known():
 def test_a_folder_that_is_not_a_run_is_not_said_to_lack_data(tmp_path):
     shards, run = tmp_path / "shards", tmp_path / "run"
     step = run / "checkpoints" / "step-00000001"
-    for path in (shards / "dataset.json", run / "config.json", step / "checkpoint.json", step / "model.safetensors"):
+    for path in (
+        shards / "dataset.json",
+        shards / "regions-00000.tar",
+        run / "config.json",
+        step / "checkpoint.json",
+        step / "model.safetensors",
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     for folder, complaint in (
