@@ -55,7 +55,10 @@ def call(module: str, *arguments) -> None:
 
 
 def keep(path, name: str) -> None:
-    image = Image.open(path).convert("RGB")
+    keep_image(Image.open(path).convert("RGB"), name)
+
+
+def keep_image(image: Image.Image, name: str) -> None:
     image.thumbnail((1200, 1200))
     image.save(FOLDER / name, quality=82, method=6)
     print(f"{name}: {(FOLDER / name).stat().st_size / 1000:.0f} kB")
@@ -105,8 +108,7 @@ def photographs(config: Config) -> None:
     for number, cell in enumerate(cells):
         x, y = number % 2 * WIDTH, number // 2 * HEIGHT
         sheet.paste(cell, (x + (WIDTH - cell.width) // 2, y + (HEIGHT - cell.height) // 2))
-    sheet.save(Path(tempfile.gettempdir()) / "photographs.png")
-    keep(Path(tempfile.gettempdir()) / "photographs.png", "photographs.webp")
+    keep_image(sheet, "photographs.webp")
 
 
 def run(config: Config) -> None:

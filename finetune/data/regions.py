@@ -12,7 +12,7 @@ from pretrain.engine.run_dir import DETECTOR
 from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.files import is_stray, read_json
-from shards.storage.dataset import UNKNOWN, Dataset, open_dataset
+from shards.storage.dataset import UNKNOWN, Dataset, PlanFields, detector_and_weights, open_dataset
 from shards.storage.reader import RegionReader
 from shards.storage.sample import Sample
 
@@ -64,11 +64,11 @@ def detector_note(opened: Iterable[Regions]) -> str | None:
 
 def other_detector_note(run: str | Path, opened: Iterable[Regions]) -> str | None:
     """A sentence on regions of another detector than those that a run was trained on; None if there are none."""
-    kept = Path(run) / DETECTOR / "dataset.json"
-    if not kept.exists():  # runs of earlier versions
+    kept = Path(run) / DETECTOR
+    if not (kept / "dataset.json").exists():  # runs of earlier versions
         return None
-    described = read_json(kept)
-    own = described["detector"], str(described.get("extra", {}).get("plan", {}).get("fingerprint"))
+    described = read_json(kept / "dataset.json", PlanFields)
+    own = detector_and_weights(described.get("detector", UNKNOWN), described.get("extra", {}))
     others = [(name, folder) for (name, weights), folder in _detectors(opened).items() if (name, weights) != own]
     if own[0] == UNKNOWN or not others:
         return None
@@ -80,8 +80,7 @@ def _detectors(opened: Iterable[Regions]) -> dict[tuple[str, str], Path]:
     """(name, fingerprint of the weights) of each detector -> the first folder with its regions."""
     folders: dict[tuple[str, str], Path] = {}
     for part in (part for regions in opened for part in regions.parts if part.detector != UNKNOWN):
-        weights = str(part.extra.get("plan", {}).get("fingerprint"))
-        folders.setdefault((part.detector, weights), part.folder)
+        folders.setdefault(detector_and_weights(part.detector, part.extra), part.folder)
     return folders
 
 

@@ -96,7 +96,7 @@ class LazyPredictor:
             return task
         check_exists(self.run)
         if len(self._trained) != 1:
-            raise UserError(f"--task is missing; it should be one of {', '.join(self._trained or all_tasks())}")
+            raise UserError(f"--task is missing; it should be one of {', '.join(self._trained)}")
         return self._trained[0]
 
     @cached_property

@@ -162,9 +162,8 @@ def choose_source(
             f"{flag} {init}: was trained with feature size {sizes.v_feature_size} and the region shards have "
             f"{feature_size}; use shards of the same detector"
         )
-    kind = (
-        "BERT" if weights.kind == BERT else "AT->ST" if weights.heads or len(run_config.get("tasks", ())) > 1 else "ST"
-    )
+    several = weights.heads or len(run_config.get("tasks", ())) > 1
+    kind = "BERT" if weights.kind == BERT else "AT->ST" if several else "ST"
     vocabularies = read_vocabularies(init) if weights.kind == RUN else {}
     return ModelSource(
         kind, weights, sizes, weights.load_tokenizer(tokenizer), vocabularies, run_config.get("tokens", {})

@@ -142,6 +142,7 @@ class Extra(msgspec.Struct):
 class PlanFields(msgspec.Struct):
     """The fields of dataset.json that are validated where a data set is not opened."""
 
+    detector: str = UNKNOWN
     extra: Extra = msgspec.field(default_factory=Extra)
 
 
@@ -150,6 +151,11 @@ def plan_of(folder: str | Path) -> dict[str, Any]:
     described = read_json(Path(folder) / "dataset.json", PlanFields)
     plan: dict[str, Any] = described.get("extra", {}).get("plan", {})
     return plan
+
+
+def detector_and_weights(detector: str, extra: dict[str, Any]) -> tuple[str, str]:
+    """(name, fingerprint of the weights) of a detector. extra: see Dataset."""
+    return detector, str(extra.get("plan", {}).get("fingerprint"))
 
 
 def remove_empty_shards(shards: Iterable[str | Path]) -> list[Path]:

@@ -222,6 +222,9 @@ def test_regions_of_different_detectors_are_reported(tmp_path):
         found = other_detector_note(tmp_path / "run", [*same, Regions(tmp_path / name)])
         assert f"{tmp_path}/run was trained on regions of backbone" in found and f": {detector} ({tmp_path}" in found
     assert other_detector_note(tmp_path / "no-detector", same) is None
+    (tmp_path / "run" / "detector" / "dataset.json").write_text('{"detector": 5}')
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        other_detector_note(tmp_path / "run", same)
 
 
 def test_regions_of_one_image_in_two_folders_are_refused(tmp_path):
