@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # imports its parts when they are used; some take a second
 from PIL import Image, ImageFilter, ImageOps
-from scipy.fft import dctn
 
 from shards.images.image_files import decode_image
 
@@ -50,7 +50,7 @@ def image_hashes(image: Image.Image) -> np.ndarray:
 
 
 def _hash(image: Image.Image, lost) -> int:
-    low = dctn(_pixels(image, lost, SMALL), norm="ortho")[:LOW, :LOW].ravel()
+    low = scipy.fft.dctn(_pixels(image, lost, SMALL), norm="ortho")[:LOW, :LOW].ravel()
     low[0] = 0  # ignore the constant component, the mean brightness
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 

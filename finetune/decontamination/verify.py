@@ -1,8 +1,7 @@
 """Checks that no test image remains in training or validation data, by code that is independent of finetune.clean."""
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+import scipy  # imports its parts when they are used; some take a second
 
 from finetune.annotations.official_files import MissingFile, find_file, read_annotations
 from finetune.decontamination.manifest import read_cleaned, read_manifest
@@ -68,8 +67,8 @@ def _leaks(kept: list[tuple[str, str, str]], tests: dict[str, str], same: list[t
     for name in (*tests, *(name for name, _, _ in kept), *(name for pair in same for name in pair)):
         numbers.setdefault(name, len(numbers))
     ends = np.array([[numbers[one], numbers[other]] for one, other in same], np.int64).reshape(-1, 2)
-    edges = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(numbers), len(numbers)))
-    group = connected_components(edges, directed=False)[1]
+    edges = scipy.sparse.coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(numbers), len(numbers)))
+    group = scipy.sparse.csgraph.connected_components(edges, directed=False)[1]
     tested = {int(group[numbers[name]]): (name, test) for name, test in tests.items()}
     found: dict[str, list[str]] = {}
     for name, place, image in kept:

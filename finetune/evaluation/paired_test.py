@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, ttest_rel
+import scipy  # imports its parts when they are used; some take a second
 
 from finetune.evaluation.bootstrap import bootstrap_interval, bootstrap_means, interval_of
 
@@ -53,7 +53,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     It assumes independent examples. Several examples of one image are not, so that it is too small for them.
     """
     differing = only_first + only_second
-    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    return float(scipy.stats.binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
 class MeanDifference(NamedTuple):
@@ -92,5 +92,5 @@ def mean_difference(
     draws = [bootstrap_means(of, clusters[name], seed=n) for n, (name, of) in enumerate(differences.items())]
     mean = float(np.mean([values.mean() for values in differences.values()]))
     a, b = ([values[name].mean() for values in of_method for name in names] for of_method in (ours, theirs))
-    p = 1.0 if np.array_equal(a, b) else float(ttest_rel(a, b).pvalue) if len(a) > 1 else None
+    p = 1.0 if np.array_equal(a, b) else float(scipy.stats.ttest_rel(a, b).pvalue) if len(a) > 1 else None
     return MeanDifference(mean, interval_of(np.mean(draws, 0)), p)

@@ -9,10 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy  # imports its parts when they are used; some take a second
 import torch
-from scipy import stats
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
 from finetune.data.task_collate import TaskBatch
 from finetune.gradients.task_gradients import TaskGradients, part_of, shared_parameters
@@ -97,7 +95,7 @@ def mean_and_margin(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nansum(values, 0) / count
         deviation = np.sqrt(np.nansum((values - mean) ** 2, 0) / (count - 1))
-        margin = stats.t.ppf((1 + level) / 2, np.maximum(count - 1, 1)) * deviation / np.sqrt(count)
+        margin = scipy.stats.t.ppf((1 + level) / 2, np.maximum(count - 1, 1)) * deviation / np.sqrt(count)
     return np.where(count > 0, mean, np.nan), np.where(count > 1, margin, np.nan)
 
 
@@ -112,9 +110,9 @@ def clustered_order(similarity: np.ndarray) -> list[int]:
     filled = np.nan_to_num(similarity)
     distance = np.max(filled) - (filled + filled.T) / 2
     np.fill_diagonal(distance, 0)
-    return hierarchy.leaves_list(
-        hierarchy.linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
-    ).tolist()
+    distances = scipy.spatial.distance.squareform(distance, checks=False)
+    tree = scipy.cluster.hierarchy.linkage(distances, "average", optimal_ordering=True)
+    return scipy.cluster.hierarchy.leaves_list(tree).tolist()
 
 
 def measure(

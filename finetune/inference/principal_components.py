@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import eigh
+import scipy  # imports its parts when they are used; some take a second
 
 AXES = 2
 
@@ -37,7 +37,7 @@ def principal_plane(embeddings: np.ndarray) -> Plane:
     mean, size = values.mean(0), values.shape[1]
     covariance = np.cov(values, rowvar=False, bias=True).reshape(size, size)
     total, found = float(np.trace(covariance)), min(AXES, size)
-    variances, vectors = eigh(covariance, subset_by_index=(size - found, size - 1))
+    variances, vectors = scipy.linalg.eigh(covariance, subset_by_index=(size - found, size - 1))
     axes, explained = np.zeros((AXES, size)), [0.0] * AXES
     precision = float(np.finfo(np.float64).eps)
     rounding = size * precision * (total + precision * float((values**2).sum(1).mean()))  # of a variance

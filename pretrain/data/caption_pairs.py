@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
+import scipy  # imports its parts when they are used; some take a second
 
 from pretrain.data import random_choices
 from shards.common import counter_rng
@@ -67,8 +66,8 @@ def linked_texts(captions: Captions) -> np.ndarray:
     owners = captions.images_of(numbers)
     texts, text_of = np.unique(ids[numbers], return_inverse=True)
     size = images + len(texts)
-    links = csr_array((np.ones(len(numbers), np.int8), (owners, images + text_of)), shape=(size, size))
-    count, labels = connected_components(links, directed=False)
+    links = scipy.sparse.csr_array((np.ones(len(numbers), np.int8), (owners, images + text_of)), shape=(size, size))
+    count, labels = scipy.sparse.csgraph.connected_components(links, directed=False)
     order = np.lexsort((counter_rng.mix(texts), labels[images:]))
     present, first = np.unique(labels[images:][order], return_index=True)
     names = np.full(count, -1, np.int64)

@@ -13,8 +13,8 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # imports its parts when they are used; some take a second
 from PIL import Image
-from scipy import ndimage
 
 from shards.common.box_iou import areas, iou
 
@@ -112,8 +112,8 @@ def _outlines(image: np.ndarray, limit: int) -> np.ndarray:
     found = [np.zeros((0, 4))]
     for step in EDGE_STEPS:
         mask = steps > step
-        labels, _ = ndimage.label(mask, np.ones((3, 3)))
-        slices = ndimage.find_objects(_without_specks(labels, least.max()))
+        labels, _ = scipy.ndimage.label(mask, np.ones((3, 3)))
+        slices = scipy.ndimage.find_objects(_without_specks(labels, least.max()))
         boxes = np.array([[x.start, y.start, x.stop, y.stop] for y, x in slices], int).reshape(-1, 4)
         sides = boxes[:, 2:] - boxes[:, :2]
         large = (sides >= least).all(1) & (sides.prod(1) <= 0.5 * size.prod())

@@ -7,8 +7,7 @@ another extraction can use the same ones.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
-from scipy.spatial.distance import cdist
+import scipy  # imports its parts when they are used; some take a second
 
 from shards.common.files import whole_file
 from shards.common.untrusted_input import LARGEST, read_arrays, reading, whole_number
@@ -38,7 +37,9 @@ class VisualWords:
         return len(self.centres)
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return -self.sharpness * cdist((features - self.mean) @ self.directions, self.centres, "sqeuclidean")
+        return -self.sharpness * scipy.spatial.distance.cdist(
+            (features - self.mean) @ self.directions, self.centres, "sqeuclidean"
+        )
 
     def classify(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The k most probable words for features (N, D): ids int16 and probabilities float16 (N, k), in order."""
@@ -81,7 +82,7 @@ def fit_words(features: np.ndarray, words: int, seed: int) -> VisualWords:
     directions = rows[: min(DIRECTIONS, len(rows))].T
     points = (features - mean) @ directions
     words = max(1, min(words, len(points) // 4))
-    centres, _ = kmeans2(points, words, minit="++", seed=np.random.default_rng(seed), missing="warn")
+    centres, _ = scipy.cluster.vq.kmeans2(points, words, minit="++", seed=np.random.default_rng(seed), missing="warn")
     fitted = VisualWords(mean, directions, centres, 1.0, min(8, words))
     fitted.sharpness = _sharpness(fitted, features[:: max(1, len(features) // 4000)])
     return fitted
