@@ -46,8 +46,9 @@ def prediction(task: Task, scores: Tensor, scene: Scene, vocabulary: AnswerVocab
         top: maximum number of choices that are returned.
     """
     names, places = task.head.choices(scene, vocabulary)
-    confidence = task.head.confidence(scores[: len(names)])
-    best = confidence.argsort(descending=True, stable=True)[:top].tolist()
+    scores = scores[: len(names)]
+    confidence = task.head.confidence(scores)
+    best = scores.argsort(descending=True, stable=True)[:top].tolist()  # large scores all have a confidence of 1
     return Prediction(
         task.name,
         [names[n] for n in best],
