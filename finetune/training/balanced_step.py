@@ -36,7 +36,6 @@ class BalancedStep:
         self,
         engine: Engine,
         iteration: int,
-        number: int,
         by_task: list[list[MicroBatch]],
         sums: MetricSums,
         denominators: list[int],
@@ -46,16 +45,15 @@ class BalancedStep:
         Args:
             engine: the engine of a MultiTaskPass.
             iteration: number of the iteration.
-            number: of the optimizer step, for messages.
             by_task: this rank's micro-batches of every task step, of which there is at least one.
             sums: get the metric sums, and TASK/weight.
             denominators: of MultiTask.denominators, summed over all ranks.
         """
         run = _Iteration(engine, iteration, by_task, denominators, self.contrastive)
         if isinstance(self.method, LossWeighting):
-            run.weight_losses(self.method, number, sums)
+            run.weight_losses(self.method, sums)
         else:
-            run.combine_gradients(self.method, self.gradients, number, sums)
+            run.combine_gradients(self.method, self.gradients, sums)
 
 
 @dataclass
@@ -71,21 +69,19 @@ class _Iteration:
     def __post_init__(self):
         self.names = [self.engine.replica.task_of(parts[0]) for parts in self.by_task]
 
-    def weight_losses(self, method: LossWeighting, number: int, sums: MetricSums) -> None:
+    def weight_losses(self, method: LossWeighting, sums: MetricSums) -> None:
         """One backward pass over the weighted losses, whose gradients are reduced over the ranks once."""
         engine, parts = self.engine, [part for of_step in self.by_task for part in of_step]
         losses = self._losses(self._sums_without_gradients()) if method.needs_losses else []
         weights = on_first(engine.ranks, lambda: method.weights(TaskSteps(self.iteration, self.names, losses)))
         added = engine.backward(parts, self.denominators, weights)
-        engine.update(number, added | self._logged(weights), sums)
+        engine.update(self.iteration, added | self._logged(weights), sums)
         losses = losses or self._losses(added)
         after = self._losses(self._sums_without_gradients()) if method.needs_losses_after else []
         if engine.ranks.first and all(map(math.isfinite, [*losses, *after])):
             method.observe(TaskSteps(self.iteration, self.names, losses), after)
 
-    def combine_gradients(
-        self, method: GradientCombination, gradients: TaskGradients, number: int, sums: MetricSums
-    ) -> None:
+    def combine_gradients(self, method: GradientCombination, gradients: TaskGradients, sums: MetricSums) -> None:
         """A backward pass per task step, each reduced over the ranks, and the weighted sum of their gradients."""
         engine, rows, added = self.engine, range(len(self.by_task)), Counter()
         shared, of_heads = set(gradients.parameters), []
@@ -105,7 +101,7 @@ class _Iteration:
             for parameter, gradient in of_step:
                 weighted = gradient * weights[row] if method.weighs_heads else gradient
                 parameter.grad = weighted if parameter.grad is None else parameter.grad + weighted
-        engine.update(number, dict(added) | self._logged(weights.tolist()), sums)
+        engine.update(self.iteration, dict(added) | self._logged(weights.tolist()), sums)
 
     @torch.no_grad()
     def _sums_without_gradients(self) -> dict[str, Tensor | int]:

@@ -144,12 +144,11 @@ class MultiTask(TrainingTask):
         """One optimizer step per task step; with --balance a single one for all of them."""
         each = self.config.accumulate
         by_task = [parts[begin : begin + each] for begin in range(0, len(parts), each)]
-        first = step * len(self.task_states)
         if self.balanced is None:
             for of_step in by_task:
-                engine.step(first + of_step[0].task_step, of_step, sums, denominators)
+                engine.step(step, of_step, sums, denominators)
         elif parts:
-            self.balanced.step(engine, step, first, by_task, sums, denominators)
+            self.balanced.step(engine, step, by_task, sums, denominators)
         for part in parts[:: self.config.accumulate]:
             self.task_states[part.task].taken += 1
 

@@ -92,7 +92,9 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
 class CountsPredictions(Protocol):
     """What collation needs of an objective (see pretrain/objective/pretraining_loss.py)."""
 
-    contrastive: float
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether batches need image_ids and text_ids."""
 
     def count(self, batch: Batch) -> tuple[int, int]:
         """The numbers of tokens and of regions to predict in a batch."""

@@ -46,6 +46,7 @@ class CheckpointMetadata(msgspec.Struct):
     taken: dict[str, int] = {}
     unused_parameters: list[str] = []
     skipped_steps: int = 0
+    applied_steps: int = 1
     bad_samples: int = 0
     epochs_without_better: int = 0
     best_score: float | None = None

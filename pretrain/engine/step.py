@@ -29,14 +29,25 @@ IN_A_ROW = 10  # consecutive skipped steps after which training stops
 
 
 class SkippedSteps:
-    """Counts steps with non-finite gradients; on a GPU a step or two late, to avoid synchronisation."""
+    """Counts optimizer steps with non-finite gradients; on a GPU a step or two late, to avoid synchronisation.
 
-    def __init__(self, count: int = 0):
-        self.count, self.streak = count, 0
+    Attributes:
+        count: number of skipped steps.
+        applied: number of steps that were not skipped.
+        streak: number of steps since the last one that was not skipped.
+    """
+
+    def __init__(self, count: int = 0, applied: int = 0):
+        self.count, self.applied, self.streak = count, applied, 0
         self._waiting: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def note(self, number: int, finite: Tensor) -> None:
-        """Records the result of step `number`. finite: bool scalar on the device."""
+        """Records the result of an optimizer step.
+
+        Args:
+            number: of the step of the training loop, from 0.
+            finite: bool scalar on the device.
+        """
         event = None
         if finite.device.type == "cuda":
             on_host = torch.empty((), dtype=torch.bool, pin_memory=True)
@@ -52,7 +63,7 @@ class SkippedSteps:
             if event is not None:
                 event.synchronize()
             if finite.item():
-                self.streak = 0
+                self.applied, self.streak = self.applied + 1, 0
                 continue
             self.count, self.streak = self.count + 1, self.streak + 1
             if self.streak == IN_A_ROW:
@@ -130,9 +141,10 @@ class Engine:
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
     def step(self, number: int, parts: list, sums: MetricSums, *arguments) -> None:
-        """Takes step `number`.
+        """Takes an optimizer step.
 
         Args:
+            number: of the step of the training loop, from 0; a multi-task one has several optimizer steps.
             parts: this rank's batches, one per accumulation step, on the device.
             sums: get the metric sums of the replica, and `steps` and `gradient_norm`.
             arguments: passed to the replica, such as counts over the global batch.
@@ -155,7 +167,7 @@ class Engine:
         return added
 
     def update(self, number: int, added: dict[str, Tensor | int], sums: MetricSums) -> None:
-        """Takes step `number` with the gradients of `backward`. added: its result, which is added to the sums."""
+        """Takes an optimizer step with the gradients of `backward`. added: its result, which is added to the sums."""
         norm, finite = self._update()
         self.skipped.note(number, finite)
         sums.add(added | {"gradient_norm": norm, "steps": 1}, finite)
@@ -203,12 +215,14 @@ class Engine:
     def state(self) -> dict:
         """The state for a checkpoint, in addition to weights and optimizer moments."""
         unused = {} if self.zeros is None else {"unused_parameters": self.zeros.state()}
-        return {"scaler": self.scaler.state_dict(), "skipped_steps": self.skipped.count} | unused
+        steps = {"skipped_steps": self.skipped.count, "applied_steps": self.skipped.applied}
+        return {"scaler": self.scaler.state_dict()} | steps | unused
 
     def restore(self, state: dict) -> None:
         """Restores the state returned by `state`."""
         self.scaler.load_state_dict(state["scaler"])
-        self.skipped = SkippedSteps(state["skipped_steps"])
+        # Earlier versions did not count the applied steps; a run that was saved has very probably had some.
+        self.skipped = SkippedSteps(state["skipped_steps"], state.get("applied_steps", 1))
         if self.zeros is not None:
             self.zeros.restore(state.get("unused_parameters", []))
 

@@ -132,7 +132,7 @@ class Trainer:
         reported: set[str] = set()
         batches = task.batches()
         saved = done = plan.first_step
-        seen = 0  # samples, in this process
+        seen, skipped_before = 0, self.bad_samples  # samples in this process, and in the run's earlier ones
         finished = False
         engine.model.train()
         with contextlib.closing(batches), check_workers(task.worker_status), saving:
@@ -168,7 +168,7 @@ class Trainer:
                 selection = evaluation.selection if evaluation else None
                 finished = last or task.over
                 if finished:
-                    _check_trained(engine, done, seen, selection)
+                    _check_trained(engine, done, seen, self.bad_samples - skipped_before, selection)
                 if done % task.save_every == 0 or finished or agreed.save:
                     saving.save(done, self._metadata(done, evaluation, training_log), selection)
                     saved = done
@@ -208,19 +208,22 @@ class Trainer:
         return metadata | self.task.state(done)
 
 
-def _check_trained(engine: Engine, done: int, seen: int, selection: float | None) -> None:
+def _check_trained(engine: Engine, done: int, seen: int, skipped: int, selection: float | None) -> None:
     """Raises UserError for a run without a useful result, because it would otherwise end like a successful one.
 
-    No step changed the weights, or the last validation score is not finite.
+    Args:
+        done: number of steps.
+        seen, skipped: number of samples that this process has trained on, and of those that could not be used.
+        selection: the last validation score, None without.
     """
     engine.skipped.check(wait=True)
-    if engine.skipped.count >= done:
-        raise UserError(
-            f"none of the {done} steps changed the weights: their gradients were not finite; use a lower --lr or "
-            "another --precision, or check the features"
-        )
-    if not seen:
+    if skipped and not seen:
         raise UserError("all samples were skipped; see the printed errors and fix the data")
+    if not engine.skipped.applied:
+        raise UserError(
+            f"none of the {engine.skipped.count} optimizer steps changed the weights: their gradients were not finite; "
+            "use a lower --lr or another --precision, or check the features"
+        )
     if selection is not None and not math.isfinite(selection):
         raise UserError(
             f"the validation loss after {done} steps is {-selection}: the weights have diverged; start a new run with "

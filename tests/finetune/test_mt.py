@@ -1,6 +1,7 @@
 """finetune.mt, end to end on a small world."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from launching import finish, lines_of, run_ranks, start_ranks, weights_of
 
 from finetune.data.task_batches import Order
+from finetune.heads.classification_head import PairClassificationHead
 from finetune.run_dirs.finished_runs import read_run
 from finetune.tasks import choose_tasks, paper_tasks
 from finetune.training.multi_task_setup import task_tokens
@@ -264,6 +266,15 @@ def test_stopped_tasks_train_every_fourth_iteration_and_are_watched(mt, tmp_path
     assert [line["step"] for line in lines_of(tmp_path / "run", "validation")] == list(range(4, 25, 4))
     lrs = [line["lr"] for line in training]
     assert lrs[13] == lrs[14] == lrs[15] == lrs[16] > lrs[17]  # it follows the iterations in which any task trained
+
+
+def test_one_task_whose_gradients_are_never_finite_does_not_fail_the_others(mt, run_command, monkeypatch):
+    """Skipped optimizer steps, of which an iteration has several, were compared with the number of iterations."""
+    monkeypatch.setattr(PairClassificationHead, "losses", lambda head, logits, targets: logits.sum(1) * math.nan)
+    status, out, err = run_command("finetune.mt", *mt("--tasks", "refcoco,nlvr2", "--iterations", 3))
+    assert (status, err) == (0, "") and out.count("1 step skipped: gradients not finite") == 3
+    status, _, err = run_command("finetune.mt", *mt("--tasks", "nlvr2", "--iterations", 3, out="alone"))
+    assert status == 2 and "none of the 3 optimizer steps changed the weights" in err
 
 
 def test_a_balanced_iteration_takes_one_step_for_all(mt, run_command, monkeypatch):

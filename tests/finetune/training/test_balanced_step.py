@@ -38,7 +38,7 @@ def setup(name: str, count: int = 3, sgd: bool = False):
 def take(balanced, engine, tasks, seed: int, halves: bool = False, sums: MetricSums | None = None) -> None:
     counts = [4] * len(tasks)
     parts = tiny_parts(tasks, seed, halves)
-    balanced.step(engine, seed, seed, parts, MetricSums() if sums is None else sums, [*counts, sum(counts)])
+    balanced.step(engine, seed, parts, MetricSums() if sums is None else sums, [*counts, sum(counts)])
 
 
 def slow_gradients(tasks, seed: int) -> tuple[list[dict[str, torch.Tensor]], list[float]]:
@@ -152,7 +152,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_no_state(name):
     weights = {n: p.detach().clone() for n, p in engine.model.named_parameters()}
     parts = tiny_parts(tasks, 1)
     parts[1][0].batch.target[0, 0] = torch.inf
-    balanced.step(engine, 1, 1, parts, sums := MetricSums(), [4, 4, 4, 12])
+    balanced.step(engine, 1, parts, sums := MetricSums(), [4, 4, 4, 12])
     engine.skipped.check(wait=True)
     assert engine.skipped.count == 1 and balanced.method.state() == state
     assert all(torch.equal(p, weights[n]) for n, p in engine.model.named_parameters())

@@ -17,10 +17,10 @@ def test_a_run_whose_steps_were_all_skipped_fails(tmp_path, run_command, monkeyp
     flags = ("pretrain.run", "--data", tmp_path / "data", *SMALL, "--out", tmp_path / "run")
     monkeypatch.setattr("torch.nn.utils.get_total_norm", lambda *_: torch.tensor(float("nan")))
     status, _, err = run_command(*flags)
-    assert status == 2 and "none of the 5 steps changed the weights: their gradients were not finite" in err
+    assert status == 2 and "none of the 5 optimizer steps changed the weights: their gradients were not finite" in err
     assert not (tmp_path / "run" / "result.json").exists()
     status, _, err = run_command(*flags, "--resume")
-    assert status == 2 and "none of the 5 steps" in err
+    assert status == 2 and "none of the 5 optimizer steps" in err
     monkeypatch.undo()
     assert run_command(*flags, "--resume")[0] == 0
 

@@ -336,7 +336,7 @@ def test_a_gpu_masks_what_the_cpu_masks():
     on_cpu, on_gpu = OBJECTIVE.mask(batch), OBJECTIVE.to("cuda").mask(batch.to("cuda"))
     for name in ("input_ids", "text_mask", "image_mask", "word_positions", "word_labels", "region_positions"):
         assert torch.equal(getattr(on_cpu, name), getattr(on_gpu, name).cpu()), name
-    for name in ("chosen", "zeroed", "hidden"):
+    for name in vars(on_cpu.masked_regions):
         assert torch.equal(getattr(on_cpu.masked_regions, name), getattr(on_gpu.masked_regions, name).cpu()), name
     torch.testing.assert_close(on_cpu.features, on_gpu.features.cpu())
     torch.testing.assert_close(on_cpu.locations, on_gpu.locations.cpu())
