@@ -79,9 +79,9 @@ def peak(config: Config, choice: Choice) -> int:
     engine = Engine(pretraining_pass, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
     for step, size in enumerate((1, config.batch_size // choice.accumulate)):
         batch = random_batch(size, sizes)
-        batch.word_count, batch.region_count = objective.count(batch)
+        batch.predicted_tokens, batch.predicted_regions = objective.count_predictions(batch)
         parts = [batch.to(device)] * (choice.accumulate if step else 1)
-        engine.step(step, parts, MetricSums(), (batch.word_count, batch.region_count, size))
+        engine.step(step, parts, MetricSums(), (batch.predicted_tokens, batch.predicted_regions, size))
     return memory(device)
 
 

@@ -41,6 +41,6 @@ def random_batch(
         class_ids=torch.from_numpy(class_ids).to(torch.int16),
         class_probs=torch.full((size, regions, PER_REGION), 0.99 / PER_REGION, dtype=torch.float16),
         misaligned=torch.from_numpy(misaligned(keys)),
-        token_count=int(lengths.sum()),
+        total_tokens=int(lengths.sum()),
         total_regions=size * regions,
     )

@@ -84,7 +84,7 @@ def as_published(task_pass: TaskPass, collator: TaskCollator) -> np.ndarray:
     for example in collator.examples:
         pairs = [Example(place, example.text, (image,)) for place, image in enumerate(images)]
         one = TaskCollator(collator.task, pairs, collator.regions, collator.tokenizer, collator.limits)
-        scores.append(task_pass.scores(one(0, np.arange(len(pairs))).to(task_pass.device)).double().cpu().numpy())
+        scores.append(task_pass.logits(one(0, np.arange(len(pairs))).to(task_pass.device)).double().cpu().numpy())
     return np.stack(scores)
 
 

@@ -56,7 +56,7 @@ def all_positions_loss(objective: Objective, model: PretrainingModel, batch: Bat
     inputs = objective.mask(batch)
     encoded = model.encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)
     labels = torch.full_like(batch.input_ids, -1).flatten()
-    labels[inputs.word_positions] = inputs.word_labels
+    labels[inputs.token_positions] = inputs.token_labels
     words = F.cross_entropy(model.word_scores(encoded.text).flatten(0, 1).float(), labels, ignore_index=-1)
     scores = model.regions(encoded.image[:, 1:]).float()
     target = class_distribution(batch.class_ids.flatten(0, 1), batch.class_probs.flatten(0, 1), scores.shape[-1])
@@ -68,8 +68,8 @@ def all_positions_loss(objective: Objective, model: PretrainingModel, batch: Bat
 
 
 def masked_positions_loss(objective: Objective, model: PretrainingModel, batch: Batch) -> torch.Tensor:
-    losses = objective.losses(model, batch, objective.mask(batch))
-    return losses.total(*losses.counts.values())
+    losses = objective.forward_losses(model, batch, objective.mask(batch))
+    return losses.loss(losses.local_counts.values())
 
 
 @contextlib.contextmanager
@@ -129,7 +129,7 @@ def whole_step(config: Config, batch: Batch, model: PretrainingModel, objective:
     precision = Precision("bf16", device)
     pretraining_pass = PretrainingPass(model, objective, precision)
     engine = Engine(pretraining_pass, model, optimizer, precision, precision.scaler(), ALONE, 1.0)
-    counts, number = (batch.word_count, batch.region_count, len(batch)), iter(range(10**6))
+    counts, number = (batch.predicted_tokens, batch.predicted_regions, len(batch)), iter(range(10**6))
     step = waiting_for(device, lambda: engine.step(next(number), [batch], MetricSums(), counts))
     seconds = time_in_turn({"step": step}, config.repeats)["step"]
     flops, rate = matrix_flops(pretraining_pass, batch), matrix_rate(device)
@@ -158,7 +158,7 @@ def run(config: Config) -> None:
     padded = random_batch(size, sizes)
     packed = replace(padded, input_ids=padded.input_ids[:, : int(padded.lengths.max())])
     for batch in (padded, packed):
-        batch.word_count, batch.region_count = objective.count(batch)
+        batch.predicted_tokens, batch.predicted_regions = objective.count_predictions(batch)
     lengths = padded.lengths.float()
     where = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     print(
@@ -166,7 +166,7 @@ def run(config: Config) -> None:
         f"(padded to {WORDS}); {device}, {where}, {torch.get_num_threads()} threads"
     )
     padded, packed, objective = padded.to(device), packed.to(device), objective.to(device)
-    trimmed = replace(packed, token_count=None, total_regions=None)  # without counts, padding is not removed
+    trimmed = replace(packed, total_tokens=None, total_regions=None)  # without counts, padding is not removed
 
     def step(loss, batch, operators=contextlib.nullcontext, precision=contextlib.nullcontext):
         with operators(), precision():

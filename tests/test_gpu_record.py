@@ -105,13 +105,15 @@ def test_useful_flops_are_those_of_the_matrix_products(benchmark_module):
     batch = random_batch(4, TINY, words=12, mean_length=10**6)
     assert (batch.lengths == 12).all() and batch.valid.all()
     objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, TINY.vocab_size))
-    batch.word_count, batch.region_count = objective.count(batch)
-    assert batch.word_count and batch.region_count
+    batch.predicted_tokens, batch.predicted_regions = objective.count_predictions(batch)
+    assert batch.predicted_tokens and batch.predicted_regions
     with FlopCounterMode(display=False) as counter:
-        engine.replica(batch, [batch.word_count, batch.region_count, len(batch)])[0].backward()
+        engine.replica(batch, [batch.predicted_tokens, batch.predicted_regions, len(batch)])[0].backward()
     counts = counter.get_flop_counts()["Global"]
     matrices = sum(n for operator, n in counts.items() if str(operator) in ("aten.mm", "aten.addmm"))
-    expected = step.useful_flops(TINY, batch.token_count, batch.image_rows, batch.word_count, batch.region_count)
+    expected = step.useful_flops(
+        TINY, batch.total_tokens, batch.image_row_count, batch.predicted_tokens, batch.predicted_regions
+    )
     assert matrices == pytest.approx(expected, rel=0.05)
 
 
@@ -264,7 +266,7 @@ def test_every_parameter_has_a_gradient(benchmark_module, scaling):
     """The predictions count the gradients of all parameters."""
     step = benchmark_module("gpu_stages.pretraining_step")
     engine, batch = step.make_engine("float32", 0.0, torch.device("cpu")), step.pretraining_batches(1, 4)[0]
-    engine.replica(batch, [batch.word_count, batch.region_count, len(batch)])[0].backward()
+    engine.replica(batch, [batch.predicted_tokens, batch.predicted_regions, len(batch)])[0].backward()
     assert all(parameter.grad is not None for parameter in engine.model.parameters())
     assert scaling.gradient_numbers() == 239_023_229
 

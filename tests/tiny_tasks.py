@@ -1,5 +1,6 @@
 """Tasks on a tiny two-stream model in float64: regressions of random targets, each with a head of its own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,7 +65,7 @@ class TinyTask(nn.Module):
         rows = torch.randperm(5, generator=generator)[:size]
         return TinyBatch(rows, torch.randn(size, 2, dtype=torch.float64, generator=generator))
 
-    def forward(self, batch: TinyBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+    def forward(self, batch: TinyBatch, denominators: Sequence[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
         x = {name: value[batch.rows] for name, value in self.inputs.items()}
         encoded = self.model.encoder(
             x["input_ids"],
@@ -81,7 +82,7 @@ class TinyTask(nn.Module):
             scores = scores + self.model.heads["together"](fused)
         losses = (scores - batch.target).square().sum(1)
         numbers = {"loss": losses.detach().sum(), "score": losses.detach().sum(), "examples": len(batch)}
-        return losses.sum() / max(counts[-1], 1), numbers
+        return losses.sum() / max(denominators[-1], 1), numbers
 
 
 @dataclass

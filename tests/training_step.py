@@ -24,7 +24,7 @@ def make_batch(count=12):
     batch = stack(
         samples, ids, sample_keys(0, 0, np.arange(count)), np.arange(count) % 2 == 1, Limits(20, 36, 12, 9, 3)
     )
-    batch.word_count, batch.region_count = OBJECTIVE.count(batch)
+    batch.predicted_tokens, batch.predicted_regions = OBJECTIVE.count_predictions(batch)
     return batch
 
 
@@ -45,6 +45,6 @@ def make_engine(precision="float32", dropout=0.1, kind="adamw", prepare=lambda m
 
 def part_of(batch, rows):
     part = batch._map(lambda x: x[rows])
-    part.word_count, part.region_count = OBJECTIVE.count(part)
-    part.token_count, part.total_regions = int(part.lengths.sum()), int(part.valid.sum())
+    part.predicted_tokens, part.predicted_regions = OBJECTIVE.count_predictions(part)
+    part.total_tokens, part.total_regions = int(part.lengths.sum()), int(part.valid.sum())
     return part

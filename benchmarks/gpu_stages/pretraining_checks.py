@@ -23,7 +23,7 @@ def agree(record: Record) -> None:
         ("fp16", "fp16", DEVICE, {}),
     ):
         engine, moved = make_engine(precision, 0.1, device, **ways), batch.to(device)
-        counts, scale = [moved.word_count, moved.region_count, len(moved)], 1.0
+        counts, scale = [moved.predicted_tokens, moved.predicted_regions, len(moved)], 1.0
         if engine.graph is not None:
             numbers = engine.graph(moved, counts)
         else:
@@ -139,7 +139,7 @@ def memory(record: Record) -> None:
             precision, prepare=lambda m, r=recompute: setattr(m.encoder, "activation_checkpointing", r)
         )
         batch = pretraining_batches(1, max(1, BATCH_SIZE // accumulate))[0].to(DEVICE)
-        counts = [accumulate * n for n in (batch.word_count, batch.region_count, len(batch))]
+        counts = [accumulate * n for n in (batch.predicted_tokens, batch.predicted_regions, len(batch))]
 
         def step(number, engine=engine, batch=batch, counts=counts, accumulate=accumulate):
             engine.step(number, [batch] * accumulate, MetricSums(), counts)

@@ -36,7 +36,7 @@ def pretraining_batches(count: int, size: int) -> list:
         batch = random_batch(size, sizes, words=24 + number % 13, seed=number)
         batch.features = whole.features  # irrelevant for the time, and slow to generate
         batch.input_ids = batch.input_ids[:, : int(batch.lengths.max())]
-        batch.word_count, batch.region_count = objective.count(batch)
+        batch.predicted_tokens, batch.predicted_regions = objective.count_predictions(batch)
         batches.append(batch)
     return batches
 
@@ -81,7 +81,7 @@ def make_engine(
 def take(engine, batch, step: int, sums=None) -> None:
     from pretrain.engine.step import MetricSums
 
-    counts = batch.word_count, batch.region_count, len(batch)
+    counts = batch.predicted_tokens, batch.predicted_regions, len(batch)
     engine.step(step, [batch], MetricSums() if sums is None else sums, counts)
 
 
@@ -102,8 +102,8 @@ def useful_flops(config, text_rows: int, image_rows: int, words: int = 0, region
 
 
 def flops_of(batch) -> int:
-    rows = batch.image_rows
-    return useful_flops(model_config(), batch.token_count, rows, batch.word_count, batch.region_count)
+    rows = batch.image_row_count
+    return useful_flops(model_config(), batch.total_tokens, rows, batch.predicted_tokens, batch.predicted_regions)
 
 
 def record_step(record: Record, name: str, size: int, **ways) -> None:

@@ -73,13 +73,13 @@ def tasks(record: Record) -> None:
     for number, (task, turn) in enumerate(zip(chosen, turns, strict=True)):
         seconds, host = timed(lambda n=number: step(n), repeats=5, warmup=1)
         rows, boxes = turn.batch.rows, (turn.batch.candidates, turn.batch.other_boxes)
-        image_rows = rows.image_rows + sum(of.total_regions for of in boxes if of is not None)
-        work_done = useful_flops(config, rows.token_count + len(rows), image_rows)
+        image_rows = rows.image_row_count + sum(of.total_regions for of in boxes if of is not None)
+        work_done = useful_flops(config, rows.total_tokens + len(rows), image_rows)
         total += work_done
         record.add(
             task=task.name,
             examples=len(turn),
-            text_rows=rows.token_count + len(rows),
+            text_rows=rows.total_tokens + len(rows),
             image_rows=image_rows,
             ms=seconds * 1e3,
             host_ms=host * 1e3,

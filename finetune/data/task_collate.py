@@ -18,7 +18,7 @@ from pretrain.data import random_choices
 from pretrain.data.batch import Batch
 from pretrain.data.collate import Limits, check_sample, stack
 from pretrain.models.dropout import CANDIDATES, OTHER_BOXES
-from pretrain.models.image_input import image_rows
+from pretrain.models.image_input import image_stream_input
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common import counter_rng
 from shards.storage.sample import Sample
@@ -68,8 +68,8 @@ class TaskBatch:
             dtype: of the features.
         """
         rows, candidates = self.rows, self.candidates
-        features, locations = image_rows(rows.features, rows.boxes, rows.valid, dtype)
-        image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_rows
+        features, locations = image_stream_input(rows.features, rows.boxes, rows.valid, dtype)
+        image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_row_count
         positions = None
         if candidates is not None:
             device = image_mask.device
@@ -78,7 +78,7 @@ class TaskBatch:
             for boxes, first in ((self.other_boxes, OTHER_BOXES), (candidates, CANDIDATES)):
                 if boxes is None:
                     continue
-                extra = image_rows(boxes.features, boxes.boxes, boxes.valid, dtype)
+                extra = image_stream_input(boxes.features, boxes.boxes, boxes.valid, dtype)
                 features.append(extra[0][:, 1:])  # row 0 stays the mean of the detector's regions
                 locations.append(extra[1][:, 1:])
                 masks.append(boxes.valid)
@@ -95,7 +95,7 @@ class TaskBatch:
             image_mask=image_mask,
             task_ids=None if token is None else torch.full_like(rows.lengths, token),
             candidates=0 if candidates is None else candidates.valid.shape[1],
-            text_count=rows.token_count,
+            text_count=rows.total_tokens,
             image_count=image_count,
             sample_keys=rows.keys,
             image_positions=positions,

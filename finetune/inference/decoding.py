@@ -1,4 +1,4 @@
-"""Decoding of scores: the most likely answers, labels, regions or candidates, with their confidence."""
+"""Decoding of logits: the most likely answers, labels, regions or candidates, with their confidence."""
 
 from dataclasses import dataclass, field
 
@@ -35,20 +35,20 @@ class Prediction:
         return "\n".join(f"{share:6.1%}  {choice}{place}" for choice, share, place in rows)
 
 
-def prediction(task: Task, scores: Tensor, scene: Scene, vocabulary: AnswerVocabulary | None, top: int) -> Prediction:
+def prediction(task: Task, logits: Tensor, scene: Scene, vocabulary: AnswerVocabulary | None, top: int) -> Prediction:
     """The `top` most likely choices for an example.
 
     Args:
         task: the task.
-        scores: (n,), logits of the task's head; those beyond the number of choices are padding.
+        logits: (n,), of the task's head; those beyond the number of choices are padding.
         scene: the images of the example, with their regions and candidates.
         vocabulary: of a head with an answer vocabulary.
         top: maximum number of choices that are returned.
     """
     names, places = task.head.choices(scene, vocabulary)
-    scores = scores[: len(names)]
-    confidence = task.head.confidence(scores)
-    best = scores.argsort(descending=True, stable=True)[:top].tolist()  # large scores all have a confidence of 1
+    logits = logits[: len(names)]
+    confidence = task.head.confidence(logits)
+    best = logits.argsort(descending=True, stable=True)[:top].tolist()  # large logits all have a confidence of 1
     return Prediction(
         task.name,
         [names[n] for n in best],

@@ -45,5 +45,5 @@ def expression_boxes(
         limits=replace(collator.limits, max_tokens=max_tokens),
     )
     batch = grounding(0, np.arange(len(expressions)))
-    scores = TaskPass(task_pass.model, task, task_pass.precision, source.token(task)).scores(batch.to(task_pass.device))
-    return boxes_of_rows(batch.rows.boxes.numpy(), scores.argmax(1).cpu())
+    logits = TaskPass(task_pass.model, task, task_pass.precision, source.token(task)).logits(batch.to(task_pass.device))
+    return boxes_of_rows(batch.rows.boxes.numpy(), logits.argmax(1).cpu())

@@ -63,10 +63,10 @@ def _judged(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> Ite
     limit, vocabulary = collator.limits.max_regions, collator.vocabulary
     with in_order(collator, batch_size, 0, ALONE) as batches:
         for part, batch in batches:
-            scores = task_pass.scores(batch.to(task_pass.device)).cpu()
-            best = best_of_batch(task_pass, collator, part, batch, scores)
+            logits = task_pass.logits(batch.to(task_pass.device)).cpu()
+            best = best_of_batch(task_pass, collator, part, batch, logits)
             official = task_pass.task.head.official(best, vocabulary)
-            for row, example, one in zip(scores, collator.examples[part], official, strict=True):
+            for row, example, one in zip(logits, collator.examples[part], official, strict=True):
                 sample = collator.regions[example.images[0]]
                 size = image_size(example, sample)
                 scene = Scene(example.images, sample.boxes[:limit], size, example.candidates)

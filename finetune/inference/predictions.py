@@ -93,16 +93,16 @@ def _best(
     first, last = share(count, ranks.count, ranks.rank)
     with in_order(collator, batch_size, workers, ranks, pin=task_pass.device.type == "cuda") as batches:
         for part, batch in batches:
-            scores = task_pass.scores(batch.to(task_pass.device)).cpu()
-            _refuse_nan(scores, task_pass)
-            best = best_of_batch(task_pass, collator, part, batch, scores)
+            logits = task_pass.logits(batch.to(task_pass.device)).cpu()
+            _refuse_nan(logits, task_pass)
+            best = best_of_batch(task_pass, collator, part, batch, logits)
             found[(part, *(slice(length) for length in best.shape[1:]))] = best
             progress(part.stop - first, last - first)
     return found
 
 
 def best_of_batch(
-    task_pass: TaskPass, collator: TaskCollator, part: slice, batch: TaskBatch, scores: Tensor
+    task_pass: TaskPass, collator: TaskCollator, part: slice, batch: TaskBatch, logits: Tensor
 ) -> np.ndarray:
     """The predictions for a batch in numbers, see Head.best; boxes in pixels of the annotations.
 
@@ -111,10 +111,10 @@ def best_of_batch(
         collator: examples and regions.
         part: the numbers of the batch's examples.
         batch: the batch, on the CPU.
-        scores: its logits, on the CPU.
+        logits: its logits, on the CPU.
     """
     head, examples = task_pass.task.head, collator.examples[part]
-    best = head.best(scores, batch.rows.boxes.numpy())
+    best = head.best(logits, batch.rows.boxes.numpy())
     if not head.finds_regions:
         return best
     sizes = np.array([image_size(example, collator.regions[example.images[0]]) * 2 for example in examples])

@@ -200,8 +200,8 @@ class LazyPredictor:
         """The predictions for a query."""
         self._check_answers(query.task)
         task_pass, batch = self.batch(query)
-        scores = task_pass.scores(batch).float().cpu()
-        of_query = scores if query.task.head.ranks_images else scores[0]
+        logits = task_pass.logits(batch).float().cpu()
+        of_query = logits if query.task.head.ranks_images else logits[0]
         return prediction(query.task, of_query, query.scene, self.vocabularies.get(query.task.head.name), top)
 
 

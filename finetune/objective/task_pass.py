@@ -1,5 +1,7 @@
 """Forward pass and loss of a task's batch."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -36,33 +38,34 @@ class TaskPass(nn.Module):
         self.model, self.task, self.precision, self.token = model, task, precision, token
         self.contrastive = contrastive
 
-    def forward(self, batch: TaskBatch, counts: list[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
+    def forward(self, batch: TaskBatch, denominators: Sequence[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
         """Computes the loss of a batch.
 
         Args:
             batch: a micro-batch of this rank.
-            counts: their last element is the number of examples of the step, over all ranks and accumulation steps.
+            denominators: one, the number of examples of the step over all ranks and accumulation steps.
 
         Returns:
             The batch's share of the loss, and sums over its examples, which are logged as means.
         """
         head, inputs, compared = self.task.head, self.inputs(batch), None
+        [examples] = denominators
         with self.precision.autocast():
             encoded = self.model.encode(inputs)
-            scores = at_least_float32(self.model.logits(encoded, inputs, head))
+            logits = at_least_float32(self.model.logits(encoded, inputs, head))
             if self.contrastive:
                 compared = head.batch_losses(self.model.encoder, encoded, batch.target)
-        losses = head.losses(scores, batch.target)
-        right = head.training_scores(scores.detach(), batch.target)
-        numbers = {
+        losses = head.losses(logits, batch.target)
+        right = head.training_scores(logits.detach(), batch.target)
+        sums = {
             "loss": losses.detach().sum(),
             "score": right.sum(),
             "examples": len(batch),
         }
         if compared is not None:
-            numbers["contrastive"] = compared.detach().sum()
+            sums["contrastive"] = compared.detach().sum()
             losses = losses + self.contrastive * compared
-        return losses.sum() / max(counts[-1], 1), numbers
+        return losses.sum() / max(examples, 1), sums
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +79,8 @@ class TaskPass(nn.Module):
     def inputs(self, batch: TaskBatch) -> TaskInputs:
         return batch.inputs(self.token, self.precision.dtype)
 
-    def scores(self, batch: TaskBatch) -> Tensor:
+    def logits(self, batch: TaskBatch) -> Tensor:
+        """The logits of the task's head, at least float32; their shape is the head's."""
         inputs = self.inputs(batch)
         with self.precision.autocast():
             return at_least_float32(self.model(inputs, self.task.head))
@@ -94,21 +98,21 @@ class MultiTaskPass(nn.Module):
         self.passes, self.scales = dict(enumerate(passes)), scales  # a plain dict, so the model is registered once
 
     def forward(
-        self, part: MicroBatch, counts: list[int], weights: list[float] | None = None
+        self, part: MicroBatch, denominators: Sequence[int], weights: Sequence[float] | None = None
     ) -> tuple[Tensor, dict[str, Tensor | int]]:
         """As TaskPass.forward, with the prefix TASK/ on the names of the sums.
 
         Args:
             part: micro-batch of a task step.
-            counts: examples of each task step of the iteration.
+            denominators: the numbers of examples of the task steps of the iteration; further ones are not used.
             weights: further factors on the losses of the task steps of the iteration.
         """
         task_pass = self.passes[part.task]
-        loss, numbers = task_pass(part.batch, [counts[part.task_step]])
+        loss, sums = task_pass(part.batch, [denominators[part.task_step]])
         loss = loss * self.scales[part.task]
         if weights is not None:
             loss = loss * weights[part.task_step]
-        return loss, {f"{task_pass.task.name}/{name}": v for name, v in numbers.items()}
+        return loss, {f"{task_pass.task.name}/{name}": v for name, v in sums.items()}
 
     def task_of(self, part: MicroBatch) -> str:
         """The name of the task that a micro-batch belongs to."""

@@ -79,8 +79,8 @@ def four_way_right(
         right = np.zeros(len(collator.examples))
         with in_order(collator, batch_size, workers, ranks, pin=task_pass.device.type == "cuda") as batches:
             for part, batch in batches:
-                scores = task_pass.scores(batch.to(task_pass.device))
-                right[part] = task_pass.task.head.training_scores(scores, None).cpu()
+                logits = task_pass.logits(batch.to(task_pass.device))
+                right[part] = task_pass.task.head.training_scores(logits, None).cpu()
         return right
 
     return predicted_on_all_ranks(task_pass, on_this_rank, ranks)

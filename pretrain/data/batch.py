@@ -19,8 +19,8 @@ class Batch:
         valid: bool (B, N), false for padding.
         class_ids, class_probs: int16 and float16 (B, N, k); k is 0 without a class distribution.
         misaligned: bool (B,).
-        word_count, region_count: number of tokens and regions to predict.
-        token_count, total_regions: number of tokens and regions in the batch; None if they have not been counted.
+        predicted_tokens, predicted_regions: number of tokens and regions to predict.
+        total_tokens, total_regions: number of tokens and regions in the batch; None if they have not been counted.
         problems: error messages of the skipped samples.
         image_ids, text_ids: int64 (B,), equal for pairs of the same image and for captions with the same text; None
             without a contrastive loss.
@@ -35,9 +35,9 @@ class Batch:
     class_ids: Tensor
     class_probs: Tensor
     misaligned: Tensor
-    word_count: int = 0
-    region_count: int = 0
-    token_count: int | None = None
+    predicted_tokens: int = 0
+    predicted_regions: int = 0
+    total_tokens: int | None = None
     total_regions: int | None = None
     problems: tuple[str, ...] = ()
     image_ids: Tensor | None = None
@@ -47,7 +47,7 @@ class Batch:
         return len(self.keys)
 
     @property
-    def image_rows(self) -> int | None:
+    def image_row_count(self) -> int | None:
         """Number of image rows in the batch, including the image token of each image; None if unknown."""
         return None if self.total_regions is None else self.total_regions + len(self)
 

@@ -84,7 +84,7 @@ def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, l
         class_ids=torch.from_numpy(class_ids),
         class_probs=torch.from_numpy(class_probs),
         misaligned=torch.from_numpy(np.asarray(misaligned, bool)),
-        token_count=sum(map(len, token_ids)),
+        total_tokens=sum(map(len, token_ids)),
         total_regions=sum(counts),
     )
 
@@ -96,7 +96,7 @@ class CountsPredictions(Protocol):
     def compares_pairs(self) -> bool:
         """Whether batches need image_ids and text_ids."""
 
-    def count(self, batch: Batch) -> tuple[int, int]:
+    def count_predictions(self, batch: Batch) -> tuple[int, int]:
         """The numbers of tokens and of regions to predict in a batch."""
 
 
@@ -145,7 +145,7 @@ class Collator:
         if self.objective.compares_pairs:
             batch.image_ids = torch.from_numpy(self.captions.images_of(own))
             batch.text_ids = torch.from_numpy(self.captions.text_ids[chosen])
-        batch.word_count, batch.region_count = self.objective.count(batch)
+        batch.predicted_tokens, batch.predicted_regions = self.objective.count_predictions(batch)
         batch.problems = problems
         return batch
 

@@ -7,7 +7,7 @@ weighted. A batch that exceeds a capacity is computed without the graph.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -31,7 +31,7 @@ class Capacities:
         pairs: pairs of a batch.
         longest, regions: tokens of a caption, regions of an image.
         tokens, image_rows: packed rows of the text and of the image stream, over the batch.
-        predicted_words, predicted_regions: positions that are predicted, over the batch.
+        predicted_tokens, predicted_regions: positions that are predicted, over the batch.
         full: whether every image has `regions` regions, so that image rows need no packing.
     """
 
@@ -40,7 +40,7 @@ class Capacities:
     regions: int
     tokens: int
     image_rows: int
-    predicted_words: int
+    predicted_tokens: int
     predicted_regions: int
     full: bool
 
@@ -56,8 +56,8 @@ class Capacities:
         words, chosen = (
             _above(count + SPREAD * math.sqrt(count + 1), pairs * most)
             for count, most in (
-                (batch.word_count * pairs / max(size, 1), longest),
-                (batch.region_count * pairs / max(size, 1), regions),
+                (batch.predicted_tokens * pairs / max(size, 1), longest),
+                (batch.predicted_regions * pairs / max(size, 1), regions),
             )
         )
         return cls(pairs, longest, regions, tokens, image_rows, words, chosen, full)
@@ -68,10 +68,10 @@ class Capacities:
             pairs <= self.pairs
             and batch.input_ids.shape[1] <= self.longest
             and regions <= self.regions
-            and batch.token_count <= self.tokens
-            and (batch.total_regions == pairs * self.regions if self.full else batch.image_rows <= self.image_rows)
-            and batch.word_count <= self.predicted_words
-            and batch.region_count <= self.predicted_regions
+            and batch.total_tokens <= self.tokens
+            and (batch.total_regions == pairs * self.regions if self.full else batch.image_row_count <= self.image_rows)
+            and batch.predicted_tokens <= self.predicted_tokens
+            and batch.predicted_regions <= self.predicted_regions
         )
 
     def buffers(self, batch: Batch) -> Batch:
@@ -84,9 +84,9 @@ class Capacities:
         return replace(
             batch,
             **tensors,
-            word_count=self.predicted_words,
-            region_count=self.predicted_regions,
-            token_count=self.tokens,
+            predicted_tokens=self.predicted_tokens,
+            predicted_regions=self.predicted_regions,
+            total_tokens=self.tokens,
             total_regions=self.image_rows - self.pairs,
             problems=(),
         )
@@ -164,13 +164,13 @@ class GraphedPass:
     def holds(self, batch: Batch) -> bool:
         return self.capacities is None or self.capacities.hold(batch)
 
-    def __call__(self, batch: Batch, counts: list[int]) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, denominators: Sequence[int]) -> dict[str, Tensor]:
         """Computes the gradients and returns metric sums (see pretraining_pass.PretrainingPass), which the next call
         overwrites."""
         if self.capacities is None:
             self._prepare(batch)
         fill(self.buffers, batch)
-        self.counts.copy_(torch.tensor(counts, dtype=self.counts.dtype), non_blocking=True)
+        self.denominators.copy_(torch.tensor(denominators, dtype=self.denominators.dtype), non_blocking=True)
         if self._replay is None:
             self._replay = capture(self._pass)
         self._replay()
@@ -185,7 +185,7 @@ class GraphedPass:
     def _prepare(self, batch: Batch) -> None:
         self.capacities = Capacities.of(batch, self.pairs, max(self.longest, batch.input_ids.shape[1]))
         self.buffers = self.capacities.buffers(batch)
-        self.counts = torch.ones(3, device=batch.keys.device)
+        self.denominators = torch.ones(3, device=batch.keys.device)
         self._replay: Callable[[], None] | None = None
 
     def _pass(self) -> None:
@@ -193,5 +193,5 @@ class GraphedPass:
             parameter.grad = None
         if self.narrow is not None:
             self.narrow.refresh()
-        loss, self._numbers = self.training_pass(self.buffers, self.counts)
+        loss, self._numbers = self.training_pass(self.buffers, self.denominators)
         self.scale(loss).backward()

@@ -6,6 +6,7 @@ optimizer's found_inf) and read later.
 
 import contextlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -140,26 +141,32 @@ class Engine:
     zeros: ZeroGradients | None = None
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
-    def step(self, number: int, parts: list, sums: MetricSums, *arguments) -> None:
+    def step(self, number: int, parts: list, sums: MetricSums, denominators: Sequence[int] = ()) -> None:
         """Takes an optimizer step.
 
         Args:
             number: of the step of the training loop, from 0; a multi-task one has several optimizer steps.
             parts: this rank's batches, one per accumulation step, on the device.
             sums: get the metric sums of the replica, and `steps` and `gradient_norm`.
-            arguments: passed to the replica, such as counts over the global batch.
+            denominators: of the losses, over the global batch; see TrainingTask.denominators.
         """
-        self.update(number, self.backward(parts, *arguments), sums)
+        self.update(number, self.backward(parts, denominators), sums)
 
-    def backward(self, parts: list, *arguments) -> dict[str, Tensor | int]:
+    def backward(
+        self, parts: list, denominators: Sequence[int] = (), weights: Sequence[float] | None = None
+    ) -> dict[str, Tensor | int]:
         """Adds the gradients of some batches, summed over all ranks; returns this rank's metric sums of the replica.
 
-        parts, arguments: as for `step`. The gradients have the factor of the loss scaler of fp16.
+        The gradients have the factor of the loss scaler of fp16.
+
+        Args:
+            parts, denominators: as for `step`.
+            weights: factors on the losses of the task steps of a MultiTaskPass; None for none.
         """
         if self.graph is not None and len(parts) == 1 and self.graph.holds(parts[0]):
-            added = self.graph(parts[0], *arguments)
+            added = self.graph(parts[0], denominators)
         else:
-            added = self._pass(parts, arguments)
+            added = self._pass(parts, denominators, weights)
         if self.graph is not None:
             all_reduce_in_buckets([p.grad for p in self.model.parameters() if p.grad is not None], self.ranks)
         if self.used is not None:
@@ -172,9 +179,12 @@ class Engine:
         self.skipped.note(number, finite)
         sums.add(added | {"gradient_norm": norm, "steps": 1}, finite)
 
-    def _pass(self, parts: list, arguments: tuple) -> dict[str, Tensor | int]:
+    def _pass(
+        self, parts: list, denominators: Sequence[int], weights: Sequence[float] | None
+    ) -> dict[str, Tensor | int]:
         """Accumulates the gradients of the parts and returns their metric sums."""
         added: dict[str, Tensor | int] = {}
+        arguments = (denominators,) if weights is None else (denominators, weights)
         summed = self.graph is not None or self.used is not None
         averaged = 1 if summed else self.ranks.count  # DistributedDataParallel averages gradients instead of summing
         if self.graph is not None:

@@ -6,7 +6,7 @@ from torch import Tensor
 import ops
 
 
-def image_rows(
+def image_stream_input(
     features: Tensor, boxes: Tensor, visible: Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """The input of the image stream: features (B, N + 1, D) and locations (B, N + 1, 5), of type `dtype`.

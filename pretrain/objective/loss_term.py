@@ -15,6 +15,7 @@ from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.models.vilbert import Encoded
 from pretrain.objective.masking import MaskedInputs
 
+# Keys of sums in checkpoint.json, which are older than the names of the fields of Batch.
 WORDS, REGIONS, PAIRS = "word_count", "region_count", "pair_count"
 COUNTS = (WORDS, REGIONS, PAIRS)  # what the mean of a term is over
 
@@ -34,9 +35,9 @@ class ForwardPass:
         return self.batch.lengths > 0
 
     @cached_property
-    def words(self) -> Tensor:
+    def tokens(self) -> Tensor:
         """Hidden states of the tokens to predict, float (n, h_t)."""
-        return self.encoded.text.flatten(0, 1)[self.inputs.word_positions]
+        return self.encoded.text.flatten(0, 1)[self.inputs.token_positions]
 
     @cached_property
     def regions(self) -> Tensor:
@@ -113,7 +114,13 @@ class LossTerm(ABC):
 
     def named_sums(self, forward: ForwardPass) -> dict[str, Tensor]:
         """sum_names -> sums."""
-        return dict(zip(self.sum_names, (x for x in self.sums(forward) if x is not None), strict=True))
+        sums = self.sums(forward)
+        named = {self.name: sums.loss}
+        if self.accuracy:
+            named[f"{self.name}_right"] = sums.right
+        if self.counts_predictions:
+            named[f"{self.name}_count"] = sums.predicted
+        return named
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """The mean loss and the accuracy, from sums over any number of batches."""

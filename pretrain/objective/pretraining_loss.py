@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.data.batch import Batch
-from pretrain.models.image_input import image_rows
+from pretrain.models.image_input import image_stream_input
 from pretrain.models.packing import positions
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective import masking
@@ -25,30 +25,30 @@ TERMS = (TokenTerm(), RegionTerm(), AlignmentTerm())  # of the paper
 
 
 @dataclass(frozen=True)
-class Losses:
+class LossSums:
     """Sums over a batch; scalars on the device.
 
-    The trainer divides by the counts of the global batch, so that the mean is exact if counts differ between ranks or
+    `loss` divides by the counts of the global batch, so that the mean is exact if counts differ between ranks or
     accumulation steps.
 
     Attributes:
         terms: of the loss.
-        counts: COUNTS -> the numbers of predicted tokens, of predicted regions and of pairs.
+        local_counts: COUNTS -> the numbers of predicted tokens, of predicted regions and of pairs.
         sums: the terms' LossTerm.named_sums.
     """
 
     terms: tuple[LossTerm, ...]
-    counts: dict[str, Tensor]
+    local_counts: dict[str, Tensor]
     sums: dict[str, Tensor]
 
-    def total(self, *counts) -> Tensor:
+    def loss(self, denominators) -> Tensor:
         """This batch's contribution to the training loss.
 
         Args:
-            counts: denominators of the means, in the order of COUNTS, numbers or scalars on the device. A count of 0
-                contributes 0.
+            denominators: of the means, in the order of COUNTS, numbers or scalars on the device. A term without
+                predictions, whose denominator is 0, contributes 0.
         """
-        named = dict(zip(COUNTS, map(_at_least_one, counts), strict=True))
+        named = dict(zip(COUNTS, map(_at_least_one, denominators), strict=True))
         first, *others = (_times(term.weight, self.sums[term.name]) / named[term.count] for term in self.terms)
         return sum(others, first)
 
@@ -62,19 +62,19 @@ def _at_least_one(count):
 
 
 @dataclass(frozen=True)
-class Chosen:
+class MaskingPlan:
     """What is masked and what is predicted in a batch.
 
     Attributes:
-        words: bool (B, L), the tokens that are masked, replaced or kept.
+        tokens: bool (B, L), those that are masked, replaced or kept.
         regions: the masked regions.
-        predicted_words, predicted_regions: bool (B, L) and (B, N), the positions that have a loss.
+        loss_tokens, loss_regions: bool (B, L) and (B, N), the positions that have a loss.
     """
 
-    words: Tensor
+    tokens: Tensor
     regions: masking.MaskedRegions
-    predicted_words: Tensor
-    predicted_regions: Tensor
+    loss_tokens: Tensor
+    loss_regions: Tensor
 
 
 @dataclass(frozen=True)
@@ -99,25 +99,25 @@ class Objective:
     def to(self, device) -> "Objective":
         return replace(self, ordinary_ids=self.ordinary_ids.to(device))
 
-    def choose(self, batch: Batch) -> Chosen:
+    def plan_masking(self, batch: Batch) -> MaskingPlan:
         """Chooses tokens and regions, by the keys of the batch."""
-        words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1])
+        tokens = masking.choose_tokens(batch.keys, batch.lengths, batch.input_ids.shape[1])
         masked = masking.choose_masked_regions(batch.keys, batch.boxes, batch.valid, self.overlap)
         regions = masked.chosen | masked.masked if self.predict_overlapped else masked.chosen
         if all(term.count != REGIONS for term in self.terms):
             regions = torch.zeros_like(regions)
         if not self.aligned_only:
-            return Chosen(words, masked, words, regions)
+            return MaskingPlan(tokens, masked, tokens, regions)
         aligned = ~batch.misaligned[:, None]
-        return Chosen(words, masked, words & aligned, regions & aligned)
+        return MaskingPlan(tokens, masked, tokens & aligned, regions & aligned)
 
-    def count(self, batch: Batch) -> tuple[int, int]:
+    def count_predictions(self, batch: Batch) -> tuple[int, int]:
         """Number of tokens and regions to predict, computed on the CPU when the batch is collated.
 
         With known counts the shapes of the predictions are known, and a step does not wait for the GPU.
         """
-        chosen = self.choose(batch)
-        return int(chosen.predicted_words.sum()), int(chosen.predicted_regions.sum())
+        plan = self.plan_masking(batch)
+        return int(plan.loss_tokens.sum()), int(plan.loss_regions.sum())
 
     def mask(self, batch: Batch, dtype: torch.dtype = torch.float32) -> MaskedInputs:
         """Masks tokens and regions of a batch on the device, where the objective must be too.
@@ -125,26 +125,26 @@ class Objective:
         Args:
             dtype: dtype of the returned features; the autocast dtype saves a conversion.
         """
-        chosen = self.choose(batch)
-        features, locations = image_rows(batch.features, batch.boxes, batch.valid & ~chosen.regions.masked, dtype)
-        word_positions = positions(chosen.predicted_words, batch.word_count)
-        region_positions = positions(chosen.predicted_regions, batch.region_count)
+        plan = self.plan_masking(batch)
+        features, locations = image_stream_input(batch.features, batch.boxes, batch.valid & ~plan.regions.masked, dtype)
+        token_positions = positions(plan.loss_tokens, batch.predicted_tokens)
+        region_positions = positions(plan.loss_regions, batch.predicted_regions)
         place = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device)
         return MaskedInputs(
-            input_ids=masking.mask_words(batch.input_ids, chosen.words, batch.keys, self.mask_id, self.ordinary_ids),
+            input_ids=masking.mask_tokens(batch.input_ids, plan.tokens, batch.keys, self.mask_id, self.ordinary_ids),
             text_mask=place < batch.lengths[:, None],
             features=features,
             locations=locations,
             image_mask=F.pad(batch.valid, (1, 0), value=True),
-            word_positions=word_positions,
-            word_labels=batch.input_ids.flatten()[word_positions],
-            word_weights=chosen.predicted_words.flatten()[word_positions],
+            token_positions=token_positions,
+            token_labels=batch.input_ids.flatten()[token_positions],
+            token_weights=plan.loss_tokens.flatten()[token_positions],
             region_positions=region_positions,
-            region_weights=chosen.predicted_regions.flatten()[region_positions],
-            masked_regions=chosen.regions,
+            region_weights=plan.loss_regions.flatten()[region_positions],
+            masked_regions=plan.regions,
         )
 
-    def losses(self, model: PretrainingModel, batch: Batch, inputs: MaskedInputs) -> Losses:
+    def forward_losses(self, model: PretrainingModel, batch: Batch, inputs: MaskedInputs) -> LossSums:
         """Runs the model on a masked batch and returns its losses."""
         encoded = model.encoder(
             inputs.input_ids,
@@ -152,15 +152,15 @@ class Objective:
             inputs.features,
             inputs.locations,
             inputs.image_mask,
-            text_count=batch.token_count,
-            image_count=batch.image_rows,
+            text_count=batch.total_tokens,
+            image_count=batch.image_row_count,
             sample_keys=batch.keys,
         )
         forward, sums = ForwardPass(model, batch, inputs, encoded), {}
         for term in self.terms:
             sums |= term.named_sums(forward)
-        numbers = inputs.word_weights.sum(), inputs.region_weights.sum(), forward.pairs.sum()
-        return Losses(self.terms, dict(zip(COUNTS, numbers, strict=True)), sums)
+        numbers = inputs.token_weights.sum(), inputs.region_weights.sum(), forward.pairs.sum()
+        return LossSums(self.terms, dict(zip(COUNTS, numbers, strict=True)), sums)
 
     @property
     def compares_pairs(self) -> bool:
@@ -169,14 +169,14 @@ class Objective:
 
     @property
     def sum_names(self) -> tuple[str, ...]:
-        """The names of the sums of Losses."""
+        """The names of LossSums.sums."""
         return tuple(name for term in self.terms for name in term.sum_names)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """`loss`, and the losses and accuracies of the terms.
 
         Args:
-            sums: of Losses.sums and Losses.counts, over any number of batches and ranks.
+            sums: of LossSums.sums and LossSums.local_counts, over any number of batches and ranks.
         """
         metrics = {}
         for term in self.terms:

@@ -6,7 +6,7 @@ from pretrain.data.batch import Batch
 from pretrain.models.precision import Precision
 from pretrain.models.pretraining_heads import PretrainingModel
 from pretrain.objective.masking import MaskedInputs
-from pretrain.objective.pretraining_loss import Losses, Objective
+from pretrain.objective.pretraining_loss import LossSums, Objective
 
 
 class PretrainingPass(nn.Module):
@@ -16,24 +16,24 @@ class PretrainingPass(nn.Module):
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
 
-    def forward(self, batch: Batch, counts) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, denominators) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the batch's contribution to the training loss, and sums that `metrics` takes.
 
         Args:
-            counts: predicted tokens, predicted regions and pairs of the global batch, the denominators of the losses;
-                three numbers, or a tensor (3,) on the device.
+            denominators: the numbers of predicted tokens, of predicted regions and of pairs of the global batch; three
+                numbers, or a tensor (3,) on the device.
         """
         inputs, losses = self.losses(batch)
         regions = inputs.masked_regions
         # The names are those of the sums in checkpoints, which a resumed run continues.
-        masked = {"zeroed": regions.zeroed.sum(), "hidden": regions.masked.sum(), "valid": batch.valid.sum()}
+        masked = {"zeroed": regions.seeds.sum(), "hidden": regions.masked.sum(), "valid": batch.valid.sum()}
         sums = {name: value.detach() for name, value in losses.sums.items()}
-        return losses.total(*counts), sums | losses.counts | masked
+        return losses.loss(denominators), sums | losses.local_counts | masked
 
-    def losses(self, batch: Batch) -> tuple[MaskedInputs, Losses]:
+    def losses(self, batch: Batch) -> tuple[MaskedInputs, LossSums]:
         inputs = self.objective.mask(batch, self.precision.dtype)
         with self.precision.autocast():
-            return inputs, self.objective.losses(self.model, batch, inputs)
+            return inputs, self.objective.forward_losses(self.model, batch, inputs)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Losses, accuracies and shares. sums: those of `forward`, and `steps` and `gradient_norm` of Engine."""

@@ -45,8 +45,8 @@ class PretrainingTask(TrainingTask):
     def denominators(self, parts: list[Batch]) -> list[int]:
         """Number of predicted tokens, predicted regions, and pairs."""
         return [
-            sum(part.word_count for part in parts),
-            sum(part.region_count for part in parts),
+            sum(part.predicted_tokens for part in parts),
+            sum(part.predicted_regions for part in parts),
             sum(map(len, parts)),
         ]
 

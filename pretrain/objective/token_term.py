@@ -18,7 +18,7 @@ class TokenTerm(LossTerm):
     chance_label = "most frequent token"
 
     def sums(self, forward: ForwardPass) -> TermSums:
-        labels, weights = forward.inputs.word_labels, forward.inputs.word_weights
-        scores = at_least_float32(forward.model.word_scores(forward.words))
+        labels, weights = forward.inputs.token_labels, forward.inputs.token_weights
+        scores = at_least_float32(forward.model.word_scores(forward.tokens))
         losses = F.cross_entropy(scores, labels, reduction="none")
         return TermSums(weighted_sum(losses, weights), ((scores.detach().argmax(-1) == labels) & weights).sum())

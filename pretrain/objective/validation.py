@@ -54,8 +54,8 @@ def validate(pretraining_pass: PretrainingPass, batches: ValidationBatches, devi
 def _of_batch(pretraining_pass: PretrainingPass, batch: Batch, frequent: int, names: tuple[str, ...]) -> torch.Tensor:
     """The sums of these names over one batch, float64, on the CPU."""
     inputs, losses = pretraining_pass.losses(batch)
-    chances = {"misaligned": batch.misaligned.sum(), "frequent": (inputs.word_labels == frequent).sum()}
-    sums = losses.sums | losses.counts | chances
+    chances = {"misaligned": batch.misaligned.sum(), "frequent": (inputs.token_labels == frequent).sum()}
+    sums = losses.sums | losses.local_counts | chances
     return torch.stack([sums[name].double() for name in names]).cpu()  # one synchronisation per batch
 
 

@@ -18,7 +18,7 @@ from finetune.pages.attention_page import page_of
 from finetune.tasks import all_tasks
 from pretrain.data.collate import Limits, stack
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_tensors, save_weights
-from pretrain.models.image_input import image_rows
+from pretrain.models.image_input import image_stream_input
 from pretrain.models.vilbert import AttentionMaps
 from pretrain.pretrained.load_model import load_pretraining
 from pretrain.tokenizer.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ def pair_inputs(run, model, text: str, sample, words: int, regions: int) -> tupl
     """One caption and one image as pretraining has them, with nothing masked: the encoder's arguments."""
     limits = Limits(words, regions, model.encoder.config.v_feature_size)
     batch = stack([sample], load_tokenizer(run).encode([text], words), [0], [False], limits)
-    features, locations = image_rows(batch.features, batch.boxes, batch.valid)
+    features, locations = image_stream_input(batch.features, batch.boxes, batch.valid)
     mask = torch.ones(1, features.shape[1], dtype=torch.bool)
     return batch.input_ids, batch.input_ids >= 0, features, locations, mask
 

@@ -398,17 +398,17 @@ def test_a_fixed_batch_without_masking_can_be_learned():
     ids = [[2, *rng.integers(5, 40, 6).tolist(), 3] for _ in samples]
     batch = stack(samples, ids, sample_keys(0, 0, np.arange(16)), np.arange(16) % 2 == 1, Limits(20, 36, 12, 9, 1))
     objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, 40))
-    batch.word_count, batch.region_count = objective.count(batch)
+    batch.predicted_tokens, batch.predicted_regions = objective.count_predictions(batch)
     inputs = objective.mask(batch)
     unmasked = type(inputs)(**vars(inputs) | {"input_ids": batch.input_ids})
     optimizer = make_optimizer(model, 1e-3, (0.9, 0.98), 1e-8, 0.0)
     for _ in range(150):
-        losses = objective.losses(model, batch, unmasked)
-        loss = losses.total(*losses.counts.values())
+        losses = objective.forward_losses(model, batch, unmasked)
+        loss = losses.loss(losses.local_counts.values())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert losses.counts["word_count"] > 3 and losses.counts["region_count"] > 3
+    assert losses.local_counts["word_count"] > 3 and losses.local_counts["region_count"] > 3
     assert loss.item() < 0.05
 
 

@@ -75,7 +75,7 @@ def scores_of(model, collator) -> np.ndarray:
     """float64 (examples, candidates): what the model gives the candidates of all examples in one batch."""
     task_pass = TaskPass(model, collator.task, Precision("float64", torch.device("cpu")), collator.task.token)
     with torch.no_grad():
-        return task_pass.scores(collator(0, np.arange(len(collator.examples)))).numpy()
+        return task_pass.logits(collator(0, np.arange(len(collator.examples)))).numpy()
 
 
 def slow_scores(model, collator, example) -> list[float]:

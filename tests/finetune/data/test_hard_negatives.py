@@ -165,7 +165,7 @@ def test_scores_of_all_pairs_are_those_of_each_pair_by_itself(
         pairs = [Example(e.id, e.text, (image,)) for e in examples]
         alone = make_task_pass(examples, regions)[1]
         one = TaskCollator(collator.task, pairs, regions, alone.tokenizer, alone.limits)
-        expected[:, place] = task_pass.scores(one(0, np.arange(len(pairs)))).double().numpy()
+        expected[:, place] = task_pass.logits(one(0, np.arange(len(pairs)))).double().numpy()
     assert np.unique(expected.round(5)).size > 100
     monkeypatch.setattr(packing, "runs_on", lambda device: on_rows)
     for batch_size in (4, 27, 60, 1000):
@@ -181,7 +181,7 @@ def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(region
     task_pass, collator = make_task_pass(examples, regions, contrastive_size=16)
     batch = collator(0, np.arange(5))
     x, encoder = task_pass.inputs(batch), task_pass.model.encoder
-    found = task_pass.scores(batch)
+    found = task_pass.logits(batch)
     for row in range(5):
         tokens, rows = int(x.text_mask[row].sum()), int(x.image_mask[row].sum())
         encoded = encoder(
@@ -211,7 +211,7 @@ def test_the_model_is_told_the_task_by_its_token(regions, examples):
         told = TaskPass(task_pass.model, task_pass.task, task_pass.precision, token)
         ids = told.inputs(batch).task_ids
         assert ids is None if token is None else ids.tolist() == [token] * 3
-        scores.append(told.scores(batch))
+        scores.append(told.logits(batch))
     assert not any(torch.allclose(scores[n], scores[n - 1], atol=1e-5) for n in range(3))
 
 
@@ -292,7 +292,7 @@ def test_four_way_accuracy_is_that_of_every_caption_scored_by_itself(regions, ex
     plain = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)
 
     def score(caption: str, image: str) -> float:
-        return task_pass.scores(replace(plain, examples=[Example(0, caption, (image,))])(0, np.array([0]))).item()
+        return task_pass.logits(replace(plain, examples=[Example(0, caption, (image,))])(0, np.array([0]))).item()
 
     expected = []
     for number, example in enumerate(examples):

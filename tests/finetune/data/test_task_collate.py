@@ -49,5 +49,5 @@ def test_a_pass_asks_for_no_number(world, name):
     with nothing_is_asked() as mode:
         loss, _ = task_pass(without_content(train, mode), [7])
         loss.backward()
-        scores = task_pass.scores(without_content(held_out, mode))
+        scores = task_pass.logits(without_content(held_out, mode))
     assert loss.shape == () and len(scores) >= 7

@@ -133,7 +133,7 @@ def test_all_boxes_of_an_image_are_ranked_by_the_models_scores():
     assert ranked.shape == (4, 8, 4)
     for n, image in enumerate(images):
         with torch.no_grad():
-            scores = task_pass.scores(collator(0, np.array([n])))[0].numpy()
+            scores = task_pass.logits(collator(0, np.array([n])))[0].numpy()
         boxes = np.concatenate([[[0, 0, 1, 1]], samples[image].boxes]) * [500, 375, 500, 375]
         expected = [boxes[row] for row in sorted(range(len(boxes)), key=lambda row: -scores[row])]
         np.testing.assert_allclose(ranked[n, : len(boxes)], expected, rtol=1e-6)
@@ -163,7 +163,7 @@ def test_the_loss_of_phrases_is_one_softmax_over_the_rows():
     task_pass, collator = grounding_pass()
     batch = collator(0, np.arange(4))
     with torch.no_grad():
-        scores = task_pass.scores(batch).double()
+        scores = task_pass.logits(batch).double()
     losses = ENTITIES.head.losses(scores, batch.target)
     assert losses[0] == 0
     for n in range(1, 4):
@@ -186,7 +186,7 @@ def test_the_similarity_of_text_and_region_is_added_after_contrastive_pretrainin
         texts, images = states.text_layout.pad(states.text), states.image_layout.pad(states.image)
         plain = dataclasses.replace(ENTITIES.head, softmax=False)
         head = task_pass.model.logits(encoded, inputs, plain)
-        found = task_pass.scores(batch)
+        found = task_pass.logits(batch)
         for n in range(4):
             length = int(inputs.text_mask[n].sum()) + 1  # with the task token
             text = encoder.contrast.text(texts[n, :length].mean(0))

@@ -38,8 +38,8 @@ class OneTask(nn.Module):
         self.model, self.task = model, self
         self.name = name
 
-    def forward(self, batch, counts):
-        return 1e3 * self.model(batch).square().sum() / counts[-1], {}
+    def forward(self, batch, denominators):
+        return 1e3 * self.model(batch).square().sum() / denominators[-1], {}
 
 
 def update_of(task: int, scales: list[float], **flags) -> torch.Tensor:

@@ -78,11 +78,11 @@ def test_counts_are_those_that_the_mask_has(batches):
     for epoch in range(5):
         batch = batches.read(epoch, np.arange(40))
         counted = ~batch.misaligned[:, None]
-        words = masking.choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1]) & counted
-        assert batch.word_count == words.sum()
-        assert batch.region_count == (masking.choose_regions(batch.keys, batch.valid) & counted).sum()
-        assert batch.token_count == (batch.input_ids != 0).sum() == batch.lengths.sum()
-        assert batch.image_rows == batch.valid.sum() + 40
+        words = masking.choose_tokens(batch.keys, batch.lengths, batch.input_ids.shape[1]) & counted
+        assert batch.predicted_tokens == words.sum()
+        assert batch.predicted_regions == (masking.choose_regions(batch.keys, batch.valid) & counted).sum()
+        assert batch.total_tokens == (batch.input_ids != 0).sum() == batch.lengths.sum()
+        assert batch.image_row_count == batch.valid.sum() + 40
 
 
 def test_a_caption_longer_than_the_limit_is_cut_and_keeps_its_end_mark():
@@ -138,7 +138,7 @@ def test_bad_samples_stop_a_batch_or_are_left_out_of_it(batches):
     whole = batches.read(0, np.array([5, 7]))
     assert torch.equal(batch.input_ids, whole.input_ids) and torch.equal(batch.features, whole.features)
     none = skipping(0, numbers[1:3], samples[1:3])
-    assert len(none) == 0 and (none.word_count, none.region_count) == (0, 0)
+    assert len(none) == 0 and (none.predicted_tokens, none.predicted_regions) == (0, 0)
 
 
 def test_shards_without_classes_make_batches_without_classes(tmp_path):

@@ -102,7 +102,7 @@ def digest(batches) -> str:
     for batch in batches:
         for values in (batch.keys, batch.input_ids, batch.misaligned.long()):
             sha256.update(values.numpy().astype("<i8").tobytes())
-        sha256.update(np.array([batch.word_count, batch.region_count], "<i8").tobytes())
+        sha256.update(np.array([batch.predicted_tokens, batch.predicted_regions], "<i8").tobytes())
     return sha256.hexdigest()[:16]
 
 

@@ -39,7 +39,7 @@ def losses_and_weights(graph: bool, rounds: int = 3):
     for number in range(rounds):
         for batch in batches():
             sums = MetricSums()
-            engine.step(number, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
+            engine.step(number, [batch], sums, (batch.predicted_tokens, batch.predicted_regions, len(batch)))
             losses.append(engine.replica.metrics(sums.reading(ALONE)))
     return losses, engine
 
@@ -61,7 +61,7 @@ def test_a_batch_without_room_is_computed_without_the_graph(on_rows):
     small, large = part_of(make_batch(24), slice(4)), make_batch(24)
     for number, batch in enumerate((small, large, small)):
         for one in (engine, plain):
-            one.step(number, [batch], MetricSums(), (batch.word_count, batch.region_count, len(batch)))
+            one.step(number, [batch], MetricSums(), (batch.predicted_tokens, batch.predicted_regions, len(batch)))
         assert engine.graph.holds(batch) == (batch is small)
     for mine, other in zip(engine.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
@@ -80,7 +80,7 @@ def test_weights_in_bf16_are_those_of_the_step_with_and_without_the_graph(on_row
         found = []
         for number, batch in enumerate((small, large, large, small)):
             sums = MetricSums()
-            engine.step(number, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
+            engine.step(number, [batch], sums, (batch.predicted_tokens, batch.predicted_regions, len(batch)))
             found.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
         losses.append(found)
     assert losses[0] == pytest.approx(losses[1], rel=0.1)  # stale weights differ by a quarter
@@ -98,7 +98,7 @@ def test_capacities_hold_what_they_were_made_for_and_no_more():
     longer.input_ids = torch.zeros(24, 21, dtype=torch.int64)
     assert not room.hold(longer)
     longer = make_batch(24)
-    longer.word_count = room.predicted_words + 1
+    longer.predicted_tokens = room.predicted_tokens + 1
     assert not room.hold(longer)
 
 
@@ -132,7 +132,7 @@ def test_a_rank_without_a_pair_has_no_gradient(on_rows):
     engine = make_engine("float64")
     engine.graph = GraphedPass(engine.replica, 12, 20, engine.scaler.scale)
     whole = make_batch(12)
-    counts = (whole.word_count, whole.region_count, len(whole))
+    counts = (whole.predicted_tokens, whole.predicted_regions, len(whole))
     engine.step(0, [whole], MetricSums(), counts)
     none = part_of(whole, slice(0))
     assert engine.graph.holds(none)
@@ -157,7 +157,7 @@ def test_a_real_graph_on_a_gpu_gives_the_numbers_of_eager_steps(precision):
         for number in range(3):
             for batch in batches():
                 sums = MetricSums()
-                counts = (batch.word_count, batch.region_count, len(batch))
+                counts = (batch.predicted_tokens, batch.predicted_regions, len(batch))
                 engine.step(number, [batch.to("cuda")], sums, counts)
                 losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
         return losses

@@ -26,7 +26,7 @@ from shards.common.errors import UserError
 
 def take(engine, batch, steps):
     """The mean loss of each of some steps on the same batch."""
-    losses, counts = [], (batch.word_count, batch.region_count, len(batch))
+    losses, counts = [], (batch.predicted_tokens, batch.predicted_regions, len(batch))
     for step in range(steps):
         sums = MetricSums()
         engine.step(step, [batch], sums, counts)
@@ -52,7 +52,7 @@ def in_float32(seed: int) -> list[float]:
 def masked_by(seed: int):
     batch = make_batch()
     batch.keys += seed
-    batch.word_count, batch.region_count = OBJECTIVE.count(batch)
+    batch.predicted_tokens, batch.predicted_regions = OBJECTIVE.count_predictions(batch)
     return batch
 
 
@@ -107,7 +107,7 @@ def test_gradients_are_cut_to_the_largest_norm_and_the_log_has_the_whole(precisi
     engine, batch, sums = make_engine(precision), make_batch(), MetricSums()
     engine.optimizer, engine.clip = torch.optim.SGD(engine.model.parameters(), lr=1.0), clip
     before = weights(engine)
-    engine.step(0, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
+    engine.step(0, [batch], sums, (batch.predicted_tokens, batch.predicted_regions, len(batch)))
     length = math.sqrt(sum(float((value - before[name]).square().sum()) for name, value in weights(engine).items()))
     whole = sums.reading(ALONE)["gradient_norm"]
     assert whole > 1 and length == pytest.approx(min(whole, clip or math.inf), rel=1e-3)
@@ -127,7 +127,7 @@ def test_the_fused_optimizer_clips_as_a_plain_one_whose_gradients_were_cut(clip)
 def test_dropout_follows_from_the_sample_and_not_from_the_step_the_rank_or_the_part():
     whole = make_batch()
     halves = [part_of(whole, slice(6)), part_of(whole, slice(6, 12))]
-    counts = (whole.word_count, whole.region_count, len(whole))
+    counts = (whole.predicted_tokens, whole.predicted_regions, len(whole))
 
     def loss(step=5, rank=0, parts=(whole,)):
         engine, sums = make_engine("float64", dropout=0.3), MetricSums()
@@ -138,7 +138,7 @@ def test_dropout_follows_from_the_sample_and_not_from_the_step_the_rank_or_the_p
     assert loss() == loss(step=6) == loss(rank=1)
     assert loss(parts=halves) == pytest.approx(loss(), rel=1e-12)
     other = replace(whole, keys=whole.keys + 1)
-    other.word_count, other.region_count = OBJECTIVE.count(other)
+    other.predicted_tokens, other.predicted_regions = OBJECTIVE.count_predictions(other)
     assert loss(parts=(other,)) != loss()
 
 
@@ -147,7 +147,7 @@ def test_a_skipped_step_adds_nothing_to_the_log():
     good, bad = make_batch(), make_batch()
     bad.features[:, 0] = math.nan
     for step, batch in enumerate((good, bad)):
-        engine.step(step, [batch], sums, (batch.word_count, batch.region_count, len(batch)))
+        engine.step(step, [batch], sums, (batch.predicted_tokens, batch.predicted_regions, len(batch)))
     reading, alone = engine.replica.metrics(sums.reading(ALONE)), take(make_engine(), good, 1)
     assert reading["loss"] == alone[0] and math.isfinite(reading["gradient_norm"])
 
@@ -176,7 +176,7 @@ def test_a_run_whose_gradients_burst_stops_with_its_last_checkpoint(dataset_fold
 def gradients(engine, batch):
     torch.manual_seed(5)
     _, losses = engine.replica.losses(batch)
-    losses.total(batch.word_count, batch.region_count, len(batch)).backward()
+    losses.loss((batch.predicted_tokens, batch.predicted_regions, len(batch))).backward()
     return losses, {name: p.grad for name, p in engine.model.named_parameters()}
 
 
@@ -212,9 +212,9 @@ def test_an_empty_part_gives_no_gradient():
     """What a rank works through that has no pair of a step: finite, and nothing."""
     engine, whole = make_engine(), make_batch()
     batch = whole._map(lambda x: x[:0])
-    batch.word_count = batch.region_count = 0
+    batch.predicted_tokens = batch.predicted_regions = 0
     _, losses = engine.replica.losses(batch)
-    losses.total(5, 5, 5).backward()
+    losses.loss((5, 5, 5)).backward()
     grads = [p.grad for p in engine.model.parameters() if p.grad is not None]
     assert len(grads) > 50 and all((grad == 0).all() for grad in grads)
 
@@ -325,7 +325,7 @@ def test_a_step_asks_for_no_number(precision):
     engine, batch = make_engine(precision), make_batch()
     take(engine, batch, 1)  # the optimizer's state is made
     with nothing_is_asked() as mode:
-        sums, counts = MetricSums(), (batch.word_count, batch.region_count, len(batch))
+        sums, counts = MetricSums(), (batch.predicted_tokens, batch.predicted_regions, len(batch))
         engine.step(1, [without_content(batch, mode)], sums, counts)
     assert set(sums.values) > {"words", "regions", "alignment", "gradient_norm", "steps"}
 
@@ -334,7 +334,7 @@ def test_a_step_asks_for_no_number(precision):
 def test_a_gpu_masks_what_the_cpu_masks():
     batch = make_batch(200)
     on_cpu, on_gpu = OBJECTIVE.mask(batch), OBJECTIVE.to("cuda").mask(batch.to("cuda"))
-    for name in ("input_ids", "text_mask", "image_mask", "word_positions", "word_labels", "region_positions"):
+    for name in ("input_ids", "text_mask", "image_mask", "token_positions", "token_labels", "region_positions"):
         assert torch.equal(getattr(on_cpu, name), getattr(on_gpu, name).cpu()), name
     for name in vars(on_cpu.masked_regions):
         assert torch.equal(getattr(on_cpu.masked_regions, name), getattr(on_gpu.masked_regions, name).cpu()), name
@@ -349,7 +349,7 @@ def test_a_step_never_waits_for_the_gpu():
     engine.precision = Precision("bf16", torch.device("cuda"))
     engine.scaler = engine.precision.scaler()
     engine.replica = PretrainingPass(engine.model, OBJECTIVE.to("cuda"), engine.precision)
-    counts, sums = (batch.word_count, batch.region_count, len(batch)), MetricSums()
+    counts, sums = (batch.predicted_tokens, batch.predicted_regions, len(batch)), MetricSums()
     engine.step(0, [batch], sums, counts)
     torch.cuda.set_sync_debug_mode("error")
     try:

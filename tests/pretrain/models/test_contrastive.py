@@ -87,8 +87,8 @@ def batch_of_aligned_pairs(count=10):
     batch.misaligned[:] = False
     batch.image_ids, batch.text_ids = torch.arange(count), torch.arange(count)
     batch.image_ids[4] = 3
-    batch.word_count, batch.region_count = OBJECTIVE.count(batch)
-    batch.token_count, batch.total_regions = int(batch.lengths.sum()), int(batch.valid.sum())
+    batch.predicted_tokens, batch.predicted_regions = OBJECTIVE.count_predictions(batch)
+    batch.total_tokens, batch.total_regions = int(batch.lengths.sum()), int(batch.valid.sum())
     return batch
 
 
@@ -104,10 +104,10 @@ def test_losses_with_hard_negatives_equal_a_loop_over_pairs(counted):
     objective = contrastive_objective(0.5)
     batch = batch_of_aligned_pairs()
     if not counted:
-        batch.token_count = batch.total_regions = None  # states then keep their padding
+        batch.total_tokens = batch.total_regions = None  # states then keep their padding
     inputs = objective.mask(batch)
     with torch.no_grad():
-        losses = objective.losses(model, batch, inputs)
+        losses = objective.forward_losses(model, batch, inputs)
         encoder, size = model.encoder, len(batch)
 
         def one(caption, image):
@@ -139,10 +139,10 @@ def test_losses_with_hard_negatives_equal_a_loop_over_pairs(counted):
         contrastive_losses(similarities, negatives).sum().item(), rel=1e-4
     )
     assert losses.sums["contrastive_right"] == retrieved(similarities, negatives).sum()
-    assert losses.sums["contrastive_count"] == losses.counts["pair_count"] == size
+    assert losses.sums["contrastive_count"] == losses.local_counts["pair_count"] == size
     assert losses.sums["alignment"].item() == pytest.approx(aligned, rel=1e-4)
     assert losses.sums["alignment_right"].item() == pytest.approx(right)
-    total = losses.total(3, 4, 10).item()
+    total = losses.loss((3, 4, 10)).item()
     plain = losses.sums["words"] / 3 + losses.sums["regions"] / 4 + losses.sums["alignment"] / 10
     assert total == pytest.approx((plain + 0.5 * losses.sums["contrastive"] / 10).item())
 
@@ -153,7 +153,7 @@ def test_alignment_is_validated_on_the_pairs_as_they_are():
     batch = batch_of_aligned_pairs()
     hard, plain = (contrastive_objective(1.0, hard) for hard in (True, False))
     with torch.no_grad():
-        one, other = (objective.losses(model, batch, objective.mask(batch)) for objective in (hard, plain))
+        one, other = (objective.forward_losses(model, batch, objective.mask(batch)) for objective in (hard, plain))
     assert one.sums["alignment"] == other.sums["alignment"] and one.sums["contrastive"] == other.sums["contrastive"]
 
 
@@ -162,15 +162,15 @@ def test_a_single_pair_has_no_negative():
     model = PretrainingModel(CONTRASTIVE).train()
     objective = contrastive_objective(1.0)
     batch = batch_of_aligned_pairs(5)._map(lambda x: x[:1])
-    batch.word_count, batch.region_count = objective.count(batch)
-    batch.token_count, batch.total_regions = int(batch.lengths.sum()), int(batch.valid.sum())
-    losses = objective.losses(model, batch, objective.mask(batch))
+    batch.predicted_tokens, batch.predicted_regions = objective.count_predictions(batch)
+    batch.total_tokens, batch.total_regions = int(batch.lengths.sum()), int(batch.valid.sum())
+    losses = objective.forward_losses(model, batch, objective.mask(batch))
     assert (
         losses.sums["contrastive"] == 0
         and losses.sums["contrastive_count"] == 0
         and torch.isfinite(losses.sums["alignment"])
     )
-    losses.total(1, 1, 1).backward()
+    losses.loss((1, 1, 1)).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -185,8 +185,8 @@ def test_dropout_of_region_features_is_a_dropout_of_its_own():
     batch = make_batch()
     inputs = OBJECTIVE.mask(batch)
     with torch.no_grad():
-        both = [OBJECTIVE.losses(model, batch, inputs).sums["regions"] for _ in range(2)]
-        evaluated = OBJECTIVE.losses(model.eval(), batch, inputs).sums["regions"]
+        both = [OBJECTIVE.forward_losses(model, batch, inputs).sums["regions"] for _ in range(2)]
+        evaluated = OBJECTIVE.forward_losses(model.eval(), batch, inputs).sums["regions"]
     assert both[0] == both[1] != evaluated  # it follows from the samples' keys
 
 

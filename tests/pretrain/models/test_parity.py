@@ -121,7 +121,7 @@ def published_losses(parity, model):
     """The three losses through our objective, on the masks that the published run used."""
     x = parity["inputs"]
     aligned = (x["misaligned"] == 0)[:, None]
-    word_positions = (aligned & (x["lm_labels"] >= 0)).flatten().nonzero()[:, 0]
+    token_positions = (aligned & (x["lm_labels"] >= 0)).flatten().nonzero()[:, 0]
     region_positions = (aligned & (x["region_labels"] == 1)).flatten().nonzero()[:, 0]
     size, regions, classes = x["region_targets"].shape
     batch = Batch(
@@ -134,8 +134,8 @@ def published_losses(parity, model):
         class_ids=torch.arange(classes, device=device_of(parity)).expand(size, regions, classes),
         class_probs=x["region_targets"],
         misaligned=x["misaligned"].bool(),
-        word_count=len(word_positions),
-        region_count=len(region_positions),
+        predicted_tokens=len(token_positions),
+        predicted_regions=len(region_positions),
     )
     none = torch.zeros_like(batch.valid)
     inputs = MaskedInputs(
@@ -144,9 +144,9 @@ def published_losses(parity, model):
         features=x["features"],
         locations=x["locations"],
         image_mask=x["region_mask"].bool(),
-        word_positions=word_positions,
-        word_labels=x["lm_labels"].flatten()[word_positions],
-        word_weights=torch.ones_like(word_positions, dtype=torch.bool),
+        token_positions=token_positions,
+        token_labels=x["lm_labels"].flatten()[token_positions],
+        token_weights=torch.ones_like(token_positions, dtype=torch.bool),
         region_positions=region_positions,
         region_weights=torch.ones_like(region_positions, dtype=torch.bool),
         masked_regions=MaskedRegions(none, none, none),
@@ -154,20 +154,20 @@ def published_losses(parity, model):
     objective = Objective(mask_id=4, ordinary_ids=torch.arange(5, 200)).to(device_of(parity))
     encoder = model.encoder
     encoder.forward = functools.partial(encoder.forward, segment_ids=x["segment_ids"])
-    return objective.losses(model, batch, inputs)
+    return objective.forward_losses(model, batch, inputs)
 
 
 def test_losses(parity, pretraining):
     losses = published_losses(parity, pretraining)
     theirs = parity["outputs"]
-    assert_close(losses.sums["words"] / losses.counts["word_count"], theirs["pre_loss_lm"][0])
-    assert_close(losses.sums["regions"] / losses.counts["region_count"], theirs["pre_loss_region"][0])
-    assert_close(losses.sums["alignment"] / losses.counts["pair_count"], theirs["pre_loss_align"][0])
+    assert_close(losses.sums["words"] / losses.local_counts["word_count"], theirs["pre_loss_lm"][0])
+    assert_close(losses.sums["regions"] / losses.local_counts["region_count"], theirs["pre_loss_region"][0])
+    assert_close(losses.sums["alignment"] / losses.local_counts["pair_count"], theirs["pre_loss_align"][0])
 
 
 def test_gradients(parity, pretraining):
     losses = published_losses(parity, pretraining)
-    losses.total(*losses.counts.values()).backward()
+    losses.loss(losses.local_counts.values()).backward()
     third = pretraining.encoder.config.bi_hidden_size
     encoder = pretraining.encoder
     ours = {

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data import random_choices
-from pretrain.models.image_input import image_rows
+from pretrain.models.image_input import image_stream_input
 from pretrain.objective import masking
 
 ORDINARY = torch.arange(5, 100)
@@ -20,8 +20,8 @@ def keys_of(count: int, seed=0, epoch=0) -> torch.Tensor:
 def many_words(rows=4000, width=20):
     keys = keys_of(rows)
     ids = torch.full((rows, width), 50)
-    chosen = masking.choose_words(keys, torch.full((rows,), width), width)
-    return ids, chosen, masking.mask_words(ids, chosen, keys, MASK, ORDINARY)
+    chosen = masking.choose_tokens(keys, torch.full((rows,), width), width)
+    return ids, chosen, masking.mask_tokens(ids, chosen, keys, MASK, ORDINARY)
 
 
 def share(part, whole) -> float:
@@ -46,7 +46,7 @@ def test_shares_of_words_chosen_masked_random_and_kept():
 def test_first_last_and_padding_are_never_chosen(lengths, epoch):
     lengths = torch.tensor(lengths)
     width = 15
-    chosen = masking.choose_words(keys_of(len(lengths), epoch=epoch), lengths, width)
+    chosen = masking.choose_tokens(keys_of(len(lengths), epoch=epoch), lengths, width)
     position = torch.arange(width)
     assert not chosen[:, 0].any()
     assert not chosen[position >= lengths[:, None] - 1].any()
@@ -74,15 +74,15 @@ def plain_iou(a, b) -> float:
 def test_exactly_the_regions_that_overlap_a_zeroed_one_are_hidden(seed, n):
     boxes, valid = random_regions(6, n, seed)
     found = masking.choose_masked_regions(keys_of(6, seed), boxes, valid)
-    assert not (found.chosen & ~valid).any() and not (found.zeroed & ~found.chosen).any()
+    assert not (found.chosen & ~valid).any() and not (found.seeds & ~found.chosen).any()
     for row in range(6):
         b = boxes[row].tolist()
         for i in range(n):
             # An IoU within rounding of the threshold may fall on either side.
-            overlaps = [plain_iou(b[i], b[j]) for j in range(n) if found.zeroed[row, j]]
+            overlaps = [plain_iou(b[i], b[j]) for j in range(n) if found.seeds[row, j]]
             if any(abs(x - 0.4) < 1e-6 for x in overlaps):
                 continue
-            expected = bool(valid[row, i]) and (bool(found.zeroed[row, i]) or any(x >= 0.4 for x in overlaps))
+            expected = bool(valid[row, i]) and (bool(found.seeds[row, i]) or any(x >= 0.4 for x in overlaps))
             assert bool(found.masked[row, i]) == expected
 
 
@@ -91,18 +91,18 @@ def test_shares_of_regions_chosen_and_zeroed_and_kept_ones_hide_nothing():
     found = masking.choose_masked_regions(keys_of(5000), boxes, torch.ones(5000, 8, dtype=torch.bool))
     everything = torch.ones_like(found.chosen)
     assert abs(share(found.chosen, everything) - 0.15) < 0.005
-    assert abs(share(found.zeroed, found.chosen) - 0.9) < 0.01
+    assert abs(share(found.seeds, found.chosen) - 0.9) < 0.01
     # All eight boxes are one: a single zeroed one hides all of them, and kept ones alone hide none.
-    assert (found.masked.all(1) == found.zeroed.any(1)).all()
-    assert (found.masked.any(1) == found.zeroed.any(1)).all()
-    kept_only = found.chosen.any(1) & ~found.zeroed.any(1)
+    assert (found.masked.all(1) == found.seeds.any(1)).all()
+    assert (found.masked.any(1) == found.seeds.any(1)).all()
+    kept_only = found.chosen.any(1) & ~found.seeds.any(1)
     assert kept_only.any()
 
 
 def test_without_overlap_masking_the_chosen_alone_are_hidden():
     boxes = torch.tensor([0.1, 0.1, 0.5, 0.5]).expand(50, 8, 4)
     found = masking.choose_masked_regions(keys_of(50), boxes, torch.ones(50, 8, dtype=torch.bool), overlap=None)
-    assert (found.masked == found.zeroed).all()
+    assert (found.masked == found.seeds).all()
 
 
 def test_row_zero_is_the_mean_of_the_visible_regions():
@@ -110,7 +110,7 @@ def test_row_zero_is_the_mean_of_the_visible_regions():
     masked = masking.choose_masked_regions(keys_of(20), boxes, valid).masked
     visible = valid & ~masked
     features = torch.randn(20, 7, 5)
-    rows, locations = image_rows(features, boxes, visible)
+    rows, locations = image_stream_input(features, boxes, visible)
     assert rows.shape == (20, 8, 5) and locations.shape == (20, 8, 5)
     for row in range(20):
         seen = [features[row, i] for i in range(7) if visible[row, i]]
@@ -126,7 +126,7 @@ def test_row_zero_is_the_mean_of_the_visible_regions():
 
 
 def test_an_image_that_is_hidden_as_a_whole_has_a_row_of_zeros():
-    rows, _ = image_rows(torch.ones(1, 3, 2), torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.bool))
+    rows, _ = image_stream_input(torch.ones(1, 3, 2), torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.bool))
     assert rows.abs().sum() == 0
 
 
@@ -136,7 +136,7 @@ def test_what_is_masked_depends_on_the_sample_and_not_on_its_batch():
     keys = keys_of(10)
     lengths = torch.full((10,), 8)
     whole = masking.choose_masked_regions(keys, boxes, valid)
-    words = masking.choose_words(keys, lengths, 8)
+    words = masking.choose_tokens(keys, lengths, 8)
     for row in (0, 3, 9):
         wide = torch.zeros(1, 12, 4)
         wide[:, :9] = boxes[row]
@@ -144,12 +144,12 @@ def test_what_is_masked_depends_on_the_sample_and_not_on_its_batch():
         padded[:, :9] = valid[row]
         alone = masking.choose_masked_regions(keys[row : row + 1], wide, padded)
         assert torch.equal(alone.masked[0, :9], whole.masked[row]) and not alone.masked[0, 9:].any()
-        assert torch.equal(masking.choose_words(keys[row : row + 1], lengths[:1], 20)[0, :8], words[row])
+        assert torch.equal(masking.choose_tokens(keys[row : row + 1], lengths[:1], 20)[0, :8], words[row])
 
 
 def test_epochs_and_seeds_mask_differently():
     seen = {
-        tuple(masking.choose_words(keys_of(50, seed, epoch), torch.full((50,), 30), 30).flatten().tolist())
+        tuple(masking.choose_tokens(keys_of(50, seed, epoch), torch.full((50,), 30), 30).flatten().tolist())
         for seed in range(3)
         for epoch in range(3)
     }

@@ -40,14 +40,14 @@ def make_batch(objective, count=24, words=12, misaligned=None, limits=LIMITS, **
     ids = [[2, *rng.integers(5, 40, rng.integers(1, words)).tolist(), 3] for _ in samples]
     swapped = np.arange(count) % 2 == 1 if misaligned is None else misaligned
     batch = stack(samples, ids, sample_keys(0, 0, np.arange(count)), swapped, limits)
-    batch.word_count, batch.region_count = objective.count(batch)
+    batch.predicted_tokens, batch.predicted_regions = objective.count_predictions(batch)
     return batch
 
 
 def run(model, objective, batch):
     model.zero_grad()
-    losses = objective.losses(model, batch, objective.mask(batch))
-    losses.total(*losses.counts.values()).backward()
+    losses = objective.forward_losses(model, batch, objective.mask(batch))
+    losses.loss(losses.local_counts.values()).backward()
     return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -57,15 +57,15 @@ def test_losses_equal_a_loop_over_every_position(model, options):
     batch = make_batch(objective)
     inputs = objective.mask(batch)
     with torch.no_grad():
-        losses = objective.losses(model, batch, inputs)
+        losses = objective.forward_losses(model, batch, inputs)
         encoded = model.encoder(
             inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask
         )
         words = regions = 0.0
-        word_count = region_count = 0
-        from pretrain.objective.masking import choose_words
+        predicted_tokens = predicted_regions = 0
+        from pretrain.objective.masking import choose_tokens
 
-        chosen = choose_words(batch.keys, batch.lengths, batch.input_ids.shape[1])
+        chosen = choose_tokens(batch.keys, batch.lengths, batch.input_ids.shape[1])
         for row in range(len(batch)):
             if batch.misaligned[row] and objective.aligned_only:
                 continue
@@ -73,7 +73,7 @@ def test_losses_equal_a_loop_over_every_position(model, options):
                 if chosen[row, column]:
                     scores = model.word_scores(encoded.text[row, column][None])
                     words += F.cross_entropy(scores, batch.input_ids[row, column][None]).item()
-                    word_count += 1
+                    predicted_tokens += 1
             for column in range(batch.valid.shape[1]):
                 picked = inputs.masked_regions.chosen[row, column]
                 if options.get("predict_overlapped"):
@@ -85,8 +85,11 @@ def test_losses_equal_a_loop_over_every_position(model, options):
                     rest = [c for c in range(9) if c not in batch.class_ids[row, column].tolist()]
                     target[rest] = (1 - target.sum()) / len(rest)
                     regions += (target * (target.log() - prediction)).sum().item()
-                    region_count += 1
-    assert (losses.counts["word_count"], losses.counts["region_count"]) == (word_count, region_count)
+                    predicted_regions += 1
+    assert (losses.local_counts["word_count"], losses.local_counts["region_count"]) == (
+        predicted_tokens,
+        predicted_regions,
+    )
     assert losses.sums["words"].item() == pytest.approx(words, abs=1e-3)
     assert losses.sums["regions"].item() == pytest.approx(regions, abs=1e-3)
 
@@ -142,7 +145,7 @@ def test_labels_of_misaligned_pairs_change_no_loss_and_no_gradient(model):
 def test_misaligned_pairs_are_masked_like_aligned_ones(model):
     objective = make_objective()
     batch = make_batch(objective, misaligned=np.zeros(24, bool))
-    swapped = dataclasses.replace(batch, misaligned=~batch.misaligned, word_count=0, region_count=0)
+    swapped = dataclasses.replace(batch, misaligned=~batch.misaligned, predicted_tokens=0, predicted_regions=0)
     aligned, misaligned = objective.mask(batch), objective.mask(swapped)
     assert torch.equal(aligned.input_ids, misaligned.input_ids)
     assert torch.equal(aligned.features, misaligned.features)
@@ -155,7 +158,7 @@ def test_a_batch_without_an_aligned_pair_has_masked_losses_of_zero(model, region
         model.regions = type(model.regions)(SIZES, 12)
     batch = make_batch(objective, misaligned=np.ones(24, bool))
     losses, gradients = run(model, objective, batch)
-    assert (losses.counts["word_count"], losses.counts["region_count"]) == (0, 0)
+    assert (losses.local_counts["word_count"], losses.local_counts["region_count"]) == (0, 0)
     assert losses.sums["words"].item() == 0
     assert losses.sums.get("regions", torch.zeros(())).item() == 0
     assert losses.sums["alignment"].item() > 0
@@ -167,8 +170,8 @@ def test_a_caption_of_one_word_and_an_image_with_one_region(model):
     batch = make_batch(objective, count=40, words=2, regions=(1, 1))
     assert batch.input_ids.shape[1] == 3 and batch.valid.shape[1] == 1
     losses, _ = run(model, objective, batch)
-    assert 0 < losses.counts["word_count"] < 20 and 0 < losses.counts["region_count"] < 20
-    assert torch.isfinite(losses.total(*losses.counts.values()))
+    assert 0 < losses.local_counts["word_count"] < 20 and 0 < losses.local_counts["region_count"] < 20
+    assert torch.isfinite(losses.loss(losses.local_counts.values()))
 
 
 def test_regression_of_features_is_the_mean_squared_error(model):
@@ -176,12 +179,12 @@ def test_regression_of_features_is_the_mean_squared_error(model):
     model.regions = type(model.regions)(SIZES, 12)
     batch = make_batch(objective, classes=0, limits=Limits(max_tokens=20, max_regions=36, feature_size=12))
     inputs = objective.mask(batch)
-    losses = objective.losses(model, batch, inputs)
+    losses = objective.forward_losses(model, batch, inputs)
     encoded = model.encoder(inputs.input_ids, inputs.text_mask, inputs.features, inputs.locations, inputs.image_mask)
     picked = inputs.masked_regions.chosen & ~batch.misaligned[:, None]
     prediction = model.regions(encoded.image[:, 1:][picked])
     mean = F.mse_loss(prediction, batch.features[picked].float())
-    torch.testing.assert_close(losses.sums["regions"] / losses.counts["region_count"], mean)
+    torch.testing.assert_close(losses.sums["regions"] / losses.local_counts["region_count"], mean)
 
 
 def test_losses_of_parts_add_up_to_the_loss_of_the_whole(model):
@@ -189,13 +192,13 @@ def test_losses_of_parts_add_up_to_the_loss_of_the_whole(model):
     objective = make_objective()
     whole = make_batch(objective)
     total = run(model, objective, whole)[0]
-    counts = total.counts.values()
+    counts = total.local_counts.values()
     parts = 0
     for begin, end in ((0, 3), (3, 4), (4, 24)):
         part = whole._map(lambda x, begin=begin, end=end: x[begin:end])
-        part.word_count, part.region_count = objective.count(part)
-        parts += objective.losses(model, part, objective.mask(part)).total(*counts).item()
-    assert parts == pytest.approx(total.total(*counts).item(), abs=1e-5)
+        part.predicted_tokens, part.predicted_regions = objective.count_predictions(part)
+        parts += objective.forward_losses(model, part, objective.mask(part)).loss(counts).item()
+    assert parts == pytest.approx(total.loss(counts).item(), abs=1e-5)
 
 
 def test_what_the_listed_classes_leave_is_spread_evenly():
