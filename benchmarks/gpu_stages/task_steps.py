@@ -19,9 +19,9 @@ def task_batch(task, size: int, seed: int):
     rows.input_ids = rows.input_ids[:, : int(rows.lengths.max())]
     generator, candidates, others = torch.Generator().manual_seed(seed), None, None
     if head.has_candidates:
-        candidates = random_batch(size, config, 5, 4 if task.name == "visual7w" else 8, 5, seed)
+        candidates = _regions(random_batch(size, config, 5, 4 if task.name == "visual7w" else 8, 5, seed))
     if task.name == "visual7w":  # an image has about 22 boxes
-        others = random_batch(size, config, 5, 18, 5, seed)
+        others = _regions(random_batch(size, config, 5, 18, 5, seed))
     shapes = {"vqa": 3129, "gqa": 1533, "regions": regions + 1}
     if head.has_candidates:
         target = torch.rand(candidates.valid.shape, generator=generator)
@@ -30,6 +30,13 @@ def task_batch(task, size: int, seed: int):
     else:
         target = torch.randint(2, (size,), generator=generator)
     return TaskBatch(rows, candidates, None if head.ranks_images else target, size, other_boxes=others)
+
+
+def _regions(batch):
+    """The regions of a random batch, as given boxes."""
+    from pretrain.data.batch import PaddedRegions
+
+    return PaddedRegions(batch.features, batch.boxes, batch.valid, batch.total_regions)
 
 
 def tasks(record: Record) -> None:
@@ -72,8 +79,8 @@ def tasks(record: Record) -> None:
     rate, total = matrix_rate(), 0
     for number, (task, turn) in enumerate(zip(chosen, turns, strict=True)):
         seconds, host = timed(lambda n=number: step(n), repeats=5, warmup=1)
-        rows, boxes = turn.batch.rows, (turn.batch.candidates, turn.batch.other_boxes)
-        image_rows = rows.image_row_count + sum(of.total_regions for of in boxes if of is not None)
+        rows, boxes = turn.batch.pairs, (turn.batch.candidates, turn.batch.other_boxes)
+        image_rows = rows.image_row_count + sum(of.total for of in boxes if of is not None)
         work_done = useful_flops(config, rows.total_tokens + len(rows), image_rows)
         total += work_done
         record.add(

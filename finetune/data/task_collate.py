@@ -15,37 +15,40 @@ from finetune.data.regions import SamplesById, rows_of_boxes
 from finetune.heads.inputs import TaskInputs
 from finetune.task_types.base import Task
 from pretrain.data import random_choices
-from pretrain.data.batch import Batch
-from pretrain.data.collate import Limits, check_sample, stack
-from pretrain.models.dropout import CANDIDATES, OTHER_BOXES
+from pretrain.data.batch import Batch, PaddedRegions
+from pretrain.data.collate import Limits, check_sample, pad_regions, stack
 from pretrain.models.image_input import image_stream_input
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common import counter_rng
 from shards.storage.sample import Sample
 
+# Positions in the image stream by which dropout tells given boxes from regions, whose positions are their numbers.
+FIRST_CANDIDATE = 1 << 20
+FIRST_OTHER_BOX = 1 << 21
+
 
 @dataclass
 class TaskBatch:
-    """A batch of text-image rows (see TaskInputs) with their targets (see Head.targets).
+    """A batch of image-text pairs with their targets (see Head.targets).
 
     Attributes:
-        rows: texts with their images.
-        candidates: candidate boxes of each row, or None.
+        pairs: texts with their images.
+        candidates: candidate boxes of each pair, or None.
         target: None if it is not needed or not known.
-        examples: number of the task's examples in the batch, which may have several rows each.
+        examples: number of the task's examples in the batch, which may have several pairs each.
         problems: see pretrain.data.batch.
         other_boxes: other given boxes of each image, or None; the model attends to them but does not score them.
     """
 
-    rows: Batch
-    candidates: Batch | None
+    pairs: Batch
+    candidates: PaddedRegions | None
     target: Tensor | None
     examples: int
     problems: tuple[str, ...] = ()
-    other_boxes: Batch | None = None
+    other_boxes: PaddedRegions | None = None
 
     def _map(self, function) -> "TaskBatch":
-        parts = {name: getattr(self, name) for name in ("rows", "candidates", "target", "other_boxes")}
+        parts = {name: getattr(self, name) for name in ("pairs", "candidates", "target", "other_boxes")}
         return replace(self, **{name: function(part) for name, part in parts.items() if part is not None})
 
     def __len__(self) -> int:
@@ -60,46 +63,50 @@ class TaskBatch:
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         self._map(lambda part: part.record_stream(stream))
 
-    def inputs(self, token: int | None, dtype: torch.dtype) -> TaskInputs:
+    def inputs(self, task_token: int | None, dtype: torch.dtype) -> TaskInputs:
         """The model inputs, on the batch's device.
 
         Args:
-            token: number of the task token, None for a model without task tokens.
+            task_token: number of the task token, None for a model without task tokens.
             dtype: of the features.
         """
-        rows, candidates = self.rows, self.candidates
-        features, locations = image_stream_input(rows.features, rows.boxes, rows.valid, dtype)
-        image_mask, image_count = F.pad(rows.valid, (1, 0), value=True), rows.image_row_count
-        positions = None
-        if candidates is not None:
-            device = image_mask.device
-            features, locations, masks = [features], [locations], [image_mask]
-            positions = [torch.arange(image_mask.shape[1], device=device)]
-            for boxes, first in ((self.other_boxes, OTHER_BOXES), (candidates, CANDIDATES)):
-                if boxes is None:
-                    continue
-                extra = image_stream_input(boxes.features, boxes.boxes, boxes.valid, dtype)
-                features.append(extra[0][:, 1:])  # row 0 stays the mean of the detector's regions
-                locations.append(extra[1][:, 1:])
-                masks.append(boxes.valid)
-                positions.append(first + torch.arange(boxes.valid.shape[1], device=device))
-                image_count += boxes.total_regions
-            features, locations, image_mask = (torch.cat(parts, 1) for parts in (features, locations, masks))
-            positions = torch.cat(positions)
-        length = torch.arange(rows.input_ids.shape[1], device=rows.lengths.device)
+        pairs, candidates = self.pairs, self.candidates
+        length = torch.arange(pairs.input_ids.shape[1], device=pairs.lengths.device)
+        features, locations, image_mask, positions = self._image_stream(dtype)
+        given = [boxes.total for boxes in (candidates, self.other_boxes) if boxes is not None]
         return TaskInputs(
-            input_ids=rows.input_ids,
-            text_mask=length < rows.lengths[:, None],
+            input_ids=pairs.input_ids,
+            text_mask=length < pairs.lengths[:, None],
             features=features,
             locations=locations,
             image_mask=image_mask,
-            task_ids=None if token is None else torch.full_like(rows.lengths, token),
+            task_ids=None if task_token is None else torch.full_like(pairs.lengths, task_token),
             candidates=0 if candidates is None else candidates.valid.shape[1],
-            text_count=rows.total_tokens,
-            image_count=image_count,
-            sample_keys=rows.keys,
+            text_count=pairs.total_tokens,
+            image_count=None if pairs.image_row_count is None else pairs.image_row_count + sum(given),
+            sample_keys=pairs.keys,
             image_positions=positions,
         )
+
+    def _image_stream(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Features, locations, mask and positions of the image stream: regions, other given boxes, candidates.
+
+        The positions are None if there are only regions.
+        """
+        pairs = self.pairs
+        features, locations = image_stream_input(pairs.features, pairs.boxes, pairs.valid, dtype)
+        mask = F.pad(pairs.valid, (1, 0), value=True)
+        if self.candidates is None:
+            return features, locations, mask, None
+        parts = [(features, locations, mask, torch.arange(mask.shape[1], device=mask.device))]
+        for boxes, first in ((self.other_boxes, FIRST_OTHER_BOX), (self.candidates, FIRST_CANDIDATE)):
+            if boxes is not None:
+                features, locations = image_stream_input(boxes.features, boxes.boxes, boxes.valid, dtype)
+                positions = first + torch.arange(boxes.valid.shape[1], device=mask.device)
+                # The image token stays the mean of the detector's regions.
+                parts.append((features[:, 1:], locations[:, 1:], boxes.valid, positions))
+        features, locations, masks, positions = zip(*parts, strict=True)
+        return torch.cat(features, 1), torch.cat(locations, 1), torch.cat(masks, 1), torch.cat(positions)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class TaskCollator:
         boxes: regions of the images' given boxes, for tasks with candidates.
         annotated: annotated boxes that are added to each image's regions.
         vocabulary: answers, for answer heads.
-        negatives: those of retrieval in training; without it, each caption and its image are one row.
+        negatives: those of retrieval in training; without it, each caption and its image are one pair.
         seed: random seed of dropout.
     """
 
@@ -133,7 +140,7 @@ class TaskCollator:
     def __call__(self, epoch: int, numbers: np.ndarray) -> TaskBatch:
         """The batch of the examples with these numbers, int (n,), in an epoch."""
         chosen = [self.examples[number] for number in numbers.tolist()]
-        texts_images = [pair for number in numbers.tolist() for pair in self._rows(epoch, number)]
+        texts_images = [pair for number in numbers.tolist() for pair in self._texts_images(epoch, number)]
         samples, limits = [self._sample(self.regions, image) for _, image in texts_images], self.limits
         if self.annotated is not None and samples:
             more = [self._sample(self.annotated, image) for _, image in texts_images]
@@ -141,11 +148,13 @@ class TaskCollator:
             limits = replace(limits, max_regions=max(len(sample.boxes) for sample in samples))
         ids = self.tokenizer.encode([text for text, _ in texts_images], self.limits.max_tokens)
         candidates, others = self._given_boxes(chosen) if self.boxes is not None else (None, None)
-        rows = self._stack(samples, ids, limits, self._keys(epoch, numbers, len(samples)))
-        target = self._target(chosen, samples, rows, candidates)
-        return TaskBatch(rows, candidates, target, len(chosen), other_boxes=others)
+        aligned = np.zeros(len(samples), bool)  # for the interface of pretraining's batches
+        pairs = stack(samples, ids, self._keys(epoch, numbers, len(samples)), aligned, limits)
+        target = self._target(chosen, samples, pairs, candidates)
+        return TaskBatch(pairs, candidates, target, len(chosen), other_boxes=others)
 
-    def _rows(self, epoch: int, number: int) -> list[tuple[str, str]]:
+    def _texts_images(self, epoch: int, number: int) -> list[tuple[str, str]]:
+        """The pairs of an example: (text, image)."""
         example = self.examples[number]
         if self.negatives is None:
             return [(example.text, image) for image in example.images]
@@ -163,19 +172,15 @@ class TaskCollator:
         check_sample(sample, self.limits)
         return sample
 
-    def _keys(self, epoch: int, numbers: np.ndarray, rows: int) -> np.ndarray:
-        """int64 (rows,): random keys of the batch's rows; every example has the same number of rows."""
-        each = rows // max(len(numbers), 1)
+    def _keys(self, epoch: int, numbers: np.ndarray, pairs: int) -> np.ndarray:
+        """int64 (pairs,): random keys of the batch's pairs; every example has the same number of pairs."""
+        each = pairs // max(len(numbers), 1)
         counted = np.repeat(numbers, each) * each + np.tile(np.arange(each), len(numbers))
         return random_choices.sample_keys(
             counter_rng.key(self.seed, counter_rng.text_key(self.task.name)), epoch, counted
         )
 
-    def _stack(self, samples: list[Sample], ids: list[list[int]], limits: Limits, keys=None) -> Batch:
-        none = np.zeros(len(samples), np.int64)
-        return stack(samples, ids, none if keys is None else keys, none, limits)
-
-    def _given_boxes(self, chosen: list[Example]) -> tuple[Batch, Batch | None]:
+    def _given_boxes(self, chosen: list[Example]) -> tuple[PaddedRegions, PaddedRegions | None]:
         """(candidates of the examples, other given boxes of their images or None).
 
         As in the reference implementation, the image stream contains the boxes of all questions about an image. If
@@ -190,17 +195,17 @@ class TaskCollator:
             rest = np.setdiff1d(np.arange(len(sample.boxes)), scored)[:room]
             for part, rows in ((candidates, scored), (others, rest)):
                 part.append(replace(sample, features=sample.features[rows], boxes=sample.boxes[rows]))
-        return self._stack_boxes(candidates), self._stack_boxes(others) if any(len(s.boxes) for s in others) else None
+        return self._padded(candidates), self._padded(others) if any(len(s.boxes) for s in others) else None
 
-    def _stack_boxes(self, samples: list[Sample]) -> Batch:
+    def _padded(self, samples: list[Sample]) -> PaddedRegions:
         most = max((len(sample.boxes) for sample in samples), default=1)
-        return self._stack(samples, [[0]] * len(samples), replace(self.limits, max_regions=most))
+        return pad_regions(samples, most, self.limits.feature_size)
 
-    def _target(self, chosen: list[Example], samples: list[Sample], rows: Batch, candidates: Batch | None):
+    def _target(self, chosen: list[Example], samples: list[Sample], pairs: Batch, candidates: PaddedRegions | None):
         """The targets, or None if an example has none; retrieval's follow from its negatives."""
         if self.negatives is None and any(example.target is None for example in chosen):
             return None
-        scored = rows.valid.shape[1] + 1 if candidates is None else candidates.valid.shape[1]
+        scored = pairs.valid.shape[1] + 1 if candidates is None else candidates.valid.shape[1]
         return self.task.head.targets(chosen, samples, scored, self.vocabulary)
 
 

@@ -49,13 +49,13 @@ def explain(task_pass: TaskPass, batch: TaskBatch, tokenizer: WordPieceTokenizer
     layers = {view: torch.stack(getattr(maps, name)).float().cpu().numpy() for view, name in VIEWS.items()}
     explained = []
     no_words = set(tokenizer.special.values()) - {tokenizer.special["[UNK]"]}
-    for row, length in enumerate(batch.rows.lengths.tolist()):
-        ids = batch.rows.input_ids[row, :length].tolist()
+    for row, length in enumerate(batch.pairs.lengths.tolist()):
+        ids = batch.pairs.input_ids[row, :length].tolist()
         words, special = (
             [tokenizer.backend.id_to_token(number) for number in ids],
             [number in no_words for number in ids],
         )
-        if task_pass.token is not None:
+        if task_pass.task_token is not None:
             words.insert(1, f"[{task_pass.task.name}]")
             special.insert(1, True)
         present = np.flatnonzero(inputs.image_mask[row].cpu().numpy())
@@ -68,7 +68,7 @@ def explain(task_pass: TaskPass, batch: TaskBatch, tokenizer: WordPieceTokenizer
 
 def _rows(batch: TaskBatch, row: int) -> tuple[list[str], np.ndarray]:
     """Names and boxes (rows, 4) of the image stream of a batch row, including padding."""
-    boxes = [WHOLE_IMAGE, batch.rows.boxes[row].cpu().numpy()]
+    boxes = [WHOLE_IMAGE, batch.pairs.boxes[row].cpu().numpy()]
     names = ["the whole image", *(f"region {n}" for n in range(len(boxes[1])))]
     for kind, given in (("other box", batch.other_boxes), ("candidate", batch.candidates)):
         if given is not None:

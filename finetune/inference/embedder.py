@@ -146,7 +146,7 @@ class Embedder(PretrainedMethods):
     @property
     def _token(self) -> int | None:
         tasks: list[Task] = [self._task] if self._task else self._model.source.tasks
-        return self._model.source.token(tasks[0]) if tasks else None
+        return self._model.source.task_token(tasks[0]) if tasks else None
 
     def _encoded(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
         """Token ids of the texts, in batches."""

@@ -45,5 +45,6 @@ def expression_boxes(
         limits=replace(collator.limits, max_tokens=max_tokens),
     )
     batch = grounding(0, np.arange(len(expressions)))
-    logits = TaskPass(task_pass.model, task, task_pass.precision, source.token(task)).logits(batch.to(task_pass.device))
-    return boxes_of_rows(batch.rows.boxes.numpy(), logits.argmax(1).cpu())
+    grounding_pass = TaskPass(task_pass.model, task, task_pass.precision, source.task_token(task))
+    logits = grounding_pass.logits(batch.to(task_pass.device))
+    return boxes_of_rows(batch.pairs.boxes.numpy(), logits.argmax(1).cpu())

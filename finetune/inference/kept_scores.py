@@ -115,7 +115,7 @@ def ranked(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> dict
         "regions": fingerprint(collator.regions.dataset),
         "tokenizer": hashlib.sha256(collator.tokenizer.backend.to_str().encode()).hexdigest(),
         "limits": repr(collator.limits),
-        "task": [task_pass.task.name, task_pass.token],
+        "task": [task_pass.task.name, task_pass.task_token],
         "precision": [repr(task_pass.precision.dtype), task_pass.device.type, torch.__version__],
         "batch_size": batch_size,
     }

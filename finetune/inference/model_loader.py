@@ -102,7 +102,7 @@ class ModelLoader:
             ranks.log(note)
         check_trained(source, task)
         contrastive = training.contrastive if training else 0.0
-        task_pass = TaskPass(self._model_for(source, data), task, self.precision, source.token(task), contrastive)
+        task_pass = TaskPass(self._model_for(source, data), task, self.precision, source.task_token(task), contrastive)
         settings = source.collator_settings(self._vocabularies.get(task.head.name), config.max_regions)
         return OpenedTask(source, task_pass, data.collator(examples, settings, training.seed if training else None))
 

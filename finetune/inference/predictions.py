@@ -114,7 +114,7 @@ def best_of_batch(
         logits: its logits, on the CPU.
     """
     head, examples = task_pass.task.head, collator.examples[part]
-    best = head.best(logits, batch.rows.boxes.numpy())
+    best = head.best(logits, batch.pairs.boxes.numpy())
     if not head.finds_regions:
         return best
     sizes = np.array([image_size(example, collator.regions[example.images[0]]) * 2 for example in examples])

@@ -191,7 +191,7 @@ class LazyPredictor:
 
     def batch(self, query: Query) -> tuple[TaskPass, TaskBatch]:
         """The model with the task of a query, and the query as a batch."""
-        task_pass = TaskPass(self.model, query.task, self.precision, self.source.token(query.task))
+        task_pass = TaskPass(self.model, query.task, self.precision, self.source.task_token(query.task))
         collator = query.collator(self.source.tokenizer, self.source.sizes)
         return task_pass, collator(0, np.arange(len(collator.examples))).to(self.device)
 

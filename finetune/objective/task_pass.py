@@ -29,13 +29,15 @@ class TaskPass(nn.Module):
         model: the model.
         task: the task.
         precision: of the matrix products, and the device.
-        token: number of the task token; None for a model without task tokens.
+        task_token: number of the task token; None for a model without task tokens.
         contrastive: weight of Head.batch_losses.
     """
 
-    def __init__(self, model: TaskModel, task: Task, precision: Precision, token: int | None, contrastive: float = 0.0):
+    def __init__(
+        self, model: TaskModel, task: Task, precision: Precision, task_token: int | None, contrastive: float = 0.0
+    ):
         super().__init__()
-        self.model, self.task, self.precision, self.token = model, task, precision, token
+        self.model, self.task, self.precision, self.task_token = model, task, precision, task_token
         self.contrastive = contrastive
 
     def forward(self, batch: TaskBatch, denominators: Sequence[int]) -> tuple[Tensor, dict[str, Tensor | int]]:
@@ -77,7 +79,7 @@ class TaskPass(nn.Module):
         return self.task.name
 
     def inputs(self, batch: TaskBatch) -> TaskInputs:
-        return batch.inputs(self.token, self.precision.dtype)
+        return batch.inputs(self.task_token, self.precision.dtype)
 
     def logits(self, batch: TaskBatch) -> Tensor:
         """The logits of the task's head, at least float32; their shape is the head's."""
@@ -89,13 +91,16 @@ class TaskPass(nn.Module):
 class MultiTaskPass(nn.Module):
     """Forward pass and loss on a micro-batch of one of several tasks.
 
-    scales: factor on each task's loss, which gives each task its own learning rate with a single optimizer.
+    loss_factors: factor on each task's loss: its learning rate of table 8, relative to the lowest, as in the reference
+        implementation. With AdamW it weights the tasks against each other on the parameters that they share; on those
+        that one task alone uses, AdamW cancels it.
     """
 
-    def __init__(self, passes: list[TaskPass], scales: list[float]):
+    def __init__(self, passes: list[TaskPass], loss_factors: list[float]):
         super().__init__()
         self.model, self.precision = passes[0].model, passes[0].precision
-        self.passes, self.scales = dict(enumerate(passes)), scales  # a plain dict, so the model is registered once
+        self.passes = dict(enumerate(passes))  # a plain dict, so the model is registered once
+        self.loss_factors = loss_factors
 
     def forward(
         self, part: MicroBatch, denominators: Sequence[int], weights: Sequence[float] | None = None
@@ -109,7 +114,7 @@ class MultiTaskPass(nn.Module):
         """
         task_pass = self.passes[part.task]
         loss, sums = task_pass(part.batch, [denominators[part.task_step]])
-        loss = loss * self.scales[part.task]
+        loss = loss * self.loss_factors[part.task]
         if weights is not None:
             loss = loss * weights[part.task_step]
         return loss, {f"{task_pass.task.name}/{name}": v for name, v in sums.items()}

@@ -38,7 +38,7 @@ class ModelSource:
         sizes: model configuration.
         tokenizer: the tokenizer.
         vocabularies: of a run's answer heads.
-        tokens: task -> task token of a run.
+        task_tokens: task -> task token of a run.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class ModelSource:
     sizes: ModelConfig
     tokenizer: WordPieceTokenizer
     vocabularies: Vocabularies = field(default_factory=dict)
-    tokens: dict[str, int | None] = field(default_factory=dict)
+    task_tokens: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def path(self) -> str | None:
@@ -83,9 +83,9 @@ class ModelSource:
         """Whether the head of a task was trained, possibly by another task that shares it."""
         return task.head.layer_name in {known.head.layer_name for known in self.tasks}
 
-    def token(self, task: Task) -> int | None:
+    def task_token(self, task: Task) -> int | None:
         """The task token of a task; None for a model without task tokens."""
-        return self.tokens.get(task.name, task.token) if self.sizes.task_tokens else None
+        return self.task_tokens.get(task.name, task.token) if self.sizes.task_tokens else None
 
     def collator_settings(self, vocabulary: AnswerVocabulary | None, max_regions: int | None) -> CollatorSettings:
         """The settings of a task's collators. vocabulary, max_regions: see CollatorSettings."""

@@ -55,7 +55,7 @@ class GradientTracker:
         def loss_and_gradients(row: int, number: int) -> float:
             engine.optimizer.zero_grad()
             part = MicroBatch(row, 0, self.batches[row][number].to(device))
-            unscaled = 1 / multi_task_pass.scales[row]  # without the factor for the task's learning rate
+            unscaled = 1 / multi_task_pass.loss_factors[row]  # without the factor for the task's learning rate
             sums = engine.backward([part], [self.counts[row]], [unscaled])
             loss = sums[f"{names[row]}/loss"]
             loss = loss + multi_task_pass.passes[row].contrastive * sums.get(f"{names[row]}/contrastive", 0)

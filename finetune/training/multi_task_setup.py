@@ -120,20 +120,20 @@ def build_multi_task(
         earlier_seconds=metadata.get("seconds", 0.0),
     )
     updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
-    scales = [task.lr * config.lr_scale / lr for task in tasks]
-    multi_task_pass = MultiTaskPass([state.task_pass for state in states], scales)
+    loss_factors = [task.lr * config.lr_scale / lr for task in tasks]
+    multi_task_pass = MultiTaskPass([state.task_pass for state in states], loss_factors)
     engine = setup.engine(multi_task_pass, lr, HEAD_LR * config.lr_scale, updated)
     setup.begin_run(tokens)
     _describe(training, source)
     return Trainer(config, engine, training, metadata)
 
 
-def _task_state(setup: RunSetup, opened: TrainingData, token: int | None) -> TaskState:
-    """The state of one task. opened: its data; token: its task token."""
+def _task_state(setup: RunSetup, opened: TrainingData, task_token: int | None) -> TaskState:
+    """The state of one task. opened: its data."""
     config, task, data = setup.config, opened.task, opened.data
     settings = setup.collator_settings(task)
     return TaskState(
-        task_pass=TaskPass(setup.model, task, setup.precision, token, config.contrastive),
+        task_pass=TaskPass(setup.model, task, setup.precision, task_token, config.contrastive),
         training=data.collator(opened.training, settings, config.seed),
         validation=validation_of(data, opened.validation, settings, config.validate_on, config.seed),
         plan=Plan(

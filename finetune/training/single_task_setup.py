@@ -75,7 +75,7 @@ def build_single_task(
     choose_vocabularies = partial(_vocabularies, config, data, source, ranks.log)
     setup = set_up_run(config, [opened], source, sizes, choose_vocabularies, ranks, device, newest)
     metadata, settings = setup.metadata, setup.collator_settings(task)
-    task_pass = TaskPass(setup.model, task, setup.precision, source.token(task), config.contrastive)
+    task_pass = TaskPass(setup.model, task, setup.precision, source.task_token(task), config.contrastive)
     plan = Plan(
         pairs=len(examples),
         batch_size=batch_size,
@@ -98,7 +98,7 @@ def build_single_task(
         **({"best": best, "worse": metadata["epochs_without_better"]} if best is not None else {}),
     )
     engine = setup.engine(task_pass, lr, head_lr)
-    setup.begin_run({task.name: task_pass.token})
+    setup.begin_run({task.name: task_pass.task_token})
     _describe(training, opened, kind, source)
     return Trainer(config, engine, training, metadata), kind
 

@@ -1,13 +1,51 @@
-"""A batch of image-caption pairs as tensors."""
+"""Batches of image-caption pairs and of regions as tensors."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 
+class TensorFields:
+    """A dataclass whose tensors are moved together."""
+
+    def _map(self, function) -> Self:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
+
+    def pin_memory(self) -> Self:
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device) -> Self:
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory of the tensors allocated until the work queued in `stream` is done."""
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                value.record_stream(stream)
+
+
 @dataclass
-class Batch:
+class PaddedRegions(TensorFields):
+    """The regions of B images, padded to N.
+
+    Attributes:
+        features: float16 (B, N, D).
+        boxes: float32 (B, N, 4), relative to width and height.
+        valid: bool (B, N), false for padding.
+        total: number of regions without padding.
+    """
+
+    features: Tensor
+    boxes: Tensor
+    valid: Tensor
+    total: int
+
+
+@dataclass
+class Batch(TensorFields):
     """A padded batch before masking: B pairs, L tokens in the longest caption, at most N regions per image.
 
     Attributes:
@@ -50,19 +88,3 @@ class Batch:
     def image_row_count(self) -> int | None:
         """Number of image rows in the batch, including the image token of each image; None if unknown."""
         return None if self.total_regions is None else self.total_regions + len(self)
-
-    def _map(self, function) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
-
-    def pin_memory(self) -> "Batch":
-        return self._map(Tensor.pin_memory)
-
-    def to(self, device) -> "Batch":
-        return self._map(lambda x: x.to(device, non_blocking=True))
-
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory of the tensors allocated until the work queued in `stream` is done."""
-        for value in vars(self).values():
-            if isinstance(value, Tensor):
-                value.record_stream(stream)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pretrain.data import random_choices
-from pretrain.data.batch import Batch
+from pretrain.data.batch import Batch, PaddedRegions
 from pretrain.data.caption_pairs import Captions, MisalignedCaptions
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
 from shards.common.errors import UserError
@@ -57,35 +57,48 @@ def check_sample(sample: Sample, limits: Limits) -> None:
             raise UserError(f"{name} has a class id outside the {limits.num_classes} classes of its data set")
 
 
-def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, limits: Limits) -> Batch:
-    """Pads samples that passed check_sample, and their token ids, to a batch, which may be empty."""
-    counts = [min(len(sample.features), limits.max_regions) for sample in samples]
-    length, regions = max(map(len, token_ids), default=2), max(counts, default=1)
-    size, per_region = len(samples), limits.per_region
-    input_ids = np.zeros((size, length), np.int64)
-    features = np.zeros((size, regions, limits.feature_size), np.float16)
-    boxes = np.zeros((size, regions, 4), np.float32)
-    class_ids = np.zeros((size, regions, per_region), np.int16)
-    class_probs = np.zeros((size, regions, per_region), np.float16)
-    for row, (sample, ids, count) in enumerate(zip(samples, token_ids, counts, strict=True)):
-        input_ids[row, : len(ids)] = ids
+def pad_regions(samples: list[Sample], max_regions: int, feature_size: int) -> PaddedRegions:
+    """The first max_regions regions of samples with features of size feature_size, padded; there may be no sample."""
+    counts = [min(len(sample.features), max_regions) for sample in samples]
+    regions = max(counts, default=1)
+    features = np.zeros((len(samples), regions, feature_size), np.float16)
+    boxes = np.zeros((len(samples), regions, 4), np.float32)
+    for row, (sample, count) in enumerate(zip(samples, counts, strict=True)):
         features[row, :count] = sample.features[:count]
         boxes[row, :count] = sample.boxes[:count]
-        if per_region:
+    return PaddedRegions(
+        features=torch.from_numpy(features),
+        boxes=torch.from_numpy(boxes),
+        valid=torch.arange(regions) < torch.tensor(counts, dtype=torch.int64)[:, None],
+        total=sum(counts),
+    )
+
+
+def stack(samples: list[Sample], token_ids: list[list[int]], keys, misaligned, limits: Limits) -> Batch:
+    """Pads samples that passed check_sample, and their token ids, to a batch, which may be empty."""
+    regions = pad_regions(samples, limits.max_regions, limits.feature_size)
+    length = max(map(len, token_ids), default=2)
+    input_ids = np.zeros((len(samples), length), np.int64)
+    class_ids = np.zeros((*regions.valid.shape, limits.per_region), np.int16)
+    class_probs = np.zeros((*regions.valid.shape, limits.per_region), np.float16)
+    for row, (sample, ids) in enumerate(zip(samples, token_ids, strict=True)):
+        input_ids[row, : len(ids)] = ids
+        if limits.per_region:
+            count = min(len(sample.features), limits.max_regions)
             class_ids[row, :count] = sample.class_ids[:count]
             class_probs[row, :count] = sample.class_probs[:count]
     return Batch(
         keys=torch.from_numpy(np.asarray(keys, np.int64)),
         input_ids=torch.from_numpy(input_ids),
         lengths=torch.tensor([len(ids) for ids in token_ids], dtype=torch.int64),
-        features=torch.from_numpy(features),
-        boxes=torch.from_numpy(boxes),
-        valid=torch.arange(regions) < torch.tensor(counts, dtype=torch.int64)[:, None],
+        features=regions.features,
+        boxes=regions.boxes,
+        valid=regions.valid,
         class_ids=torch.from_numpy(class_ids),
         class_probs=torch.from_numpy(class_probs),
         misaligned=torch.from_numpy(np.asarray(misaligned, bool)),
         total_tokens=sum(map(len, token_ids)),
-        total_regions=sum(counts),
+        total_regions=regions.total,
     )
 
 

@@ -12,8 +12,6 @@ from shards.common import counter_rng
 from shards.common.random_purposes import SamplePurpose, sample_counter
 
 TEXT, IMAGE, POOLED = range(3)  # kinds of positions in a sample
-CANDIDATES = 1 << 20  # position of an image's first candidate, larger than any region number
-OTHER_BOXES = 1 << 21  # position of the first given box that is not a candidate, larger than any candidate's
 
 
 class Dropout(nn.Module):

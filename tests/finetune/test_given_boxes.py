@@ -38,17 +38,17 @@ def test_annotated_boxes_are_regions_in_training_alone(with_boxes):
     settings = CollatorSettings(tokenizer, None, positions=256, max_regions=10)
     more = data.collator(examples, settings, seed=0)(0, numbers)
     plain = data.collator(examples, settings)(0, numbers)
-    assert plain.rows.valid.sum(1).tolist() == [10] * 12
+    assert plain.pairs.valid.sum(1).tolist() == [10] * 12
     for row, number in enumerate(numbers):
         example = examples[number]
         given = task.given_boxes(with_boxes / "refcoco")[example.images[0]]
-        assert more.rows.valid[row].sum() == 10 + len(given)
-        np.testing.assert_array_equal(more.rows.features[row, :10], plain.rows.features[row])
+        assert more.pairs.valid[row].sum() == 10 + len(given)
+        np.testing.assert_array_equal(more.pairs.features[row, :10], plain.pairs.features[row])
         np.testing.assert_allclose(more.target[row, :11], plain.target[row])
         of_given = more.target[row, 11 : 11 + len(given)].numpy()
         assert of_given.max() == pytest.approx(1, abs=1e-4)  # the box that is meant is one of them
         size = np.array([example.facts["width"], example.facts["height"]] * 2)
-        boxes = more.rows.boxes[row, 10 : 10 + len(given)].numpy() * size
+        boxes = more.pairs.boxes[row, 10 : 10 + len(given)].numpy() * size
         np.testing.assert_allclose(boxes, np.array(list(given.values())), atol=1e-3)
         assert tuple(given.values())[int(of_given.argmax())] == example.target
 

@@ -95,7 +95,7 @@ def test_batches_are_those_of_the_runs_training(world, trained, tmp_path, run_co
         of_task = read_cleaned(tmp_path / "clean", collator.task).images
         assert images.isdisjoint(of_task)
         removed += len(of_task)
-    assert removed > 0 and all(of.batches[0].rows.valid.shape[1] <= 7 for of in opened)
+    assert removed > 0 and all(of.batches[0].pairs.valid.shape[1] <= 7 for of in opened)
     assert {of.task_pass.contrastive for of in opened} == {0.25}
 
 

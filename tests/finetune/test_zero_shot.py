@@ -58,7 +58,7 @@ def test_scores_are_the_alignment_logits_pair_by_pair(world, pretrained, slow):
     task_pass, collator = load(config, TASKS[NAME])
     scores = predict(task_pass, collator, 7, 0, ALONE)
     expected = logits[..., 0] - logits[..., 1]  # class 0 is "aligned"
-    assert task_pass.token is None and scores.shape == expected.shape and np.ptp(expected) > 0.01
+    assert task_pass.task_token is None and scores.shape == expected.shape and np.ptp(expected) > 0.01
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 

@@ -207,7 +207,7 @@ def test_a_model_with_a_contrastive_head_adds_the_similarity_to_the_score(region
 def test_the_model_is_told_the_task_by_its_token(regions, examples):
     task_pass, collator = make_task_pass(examples, regions)
     batch, scores = collator(0, np.arange(3)), []
-    for token in (task_pass.token, task_pass.token + 1, None):
+    for token in (task_pass.task_token, task_pass.task_token + 1, None):
         told = TaskPass(task_pass.model, task_pass.task, task_pass.precision, token)
         ids = told.inputs(batch).task_ids
         assert ids is None if token is None else ids.tolist() == [token] * 3
@@ -230,11 +230,11 @@ def test_ranks_divide_the_images(regions, examples, batch_size):
 def test_a_training_example_is_four_rows_with_the_pair_first(regions, examples):
     task_pass, collator = make_task_pass(examples, regions, negatives=negatives_of(examples, regions, 0))
     batch = collator(2, np.array([4, 9]))
-    assert len(batch) == 2 and len(batch.rows) == 2 * OPTIONS and batch.target.shape == (2, 2)
+    assert len(batch) == 2 and len(batch.pairs) == 2 * OPTIONS and batch.target.shape == (2, 2)
     one = TaskCollator(collator.task, examples, regions, collator.tokenizer, collator.limits)(0, np.array([4, 9]))
-    ids, features = batch.rows.input_ids, batch.rows.features
+    ids, features = batch.pairs.input_ids, batch.pairs.features
     for number, row in enumerate((0, OPTIONS)):
-        own = one.rows.input_ids[number]
+        own = one.pairs.input_ids[number]
         assert torch.equal(ids[row, : len(own)], own) and torch.equal(ids[row + 2], ids[row])
         same = [bool((features[row + n] == features[row]).all()) for n in range(OPTIONS)]
         assert same == [True, True, False, True]
@@ -254,7 +254,7 @@ def test_the_contrastive_loss_compares_the_captions_and_images_of_a_batch(region
         packed, regions, contrastive_size=16, negatives=negatives_of(packed, regions, 0)
     )
     batch = collator(0, numbers)
-    plain_loss, plain = TaskPass(task_pass.model, task_pass.task, task_pass.precision, task_pass.token)(batch, [4])
+    plain_loss, plain = TaskPass(task_pass.model, task_pass.task, task_pass.precision, task_pass.task_token)(batch, [4])
     assert "contrastive" not in plain
     encoded = task_pass.model.encode(task_pass.inputs(batch))
     texts, images = (embeddings[::OPTIONS] for embeddings in task_pass.model.encoder.embed(encoded.stream_states))
@@ -265,7 +265,7 @@ def test_the_contrastive_loss_compares_the_captions_and_images_of_a_batch(region
         for score in (lambda a, b: scores[a][b], lambda a, b: scores[b][a]):
             total = sum(math.exp(score(own, other)) for other in (own, *others))
             expected -= math.log(math.exp(score(own, own)) / total) / 2
-    with_loss = TaskPass(task_pass.model, task_pass.task, task_pass.precision, task_pass.token, contrastive=0.5)
+    with_loss = TaskPass(task_pass.model, task_pass.task, task_pass.precision, task_pass.task_token, contrastive=0.5)
     loss, sums = with_loss(batch, [4])
     assert sums["contrastive"].item() == pytest.approx(expected, rel=1e-5) and sums["loss"] == plain["loss"]
     assert (loss - plain_loss).item() == pytest.approx(0.5 * expected / 4, rel=1e-4)

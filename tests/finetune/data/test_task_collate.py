@@ -34,8 +34,8 @@ def test_what_is_counted_is_what_the_masks_have(world, name):
     task = TASKS[name]
     batch = make_batch(task, world, train=False)
     inputs = batch.inputs(task.token, torch.float32)
-    assert inputs.text_count == inputs.text_mask.sum() == batch.rows.lengths.sum()
-    assert inputs.image_count == inputs.image_mask.sum() > len(batch.rows) * 2
+    assert inputs.text_count == inputs.text_mask.sum() == batch.pairs.lengths.sum()
+    assert inputs.image_count == inputs.image_mask.sum() > len(batch.pairs) * 2
     assert (inputs.candidates > 0) == (batch.candidates is not None) == task.head.has_candidates
 
 
@@ -43,7 +43,7 @@ def test_what_is_counted_is_what_the_masks_have(world, name):
 def test_a_pass_asks_for_no_number(world, name):
     task = TASKS[name]
     train, held_out = make_batch(task, world, train=True), make_batch(task, world, train=False)
-    sizes = TINY.replace(v_feature_size=train.rows.features.shape[-1], task_tokens=20).with_dropout(0.1)
+    sizes = TINY.replace(v_feature_size=train.pairs.features.shape[-1], task_tokens=20).with_dropout(0.1)
     model = TaskModel(sizes, {task.head.name: len(VOCABULARY)} if task.head.has_vocabulary else {})
     task_pass = TaskPass(model, task, Precision("bf16", torch.device("cpu")), task.token)
     with nothing_is_asked() as mode:
