@@ -14,7 +14,7 @@ from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import by_id, corners, find_file, read_pickled_list, scan_list, take, unique
 from finetune.annotations.source_files import once
 from finetune.heads.grounding_head import GroundingHead
-from finetune.task_types.base import GivenBoxes, Task
+from finetune.task_types.base import AnnotatedImage, GivenBoxes, Task
 from shards.common.errors import UserError
 
 INSTANCES = "instances.json"
@@ -37,6 +37,10 @@ class Image(msgspec.Struct):
     width: int | None = None
     height: int | None = None
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return (self.width, self.height) if self.width and self.height else None
+
 
 @dataclass(frozen=True)
 class ReferringExpressions(GivenBoxes, Task):
@@ -45,11 +49,13 @@ class ReferringExpressions(GivenBoxes, Task):
     files: the official pickle of expressions, and the file of the annotated instances that it refers to.
     """
 
-    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
-        """Image -> {annotation id: box}, for all annotated instances."""
-        found: dict[str, dict[str, Box]] = {}
-        for annotation, (image, box) in instances(find_file(folder, INSTANCES))[0].items():
-            found.setdefault(str(image), {})[str(annotation)] = box
+    def given_boxes(self, folder: Path) -> dict[str, AnnotatedImage]:
+        """Image -> all annotated instances, by annotation id."""
+        found: dict[str, AnnotatedImage] = {}
+        boxes, images = instances(find_file(folder, INSTANCES))
+        for annotation, (image, box) in boxes.items():
+            size = images[image].size if image in images else None
+            found.setdefault(str(image), AnnotatedImage({}, size)).boxes[str(annotation)] = box
         return found
 
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
