@@ -218,6 +218,8 @@ def records_of(images) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         (".\\VG_100K_2\\2.JPG", "2"),
         ("images\\train/3\\train-3-0-img1.png", "train-3-0-img1"),
         ("a\\a.b", "a.b"),
+        ("cafe\u0301/e\u0301cole 1.jpg", "\u00e9cole 1"),
+        ("e\u0301\udcff.jpg", "\u00e9\udcff"),
     ],
 )
 def test_one_definition_of_an_images_id(name, known):
