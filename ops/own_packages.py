@@ -1,10 +1,13 @@
 """Checks that the top-level packages are the toolkit's own: other projects use the names ops, shards and finetune.
 
 Each package runs this file, by its path, before it imports anything of another one, which could be the other project's.
+It is therefore the first that a command runs, and handles interrupts while the command is imported.
 """
 
 import base64
 import hashlib
+import os
+import signal
 import sys
 from importlib import metadata
 from importlib.util import find_spec
@@ -22,6 +25,8 @@ def check_packages() -> None:
     Raises:
         ImportError: the same, outside of a command.
     """
+    if _starts_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)  # until shards.common.cli.command, which handles later interrupts
     problem = elsewhere() or overwritten()
     if problem is None:
         return
@@ -30,6 +35,20 @@ def check_packages() -> None:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     raise ImportError(problem)
+
+
+def _starts_command() -> bool:
+    """Whether Python is about to start a command of the toolkit, and not another module that imports a package."""
+    if Path(sys.argv[0]).name == "-m" and "-m" in sys.orig_argv:
+        module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+        return module.partition(".")[0] in PACKAGES
+    return Path(sys.argv[0]).name == DISTRIBUTION
+
+
+def _end(number: int, frame: object) -> None:
+    """Handles Ctrl-C during imports, in which libraries turn KeyboardInterrupt into other errors, or ignore it."""
+    os.write(2, b"stopped\n")
+    os._exit(128 + number)
 
 
 def own_version() -> str | None:
