@@ -20,14 +20,15 @@ ADVICE = "install twelve-in-one in an environment of its own"
 
 
 def check_packages() -> None:
-    """Ends a command with one sentence and status 2 if a package is not the toolkit's own.
+    """Ends a command with one sentence and status 2 if a package is not the toolkit's own, or it has no directory.
 
     Raises:
-        ImportError: the same, outside of a command.
+        ImportError: a package is not the toolkit's own, outside of a command.
     """
-    if _starts_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    command = _starts_command()
+    if command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)  # until shards.common.cli.command, which handles later interrupts
-    problem = elsewhere() or overwritten()
+    problem = (command and without_directory()) or elsewhere() or overwritten()
     if problem is None:
         return
     started = Path(sys.argv[0])  # -m: Python is about to start a module of the package
@@ -57,6 +58,17 @@ def own_version() -> str | None:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return None
+
+
+def without_directory() -> str | None:
+    """A sentence on a current directory that does not exist, in which torch's libraries end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        return (
+            f"the current directory cannot be used ({error.strerror}); it may have been deleted: change to another one"
+        )
+    return None
 
 
 def elsewhere() -> str | None:

@@ -127,6 +127,16 @@ def test_an_interrupt_during_the_imports_of_a_command_is_quiet(tmp_path, start):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
 
 
+@pytest.mark.parametrize("command", [["finetune.mt"], ["ops"], ["finetune", "inspect"], ["shards.inspect", "data"]])
+def test_a_deleted_directory_is_named(tmp_path, command):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    deletes = f"import os, sys; os.rmdir({str(folder)!r}); os.execv(sys.executable, sys.argv[1:])"
+    done = run("-c", deletes, sys.executable, "-m", *command, paths=[ROOT], cwd=folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: the current directory cannot be used (No such file or directory); ")
+
+
 def test_programs_that_import_a_package_handle_interrupts_themselves(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text("import shards\n")
