@@ -16,6 +16,7 @@ from finetune.annotations.source_files import once
 from finetune.heads.grounding_head import GroundingHead
 from finetune.task_types.base import AnnotatedImage, GivenBoxes, Task
 from shards.common.errors import UserError
+from shards.common.untrusted_input import check_pixels
 
 INSTANCES = "instances.json"
 MARGIN = 2  # pixels by which a box may begin or end outside of its image, because of rounding
@@ -123,16 +124,16 @@ def _check_units(path: Path, boxes: dict[int, tuple[int, Box]], images: dict[int
 
     A few boxes that begin or end outside of their images are accepted.
     """
+    form = "x, y, width, height in pixels of the image"
     sized = [(box, images[image]) for image, box in boxes.values() if image in images and images[image].width]
     values = np.array([box for box, _ in sized]).reshape(-1, 4)
+    check_pixels(values, f"{path}: all boxes", form)
     begins, ends = values[:, :2], values[:, 2:]
     sizes = np.array([(image.width, image.height or np.inf) for _, image in sized]).reshape(-1, 2)
     outside = int(((begins < -MARGIN) | (ends > sizes + MARGIN)).any(1).sum())
-    too_many = outside > len(sized) * ACCEPTED
-    wrong = f"{outside} of {len(sized)} boxes begin or end outside of their images" if too_many else ""
-    wrong = "all boxes are between 0 and 1" if len(ends) and ends.max() <= 1 else wrong
-    if wrong:
-        raise UserError(f"{path}: {wrong}; bbox should be x, y, width, height in pixels of the image")
+    if outside > len(sized) * ACCEPTED:
+        wrong = f"{outside} of {len(sized)} boxes begin or end outside of their images"
+        raise UserError(f"{path}: {wrong}; they should be {form}")
 
 
 @once

@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
-from shards.common.untrusted_input import LARGEST_SIDE, byte_lines, is_number, parse_json, reading, shown
+from shards.common.untrusted_input import LARGEST_SIDE, byte_lines, check_pixels, is_number, parse_json, reading, shown
 
 SAME_RATIO = 0.01  # relative difference between the aspect ratios of an image and a resized copy of it
 
@@ -100,6 +100,5 @@ def read_given_boxes(path: str) -> dict[str, ImageBoxes]:
         found[image] = ImageBoxes(boxes, ids, f"{where}, image {image}", None if None in size else size)
     if not found:
         raise UserError(f"--boxes {path}: is empty")
-    if all((given.boxes <= 1).all() for given in found.values()):
-        raise UserError(f"--boxes {path}: all boxes are between 0 and 1; they should be in pixels")
+    check_pixels(np.concatenate([given.boxes for given in found.values()]), f"--boxes {path}: all boxes", "in pixels")
     return found
