@@ -65,7 +65,7 @@ def write_regions(data: Path) -> int:
         write_samples(data / "regions" / name, dict.fromkeys(of, ()))
     for task in paper_tasks().values():
         if task.head.has_candidates:
-            boxes = {image: tuple(of) for image, of in task.given_boxes(task.folder(data)).items()}
+            boxes = {image: tuple(of.boxes) for image, of in task.given_boxes(task.folder(data)).items()}
             write_samples(data / "regions" / f"{task.name}_boxes", boxes)
     return sum(map(len, images.values()))
 

@@ -30,10 +30,11 @@ def run(config: GivenBoxesConfig) -> None:
     check_data_folder(config.data)
     found = task.given_boxes(task.folder(config.data))
     with whole_file(config.out, "w", encoding="utf-8") as file:
-        for image, boxes in found.items():
-            line = {"image_id": image, "boxes": list(boxes.values()), "box_ids": list(boxes)}
-            file.write(json.dumps(line) + "\n")
-    number = sum(map(len, found.values()))
+        for image, known in found.items():
+            size = dict(zip(("width", "height"), known.size, strict=True)) if known.size else {}
+            boxes = {"boxes": list(known.boxes.values()), "box_ids": list(known.boxes)}
+            file.write(json.dumps({"image_id": image} | size | boxes) + "\n")
+    number = sum(len(known.boxes) for known in found.values())
     folder = Path(config.data) / "regions" / f"{task.name}_boxes"
     print(f"{config.out}: {counted(number, 'box')} of {counted(len(found), 'image')}; next command:")
     print(f"python -m shards.extract IMAGES --boxes {config.out} --out {folder}")

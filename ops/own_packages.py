@@ -1,10 +1,13 @@
 """Checks that the top-level packages are the toolkit's own: other projects use the names ops, shards and finetune.
 
 Each package runs this file, by its path, before it imports anything of another one, which could be the other project's.
+It is therefore the first that a command runs, and handles interrupts while the command is imported.
 """
 
 import base64
 import hashlib
+import os
+import signal
 import sys
 from importlib import metadata
 from importlib.util import find_spec
@@ -17,12 +20,15 @@ ADVICE = "install twelve-in-one in an environment of its own"
 
 
 def check_packages() -> None:
-    """Ends a command with one sentence and status 2 if a package is not the toolkit's own.
+    """Ends a command with one sentence and status 2 if a package is not the toolkit's own, or it has no directory.
 
     Raises:
-        ImportError: the same, outside of a command.
+        ImportError: a package is not the toolkit's own, outside of a command.
     """
-    problem = elsewhere() or overwritten()
+    command = _starts_command()
+    if command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)  # until shards.common.cli.command, which handles later interrupts
+    problem = (command and without_directory()) or elsewhere() or overwritten()
     if problem is None:
         return
     started = Path(sys.argv[0])  # -m: Python is about to start a module of the package
@@ -32,12 +38,37 @@ def check_packages() -> None:
     raise ImportError(problem)
 
 
+def _starts_command() -> bool:
+    """Whether Python is about to start a command of the toolkit, and not another module that imports a package."""
+    if Path(sys.argv[0]).name == "-m" and "-m" in sys.orig_argv:
+        module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+        return module.partition(".")[0] in PACKAGES
+    return Path(sys.argv[0]).name == DISTRIBUTION
+
+
+def _end(number: int, frame: object) -> None:
+    """Handles Ctrl-C during imports, in which libraries turn KeyboardInterrupt into other errors, or ignore it."""
+    os.write(2, b"stopped\n")
+    os._exit(128 + number)
+
+
 def own_version() -> str | None:
     """The installed version of the toolkit; None for a checkout that was not installed."""
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return None
+
+
+def without_directory() -> str | None:
+    """A sentence on a current directory that does not exist, in which torch's libraries end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        return (
+            f"the current directory cannot be used ({error.strerror}); it may have been deleted: change to another one"
+        )
+    return None
 
 
 def elsewhere() -> str | None:

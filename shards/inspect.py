@@ -8,7 +8,7 @@ from shards.common.errors import UserError
 from shards.common.files import whole_file
 from shards.images.draw_regions import draw
 from shards.storage.dataset import checksum_errors, open_dataset
-from shards.storage.describe_dataset import describe_dataset, number_of
+from shards.storage.describe_dataset import describe_dataset
 from shards.storage.reader import RegionReader
 
 
@@ -30,7 +30,7 @@ def run(config: InspectConfig) -> None:
             raise UserError("; ".join(errors))
     reader = RegionReader(dataset)
     try:
-        number = 0 if config.image is None else number_of(reader, config.image)
+        number = 0 if config.image is None else reader.number_of(config.image)
     except KeyError:
         first = reader[0].info.get("id", reader[0].key)
         raise UserError(f"--image {config.image}: no such image id in {config.data} (the first is {first})") from None

@@ -82,7 +82,7 @@ def captions(path: Path) -> Iterator[tuple[str, list[str]]]:
     for where, record in read_lines(path):
         file = take(record, "img_path", str, where)
         coco = any(name.startswith("coco:") for name in photo_names(file))
-        image = str(take(record, "id", (int, str), where)) if coco else image_id(file)
+        image = image_id(str(take(record, "id", (int, str), where)) if coco else file)
         yield image, take_all(record, "sentences", str, where)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.decontamination.parquet_rows import parquet_rows
 from shards.common.errors import UserError
 from shards.common.files import expand, files_below, is_remote, printable
-from shards.common.image_id import SUFFIXES, is_image, photo_names
+from shards.common.image_id import SUFFIXES, image_id, is_image, photo_names
 from shards.common.untrusted_input import parse_json
 from shards.images.image_files import BadImage, Part, read_records
 from shards.images.tar_directory import read_directory
@@ -144,7 +144,7 @@ def _region_samples(tar: str, collection: str | None) -> Iterator[CorpusImage]:
             file.seek(offset)
             info = _object(file.read(size))
             source = info.get("source")
-            own = str(info.get("id") or id)
+            own = image_id(str(info.get("id") or id))  # as --exclude of the commands compares it
             names = source if isinstance(source, str) else key
             found = _image(own, f"{printable(tar)}#{key}", _urls(info), None, "", collection)
             stated = tuple((name, f"source {names}") for name in photo_names(names.replace("#", "/")))

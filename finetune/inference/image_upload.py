@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from shards.common.errors import UserError
-from shards.common.process_pool import begin_worker
+from shards.common.process_pool import WorkerPool, begin_worker
 from shards.images.image_files import BadImage, decode_image
 
 LONG_SIDE = 1600  # pixels; larger images are downscaled, which bounds the cost of all later steps
@@ -39,7 +39,7 @@ class Uploads:
             raise UserError(f"{name}: {size:.1f} MB exceed the limit of {self.megabytes:g} MB")
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=begin_worker)
+            self._pool = WorkerPool(1, mp_context=context, initializer=begin_worker)
         try:
             return self._pool.submit(_decode, str(path), round(self.pixels * 1e6)).result(self.seconds)
         except BadImage as error:

@@ -12,6 +12,7 @@ from pretrain.engine.run_dir import CONFIG, read_config
 from pretrain.engine.run_metadata import run_metadata
 from shards.common.counted import counted
 from shards.common.dist_info import ALONE
+from shards.common.files import split_paths
 
 
 def forms_of(config: ConsistencyConfig) -> tuple[str, str]:
@@ -53,7 +54,7 @@ def render(rows: dict[str, Consistency]) -> str:
 
 def warn_if_not_cleaned(config: ConsistencyConfig) -> None:
     """Prints a warning for runs that may have been trained on the evaluated questions or expressions."""
-    for path in dict.fromkeys([config.run, *(config.grounding or "").split(",")]):
+    for path in dict.fromkeys([config.run, *split_paths(config.grounding or "")]):
         file = Path(path) / CONFIG
         if path and file.exists() and not is_cleaned(read_config(path)):
             print(f"warning: {path}: trained without --clean, possibly on these questions or expressions")

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.annotations.official_files import MissingFile
 from finetune.data.regions import Regions, region_folder
 from finetune.evaluation.paper_results import paper_samples
-from finetune.prepared.prepare_data import IMAGES, Wanted, for_training, open_examples, open_prepared
+from finetune.prepared.prepare_data import EXAMPLES, IMAGES, Wanted, for_training, open_examples, open_prepared
 from finetune.reporting.downloads import download_of, image_downloads
 from finetune.run_dirs.answer_vocabularies import training_answers
 from finetune.task_types.base import Task
@@ -34,9 +34,17 @@ class Finding:
 
 
 def examined(task: Task) -> list[Wanted]:
-    """The prepared data that `examine` opens. Only images of the other splits, of which GQA's have millions of
-    questions."""
-    return for_training(task) + [Wanted(task, IMAGES, split) for split in task.splits[2:]]
+    """The prepared data that `examine` opens."""
+    others = [Wanted(task, EXAMPLES if _read_whole(task, split) else IMAGES, split) for split in task.splits[2:]]
+    return for_training(task) + others
+
+
+def _read_whole(task: Task, split: str) -> bool:
+    """Whether the annotations of a split are read completely, to find errors in them, such as missing answers.
+
+    Only the images of others are read, because GQA's submission has millions of questions.
+    """
+    return split in task.splits[:2] or split in task.reported
 
 
 def examine(task: Task, data: str, opened: dict[Path, Regions | str], min_answer_count: int | None = None) -> Finding:
@@ -89,7 +97,7 @@ def _examine_splits(found: Finding, data: str, regions: Regions | str) -> dict[s
     for split in task.splits:
         needed = split in task.splits[:2]  # training and validation; the other splits are optional
         try:
-            counts = count_examples(task, data, split, whole=needed)
+            counts = count_examples(task, data, split)
         except UserError as error:
             absent = isinstance(error, MissingFile) and not needed  # its files are listed already
             (found.gaps if needed else found.absent).append(f"{split}: {'files not found' if absent else error}")
@@ -101,13 +109,9 @@ def _examine_splits(found: Finding, data: str, regions: Regions | str) -> dict[s
     return lost
 
 
-def count_examples(task: Task, data, split: str, whole: bool) -> Counter[tuple[str, ...]]:
-    """Number of examples of a split by their images.
-
-    whole: read the complete annotations, to find errors in them; without it, a file of millions of questions (GQA's
-    submission) takes little memory.
-    """
-    if whole:
+def count_examples(task: Task, data, split: str) -> Counter[tuple[str, ...]]:
+    """Number of examples of a split by their images."""
+    if _read_whole(task, split):
         return open_examples(data, task, split).image_counts()
     counts = open_prepared(data, Wanted(task, IMAGES, split))
     if not counts:

@@ -19,7 +19,7 @@ from pretrain.engine.run_dir import CONFIG, DETECTOR, PATHS, existing_runs, read
 from pretrain.tokenizer.tokenizer import FILE as TOKENIZER
 from shards.common.cli import current_flags
 from shards.common.errors import UserError
-from shards.common.files import read_json, whole_file, write_json
+from shards.common.files import read_json, split_paths, whole_file, write_json
 from shards.common.folder_lock import FolderLock
 from shards.config import ExtractConfig
 from shards.detectors import DESCRIBED
@@ -96,7 +96,7 @@ def _remove_paths(described: Path) -> None:
     plan = current_flags(ExtractConfig, value["extra"]["plan"])
     names = {}
     if plan.get("weights"):
-        names["weights"] = ",".join(Path(part).name for part in plan["weights"].split(","))
+        names["weights"] = ",".join(Path(part).name for part in split_paths(plan["weights"]))
     if plan.get("detector_config"):
         names["detector_config"] = Path(plan["detector_config"]).name
     value["extra"]["plan"] = {name: plan[name] for name in DESCRIBED if name in plan} | names

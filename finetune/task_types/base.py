@@ -36,12 +36,20 @@ class FurtherScores(ABC):
         """The metrics of `scores` in one line."""
 
 
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """The annotated boxes of an image by id, and its (width, height) in pixels if the annotations contain them."""
+
+    boxes: dict[str, Box]
+    size: tuple[int, int] | None = None
+
+
 class GivenBoxes(ABC):
     """What a task has whose annotations contain boxes."""
 
     @abstractmethod
-    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
-        """Image -> {box id: box}, from the official files in a folder."""
+    def given_boxes(self, folder: Path) -> dict[str, AnnotatedImage]:
+        """Image -> its boxes, from the official files in a folder."""
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.annotations.example import Box, Example
-from finetune.task_types.base import GivenBoxes, Task
+from finetune.annotations.example import Example
+from finetune.task_types.base import AnnotatedImage, GivenBoxes, Task
 
 
 @dataclass(frozen=True)
 class PointingTask(GivenBoxes, Task):
     """A task whose predictions are numbers of candidates, int (n,)."""
 
-    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
-        """Image -> {box id: box}, for the candidates of all splits."""
-        found: dict[str, dict[str, Box]] = {}
+    def given_boxes(self, folder: Path) -> dict[str, AnnotatedImage]:
+        """Image -> the candidates of all splits. The facts of an example may contain the `size` of its image."""
+        found: dict[str, AnnotatedImage] = {}
         for example in (example for split in self.box_splits() for example in self.read(folder, split)):
-            of_image = found.setdefault(example.images[0], {})
-            of_image.update(zip(example.candidate_ids, example.candidates, strict=True))
+            of_image = found.setdefault(example.images[0], AnnotatedImage({}, example.facts.get("size")))
+            of_image.boxes.update(zip(example.candidate_ids, example.candidates, strict=True))
         return found
 
     def box_splits(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from finetune.task_types.base import Task
 from finetune.task_types.classification import LabelTask
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
-from shards.common.untrusted_input import is_number, reason_of, refuse_special_file, shown
+from shards.common.untrusted_input import check_pixels, is_number, reason_of, refuse_special_file, shown
 
 GROUP = "own"  # group of these tasks, for --task and --tasks
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -76,7 +76,10 @@ class TableTask(Task):
     def examples(self, folder: Path, split: str) -> list[Example]:
         path = find_file(folder, dict(self.tables)[split])
         if not existing(path):
-            raise MissingFile(f"{path}: not found; {self.name}.toml names it as the table of the split {split}")
+            raise MissingFile(
+                f"{path}: not found; add this table of the split {split}, or name another one under [splits] in "
+                f"{self.name}.toml"
+            )
         rows = read_csv(path) if path.suffix == ".csv" else read_lines(path)
         found = [self._example(number, where, row) for number, (where, row) in enumerate(rows)]
         unique((example.id for example in found), str(path))
@@ -174,13 +177,9 @@ class TableGrounding(TableTask):
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         found = super().examples(folder, split)
-        boxes = [example.target for example in found if example.target is not None]
-        if boxes and max(map(max, boxes)) <= 1:  # no prediction in pixels would be correct
-            path = find_file(folder, dict(self.tables)[split])
-            raise UserError(
-                f"{path}: all boxes of the column {self.columns.box} are between 0 and 1; "
-                "they should be x1 y1 x2 y2 in pixels"
-            )
+        boxes = np.array([example.target for example in found if example.target is not None])
+        path = find_file(folder, dict(self.tables)[split])
+        check_pixels(boxes, f"{path}: all boxes of the column {self.columns.box}", "x1 y1 x2 y2 in pixels")
         return found
 
     def target(self, row: dict[str, Any], where: str) -> tuple[float, ...] | None:
@@ -228,7 +227,9 @@ def read_task_file(path: str | Path, free_token: int) -> TableTask:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
         known = msgspec.convert(value, TaskFile)
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; it should be a TOML file that describes a task") from None
+        raise UserError(
+            f"{path}: not found; it should be a TOML file that describes a task (docs/own_task.md)"
+        ) from None
     except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:  # ValueError: also of TOML
         raise UserError(f"{path}: does not describe a task ({reason_of(error)}); see docs/own_task.md") from None
     name, labels = path.stem, tuple(known.labels)

@@ -18,7 +18,7 @@ from finetune.annotations.boxes import iou_with_box
 from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import find_file, read_text, read_xml
 from finetune.heads.grounding_head import GroundingHead
-from finetune.task_types.base import GivenBoxes, Task, scores_by
+from finetune.task_types.base import AnnotatedImage, GivenBoxes, Task, scores_by
 from shards.common.errors import UserError
 from shards.common.files import is_stray
 from shards.common.untrusted_input import LARGEST_SIDE, shown, whole_number
@@ -63,10 +63,15 @@ class Flickr30kEntities(GivenBoxes, Task):
     entropy of the paper's referring expressions, a small model of photographs learns far more slowly.
     """
 
-    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
-        """Image -> {entity: enclosing box}, for every annotated image."""
+    def given_boxes(self, folder: Path) -> dict[str, AnnotatedImage]:
+        """Image -> the enclosing box of every entity, for every annotated image."""
         paths = sorted(path for path in find_file(folder, ANNOTATIONS).glob("*.xml") if not is_stray(path.name))
-        return {path.stem: {e: around(of) for e, of in read_objects(path).boxes.items()} for path in paths}
+        found = {}
+        for path in paths:
+            objects = read_objects(path)
+            boxes = {entity: around(of) for entity, of in objects.boxes.items()}
+            found[path.stem] = AnnotatedImage(boxes, (objects.width, objects.height))
+        return found
 
     def examples(self, folder: Path, split: str) -> list[Example]:
         annotations, sentences = find_file(folder, ANNOTATIONS), find_file(folder, SENTENCES)

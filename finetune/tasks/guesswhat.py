@@ -20,9 +20,11 @@ from shards.common.errors import UserError
 
 
 class Image(msgspec.Struct):
-    """The image of a game."""
+    """The image of a game, its size in pixels."""
 
     id: int
+    width: int | None = None
+    height: int | None = None
 
 
 class Counted(msgspec.Struct):
@@ -89,6 +91,7 @@ class GuessWhat(PointingTask):
             ids = [thing.id for thing in game.objects]
             if game.object_id not in ids:
                 raise UserError(f"{where}: object_id {game.object_id} is not among its objects")
+            sides = game.image.width, game.image.height
             examples.append(
                 Example(
                     game.id,
@@ -97,6 +100,7 @@ class GuessWhat(PointingTask):
                     ids.index(game.object_id),
                     tuple(corners(thing.bbox, "bbox", f"{where}, objects") for thing in game.objects),
                     tuple(map(str, ids)),
+                    {"size": sides} if all(sides) else {},
                 )
             )
         unique((example.id for example in examples), str(path))

@@ -14,8 +14,9 @@ from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import by_id, corners, find_file, read_pickled_list, scan_list, take, unique
 from finetune.annotations.source_files import once
 from finetune.heads.grounding_head import GroundingHead
-from finetune.task_types.base import GivenBoxes, Task
+from finetune.task_types.base import AnnotatedImage, GivenBoxes, Task
 from shards.common.errors import UserError
+from shards.common.untrusted_input import check_pixels
 
 INSTANCES = "instances.json"
 MARGIN = 2  # pixels by which a box may begin or end outside of its image, because of rounding
@@ -37,6 +38,10 @@ class Image(msgspec.Struct):
     width: int | None = None
     height: int | None = None
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return (self.width, self.height) if self.width and self.height else None
+
 
 @dataclass(frozen=True)
 class ReferringExpressions(GivenBoxes, Task):
@@ -45,11 +50,13 @@ class ReferringExpressions(GivenBoxes, Task):
     files: the official pickle of expressions, and the file of the annotated instances that it refers to.
     """
 
-    def given_boxes(self, folder: Path) -> dict[str, dict[str, Box]]:
-        """Image -> {annotation id: box}, for all annotated instances."""
-        found: dict[str, dict[str, Box]] = {}
-        for annotation, (image, box) in instances(find_file(folder, INSTANCES))[0].items():
-            found.setdefault(str(image), {})[str(annotation)] = box
+    def given_boxes(self, folder: Path) -> dict[str, AnnotatedImage]:
+        """Image -> all annotated instances, by annotation id."""
+        found: dict[str, AnnotatedImage] = {}
+        boxes, images = instances(find_file(folder, INSTANCES))
+        for annotation, (image, box) in boxes.items():
+            size = images[image].size if image in images else None
+            found.setdefault(str(image), AnnotatedImage({}, size)).boxes[str(annotation)] = box
         return found
 
     def image_counts(self, folder: Path, split: str) -> Counter[tuple[str, ...]]:
@@ -117,16 +124,16 @@ def _check_units(path: Path, boxes: dict[int, tuple[int, Box]], images: dict[int
 
     A few boxes that begin or end outside of their images are accepted.
     """
+    form = "x, y, width, height in pixels of the image"
     sized = [(box, images[image]) for image, box in boxes.values() if image in images and images[image].width]
     values = np.array([box for box, _ in sized]).reshape(-1, 4)
+    check_pixels(values, f"{path}: all boxes", form)
     begins, ends = values[:, :2], values[:, 2:]
     sizes = np.array([(image.width, image.height or np.inf) for _, image in sized]).reshape(-1, 2)
     outside = int(((begins < -MARGIN) | (ends > sizes + MARGIN)).any(1).sum())
-    too_many = outside > len(sized) * ACCEPTED
-    wrong = f"{outside} of {len(sized)} boxes begin or end outside of their images" if too_many else ""
-    wrong = "all boxes are between 0 and 1" if len(ends) and ends.max() <= 1 else wrong
-    if wrong:
-        raise UserError(f"{path}: {wrong}; bbox should be x, y, width, height in pixels of the image")
+    if outside > len(sized) * ACCEPTED:
+        wrong = f"{outside} of {len(sized)} boxes begin or end outside of their images"
+        raise UserError(f"{path}: {wrong}; they should be {form}")
 
 
 @once

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from shards.common.errors import UserError
+from shards.common.process_pool import interrupts_blocked
 from shards.storage.dataset import Dataset as Shards
 
 PATIENCE = 1.0  # maximum seconds between the end of a worker's connection and the end of its process
@@ -68,7 +69,8 @@ class Loader:
     def __iter__(self) -> Iterator:
         """One pass over the sampler. A UserError that the dataset raises or returns is raised here."""
         try:
-            batches = iter(self.loader)
+            with interrupts_blocked():  # the training process handles them
+                batches = iter(self.loader)
             while True:
                 yield _raised(next(batches))
         except StopIteration:

@@ -287,6 +287,8 @@ def command(
     """
     argv = sys.argv[1:] if argv is None else argv
     _prepare_output()
+    if callable(signal.getsignal(signal.SIGINT)):  # not ignored; ops/own_packages.py handles it during imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if "--help" in argv or "-h" in argv:
             print(usage(config_type, name, summary, examples), flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards.common.errors import UserError
 from shards.common.files import whole_file
-from shards.common.image_id import image_id, is_image
+from shards.common.image_id import composed, image_id, is_image
 from shards.common.untrusted_input import byte_lines, reading, refuse_special_file
 
 EXCLUDED = "excluded.txt"
@@ -30,7 +30,7 @@ def read_excluded(path) -> frozenset[str]:
     if not file.exists():
         raise UserError(f"--exclude {path}: no such file; create it with finetune.clean --corpus")
     with reading(f"--exclude {file}", "it should be a text file with one image id per line"):
-        return frozenset(line.decode().rstrip("\r\n") for line in byte_lines(file) if line.strip())
+        return frozenset(composed(line.decode().rstrip("\r\n")) for line in byte_lines(file) if line.strip())
 
 
 def not_excluded(path) -> Callable[[dict], bool]:

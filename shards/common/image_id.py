@@ -1,6 +1,7 @@
 """Image ids: one definition for extraction, captions, given boxes, conversion, tasks and decontamination."""
 
 import re
+import unicodedata
 from urllib.parse import unquote
 
 from shards.common.files import printable
@@ -51,14 +52,22 @@ def _with_slashes(path: str) -> str:
     return path.replace("\\", "/")
 
 
+def composed(text: str) -> str:
+    """The text in Unicode's form NFC, in which a letter and its accent are one character.
+
+    Annotations have this form; macOS decomposes the names of files.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def image_id(name: str) -> str:
     """The id of an image, as used in annotations, from its path, its file name or an id.
 
     It is the last part of the path without the image suffix, and for file names of COCO and Flickr8k the number:
     VG_100K_2/2.jpg, ./2.jpg and 2 have the id 2; val2014/COCO_val2014_000000000042.jpg has 42; a.b is unchanged. The
-    backslashes of Windows paths separate folders too.
+    backslashes of Windows paths separate folders too. Letters with accents are composed (NFC).
     """
-    stem = _SUFFIX.sub("", _with_slashes(name).rpartition("/")[2])
+    stem = composed(_SUFFIX.sub("", _with_slashes(name).rpartition("/")[2]))
     found = _COCO.match(stem) or _FLICKR8K.match(stem)
     return found[1] if found else stem
 

@@ -40,6 +40,27 @@ def advance(amount: int = 1) -> None:
 
 
 @contextlib.contextmanager
+def interrupts_blocked():
+    """Context manager for starting processes that never receive interrupts, not even during their imports.
+
+    A new process inherits the blocked signals. This one receives an interrupt at the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class WorkerPool(concurrent.futures.ProcessPoolExecutor):
+    """A pool whose processes, which are started when tasks are submitted, never receive interrupts."""
+
+    def submit(self, *args, **options):
+        with interrupts_blocked():
+            return super().submit(*args, **options)
+
+
+@contextlib.contextmanager
 def _naming_semaphores():
     """Context manager that turns errors of creating semaphores, which have no path, into a UserError."""
     try:
@@ -56,9 +77,7 @@ def worker_pool(processes: int, counter=None):
     """A pool of processes that ignore interrupts; raises UserError if a process is killed."""
     context = multiprocessing.get_context(START_METHOD)
     with _naming_semaphores():
-        pool = concurrent.futures.ProcessPoolExecutor(
-            max_workers=processes, mp_context=context, initializer=begin_worker, initargs=(counter,)
-        )
+        pool = WorkerPool(max_workers=processes, mp_context=context, initializer=begin_worker, initargs=(counter,))
     try:
         yield pool
     except concurrent.futures.process.BrokenProcessPool:

@@ -142,6 +142,17 @@ def is_number(value, low: float = -LARGEST, high: float = LARGEST) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
+def check_pixels(boxes: np.ndarray, what: str, form: str) -> None:
+    """Raises UserError if all numbers of the boxes (n, 4) are at most 1, as those relative to the image size are.
+
+    Args:
+        what: the file and all its boxes, the first words of the message.
+        form: what the boxes should be.
+    """
+    if boxes.size and boxes.max() <= 1:
+        raise UserError(f"{what} are between 0 and 1; they should be {form}")
+
+
 def whole_number(value, low: int = -LARGEST, high: int = LARGEST) -> int:
     """Converts a number, a string or an array with one element to an integer; ValueError if that is not possible."""
     try:

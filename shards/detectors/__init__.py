@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shards.common.cli import current_flags
 from shards.common.errors import UserError
-from shards.common.files import read_json, write_json
+from shards.common.files import read_json, split_paths, write_json
 from shards.common.model_hub import HUB_NAME
 from shards.common.plugins import load_plugin, package_of, plugins
 from shards.common.untrusted_input import check_fields
@@ -59,8 +59,7 @@ def absolute_path(value: str | None) -> str | None:
     """
     if not value or value in _names():
         return value
-    parts = [value] if os.path.exists(value) else value.split(",")
-    return ",".join(os.path.abspath(part) if os.path.exists(part) else part for part in parts)
+    return ",".join(os.path.abspath(part) if os.path.exists(part) else part for part in split_paths(value))
 
 
 # Flags of shards.extract that determine the regions of an image.

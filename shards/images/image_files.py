@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import re
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,6 +42,10 @@ from shards.storage.dataset import UNFINISHED
 from shards.storage.index import read_headers
 
 MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
+
+# Of corrupt EXIF data and the like: they do not name the file, and its pixels can be used. `catch_warnings` around the
+# decoding would not be thread-safe.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadImage(Exception):

@@ -49,5 +49,5 @@ def read_karpathy(path) -> Iterator[CaptionedImage]:
         if image.cocoid is None and image.filename is None:
             raise UserError(f"{where}: has neither cocoid nor filename; download the file again")
         split = "train" if image.split == "restval" else image.split
-        name = image_id(image.filename) if image.cocoid is None else str(image.cocoid)
+        name = image_id(image.filename if image.cocoid is None else str(image.cocoid))
         yield CaptionedImage(where, split, name, image.sentences)

@@ -1,13 +1,11 @@
 """The summary of a data set of region shards."""
 
-import contextlib
 import itertools
 
 import numpy as np
 
 from shards.common.box_iou import iou
 from shards.common.counted import counted
-from shards.common.image_id import image_id
 from shards.storage.dataset import read_captions
 from shards.storage.reader import RegionReader
 from shards.storage.sample import Sample, check_values
@@ -61,10 +59,3 @@ def overlapping(samples: list[Sample]) -> float:
     """Mean number of other regions that overlap a region so that pretraining masks them together."""
     counts = [(iou(sample.boxes, sample.boxes) >= OVERLAP).sum(1) - 1 for sample in samples]
     return float(np.concatenate(counts).mean())
-
-
-def number_of(reader: RegionReader, image: str) -> int:
-    """The sample number of an image, by its id or the id used in annotations; KeyError if it does not exist."""
-    with contextlib.suppress(KeyError):
-        return reader.number_of(image)
-    return reader.plain_numbers()[image_id(image)]

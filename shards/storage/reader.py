@@ -110,10 +110,10 @@ class RegionReader:
         return numbers
 
     def number_of(self, image: str) -> int:
-        """The number of the sample with this image id; KeyError if it does not exist."""
+        """The number of the sample with this image id, or id used in annotations; KeyError if it does not exist."""
         if self._numbers is None:
-            self._numbers = {known: number for number, known in enumerate(self._ids())}
-        return self._numbers[image]
+            self._numbers = self.plain_numbers() | {known: number for number, known in enumerate(self._ids())}
+        return self._numbers[image if image in self._numbers else image_id(image)]
 
     def _ids(self) -> Iterator[str]:
         """The image id of every sample."""

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.annotations.answers import vqa_accuracy
+from finetune.config import ConsistencyConfig
 from finetune.evaluation.grounding_consistency import ImageAgreement, both_forms, consistency, shared_words
 from finetune.evaluation.pos_tagger import make_tagger
 from finetune.pages.consistency_page import SharedPair, choose_pairs
+from finetune.reporting.consistency_table import warn_if_not_cleaned
 from finetune.tasks import all_tasks
 from shards.common.errors import UserError
 
@@ -190,6 +192,15 @@ def test_a_run_of_many_tasks(world, runs, run_command):
     assert rows["both"]["images"] == len({q.images for q in questions} & pointed_at)
     page = (runs / "mt" / "consistency" / "pairs.html").read_text()
     assert page.startswith("<!doctype html>") and ("data:image/jpeg" in page or "No pairs." in page)
+
+
+def test_a_run_whose_name_has_a_comma_is_checked_too(tmp_path, capsys):
+    for name in ("clean", "a,b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"flags": {"clean": name == "clean"}}))
+    config = ConsistencyConfig(run=str(tmp_path / "clean"), grounding=str(tmp_path / "a,b"))
+    warn_if_not_cleaned(config)
+    assert f"warning: {tmp_path / 'a,b'}: trained without --clean" in capsys.readouterr().out
 
 
 def test_two_runs_of_one_task_each(world, runs, run_command, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from finetune.data.task_data import CollatorSettings, open_data
 from finetune.tasks import find_task
 from pretrain.tokenizer.tokenizer import learn_tokenizer
+from shards.world.scenes import HEIGHT, WIDTH
 
 
 @pytest.fixture
@@ -22,6 +23,8 @@ def with_boxes(world, tmp_path, run_command):
     status, out, _ = run_command("finetune.given_boxes", "--task", "refcoco", "--data", data, "--out", lines)
     folder = data / "regions" / "refcoco_boxes"
     assert status == 0 and f"shards.extract IMAGES --boxes {lines} --out {folder}" in out
+    size = {(line["width"], line["height"]) for line in map(json.loads, lines.read_text().splitlines())}
+    assert size == {(WIDTH, HEIGHT)}
     words = world / "regions" / "pairs" / "visual_words.npz"
     flags = ("--boxes", lines, "--out", folder, "--visual_words_file", words, "--processes", 1)
     status, _, err = run_command("shards.extract", world / "images" / "coco", *flags)
@@ -41,7 +44,7 @@ def test_annotated_boxes_are_regions_in_training_alone(with_boxes):
     assert plain.pairs.valid.sum(1).tolist() == [10] * 12
     for row, number in enumerate(numbers):
         example = examples[number]
-        given = task.given_boxes(with_boxes / "refcoco")[example.images[0]]
+        given = task.given_boxes(with_boxes / "refcoco")[example.images[0]].boxes
         assert more.pairs.valid[row].sum() == 10 + len(given)
         np.testing.assert_array_equal(more.pairs.features[row, :10], plain.pairs.features[row])
         np.testing.assert_allclose(more.target[row, :11], plain.target[row])

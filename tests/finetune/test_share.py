@@ -11,6 +11,7 @@ import torch
 
 from finetune.inference.embedder import Embedder
 from finetune.predict import Predictor
+from finetune.run_dirs.model_folder import _remove_paths
 from pretrain import load
 from pretrain.engine.checkpoint import MODEL, best_checkpoint, read_tensors
 from shards.common.errors import UserError
@@ -49,6 +50,16 @@ def test_weights_are_equal_bit_for_bit_and_predictions_too(shared, trained, imag
         torch.equal(a, b)
         for a, b in zip(load(shared).state_dict().values(), load(trained).state_dict().values(), strict=True)
     )
+
+
+def test_of_weights_in_a_folder_whose_name_has_a_comma_the_file_name_is_kept(tmp_path):
+    weights, described = tmp_path / "my,models" / "dino.safetensors", tmp_path / "dataset.json"
+    weights.parent.mkdir()
+    weights.touch()
+    for given, kept in ((weights, "dino.safetensors"), ("/x/a.pth,/y/b.pth", "a.pth,b.pth")):
+        described.write_text(json.dumps({"extra": {"plan": {"weights": str(given)}}}))
+        _remove_paths(described)
+        assert json.loads(described.read_text())["extra"]["plan"]["weights"] == kept
 
 
 def test_the_folder_has_no_path_of_the_machine_and_no_optimizer(shared, world, trained):

@@ -242,7 +242,8 @@ def read_words(folder: Path) -> int:
 
 
 def make_boxes(folder: Path) -> None:
-    lines = ({"image_id": f"{n}", "boxes": [[1, 2, 30, 40.5]], "box_ids": ["7"]} for n in range(3))
+    size = {"width": 50, "height": 40}
+    lines = ({"image_id": f"{n}", **size, "boxes": [[1, 2, 30, 40]], "box_ids": ["7"]} for n in range(3))
     (folder / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

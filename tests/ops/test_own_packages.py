@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ PACKAGES = ("ops", "shards", "pretrain", "finetune")
 
 
 def run(*argv, paths, cwd):
+    """SIGINT has Python's default, although tests in the background of a shell ignore it."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-    return subprocess.run([sys.executable, *argv], cwd=cwd, capture_output=True, text=True, env=environment)
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.run([sys.executable, *argv], cwd=cwd, capture_output=True, text=True, env=environment, **options)
 
 
 @pytest.fixture
@@ -103,3 +106,69 @@ def test_a_later_installation_that_replaced_a_file_is_named(site, tmp_path, comm
     done = run("-m", *command, "--help", paths=[site], cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"{site / 'ops' / '__init__.py'} was replaced by the package other-ops" in done.stderr
+
+
+# A library that is interrupted while it is imported, and makes another error of it, as NumPy does.
+INTERRUPTED = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("not interrupted")
+except BaseException:
+    raise ImportError("cannot be imported") from None
+"""
+SCRIPT = "import sys; sys.argv = ['bin/twelve-in-one', 'inspect']; from finetune.__main__ import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("start", [["-m", "shards.inspect"], ["-u", "-m", "finetune", "inspect"], ["-c", SCRIPT]])
+def test_an_interrupt_during_the_imports_of_a_command_is_quiet(tmp_path, start):
+    (tmp_path / "fire.py").write_text(INTERRUPTED)
+    done = run(*start, "data", paths=[tmp_path, ROOT], cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
+@pytest.mark.parametrize("command", [["finetune.mt"], ["ops"], ["finetune", "inspect"], ["shards.inspect", "data"]])
+def test_a_deleted_directory_is_named(tmp_path, command):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    deletes = f"import os, sys; os.rmdir({str(folder)!r}); os.execv(sys.executable, sys.argv[1:])"
+    done = run("-c", deletes, sys.executable, "-m", *command, paths=[ROOT], cwd=folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: the current directory cannot be used (No such file or directory); ")
+
+
+def test_programs_that_import_a_package_handle_interrupts_themselves(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import shards\n")
+    (tmp_path / "mine" / "__main__.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('saved')\n"
+    )
+    done = run("-m", "mine", paths=[tmp_path, ROOT], cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", "")
+
+
+def test_an_ignored_interrupt_stays_ignored(tmp_path):
+    """Of a command that a shell started in the background."""
+    ignores = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    )
+    (tmp_path / "fire.py").write_text(INTERRUPTED)
+    done = run("-c", ignores, sys.executable, "-m", "shards.inspect", paths=[tmp_path, ROOT], cwd=tmp_path)
+    assert "not interrupted" in done.stdout and done.returncode != 130, done.stderr
+
+
+def test_workers_that_are_interrupted_during_their_imports_print_nothing(tmp_path):
+    (tmp_path / "work.py").write_text(
+        "import os, signal\n"
+        "from shards.common.process_pool import run_tasks\n"
+        "if __name__ == '__main__':\n"
+        "    print(sum(done for _, done in run_tasks(abs, [-1, -2], 2, 2, 'parts')))\n"
+        "else:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = run("work.py", paths=[ROOT], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "3\n") and "Traceback" not in done.stderr, done.stderr

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shards.common.errors import UserError
-from shards.common.files import read_json
+from shards.common.files import read_json, split_paths
 from shards.common.model_hub import load_failure, only_local
 from shards.detection.backbone.convnets import KNOWN, build_convnet
 from shards.detection.backbone.preprocessing import SHORT_SIDE, Preprocessing, of_processor, settings_of
@@ -62,7 +62,7 @@ def load_backbones(weights: str) -> list[Backbone]:
 
     The message of a UserError lists the supported ones.
     """
-    return [_load_backbone(name) for name in ([weights] if Path(weights).exists() else weights.split(","))]
+    return [_load_backbone(name) for name in split_paths(weights)]
 
 
 def _load_backbone(weights: str) -> Backbone:

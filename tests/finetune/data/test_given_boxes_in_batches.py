@@ -207,7 +207,7 @@ def test_official_files_give_the_boxes_of_all_questions_of_an_image(tmp_path):
     ]
     (tmp_path / "visual7w" / "dataset_v7w_pointing.json").write_text(json.dumps({"boxes": boxes, "images": images}))
     found = TASKS["visual7w"].given_boxes(tmp_path / "visual7w")
-    assert {image: sorted(map(int, boxes)) for image, boxes in found.items()} == {
+    assert {image: sorted(map(int, known.boxes)) for image, known in found.items()} == {
         "v7w_1": [0, 1, 2, 3, 4, 5, 6, 7, 8],
         "v7w_test": [0, 1, 2, 3],
     }
@@ -226,4 +226,5 @@ def test_official_files_give_the_boxes_of_all_questions_of_an_image(tmp_path):
         ]
         (tmp_path / "guesswhat" / f"guesswhat.{split}.jsonl").write_text("\n".join(map(json.dumps, games)))
     found = TASKS["guesswhat"].given_boxes(tmp_path / "guesswhat")
-    assert {image: sorted(boxes) for image, boxes in found.items()} == {"7": ["1", "2", "3"], "8": ["4", "5"]}
+    assert {image: sorted(known.boxes) for image, known in found.items()} == {"7": ["1", "2", "3"], "8": ["4", "5"]}
+    assert [known.size for known in found.values()] == [(99, 99)] * 2

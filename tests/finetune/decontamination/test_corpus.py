@@ -4,16 +4,19 @@ import hashlib
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import official_files
 import pytest
 import webdataset
+from data_sets import make_samples
 from image_tars import jpeg, lines, picture, write_tar
 from PIL import ImageOps
 
 from finetune.config import CleanConfig
+from finetune.decontamination.corpus_images import corpus_images, corpus_parts
 from finetune.decontamination.corpus_search import search_corpus
 from finetune.decontamination.fingerprint_file import read_fingerprint, write_fingerprint
 from finetune.decontamination.hash_search import ExactSearch, FaissSearch
@@ -27,6 +30,9 @@ from shards.common.errors import UserError
 from shards.common.excluded_ids import not_excluded, read_excluded
 from shards.common.files import write_json
 from shards.common.image_id import photo_names
+from shards.storage.writer import write_shard
+
+OTHER_IDS, OWN_IDS = ("train/12", "cafe\u0301.jpg"), ["12", "caf\u00e9"]
 
 
 @pytest.fixture
@@ -260,6 +266,16 @@ def test_region_shards_are_searched_by_their_ids_and_sources(corpus, tests, tmp_
     assert status == 0, err
     said = search(run_command, regions, tests, tmp_path / "out")
     assert read_excluded(tmp_path / "out") == {"1000004"} and "3 images of the corpus have no picture" in said
+
+
+def test_ids_of_region_shards_of_other_programs_are_those_of_annotations(tmp_path):
+    """Ids with folders, and of file names of macOS, were listed in a form that no --exclude compares."""
+    samples = [replace(sample, info={"id": id}) for sample, id in zip(make_samples(2), OTHER_IDS, strict=True)]
+    write_shard(tmp_path / "a.tar", samples)
+    [part] = corpus_parts(str(tmp_path))
+    found = list(corpus_images(part, "mine"))
+    assert [image.id for image in found] == OWN_IDS
+    assert [name for image in found for name, _ in image.names] == [f"mine:{id}" for id in OWN_IDS]
 
 
 def test_several_ranks_write_what_one_writes(corpus, tests, tmp_path, run_command):

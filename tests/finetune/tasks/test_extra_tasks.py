@@ -63,7 +63,8 @@ def test_phrases_with_their_boxes(tmp_path):
     assert boy.target == child.target == (10, 20, 110, 220)  # the first corner's pixel counts from 0 and inclusively
     assert ducks.target == (0, 0, 160, 90) and ducks.facts["boxes"] == 3  # the box around all three
     assert lake.facts == {"width": 500, "height": 375, "types": ("scene", "other"), "boxes": 1}
-    assert ENTITIES.given_boxes(tmp_path)["1022454332"]["651"] == ducks.target
+    given = ENTITIES.given_boxes(tmp_path)["1022454332"]
+    assert given.boxes["651"] == ducks.target and given.size == (500, 375)
 
 
 def official_iou(box, other) -> float:

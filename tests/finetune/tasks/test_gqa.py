@@ -297,3 +297,15 @@ def test_doctor_names_the_files_that_are_not_there(world, tmp_path, run_command)
         *(f"not found: {name}" for name in names),
         "not usable: test_all: files not found",
     ]
+
+
+def test_doctor_finds_that_testdev_has_no_answers(world, tmp_path, run_command):
+    """Of copies without answers, as of the official test, only the images can be used."""
+    shutil.copytree(world / "gqa", tmp_path / "gqa")
+    (tmp_path / "regions").symlink_to(world / "regions")
+    path = tmp_path / "gqa" / "testdev_balanced_questions.json"
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps({key: record | {"answer": None} for key, record in records.items()}))
+    status, out, _ = run_command("finetune.doctor", "--data", tmp_path, "--tasks", "gqa")
+    problem = f"{path}, record {next(iter(records))}: no answer, although testdev has answers; download the file again"
+    assert status == 0 and f"not usable: testdev: {problem}" in out and "  testdev " not in out

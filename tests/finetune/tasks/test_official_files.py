@@ -343,7 +343,7 @@ def test_boxes_in_other_units_are_refused(world, tmp_path, change, words):
             record["bbox"] = change(*record["bbox"])
 
     spoil(path, spoilt)
-    with pytest.raises(UserError, match=rf"instances\.json: {words}; bbox should be x, y, width, height in pixels"):
+    with pytest.raises(UserError, match=rf"instances\.json: {words}; they should be x, y, width, height in pixels"):
         TASKS["refcoco"].read(tmp_path / "refcoco", "val")
 
 

@@ -248,7 +248,8 @@ def test_a_missing_table_is_not_called_an_official_file(tmp_path, split):
     (tmp_path / file).unlink(missing_ok=True)
     with pytest.raises(MissingFile) as error:
         task.read(tmp_path, split)
-    assert str(error.value) == f"{tmp_path / file}: not found; t.toml names it as the table of the split {split}"
+    fix = f"add this table of the split {split}, or name another one under [splits] in t.toml"
+    assert str(error.value) == f"{tmp_path / file}: not found; {fix}"
 
 
 def test_targets_and_scores_of_every_kind(tmp_path):

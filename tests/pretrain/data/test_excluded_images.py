@@ -5,6 +5,7 @@ from data_sets import make_dataset
 
 from pretrain.data.pair_batches import open_pairs
 from shards.common.errors import UserError
+from shards.common.excluded_ids import read_excluded
 
 EXCLUDED = frozenset(("image.0.3", "image.1.0", "image.1.7", "not.here"))
 
@@ -45,6 +46,11 @@ def test_a_run_says_how_many_listed_images_it_has(tmp_path, run_command):
         )
         assert status == 0 and f"--exclude {tmp_path / name}: {said}" in out, err
         assert ("another form" in out) == (name == "none")
+
+
+def test_a_list_may_have_file_names_of_macos(tmp_path):
+    (tmp_path / "list").write_text("cafe\u0301\n2\n", encoding="utf-8")
+    assert read_excluded(tmp_path / "list") == {"caf\u00e9", "2"}
 
 
 def test_streams_are_refused(tmp_path, monkeypatch):

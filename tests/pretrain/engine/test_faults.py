@@ -18,7 +18,7 @@ from data_sets import make_dataset
 from fork_server import ForkedProcess
 from launching import python
 
-from pretrain.data.dataloader import WorkerStatus, check_workers
+from pretrain.data.dataloader import Loader, WorkerStatus, check_workers
 from pretrain.engine.checkpoint import checkpoints
 from shards.common.errors import UserError
 from shards.storage.dataset import open_dataset
@@ -57,6 +57,19 @@ def descendants(pid: int) -> list[int]:
 def workers_of(process: ForkedProcess, folder: Path) -> list[int]:
     """Those of its processes that read shards of a folder, whichever process started them."""
     return [pid for pid in descendants(process.pid) if str(folder) in Path(f"/proc/{pid}/maps").read_text()]
+
+
+class BlockedSignals(torch.utils.data.Dataset):
+    """One sample: the signals that are blocked in the worker that reads it."""
+
+    def __getitem__(self, number: int) -> list[int]:
+        return [int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+
+
+def test_data_workers_never_receive_an_interrupt():
+    """Between their start and their first line of ours they would print a traceback."""
+    assert list(Loader(BlockedSignals(), 1, WorkerStatus(1), sampler=[0])) == [[signal.SIGINT]]
+    assert BlockedSignals()[0] == []
 
 
 def test_a_data_worker_that_is_killed_is_reported_with_its_shard(dataset_folder, tmp_path):

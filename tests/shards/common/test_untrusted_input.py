@@ -15,6 +15,7 @@ from shards.common.files import read_json
 from shards.common.untrusted_input import (
     byte_lines,
     check_fields,
+    check_pixels,
     is_number,
     parse_json,
     read_arrays,
@@ -61,6 +62,13 @@ def test_numbers():
     for value in (np.inf, np.nan, "x", None, [1, 2], 10**30, -(10**30)):
         with pytest.raises(ValueError):
             whole_number(value)
+
+
+def test_boxes_in_pixels():
+    for boxes in (np.empty((0, 4)), np.array([[0, 0, 1, 1.5]]), np.array([[0, 0, 1, 1], [0, 0, 9, 9]])):
+        check_pixels(boxes, "a.csv: all boxes", "in pixels")
+    with pytest.raises(UserError, match=r"a\.csv: all boxes are between 0 and 1; they should be in pixels"):
+        check_pixels(np.array([[0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]]), "a.csv: all boxes", "in pixels")
 
 
 def test_values_in_messages_are_short():

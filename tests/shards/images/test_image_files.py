@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import struct
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import python
 from PIL import Image
 
 from shards.common.errors import UserError
@@ -73,6 +75,17 @@ def test_exif_orientation_is_applied():
 def test_damaged_bytes_are_refused_with_a_reason(data):
     with pytest.raises(BadImage, match="cannot be decoded"):
         decode_image(data)
+
+
+def test_corrupt_exif_data_is_skipped_without_a_warning(tmp_path):
+    """Pillow's has no file name. In a process of its own, because pytest catches warnings."""
+    entry = struct.pack("<HHHII", 1, 0x010E, 2, 999, 500)  # a description of 999 bytes after the end of the data
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + entry + bytes(4)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(encoded(Image.fromarray(RED), "JPEG", exif=exif))
+    flags = ("--out", tmp_path / "out", "--visual_words", 2, "--processes", 1)
+    done = python("shards.extract", tmp_path / "images", *flags)
+    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
@@ -218,6 +231,8 @@ def records_of(images) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         (".\\VG_100K_2\\2.JPG", "2"),
         ("images\\train/3\\train-3-0-img1.png", "train-3-0-img1"),
         ("a\\a.b", "a.b"),
+        ("cafe\u0301/e\u0301cole 1.jpg", "\u00e9cole 1"),
+        ("e\u0301\udcff.jpg", "\u00e9\udcff"),
     ],
 )
 def test_one_definition_of_an_images_id(name, known):

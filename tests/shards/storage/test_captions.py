@@ -183,6 +183,13 @@ def test_a_karpathy_file_by_splits(tmp_path, coco):
     assert read_caption_file(path, "val,test") == {str(n): both(n) for n in (3, 4)}
 
 
+@pytest.mark.parametrize("named", [{"filename": "cafe\u0301.jpg"}, {"cocoid": "cafe\u0301"}])
+def test_ids_of_a_karpathy_file_have_composed_accents(tmp_path, named):
+    image = named | {"split": "val", "sentences": [{"raw": "a cup"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [image]}))
+    assert read_caption_file(str(tmp_path / "dataset.json")) == {"caf\u00e9": ("a cup",)}
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -105,6 +105,20 @@ def test_long_and_odd_names_survive(tmp_path):
     assert next(iter(read_stream(str(tmp_path / "a.tar")))).key == sample.key
 
 
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # the same word in Unicode's forms NFC and NFD
+
+
+@pytest.mark.parametrize("stored", [COMPOSED, DECOMPOSED])
+def test_ids_with_accents_are_found_in_either_form(tmp_path, stored):
+    """File names of macOS are decomposed, and were ids in shards of earlier versions; annotations are composed."""
+    write_shard(tmp_path / "a.tar", [dataclasses.replace(make_samples(1)[0], info={"id": stored})])
+    reader = RegionReader(open_dataset(str(tmp_path / "a.tar")))
+    assert list(reader.plain_numbers()) == [COMPOSED]
+    assert reader.number_of(COMPOSED) == reader.number_of(DECOMPOSED) == reader.number_of(f"b/{COMPOSED}.jpg") == 0
+    with pytest.raises(KeyError):
+        reader.number_of("cafe")
+
+
 def repacked(source, path, order, rename=str):
     """A region shard's members as another program packs them."""
     with tarfile.open(source) as tar, tarfile.open(path, "w") as other:
