@@ -152,7 +152,7 @@ def with_regions(examples: PackedExamples, regions: Regions, where, skip: bool, 
     Raises:
         UserError: an image has no regions and `skip` is false, or no examples remain.
     """
-    kept = examples.with_images(lambda images: all(image in regions for image in images))
+    kept = examples.with_images(lambda images: all(map(regions.numbers.__contains__, images)))
     if kept.all():
         return examples
     missing = len(examples) - int(kept.sum())

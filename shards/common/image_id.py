@@ -13,6 +13,7 @@ OTHER_FORMATS |= {"dng", "cr2", "nef", "arw", "exr"}
 _SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})$", re.IGNORECASE)
 # COCO's file names since 2017 (000000000042) and before (COCO_val2014_000000000042); annotations have the number only.
 _COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(?=\d{12}$)0*(\d+)$")
+SHORTEST_CHANGED = 12  # characters of the shortest letters and digits that are not an id: COCO's file names
 # Flickr8k's file names (1000268201_693b08cb0e); Flickr30k, its Entities and SNLI-VE have the first number only.
 _FLICKR8K = re.compile(r"(\d+)_[0-9a-f]{10}$")
 # Names and URLs of photos of data sets, without the image suffix, by collection.
@@ -67,6 +68,8 @@ def image_id(name: str) -> str:
     VG_100K_2/2.jpg, ./2.jpg and 2 have the id 2; val2014/COCO_val2014_000000000042.jpg has 42; a.b is unchanged. The
     backslashes of Windows paths separate folders too. Letters with accents are composed (NFC).
     """
+    if len(name) < SHORTEST_CHANGED and name.isascii() and name.isalnum():  # most ids; data sets have up to a million
+        return name
     stem = composed(_SUFFIX.sub("", _with_slashes(name).rpartition("/")[2]))
     found = _COCO.match(stem) or _FLICKR8K.match(stem)
     return found[1] if found else stem
