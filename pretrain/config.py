@@ -119,7 +119,7 @@ class PretrainConfig:
     seed: int = flag(0, "random seed for weight initialisation, data order, masking and misaligned captions")
     resume: bool = flag(False, "resume from the newest checkpoint of the run, if there is one")
 
-    def settled(self) -> "PretrainConfig":
+    def with_size_defaults(self) -> "PretrainConfig":
         """The flags with the defaults of the model configuration filled in; epochs is None with --steps."""
         if self.steps and self.epochs:
             raise UserError(f"--steps {self.steps}: cannot be combined with --epochs {self.epochs}; use one of them")

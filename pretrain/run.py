@@ -32,7 +32,7 @@ def run(config: PretrainConfig) -> int:
     tracker_names(config.log_to)  # raises UserError for an unknown one, before anything is read
     with connected(ranks, device):
         data = on_first(ranks, lambda: region_shards(config.data))
-        config = dataclasses.replace(config, data=data).settled()
+        config = dataclasses.replace(config, data=data).with_size_defaults()
         with locked_run(Path(config.out), "pretrain.run", ranks):
             return pretrain(config, ranks, device)
 

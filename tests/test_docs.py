@@ -94,7 +94,7 @@ def test_help_has_the_effective_defaults():
         assert "[default: ]" not in text and "[default: None]" not in text, config
     text = usage(pretrain_config.PretrainConfig, "pretrain.run", "")
     for size in ("base", "tiny"):
-        settled = pretrain_config.PretrainConfig(config=size).settled()
+        settled = pretrain_config.PretrainConfig(config=size).with_size_defaults()
         for name in ("batch_size", "epochs", "lr", "clip"):
             [described] = re.findall(rf"^  --{name} (.*?)(?=^  --|^$)", text, re.DOTALL | re.MULTILINE)
             assert f"{getattr(settled, name):g} ({size})" in " ".join(described.split())

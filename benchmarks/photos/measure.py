@@ -119,7 +119,7 @@ def _ranking_rate(run: Path, data: Path, seconds: float, flags: dict) -> float:
 def describe(plan: Plan, counts: Counts, rates: Rates) -> str:
     """Sizes, rates, and the estimated time of the main rows, as text."""
     recipe, sizes, flickr = plan.recipe, plan.recipe.sizes, counts.flickr
-    config = PretrainConfig(**recipe.pretrain).settled()
+    config = PretrainConfig(**recipe.pretrain).with_size_defaults()
     images = sum(flickr.values())
     captions = counts.captions // images if config.captions_per_image == "all" else 1
     pairs = flickr["train"] * captions

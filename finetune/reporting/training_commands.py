@@ -42,7 +42,7 @@ class TrainingCommand:
         """The flags that change what is computed, including defaults of flags that are not given."""
         config, free = CONFIGS[self.module](**self.flags), FREE_FLAGS
         if isinstance(config, PretrainConfig):
-            config, free = config.settled(), PRETRAINING_FREE_FLAGS
+            config, free = config.with_size_defaults(), PRETRAINING_FREE_FLAGS
         found = {name: value for name, value in asdict(config).items() if name not in free}
         return {name: value for name, value in found.items() if value is not None or name in self.flags}
 

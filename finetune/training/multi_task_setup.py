@@ -9,7 +9,7 @@ import torch
 
 from finetune.balancing import make_balance
 from finetune.balancing.base import GradientCombination
-from finetune.build import choose_model
+from finetune.training.model_setup import choose_model
 from finetune.config import (
     HEAD_LR,
     PRETRAINING,
@@ -130,7 +130,7 @@ def build_multi_task(
 
 def _task_state(setup: RunSetup, opened: TrainingData, task_token: int | None) -> TaskState:
     """The state of one task. opened: its data."""
-    config, task, data = setup.config, opened.task, opened.data
+    config, task, data = setup.stored_flags, opened.task, opened.data
     settings = setup.collator_settings(task)
     return TaskState(
         task_pass=TaskPass(setup.model, task, setup.precision, task_token, config.contrastive),

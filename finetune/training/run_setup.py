@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from finetune.build import make_model, make_task_engine, with_defaults
+from finetune.training.model_setup import make_model, make_task_engine, with_defaults
 from finetune.config import FREE_FLAGS, TrainingConfig
 from finetune.data.regions import other_detector_note
 from finetune.data.task_data import CollatorSettings
@@ -32,8 +32,9 @@ class RunSetup:
     """The model and the data of a new or resumed run.
 
     Attributes:
-        config: flags, as config.json stores them.
-        settled: the flags with the defaults for the size of the model, see build.with_defaults.
+        stored_flags: the flags as config.json stores them, so that a resumed run of an earlier version keeps its
+            defaults.
+        flags: the flags with the defaults for the size of the model, see model_setup.with_defaults.
         opened: the data of each task.
         source: the initial weights, or those of the run to resume.
         sizes: model configuration.
@@ -46,8 +47,8 @@ class RunSetup:
         content: task -> fingerprints of its data.
     """
 
-    config: TrainingConfig
-    settled: TrainingConfig
+    stored_flags: TrainingConfig
+    flags: TrainingConfig
     opened: Sequence[TrainingData]
     source: ModelSource
     sizes: ModelConfig
@@ -61,11 +62,11 @@ class RunSetup:
 
     def collator_settings(self, task: Task) -> CollatorSettings:
         """Tokenizer, vocabulary and limits of a task's batches."""
-        return self.source.collator_settings(self.vocabularies.get(task.head.name), self.config.max_regions)
+        return self.source.collator_settings(self.vocabularies.get(task.head.name), self.flags.max_regions)
 
     def engine(self, training_pass: nn.Module, lr: float, head_lr: float, update_unused: bool = False) -> Engine:
         """The optimizer and training step of a pass, restored if the run is; for the arguments see make_task_engine."""
-        return make_task_engine(self.settled, self.ranks, training_pass, lr, head_lr, self.newest, update_unused)
+        return make_task_engine(self.flags, self.ranks, training_pass, lr, head_lr, self.newest, update_unused)
 
     def begin_run(self, tokens: dict[str, int | None]) -> None:
         """Creates the run directory of a new run. tokens: task -> task token."""
@@ -73,8 +74,8 @@ class RunSetup:
             return
         begin = partial(
             begin_run,
-            run=Path(self.config.out),
-            config=self.config,
+            run=Path(self.stored_flags.out),
+            config=self.stored_flags,
             source=self.source,
             sizes=self.sizes,
             tasks=[one.task for one in self.opened],
@@ -100,7 +101,8 @@ def set_up_run(
     """Makes the model of a run, after checking that a resumed one has the flags and the data that it began with.
 
     Args:
-        config, opened, source, sizes, ranks, newest: see RunSetup.
+        config: flags, see RunSetup.stored_flags.
+        opened, source, sizes, ranks, newest: see RunSetup.
         choose_vocabularies: function from --min_answer_count (None in a resumed run, whose answers are stored) to the
             vocabularies; called on the first rank.
         device: of the model.
@@ -108,7 +110,7 @@ def set_up_run(
     Raises:
         UserError: the flags or the data have changed, or the weights do not fit.
     """
-    settled = with_defaults(config, sizes, newest)
+    flags = with_defaults(config, sizes, newest)
     if newest:
         check_flags(config, Path(config.out), FREE_FLAGS)
     content = on_first(ranks, lambda: {one.task.name: one.content() for one in opened})
@@ -120,13 +122,13 @@ def set_up_run(
     if source.path and (note := other_detector_note(source.path, regions)):
         ranks.log(note)
     return RunSetup(
-        config=config,
-        settled=settled,
+        stored_flags=config,
+        flags=flags,
         opened=opened,
         source=source,
         sizes=sizes,
         vocabularies=vocabularies,
-        model=make_model(settled, tasks, sizes, vocabularies, None if newest else source, precision, ranks),
+        model=make_model(flags, tasks, sizes, vocabularies, None if newest else source, precision, ranks),
         precision=precision,
         ranks=ranks,
         newest=newest,

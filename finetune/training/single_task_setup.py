@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from finetune.build import choose_model
+from finetune.training.model_setup import choose_model
 from finetune.config import StConfig, batch_and_lr, default_epochs
 from finetune.data.task_data import TaskData, prepare_on_every_machine
 from finetune.objective.task_pass import TaskPass

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.build import make_model, make_task_engine
+from finetune.training.model_setup import make_model, make_task_engine
 from finetune.config import MtConfig, StConfig
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.tasks import find_task
@@ -63,9 +63,9 @@ def test_updates_of_tasks_are_in_the_ratio_of_their_learning_rates():
 
 @pytest.mark.parametrize(("config", "clip"), [("base", 0.0), ("model.json", 0.0), ("tiny", 1.0)])
 def test_pretraining_clips_gradients_of_the_small_model_alone(config, clip):
-    assert PretrainConfig(config=config).settled().clip == clip
-    assert PretrainConfig(config=config, clip=0.5).settled().clip == 0.5
-    assert PretrainConfig(config=config, clip=0.0).settled().clip == 0.0
+    assert PretrainConfig(config=config).with_size_defaults().clip == clip
+    assert PretrainConfig(config=config, clip=0.5).with_size_defaults().clip == 0.5
+    assert PretrainConfig(config=config, clip=0.0).with_size_defaults().clip == 0.0
     assert StConfig(task="vqa").clip == MtConfig().clip == 0.0
 
 

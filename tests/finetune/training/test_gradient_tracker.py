@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_tasks import NAMES, tiny_parts, tiny_pass, tiny_tasks
 
-from finetune.build import make_task_engine
+from finetune.training.model_setup import make_task_engine
 from finetune.config import MtConfig
 from finetune.gradients.interference_measurement import FixedBatches, measure
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
