@@ -147,8 +147,8 @@ def examples_per_second(state) -> float:
     """Examples of random batches per second, in this process."""
     rng, count, began = np.random.default_rng(0), 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:
-        state.training(0, rng.integers(0, state.plan.pairs, state.plan.batch_size))
-        count += state.plan.batch_size
+        state.training(0, rng.integers(0, state.schedule.samples, state.schedule.batch_size))
+        count += state.schedule.batch_size
     return count / (time.perf_counter() - began)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pretrain.config import FREE_FLAGS, PretrainConfig, loss_terms
-from pretrain.data.batch_schedule import Plan, Stage
+from pretrain.data.batch_schedule import BatchSchedule, Stage
 from pretrain.data.caption_pairs import MisalignedCaptions
 from pretrain.data.collate import Collator, Limits
 from pretrain.data.dataloader import WorkerStatus
@@ -91,8 +91,8 @@ def _training_task(
         limits=limits,
         skip_bad=config.on_bad_shard == "skip",
     )
-    plan = Plan(
-        pairs=len(pairs.training),
+    schedule = BatchSchedule(
+        samples=len(pairs.training),
         batch_size=config.batch_size,
         epochs=config.epochs,
         steps=config.steps,
@@ -105,7 +105,7 @@ def _training_task(
     hard = config.negatives == "hard"
     at_once = -(-config.batch_size // (ranks.count * config.accumulate))
     return PretrainingTask(
-        plan=plan,
+        schedule=schedule,
         peak_lr=config.lr,
         save_every=config.save_every,
         pretraining_pass=pretraining_pass,
@@ -310,7 +310,7 @@ def _begin_run(
 
 
 def _describe(config: PretrainConfig, task: PretrainingTask, engine: Engine, vocabulary_size: int) -> None:
-    pairs, plan, ranks = task.pairs, task.plan, engine.ranks
+    pairs, schedule, ranks = task.pairs, task.schedule, engine.ranks
     log = ranks.log
     images = [len(np.unique(pairs.captions.images_of(side))) for side in (pairs.trained, pairs.validation)]
     skipped = len(pairs.shards) - sum(images)
@@ -331,11 +331,11 @@ def _describe(config: PretrainConfig, task: PretrainingTask, engine: Engine, voc
         f"{config.config} model, {parameters / 1e6:.1f} M parameters, "
         f"vocabulary size {vocabulary_size}, on {task.device}"
     )
-    if ranks.count > 1 or plan.accumulate > 1:
-        accumulated = counted(plan.accumulate, "accumulation step")
-        log(f"{plan.batch_size} pairs per step: {counted(ranks.count, 'rank')} x {accumulated}")
-    if plan.first_step:
-        log(f"resuming after step {plan.first_step}")
+    if ranks.count > 1 or schedule.accumulate > 1:
+        accumulated = counted(schedule.accumulate, "accumulation step")
+        log(f"{schedule.batch_size} pairs per step: {counted(ranks.count, 'rank')} x {accumulated}")
+    if schedule.first_step:
+        log(f"resuming after step {schedule.first_step}")
 
 
 def region_shards(data: str | None) -> str:
@@ -354,10 +354,10 @@ def result_of(trainer: Trainer, scores: dict, seconds: float) -> dict:
         scores: the last validation scores.
         seconds: wall time of the process that finished it.
     """
-    config, plan = trainer.config, trainer.task.plan
+    config, schedule = trainer.config, trainer.task.schedule
     return {
-        "steps": plan.total_steps,
-        "epochs": config.epochs or round(plan.total_steps / plan.steps_per_epoch, 3),
+        "steps": schedule.total_steps,
+        "epochs": config.epochs or round(schedule.total_steps / schedule.steps_per_epoch, 3),
         "pairs": len(trainer.task.pairs.training),
         "validation": scores,
         "skipped_steps": trainer.engine.skipped.count,

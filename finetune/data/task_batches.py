@@ -1,16 +1,17 @@
 """Batch loading: shuffled examples of each task, divided over ranks and micro-batches and read by data workers."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, tee
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from finetune.data.task_collate import TaskBatch, TaskCollator
-from pretrain.data.batch_schedule import Plan, share
+from pretrain.data.batch_schedule import BatchSchedule, part_range
 from pretrain.data.dataloader import Loader, WorkerStatus, check_workers, loading
 from shards.common import counter_rng
 from shards.common.dist_info import Ranks
@@ -18,8 +19,33 @@ from shards.common.random_purposes import EpochPurpose
 
 WORTH_A_WORKER = 8  # batches per data worker: with fewer, starting another process costs more time than it saves
 
-# (number of the task, number of the task step in its iteration, epoch, numbers of the examples)
-Request = tuple[int, int, int, np.ndarray]
+
+class TaskStep(NamedTuple):
+    """A step of a task in an iteration.
+
+    Attributes:
+        task: number of the task.
+        step: number of the step among all steps of the task.
+    """
+
+    task: int
+    step: int
+
+
+class MicroBatchRequest(NamedTuple):
+    """What a data worker reads.
+
+    Attributes:
+        task: number of the task.
+        task_step: number of the task step in its iteration.
+        epoch: of the task.
+        examples: int64 (n,), numbers of the examples.
+    """
+
+    task: int
+    task_step: int
+    epoch: int
+    examples: np.ndarray
 
 
 @dataclass
@@ -59,7 +85,7 @@ class _MicroBatches(Dataset):
     def __init__(self, collators: list[TaskCollator], status: WorkerStatus):
         self.collators, self.status = collators, status
 
-    def __getitem__(self, request: Request) -> MicroBatch:
+    def __getitem__(self, request: MicroBatchRequest) -> MicroBatch:
         task, task_step, epoch, examples = request
         collator = self.collators[task]
         _note(self.status, collator, examples, task)
@@ -77,28 +103,28 @@ def _note(status: WorkerStatus, collator: TaskCollator, numbers: np.ndarray, tas
 class _Requests:
     """A sampler of the data loader; `requests` is replaced before each pass."""
 
-    requests: Iterable[Request] = ()
+    requests: Iterable[MicroBatchRequest] = ()
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[MicroBatchRequest]:
         return iter(self.requests)
 
 
 @dataclass
-class Order:
+class ExampleOrder:
     """The order of a task's examples, shuffled anew in each epoch."""
 
-    plan: Plan
+    schedule: BatchSchedule
     seed: int
     epoch: int | None = None
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def part(self, step: int, number: int) -> tuple[int, np.ndarray]:
+    def micro_batch(self, step: int, number: int) -> tuple[int, np.ndarray]:
         """(epoch, numbers of the examples) of one of this rank's micro-batches of a step of the task."""
-        epoch, begin, end = self.plan.part(step, number)
+        epoch, begin, end = self.schedule.micro_batch_range(step, number)
         if epoch != self.epoch:
             self.epoch = epoch
             random_key = counter_rng.key(self.seed, epoch, EpochPurpose.EXAMPLE_ORDER)
-            self.numbers = counter_rng.permutation(random_key, self.plan.pairs)
+            self.numbers = counter_rng.permutation(random_key, self.schedule.samples)
         return epoch, self.numbers[begin:end]
 
 
@@ -110,38 +136,38 @@ class MicroBatchReader:
         dataset = _MicroBatches(collators, status)
         self.loader = Loader(dataset, workers, status, accumulate, pin, self.requests, lasting=True)
 
-    def read(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[list[MicroBatch]]:
+    def read(self, orders: list[ExampleOrder], iterations: Sequence[Sequence[TaskStep]]) -> Iterator[list[MicroBatch]]:
         """This rank's micro-batches of each iteration.
 
-        Args:
-            orders: of the examples of each task.
-            steps: per iteration, its task steps as (number of the task, the task's own step).
+        They are in the order of the task steps, `accumulate` for each. orders: of the examples of each task.
         """
-        ahead, here = tee(steps)
-        self.requests.requests = self._requests(orders, ahead)
+        self.requests.requests = self._requests(orders, iterations)
         batches = iter(self.loader)
-        for step in here:
-            yield list(islice(batches, len(step) * self.accumulate))
+        for task_steps in iterations:
+            yield list(islice(batches, len(task_steps) * self.accumulate))
         next(batches, None)  # returns None, and lets the workers finish their pass
 
     def close(self) -> None:
         """Stops the data workers, which would otherwise keep the process alive."""
         self.requests.requests, self.loader = (), None
 
-    def _requests(self, orders: list[Order], steps: Iterable[list[tuple[int, int]]]) -> Iterator[Request]:
-        for step in steps:
-            for task_step, (task, own) in enumerate(step):
-                for part in range(self.accumulate):
-                    yield task, task_step, *orders[task].part(own, part)
+    def _requests(
+        self, orders: list[ExampleOrder], iterations: Sequence[Sequence[TaskStep]]
+    ) -> Iterator[MicroBatchRequest]:
+        for task_steps in iterations:
+            for place, (task, step) in enumerate(task_steps):
+                for number in range(self.accumulate):
+                    epoch, examples = orders[task].micro_batch(step, number)
+                    yield MicroBatchRequest(task, place, epoch, examples)
 
 
-def task_steps(
-    collator: TaskCollator, plan: Plan, seed: int, status: WorkerStatus, pin: bool = False
+def single_task_steps(
+    collator: TaskCollator, schedule: BatchSchedule, seed: int, status: WorkerStatus, pin: bool = False
 ) -> Iterator[list[TaskBatch]]:
-    """This rank's micro-batches of every step of one task, from plan.first_step on, prefetched by data workers."""
-    steps = ([(0, step)] for step in range(plan.first_step, plan.total_steps))
-    with contextlib.closing(MicroBatchReader([collator], status, plan.workers, plan.accumulate, pin)) as reader:
-        for parts in reader.read([Order(plan, seed)], steps):
+    """This rank's micro-batches of every step of one task, from schedule.first_step on, prefetched by data workers."""
+    steps = [(TaskStep(0, step),) for step in range(schedule.first_step, schedule.total_steps)]
+    with contextlib.closing(MicroBatchReader([collator], status, schedule.workers, schedule.accumulate, pin)) as reader:
+        for parts in reader.read([ExampleOrder(schedule, seed)], steps):
             yield [part.batch for part in parts]
 
 
@@ -155,7 +181,7 @@ def in_order(
     Raises:
         UserError: a data worker died inside the block.
     """
-    first, last = share(len(collator.examples), ranks.count, ranks.rank)
+    first, last = part_range(len(collator.examples), ranks.count, ranks.rank)
     slices = [slice(begin, min(begin + batch_size, last)) for begin in range(first, last, batch_size)]
     workers = min(workers, len(slices) // WORTH_A_WORKER)
     requests = [(0, np.arange(part.start, part.stop)) for part in slices]

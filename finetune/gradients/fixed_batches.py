@@ -11,7 +11,7 @@ from finetune.gradients.interference_measurement import FixedBatches
 from finetune.inference.model_loader import ModelLoader, TrainingInputs
 from finetune.run_dirs.run_data_folder import training_flags
 from finetune.task_types.base import Task
-from pretrain.data.batch_schedule import share
+from pretrain.data.batch_schedule import part_range
 from shards.common import counter_rng
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.random_purposes import EpochPurpose
@@ -54,7 +54,7 @@ def fixed_batches(collator: TaskCollator, seed: int, count: int, size: int, rank
     random_key = counter_rng.key(seed, EPOCH, EpochPurpose.EXAMPLE_ORDER)
     order = counter_rng.permutation(random_key, len(collator.examples))
     size = fixed_size(collator, size)
-    begin, end = share(size, ranks.count, ranks.rank)
+    begin, end = part_range(size, ranks.count, ranks.rank)
     return [collator(EPOCH, numbers[begin:end]) for numbers in np.resize(order, (count, size))]
 
 

@@ -15,7 +15,7 @@ from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
 from finetune.inference.kept_scores import KeptScores
 from finetune.objective.task_pass import TaskPass
-from pretrain.data.batch_schedule import share
+from pretrain.data.batch_schedule import part_range
 from pretrain.models.packing import SequenceLayout, lay_out
 from pretrain.models.vilbert import StreamStates
 from shards.common.dist_info import Ranks
@@ -81,7 +81,7 @@ def retrieval_scores(
     if kept:
         kept.fill(scores, blocks)
     waiting = sorted(set(range(len(blocks))) - set(kept.done if kept else ()))
-    mine = waiting[slice(*share(len(waiting), ranks.count, ranks.rank))]
+    mine = waiting[slice(*part_range(len(waiting), ranks.count, ranks.rank))]
     texts = [Rows.of(*text_states(task_pass, collator, part)) for part in batches(count, batch_size) if mine]
     done, total = 0, count * sum(len(blocks[number]) for number in mine)
     for number in mine:

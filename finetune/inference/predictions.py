@@ -14,7 +14,7 @@ from finetune.inference.caption_image_scores import Progress, retrieval_scores, 
 from finetune.inference.kept_scores import KeptScores
 from finetune.inference.rerank import reranked_scores
 from finetune.objective.task_pass import TaskPass
-from pretrain.data.batch_schedule import share
+from pretrain.data.batch_schedule import part_range
 from pretrain.engine.distributed import all_reduce_sum, on_every_rank
 from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
@@ -90,7 +90,7 @@ def _best(
     """float64 (examples, ...): the predictions for this rank's share in numbers (see Head.best), zeros elsewhere."""
     count = len(collator.examples)
     found = np.zeros((count, *task_pass.task.head.prediction_shape(collator.limits.max_regions)))
-    first, last = share(count, ranks.count, ranks.rank)
+    first, last = part_range(count, ranks.count, ranks.rank)
     with in_order(collator, batch_size, workers, ranks, pin=task_pass.device.type == "cuda") as batches:
         for part, batch in batches:
             logits = task_pass.logits(batch.to(task_pass.device)).cpu()

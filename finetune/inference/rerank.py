@@ -11,7 +11,7 @@ from torch import Tensor
 from finetune.data.task_collate import TaskCollator
 from finetune.inference.caption_image_scores import Progress, batches, first_captions, text_states
 from finetune.objective.task_pass import TaskPass
-from pretrain.data.batch_schedule import share
+from pretrain.data.batch_schedule import part_range
 from pretrain.models.packing import SequenceLayout
 from pretrain.models.vilbert import StreamStates
 from shards.common.dist_info import Ranks
@@ -53,7 +53,7 @@ def reranked_scores(
         scores = similarities + NOT_SCORED
         scores[tuple(chosen.T)] = 0
     parts = list(batches(len(chosen), batch_size))  # the same for any number of ranks
-    mine = parts[slice(*share(len(parts), ranks.count, ranks.rank))]
+    mine = parts[slice(*part_range(len(parts), ranks.count, ranks.rank))]
     done, total = 0, sum(map(len, mine))
     for part in mine:
         pairs = chosen[part]

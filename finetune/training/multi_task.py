@@ -9,7 +9,7 @@ from itertools import count
 import torch
 
 from finetune.config import MtConfig
-from finetune.data.task_batches import MicroBatch, MicroBatchReader, Order
+from finetune.data.task_batches import ExampleOrder, MicroBatch, MicroBatchReader, TaskStep
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, mean_score, watched
 from finetune.gradients.tracked_gradients import GRADIENTS_KIND
@@ -19,7 +19,7 @@ from finetune.training.balanced_step import BalancedStep
 from finetune.training.gradient_tracker import GradientTracker
 from finetune.training.task_schedulers import Regime
 from finetune.training.task_validation import SHORTER_VALIDATION, Validation
-from pretrain.data.batch_schedule import Plan
+from pretrain.data.batch_schedule import BatchSchedule
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.step import Engine, MetricSums
 from pretrain.engine.training_task import Evaluation, TrainingTask
@@ -34,7 +34,7 @@ class TaskState:
         task_pass: the model's pass over a batch of the task.
         training: collator of its training examples.
         validation: its validation examples.
-        plan: of its own steps, without an end.
+        schedule: of its own steps, without an end: the number of iterations ends a run.
         taken: number of task steps so far.
         score: of its last validation.
     """
@@ -42,7 +42,7 @@ class TaskState:
     task_pass: TaskPass
     training: TaskCollator
     validation: Validation
-    plan: Plan
+    schedule: BatchSchedule
     taken: int = 0
     score: TaskScore | None = None
 
@@ -52,11 +52,11 @@ class TaskState:
 
     def due(self, done: int) -> bool:
         """Whether the task is validated after `done` iterations: once per epoch of its own, also while it is paused."""
-        return done % self.plan.steps_per_epoch == 0
+        return done % self.schedule.steps_per_epoch == 0
 
 
 @dataclass(frozen=True)
-class Iterations:
+class IterationSchedule:
     """The schedule of a multi-task run in iterations, each of which contains task steps of some of the tasks."""
 
     first_step: int
@@ -78,7 +78,7 @@ class MultiTask(TrainingTask):
     """
 
     config: MtConfig
-    plan: Iterations
+    schedule: IterationSchedule
     task_states: list[TaskState]
     regime: Regime
     peak_lr: float
@@ -107,29 +107,30 @@ class MultiTask(TrainingTask):
 
     @property
     def save_every(self) -> int:
-        return self.config.save_every or self.plan.steps_per_epoch
+        return self.config.save_every or self.schedule.steps_per_epoch
 
     def batches(self) -> Iterator[list[MicroBatch] | None]:
         pin = self.device.type == "cuda"
         collators = [state.training for state in self.task_states]
-        orders = [Order(state.plan, self.config.seed) for state in self.task_states]
-        taken, iteration = [state.taken for state in self.task_states], self.plan.first_step
+        orders = [ExampleOrder(state.schedule, self.config.seed) for state in self.task_states]
+        taken, iteration = [state.taken for state in self.task_states], self.schedule.first_step
         reader = MicroBatchReader(collators, self.worker_status, self.config.workers, self.config.accumulate, pin)
         with contextlib.closing(reader):
-            while iteration < self.plan.total_steps:
+            while iteration < self.schedule.total_steps:
                 until = next(done for done in count(iteration + 1) if self.due(done) or self._last(done))
-                yield from reader.read(orders, self._own_steps(range(iteration, until), taken))
+                yield from reader.read(orders, self._task_steps(range(iteration, until), taken))
                 yield None  # after the validation, the regime may choose other tasks
                 iteration = until
 
-    def _own_steps(self, iterations: range, taken: list[int]) -> Iterator[list[tuple[int, int]]]:
-        """For every iteration its task steps, (number of the task, its own step); counts them in `taken`."""
+    def _task_steps(self, iterations: range, taken: list[int]) -> list[list[TaskStep]]:
+        """The task steps of every iteration. taken: number of steps of each task before it, to which they are added."""
+        steps: list[list[TaskStep]] = []
         for iteration in iterations:
-            step = []
-            for task in self.training_tasks(iteration):
-                step.append((task, taken[task]))
+            steps.append([])
+            for task in self.training_tasks(iteration):  # a task may occur several times
+                steps[-1].append(TaskStep(task, taken[task]))
                 taken[task] += 1
-            yield step
+        return steps
 
     def denominators(self, parts: list[MicroBatch]) -> list[int]:
         """Examples of every task step, and their total; of the same length on a rank that failed and has no parts."""
@@ -141,7 +142,10 @@ class MultiTask(TrainingTask):
     def take(
         self, engine: Engine, step: int, parts: list[MicroBatch], sums: MetricSums, denominators: list[int]
     ) -> None:
-        """One optimizer step per task step; with --balance a single one for all of them."""
+        """One optimizer step per task step; with --balance a single one for all of them.
+
+        parts: --accumulate micro-batches of the first task step, then those of the second, and so on.
+        """
         each = self.config.accumulate
         by_task = [parts[begin : begin + each] for begin in range(0, len(parts), each)]
         if self.balanced is None:
@@ -149,11 +153,11 @@ class MultiTask(TrainingTask):
                 engine.step(step, of_step, sums, denominators)
         elif parts:
             self.balanced.step(engine, step, by_task, sums, denominators)
-        for part in parts[:: self.config.accumulate]:
-            self.task_states[part.task].taken += 1
+        for of_step in by_task:
+            self.task_states[of_step[0].task].taken += 1
 
     def samples_before(self, step: int) -> int:
-        return sum(state.plan.samples_before(state.taken) for state in self.task_states)
+        return sum(state.schedule.samples_before(state.taken) for state in self.task_states)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """TASK/loss, TASK/score and so on of the tasks that trained; TASK/going of all (1: active, 0: paused)."""
@@ -177,7 +181,7 @@ class MultiTask(TrainingTask):
         return any(state.due(done) for state in self.task_states)
 
     def _last(self, done: int) -> bool:
-        return done == self.plan.total_steps
+        return done == self.schedule.total_steps
 
     def evaluate(self, done: int) -> Evaluation:
         """Validates every task that is due: TASK/metric, TASK/going, and TASK/change if stop-and-go paused or resumed
@@ -193,7 +197,7 @@ class MultiTask(TrainingTask):
             values[f"{name}/going"] = int(self.regime.active(name))
             if change:
                 values[f"{name}/change"] = change
-                self.ranks.log(f"step {done}/{self.plan.total_steps}  {state.task.title} {change}")
+                self.ranks.log(f"step {done}/{self.schedule.total_steps}  {state.task.title} {change}")
         if last:
             values["mt_score"] = mean_score(self.scores())[0]
         main = [f"{name.removesuffix('/score')} {v:.1%}" for name, v in values.items() if name.endswith("/score")]
@@ -207,12 +211,12 @@ class MultiTask(TrainingTask):
 
     def validations(self) -> dict[str, int]:
         """Of each task one per epoch of its own, and one at the end."""
-        total = self.plan.total_steps
-        return {state.task.name: (total - 1) // state.plan.steps_per_epoch + 1 for state in self.task_states}
+        total = self.schedule.total_steps
+        return {state.task.name: (total - 1) // state.schedule.steps_per_epoch + 1 for state in self.task_states}
 
     def score(self, state: TaskState) -> None:
         """Validates a task."""
-        at_once, workers = state.plan.batch_size, self.config.workers
+        at_once, workers = state.schedule.batch_size, self.config.workers
         state.score = state.validation.score(state.task_pass, at_once, workers, self.ranks)
 
     def scores(self) -> dict[str, TaskScore]:

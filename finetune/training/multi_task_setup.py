@@ -9,7 +9,6 @@ import torch
 
 from finetune.balancing import make_balance
 from finetune.balancing.base import GradientCombination
-from finetune.training.model_setup import choose_model
 from finetune.config import (
     HEAD_LR,
     PRETRAINING,
@@ -33,12 +32,13 @@ from finetune.run_dirs.model_source import ModelSource, choose_vocabulary, rando
 from finetune.task_types.base import TASK_TOKENS, Task
 from finetune.training.balanced_step import BalancedStep
 from finetune.training.gradient_tracker import TRACKED_BATCHES, TRACKED_EXAMPLES, GradientTracker, default_interval
-from finetune.training.multi_task import Iterations, MultiTask, TaskState
+from finetune.training.model_setup import choose_model
+from finetune.training.multi_task import IterationSchedule, MultiTask, TaskState
 from finetune.training.run_setup import RunSetup, set_up_run
 from finetune.training.task_schedulers import Regime, find_regime
 from finetune.training.task_validation import validation_of
 from finetune.training.training_data import TrainingData, open_training_data
-from pretrain.data.batch_schedule import Plan
+from pretrain.data.batch_schedule import BatchSchedule
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.checkpoint import METADATA
 from pretrain.engine.distributed import on_every_rank
@@ -48,8 +48,6 @@ from shards.common.dist_info import Ranks
 from shards.common.errors import UserError
 from shards.common.untrusted_input import reading
 
-ENDLESS = 1 << 30  # epochs of a task's plan: the number of iterations ends a run, not the epochs
-
 
 def result_of(training: MultiTask) -> dict:
     """The contents of result.json of a finished run."""
@@ -57,9 +55,9 @@ def result_of(training: MultiTask) -> dict:
     mean, interval = mean_score(scores)
     return {
         "regime": training.config.regime,
-        "iterations": training.plan.total_steps,
+        "iterations": training.schedule.total_steps,
         "tasks": {
-            state.task.name: state.score.summary | {"trained_on": state.plan.pairs, "steps": state.taken}
+            state.task.name: state.score.summary | {"trained_on": state.schedule.samples, "steps": state.taken}
             for state in training.task_states
         },
         "groups": {g: mean_score(scores, g)[0] for g in sorted({score.group for score in scores.values()})},
@@ -92,13 +90,13 @@ def build_multi_task(
     setup = set_up_run(config, opened, source, sizes, choose_vocabularies, ranks, device, newest)
     metadata, tokens = setup.metadata, task_tokens(tasks, config.task_token)
     states = [_task_state(setup, one, tokens.get(one.task.name)) for one in opened]
-    longest = max(state.plan.steps_per_epoch for state in states)
-    plan = Iterations(
+    longest = max(state.schedule.steps_per_epoch for state in states)
+    schedule = IterationSchedule(
         first_step=metadata.get("step", 0),
         total_steps=config.iterations or config.epochs * longest,
         steps_per_epoch=longest,
     )
-    regime = _regime(config, states, plan.total_steps)
+    regime = _regime(config, states, schedule.total_steps)
     balanced = balanced_step(config, setup.model, len(tasks), ranks)
     if newest:
         with reading(newest / METADATA):
@@ -108,7 +106,7 @@ def build_multi_task(
     lr = min(task.lr for task in tasks) * config.lr_scale
     training = MultiTask(
         config=config,
-        plan=plan,
+        schedule=schedule,
         task_states=states,
         regime=regime,
         peak_lr=lr,
@@ -116,7 +114,7 @@ def build_multi_task(
         ranks=ranks,
         device=device,
         balanced=balanced,
-        tracker=gradient_tracker(config, states, plan, balanced, ranks),
+        tracker=gradient_tracker(config, states, schedule, balanced, ranks),
         earlier_seconds=metadata.get("seconds", 0.0),
     )
     updated = default_update_unused(sizes) if config.update_unused is None else config.update_unused
@@ -136,10 +134,9 @@ def _task_state(setup: RunSetup, opened: TrainingData, task_token: int | None) -
         task_pass=TaskPass(setup.model, task, setup.precision, task_token, config.contrastive),
         training=data.collator(opened.training, settings, config.seed),
         validation=validation_of(data, opened.validation, settings, config.validate_on, config.seed),
-        plan=Plan(
-            pairs=len(opened.training),
+        schedule=BatchSchedule(
+            samples=len(opened.training),
             batch_size=min(default_batch_size(task, setup.sizes), config.max_batch or task.batch_size),
-            epochs=ENDLESS,
             ranks=setup.ranks,
             accumulate=config.accumulate,
         ),
@@ -152,7 +149,7 @@ def _regime(config: MtConfig, states: list[TaskState], iterations: int) -> Regim
     return find_regime(config.regime)(
         names=tuple(state.task.name for state in states),
         groups=tuple(state.task.group for state in states),
-        sizes=tuple(state.plan.pairs for state in states),
+        sizes=tuple(state.schedule.samples for state in states),
         iterations=iterations,
         gap=config.gap,
         first_phase=config.first_phase,
@@ -181,14 +178,14 @@ def check_tracking(config: MtConfig, tasks: list[Task]) -> None:
 
 
 def gradient_tracker(
-    config: MtConfig, states: list[TaskState], plan: Iterations, balanced: BalancedStep | None, ranks: Ranks
+    config: MtConfig, states: list[TaskState], schedule: IterationSchedule, balanced: BalancedStep | None, ranks: Ranks
 ) -> GradientTracker | None:
     """The tracker of --track, None without the flag. It uses the memory for gradients of `balanced`, if it has some."""
     if not config.track:
         return None
     counts = [fixed_size(state.training, TRACKED_EXAMPLES) for state in states]
-    of_record, of_iteration = TRACKED_BATCHES * sum(counts), sum(state.plan.batch_size for state in states)
-    every = config.track_every or default_interval(of_record, of_iteration, plan.total_steps)
+    of_record, of_iteration = TRACKED_BATCHES * sum(counts), sum(state.schedule.batch_size for state in states)
+    every = config.track_every or default_interval(of_record, of_iteration, schedule.total_steps)
 
     def read() -> list[list[TaskBatch]]:
         return [
@@ -246,21 +243,21 @@ def _vocabularies(
 
 
 def _describe(training: MultiTask, source: ModelSource) -> None:
-    log, plan, config = training.ranks.log, training.plan, training.config
+    log, schedule, config = training.ranks.log, training.schedule, training.config
     log(
         f"{counted(len(training.task_states), 'task')}, regime {config.regime}, from {source.path or 'scratch'}, "
         f"on {training.device}"
     )
-    if not plan.first_step and (note := random_weights_note(source, config.init, (PRETRAINING,))):
+    if not schedule.first_step and (note := random_weights_note(source, config.init, (PRETRAINING,))):
         log(note)
     for state in training.task_states:
         log(
-            f"{state.task.title:<20} {state.plan.pairs} training examples, "
+            f"{state.task.title:<20} {state.schedule.samples} training examples, "
             f"{len(state.validation)} validation examples, "
-            f"{counted(state.plan.steps_per_epoch, 'step')} per epoch, batch size {state.plan.batch_size}"
+            f"{counted(state.schedule.steps_per_epoch, 'step')} per epoch, batch size {state.schedule.batch_size}"
         )
-    epochs = math.ceil(plan.total_steps / plan.steps_per_epoch)
-    length = f"{counted(plan.total_steps, 'iteration')}, {counted(epochs, 'epoch')} of the longest task"
+    epochs = math.ceil(schedule.total_steps / schedule.steps_per_epoch)
+    length = f"{counted(schedule.total_steps, 'iteration')}, {counted(epochs, 'epoch')} of the longest task"
     log(f"{length}; peak learning rate {training.peak_lr:g}")
-    if plan.first_step:
-        log(f"resuming after iteration {plan.first_step}")
+    if schedule.first_step:
+        log(f"resuming after iteration {schedule.first_step}")

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from finetune.training.model_setup import make_model, make_task_engine, with_defaults
 from finetune.config import FREE_FLAGS, TrainingConfig
 from finetune.data.regions import other_detector_note
 from finetune.data.task_data import CollatorSettings
@@ -17,6 +16,7 @@ from finetune.run_dirs.answer_vocabularies import Vocabularies
 from finetune.run_dirs.finetune_run_dir import begin_run, check_content
 from finetune.run_dirs.model_source import ModelSource
 from finetune.task_types.base import Task
+from finetune.training.model_setup import make_model, make_task_engine, with_defaults
 from finetune.training.training_data import TrainingData
 from pretrain.engine.checkpoint import read_metadata
 from pretrain.engine.distributed import on_first

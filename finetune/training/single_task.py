@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from finetune.config import StConfig
-from finetune.data.task_batches import task_steps
+from finetune.data.task_batches import single_task_steps
 from finetune.data.task_collate import TaskBatch, TaskCollator
 from finetune.evaluation.scores import describe_scores, watched
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.training.task_validation import SHORTER_VALIDATION, Validation
-from pretrain.data.batch_schedule import Plan
+from pretrain.data.batch_schedule import BatchSchedule
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.training_task import Evaluation, TrainingTask
 from shards.common.dist_info import Ranks
@@ -31,7 +31,7 @@ class SingleTask(TrainingTask):
     """
 
     config: StConfig
-    plan: Plan
+    schedule: BatchSchedule
     task_pass: TaskPass
     training: TaskCollator
     validation: Validation
@@ -50,11 +50,11 @@ class SingleTask(TrainingTask):
 
     @property
     def save_every(self) -> int:
-        return self.plan.steps_per_epoch
+        return self.schedule.steps_per_epoch
 
     def batches(self) -> Iterator[list[TaskBatch]]:
-        return task_steps(
-            self.training, self.plan, self.config.seed, self.worker_status, pin=self.device.type == "cuda"
+        return single_task_steps(
+            self.training, self.schedule, self.config.seed, self.worker_status, pin=self.device.type == "cuda"
         )
 
     def denominators(self, parts: list[TaskBatch]) -> list[int]:
@@ -67,7 +67,7 @@ class SingleTask(TrainingTask):
         return f"loss {metrics['loss']:.3f}  score in training {metrics['score']:.1%}"
 
     def samples_before(self, step: int) -> int:
-        return self.plan.samples_before(step)
+        return self.schedule.samples_before(step)
 
     def evaluate(self, done: int) -> Evaluation:
         """The task's metrics on its validation split, between 0 and 1; `score` repeats the main metric."""

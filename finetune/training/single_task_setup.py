@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from finetune.training.model_setup import choose_model
 from finetune.config import StConfig, batch_and_lr, default_epochs
 from finetune.data.task_data import TaskData, prepare_on_every_machine
 from finetune.objective.task_pass import TaskPass
@@ -15,11 +14,12 @@ from finetune.run_dirs.answer_vocabularies import Vocabularies
 from finetune.run_dirs.model_source import ModelSource, choose_vocabulary, random_weights_note
 from finetune.task_types.base import Task
 from finetune.tasks import add_task_file, all_tasks, find_task
+from finetune.training.model_setup import choose_model
 from finetune.training.run_setup import set_up_run
 from finetune.training.single_task import SingleTask
 from finetune.training.task_validation import validation_of
 from finetune.training.training_data import TrainingData, open_training_data
-from pretrain.data.batch_schedule import Plan
+from pretrain.data.batch_schedule import BatchSchedule
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.checkpoint import best_checkpoint, newest_checkpoint, read_metadata
 from pretrain.engine.distributed import on_first
@@ -76,8 +76,8 @@ def build_single_task(
     setup = set_up_run(config, [opened], source, sizes, choose_vocabularies, ranks, device, newest)
     metadata, settings = setup.metadata, setup.collator_settings(task)
     task_pass = TaskPass(setup.model, task, setup.precision, source.task_token(task), config.contrastive)
-    plan = Plan(
-        pairs=len(examples),
+    schedule = BatchSchedule(
+        samples=len(examples),
         batch_size=batch_size,
         epochs=config.epochs,
         first_step=metadata.get("step", 0),
@@ -88,7 +88,7 @@ def build_single_task(
     best = metadata.get("best_score")
     training = SingleTask(
         config=config,
-        plan=plan,
+        schedule=schedule,
         task_pass=task_pass,
         training=data.collator(examples, settings, config.seed),
         validation=validation_of(data, opened.validation, settings, config.validate_on, config.seed),
@@ -150,14 +150,14 @@ def _vocabularies(
 
 
 def _describe(training: SingleTask, opened: TrainingData, kind: str, source: ModelSource) -> None:
-    log, plan, config = training.ranks.log, training.plan, training.config
-    log(f"{opened.task.title} ({kind}{f', from {source.path}' if source.path and not plan.first_step else ''})")
-    if not plan.first_step and (note := random_weights_note(source, config.init)):
+    log, schedule, config = training.ranks.log, training.schedule, training.config
+    log(f"{opened.task.title} ({kind}{f', from {source.path}' if source.path and not schedule.first_step else ''})")
+    if not schedule.first_step and (note := random_weights_note(source, config.init)):
         log(note)
     log(
         f"{len(opened.training)} training examples, {len(opened.validation)} validation examples, "
-        f"{counted(plan.steps_per_epoch, 'step')} per epoch"
+        f"{counted(schedule.steps_per_epoch, 'step')} per epoch"
     )
-    log(f"batch size {plan.batch_size}, peak learning rate {config.lr:g}, on {training.device}")
-    if plan.first_step:
-        log(f"resuming after step {plan.first_step}")
+    log(f"batch size {schedule.batch_size}, peak learning rate {config.lr:g}, on {training.device}")
+    if schedule.first_step:
+        log(f"resuming after step {schedule.first_step}")

@@ -1,6 +1,6 @@
 """Division of an epoch into steps, and of each step over ranks and gradient accumulation steps.
 
-All divisions have parts that differ by at most one pair, so that all steps have nearly the same size and every rank
+All divisions have parts that differ by at most one sample, so that all steps have nearly the same size and every rank
 takes the same number of steps.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from shards.common.dist_info import ALONE, Ranks
 
 
-def share(total: int, parts: int, part: int) -> tuple[int, int]:
+def part_range(total: int, parts: int, part: int) -> tuple[int, int]:
     """(begin, end) of part number `part` when `total` items are divided into `parts`."""
     return total * part // parts, total * (part + 1) // parts
 
@@ -44,20 +44,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSchedule:
     """The steps of a run and this rank's share of each step.
 
     Attributes:
-        pairs: number of training pairs per epoch.
-        batch_size: pairs per step, over all ranks.
-        epochs: number of epochs; None if `steps` is given.
+        samples: number of training samples per epoch.
+        batch_size: samples per step, over all ranks.
+        epochs: number of epochs; None if `steps` is given or if there is no end.
         stages: how the epoch of first_step has been divided before it (for streams; the order of local shards does not
             depend on the layout).
     """
 
-    pairs: int
+    samples: int
     batch_size: int
-    epochs: int | None
+    epochs: int | None = None
     first_step: int = 0
     ranks: Ranks = ALONE
     workers: int = 0
@@ -67,27 +67,32 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.pairs // self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     @property
     def total_steps(self) -> int:
-        return self.steps or self.steps_per_epoch * self.epochs
+        """The number of steps of the run. Raises ValueError for a schedule without an end."""
+        if self.steps:
+            return self.steps
+        if self.epochs is None:
+            raise ValueError("a schedule without epochs and steps has no end")
+        return self.steps_per_epoch * self.epochs
 
     @property
     def layout(self) -> RunLayout:
         return RunLayout(self.ranks.count, self.workers, self.accumulate)
 
     def samples_before(self, step: int) -> int:
-        """Number of pairs trained on before a step, over all epochs."""
+        """Number of samples trained on before a step, over all epochs."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        return epoch * self.pairs + share(self.pairs, self.steps_per_epoch, step)[0]
+        return epoch * self.samples + part_range(self.samples, self.steps_per_epoch, step)[0]
 
-    def part(self, step: int, number: int) -> tuple[int, int, int]:
+    def micro_batch_range(self, step: int, number: int) -> tuple[int, int, int]:
         """(epoch, begin, end): this rank's accumulation step `number` of a step, as positions in the epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        begin, end = share(self.pairs, self.steps_per_epoch, place)
+        begin, end = part_range(self.samples, self.steps_per_epoch, place)
         parts = self.ranks.count * self.accumulate
-        low, high = share(end - begin, parts, self.ranks.rank * self.accumulate + number)
+        low, high = part_range(end - begin, parts, self.ranks.rank * self.accumulate + number)
         return epoch, begin + low, begin + high
 
     def stages_at(self, step: int) -> tuple[Stage, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from pretrain.data.batch import Batch
-from pretrain.data.batch_schedule import Plan, share
+from pretrain.data.batch_schedule import BatchSchedule, part_range
 from pretrain.data.caption_pairs import Captions, split_pairs
 from pretrain.data.collate import Collator
 from pretrain.data.dataloader import WorkerStatus, loading
@@ -134,14 +134,14 @@ def _sample_or_error(samples, number: int) -> Sample | UserError:
 class _Requests:
     """(epoch, pair numbers) of every accumulation step of this rank."""
 
-    def __init__(self, pairs: Pairs, seed: int, plan: Plan):
-        self.pairs, self.seed, self.plan = pairs, seed, plan
+    def __init__(self, pairs: Pairs, seed: int, schedule: BatchSchedule):
+        self.pairs, self.seed, self.schedule = pairs, seed, schedule
 
     def __iter__(self):
         member, epoch, order = self.pairs.member, None, None
-        for step in range(self.plan.first_step, self.plan.total_steps):
-            for number in range(self.plan.accumulate):
-                wanted, begin, end = self.plan.part(step, number)
+        for step in range(self.schedule.first_step, self.schedule.total_steps):
+            for number in range(self.schedule.accumulate):
+                wanted, begin, end = self.schedule.micro_batch_range(step, number)
                 if wanted != epoch:
                     epoch, order = wanted, epoch_order(self.pairs.numbers.per_shard, self.seed, wanted)
                     order = order[member[order]]
@@ -149,23 +149,23 @@ class _Requests:
 
 
 def training_steps(
-    pairs: Pairs, collator: Collator, plan: Plan, worker_status: WorkerStatus, pin: bool = False
+    pairs: Pairs, collator: Collator, schedule: BatchSchedule, worker_status: WorkerStatus, pin: bool = False
 ) -> Iterator[list[Batch]]:
-    """This rank's batches of every step from plan.first_step, one per accumulation step, prefetched by data workers."""
+    """This rank's batches of every step from schedule.first_step, one per accumulation step, read by data workers."""
     if pairs.streamed:
-        each = plan.steps_per_epoch
-        starts = [plan.first_step, *range((plan.first_step // each + 1) * each, plan.total_steps, each)]
+        each = schedule.steps_per_epoch
+        starts = [schedule.first_step, *range((schedule.first_step // each + 1) * each, schedule.total_steps, each)]
         epochs = (
-            StreamedBatches(pairs.shards, pairs.numbers, pairs.member, collator, plan, step, worker_status.note)
+            StreamedBatches(pairs.shards, pairs.numbers, pairs.member, collator, schedule, step, worker_status.note)
             for step in starts
         )
-        loaders = (loading(epoch, plan.workers, worker_status, plan.accumulate, pin) for epoch in epochs)
+        loaders = (loading(epoch, schedule.workers, worker_status, schedule.accumulate, pin) for epoch in epochs)
     else:
         local = _LocalBatches(RegionReader(pairs.shards), pairs.numbers, collator, worker_status)
-        requests = _Requests(pairs, collator.seed, plan)
-        loaders = iter([loading(local, plan.workers, worker_status, plan.accumulate, pin, requests)])
+        requests = _Requests(pairs, collator.seed, schedule)
+        loaders = iter([loading(local, schedule.workers, worker_status, schedule.accumulate, pin, requests)])
     for batches in loaders:
-        while parts := list(islice(batches, plan.accumulate)):
+        while parts := list(islice(batches, schedule.accumulate)):
             yield parts
 
 
@@ -174,7 +174,7 @@ class ValidationBatches:
 
     def __init__(self, pairs: Pairs, collator: Collator, batch_size: int, ranks: Ranks = ALONE):
         self.pairs, self.collator, self.size, self.ranks = pairs, collator, batch_size, ranks
-        self.numbers = pairs.validation[slice(*share(len(pairs.validation), ranks.count, ranks.rank))]
+        self.numbers = pairs.validation[slice(*part_range(len(pairs.validation), ranks.count, ranks.rank))]
         self.samples = None
         if pairs.streamed and len(self.numbers):
             held = set(pairs.captions.images_of(self.numbers).tolist())

@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pretrain.data.batch_schedule import Plan, RunLayout, Stage, share
+from pretrain.data.batch_schedule import BatchSchedule, RunLayout, Stage, part_range
 from shards.common.errors import UserError
 from shards.storage.dataset import Dataset
 from shards.storage.epoch_order import PairNumbers
@@ -19,7 +19,7 @@ from shards.storage.stream import Stretch
 
 def reader_order(total: int, readers: int) -> list[int]:
     """The reader of each of a rank's batches: round robin over the readers with batches left."""
-    shares = [share(total, readers, reader) for reader in range(readers)]
+    shares = [part_range(total, readers, reader) for reader in range(readers)]
     left, order = [end - begin for begin, end in shares], []
     while len(order) < total:
         order += [reader for reader in range(readers) if left[reader] > 0]
@@ -49,9 +49,9 @@ class ReaderShare:
         reader: int,
     ):
         self.total, self.reader, self.layout = steps * layout.accumulate, reader, layout
-        first, last = share(int(member.sum()), layout.ranks, rank)
-        cuts = [first + share(last - first, self.total, batch)[0] for batch in range(self.total)] + [last]
-        low, high = share(self.total, layout.readers, reader)
+        first, last = part_range(int(member.sum()), layout.ranks, rank)
+        cuts = [first + part_range(last - first, self.total, batch)[0] for batch in range(self.total)] + [last]
+        low, high = part_range(self.total, layout.readers, reader)
         self.sizes = [end - begin for begin, end in pairwise(cuts[low : high + 1])]
         place = rank * layout.readers + reader
         self.stretch = Stretch(dataset, seed, epoch, member, cuts[low], cuts[high], place, pairs=pairs)
@@ -84,22 +84,31 @@ class StreamedBatches(IterableDataset):
     """
 
     def __init__(
-        self, dataset: Dataset, pairs: PairNumbers, member: np.ndarray, collator, plan: Plan, step: int, opened
+        self,
+        dataset: Dataset,
+        pairs: PairNumbers,
+        member: np.ndarray,
+        collator,
+        schedule: BatchSchedule,
+        step: int,
+        opened,
     ):
-        self.dataset, self.pairs, self.collator, self.plan, self.opened = dataset, pairs, collator, plan, opened
-        self.epoch, self.place = divmod(step, plan.steps_per_epoch)
-        stages = plan.stages_at(step)
+        self.dataset, self.pairs, self.collator, self.schedule, self.opened = dataset, pairs, collator, schedule, opened
+        self.epoch, self.place = divmod(step, schedule.steps_per_epoch)
+        stages = schedule.stages_at(step)
         self.stage = stages[-1]
-        self.member = remaining_pairs(dataset, pairs, collator.seed, self.epoch, member, stages, plan.steps_per_epoch)
+        self.member = remaining_pairs(
+            dataset, pairs, collator.seed, self.epoch, member, stages, schedule.steps_per_epoch
+        )
 
     def __iter__(self):
         worker = get_worker_info()
         reader, layout, begin = worker.id if worker else 0, self.stage.layout, self.stage.begin
-        steps = self.plan.steps_per_epoch - begin
+        steps = self.schedule.steps_per_epoch - begin
         if self.place > begin:  # torch asks worker 0 first, so it must be the reader of the next batch
             order = reader_order(steps * layout.accumulate, layout.readers)
             reader = (reader + order[(self.place - begin) * layout.accumulate]) % layout.readers
-        rank = self.plan.ranks.rank
+        rank = self.schedule.ranks.rank
         seed, member = self.collator.seed, self.member
         reader_share = ReaderShare(self.dataset, self.pairs, seed, self.epoch, member, layout, steps, rank, reader)
         samples, made = reader_share.stretch.samples(self.opened), reader_share.made(self.place - begin)

@@ -79,7 +79,7 @@ class Trainer:
     def __post_init__(self):
         self.ranks: Ranks = self.engine.ranks
         self.bad_samples: int = self.resumed.get("bad_samples", 0)
-        self.trained: int = self.resumed.get("trained", self.task.plan.first_step)
+        self.trained: int = self.resumed.get("trained", self.task.schedule.first_step)
 
     def run(self) -> tuple[int, dict]:
         """Trains to the end.
@@ -88,14 +88,14 @@ class Trainer:
             The exit status, 0 or 128 + the signal that stopped the run, and the last validation scores, empty if the
             run was stopped or was already finished.
         """
-        plan, out, began = self.task.plan, self.config.out, time.perf_counter()
-        if plan.first_step >= plan.total_steps or self.task.over:
+        schedule, out, began = self.task.schedule, self.config.out, time.perf_counter()
+        if schedule.first_step >= schedule.total_steps or self.task.over:
             self.ranks.log("this run is already finished")
             return 0, {}
         with StopSignals(self.ranks.log) as stop, self._opened_log() as log:
             stopped, done, scores = self._train(log, stop)
         if stopped is not None:
-            self.ranks.log(f"stopped at step {done} of {plan.total_steps}; use --resume to continue: {out}{os.sep}")
+            self.ranks.log(f"stopped at step {done} of {schedule.total_steps}; use --resume to continue: {out}{os.sep}")
             return 128 + stopped, {}
         self.ranks.log(f"done in {duration(time.perf_counter() - began)}")
         return 0, scores
@@ -103,7 +103,7 @@ class Trainer:
     @contextlib.contextmanager
     def _opened_log(self) -> Iterator[RunLog | None]:
         """Context manager of the log on the first rank, None on other ranks; an error ends all ranks."""
-        config, first_step, logs = self.config, self.task.plan.first_step, []
+        config, first_step, logs = self.config, self.task.schedule.first_step, []
         flags = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
         # The result of on_first is sent to the other ranks, and a log cannot be sent.
         on_first(self.ranks, lambda: logs.append(RunLog(config.out, first_step, config.log_to, flags)))
@@ -124,14 +124,14 @@ class Trainer:
             The signal that stopped training (None if it finished), the number of completed steps, and the last
             validation scores.
         """
-        task, engine, plan, config = self.task, self.engine, self.task.plan, self.config
+        task, engine, schedule, config = self.task, self.engine, self.task.schedule, self.config
         clock, memory = Clock(), CpuMemory(task.device)
         evaluation: Evaluation | None = None  # after the newest step
         training_log = TrainingLog(task, engine, log, self.resumed.get("unlogged", {}))
         saving = Saving(config.out, config.save_minutes, engine)
         reported: set[str] = set()
         batches = task.batches()
-        saved = done = plan.first_step
+        saved = done = schedule.first_step
         seen, skipped_before = 0, self.bad_samples  # samples in this process, and in the run's earlier ones
         finished = False
         engine.model.train()
@@ -157,7 +157,7 @@ class Trainer:
                 self.trained += bool(parts)
                 done += 1
                 memory.after_step(done)
-                last = done == plan.total_steps
+                last = done == schedule.total_steps
                 if done % config.log_every == 0 or last:
                     training_log.training(done, lr, self.bad_samples, clock)
                 training_log.further(done)
@@ -192,14 +192,14 @@ class Trainer:
 
     def _set_lr(self) -> float:
         """Sets and returns the learning rate of the next step."""
-        lr = self.task.peak_lr * lr_factor(self.trained, self.task.plan.total_steps, self.config.warmup)
+        lr = self.task.peak_lr * lr_factor(self.trained, self.task.schedule.total_steps, self.config.warmup)
         set_lr(self.engine.optimizer, lr)
         return lr
 
     def _metadata(self, done: int, evaluation: Evaluation | None, training_log: TrainingLog) -> dict:
         """The content of checkpoint.json after `done` steps, without the engine's state."""
         metadata = {
-            "total_steps": self.task.plan.total_steps,
+            "total_steps": self.task.schedule.total_steps,
             "scores": evaluation.scores if evaluation else {},
             "bad_samples": self.bad_samples,
             "unlogged": training_log.state(),

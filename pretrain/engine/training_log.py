@@ -35,7 +35,7 @@ class TrainingLog:
 
     def training(self, done: int, lr: float, bad_samples: int, clock: Clock) -> None:
         """Logs the steps since the last line."""
-        task, plan, skips = self.task, self.task.plan, self.engine.skipped
+        task, schedule, skips = self.task, self.task.schedule, self.engine.skipped
         values = task.metrics(self.sums.reading(self.ranks))
         skips.check(wait=True)
         skipped, self.skipped = skips.count - self.skipped, skips.count
@@ -43,7 +43,7 @@ class TrainingLog:
         if self.log is None:
             return
         values |= {
-            "epoch": done / plan.steps_per_epoch,
+            "epoch": done / schedule.steps_per_epoch,
             "samples": task.samples_before(done),
             "lr": lr,
             "skipped_steps": skipped,
@@ -51,9 +51,9 @@ class TrainingLog:
             "memory_gb": memory(self.task.device) / 1e9,
         }
         self.log.write(done, "train", values | rates)
-        left = (time.perf_counter() - self.began) / (done - plan.first_step) * (plan.total_steps - done)
+        left = (time.perf_counter() - self.began) / (done - schedule.first_step) * (schedule.total_steps - done)
         self.ranks.log(
-            f"step {done}/{plan.total_steps}  {task.describe(values)}  "
+            f"step {done}/{schedule.total_steps}  {task.describe(values)}  "
             f"{rates['samples_per_second']:.0f} {task.unit}/s  {duration(left)} left"
             + (f"  {counted(skipped, 'step')} skipped: gradients not finite" if skipped else "")
         )
@@ -66,7 +66,7 @@ class TrainingLog:
 
     def validation(self, done: int) -> Evaluation | None:
         """Validates, and logs the scores and the time that it took."""
-        began, plan = time.perf_counter(), self.task.plan
+        began, schedule = time.perf_counter(), self.task.schedule
         evaluation = self.task.evaluate(done)
         if evaluation is None:
             return None
@@ -74,8 +74,8 @@ class TrainingLog:
         if self.log is not None:
             times = {f"{name}/validation_seconds".lstrip("/"): value for name, value in seconds.items()}
             self.log.write(done, "validation", evaluation.scores | times)
-        self.ranks.log(f"step {done}/{plan.total_steps}  validation: {evaluation.text}")
-        per_step = (began - self.began - self.cost.total) / (done - plan.first_step)
+        self.ranks.log(f"step {done}/{schedule.total_steps}  validation: {evaluation.text}")
+        per_step = (began - self.began - self.cost.total) / (done - schedule.first_step)
         if sentence := self.cost.note(seconds, per_step):
             self.ranks.log(sentence)
         return evaluation
@@ -107,7 +107,7 @@ class ValidationCost:
         whole = sum(expected.values())
         if self.reported or whole < LONG:
             return None
-        share = whole / (whole + per_step * self.task.plan.total_steps)
+        share = whole / (whole + per_step * self.task.schedule.total_steps)
         if share < LARGE:
             return None
         self.reported = True

@@ -14,7 +14,7 @@ from pretrain.data.dataloader import WorkerStatus
 from pretrain.engine.step import Engine, MetricSums
 
 
-class Steps(Protocol):
+class Schedule(Protocol):
     """The steps of a run, of which this process takes those from first_step on."""
 
     @property
@@ -51,7 +51,7 @@ class TrainingTask(ABC):
     Attributes:
         unit: the plural for a sample in console output.
         shorter_validation: how validation can be made shorter, in console output.
-        plan: the steps.
+        schedule: the steps.
         peak_lr: peak learning rate.
         save_every: steps between two checkpoints.
         worker_status: the data workers' shards.
@@ -61,7 +61,7 @@ class TrainingTask(ABC):
     unit: ClassVar[str] = "samples"
     shorter_validation: ClassVar[str]
 
-    plan: Steps
+    schedule: Schedule
     peak_lr: float
     save_every: int
     worker_status: WorkerStatus
@@ -69,7 +69,7 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def batches(self) -> Iterator[list | None]:
-        """This rank's batches of every step from plan.first_step, one per accumulation step.
+        """This rank's batches of every step from schedule.first_step, one per accumulation step.
 
         None between two steps means that the next one depends on the results of the previous ones.
         """
@@ -108,7 +108,7 @@ class TrainingTask(ABC):
 
     def validations(self) -> dict[str, int]:
         """How often a whole run validates, by part (see Evaluation.seconds); "" for one without parts."""
-        return {"": -(-self.plan.total_steps // self.save_every)}
+        return {"": -(-self.schedule.total_steps // self.save_every)}
 
     @property
     def over(self) -> bool:

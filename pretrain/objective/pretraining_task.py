@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pretrain.data.batch import Batch
-from pretrain.data.batch_schedule import Plan
+from pretrain.data.batch_schedule import BatchSchedule
 from pretrain.data.collate import Collator
 from pretrain.data.dataloader import WorkerStatus
 from pretrain.data.pair_batches import Pairs, ValidationBatches, training_steps
@@ -25,7 +25,7 @@ class PretrainingTask(TrainingTask):
         frequent_word: id of the most frequent token, whose share is the chance level of masked tokens.
     """
 
-    plan: Plan
+    schedule: BatchSchedule
     peak_lr: float
     save_every: int
     pretraining_pass: PretrainingPass
@@ -40,7 +40,9 @@ class PretrainingTask(TrainingTask):
     shorter_validation = "--validation_pairs takes fewer pairs, --save_every validates less often"
 
     def batches(self) -> Iterator[list[Batch]]:
-        return training_steps(self.pairs, self.collator, self.plan, self.worker_status, pin=self.device.type == "cuda")
+        return training_steps(
+            self.pairs, self.collator, self.schedule, self.worker_status, pin=self.device.type == "cuda"
+        )
 
     def denominators(self, parts: list[Batch]) -> list[int]:
         """Number of predicted tokens, predicted regions, and pairs."""
@@ -57,7 +59,7 @@ class PretrainingTask(TrainingTask):
         return self.pretraining_pass.objective.describe(metrics)
 
     def samples_before(self, step: int) -> int:
-        return self.plan.samples_before(step)
+        return self.schedule.samples_before(step)
 
     def evaluate(self, done: int) -> Evaluation | None:
         if not len(self.validation):
@@ -66,4 +68,4 @@ class PretrainingTask(TrainingTask):
         return Evaluation(scores, describe_validation(self.pretraining_pass.objective.terms, scores), -scores["loss"])
 
     def state(self, done: int) -> dict:
-        return {"stages": [stage.to_dict() for stage in self.plan.stages_at(done)]}
+        return {"stages": [stage.to_dict() for stage in self.schedule.stages_at(done)]}

@@ -15,12 +15,12 @@ import pytest
 import torch
 from launching import finish, lines_of, run_ranks, start_ranks, weights_of
 
-from finetune.data.task_batches import Order
+from finetune.data.task_batches import ExampleOrder
 from finetune.heads.classification_head import PairClassificationHead
 from finetune.run_dirs.finished_runs import read_run
 from finetune.tasks import choose_tasks, paper_tasks
 from finetune.training.multi_task_setup import task_tokens
-from pretrain.data.batch_schedule import Plan
+from pretrain.data.batch_schedule import BatchSchedule
 from pretrain.engine.checkpoint import newest_checkpoint
 from pretrain.engine.step import Engine
 
@@ -211,10 +211,9 @@ def test_attention_on_packed_rows_changes_no_number(mt, pretrained, tmp_path):
     assert all(torch.allclose(padded[key], value, atol=1e-9) for key, value in packed.items())
 
 
-def stop_in_iteration(number: int, tasks: str) -> dict:
+def stop_in_iteration(number: int) -> dict:
     """Variables of sabotage.py that stop a run after the first task of an iteration."""
-    at = (number - 1) * len(tasks.split(",")) + 1
-    return {"SABOTAGE": "stop_after", "SABOTAGE_AT": at, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
+    return {"SABOTAGE": "stop_after", "SABOTAGE_AT": number, "SABOTAGE_RANK": 0, "SABOTAGE_ONCE": "none"}
 
 
 @pytest.mark.parametrize(
@@ -225,7 +224,7 @@ def test_stopping_and_resuming_gives_the_same_numbers_to_the_last_bit(mt, tmp_pa
     flags = ["--tasks", tasks, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6, "--update_unused", "true"]
     whole = run_ranks(ranks, *mt(*flags, out="whole"), script=MT)
     assert {status for status, _, _ in whole} == {0}, whole
-    sabotage = stop_in_iteration(17, tasks)
+    sabotage = stop_in_iteration(17)
     stopped = run_ranks(ranks, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
     assert {status for status, _, _ in stopped} == {130}, stopped
     assert "stopped at step 17 of 25" in stopped[0][1]
@@ -291,7 +290,7 @@ def test_a_balanced_run_is_resumed_to_the_same_numbers_with_paused_tasks(mt, tmp
     flags = ["--tasks", THREE, "--dropout", 0.1, "--epochs", 5, "--lr_scale", 1e-6, "--balance", "gradnorm"]
     [(status, _, err)] = run_ranks(1, *mt(*flags, out="whole"), script=MT)
     assert status == 0, err
-    sabotage = stop_in_iteration(17, THREE)
+    sabotage = stop_in_iteration(17)
     [(status, out, _)] = run_ranks(1, *mt(*flags, out="parts"), script=(SABOTAGE, "finetune.mt"), **sabotage)
     assert status == 130 and "stopped at step 17 of 25" in out, out
     metadata = json.loads((newest_checkpoint(tmp_path / "parts") / "checkpoint.json").read_text())
@@ -433,12 +432,12 @@ def test_damaged_weights_end_all_ranks_with_one_sentence(mt, pretrained, tmp_pat
 
 
 def test_an_order_has_every_example_once_an_epoch_and_another_order_in_the_next():
-    order = Order(Plan(pairs=23, batch_size=5, epochs=1 << 30), seed=3)
-    epochs = [np.concatenate([order.part(epoch * 5 + step, 0)[1] for step in range(5)]) for epoch in range(3)]
+    order = ExampleOrder(BatchSchedule(samples=23, batch_size=5), seed=3)
+    epochs = [np.concatenate([order.micro_batch(epoch * 5 + step, 0)[1] for step in range(5)]) for epoch in range(3)]
     assert all(sorted(numbers.tolist()) == list(range(23)) for numbers in epochs)
     assert len({tuple(numbers.tolist()) for numbers in epochs}) == 3
-    again = Order(Plan(pairs=23, batch_size=5, epochs=1 << 30), seed=3)
-    assert np.array_equal(again.part(7, 0)[1], order.part(7, 0)[1])
+    again = ExampleOrder(BatchSchedule(samples=23, batch_size=5), seed=3)
+    assert np.array_equal(again.micro_batch(7, 0)[1], order.micro_batch(7, 0)[1])
 
 
 def test_tasks_are_chosen_by_name_and_group():

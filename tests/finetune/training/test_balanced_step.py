@@ -9,10 +9,10 @@ from tiny_tasks import NAMES, tiny_parts, tiny_pass, tiny_tasks
 
 from finetune.balancing import METHODS, make_balance
 from finetune.balancing.base import GradientCombination, TaskSteps
-from finetune.training.model_setup import make_task_engine
 from finetune.config import MtConfig
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
 from finetune.training.balanced_step import BalancedStep
+from finetune.training.model_setup import make_task_engine
 from pretrain.engine.step import MetricSums
 from shards.common.dist_info import ALONE
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.training.model_setup import make_model, make_task_engine
 from finetune.config import MtConfig, StConfig
 from finetune.objective.task_pass import MultiTaskPass, TaskPass
 from finetune.tasks import find_task
+from finetune.training.model_setup import make_model, make_task_engine
 from pretrain.config import PretrainConfig
 from pretrain.engine.step import MetricSums
 from pretrain.models.model_config import TINY

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny_tasks import NAMES, tiny_parts, tiny_pass, tiny_tasks
 
-from finetune.training.model_setup import make_task_engine
 from finetune.config import MtConfig
 from finetune.gradients.interference_measurement import FixedBatches, measure
 from finetune.gradients.task_gradients import TaskGradients, shared_parameters
 from finetune.gradients.tracked_gradients import GRADIENTS_KIND, read_tracked
 from finetune.training.gradient_tracker import MOST, SHARE, GradientTracker, default_interval
+from finetune.training.model_setup import make_task_engine
 from pretrain.engine.step import MetricSums
 from shards.common.dist_info import ALONE
 

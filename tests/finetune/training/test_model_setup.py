@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.training.model_setup import TRUE_FOR_SMALL, make_model, make_task_engine, with_defaults
 from finetune.config import BASE_SIZE, MtConfig, StConfig
 from finetune.run_dirs.model_source import ModelSource
 from finetune.tasks import find_task
+from finetune.training.model_setup import TRUE_FOR_SMALL, make_model, make_task_engine, with_defaults
 from pretrain.models.model_config import TINY
 from pretrain.models.precision import Precision
 from pretrain.pretrained.find_weights import RUN, Weights

@@ -17,7 +17,7 @@ from data_sets import make_dataset, make_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.batch_schedule import Plan, share
+from pretrain.data.batch_schedule import BatchSchedule, part_range
 from pretrain.data.caption_pairs import MisalignedCaptions
 from pretrain.data.collate import Collator, Limits
 from pretrain.data.dataloader import WorkerStatus
@@ -49,11 +49,11 @@ def collator_of(pairs, numbers) -> Collator:
 
 def steps_of(pairs, ranks=1, rank=0, batch_size=8, epochs=3, skip_bad=False, **options):
     """One rank's parts of every step."""
-    plan = Plan(len(pairs.training), batch_size, epochs, ranks=Ranks(rank, ranks, rank), **options)
+    schedule = BatchSchedule(len(pairs.training), batch_size, epochs, ranks=Ranks(rank, ranks, rank), **options)
     collator = dataclasses.replace(
         collator_of(pairs, pairs.trained), skip_bad=skip_bad, draw_captions=pairs.one_caption
     )
-    return list(training_steps(pairs, collator, plan, WorkerStatus(plan.workers, pairs.shards)))
+    return list(training_steps(pairs, collator, schedule, WorkerStatus(schedule.workers, pairs.shards)))
 
 
 def batches_of(pairs, **options):
@@ -204,7 +204,7 @@ def test_readers_take_turns_while_they_have_any_left(total, readers):
     order = reader_order(total, readers)
     assert len(order) == total
     counts = [order.count(reader) for reader in range(readers)]
-    assert counts == [end - begin for begin, end in (share(total, readers, reader) for reader in range(readers))]
+    assert counts == [end - begin for begin, end in (part_range(total, readers, reader) for reader in range(readers))]
     assert max(counts) - min(counts) <= 1
 
 
@@ -237,7 +237,7 @@ def test_ranks_share_every_epoch_and_take_the_same_number_of_steps(pairs, ranks,
             )[0]
         ]
         assert sorted(seen) == pairs.training.tolist()
-    assert {len(one) for one in of_ranks} == {Plan(len(pairs.training), 8, 3).total_steps}
+    assert {len(one) for one in of_ranks} == {BatchSchedule(len(pairs.training), 8, 3).total_steps}
     sizes = [sum(map(len, parts)) for step in zip(*of_ranks, strict=True) for parts in [[b for p in step for b in p]]]
     assert max(sizes) <= 8 + 2 * ranks and sum(sizes) == 3 * len(pairs.training)
 
@@ -252,12 +252,14 @@ def test_a_run_on_streams_goes_on_with_what_is_left_on_any_layout(streamed, stop
     first, stages, seen = 0, (), {0: [], 1: []}
     for (ranks, workers, accumulate), steps in [*stops, (last, 100)]:
         for rank in range(ranks):
-            plan = Plan(len(streamed.training), 10, 2, first, Ranks(rank, ranks, rank), workers, accumulate, stages)
-            end = min(first + steps, plan.total_steps)
-            for step, numbers in enumerate(read_by(streamed, plan, end - first), first):
-                seen[step // plan.steps_per_epoch] += numbers
-        stages, first = plan.stages_at(end), end
-        if first == plan.total_steps:
+            schedule = BatchSchedule(
+                len(streamed.training), 10, 2, first, Ranks(rank, ranks, rank), workers, accumulate, stages
+            )
+            end = min(first + steps, schedule.total_steps)
+            for step, numbers in enumerate(read_by(streamed, schedule, end - first), first):
+                seen[step // schedule.steps_per_epoch] += numbers
+        stages, first = schedule.stages_at(end), end
+        if first == schedule.total_steps:
             break
     assert all(sorted(numbers) == streamed.training.tolist() for numbers in seen.values())
 
@@ -269,23 +271,25 @@ def streamed(request, tmp_path_factory):
     return open_pairs(f"pipe:cat {folder}/part-0000{{0..3}}.tar", 6 * per_image, taken)
 
 
-def read_by(pairs, plan, steps):
+def read_by(pairs, schedule, steps):
     """The sample numbers that one rank reads in each of some steps, its workers standing in a row in this process."""
-    epoch, place = divmod(plan.first_step, plan.steps_per_epoch)
+    epoch, place = divmod(schedule.first_step, schedule.steps_per_epoch)
     while steps:
-        parts = list(batches_in_turn(pairs, plan, epoch * plan.steps_per_epoch + place))
-        taken = min(steps, plan.steps_per_epoch - place)
+        parts = list(batches_in_turn(pairs, schedule, epoch * schedule.steps_per_epoch + place))
+        taken = min(steps, schedule.steps_per_epoch - place)
         for step in range(taken):
-            yield [n for part in parts[step * plan.accumulate : (step + 1) * plan.accumulate] for n in part]
+            yield [n for part in parts[step * schedule.accumulate : (step + 1) * schedule.accumulate] for n in part]
         epoch, place, steps = epoch + 1, 0, steps - taken
 
 
-def batches_in_turn(pairs, plan, step):
+def batches_in_turn(pairs, schedule, step):
     """As torch's DataLoader takes them: from each worker in turn, over and over."""
     collate = FakeCollator()
     readers = []
-    for worker in range(plan.layout.readers):
-        batches = StreamedBatches(pairs.shards, pairs.numbers, pairs.member, collate, plan, step, lambda shard: None)
+    for worker in range(schedule.layout.readers):
+        batches = StreamedBatches(
+            pairs.shards, pairs.numbers, pairs.member, collate, schedule, step, lambda shard: None
+        )
         with mock.patch(
             "pretrain.data.streaming_batches.get_worker_info", lambda worker=worker: SimpleNamespace(id=worker)
         ):

@@ -10,7 +10,7 @@ from pretrain.engine.training_log import LARGE, LONG, ValidationCost
 def cost_of(validations: dict[str, int], steps: int = 1000) -> ValidationCost:
     task = SimpleNamespace(
         validations=lambda: validations,
-        plan=SimpleNamespace(total_steps=steps),
+        schedule=SimpleNamespace(total_steps=steps),
         shorter_validation="--validate_on N validates on fewer",
     )
     return ValidationCost(task)
