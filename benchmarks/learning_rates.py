@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 
 from benchmarks.training_runs import complete
 from finetune.config import SMALL_LR
-from finetune.evaluation.scores import watched
+from finetune.evaluation.scores import selection_score
 from finetune.reporting.training_commands import TrainingCommand
 from finetune.tasks import choose_tasks
 from shards.common.cli import command, flag
@@ -90,7 +90,7 @@ def run(config: Config) -> None:
     for task in choose_tasks(config.tasks):
         for variant in variants_alone:
             results = (read_json(single[variant, task.name, scale].out / "result.json") for scale in alone)
-            scores = (watched(result["validation"]) for result in results)
+            scores = (selection_score(result["validation"]) for result in results)
             print(f"{f'{task.title}, {variant}':<50}" + "".join(f"{score:>7.1%}" for score in scores))
 
 

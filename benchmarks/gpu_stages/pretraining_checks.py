@@ -108,7 +108,7 @@ def fp16(record: Record) -> None:
         for number in range(100 if ON_GPU else 8):
             take(engine, batches[number % len(batches)], number, sums)
             if number % (20 if ON_GPU else 4) == 0:
-                losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
+                losses.append(engine.replica.metrics(sums.pop_totals(ALONE))["loss"])
         engine.skipped.check(wait=True)
         record.add(
             precision=precision,

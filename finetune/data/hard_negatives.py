@@ -107,6 +107,8 @@ class RetrievalNegatives:
         own = int(self.own[number])
         other, image, near, caption = numbers[:, None]
         others = len(self.images) - 1
+        # `other` is used twice: its bits above 24 choose the image, and other bits of it the caption. A fifth number
+        # would be plainer, but would change the negatives of every seed.
         random_image = self._but(own, int(counter_rng.below(image, others)[0]))
         hard = int(self.nearest[own, int(counter_rng.below(near, self.nearest.shape[1])[0])])
         return (

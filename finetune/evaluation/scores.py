@@ -76,7 +76,7 @@ class TaskScore:
         return self.metrics | {"interval": self.interval}
 
 
-def watched(metrics: dict[str, float]) -> float:
+def selection_score(metrics: dict[str, float]) -> float:
     """The score for stop-and-go and checkpoint selection: the main metric; for retrieval 4-way accuracy (see
     finetune/training/task_validation.py)."""
     return metrics.get(FOUR_WAY, metrics["score"])

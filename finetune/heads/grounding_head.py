@@ -16,7 +16,7 @@ from finetune.heads.pointing_head import PointingHead, PointingLayer
 from shards.common.errors import UserError
 from shards.storage.sample import Sample
 
-RARE = 1 / 36  # initial probability of a region in small models; most detectors find 36 regions or more
+RARE_ODDS = 1 / 36  # initial odds of a region in small models; most detectors find 36 regions or more
 SAME_RATIO = 1.05  # factor between aspect ratios of an image and a smaller copy of it
 WHOLE_IMAGE = np.array([[0.0, 0.0, 1.0, 1.0]])  # box of the image token (row 0): the whole image
 
@@ -39,7 +39,7 @@ class GroundingHead(PointingHead):
 
     def make_choices_rare(self, layer: nn.Module) -> None:
         assert isinstance(layer, PointingLayer)
-        nn.init.constant_(layer.bias, math.log(RARE))
+        nn.init.constant_(layer.bias, math.log(RARE_ODDS))
 
     def targets(
         self, examples: Sequence[Example], samples: Sequence[Sample], rows: int, vocabulary: AnswerVocabulary | None

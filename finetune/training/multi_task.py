@@ -11,7 +11,7 @@ import torch
 from finetune.config import MtConfig
 from finetune.data.task_batches import ExampleOrder, MicroBatch, MicroBatchReader, TaskStep
 from finetune.data.task_collate import TaskCollator
-from finetune.evaluation.scores import TaskScore, mean_score, watched
+from finetune.evaluation.scores import TaskScore, mean_score, selection_score
 from finetune.gradients.tracked_gradients import GRADIENTS_KIND
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.task_types.base import Task
@@ -117,7 +117,7 @@ class MultiTask(TrainingTask):
         reader = MicroBatchReader(collators, self.worker_status, self.config.workers, self.config.accumulate, pin)
         with contextlib.closing(reader):
             while iteration < self.schedule.total_steps:
-                until = next(done for done in count(iteration + 1) if self.due(done) or self._last(done))
+                until = next(done for done in count(iteration + 1) if self.validation_due(done) or self._last(done))
                 yield from reader.read(orders, self._task_steps(range(iteration, until), taken))
                 yield None  # after the validation, the regime may choose other tasks
                 iteration = until
@@ -139,7 +139,7 @@ class MultiTask(TrainingTask):
             examples[part.task_step] += len(part)
         return [*examples, sum(examples)]
 
-    def take(
+    def take_step(
         self, engine: Engine, step: int, parts: list[MicroBatch], sums: MetricSums, denominators: list[int]
     ) -> None:
         """One optimizer step per task step; with --balance a single one for all of them.
@@ -177,7 +177,7 @@ class MultiTask(TrainingTask):
         active = sum(map(self.regime.active, self.numbers))
         return f"mean training score {sum(scores) / len(scores):.1%}, {active} of {len(self.numbers)} tasks active"
 
-    def due(self, done: int) -> bool:
+    def validation_due(self, done: int) -> bool:
         return any(state.due(done) for state in self.task_states)
 
     def _last(self, done: int) -> bool:
@@ -193,7 +193,7 @@ class MultiTask(TrainingTask):
             self.score(state)
             seconds[name] = time.perf_counter() - began
             values |= {f"{name}/{metric}": value for metric, value in state.score.metrics.items()}
-            change = None if last else self.regime.observe(name, watched(state.score.metrics))
+            change = None if last else self.regime.observe(name, selection_score(state.score.metrics))
             values[f"{name}/going"] = int(self.regime.active(name))
             if change:
                 values[f"{name}/change"] = change
@@ -203,7 +203,7 @@ class MultiTask(TrainingTask):
         main = [f"{name.removesuffix('/score')} {v:.1%}" for name, v in values.items() if name.endswith("/score")]
         return Evaluation(values, ", ".join(main), values.get("mt_score"), seconds)
 
-    def further_line(self, engine: Engine, done: int) -> tuple[str, dict] | None:
+    def extra_log_line(self, engine: Engine, done: int) -> tuple[str, dict] | None:
         """The record of the tasks' gradients, at the interval of --track and after the last iteration."""
         if self.tracker is None or (done % self.tracker.every and not self._last(done)):
             return None

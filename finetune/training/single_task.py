@@ -9,7 +9,7 @@ import torch
 from finetune.config import StConfig
 from finetune.data.task_batches import single_task_steps
 from finetune.data.task_collate import TaskBatch, TaskCollator
-from finetune.evaluation.scores import describe_scores, watched
+from finetune.evaluation.scores import describe_scores, selection_score
 from finetune.objective.task_pass import TaskPass, means_per_example
 from finetune.training.task_validation import SHORTER_VALIDATION, Validation
 from pretrain.data.batch_schedule import BatchSchedule
@@ -73,14 +73,14 @@ class SingleTask(TrainingTask):
         """The task's metrics on its validation split, between 0 and 1; `score` repeats the main metric."""
         at_once, workers = self.config.batch_size, self.config.workers
         scores = self.validation.score(self.task_pass, at_once, workers, self.ranks).summary
-        if watched(scores) > self.best:
-            self.best, self.worse = watched(scores), 0
+        if selection_score(scores) > self.best:
+            self.best, self.worse = selection_score(scores), 0
         else:
             self.worse += 1
-        return Evaluation(scores, describe_scores(scores), watched(scores))
+        return Evaluation(scores, describe_scores(scores), selection_score(scores))
 
     @property
-    def over(self) -> bool:
+    def stopped_early(self) -> bool:
         return 0 < self.config.patience <= self.worse
 
     def state(self, done: int) -> dict:

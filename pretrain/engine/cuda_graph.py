@@ -174,7 +174,7 @@ class GraphedPass:
         if self._replay is None:
             self._replay = capture(self._pass)
         self._replay()
-        return self._numbers
+        return self._sums
 
     def prepare_eager(self) -> None:
         """Prepares a pass without the graph: zeroes the gradients in place and refreshes the narrow weights."""
@@ -193,5 +193,5 @@ class GraphedPass:
             parameter.grad = None
         if self.narrow is not None:
             self.narrow.refresh()
-        loss, self._numbers = self.training_pass(self.buffers, self.denominators)
+        loss, self._sums = self.training_pass(self.buffers, self.denominators)
         self.scale(loss).backward()

@@ -122,7 +122,8 @@ class Clock:
         yield
         self.waited += time.perf_counter() - began
 
-    def reading(self) -> dict:
+    def pop_rates(self) -> dict[str, float]:
+        """samples_per_second and data_wait_share since the last call or restart, which begins anew."""
         elapsed = max(time.perf_counter() - self.began, 1e-9)
         values = {"samples_per_second": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
         self.restart()

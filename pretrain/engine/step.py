@@ -104,14 +104,14 @@ class MetricSums:
         own = state[ranks.rank]
         return cls({name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in own.items()})
 
-    def reading(self, ranks: Ranks) -> dict[str, float]:
+    def pop_totals(self, ranks: Ranks) -> dict[str, float]:
         """The sums over all ranks as Python floats (empty if nothing was added); resets the sums."""
         if not self.values:
             return {}
-        numbers = all_reduce_sum(torch.stack(list(self.values.values())), ranks).tolist()
-        reading = dict(zip(self.values, numbers, strict=True))
+        totals = all_reduce_sum(torch.stack(list(self.values.values())), ranks).tolist()
+        named = dict(zip(self.values, totals, strict=True))
         self.values = {}
-        return reading
+        return named
 
 
 @dataclass
@@ -191,9 +191,9 @@ class Engine:
             self.graph.prepare_eager()
         for place, part in enumerate(parts):
             with without_sync(self.replica) if place + 1 < len(parts) else contextlib.nullcontext():
-                loss, numbers = self.replica(part, *arguments)
+                loss, sums = self.replica(part, *arguments)
                 self.scaler.scale(loss * averaged).backward()
-            for name, value in numbers.items():
+            for name, value in sums.items():
                 added[name] = added.get(name, 0) + value
         return added
 

@@ -18,7 +18,7 @@ from pretrain.engine.device_batches import on_device
 from pretrain.engine.distributed import all_reduce_ints, on_first
 from pretrain.engine.metrics_logger import Clock, RunLog, duration
 from pretrain.engine.optimizer import lr_factor, set_lr
-from pretrain.engine.step import Engine
+from pretrain.engine.step import Engine, MetricSums
 from pretrain.engine.stop_signals import StopSignals
 from pretrain.engine.training_log import TrainingLog
 from pretrain.engine.training_task import Evaluation, TrainingTask
@@ -32,18 +32,22 @@ class Agreed:
     """Sums over all ranks, known to every rank before a step.
 
     Attributes:
-        interrupted, terminated, failed: number of ranks with SIGINT, with SIGTERM, and with an error.
-        save: whether a checkpoint is due.
+        interrupted, terminated: number of ranks with SIGINT and with SIGTERM.
+        save: number of ranks on which a checkpoint is due, 0 or 1.
         bad_samples: number of skipped samples.
         denominators: see TrainingTask.denominators.
     """
 
     interrupted: int
     terminated: int
-    failed: int
     save: int
     bad_samples: int
     denominators: list[int]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of the step."""
+        return self.denominators[-1]
 
     @property
     def signal(self) -> int | None:
@@ -89,7 +93,7 @@ class Trainer:
             run was stopped or was already finished.
         """
         schedule, out, began = self.task.schedule, self.config.out, time.perf_counter()
-        if schedule.first_step >= schedule.total_steps or self.task.over:
+        if schedule.first_step >= schedule.total_steps or self.task.stopped_early:
             self.ranks.log("this run is already finished")
             return 0, {}
         with StopSignals(self.ranks.log) as stop, self._opened_log() as log:
@@ -140,33 +144,25 @@ class Trainer:
             while not finished:
                 with clock.waiting():
                     parts, failure = _next(ready)
-                failure = failure or saving.failure
-                agreed = self._agree(parts, stop, failure, saving.due)
-                if agreed.failed:
-                    raise failure or ErrorOnAnotherRank("another rank has stopped")
+                agreed = self._agree(parts, stop, failure or saving.failure, saving.due)
                 if agreed.signal:
                     break
                 _report(parts, reported)
-                self.bad_samples += agreed.bad_samples
-                lr = self._set_lr()
-                task.take(engine, done, parts, training_log.sums, agreed.denominators)
-                engine.skipped.check()
-                samples = agreed.denominators[-1]
-                clock.samples += samples
-                seen += samples
-                self.trained += bool(parts)
+                lr = self._take_step(done, parts, agreed, training_log.sums)
                 done += 1
+                clock.samples += agreed.samples
+                seen += agreed.samples
                 memory.after_step(done)
                 last = done == schedule.total_steps
                 if done % config.log_every == 0 or last:
                     training_log.training(done, lr, self.bad_samples, clock)
-                training_log.further(done)
+                training_log.extra_line(done)
                 evaluation = None
-                if task.due(done) or last:
+                if task.validation_due(done) or last:
                     evaluation = training_log.validation(done)
                     clock.restart()
                 selection = evaluation.selection if evaluation else None
-                finished = last or task.over
+                finished = last or task.stopped_early
                 if finished:
                     _check_trained(engine, done, seen, self.bad_samples - skipped_before, selection)
                 if done % task.save_every == 0 or finished or agreed.save:
@@ -179,6 +175,7 @@ class Trainer:
         return None if finished else agreed.signal, done, evaluation.scores if evaluation else {}
 
     def _agree(self, parts: list, stop: StopSignals, failure: Exception | None, save: bool) -> Agreed:
+        """Tells all ranks what each has. Raises the error of this rank, or ErrorOnAnotherRank for that of another."""
         own = [
             int(stop.signal == signal.SIGINT),
             int(stop.signal == signal.SIGTERM),
@@ -188,7 +185,18 @@ class Trainer:
             *self.task.denominators(parts),
         ]
         interrupted, terminated, failed, save, bad_samples, *denominators = all_reduce_ints(own, self.ranks)
-        return Agreed(interrupted, terminated, failed, save, bad_samples, denominators)
+        if failed:
+            raise failure or ErrorOnAnotherRank("another rank has stopped")
+        return Agreed(interrupted, terminated, save, bad_samples, denominators)
+
+    def _take_step(self, step: int, parts: list, agreed: Agreed, sums: MetricSums) -> float:
+        """Takes a step with this rank's batches, and returns its learning rate."""
+        lr = self._set_lr()
+        self.task.take_step(self.engine, step, parts, sums, agreed.denominators)
+        self.engine.skipped.check()
+        self.bad_samples += agreed.bad_samples
+        self.trained += bool(parts)
+        return lr
 
     def _set_lr(self) -> float:
         """Sets and returns the learning rate of the next step."""

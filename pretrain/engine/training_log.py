@@ -36,10 +36,10 @@ class TrainingLog:
     def training(self, done: int, lr: float, bad_samples: int, clock: Clock) -> None:
         """Logs the steps since the last line."""
         task, schedule, skips = self.task, self.task.schedule, self.engine.skipped
-        values = task.metrics(self.sums.reading(self.ranks))
+        values = task.metrics(self.sums.pop_totals(self.ranks))
         skips.check(wait=True)
         skipped, self.skipped = skips.count - self.skipped, skips.count
-        rates = clock.reading()
+        rates = clock.pop_rates()
         if self.log is None:
             return
         values |= {
@@ -58,9 +58,9 @@ class TrainingLog:
             + (f"  {counted(skipped, 'step')} skipped: gradients not finite" if skipped else "")
         )
 
-    def further(self, done: int) -> None:
-        """Logs what the task measures besides, see TrainingTask.further_line."""
-        line = self.task.further_line(self.engine, done)
+    def extra_line(self, done: int) -> None:
+        """Logs what the task measures besides, see TrainingTask.extra_log_line."""
+        line = self.task.extra_log_line(self.engine, done)
         if line is not None and self.log is not None:
             self.log.write(done, *line)
 

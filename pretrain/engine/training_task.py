@@ -78,7 +78,7 @@ class TrainingTask(ABC):
     def denominators(self, parts: list) -> list[int]:
         """This rank's part of the denominators of the losses of a step; the last is the number of samples."""
 
-    def take(self, engine: Engine, step: int, parts: list, sums: MetricSums, denominators: list[int]) -> None:
+    def take_step(self, engine: Engine, step: int, parts: list, sums: MetricSums, denominators: list[int]) -> None:
         """Takes the optimizer step of a step. denominators: summed over all ranks."""
         engine.step(step, parts, sums, denominators)
 
@@ -94,7 +94,7 @@ class TrainingTask(ABC):
     def samples_before(self, step: int) -> int:
         """Number of samples trained on before a step."""
 
-    def due(self, done: int) -> bool:
+    def validation_due(self, done: int) -> bool:
         """Whether to validate after `done` steps; the last step is always followed by validation."""
         return done % self.save_every == 0
 
@@ -102,7 +102,7 @@ class TrainingTask(ABC):
     def evaluate(self, done: int) -> Evaluation | None:
         """Validates after `done` steps; None without validation data."""
 
-    def further_line(self, engine: Engine, done: int) -> tuple[str, dict] | None:
+    def extra_log_line(self, engine: Engine, done: int) -> tuple[str, dict] | None:
         """(kind, values) of a line of the log of its own after `done` steps, equal on all ranks; None for no line."""
         return None
 
@@ -111,7 +111,7 @@ class TrainingTask(ABC):
         return {"": -(-self.schedule.total_steps // self.save_every)}
 
     @property
-    def over(self) -> bool:
+    def stopped_early(self) -> bool:
         """Whether to stop before the last step, by the results of validation."""
         return False
 

@@ -21,7 +21,7 @@ from finetune.data.hard_negatives import RetrievalNegatives, mean_features, near
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
 from finetune.data.task_data import CollatorSettings, TaskData
-from finetune.evaluation.scores import describe_scores, watched
+from finetune.evaluation.scores import describe_scores, selection_score
 from finetune.heads.retrieval_head import OPTIONS, RetrievalHead
 from finetune.inference.caption_image_scores import retrieval_scores
 from finetune.models.task_model import TaskModel
@@ -315,7 +315,7 @@ def test_retrieval_is_watched_by_four_way_accuracy_on_all_captions_and_reported_
     counted = len(examples)
     score = validation.score(task_pass, 4, 0, ALONE)
     right = four_way_right(task_pass, validation.four_way, 4, 0, ALONE)
-    assert watched(score.metrics) == score.metrics["four_way_accuracy"] == right.mean() != score.metrics["R@1"]
+    assert selection_score(score.metrics) == score.metrics["four_way_accuracy"] == right.mean() != score.metrics["R@1"]
     assert score.metrics["score"] == score.metrics["R@1"] and score.metrics["images"] == 13
     said = describe_scores(score.summary)
     assert "(among 13 images; in the paper 1,000)" in said and "; 4-way accuracy" in said

@@ -71,7 +71,7 @@ def test_an_update_is_the_weighted_sum_of_whole_gradients(name, halves):
         factors = torch.ones(3) if unweighted and n not in shared else weights
         expected = sum(factor * row[n] for factor, row in zip(factors, rows, strict=True))
         torch.testing.assert_close(before[n] - p.detach(), expected, rtol=1e-5, atol=1e-9)
-    logged = sums.reading(ALONE)
+    logged = sums.pop_totals(ALONE)
     for n, weight in zip(NAMES, weights.tolist(), strict=True):
         assert logged[f"{n}/weight"] / logged[f"{n}/examples"] == pytest.approx(weight, rel=1e-5)
 
@@ -156,4 +156,4 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_no_state(name):
     engine.skipped.check(wait=True)
     assert engine.skipped.count == 1 and balanced.method.state() == state
     assert all(torch.equal(p, weights[n]) for n, p in engine.model.named_parameters())
-    assert sums.reading(ALONE)["steps"] == 0
+    assert sums.pop_totals(ALONE)["steps"] == 0

@@ -40,7 +40,7 @@ def losses_and_weights(graph: bool, rounds: int = 3):
         for batch in batches():
             sums = MetricSums()
             engine.step(number, [batch], sums, (batch.predicted_tokens, batch.predicted_regions, len(batch)))
-            losses.append(engine.replica.metrics(sums.reading(ALONE)))
+            losses.append(engine.replica.metrics(sums.pop_totals(ALONE)))
     return losses, engine
 
 
@@ -81,7 +81,7 @@ def test_weights_in_bf16_are_those_of_the_step_with_and_without_the_graph(on_row
         for number, batch in enumerate((small, large, large, small)):
             sums = MetricSums()
             engine.step(number, [batch], sums, (batch.predicted_tokens, batch.predicted_regions, len(batch)))
-            found.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
+            found.append(engine.replica.metrics(sums.pop_totals(ALONE))["loss"])
         losses.append(found)
     assert losses[0] == pytest.approx(losses[1], rel=0.1)  # stale weights differ by a quarter
     assert abs(losses[1][1] - losses[1][2]) > 0.1 * losses[1][1]
@@ -159,7 +159,7 @@ def test_a_real_graph_on_a_gpu_gives_the_numbers_of_eager_steps(precision):
                 sums = MetricSums()
                 counts = (batch.predicted_tokens, batch.predicted_regions, len(batch))
                 engine.step(number, [batch.to("cuda")], sums, counts)
-                losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
+                losses.append(engine.replica.metrics(sums.pop_totals(ALONE))["loss"])
         return losses
 
     # In bf16 the rounding of other shapes' products grows fast at this rate: the first three steps alone are compared.

@@ -31,7 +31,7 @@ def take(engine, batch, steps):
         sums = MetricSums()
         engine.step(step, [batch], sums, counts)
         engine.skipped.check()
-        losses.append(engine.replica.metrics(sums.reading(ALONE))["loss"])
+        losses.append(engine.replica.metrics(sums.pop_totals(ALONE))["loss"])
     return losses
 
 
@@ -109,7 +109,7 @@ def test_gradients_are_cut_to_the_largest_norm_and_the_log_has_the_whole(precisi
     before = weights(engine)
     engine.step(0, [batch], sums, (batch.predicted_tokens, batch.predicted_regions, len(batch)))
     length = math.sqrt(sum(float((value - before[name]).square().sum()) for name, value in weights(engine).items()))
-    whole = sums.reading(ALONE)["gradient_norm"]
+    whole = sums.pop_totals(ALONE)["gradient_norm"]
     assert whole > 1 and length == pytest.approx(min(whole, clip or math.inf), rel=1e-3)
 
 
@@ -148,7 +148,7 @@ def test_a_skipped_step_adds_nothing_to_the_log():
     bad.features[:, 0] = math.nan
     for step, batch in enumerate((good, bad)):
         engine.step(step, [batch], sums, (batch.predicted_tokens, batch.predicted_regions, len(batch)))
-    reading, alone = engine.replica.metrics(sums.reading(ALONE)), take(make_engine(), good, 1)
+    reading, alone = engine.replica.metrics(sums.pop_totals(ALONE)), take(make_engine(), good, 1)
     assert reading["loss"] == alone[0] and math.isfinite(reading["gradient_norm"])
 
 
@@ -358,7 +358,7 @@ def test_a_step_never_waits_for_the_gpu():
             engine.skipped.check()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert math.isfinite(engine.replica.metrics(sums.reading(ALONE))["loss"])
+    assert math.isfinite(engine.replica.metrics(sums.pop_totals(ALONE))["loss"])
 
 
 def test_sums_go_on_after_a_checkpoint_on_any_number_of_ranks():
@@ -367,11 +367,11 @@ def test_sums_go_on_after_a_checkpoint_on_any_number_of_ranks():
         sums.add({"loss": torch.tensor(value), "steps": 1}, counted)
     (state,) = json.loads(json.dumps(sums.state(ALONE)))
     cpu = torch.device("cpu")
-    assert MetricSums.restored([state], ALONE, cpu).reading(ALONE) == sums.reading(ALONE) == state
+    assert MetricSums.restored([state], ALONE, cpu).pop_totals(ALONE) == sums.pop_totals(ALONE) == state
     assert MetricSums.restored([], ALONE, cpu).values == {}
     of_two = [{"loss": 0.25, "steps": 2.0}, {"loss": 0.5, "steps": 2.0}]
-    assert MetricSums.restored(of_two, ALONE, cpu).reading(ALONE) == {"loss": 0.75, "steps": 4.0}
-    on_three = [MetricSums.restored(of_two, Ranks(rank, 3), cpu).reading(ALONE) for rank in range(3)]
+    assert MetricSums.restored(of_two, ALONE, cpu).pop_totals(ALONE) == {"loss": 0.75, "steps": 4.0}
+    on_three = [MetricSums.restored(of_two, Ranks(rank, 3), cpu).pop_totals(ALONE) for rank in range(3)]
     assert on_three == [{"loss": 0.75, "steps": 4.0}] + [{"loss": 0.0, "steps": 0.0}] * 2
-    on_two = [MetricSums.restored(of_two, Ranks(rank, 2), cpu).reading(ALONE) for rank in range(2)]
+    on_two = [MetricSums.restored(of_two, Ranks(rank, 2), cpu).pop_totals(ALONE) for rank in range(2)]
     assert on_two == of_two
