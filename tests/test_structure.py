@@ -52,6 +52,14 @@ def test_the_shards_layer_imports_torch_for_networks_alone():
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
+def test_workers_that_read_images_start_without_torch():
+    """A pool imports the module of its function in each worker; torch takes seconds and 300 MB."""
+    names = ("image_jobs", "known_tests", "corpus_part", "corpus_check")
+    modules = ", ".join(f"finetune.decontamination.{name}" for name in names)
+    check = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
 def is_command(path: Path) -> bool:
     """Whether a module can be started with `python -m`."""
     body = ast.parse(path.read_text()).body
