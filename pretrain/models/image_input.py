@@ -12,7 +12,8 @@ def image_stream_input(
     """The input of the image stream: features (B, N + 1, D) and locations (B, N + 1, 5), of type `dtype`.
 
     Row 0 is the image token: the mean of the visible regions (zeros if there are none). Regions that are not visible
-    are zeroed.
+    are zeroed. ops.mask_regions does both in one pass over the features: ops/pure_torch.py has it in plain torch, and
+    ops/csrc/regions_cpu.cpp and regions_cuda.cu compute the same.
 
     Args:
         features: (B, N, D), any floating-point dtype.
