@@ -194,6 +194,7 @@ def test_a_rank_without_examples_takes_part_in_every_step(world, narrow, tmp_pat
     assert unused and all(torch.equal(one[name], three[name]) for name in unused)
 
 
+@pytest.mark.slow
 def test_attention_on_packed_rows_changes_no_number(mt, pretrained, tmp_path):
     """As on a GPU, for all twelve tasks with dropout; GuessWhat's texts are too long for it and are padded."""
     flags = ("--init", pretrained, "--precision", "float64", "--dropout", 0.1, "--iterations", 2, "--validate_on", 8)

@@ -632,6 +632,7 @@ def test_a_wrong_detector_lists_the_local_ones_and_asks_nobody(tmp_path, run_com
     assert status == 2 and f"--detector {name}: should be one of backbone, pixels, x152, or " in err
 
 
+@pytest.mark.slow  # the next test gives up without waiting
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
     """The hub's client would ask for each of many files."""
     draw_images(tmp_path / "in", 1)

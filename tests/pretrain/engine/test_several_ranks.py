@@ -93,6 +93,7 @@ def test_five_ranks_share_thirteen_pairs(tmp_path):
     assert all(out == err == "" for _, out, err in results[1:])
 
 
+@pytest.mark.slow  # tests of runs have SIGINT on two ranks, those of several tasks SIGTERM
 def test_two_ranks_stop_and_go_on_as_if_they_had_not(small, tmp_path):
     """SIGTERM to one of them alone; with dropout."""
     flags = [*small, "--epochs", 12, "--dropout", 0.1, "--log_every", 1]
