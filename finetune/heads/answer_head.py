@@ -63,7 +63,7 @@ class AnswerHead(Head):
         """The soft score of the best answer."""
         return targets.gather(1, logits.argmax(1)[:, None])[:, 0]
 
-    def official(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> list[str]:
+    def to_predictions(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> list[str]:
         assert vocabulary is not None
         return [vocabulary.answers[number] for number in numbers[:, 0].astype(np.int64)]
 

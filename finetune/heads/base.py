@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -33,6 +33,15 @@ class Scene:
     candidates: Sequence[Box] = ()
 
 
+class ImageSamples(Protocol):
+    """The regions of images by their ids, such as those of a data set, or a dict."""
+
+    def __getitem__(self, image: str, /) -> Sample: ...
+
+
+RENAMED = {"best": "decode", "official": "to_predictions"}  # methods of earlier versions, which nothing calls any more
+
+
 @dataclass(frozen=True)
 class Head(ABC):
     """A kind of task head. Subclasses are all that the rest of the package needs to know about a kind of answer.
@@ -55,6 +64,13 @@ class Head(ABC):
     ranks_images: ClassVar[bool] = False
     input_label: ClassVar[str] = "Text"  # what the text of an example is, for pages
     input_example: ClassVar[str] = ""  # a text of this kind about the miniature world
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a class, perhaps of another package, that overrides a method under a name that is never called."""
+        super().__init_subclass__(**kwargs)
+        for former, name in RENAMED.items():
+            if hasattr(cls, former):
+                raise TypeError(f"{cls.__name__}.{former}: the method is now {name}, see finetune.heads.base.Head")
 
     @property
     def layer_name(self) -> str:
@@ -130,27 +146,31 @@ class Head(ABC):
         """The training accuracy of the choices with the highest logits: float (examples,), between 0 and 1."""
 
     def prediction_shape(self, regions: int) -> tuple[int, ...]:
-        """The shape of the prediction of one example in `best`. regions: maximum number of regions per image."""
+        """The shape of the prediction of one example in `decode`. regions: maximum number of regions per image."""
         return (1,)
 
-    def best(self, logits: Tensor, boxes: np.ndarray) -> np.ndarray:
+    def decode(
+        self, logits: Tensor, boxes: np.ndarray, examples: Sequence[Example], regions: ImageSamples
+    ) -> np.ndarray:
         """The predictions of a batch as numbers, which several ranks can add up; here the number of the best choice.
 
         Args:
             logits: on the CPU.
             boxes: (examples, R, 4), the regions of the images as fractions of their sides.
+            examples: the examples of the batch.
+            regions: of their images.
 
         Returns:
-            float64 (examples, *prediction_shape). Predicted boxes are fractions of the image's sides; they are scaled
-            to pixels before `official`.
+            float64 (examples, *prediction_shape), or less than prediction_shape in any dimension but the first: the
+            rest is filled with zeros. Predicted boxes are in pixels of the annotations.
         """
         return logits.argmax(1, keepdim=True).double().numpy()
 
-    def official(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> Sequence[Any] | np.ndarray:
+    def to_predictions(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> Sequence[Any] | np.ndarray:
         """The predictions in the form that `Task.scores` takes; here int (n,), the numbers of the choices.
 
         Args:
-            numbers: results of `best` for all n examples.
+            numbers: results of `decode` for all n examples.
             vocabulary: of a head with a vocabulary.
         """
         return numbers[:, 0].astype(np.int64)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from finetune.annotations.answers import AnswerVocabulary
 from finetune.annotations.boxes import grounding_target
 from finetune.annotations.example import Box, Example
-from finetune.heads.base import Scene
+from finetune.heads.base import ImageSamples, Scene
 from finetune.heads.pointing_head import PointingHead, PointingLayer
 from shards.common.errors import UserError
 from shards.storage.sample import Sample
@@ -51,11 +51,16 @@ class GroundingHead(PointingHead):
     def prediction_shape(self, regions: int) -> tuple[int, ...]:
         return (regions + 1, 4) if self.ranked else (4,)
 
-    def best(self, logits: Tensor, boxes: np.ndarray) -> np.ndarray:
-        ranked = self.ranked
-        return boxes_of_rows(boxes, logits.argsort(dim=1, descending=True, stable=True) if ranked else logits.argmax(1))
+    def decode(
+        self, logits: Tensor, boxes: np.ndarray, examples: Sequence[Example], regions: ImageSamples
+    ) -> np.ndarray:
+        """float64 (n, 4), or (n, rows, 4) if ranked: boxes in pixels of the annotations."""
+        rows = logits.argsort(dim=1, descending=True, stable=True) if self.ranked else logits.argmax(1)
+        sizes = np.array([image_size(example, regions[example.images[0]]) * 2 for example in examples])
+        pixels: np.ndarray = boxes_of_rows(boxes, rows) * (sizes[:, None] if self.ranked else sizes)
+        return pixels
 
-    def official(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> np.ndarray:
+    def to_predictions(self, numbers: np.ndarray, vocabulary: AnswerVocabulary | None) -> np.ndarray:
         return numbers
 
     def choices(self, scene: Scene, vocabulary: AnswerVocabulary | None) -> tuple[list[str], Sequence[Box]]:

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 
 from finetune.annotations.example import Example
-from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskCollator
 from finetune.heads.base import Scene
 from finetune.heads.grounding_head import image_size
 from finetune.inference.decoding import Prediction, prediction
 from finetune.inference.model_loader import ModelLoader, OpenedTask
-from finetune.inference.predictions import best_of_batch, predict
+from finetune.inference.predictions import decoded_batches, predict
 from finetune.objective.task_pass import TaskPass
 from finetune.task_types.base import Task
 from shards.common.dist_info import ALONE
@@ -57,15 +56,12 @@ def judge(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> list[
     return [JudgedExample(*of, metric) for of in judged]
 
 
-@torch.no_grad()
 def _judged(task_pass: TaskPass, collator: TaskCollator, batch_size: int) -> Iterator[tuple[Prediction, object]]:
     """(prediction, the same in the form of `Task.scores`) of every example."""
     limit, vocabulary = collator.limits.max_regions, collator.vocabulary
-    with in_order(collator, batch_size, 0, ALONE) as batches:
-        for part, batch in batches:
-            logits = task_pass.logits(batch.to(task_pass.device)).cpu()
-            best = best_of_batch(task_pass, collator, part, batch, logits)
-            official = task_pass.task.head.official(best, vocabulary)
+    with decoded_batches(task_pass, collator, batch_size, 0, ALONE) as batches:
+        for part, logits, decoded in batches:
+            official = task_pass.task.head.to_predictions(decoded, vocabulary)
             for row, example, one in zip(logits, collator.examples[part], official, strict=True):
                 sample = collator.regions[example.images[0]]
                 size = image_size(example, sample)

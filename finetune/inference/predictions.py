@@ -1,7 +1,9 @@
 """Predictions of a model on a task's examples, in the form of the task's `scores` and `submission`."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +11,6 @@ from torch import Tensor
 
 from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskBatch, TaskCollator
-from finetune.heads.grounding_head import image_size
 from finetune.inference.caption_image_scores import Progress, retrieval_scores, silent
 from finetune.inference.kept_scores import KeptScores
 from finetune.inference.rerank import reranked_scores
@@ -43,8 +44,8 @@ def predict(
         kept: scores of an interrupted ranking of all pairs, which are not computed again; new ones are added.
 
     Returns:
-        What the head returns (Head.official), such as answers as strings, boxes in pixels, or numbers of candidates or
-        labels; for a head that ranks images their scores, float64 (captions, images).
+        What the head returns (Head.to_predictions), such as answers as strings, boxes in pixels, or numbers of
+        candidates or labels; for a head that ranks images their scores, float64 (captions, images).
     """
     head = task_pass.task.head
     if head.ranks_images and rerank is not None:
@@ -53,8 +54,8 @@ def predict(
     if head.ranks_images:
         rank_images = partial(retrieval_scores, task_pass, collator, batch_size, ranks, progress, kept)
         return predicted_on_all_ranks(task_pass, rank_images, ranks)
-    choose = partial(_best, task_pass, collator, batch_size, workers, ranks, progress)
-    return head.official(predicted_on_all_ranks(task_pass, choose, ranks), collator.vocabulary)
+    decode = partial(_decoded, task_pass, collator, batch_size, workers, ranks, progress)
+    return head.to_predictions(predicted_on_all_ranks(task_pass, decode, ranks), collator.vocabulary)
 
 
 @torch.no_grad()
@@ -84,38 +85,53 @@ def _refuse_nan(scores: Tensor, task_pass: TaskPass) -> None:
         )
 
 
-def _best(
+class DecodedBatch(NamedTuple):
+    """The predictions for a batch.
+
+    Attributes:
+        part: numbers of its examples.
+        logits: of the task's head, on the CPU.
+        decoded: result of Head.decode.
+    """
+
+    part: slice
+    logits: Tensor
+    decoded: np.ndarray
+
+
+@contextlib.contextmanager
+def decoded_batches(
+    task_pass: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks
+) -> Iterator[Iterator[DecodedBatch]]:
+    """A context manager that yields an iterator of the predictions for this rank's share of all examples, in order.
+
+    Arguments as for `predict`; the model should be in evaluation mode.
+
+    Raises:
+        UserError: a logit is NaN, or a data worker died inside the block.
+    """
+    with in_order(collator, batch_size, workers, ranks, pin=task_pass.device.type == "cuda") as batches:
+        yield (_decoded_batch(task_pass, collator, part, batch) for part, batch in batches)
+
+
+@torch.no_grad()
+def _decoded_batch(task_pass: TaskPass, collator: TaskCollator, part: slice, batch: TaskBatch) -> DecodedBatch:
+    logits = task_pass.logits(batch.to(task_pass.device)).cpu()
+    _refuse_nan(logits, task_pass)
+    boxes, examples = batch.pairs.boxes.numpy(), collator.examples[part]
+    return DecodedBatch(part, logits, task_pass.task.head.decode(logits, boxes, examples, collator.regions))
+
+
+def _decoded(
     task_pass: TaskPass, collator: TaskCollator, batch_size: int, workers: int, ranks: Ranks, progress: Progress
 ) -> np.ndarray:
-    """float64 (examples, ...): the predictions for this rank's share in numbers (see Head.best), zeros elsewhere."""
+    """float64 (examples, ...): the predictions for this rank's share in numbers (see Head.decode), zeros elsewhere."""
     count = len(collator.examples)
     found = np.zeros((count, *task_pass.task.head.prediction_shape(collator.limits.max_regions)))
     first, last = part_range(count, ranks.count, ranks.rank)
-    with in_order(collator, batch_size, workers, ranks, pin=task_pass.device.type == "cuda") as batches:
-        for part, batch in batches:
-            logits = task_pass.logits(batch.to(task_pass.device)).cpu()
-            _refuse_nan(logits, task_pass)
-            best = best_of_batch(task_pass, collator, part, batch, logits)
-            found[(part, *(slice(length) for length in best.shape[1:]))] = best
+    with decoded_batches(task_pass, collator, batch_size, workers, ranks) as batches:
+        for part, _, decoded in batches:
+            # A ranked head returns as many rows as the longest image of the batch has.
+            found[(part, *(slice(length) for length in decoded.shape[1:]))] = decoded
             progress(part.stop - first, last - first)
     return found
-
-
-def best_of_batch(
-    task_pass: TaskPass, collator: TaskCollator, part: slice, batch: TaskBatch, logits: Tensor
-) -> np.ndarray:
-    """The predictions for a batch in numbers, see Head.best; boxes in pixels of the annotations.
-
-    Args:
-        task_pass: model and task.
-        collator: examples and regions.
-        part: the numbers of the batch's examples.
-        batch: the batch, on the CPU.
-        logits: its logits, on the CPU.
-    """
-    head, examples = task_pass.task.head, collator.examples[part]
-    best = head.best(logits, batch.pairs.boxes.numpy())
-    if not head.finds_regions:
-        return best
-    sizes = np.array([image_size(example, collator.regions[example.images[0]]) * 2 for example in examples])
-    return best * (sizes if best.ndim == 2 else sizes[:, None])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from finetune.config import EvaluateConfig
 from finetune.evaluation.scores import score_task
@@ -15,6 +16,7 @@ from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.tasks import paper_tasks
 from shards.common.dist_info import ALONE
+from shards.common.errors import UserError
 
 TASKS = paper_tasks()
 
@@ -47,6 +49,15 @@ def test_every_example_is_judged_as_an_evaluation_judges_it(trained, world, name
             "choose",
             "compare",
         }
+
+
+def test_scores_that_are_nan_are_refused(trained, world):
+    """The most confident mistakes among them would be arbitrary."""
+    task_pass, collator = loaded(trained, world, "vqa")
+    with torch.no_grad():
+        next(task_pass.model.heads["vqa"].parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="VQA v2: the model's scores are NaN"):
+        judge(task_pass, collator, 7)
 
 
 def test_the_surest_mistakes_come_first_and_the_right_ones_are_spread():
