@@ -56,7 +56,7 @@ def runs_of(config: Config, seed: int) -> dict[str, list[TrainingCommand]]:
 
 def first_values(run: str, task, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """(main metric, cluster) of the first examples of the task's validation split."""
-    task_pass, collator = load(EvaluateConfig(run=run, task=task.name, data=config.data), task)
+    task_pass, collator = load(EvaluateConfig(run=run, task=task.name, data=config.data), task, task.splits[1])
     collator = replace(collator, examples=collator.examples[: config.examples])
     return values_of(task_pass, collator), clusters_of(example.images for example in collator.examples)
 

@@ -104,7 +104,7 @@ def run(config: Config) -> None:
     for task in tasks:
         flags = {"task": task.name, "data": config.data, "init": config.init, "epochs": config.epochs}
         out = trained(f"{config.out}/{task.name}", **flags)
-        task_pass, collator = load(EvaluateConfig(run=out, data=config.data), task)
+        task_pass, collator = load(EvaluateConfig(run=out, data=config.data), task, task.splits[1])
         blind = dataclasses.replace(
             collator,
             regions=ExchangedRegions(collator.regions, False),

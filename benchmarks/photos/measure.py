@@ -102,8 +102,8 @@ def _ranking_rate(run: Path, data: Path, seconds: float, flags: dict) -> float:
     flags: of finetune.evaluate, without effect of `rerank`: all pairs are scored.
     """
     task = find_task(RETRIEVAL)
-    config = EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
-    task_pass, collator = load(config, task)
+    config = EvaluateConfig(run=str(run), task=task.name, data=str(data), **flags)
+    task_pass, collator = load(config, task, SPLIT)
     images, count = list(dict.fromkeys(example.images[0] for example in collator.examples)), FIRST_IMAGES
     while True:
         chosen = set(images[:count])

@@ -141,8 +141,8 @@ def _say(text: str) -> None:
 
 
 def _score(run: Path, task: Task, data: Path, one_caption: bool, flags: dict) -> Scores:
-    config = EvaluateConfig(run=str(run), task=task.name, data=str(data), split=SPLIT, **flags)
-    task_pass, collator = load(config, task)
+    config = EvaluateConfig(run=str(run), task=task.name, data=str(data), **flags)
+    task_pass, collator = load(config, task, SPLIT)
     examples = list(collator.examples)
     if task.head.ranks_images and one_caption:
         examples = [examples[n] for n in first_captions([example.images[0] for example in examples])]

@@ -13,7 +13,7 @@ from finetune.data.regions import with_regions
 from finetune.data.task_collate import TaskCollator
 from finetune.evaluation.scores import TaskScore, breakdown_of, describe_scores, render_breakdown, score_task
 from finetune.inference.kept_scores import KeptScores
-from finetune.inference.model_loader import ModelLoader
+from finetune.inference.model_loader import ModelLoader, OpenedTask
 from finetune.inference.predictions import predict
 from finetune.inference.progress import TimeLeft
 from finetune.objective.task_pass import TaskPass
@@ -35,6 +35,23 @@ class Evaluated:
     examples: Sequence[Example]
     predictions: Sequence
     score: TaskScore
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """All scores of a split.
+
+    Attributes:
+        score: the task's metrics.
+        by: the main metric by further types, see `breakdown_of`.
+        further: what the task knows of its further metrics, or None.
+        further_scores: further metric -> value.
+    """
+
+    score: TaskScore
+    by: dict[str, dict[str, dict[str, float]]]
+    further: FurtherScores | None
+    further_scores: dict[str, float]
 
 
 def splits_of(task: Task, split: str | None) -> tuple[str, ...]:
@@ -119,48 +136,79 @@ def _metadata(config: EvaluateConfig, task: Task, split: str) -> dict:
 
 
 def evaluate_split(loader: ModelLoader, task: Task, split: str) -> Evaluated | None:
-    """Evaluates a task on a split; None if its answers are not public, and on all ranks but the first."""
-    config, ranks = replace(loader.config, split=split), loader.ranks
-    source, task_pass, collator = loader.open(task, split)
-    mark = {"zero_shot": True} if source.zero_shot else {}
-    if config.rerank and task.head.ranks_images:
-        mark["rerank"] = config.rerank
-    title = f"{task.title}, {config.split}{' (zero-shot)' if source.zero_shot else ''}"
-    examples, score = collator.examples, None
+    """Predicts a split; prints and stores its scores if its answers are public; writes the submission of --submission.
+
+    Returns:
+        None if its answers are not public, and on all ranks but the first.
+    """
+    config, ranks, opened = loader.config, loader.ranks, loader.open(task, split)
+    examples = opened.collator.examples
+    title = f"{task.title}, {split}{' (zero-shot)' if opened.source.zero_shot else ''}"
     public = task.is_public(examples)
     if not public:
         ranks.log(f"{title}: {counted(len(examples), 'example')} without public answers")
         if not config.submission:
             return None
-    path = Path(config.scores or _scores_file(config, task, config.split))
+    path = Path(config.scores or _scores_file(config, task, split))
     if public and ranks.first:
         _check_writable(path)
-    kept = _kept_scores(config, path, task_pass, collator, ranks)
-    predictions = predict_split(config, task_pass, collator, ranks, kept)
-    further = task.further_scores(task.folder(config.data), config.split, examples, predictions) if public else None
-    further_scores = _score_further(config, further, task_pass, collator, ranks) if further else {}
+    kept = _kept_scores(config, split, path, opened, ranks)
+    predictions = predict_split(config, split, opened.task_pass, opened.collator, ranks, kept)
+    scores = _score_split(config, split, opened, predictions, ranks) if public else None
     if not ranks.first:
         return None
-    if public:
-        score = score_task(task, examples, predictions)
-        by = breakdown_of(task, examples, score.values)
-        print(f"{title}: {describe_scores(score.summary)}")
-        if further_scores:
-            print(f"{title}: {further.describe(further_scores)}")
-        if further and further.absent:
-            print(further.absent)
-        for name, parts in by.items():
-            print(render_breakdown(f"by {name}", parts))
-        stored = _metadata(config, task, config.split) | mark | score.summary | further_scores
-        write_json(path, stored | ({"by": by} if by else {}))
-        print(f"scores: {path}")
+    if scores:
+        _print_scores(title, scores)
+        _store_scores(config, split, path, opened, scores)
     if config.submission:
-        with whole_file(config.submission, "w", encoding="utf-8") as file:
-            file.write(task.submission(examples, predictions))
-        print(f"predictions: {config.submission}")
+        _write_submission(config.submission, task, examples, predictions)
     if kept:
         kept.remove()
-    return Evaluated(examples, predictions, score) if score else None
+    return Evaluated(examples, predictions, scores.score) if scores else None
+
+
+def _score_split(
+    config: EvaluateConfig, split: str, opened: OpenedTask, predictions, ranks: Ranks
+) -> SplitScores | None:
+    """The scores of predictions; None on all ranks but the first, which only predict the further examples."""
+    task, examples = opened.task_pass.task, opened.collator.examples
+    further = task.further_scores(task.folder(config.data), split, examples, predictions)
+    further_scores = _score_further(config, split, further, opened, ranks) if further else {}
+    if not ranks.first:
+        return None
+    score = score_task(task, examples, predictions)
+    return SplitScores(score, breakdown_of(task, examples, score.values), further, further_scores)
+
+
+def _print_scores(title: str, scores: SplitScores) -> None:
+    print(f"{title}: {describe_scores(scores.score.summary)}")
+    if scores.further and scores.further_scores:
+        print(f"{title}: {scores.further.describe(scores.further_scores)}")
+    if scores.further and scores.further.absent:
+        print(scores.further.absent)
+    for name, parts in scores.by.items():
+        print(render_breakdown(f"by {name}", parts))
+
+
+def _store_scores(config: EvaluateConfig, split: str, path: Path, opened: OpenedTask, scores: SplitScores) -> None:
+    """Stores the scores of a split as JSON; they are marked if they are zero-shot or of a reranking."""
+    task = opened.task_pass.task
+    stored = _metadata(config, task, split)
+    if opened.source.zero_shot:
+        stored["zero_shot"] = True
+    if config.rerank and task.head.ranks_images:
+        stored["rerank"] = config.rerank
+    stored |= scores.score.summary | scores.further_scores
+    if scores.by:
+        stored["by"] = scores.by
+    write_json(path, stored)
+    print(f"scores: {path}")
+
+
+def _write_submission(path: str, task: Task, examples: Sequence[Example], predictions) -> None:
+    with whole_file(path, "w", encoding="utf-8") as file:
+        file.write(task.submission(examples, predictions))
+    print(f"predictions: {path}")
 
 
 def _check_writable(path: Path) -> None:
@@ -171,36 +219,40 @@ def _check_writable(path: Path) -> None:
 
 
 def _kept_scores(
-    config: EvaluateConfig, place: Path, task_pass: TaskPass, collator: TaskCollator, ranks: Ranks
+    config: EvaluateConfig, split: str, place: Path, opened: OpenedTask, ranks: Ranks
 ) -> KeptScores | None:
     """The scores of an interrupted ranking of all pairs of captions and images; None for other predictions."""
-    if not task_pass.task.head.ranks_images or config.rerank:
+    task = opened.task_pass.task
+    if not task.head.ranks_images or config.rerank:
         return None
-    kept = KeptScores(place, task_pass, collator, config.batch_size, ranks)
+    kept = KeptScores(place, opened.task_pass, opened.collator, config.batch_size, ranks)
     if kept.done:
-        ranks.log(
-            f"{task_pass.task.title}, {config.split}: {len(kept.done)} blocks of images are kept from an earlier start"
-        )
+        ranks.log(f"{task.title}, {split}: {len(kept.done)} blocks of images are kept from an earlier start")
     return kept
 
 
 def predict_split(
-    config: EvaluateConfig, task_pass: TaskPass, collator: TaskCollator, ranks: Ranks, kept: KeptScores | None = None
+    config: EvaluateConfig,
+    split: str,
+    task_pass: TaskPass,
+    collator: TaskCollator,
+    ranks: Ranks,
+    kept: KeptScores | None = None,
 ):
-    progress = TimeLeft(f"{task_pass.task.title}, {config.split}", ranks.log)
+    """The predictions for examples of a split, with logged progress. See `predict` for the arguments."""
+    progress = TimeLeft(f"{task_pass.task.title}, {split}", ranks.log)
     return predict(task_pass, collator, config.batch_size, config.workers, ranks, progress, config.rerank, kept)
 
 
 def _score_further(
-    config: EvaluateConfig, further: FurtherScores, task_pass: TaskPass, collator: TaskCollator, ranks: Ranks
+    config: EvaluateConfig, split: str, further: FurtherScores, opened: OpenedTask, ranks: Ranks
 ) -> dict[str, float]:
     """The metrics that need further examples, which are predicted here."""
     if not further.examples:
         return further.scores({})
-    ranks.log(
-        f"{task_pass.task.title}, {config.split}: predicting {len(further.examples)} further examples for the metrics"
-    )
+    _, task_pass, collator = opened
+    ranks.log(f"{task_pass.task.title}, {split}: predicting {len(further.examples)} further examples for the metrics")
     where, skip = collator.regions.dataset.folder, config.missing == "skip"
     examples = with_regions(PackedExamples.of(further.examples), collator.regions, where, skip, ranks.log)
-    predictions = predict_split(config, task_pass, replace(collator, examples=examples), ranks)
+    predictions = predict_split(config, split, task_pass, replace(collator, examples=examples), ranks)
     return further.scores(dict(zip((example.id for example in examples), predictions, strict=True)))

@@ -23,6 +23,8 @@ from pretrain.pretrained.find_weights import RUN
 from shards.common.dist_info import ALONE, Ranks
 from shards.common.errors import UserError
 
+ChooseExamples = Callable[[TaskData], Sequence[Example]]  # examples of a task from its data
+
 
 @dataclass(frozen=True)
 class TrainingInputs:
@@ -58,7 +60,7 @@ class ModelLoader:
     Published weights do not contain their answers, which are known only when a task is opened; they are loaded again
     for a task with an answer head that the model does not have yet.
 
-    config: flags; `split` is that of tasks that are opened without one.
+    config: flags, of which `split` is not used.
     """
 
     def __init__(self, config: EvaluateConfig, ranks: Ranks = ALONE):
@@ -70,19 +72,12 @@ class ModelLoader:
         self._model: TaskModel | None = None
         self._vocabularies: Vocabularies = {}
 
-    def open(
-        self,
-        task: Task,
-        split: str | None = None,
-        choose: Callable[[TaskData], Sequence[Example]] | None = None,
-        training: TrainingInputs | None = None,
-    ) -> OpenedTask:
+    def open(self, task: Task, examples: str | ChooseExamples, training: TrainingInputs | None = None) -> OpenedTask:
         """Opens a task.
 
         Args:
             task: the task.
-            split: its split, by default that of the flags, or else the task's validation split.
-            choose: function from the task's data to the examples; None for the examples of the split.
+            examples: the split whose examples are predicted, or a function that chooses them.
             training: for batches as in training; None for those of inference.
         """
         config, ranks = self.config, self.ranks
@@ -91,12 +86,12 @@ class ModelLoader:
         def opened() -> tuple[TaskData, PackedExamples]:
             folder = choose_data(config.run, config.data)
             data = open_data(task, folder, config.missing, annotated, self._regions, clean)
-            if choose:
-                return data, PackedExamples.of(choose(data))
-            return data, data.examples(split or config.split or task.splits[1], ranks.log)
+            if isinstance(examples, str):
+                return data, data.examples(examples, ranks.log)
+            return data, PackedExamples.of(examples(data))
 
-        data, examples = on_every_rank(ranks, opened)
-        same_on_every_rank(data, (examples,), ranks)
+        data, chosen = on_every_rank(ranks, opened)
+        same_on_every_rank(data, (chosen,), ranks)
         source = self._source(data.feature_size)
         if note := other_detector_note(config.run, data.all_regions):
             ranks.log(note)
@@ -104,7 +99,7 @@ class ModelLoader:
         contrastive = training.contrastive if training else 0.0
         task_pass = TaskPass(self._model_for(source, data), task, self.precision, source.task_token(task), contrastive)
         settings = source.collator_settings(self._vocabularies.get(task.head.name), config.max_regions)
-        return OpenedTask(source, task_pass, data.collator(examples, settings, training.seed if training else None))
+        return OpenedTask(source, task_pass, data.collator(chosen, settings, training.seed if training else None))
 
     def _source(self, feature_size: int) -> ModelSource:
         if feature_size not in self._sources:
@@ -125,11 +120,9 @@ class ModelLoader:
         return self._model
 
 
-def load(
-    config: EvaluateConfig, task: Task, choose: Callable[[TaskData], Sequence[Example]] | None = None
-) -> tuple[TaskPass, TaskCollator]:
+def load(config: EvaluateConfig, task: Task, examples: str | ChooseExamples) -> tuple[TaskPass, TaskCollator]:
     """(model on its device, collator of the examples) of one task, see ModelLoader.open."""
-    opened = ModelLoader(config).open(task, choose=choose)
+    opened = ModelLoader(config).open(task, examples)
     return opened.task_pass, opened.collator
 
 

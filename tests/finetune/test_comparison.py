@@ -38,7 +38,8 @@ def other(world, pretrained, made_once):
 
 
 def evaluated(run, world, task):
-    task_pass, collator = load(EvaluateConfig(run=str(run), data=str(world), task=task.name, workers=0), task)
+    config = EvaluateConfig(run=str(run), data=str(world), task=task.name, workers=0)
+    task_pass, collator = load(config, task, task.splits[1])
     predictions = predict(task_pass, collator, 16, 0, ALONE)
     return collator.examples, score_task(task, collator.examples, predictions)
 

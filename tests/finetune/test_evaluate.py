@@ -128,9 +128,9 @@ def test_test_splits_are_pooled(world, trained, tmp_path, run_command):
 def test_progress_and_the_time_left_are_printed(world, trained, monkeypatch, capsys, name):
     clock = iter(range(10**6))  # a second for each look at it, so 10 s for each of what is counted
     monkeypatch.setattr(progress.time, "perf_counter", lambda: 10 * next(clock))
-    config = EvaluateConfig(run=str(trained), data=str(world), split="val", batch_size=7, workers=0)
-    task_pass, collator = load(config, all_tasks()[name])
-    predict_split(config, task_pass, collator, ALONE)
+    config = EvaluateConfig(run=str(trained), data=str(world), batch_size=7, workers=0)
+    task_pass, collator = load(config, all_tasks()[name], "val")
+    predict_split(config, "val", task_pass, collator, ALONE)
     lines = capsys.readouterr().out.splitlines()
     if name == "refcoco":
         total = len(collator.examples)

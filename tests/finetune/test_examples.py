@@ -23,7 +23,7 @@ TASKS = paper_tasks()
 
 def loaded(trained, world, name):
     config = EvaluateConfig(run=str(trained), data=str(world), task=name, workers=0)
-    task_pass, collator = load(config, TASKS[name])
+    task_pass, collator = load(config, TASKS[name], TASKS[name].splits[1])
     task_pass.model.eval()
     return task_pass, collator
 

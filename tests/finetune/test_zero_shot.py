@@ -54,8 +54,8 @@ def slow(world, pretrained):
 
 def test_scores_are_the_alignment_logits_pair_by_pair(world, pretrained, slow):
     _, _, logits = slow
-    config = EvaluateConfig(run=str(pretrained), data=str(world), task=NAME, split=SPLIT, workers=0)
-    task_pass, collator = load(config, TASKS[NAME])
+    config = EvaluateConfig(run=str(pretrained), data=str(world), task=NAME, workers=0)
+    task_pass, collator = load(config, TASKS[NAME], SPLIT)
     scores = predict(task_pass, collator, 7, 0, ALONE)
     expected = logits[..., 0] - logits[..., 1]  # class 0 is "aligned"
     assert task_pass.task_token is None and scores.shape == expected.shape and np.ptp(expected) > 0.01

@@ -168,11 +168,11 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(opened, expected, place):
 def test_the_command_continues(pretrained, world, tmp_path, run_command):
     """Zero-shot retrieval, interrupted on one rank and finished on two."""
     run, data, task = str(pretrained), str(world), "flickr_retrieval"
-    config = EvaluateConfig(run=run, data=data, task=task, split="test", batch_size=BATCH, device="cpu")
+    config = EvaluateConfig(run=run, data=data, task=task, batch_size=BATCH, device="cpu")
     flags = ("--run", run, "--data", data, "--task", task, "--split", "test", "--batch_size", BATCH, "--device", "cpu")
     plain, place = tmp_path / "plain.json", tmp_path / "scores.json"
     assert run_command("finetune.evaluate", *map(str, (*flags, "--scores", plain)))[0] == 0
-    opened = load(config, find_task(task))
+    opened = load(config, find_task(task), "test")
     with pytest.raises(KeyboardInterrupt):
         rank(opened, place, after=0.5)
     done = len(KeptScores(place, *opened, BATCH, ALONE).done)

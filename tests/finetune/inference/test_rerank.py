@@ -17,8 +17,8 @@ NAME, SPLIT = "flickr_retrieval", "test"
 
 
 def scores_of(run, world, rerank, batch_size=7):
-    config = EvaluateConfig(run=str(run), data=str(world), task=NAME, split=SPLIT, workers=0)
-    task_pass, collator = load(config, find_task(NAME))
+    config = EvaluateConfig(run=str(run), data=str(world), task=NAME, workers=0)
+    task_pass, collator = load(config, find_task(NAME), SPLIT)
     done = []
     scores = predict(task_pass, collator, batch_size, 0, ALONE, lambda *of: done.append(of), rerank)
     return scores, done
