@@ -51,7 +51,7 @@ class BackboneDetector(BatchedDetector):
                 raise UserError(f"--class_names {config.class_names}: this backbone has no classes; remove the flag")
             self.class_names = read_class_names(config.class_names, self.num_classes)
 
-    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
+    def detect_batch(self, images: list[np.ndarray]) -> list[NetworkRegions]:
         with ThreadPoolExecutor(max(1, self.config.processes)) as pool:  # concurrently with the network
             return self._pooled(images, pool.map(self._proposals, images))
 
@@ -60,7 +60,7 @@ class BackboneDetector(BatchedDetector):
             return grid_boxes(*image.shape[:2], self.config.grid or GRID)
         return handcrafted.detect(image, self.config.max_regions or REGIONS)[0]
 
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
+    def describe_batch(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
         return self._pooled(images, boxes)
 
     def _pooled(self, images: list[np.ndarray], boxes: Iterable[np.ndarray]) -> list[NetworkRegions]:
