@@ -84,7 +84,8 @@ def query_weights(given: np.ndarray, own: np.ndarray, objectness: np.ndarray) ->
 
     A weight is the query's probability of an object times the square of IoU / (1 - IoU). A given box that equals the
     box of a query gets the features of that query, others get a mixture, and different boxes get different features. If
-    no query overlaps a box, the one with the nearest centre is used.
+    no query overlaps a box, the one with the nearest centre is used. Changing them changes the features: increase the
+    detector's `version`.
 
     Args:
         given: (n, 4), given boxes in pixels.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shards.detection.batched import NetworkRegions
-from shards.detection.x152.box_operations import SIZES, STRIDES, anchors, inside, moved, pool, suppress
+from shards.detection.x152.box_operations import SIZES, STRIDES, anchors, inside, moved, roi_align_fpn, suppress
 from shards.detection.x152.network import POOLED, DetectorConfig, Network
 
 MEAN = (102.9801, 115.9465, 122.7717)  # blue, green, red
@@ -88,7 +88,7 @@ class RegionDetector:
         images = torch.repeat_interleave(
             torch.arange(len(boxes), device=self.device), torch.tensor(counts, device=self.device)
         )
-        features, probabilities = self.network.box(pool(maps[:4], torch.cat(boxes), images, POOLED))
+        features, probabilities = self.network.box(roi_align_fpn(maps[:4], torch.cat(boxes), images, POOLED))
         return features.split(counts), probabilities.split(counts)
 
     def selected(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:

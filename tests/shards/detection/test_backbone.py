@@ -19,6 +19,7 @@ from shards.config import ExtractConfig
 from shards.detection.backbone import Preprocessing, grid_boxes, load_backbones, roi_align
 from shards.detection.backbone.preprocessing import of_processor, settings_of
 from shards.detectors import detector_of, make_detector
+from shards.detectors.backbone import BackboneDetector
 from shards.images.draw_regions import _class_of
 from shards.images.image_files import decode_image
 from shards.storage.dataset import open_dataset
@@ -287,6 +288,23 @@ def test_batched_equals_one_by_one(make, tmp_path):
         torch.testing.assert_close(one.features, alone.features, atol=1e-5, rtol=1e-4)
         (given,) = found.describe_batch([image], [one.boxes.numpy()])
         assert torch.equal(given.features, alone.features)
+
+
+def test_a_subclass_with_another_pooling(tmp_path):
+    """The maximum over the whole map instead of RoIAlign."""
+
+    class Largest(BackboneDetector):
+        def _pool(self, cells, boxes):
+            return cells.amax((1, 2)).expand(len(boxes), -1)
+
+    saved(resnet, tmp_path / "model")
+    flags = {"detector": "backbone", "weights": str(tmp_path / "model"), "short_side": 64, "device": "cpu"}
+    image = photograph(0, 60, 80)
+    (found,) = Largest(ExtractConfig(images="", out="", **flags))._run([image])
+    (plain,) = detector(tmp_path / "model", short_side=64)._run([image])
+    assert torch.equal(found.boxes, plain.boxes) and found.features.shape == plain.features.shape
+    assert (found.features == found.features[0]).all() and (found.features[0] >= plain.features).all()
+    assert found.distribution.shape == plain.distribution.shape
 
 
 def test_half_precision_stays_near(tmp_path):

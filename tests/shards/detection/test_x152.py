@@ -15,7 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from shards.common.errors import UserError
 from shards.detection.x152 import DetectorConfig, RegionDetector
-from shards.detection.x152.box_operations import RATIOS, SIZES, STRIDES, cell_anchor, levels_of, moved, pool, suppress
+from shards.detection.x152.box_operations import (
+    RATIOS,
+    SIZES,
+    STRIDES,
+    cell_anchor,
+    levels_of,
+    moved,
+    roi_align_fpn,
+    suppress,
+)
 from shards.detection.x152.detector import resized
 from shards.detection.x152.network import Network, build
 from shards.storage.dataset import open_dataset
@@ -192,7 +201,7 @@ def test_pooling_equals_the_obvious_one():
     boxes = torch.cat([corner, corner + torch.rand(40, 2) * 200], 1)
     boxes[:3] = torch.tensor([[0, 0, 640, 512], [600, 500, 602, 501], [-20, -30, 40, 900]])
     images = torch.arange(40) % 2
-    found = pool(maps, boxes, images, 7).view(40, 3, 7, 7)
+    found = roi_align_fpn(maps, boxes, images, 7).view(40, 3, 7, 7)
     assert len(set(levels_of(boxes).tolist())) > 1
     for n, level in enumerate(levels_of(boxes).tolist()):
         slow = slow_pool(maps[level][images[n]], boxes[n], STRIDES[level], 7)
