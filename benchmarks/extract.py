@@ -150,8 +150,8 @@ def time_backbone(config: Config) -> None:
     boxes = [handcrafted.detect(image)[0] for image in images]
     variants = {
         "proposals": lambda: [handcrafted.detect(image) for image in images],
-        "given boxes": lambda: detector.of_boxes(images, boxes),
-        "proposals and features": lambda: detector.regions(images),
+        "given boxes": lambda: detector.describe_batch(images, boxes),
+        "proposals and features": lambda: detector.detect_batch(images),
     }
     with torch.no_grad():
         seconds = time_in_turn(variants, config.repeats)
@@ -166,7 +166,7 @@ def time_network(config: Config) -> None:
     network = Network(sizes).eval().requires_grad_(False)
     detector = RegionDetector(network, sizes, config.device)
     images = [np.random.default_rng(n).integers(0, 255, (800, 1333, 3), dtype=np.uint8) for n in range(config.batch)]
-    seconds = time_in_turn({"detect": lambda: detector.detect(images)}, config.repeats)["detect"]
+    seconds = time_in_turn({"detect": lambda: detector.detect_batch(images)}, config.repeats)["detect"]
     print(f"the whole detector, 800 x 1333, batches of {config.batch}: {config.batch / seconds:.3g} images/s")
 
 

@@ -125,7 +125,7 @@ def embedding_method(images: list[Image.Image], weights: str, twins: set[frozens
         """float32 (images, D), of length 1."""
         wholes = [np.float32([[0, 0, *image.size]]) for image in images]
         pairs = zip(images, wholes, strict=True)
-        features = torch.cat([detector.of_boxes([np.asarray(image)], [box])[0].features for image, box in pairs])
+        features = torch.cat([detector.describe_batch([np.asarray(image)], [box])[0].features for image, box in pairs])
         return torch.nn.functional.normalize(features.float()).numpy()
 
     known = embeddings(images)

@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # files of this folder have the na
 import numpy as np
 
 from finetune import st
-from finetune.annotations.boxes import iou_with_box
+from finetune.annotations.boxes import IOU_CORRECT, iou_with_box
 from finetune.config import EvaluateConfig
 from finetune.data.regions import Regions
 from finetune.data.task_collate import TaskCollator
@@ -75,7 +75,7 @@ def chance(collator: TaskCollator) -> float:
         for example in examples:
             sample = collator.regions[example.images[0]]
             size = np.array([sample.info["width"], sample.info["height"]] * 2)
-            shares.append((iou_with_box(sample.boxes * size, example.target) > 0.5).mean())
+            shares.append((iou_with_box(sample.boxes * size, example.target) > IOU_CORRECT).mean())
         return float(np.mean(shares))
     choices = collator.vocabulary.answers if collator.vocabulary else range(len(task.labels))
     return max(main_values(task, examples, [choice] * len(examples)).mean() for choice in choices)

@@ -75,6 +75,17 @@ def test_files_of_the_repository_that_a_page_names_exist(page):
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+def test_the_functions_that_pool_are_in_the_files_of_their_table():
+    text = (ROOT / "docs" / "regions.md").read_text().partition("## Where regions are pooled")[2]
+    lines = text.partition("\n## ")[0].splitlines()
+    rows = [line.strip("|").split("|")[-2:] for line in lines if line.startswith("| ")][1:]
+    assert len(rows) == 7
+    for functions, files in rows:
+        code = "".join((ROOT / file).read_text() for file in re.findall(r"`(.+?)`", files))
+        for name in re.findall(r"\w+", functions):
+            assert re.search(rf"^ *(def|class) {name}\b", code, re.MULTILINE), name
+
+
 def test_every_page_is_linked_from_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in DOCS if page.name != "README.md" and f"]({page.name})" not in index] == []

@@ -15,7 +15,7 @@ def detector(record: Record) -> None:
 
     small = DetectorConfig(
         **{"stem_channels": 4, "res2_channels": 8, "groups": 2, "width_per_group": 2, "fpn_channels": 8},
-        **{"head_dim": 16, "classes": 9, "min_size": 96, "max_size": 128, "regions": 5},
+        **{"head_dim": 16, "classes": 9, "min_size": 96, "max_size": 128, "max_regions": 5},
     )
     config = DetectorConfig() if ON_GPU else small
     height, width, size = (800, 1333, 4) if ON_GPU else (96, 128, 1)
@@ -35,7 +35,7 @@ def detector(record: Record) -> None:
         with narrow, torch.no_grad():
             prepared = found.batch([found.prepared(image)[0] for image in images]).to(memory_format=layout)
             backbone, _ = timed(lambda x=prepared: network.backbone(x), repeats=3, warmup=2)
-            seconds, host = timed(lambda: found.detect(images), repeats=3, warmup=1)
+            seconds, host = timed(lambda: found.detect_batch(images), repeats=3, warmup=1)
         name = "channels last" if layout is torch.channels_last else "contiguous"
         record.add(
             precision=precision,

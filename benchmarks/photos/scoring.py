@@ -11,11 +11,12 @@ from benchmarks.photos.runs import RETRIEVAL
 from benchmarks.tasks import ExchangedRegions, chance, main_values
 from finetune.config import EvaluateConfig
 from finetune.data.task_collate import TaskCollator
-from finetune.heads.grounding_head import WHOLE_IMAGE, image_size
+from finetune.heads.grounding_head import WHOLE_IMAGE
 from finetune.evaluation.bootstrap import bootstrap_interval, clusters_of
 from finetune.inference.model_loader import load
 from finetune.inference.predictions import predict
 from finetune.inference.progress import TimeLeft
+from finetune.annotations.boxes import image_size
 from finetune.annotations.example import Example
 from finetune.task_types.base import Task
 from finetune.tasks import find_task

@@ -19,7 +19,8 @@ class Example:
             for retrieval; the annotated box for regions; the number of the correct candidate for candidates; a label
             for classification.
         candidates, candidate_ids: given boxes to choose from, x1, y1, x2, y2 in pixels, and their ids.
-        facts: values that only scores or submissions need.
+        facts: values of the annotations besides the target: width and height of the image, which targets of regions
+            need, and what scores and submissions need.
     """
 
     id: int | str

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from finetune.annotations.answers import AnswerVocabulary
-from finetune.annotations.boxes import grounding_target
+from finetune.annotations.boxes import grounding_target, image_size
 from finetune.annotations.example import Box, Example
 from finetune.heads.base import ImageSamples, Scene
 from finetune.heads.pointing_head import PointingHead, PointingLayer
-from shards.common.errors import UserError
 from shards.storage.sample import Sample
 
 RARE_ODDS = 1 / 36  # initial odds of a region in small models; most detectors find 36 regions or more
-SAME_RATIO = 1.05  # factor between aspect ratios of an image and a smaller copy of it
 WHOLE_IMAGE = np.array([[0.0, 0.0, 1.0, 1.0]])  # box of the image token (row 0): the whole image
 
 
@@ -80,24 +78,6 @@ def boxes_of_rows(boxes: np.ndarray, rows: Tensor) -> np.ndarray:
     images = np.arange(len(boxes))
     chosen: np.ndarray = of_rows[images if rows.ndim == 1 else images[:, None], rows.numpy()]
     return chosen
-
-
-def image_size(example: Example, sample: Sample) -> tuple[float, float]:
-    """(width, height) of an example's image in pixels: from the annotations if they contain it, else from the shard.
-
-    Raises:
-        UserError: the two have different aspect ratios, for example because an image was rotated by its EXIF
-            orientation after it had been annotated; boxes of one are then elsewhere in the other.
-    """
-    width, height = (float(example.facts.get(side) or sample.side(side)) for side in ("width", "height"))
-    in_shard = sample.info.get("width", width), sample.info.get("height", height)
-    ratio = width * in_shard[1] / (height * in_shard[0])
-    if not 1 / SAME_RATIO < ratio < SAME_RATIO:
-        raise UserError(
-            f"{sample.shard}: {sample.key} was extracted from an image of {in_shard[0]} x {in_shard[1]} pixels, and "
-            f"the annotations of example {example.id} have {width:.0f} x {height:.0f}; extract the image as annotated"
-        )
-    return width, height
 
 
 def region_target(example: Example, sample: Sample, width: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune.annotations.boxes import IOU_CORRECT
 from finetune.heads.base import Head
 from finetune.heads.inputs import TaskInputs
 from pretrain.models.contrastive import region_logits
@@ -64,7 +65,8 @@ class PointingHead(Head):
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.softmax:
-            shares = targets / targets.sum(1, keepdim=True).clamp(min=0.5)
+            # A sum is 0 or at least IOU_CORRECT.
+            shares = targets / targets.sum(1, keepdim=True).clamp(min=IOU_CORRECT)
             return -(shares * logits.log_softmax(1)).sum(1)
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)
 

@@ -7,10 +7,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from finetune.annotations.boxes import image_size
 from finetune.annotations.example import Example
 from finetune.data.task_collate import TaskCollator
 from finetune.heads.base import Scene
-from finetune.heads.grounding_head import image_size
 from finetune.inference.decoding import Prediction, prediction
 from finetune.inference.model_loader import ModelLoader, OpenedTask
 from finetune.inference.predictions import decoded_batches, predict

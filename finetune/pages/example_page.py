@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from finetune.annotations.boxes import image_size
 from finetune.annotations.example import Box
 from finetune.config import ExamplesConfig
 from finetune.data.task_collate import TaskCollator
-from finetune.heads.grounding_head import image_size
 from finetune.inference.attention_maps import explain
 from finetune.inference.decoding import Prediction
 from finetune.inference.expression_grounding import expression_boxes

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from finetune.annotations.boxes import iou_with_box
+from finetune.annotations.boxes import IOU_CORRECT, iou_with_box
 from finetune.annotations.example import Example
 from finetune.annotations.official_files import MissingFile, existing, find_file, read_csv, read_lines, unique
 from finetune.heads.answer_head import AnswerHead
@@ -195,7 +195,8 @@ class TableGrounding(TableTask):
         return box
 
     def is_right(self, example: Example, prediction: np.ndarray) -> bool:
-        return bool(iou_with_box(prediction, example.target)[0] > 0.5)
+        """As for the paper's referring expressions: the IoU is above 0.5."""
+        return bool(iou_with_box(prediction, example.target)[0] > IOU_CORRECT)
 
     def stored(self, prediction: np.ndarray) -> dict[str, Any]:
         return {"box": np.asarray(prediction).tolist()}

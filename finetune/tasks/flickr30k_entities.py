@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.annotations.boxes import iou_with_box
+from finetune.annotations.boxes import IOU_CORRECT, iou_with_box
 from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import find_file, read_text, read_xml
 from finetune.heads.grounding_head import GroundingHead
@@ -25,7 +25,6 @@ from shards.common.untrusted_input import LARGEST_SIDE, shown, whole_number
 
 ANNOTATIONS, SENTENCES = "Annotations", "Sentences"
 PLACES = (1, 5, 10)
-OVERLAP = 0.5
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _BEGIN = "[/EN#"
 _PHRASE = re.compile(r"\[/EN#(\d+)/([a-z/]+) ([^\[\]]+)\]")  # an entity's id, the types of the phrase, its words
@@ -96,7 +95,7 @@ class Flickr30kEntities(GivenBoxes, Task):
         """Accuracy of the best box (equal to R@1); R@k: whether one of the k best boxes is correct; upper bound:
         whether any box, including the whole image, is correct."""
         pairs = zip(examples, predictions, strict=True)
-        right = [iou_with_box(boxes, example.target) >= OVERLAP for example, boxes in pairs]
+        right = [iou_with_box(boxes, example.target) >= IOU_CORRECT for example, boxes in pairs]
         recall = {f"R@{k}": np.array([float(found[:k].any()) for found in right]) for k in PLACES}
         upper_bound = np.array([float(found.any()) for found in right])
         return {"accuracy": recall["R@1"]} | recall | {"upper bound": upper_bound}

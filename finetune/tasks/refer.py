@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from finetune.annotations.boxes import iou_with_box
+from finetune.annotations.boxes import IOU_CORRECT, iou_with_box
 from finetune.annotations.example import Box, Example
 from finetune.annotations.official_files import by_id, corners, find_file, read_pickled_list, scan_list, take, unique
 from finetune.annotations.source_files import once
@@ -94,8 +94,9 @@ class ReferringExpressions(GivenBoxes, Task):
         return examples
 
     def scores(self, examples: Sequence[Example], predictions: np.ndarray) -> dict[str, np.ndarray]:
-        pairs = zip(examples, predictions, strict=True)
-        return {"accuracy": np.array([float(iou_with_box(box, example.target)[0] > 0.5) for example, box in pairs])}
+        """Accuracy. The evaluation is strict and the targets are not, as in the reference implementation."""
+        ious = [iou_with_box(box, example.target)[0] for example, box in zip(examples, predictions, strict=True)]
+        return {"accuracy": np.array([float(iou > IOU_CORRECT) for iou in ious])}
 
     def submission(self, examples: Sequence[Example], predictions: np.ndarray) -> str:
         """A JSON list of the predicted boxes, x y width height; there is no official server."""

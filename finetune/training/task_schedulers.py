@@ -30,8 +30,6 @@ class Regime(ABC):
         seed: random seed of regimes that sample tasks.
     """
 
-    first_group: ClassVar[str] = ""  # the group that a curriculum trains first
-
     names: tuple[str, ...]
     groups: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -40,39 +38,38 @@ class Regime(ABC):
     first_phase: float
     seed: int
 
-    def __post_init__(self):
-        self.states: dict[str, StopAndGo] = {}  # only in regimes that pause tasks
+    def __post_init__(self) -> None:
+        """Prepares the state of a subclass that has one; a dataclass calls it only if it is defined here, too."""
+        return None
 
     @classmethod
     def check(cls, groups: Sequence[str]) -> None:
-        """Raises UserError if none or all of the tasks belong to the group that a curriculum trains first."""
-        first = groups.count(cls.first_group)
-        if cls.first_group and first in (0, len(groups)):
-            raise UserError(
-                f"--regime: this curriculum trains {cls.first_group} first, and "
-                f"{'all' if first else 'none'} of the tasks {'are' if first else 'is'} of that group; "
-                "use another regime or other --tasks"
-            )
+        """Raises UserError if the regime cannot train tasks of these groups."""
+        return None
 
     @abstractmethod
     def training_tasks(self, iteration: int) -> list[str]:
-        """The tasks that train in an iteration (from 0), in order; a task may occur several times."""
+        """The tasks that train in an iteration (from 0), in order; a task may occur several times.
+
+        A function of the iteration and of what `observe` has changed: batches are prefetched up to the next
+        validation, and read again after a resume, so it may be called ahead and again.
+        """
 
     def observe(self, name: str, score: float) -> str | None:
         """Updates the state by a task's validation score; returns a message if the task is paused or resumed."""
-        return self.states[name].observe(score) if name in self.states else None
+        return None
 
     def active(self, name: str) -> bool:
         """Whether a task is active, that is, not paused."""
-        return name not in self.states or not self.states[name].stopped
+        return True
 
     def state(self) -> dict:
-        """The state for a checkpoint."""
-        return {name: state.to_dict() for name, state in self.states.items()}
+        """The state for a checkpoint, as values of JSON."""
+        return {}
 
     def restore(self, state: dict) -> None:
         """Restores what `state` returned."""
-        self.states = {name: StopAndGo(**values) for name, values in state.items()}
+        return None
 
 
 class RoundRobin(Regime):
@@ -85,17 +82,40 @@ class RoundRobin(Regime):
 class DynamicStopAndGo(Regime):
     """Active tasks train in every iteration, paused tasks in one of every `gap` iterations."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.states = {name: StopAndGo() for name in self.names}
 
     def training_tasks(self, iteration: int) -> list[str]:
         return [name for name in self.names if self.active(name) or iteration % self.gap == 0]
 
+    def observe(self, name: str, score: float) -> str | None:
+        return self.states[name].observe(score)
+
+    def active(self, name: str) -> bool:
+        return not self.states[name].stopped
+
+    def state(self) -> dict:
+        return {name: state.to_dict() for name, state in self.states.items()}
+
+    def restore(self, state: dict) -> None:
+        self.states = {name: StopAndGo(**state[name]) for name in self.names}
+
 
 class Curriculum(Regime):
     """The group that converges fastest trains first, then all tasks round robin (paper, section 4.2)."""
 
-    first_group = "G3"
+    first_group: ClassVar[str] = "G3"
+
+    @classmethod
+    def check(cls, groups: Sequence[str]) -> None:
+        """Raises UserError if none or all of the tasks belong to the first group."""
+        first = groups.count(cls.first_group)
+        if first in (0, len(groups)):
+            raise UserError(
+                f"--regime: this curriculum trains {cls.first_group} first, and "
+                f"{'all' if first else 'none'} of the tasks {'are' if first else 'is'} of that group; "
+                "use another regime or other --tasks"
+            )
 
     def training_tasks(self, iteration: int) -> list[str]:
         alone = iteration < round(self.first_phase * self.iterations)
@@ -134,6 +154,8 @@ class BySize(Regime):
 
     def training_tasks(self, iteration: int) -> list[str]:
         shares = np.array(self.sizes, float) ** self.power
+        # Not from shards.common.counter_rng, unlike the order of data, masks and dropout: other draws would change the
+        # results of a seed. These are a function of (seed, iteration), too.
         drawn = np.random.default_rng([self.seed, iteration]).choice(
             len(self.names), len(self.names), p=shares / shares.sum()
         )

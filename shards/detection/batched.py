@@ -4,6 +4,7 @@ import itertools
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from shards.storage.class_distribution import kept_classes, likeliest
 
 FILE = "detector.json"
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORMER_NAMES = {"regions": "detect_batch", "of_boxes": "describe_batch"}  # methods of detectors of other packages
 
 
 @dataclass
@@ -45,6 +47,13 @@ class BatchedDetector(Detector):
     learned = (FILE,)
     per_image = False
     sample = 16
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        for former, name in FORMER_NAMES.items():
+            if name not in own and callable(own.get(former)):
+                setattr(cls, name, own[former])
 
     def __init__(self, config):
         self.config, self.kept = config, None
@@ -83,7 +92,7 @@ class BatchedDetector(Detector):
     def _run(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[NetworkRegions]:
         try:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                return self.regions(images) if boxes is None else self.of_boxes(images, boxes)
+                return self.detect_batch(images) if boxes is None else self.describe_batch(images, boxes)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"--batch_size {self.config.batch_size}: CUDA out of memory; use a smaller one (finished shards are "
@@ -97,11 +106,11 @@ class BatchedDetector(Detector):
         return DetectedRegions(boxes, features, *likeliest(one.distribution.float().cpu().numpy(), self.kept))
 
     @abstractmethod
-    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
+    def detect_batch(self, images: list[np.ndarray]) -> list[NetworkRegions]:
         """Detects regions in images, uint8 RGB (H, W, 3): at most config.max_regions per image, in order of scores."""
 
     @abstractmethod
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
+    def describe_batch(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
         """Computes the same output for given boxes, (n, 4) in pixels."""
 
 

@@ -337,7 +337,8 @@ def _inside(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 def crop_features(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Features float32 (N, FEATURES) of boxes (N, 4) in pixels: colour, shape and texture of each crop.
 
-    They include the size of a box but not its position, which the model gets as location.
+    They include the size of a box but not its position, which the model gets as location. Changing them changes the
+    features: increase the detector's `version` (shards/detectors/pixels.py).
     """
     height, width = image.shape[:2]
     boxes = _inside(np.asarray(boxes, float), width, height)

@@ -51,27 +51,35 @@ class BackboneDetector(BatchedDetector):
                 raise UserError(f"--class_names {config.class_names}: this backbone has no classes; remove the flag")
             self.class_names = read_class_names(config.class_names, self.num_classes)
 
-    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
+    def detect_batch(self, images: list[np.ndarray]) -> list[NetworkRegions]:
         with ThreadPoolExecutor(max(1, self.config.processes)) as pool:  # concurrently with the network
-            return self._pooled(images, pool.map(self._proposals, images))
+            return self._regions_of_boxes(images, pool.map(self._proposals, images))
 
     def _proposals(self, image: np.ndarray) -> np.ndarray:
         if self.on_grid:
             return grid_boxes(*image.shape[:2], self.config.grid or GRID)
         return handcrafted.detect(image, self.config.max_regions or REGIONS)[0]
 
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
-        return self._pooled(images, boxes)
+    def describe_batch(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
+        return self._regions_of_boxes(images, boxes)
 
-    def _pooled(self, images: list[np.ndarray], boxes: Iterable[np.ndarray]) -> list[NetworkRegions]:
+    def _regions_of_boxes(self, images: list[np.ndarray], boxes: Iterable[np.ndarray]) -> list[NetworkRegions]:
         """The output for images and their boxes. boxes: iterated after the feature maps have been computed."""
         maps = [self._maps(backbone, images) for backbone in self.backbones]
         described = []
         for n, of_image in enumerate(boxes):
             given = torch.from_numpy(of_image).to(self.device)
-            features = [roi_align(of_backbone[n].cells, given * of_backbone[n].scale) for of_backbone in maps]
+            features = [self._pool(of_backbone[n].cells, given * of_backbone[n].scale) for of_backbone in maps]
             described.append(NetworkRegions(given, torch.cat(features, 1), self._distribution(features)))
         return described
+
+    def _pool(self, cells: Tensor, boxes: Tensor) -> Tensor:
+        """The features of boxes: a feature map (C, h, w), boxes (n, 4) in cells of the map -> (n, D).
+
+        A classifier of the backbone is applied to them, so D = C for a backbone with classes. Changing it changes the
+        features: increase the detector's `version`.
+        """
+        return roi_align(cells, boxes)
 
     def _maps(self, backbone: Backbone, images: list[np.ndarray]) -> list["_Map"]:
         """The feature maps of images.

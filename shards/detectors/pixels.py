@@ -27,7 +27,7 @@ class PixelDetector(Detector):
 
     def __init__(self, config):
         refuse_flags(config, self.name, "weights", "detector_config", "proposals", "grid", "short_side")
-        self.config, self.words, self.regions = config, None, config.max_regions or REGIONS
+        self.config, self.words, self.max_regions = config, None, config.max_regions or REGIONS
 
     @property
     def num_classes(self) -> int:
@@ -40,7 +40,7 @@ class PixelDetector(Detector):
         else:
             print(f"fitting visual words on up to {self.sample} images")
             features = [
-                handcrafted.crop_features(image, handcrafted.detect(image, self.regions)[0])
+                handcrafted.crop_features(image, handcrafted.detect(image, self.max_regions)[0])
                 for image in itertools.islice(images, self.sample)
             ]
             if not features:
@@ -54,7 +54,7 @@ class PixelDetector(Detector):
         return self.words is not None
 
     def detect(self, images: list[np.ndarray]) -> list[DetectedRegions]:
-        boxes = [handcrafted.detect(image, self.regions)[0] for image in images]
+        boxes = [handcrafted.detect(image, self.max_regions)[0] for image in images]
         return self.describe(images, boxes)
 
     def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[DetectedRegions]:

@@ -43,10 +43,10 @@ class TransformersDetector(BatchedDetector):
         if config.class_names:
             self.class_names = read_class_names(config.class_names, self.num_classes)
 
-    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
+    def detect_batch(self, images: list[np.ndarray]) -> list[NetworkRegions]:
         return [self._best(*of_image) for of_image in self._queries(images)]
 
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
+    def describe_batch(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
         """Uses the weighted mean of the queries' features and distributions for a given box (`query_weights`)."""
         found = []
         for given, (own, features, distribution) in zip(boxes, self._queries(images), strict=True):
@@ -84,7 +84,8 @@ def query_weights(given: np.ndarray, own: np.ndarray, objectness: np.ndarray) ->
 
     A weight is the query's probability of an object times the square of IoU / (1 - IoU). A given box that equals the
     box of a query gets the features of that query, others get a mixture, and different boxes get different features. If
-    no query overlaps a box, the one with the nearest centre is used.
+    no query overlaps a box, the one with the nearest centre is used. Changing them changes the features: increase the
+    detector's `version`.
 
     Args:
         given: (n, 4), given boxes in pixels.

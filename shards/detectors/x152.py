@@ -25,17 +25,17 @@ class X152(BatchedDetector):
         sizes = DetectorConfig()
         if config.detector_config:
             sizes = DetectorConfig.of(read_json(config.detector_config), config.detector_config)
-        sizes = dataclasses.replace(sizes, regions=config.max_regions or sizes.regions)
+        sizes = dataclasses.replace(sizes, max_regions=config.max_regions or sizes.max_regions)
         network = build(read_state_dict(Path(config.weights)), sizes, config.weights)
         self.num_classes = sizes.classes
         self.class_names = read_class_names(config.class_names, sizes.classes)
         self.detector = RegionDetector(network, sizes, self.device)
 
-    def regions(self, images: list[np.ndarray]) -> list[NetworkRegions]:
-        return [NetworkRegions(x.boxes, x.features, x.probabilities) for x in self.detector.detect(images)]
+    def detect_batch(self, images: list[np.ndarray]) -> list[NetworkRegions]:
+        return self.detector.detect_batch(images)
 
-    def of_boxes(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
-        return [NetworkRegions(x.boxes, x.features, x.probabilities) for x in self.detector.describe(images, boxes)]
+    def describe_batch(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
+        return self.detector.describe_batch(images, boxes)
 
 
 DETECTOR = X152

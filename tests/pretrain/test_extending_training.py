@@ -1,4 +1,4 @@
-"""The worked examples of docs/extending_training.md: a term of the pretraining loss, an optimizer, a logged value."""
+"""The worked examples of docs/extending_training.md: a term of the loss, an optimizer, a logged value, a regime."""
 
 import json
 import re
@@ -79,3 +79,13 @@ def test_a_value_is_logged(code, tmp_path, world):
     run(code, "finetune.st", *flags, "--out", tmp_path / "st", "--log_every", 1)
     lines = lines_of(tmp_path / "st")
     assert len(lines) > 1 and all(line["logits"] > 0 for line in lines)
+
+
+def test_a_regime_is_found_by_name(code, world, tmp_path):
+    anchors = "REGIMES = {\n", '    "by_sqrt_size": BySquareRoot,\n'
+    insert(code / "finetune" / "training" / "task_schedulers.py", example6=anchors[0], example7=anchors[1])
+    flags = ("--data", world, "--init", "none", "--tasks", "nlvr2,refcoco", "--iterations", 4, "--validate_on", 8)
+    names = ("--regime", "one_by_one", "--out", tmp_path / "mt")
+    run(code, "finetune.mt", *flags, *names, "--workers", 0, "--log_every", 1)
+    trained = [[task for task in ("nlvr2", "refcoco") if f"{task}/loss" in line] for line in lines_of(tmp_path / "mt")]
+    assert trained == [["refcoco"], ["nlvr2"]] * 2

@@ -156,13 +156,13 @@ def test_shards_of_the_previous_release_are_complete_and_have_their_detector(tmp
     assert (status, err) == (0, "") and "is already complete" in said
     status, _, err = run_command(*command, "--visual_words", 3, "--max_regions", 5)
     assert status == 2 and "other settings or other input (visual_words); use another --out" in err
-    assert detector_of(tmp_path / "out", "cpu").regions == 5
+    assert detector_of(tmp_path / "out", "cpu").max_regions == 5
     keep_detector(tmp_path / "out", tmp_path / "kept")
-    assert detector_of(tmp_path / "kept", "cpu").regions == 5
+    assert detector_of(tmp_path / "kept", "cpu").max_regions == 5
     kept = json.loads((tmp_path / "kept" / "dataset.json").read_text())
     kept["extra"]["plan"] = with_former_names(kept["extra"]["plan"])
     (tmp_path / "kept" / "dataset.json").write_text(json.dumps(kept))  # as a run of the previous release has it
-    assert detector_of(tmp_path / "kept", "cpu").regions == 5
+    assert detector_of(tmp_path / "kept", "cpu").max_regions == 5
     path.unlink()
     (tmp_path / "out" / "unfinished.json").write_text(json.dumps(with_former_names(plan)))
     status, said, _ = run_command(*command, *flags)

@@ -15,6 +15,8 @@ def roi_align(feature_map: Tensor, boxes: Tensor) -> Tensor:
     box form a grid, so the weight of a cell is the product of a row weight and a column weight, and one matrix product
     computes all boxes. For a box that covers the whole map this is global average pooling.
 
+    Changing it changes the features: increase the detector's `version` (shards/detectors/backbone.py).
+
     Args:
         feature_map: (C, H, W).
         boxes: (N, 4), x1 y1 x2 y2 in cells of the map, from 0 to W or H.

@@ -1,7 +1,7 @@
 """The detector of the paper in plain torch: a Faster R-CNN with a ResNeXt-152 FPN backbone, or a ResNet or ResNeXt of
 other sizes."""
 
-from shards.detection.x152.detector import Detections, RegionDetector
+from shards.detection.x152.detector import RegionDetector
 from shards.detection.x152.network import DetectorConfig
 
-__all__ = ["Detections", "DetectorConfig", "RegionDetector"]
+__all__ = ["DetectorConfig", "RegionDetector"]

@@ -97,23 +97,27 @@ def levels_of(boxes: Tensor) -> Tensor:
     return torch.floor(4 + torch.log2(area.sqrt() / 224 + 1e-6)).clamp(2, 5).long() - 2
 
 
-def pool(maps: list[Tensor], boxes: Tensor, images: Tensor, cells: int) -> Tensor:
+def roi_align_fpn(maps: list[Tensor], boxes: Tensor, images: Tensor, cells: int) -> Tensor:
     """RoIAlign of boxes (R, 4) in images int64 (R,), from four maps (B, C, H, W) -> (R, C * cells * cells).
 
     Without the half-pixel shift, with SAMPLES x SAMPLES points per cell. An output cell is a weighted sum of rows of a
     table with all positions of all maps, computed by an embedding bag.
+
+    Changing it changes the features: increase the detector's `version` (shards/detectors/x152.py).
     """
     table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in maps])
     shapes = torch.tensor([level.shape for level in maps], device=boxes.device)
-    begins = (shapes[:, 0] * shapes[:, 2] * shapes[:, 3]).cumsum(0) - shapes[:, 0] * shapes[:, 2] * shapes[:, 3]
+    sizes = shapes[:, 0] * shapes[:, 2] * shapes[:, 3]
+    begins = sizes.cumsum(0) - sizes  # first row of each map in the table
     level = levels_of(boxes)
     height, width = shapes[level, 2], shapes[level, 3]
     scaled = boxes / boxes.new_tensor(STRIDES)[level][:, None]
-    begin = begins[level] + images * height * width
+    begin = begins[level] + images * height * width  # first row of the box's image
     rows, row_weights = _along(scaled[:, 1], scaled[:, 3], height, cells)
     columns, column_weights = _along(scaled[:, 0], scaled[:, 2], width, cells)
-    # (R, cells, 1, samples, 1) and (R, 1, cells, 1, samples), each sample as two neighbours
-    places = (begin[:, None, None] + rows * width[:, None, None])[:, :, None, :, None] + columns[:, None, :, None, :]
+    # (R, cells, 1, 2 * SAMPLES, 1) and (R, 1, cells, 1, 2 * SAMPLES): rows and columns of an output cell's samples
+    row_begins = begin[:, None, None] + rows * width[:, None, None]
+    places = row_begins[:, :, None, :, None] + columns[:, None, :, None, :]
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :] / SAMPLES**2
     places, weights = (x.reshape(len(boxes) * cells * cells, -1) for x in (places, weights))
     pooled = F.embedding_bag(places, table, per_sample_weights=weights.to(table.dtype), mode="sum")

@@ -1,35 +1,17 @@
 """Inference of the detector: preprocessing, network, and selection of regions."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shards.detection.x152.box_operations import SIZES, STRIDES, anchors, inside, moved, pool, suppress
+from shards.detection.batched import NetworkRegions
+from shards.detection.x152.box_operations import SIZES, STRIDES, anchors, inside, moved, roi_align_fpn, suppress
 from shards.detection.x152.network import POOLED, DetectorConfig, Network
 
 MEAN = (102.9801, 115.9465, 122.7717)  # blue, green, red
 MULTIPLE = 32  # height and width of a batch are multiples of it
 PROPOSAL_OVERLAP, CLASS_OVERLAP = 0.7, 0.5  # IoU thresholds of the suppression
-
-
-@dataclass
-class Detections:
-    """The regions of an image, in order of scores.
-
-    Attributes:
-        boxes: (n, 4), in pixels of the image.
-        features: (n, D).
-        probabilities: (n, classes).
-        scores: (n,), by which regions are selected.
-    """
-
-    boxes: Tensor
-    features: Tensor
-    probabilities: Tensor
-    scores: Tensor
 
 
 class RegionDetector:
@@ -59,25 +41,26 @@ class RegionDetector:
         return list(prepared), list(scales), self.network.backbone(self.batch(list(prepared)))
 
     @torch.no_grad()
-    def detect(self, images: list[np.ndarray]) -> list[Detections]:
-        """Detects the regions of each image."""
+    def detect_batch(self, images: list[np.ndarray]) -> list[NetworkRegions]:
+        """Detects the regions of each image, in order of scores."""
         prepared, scales, maps = self.maps(images)
         proposals = self.proposals(maps, [x.shape[1:] for x in prepared])
-        features, probabilities = self.describe_boxes(maps, proposals)
-        return [
-            self.kept(boxes / scale, *of_image)
-            for boxes, scale, *of_image in zip(proposals, scales, features, probabilities, strict=True)
-        ]
+        found = []
+        for boxes, scale, features, probabilities in zip(
+            proposals, scales, *self.run_box_head(maps, proposals), strict=True
+        ):
+            boxes = boxes / scale
+            best, _ = self.selected(boxes, probabilities)
+            found.append(NetworkRegions(boxes[best], features[best], probabilities[best]))
+        return found
 
     @torch.no_grad()
-    def describe(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[Detections]:
+    def describe_batch(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[NetworkRegions]:
         """Computes features and probabilities of given boxes (n, 4), in pixels of each image, in their order."""
         _, scales, maps = self.maps(images)
         given = [torch.as_tensor(b, dtype=torch.float32, device=self.device) for b in boxes]
-        features, probabilities = self.describe_boxes(maps, [b * s for b, s in zip(given, scales, strict=True)])
-        return [
-            Detections(b, f, p, p[:, 1:].max(1).values) for b, f, p in zip(given, features, probabilities, strict=True)
-        ]
+        outputs = self.run_box_head(maps, [b * s for b, s in zip(given, scales, strict=True)])
+        return [NetworkRegions(*of_image) for of_image in zip(given, *outputs, strict=True)]
 
     def proposals(self, maps: list[Tensor], sizes) -> list[Tensor]:
         """(n, 4) per image: proposals of all levels, in pixels of the prepared image, in order of scores."""
@@ -99,25 +82,32 @@ class RegionDetector:
             found.append(torch.cat(boxes)[order])
         return found
 
-    def describe_boxes(self, maps: list[Tensor], boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def run_box_head(self, maps: list[Tensor], boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """(features, class probabilities) of boxes in pixels of the prepared images, per image."""
         counts = [len(b) for b in boxes]
         images = torch.repeat_interleave(
             torch.arange(len(boxes), device=self.device), torch.tensor(counts, device=self.device)
         )
-        features, probabilities = self.network.box(pool(maps[:4], torch.cat(boxes), images, POOLED))
+        features, probabilities = self.network.box(roi_align_fpn(maps[:4], torch.cat(boxes), images, POOLED))
         return features.split(counts), probabilities.split(counts)
 
-    def kept(self, boxes: Tensor, features: Tensor, probabilities: Tensor) -> Detections:
-        """Selects the regions of an image with the highest scores; boxes are in its pixels.
+    def selected(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Selects the regions of an image with the highest scores, in their order.
 
         The score of a region is its highest probability over the classes, except the background, in which it is not
         suppressed; 0 if it is suppressed in all.
+
+        Args:
+            boxes: (n, 4), in pixels of the image.
+            probabilities: (n, classes).
+
+        Returns:
+            Their indices, int64 (m,), and their scores (m,), where m is at most `max_regions`.
         """
         scores = probabilities[:, 1:].T
         best = scores.masked_fill(~suppress(boxes, scores, CLASS_OVERLAP), 0).max(0).values
-        order = best.argsort(descending=True, stable=True)[: self.config.regions]
-        return Detections(boxes[order], features[order], probabilities[order], best[order])
+        order = best.argsort(descending=True, stable=True)[: self.config.max_regions]
+        return order, best[order]
 
 
 def resized(image: Tensor, scale: float) -> Tensor:

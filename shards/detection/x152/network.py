@@ -30,7 +30,7 @@ class DetectorConfig:
             maskrcnn-benchmark) or in the 3x3 convolution (its ResNeXts).
         groups, width_per_group: of the 3x3 convolutions; 1 and 64 in a ResNet.
         min_size, max_size: short and (at most) long side of the resized image in pixels.
-        regions: maximum number of regions per image.
+        max_regions: maximum number of regions per image.
         pre_nms_top_n, post_nms_top_n: maximum number of proposals of a level before suppression, and of an image after.
     """
 
@@ -45,16 +45,23 @@ class DetectorConfig:
     classes: int = 1601
     min_size: int = 800
     max_size: int = 1333
-    regions: int = 100
+    max_regions: int = 100
     pre_nms_top_n: int = 1000
     post_nms_top_n: int = 1000
 
     @classmethod
     def of(cls, values: dict, where: str) -> "DetectorConfig":
-        """From the content of a JSON file, with fields of this class, and conv_body, a name for `blocks`."""
+        """From the content of a JSON file, with fields of this class, and conv_body, a name for `blocks`.
+
+        `regions`, the former name of `max_regions`, is accepted, too.
+        """
         if not isinstance(values, dict):
             raise UserError(f"{where}: should be a JSON object with sizes of the detector")
         sizes, found = dict(values), {}
+        if "regions" in sizes:
+            if "max_regions" in sizes:
+                raise UserError(f"{where}: has max_regions and its former name, regions; remove one of them")
+            sizes["max_regions"] = sizes.pop("regions")
         if "conv_body" in sizes:
             body = sizes.pop("conv_body")
             if body not in BODIES:

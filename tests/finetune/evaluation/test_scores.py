@@ -47,6 +47,18 @@ def test_iou_is_the_exact_one(boxes, box):
     np.testing.assert_allclose(target, [value if value >= 0.5 else 0 for value in expected], rtol=1e-6)
 
 
+def test_iou_is_in_float64_for_boxes_in_float32():
+    """A difference of 1e-9 of the IoU is beyond float32."""
+    found = iou_with_box(np.float32([[0, 0, 1000, 1000]]), (0, 0, 1000, 1000 + 1e-6))
+    assert found.dtype == np.float64 and found[0] == pytest.approx(1 - 1e-9, abs=1e-12)
+
+
+def test_a_region_is_a_target_from_one_half():
+    """The evaluation is strict and the targets are not, as in the reference implementation."""
+    boxes = np.array([[0, 0, 10, 5], [0, 0, 10, 4.9]])
+    assert grounding_target(boxes, (0, 0, 10, 10)).tolist() == [0.5, 0]
+
+
 def test_a_region_is_right_above_one_half():
     examples = [Example(n, "", ("1",), (0.0, 0.0, 10.0, 10.0)) for n in range(3)]
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 5.1]])

@@ -88,6 +88,21 @@ def test_a_stopped_task_trains_in_every_gapth_iteration(gap):
     assert [again.training_tasks(n) for n in range(20)] == [dsg.training_tasks(n) for n in range(20)]
 
 
+def test_a_checkpoint_without_the_state_of_a_task_is_refused():
+    dsg = regime("dsg")
+    state = dsg.state()
+    del state["b"]
+    with pytest.raises(KeyError):
+        regime("dsg").restore(state)
+
+
+@pytest.mark.parametrize("name", [name for name in REGIMES if name != "dsg"])
+def test_other_regimes_have_no_state(name):
+    other = regime(name)
+    assert all(other.observe("a", 0.5) is None and other.active("a") for _ in range(9))
+    assert other.state() == {} and other.restore({}) is None
+
+
 def test_round_robin_never_stops():
     everybody = regime("round_robin")
     assert all(everybody.observe("a", 0.5) is None for _ in range(9))

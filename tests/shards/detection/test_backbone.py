@@ -19,6 +19,7 @@ from shards.config import ExtractConfig
 from shards.detection.backbone import Preprocessing, grid_boxes, load_backbones, roi_align
 from shards.detection.backbone.preprocessing import of_processor, settings_of
 from shards.detectors import detector_of, make_detector
+from shards.detectors.backbone import BackboneDetector
 from shards.images.draw_regions import _class_of
 from shards.images.image_files import decode_image
 from shards.storage.dataset import open_dataset
@@ -217,7 +218,7 @@ def test_the_distribution_of_the_whole_image_is_the_models_own(make, stride, tmp
     assert (found.backbones[0].stride, found.num_classes, found.class_names) == (stride, 4, list(CLASSES.values()))
     size = found.backbones[0].preprocessing.short_side
     image = photograph(0, size, size)
-    (one,) = found.of_boxes([image], [np.float32([[0, 0, size, size]])])
+    (one,) = found.describe_batch([image], [np.float32([[0, 0, size, size]])])
     pixels = found.backbones[0].preprocessing.normalised(image, 32, torch.device("cpu"))[None]
     with torch.no_grad():
         expected = model(pixels).logits.softmax(-1)
@@ -246,7 +247,7 @@ def test_patches_of_a_transformer_are_its_tokens(make, patch, tmp_path):
     rows, columns = 3, 5
     image = photograph(0, rows * patch, columns * patch)
     boxes = [[j * patch, i * patch, (j + 1) * patch, (i + 1) * patch] for i in range(rows) for j in range(columns)]
-    (one,) = found.of_boxes([image], [np.float32(boxes)])
+    (one,) = found.describe_batch([image], [np.float32(boxes)])
     # The four points of a box are a quarter of a cell from its centre: 3/4 of the cell itself, 1/8 of each neighbour.
     tower = {"clip": lambda: model.vision_model, "vit": lambda: model.vit, "dinov2_classifier": lambda: model.dinov2}
     pixels = found.backbones[0].preprocessing.normalised(image, patch, torch.device("cpu"))[None]
@@ -280,13 +281,30 @@ def test_batched_equals_one_by_one(make, tmp_path):
     saved(make, tmp_path / "model")
     found = detector(tmp_path / "model", short_side=64, max_regions=7)
     images = [photograph(n, *size) for n, size in enumerate([(60, 80), (80, 60), (60, 79), (64, 64), (60, 80)])]
-    together = found.regions(images)
+    together = found.detect_batch(images)
     for image, one in zip(images, together, strict=True):
-        (alone,) = found.regions([image])
+        (alone,) = found.detect_batch([image])
         assert torch.equal(one.boxes, alone.boxes) and len(one.boxes) == 7
         torch.testing.assert_close(one.features, alone.features, atol=1e-5, rtol=1e-4)
-        (given,) = found.of_boxes([image], [one.boxes.numpy()])
+        (given,) = found.describe_batch([image], [one.boxes.numpy()])
         assert torch.equal(given.features, alone.features)
+
+
+def test_a_subclass_with_another_pooling(tmp_path):
+    """The maximum over the whole map instead of RoIAlign."""
+
+    class Largest(BackboneDetector):
+        def _pool(self, cells, boxes):
+            return cells.amax((1, 2)).expand(len(boxes), -1)
+
+    saved(resnet, tmp_path / "model")
+    flags = {"detector": "backbone", "weights": str(tmp_path / "model"), "short_side": 64, "device": "cpu"}
+    image = photograph(0, 60, 80)
+    (found,) = Largest(ExtractConfig(images="", out="", **flags))._run([image])
+    (plain,) = detector(tmp_path / "model", short_side=64)._run([image])
+    assert torch.equal(found.boxes, plain.boxes) and found.features.shape == plain.features.shape
+    assert (found.features == found.features[0]).all() and (found.features[0] >= plain.features).all()
+    assert found.distribution.shape == plain.distribution.shape
 
 
 def test_half_precision_stays_near(tmp_path):
@@ -549,7 +567,7 @@ def test_features_of_several_backbones_are_concatenated(images, tmp_path, run_co
     assert len({both.fingerprint, *(one.fingerprint for one in each)}) == 3
     read_images = [decode_image((images / f"{n}.png").read_bytes()) for n in range(3)]
     for found, tower, convnet in zip(
-        both.regions(read_images), *(one.regions(read_images) for one in each), strict=True
+        both.detect_batch(read_images), *(one.detect_batch(read_images) for one in each), strict=True
     ):
         torch.testing.assert_close(found.features, torch.cat([tower.features, convnet.features], 1))
         torch.testing.assert_close(found.distribution, convnet.distribution)
@@ -704,5 +722,5 @@ def test_imagenet_weights_find_dogs_in_photographs(package, real_data):
     found = detector(weights, max_regions=12)
     with tarfile.open(real_data / "photos" / "flickr8k-dev.tar") as tar:
         photographs = [decode_image(tar.extractfile(name).read()) for name in with_dog + without]
-    scores = [one.distribution[:, DOGS].sum(1).max().item() for one in found.regions(photographs)]
+    scores = [one.distribution[:, DOGS].sum(1).max().item() for one in found.detect_batch(photographs)]
     assert np.mean(scores[:24]) > 0.8 and np.mean(scores[24:]) < 0.4

@@ -15,7 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from shards.common.errors import UserError
 from shards.detection.x152 import DetectorConfig, RegionDetector
-from shards.detection.x152.box_operations import RATIOS, SIZES, STRIDES, cell_anchor, levels_of, moved, pool, suppress
+from shards.detection.x152.box_operations import (
+    RATIOS,
+    SIZES,
+    STRIDES,
+    cell_anchor,
+    levels_of,
+    moved,
+    roi_align_fpn,
+    suppress,
+)
 from shards.detection.x152.detector import resized
 from shards.detection.x152.network import Network, build
 from shards.storage.dataset import open_dataset
@@ -94,42 +103,42 @@ def test_what_is_kept(detector, prepared, maps, theirs):
     """From the published proposals on, whose order decides between equal ones."""
     proposals = [theirs[f"{n}.proposals"] for n in (0, 1)]
     scaled = [boxes * scale for boxes, (_, scale) in zip(proposals, prepared, strict=True)]
-    features, probabilities = detector.describe_boxes(maps, scaled)
+    features, probabilities = detector.run_box_head(maps, scaled)
     for n, boxes in enumerate(proposals):
-        kept = detector.kept(boxes, features[n], probabilities[n])
-        assert relative(kept.boxes, theirs[f"{n}.boxes"]) < 1e-4
-        assert relative(kept.features, theirs[f"{n}.features"]) < 1e-4
-        assert relative(kept.probabilities, theirs[f"{n}.class_probabilities"]) < 1e-4
-        assert (kept.scores > 0).sum() == theirs[f"{n}.num_boxes"]
-        best = theirs[f"{n}.best"].sort(descending=True).values[: len(kept.scores)]
-        assert relative(kept.scores, best) < 1e-4
+        kept, scores = detector.selected(boxes, probabilities[n])
+        assert relative(boxes[kept], theirs[f"{n}.boxes"]) < 1e-4
+        assert relative(features[n][kept], theirs[f"{n}.features"]) < 1e-4
+        assert relative(probabilities[n][kept], theirs[f"{n}.class_probabilities"]) < 1e-4
+        assert len(kept) == 20 and (scores > 0).sum() == theirs[f"{n}.num_boxes"]
+        best = theirs[f"{n}.best"].sort(descending=True).values[: len(scores)]
+        assert relative(scores, best) < 1e-4
 
 
 def test_regions_lie_inside_their_image(detector, images):
-    for image, found in zip(images, detector.detect(images), strict=True):
+    for image, found in zip(images, detector.detect_batch(images), strict=True):
         height, width = image.shape[:2]
         assert (found.boxes >= 0).all() and (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all()
-        assert len(found.boxes) == 20 and (found.scores.diff() <= 0).all()
+        assert len(found.boxes) == 20
 
 
 def test_given_boxes_have_the_features_of_the_same_proposals(detector, images, theirs):
     """The detector's own boxes, given back to it."""
-    found = detector.describe(images, [theirs[f"{n}.boxes"].numpy() for n in (0, 1)])
+    found = detector.describe_batch(images, [theirs[f"{n}.boxes"].numpy() for n in (0, 1)])
     for n, one in enumerate(found):
         assert relative(one.features, theirs[f"{n}.features"]) < 1e-4
-        assert relative(one.probabilities, theirs[f"{n}.class_probabilities"]) < 1e-4
+        assert relative(one.distribution, theirs[f"{n}.class_probabilities"]) < 1e-4
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)], ids=["bf16", "fp16"])
 def test_half_precision_stays_near(detector, images, dtype, bound):
     """fp16 is left to GPUs for its speed; what it rounds can be seen on a CPU."""
     boxes = [np.array([[10, 20, 90, 100], [0, 0, 140, 150], [50, 3, 60, 140]], np.float32)] * 2
-    exact = detector.describe(images, boxes)
+    exact = detector.describe_batch(images, boxes)
     with torch.autocast("cpu", dtype):
-        rough = detector.describe(images, boxes)
+        rough = detector.describe_batch(images, boxes)
     for one, other in zip(exact, rough, strict=True):
         assert 0 < relative(other.features.float(), one.features) < bound
-        assert 0 < (other.probabilities.float() - one.probabilities).abs().max() < bound
+        assert 0 < (other.distribution.float() - one.distribution).abs().max() < bound
 
 
 def slowly(boxes, scores, threshold):
@@ -192,7 +201,7 @@ def test_pooling_equals_the_obvious_one():
     boxes = torch.cat([corner, corner + torch.rand(40, 2) * 200], 1)
     boxes[:3] = torch.tensor([[0, 0, 640, 512], [600, 500, 602, 501], [-20, -30, 40, 900]])
     images = torch.arange(40) % 2
-    found = pool(maps, boxes, images, 7).view(40, 3, 7, 7)
+    found = roi_align_fpn(maps, boxes, images, 7).view(40, 3, 7, 7)
     assert len(set(levels_of(boxes).tolist())) > 1
     for n, level in enumerate(levels_of(boxes).tolist()):
         slow = slow_pool(maps[level][images[n]], boxes[n], STRIDES[level], 7)
@@ -213,7 +222,7 @@ def test_a_flat_image_stays_flat_when_resized(scale):
 
 
 def test_a_one_pixel_image_has_regions(detector):
-    (found,) = detector.detect([np.full((1, 1, 3), 200, np.uint8)])
+    (found,) = detector.detect_batch([np.full((1, 1, 3), 200, np.uint8)])
     assert len(found.boxes) and torch.isfinite(found.features).all() and torch.isfinite(found.boxes).all()
 
 
@@ -228,11 +237,17 @@ def test_weights_and_sizes_that_do_not_fit(weights, detector, tmp_path):
         ({"blocks": [3, 4, 6]}, r"blocks \[3, 4, 6\] should be four integers"),
         ({"stride_in_1x1": 1}, "stride_in_1x1 1 should be true or false"),
         ([1], "should be a JSON object"),
+        ({"regions": 5, "max_regions": 5}, "x.json: has max_regions and its former name, regions"),
     ):
         with pytest.raises(UserError, match=complaint):
             DetectorConfig.of(values, "x.json")
     with pytest.raises(UserError, match="w: layer2 has more than the 4 blocks of the configuration"):
         build(weights, DetectorConfig.of(small_sizes() | {"conv_body": "R-50-FPN"}, "x.json"), "w")
+
+
+@pytest.mark.parametrize("key", ["max_regions", "regions"])
+def test_the_number_of_regions_and_its_former_name(key):
+    assert DetectorConfig.of({key: 7}, "x.json").max_regions == 7
 
 
 def small_sizes() -> dict:
@@ -352,7 +367,7 @@ def test_extraction(flags, tmp_path, run_command, detector, images):
     assert (reader.dataset.detector, reader.dataset.num_classes) == ("x152", 21)
     assert [reader[n].info["id"] for n in range(5)] == ["0", "1", "2", "3", "4"]
     sample = reader[4]
-    (alone,) = detector.detect([images[0][4:]])
+    (alone,) = detector.detect_batch([images[0][4:]])
     height, width = images[0][4:].shape[:2]
     size = torch.tensor([width, height] * 2)
     near = ((alone.boxes / size)[:, None] - torch.from_numpy(sample.boxes.copy())).abs().max(-1).values.min(0).values
@@ -369,7 +384,7 @@ def test_given_boxes(flags, tmp_path, run_command, detector, images):
     lines.write_text(json.dumps({"image_id": "0", "boxes": boxes, "box_ids": ["a", "b"]}) + "\n")
     assert run_command(*flags, tmp_path / "out", "--boxes", lines)[0] == 0
     sample = read(tmp_path / "out")[0]
-    (found,) = detector.describe([images[0]], [np.array(boxes, np.float32)])
+    (found,) = detector.describe_batch([images[0]], [np.array(boxes, np.float32)])
     np.testing.assert_array_equal(sample.features, found.features.numpy().astype(np.float16))
     assert sample.info["box_ids"] == ["a", "b"]
 

@@ -139,7 +139,7 @@ def test_two_given_boxes_near_one_query_differ(model):
     features, distribution = torch.eye(2, 16), torch.tensor([[0.1, 0.9, 0, 0], [0.2, 0, 0.8, 0]])
     detector._queries = lambda images: [(own, features, distribution)]
     given = np.float32([[1, 0, 11, 10], [2, 0, 12, 10]])
-    (found,) = detector.of_boxes([np.zeros((20, 20, 3), np.uint8)], [given])
+    (found,) = detector.describe_batch([np.zeros((20, 20, 3), np.uint8)], [given])
     weights = [slow_weights(box, own.numpy(), [0.9, 0.8]) for box in given]
     assert 0.5 < weights[1][0] < weights[0][0] < 1
     np.testing.assert_allclose(found.features[:, :2], weights, atol=1e-5)
