@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.annotations.boxes import image_size
 from finetune.data.task_batches import in_order
 from finetune.data.task_collate import TaskBatch, TaskCollator
 from finetune.inference.caption_image_scores import Progress, retrieval_scores, silent
