@@ -165,10 +165,10 @@ class Writer:
             ("refcocog", "refs(umd).p", 95_010, 25_799),
         ):
             folder, images = self.data / task, self.coco[: self.n(count)]
-            refs, boxes, tests = [], [], "testA" if "unc" in name else "test"
+            refs, boxes, tests = [], [], ("testA", "testB") if "unc" in name else ("test",)
             for number, image in self.spread(images, sentences // 3):
                 place = number % len(images) / len(images)
-                split = "train" if place < 0.85 else "val" if place < 0.92 else tests
+                split = "train" if place < 0.85 else "val" if place < 0.92 else tests[number % len(tests)]
                 said = [{"sent_id": number * 3 + n, "sent": SENTENCE, "raw": SENTENCE} for n in range(3)]
                 ref = {"ref_id": number, "ann_id": number, "image_id": image, "category_id": 1, "split": split}
                 refs.append(ref | {"sentences": said, "sent_ids": [], "file_name": f"COCO_train2014_{image:012d}.jpg"})
