@@ -13,7 +13,7 @@ def task_batch(task, size: int, seed: int):
     from finetune.heads.retrieval_head import OPTIONS
 
     head = task.head
-    rows_per_example = OPTIONS if head.ranks_images else head.images
+    rows_per_example = OPTIONS if head.ranks_images else head.images_per_example
     regions, config = 100 if ON_GPU else 10, model_config()
     rows = random_batch(size * rows_per_example, config, task.max_tokens, regions, task.max_tokens / 2, seed)
     rows.input_ids = rows.input_ids[:, : int(rows.lengths.max())]

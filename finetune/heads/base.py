@@ -39,7 +39,8 @@ class ImageSamples(Protocol):
     def __getitem__(self, image: str, /) -> Sample: ...
 
 
-RENAMED = {"best": "decode", "official": "to_predictions"}  # methods of earlier versions, which nothing calls any more
+# Names of earlier versions, which nothing uses any more.
+RENAMED = {"best": "decode", "official": "to_predictions", "images": "images_per_example"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Head(ABC):
 
     name: str
 
-    images: ClassVar[int] = 1  # images of an example
+    images_per_example: ClassVar[int] = 1
     has_vocabulary: ClassVar[bool] = False  # whether it chooses from an answer vocabulary, see AnsweringTask
     has_candidates: ClassVar[bool] = False  # whether examples have candidate boxes to choose from
     finds_regions: ClassVar[bool] = False  # whether it chooses among the regions of the image
@@ -66,11 +67,11 @@ class Head(ABC):
     input_example: ClassVar[str] = ""  # a text of this kind about the miniature world
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuses a class, perhaps of another package, that overrides a method under a name that is never called."""
+        """Refuses a class, perhaps of another package, that defines something under a name that is never used."""
         super().__init_subclass__(**kwargs)
         for former, name in RENAMED.items():
             if hasattr(cls, former):
-                raise TypeError(f"{cls.__name__}.{former}: the method is now {name}, see finetune.heads.base.Head")
+                raise TypeError(f"{cls.__name__}.{former}: is now {name}, see finetune.heads.base.Head")
 
     @property
     def layer_name(self) -> str:

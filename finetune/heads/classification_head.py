@@ -59,15 +59,15 @@ class ClassificationHead(Head):
 class PairClassificationHead(ClassificationHead):
     """A label of a statement about two images (NLVR2), from the fused vectors of both."""
 
-    images = 2
+    images_per_example = 2
     input_label, input_example = "Statement about two images", "There are more stars on the left."
 
     def layer(self, sizes: ModelConfig, answers: int) -> nn.Module:
-        size = self.images * sizes.bi_hidden_size
+        size = self.images_per_example * sizes.bi_hidden_size
         return Classifier(size, size, len(self.labels))
 
     def logits(self, layer: nn.Module, encoder: TwoStream, encoded: Encoded, inputs: TaskInputs) -> Tensor:
         """(B / 2, labels); the batch rows are left, right, left, right, ..."""
-        fused = encoder.fuse(encoded)
-        scores: Tensor = layer(fused.reshape(len(fused) // self.images, self.images * fused.shape[-1]))
+        fused, images = encoder.fuse(encoded), self.images_per_example
+        scores: Tensor = layer(fused.reshape(len(fused) // images, images * fused.shape[-1]))
         return scores

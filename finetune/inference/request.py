@@ -14,6 +14,7 @@ from finetune.task_types.base import Task
 from pretrain.data.collate import Limits
 from pretrain.models.model_config import ModelConfig
 from pretrain.tokenizer.tokenizer import WordPieceTokenizer
+from shards.common.counted import counted
 from shards.common.errors import UserError
 from shards.common.untrusted_input import LARGEST_SIDE, is_number, refuse_special_file
 from shards.detection.base import DetectedRegions
@@ -88,8 +89,8 @@ def check_query(task: Task, text: str, images: int, boxes: bool) -> None:
     head = task.head
     if head.ranks_images and images < 1:
         raise UserError(f"{task.name}: ranks images; give some")
-    if not head.ranks_images and images != head.images:
-        raise UserError(f"{task.name}: takes {head.images} image{'s' * (head.images > 1)}; {images} were given")
+    if not head.ranks_images and images != head.images_per_example:
+        raise UserError(f"{task.name}: takes {counted(head.images_per_example, 'image')}; {images} were given")
     if head.has_candidates != boxes:
         problem = "needs candidate boxes" if head.has_candidates else "takes no candidate boxes"
         raise UserError(f"{task.name}: {problem} (--boxes)")

@@ -77,7 +77,7 @@ class DemoBackend:
         """
         began, task = time.perf_counter(), self.tasks[title]
         check_text(text)
-        files, wanted = list(files or ()), task.head.images
+        files, wanted = list(files or ()), task.head.images_per_example
         if task.head.ranks_images and len(files) < 2:
             files += self.pool(task)
         if task.head.ranks_images and len(files) < 2:

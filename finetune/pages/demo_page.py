@@ -129,7 +129,7 @@ def _with_errors(gradio, function: Callable, outputs: int = 1) -> Callable:
 def _labels(backend: DemoBackend, task: Task) -> tuple[str, str, str]:
     """(label of the text field, example text, label of the image field)."""
     head = task.head
-    images = f"{head.images} images, the left one first" if head.images > 1 else "an image"
+    images = f"{head.images_per_example} images, the left one first" if head.images_per_example > 1 else "an image"
     if head.ranks_images:
         images = f"two or more images; without any, {len(backend.pool(task))} images of the data are ranked"
     return head.input_label, head.input_example, f"Images: {images}"

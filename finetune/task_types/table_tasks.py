@@ -92,7 +92,7 @@ class TableTask(Task):
         if not isinstance(row, dict):
             raise UserError(f"{where}: should be an object and is a {type(row).__name__}")
         columns = self.columns
-        names = (columns.image, columns.second_image)[: self.head.images]
+        names = (columns.image, columns.second_image)[: self.head.images_per_example]
         images = tuple(image_id(_text(row, name, where)) for name in names)
         identifier = number if columns.id is None else _text(row, columns.id, where)
         facts = {} if columns.type is None else {"type": _text(row, columns.type, where)}

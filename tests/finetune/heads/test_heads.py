@@ -34,9 +34,11 @@ def test_a_ranked_head_decodes_all_boxes_of_an_image():
     assert found[1].tolist() == [[10, 20, 20, 60], [0, 0, 40, 80], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize(("former", "name"), [("best", "decode"), ("official", "to_predictions")])
+@pytest.mark.parametrize(
+    ("former", "name"), [("best", "decode"), ("official", "to_predictions"), ("images", "images_per_example")]
+)
 def test_a_head_of_another_package_with_a_former_method_is_refused(former, name):
     """Nothing calls the method any more, and the default would silently give other predictions."""
     methods = {former: lambda self, *arguments: None}
-    with pytest.raises(TypeError, match=rf"Own\.{former}: the method is now {name}"):
+    with pytest.raises(TypeError, match=rf"Own\.{former}: is now {name}"):
         dataclass(frozen=True)(type("Own", (AnswerHead,), methods))
