@@ -45,8 +45,7 @@ def contrastive(world, made_once):
 @pytest.fixture(scope="session")
 def trained(world, pretrained, made_once):
     """A run of all tasks, barely trained, with two records of the gradients."""
-    flags = ("--init", pretrained, "--workers", 0, "--iterations", 4, "--max_batch", 16)
-    flags += ("--track", "true", "--track_every", 2)
+    flags = ("--init", pretrained, "--workers", 0, "--iterations", 4, "--track", "true", "--track_every", 2)
     return made_once("trained", "finetune.mt", "--data", world, *flags)
 
 

@@ -28,6 +28,7 @@ from finetune.decontamination.perceptual_hash import (
 )
 from finetune.prepared.packed_examples import PackedExamples
 from finetune.tasks import paper_tasks
+from shards.common import process_pool
 from shards.common.errors import UserError
 from shards.common.image_id import image_id
 
@@ -446,8 +447,7 @@ def test_near_pairs_are_those_that_are_near(seed):
     assert {tuple(pair) for pair in found} == expected and len(found) == len(expected)
 
 
-@pytest.mark.usefixtures("spawned_workers")
-def test_the_look_finds_what_no_map_tells(world, tmp_path, run_command):
+def test_the_look_finds_what_no_map_tells(world, tmp_path, run_command, monkeypatch):
     """Without the map, the images that the world copied from one data set to another are found by their pixels."""
     data = tmp_path / "data"
     shutil.copytree(world, data, ignore=shutil.ignore_patterns("regions", "pairs", "prepared"))
@@ -455,7 +455,9 @@ def test_the_look_finds_what_no_map_tells(world, tmp_path, run_command):
     assert run_command("finetune.clean", "--data", data, "--out", tmp_path / "by_map")[0] == 0
     (data / "vgqa" / "image_data.json").unlink()
     (data / "images" / "coco" / "broken.png").write_bytes(b"no image")
-    status, said, err = run_command("finetune.clean", "--data", data, "--images", data / "images")
+    with monkeypatch.context() as patch:
+        patch.setattr(process_pool, "START_METHOD", "spawn")  # as outside of the tests; the other calls fork
+        status, said, err = run_command("finetune.clean", "--data", data, "--images", data / "images")
     assert status == 0, err
     assert "broken.png" in said and "image_data.json: needed to match" in said
     for name, task in TASKS.items():
