@@ -82,7 +82,7 @@ def _training_task(
     if config.region_target == "classes":
         shards = pairs.shards
         limits = dataclasses.replace(limits, num_classes=shards.num_classes, per_region=shards.classes_per_region)
-    collator = partial(
+    make_collator = partial(
         Collator,
         captions=pairs.captions,
         tokenizer=tokenizer,
@@ -103,20 +103,20 @@ def _training_task(
         stages=tuple(map(Stage.from_dict, metadata.get("stages", ()))),
     )
     hard = config.negatives == "hard"
-    at_once = -(-config.batch_size // (ranks.count * config.accumulate))
+    batch_per_rank = -(-config.batch_size // (ranks.count * config.accumulate))
     return PretrainingTask(
         schedule=schedule,
         peak_lr=config.lr,
         save_every=config.save_every,
         pretraining_pass=pretraining_pass,
         pairs=pairs,
-        collator=collator(
+        collator=make_collator(
             negatives=None if hard else MisalignedCaptions(pairs.captions, pairs.trained),
             draw_captions=pairs.one_caption,
         ),
         worker_status=WorkerStatus(config.workers, pairs.shards),
         validation=ValidationBatches(
-            pairs, collator(negatives=MisalignedCaptions(pairs.captions, pairs.validation)), at_once, ranks
+            pairs, make_collator(negatives=MisalignedCaptions(pairs.captions, pairs.validation)), batch_per_rank, ranks
         ),
         frequent_word=on_first(
             ranks, lambda: most_frequent_word(pairs.captions, pairs.trained, tokenizer, config.max_tokens)

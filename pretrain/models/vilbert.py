@@ -71,12 +71,12 @@ class StreamStates:
         """
         if self.sample_keys is None:
             sample_keys = None
-        text, text_layout = _rows_of(self.text, self.text_layout, texts, sample_keys, TEXT)
-        image, image_layout = _rows_of(self.image, self.image_layout, images, sample_keys, IMAGE)
+        text, text_layout = _selected_sequences(self.text, self.text_layout, texts, sample_keys, TEXT)
+        image, image_layout = _selected_sequences(self.image, self.image_layout, images, sample_keys, IMAGE)
         return StreamStates(text, text_layout, image, image_layout, sample_keys)
 
 
-def _rows_of(states: Tensor, layout: SequenceLayout, rows: Tensor, sample_keys: Tensor | None, kind: int):
+def _selected_sequences(states: Tensor, layout: SequenceLayout, rows: Tensor, sample_keys: Tensor | None, kind: int):
     """Selects sequences of a batch; returns their states and layout, packed on a CPU, where counting is free."""
     mask = layout.mask[rows]
     count = int(mask.sum()) if mask.device.type == "cpu" else None
@@ -206,7 +206,7 @@ class TwoStream(nn.Module):
             maps: collects the attention probabilities of these blocks.
         """
         text_layout, image_layout = stream_states.text_layout, stream_states.image_layout
-        text, image = self._run(self._upper, stream_states.text, text_layout, stream_states.image, image_layout, maps)
+        text, image = self._run(self._upper, maps, stream_states.text, text_layout, stream_states.image, image_layout)
         text, image = text_layout.pad(text), image_layout.pad(image)
         encoded = Encoded(text, image, self.text_pooler(text), self.image_pooler(image))
         if self.contrast is not None:
@@ -257,7 +257,7 @@ class TwoStream(nn.Module):
         keys = _position_keys(sample_keys, TEXT, text_mask)
         text_layout = lay_out(text_mask, text_count, keys)
         text = text_layout.pack(self.text_embedding(input_ids, segment_ids, task_ids, keys))
-        return self._run(self._lower, text, text_layout, None, None, maps)[0], text_layout
+        return self._run(self._lower, maps, text=text, text_layout=text_layout)[0], text_layout
 
     def encode_image_alone(
         self,
@@ -279,16 +279,16 @@ class TwoStream(nn.Module):
         keys = _position_keys(sample_keys, IMAGE, image_mask, image_positions)
         image_layout = lay_out(image_mask, image_count, keys)
         image = self.image_embedding(image_layout.pack(features), image_layout.pack(locations), image_layout.row_keys)
-        return self._run(self._lower, None, None, image, image_layout, maps)[1], image_layout
+        return self._run(self._lower, maps, image=image, image_layout=image_layout)[1], image_layout
 
     def _run(
         self,
         blocks: list[tuple[str, int]],
-        text: Tensor | None,
-        text_layout: SequenceLayout | None,
-        image: Tensor | None,
-        image_layout: SequenceLayout | None,
         maps: AttentionMaps | None,
+        text: Tensor | None = None,
+        text_layout: SequenceLayout | None = None,
+        image: Tensor | None = None,
+        image_layout: SequenceLayout | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Runs blocks in order; those of a stream that is None are skipped."""
         keep = maps or AttentionMaps(None, None, None, None)
