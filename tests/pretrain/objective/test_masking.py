@@ -92,7 +92,7 @@ def test_shares_of_regions_chosen_and_zeroed_and_kept_ones_hide_nothing():
     everything = torch.ones_like(found.chosen)
     assert abs(share(found.chosen, everything) - 0.15) < 0.005
     assert abs(share(found.seeds, found.chosen) - 0.9) < 0.01
-    # All eight boxes are one: a single zeroed one hides all of them, and kept ones alone hide none.
+    # All eight boxes are one: a single seed masks all of them, and chosen ones that are kept mask none.
     assert (found.masked.all(1) == found.seeds.any(1)).all()
     assert (found.masked.any(1) == found.seeds.any(1)).all()
     kept_only = found.chosen.any(1) & ~found.seeds.any(1)
